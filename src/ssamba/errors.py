@@ -1,0 +1,31 @@
+"""The errors that users meet. Each message says what was expected, what came, and what to do."""
+
+from __future__ import annotations
+
+
+class SsambaError(Exception):
+    """Base of every error that ssamba raises on purpose."""
+
+
+class AudioDecodeError(SsambaError, ValueError):
+    """An audio file could not be turned into samples; the message names file, cause and remedy."""
+
+
+class CheckpointError(SsambaError, ValueError):
+    """A checkpoint is missing, damaged, of another model, or does not fit."""
+
+
+class ConfigError(SsambaError, ValueError):
+    """A configuration holds an unknown key or a value outside its range."""
+
+
+class BackendUnavailableError(SsambaError, RuntimeError):
+    """A kernel backend was named explicitly, and cannot run here; the message says why."""
+
+
+class MissingExtraError(SsambaError, ImportError):
+    """A feature needs an optional dependency; the message gives the command that installs it."""
+
+
+class AudioTruncatedWarning(UserWarning):
+    """The tail of an audio file is missing, and `strict=False` asked to go on with what is there."""

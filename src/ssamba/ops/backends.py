@@ -1,0 +1,130 @@
+"""Which implementations of the operators exist, which can run here, and which one `auto` picks.
+
+A backend is one module that implements every operator over validated arguments. They stand in one
+table in the order of preference; `resolve` is asked at each call, never at import, so moving a model to
+another device or forcing a backend takes effect at once. A backend that is named explicitly and cannot
+run raises with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ssamba.errors import BackendUnavailableError
+from ssamba.ops import eager, reference
+
+
+class ScanKernel(Protocol):
+    """The selective scan over validated arguments; returns output (B, L, D) and last state (B, D, N)."""
+
+    def __call__(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+        reverse: bool,
+        lengths: Tensor | None,
+        initial_state: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run it."""
+        ...
+
+
+class ConvKernel(Protocol):
+    """The depthwise causal convolution over validated arguments; returns (B, L, D)."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        silu: bool,
+        reverse: bool,
+        lengths: Tensor | None,
+    ) -> Tensor:
+        """Run it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation. `why_not(device)` is None where it can run, else the reason."""
+
+    name: str
+    why_not: Callable[[torch.device], str | None]
+    selective_scan: ScanKernel
+    causal_conv: ConvKernel
+    automatic: bool = True
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """What `available_backends` says of one backend."""
+
+    name: str
+    available: bool
+    chosen: bool
+    reason: str
+
+
+def _runs_everywhere(device: torch.device) -> str | None:
+    return None
+
+
+# In the order of preference: `auto` takes the first automatic one that can run on the tensors' device.
+_BACKENDS: tuple[Backend, ...] = (
+    Backend("eager", _runs_everywhere, eager.selective_scan, eager.causal_conv),
+    Backend("reference", _runs_everywhere, reference.selective_scan, reference.causal_conv, automatic=False),
+)
+
+
+def resolve(name: str, device: torch.device) -> Backend:
+    """The backend called `name`, or the one that `auto` picks for `device`.
+
+    Raises:
+        ValueError: no backend has that name.
+        BackendUnavailableError: it exists and cannot run on `device`; the message says why.
+    """
+    if name == "auto":
+        return next(b for b in _BACKENDS if b.automatic and b.why_not(device) is None)
+    for backend in _BACKENDS:
+        if backend.name == name:
+            reason = backend.why_not(device)
+            if reason is not None:
+                raise BackendUnavailableError(
+                    f"backend={name!r} cannot run on {device}: {reason}. "
+                    "Use backend='auto', or see ssamba.ops.available_backends()."
+                )
+            return backend
+    known = ", ".join(["auto", *(b.name for b in _BACKENDS)])
+    raise ValueError(f"unknown backend {name!r}: expected one of {known}")
+
+
+def available_backends(device: torch.device | str = "cpu") -> list[BackendStatus]:
+    """Every backend, whether it can run on `device`, which one `auto` picks there, and why not the others."""
+    device = torch.device(device)
+    chosen = resolve("auto", device).name
+    statuses = []
+    for backend in _BACKENDS:
+        reason = backend.why_not(device)
+        if backend.name == chosen:
+            note = f"used on {device} by default"
+        elif reason is not None:
+            note = reason
+        elif not backend.automatic:
+            note = "only when asked for by name: the slow oracle of the tests"
+        else:
+            note = f"can run; {chosen} is preferred"
+        statuses.append(BackendStatus(backend.name, reason is None, backend.name == chosen, note))
+    return statuses
