@@ -17,20 +17,69 @@ static inline V convolve(const Conv& in, int64_t clip, int64_t length, int64_t s
   return p;
 }
 
+// The common case: K = TAPS, full vectors, nothing reaches before the clip. ROWS steps at once share the loads of their inputs.
+constexpr int TAPS = 4, ROWS = 4;
+
+template <typename T>
+static inline V load_as(const T* p);
+template <>
+inline V load_as<float>(const float* p) { return load(p); }
+template <>
+inline V load_as<uint16_t>(const uint16_t* p) { return load_bf16(p); }
+static inline void store_as(float* p, V a) { store(p, a); }
+static inline void store_as(uint16_t* p, V a) { store_bf16(p, a); }
+
+// x and out point to step s of the first channel; the steps to the next one count elements.
+template <typename T>
+static void conv_strip(const Conv& in, const T* x, int64_t x_step, T* out, int64_t out_step, int64_t channels) {
+  for (int64_t channel = 0; channel + W <= channels; channel += W) {
+    V weight[TAPS], rows[ROWS + TAPS - 1];
+#pragma GCC unroll 4
+    for (int k = 0; k < TAPS; ++k) weight[k] = load(in.weight + k * in.channels + channel);
+#pragma GCC unroll 7
+    for (int i = 0; i < ROWS + TAPS - 1; ++i) rows[i] = load_as<T>(x + (i - (TAPS - 1)) * x_step + channel);
+    const V bias = in.bias == nullptr ? set1(0.0f) : load(in.bias + channel);
+#pragma GCC unroll 4
+    for (int i = 0; i < ROWS; ++i) {
+      V p = bias;
+#pragma GCC unroll 4
+      for (int k = 0; k < TAPS; ++k) p = fma(weight[k], rows[i + k], p);
+      store_as(out + i * out_step + channel, in.silu ? silu(p) : p);
+    }
+  }
+}
+
+template <typename T>
+static void conv_strip_at(const ConvForward& args, int64_t clip, int64_t length, int64_t s, int64_t channels) {
+  const Conv& in = args.in;
+  const int64_t row = row_of(in.reverse, length, s), sign = in.reverse ? -1 : 1;
+  conv_strip<T>(in, static_cast<const T*>(in.x.data) + offset_of(in.x, clip, row, 0), sign * in.x.row_stride,
+                static_cast<T*>(args.out.data) + offset_of(args.out, clip, row, 0), sign * args.out.row_stride, channels);
+}
+
 static void conv_forward(const ConvForward& args, int64_t clip, int64_t first_row, int64_t last_row) {
   const Conv& in = args.in;
   const int64_t length = clip_length(in.lengths, clip, in.length);
-  for (int64_t row = first_row; row < last_row; ++row) {
-    if (row >= length) {
-      zero_row(args.out, clip, row, 0, in.channels);
-      continue;
+  for (int64_t row = first_row > length ? first_row : length; row < last_row; ++row)
+    zero_row(args.out, clip, row, 0, in.channels);
+  last_row = smaller(last_row, length);
+  const int64_t last = in.reverse ? length - first_row : last_row;
+  for (int64_t s = in.reverse ? length - last_row : first_row; s < last;) {
+    int64_t done = 0, steps = 1;  // channels, steps
+    if (in.taps == TAPS && s >= TAPS - 1 && s + ROWS <= last && in.x.dtype == args.out.dtype) {
+      steps = ROWS;
+      done = in.channels / W * W;
+      if (in.x.dtype == FLOAT32)
+        conv_strip_at<float>(args, clip, length, s, done);
+      else
+        conv_strip_at<uint16_t>(args, clip, length, s, done);
     }
-    const int64_t s = row_of(in.reverse, length, row);
-    for (int64_t channel = 0; channel < in.channels; channel += W) {
-      const int64_t count = smaller(W, in.channels - channel);
-      const V p = convolve(in, clip, length, s, channel, count);
-      store_row(args.out, clip, row, channel, in.silu ? silu(p) : p, count);
-    }
+    for (int64_t i = 0; i < steps; ++i, ++s)
+      for (int64_t channel = done; channel < in.channels; channel += W) {
+        const int64_t count = smaller(W, in.channels - channel);
+        const V p = convolve(in, clip, length, s, channel, count);
+        store_row(args.out, clip, row_of(in.reverse, length, s), channel, in.silu ? silu(p) : p, count);
+      }
   }
 }
 

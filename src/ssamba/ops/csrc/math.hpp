@@ -1,18 +1,6 @@
 // Softplus, sigmoid and typed rows on top of the vectors of one instruction set.
 #pragma once
 
-// exp(-a) for a >= 0 (from 87 on the value at 87, 1.6e-38), about 1 ulp: -a = n ln 2 + r, with ln 2 in two parts of which the
-// first has so few bits that n ln 2 is exact without a fused multiply-add.
-static inline V exp_minus(V a) {
-  a = at_most(87.0f, a);
-  const V magic = set1(12582912.0f);
-  const V n_magic = fma(a, set1(-1.44269504f), magic);
-  const V n = sub(n_magic, magic);
-  V r = fma(n, set1(-0.693359375f), sub(set1(0.0f), a));
-  r = fma(n, set1(2.12194440e-4f), r);
-  return exp2_parts(n_magic, mul(r, set1(1.44269504f)));
-}
-
 // log(1 + e) for e in [0, 1], relative error about 1 ulp.
 static inline V log1p_unit(V e) {
   V p = set1(-0.0032440233f);
@@ -51,6 +39,12 @@ static inline V silu(V x) { return mul(at_least(-1e4f, x), sigmoid(x)); }
 static inline V silu_slope(V x, V s) {
   const V bounded = at_most(1e4f, at_least(-1e4f, x));
   return mul(s, fma(bounded, sub(set1(1.0f), s), set1(1.0f)));
+}
+
+static inline void prefetch(uintptr_t address) {
+#if defined(__GNUC__)
+  __builtin_prefetch(reinterpret_cast<const void*>(address));
+#endif
 }
 
 static inline int64_t offset_of(const Rows& rows, int64_t clip, int64_t row, int64_t channel) {

@@ -20,6 +20,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #if defined(__x86_64__) || defined(_M_X64)
 #include <xmmintrin.h>
 #define SSAMBA_X86 1
@@ -129,6 +132,48 @@ float* scratch(int64_t floats) {
   }
   const auto address = reinterpret_cast<uintptr_t>(memory.data);
   return reinterpret_cast<float*>((address + 63) / 64 * 64);
+}
+
+// What a backward pass adds up at the end. The calling thread keeps it for the next pass, unless it is large.
+class PartsMemory {
+ public:
+  explicit PartsMemory(int64_t floats) {
+    constexpr size_t KEPT = size_t{1} << 22;
+    static thread_local std::vector<float> kept;
+    const auto size = static_cast<size_t>(floats);
+    if (size > KEPT) {
+      own_.reset(new float[size]);
+      data_ = own_.get();
+    } else {
+      if (kept.size() < size) kept.resize(size);
+      data_ = kept.data();
+    }
+  }
+  float* data() { return data_; }
+
+ private:
+  std::unique_ptr<float[]> own_;
+  float* data_;
+};
+
+// Fresh memory comes in pages, and the first touch of each costs about as much as the scan of a row: for big results, ask for pages
+// of 2 MiB instead of 4 KiB. A hint only.
+void expect_writes(const void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t HUGE_PAGE = uintptr_t{1} << 21;
+  const auto address = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = (address + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+  const uintptr_t last = (address + static_cast<uintptr_t>(bytes)) / HUGE_PAGE * HUGE_PAGE;
+  if (data != nullptr && last >= first + 2 * HUGE_PAGE)
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)data;
+  (void)bytes;
+#endif
+}
+
+void expect_writes(const Rows& rows, int64_t batch, int64_t length, int64_t channels) {
+  if (rows.row_stride == channels) expect_writes(rows.data, batch * length * channels * (rows.dtype == FLOAT32 ? 4 : 2));
 }
 
 // Runs work(thread) for each of `threads` threads.
@@ -270,6 +315,9 @@ void scan_forward(const std::string& capability, int threads, const Sizes& sizes
       scan_of(sizes, softplus, reverse, u, delta, A, B, C, D, z, bias, lengths, initial_state, borders), rows(out),
       at<float>(last_state)};
   const nb::gil_scoped_release release;
+  expect_writes(args.out, args.in.batch, args.in.length, args.in.channels);
+  if (args.in.borders != nullptr)
+    expect_writes(args.in.borders, args.in.batch * ((args.in.length + CHUNK - 1) / CHUNK) * args.in.channels * args.in.state * 4);
   const int64_t blocks = (args.in.channels + BLOCK - 1) / BLOCK;
   deal_out(threads, args.in.batch, blocks, args.in.length, args.in.lengths,
            [&](int64_t clip, int64_t first, int64_t last) {
@@ -297,9 +345,10 @@ void scan_backward(const std::string& capability, int threads, const Sizes& size
   args.grad_z = rows(grad_z);
   args.grad_initial = at<float>(grad_initial);
   const nb::gil_scoped_release release;
+  for (const Rows& target : {args.grad_u, args.grad_delta, args.grad_z}) expect_writes(target, batch, length, channels);
   const int64_t part_B = batch * groups * length * N;
-  const std::unique_ptr<float[]> parts(new float[static_cast<size_t>(2 * part_B + batch * (matrix + 2 * channels))]);
-  args.part_B = parts.get();
+  PartsMemory parts(2 * part_B + batch * (matrix + 2 * channels));
+  args.part_B = parts.data();
   args.part_C = args.part_B + part_B;
   args.part_A = args.part_C + part_B;
   args.part_D = args.part_A + batch * matrix;
@@ -341,7 +390,7 @@ void conv_forward(const std::string& capability, int threads, const Sizes& sizes
   const nb::gil_scoped_release release;
   const std::vector<float> transposed = taps_first(at<const float>(weight), args.in.channels, args.in.taps);
   args.in.weight = transposed.data();
-  constexpr int64_t STEPS = 16;
+  constexpr int64_t STEPS = 32;
   deal_out(threads, args.in.batch, (args.in.length + STEPS - 1) / STEPS, args.in.length, nullptr,
            [&](int64_t clip, int64_t first, int64_t last) {
              kernels.conv_forward(args, clip, first * STEPS, std::min(last * STEPS, args.in.length));

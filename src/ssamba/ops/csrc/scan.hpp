@@ -17,11 +17,6 @@
 
 constexpr int64_t TILE = CHUNK * W;  // floats of one quantity of a vector in a tile
 
-static inline int64_t vectors_of(const Scan& in, int64_t unit, int64_t first, int64_t last) {
-  const int64_t channels = smaller(last * unit, in.channels) - first * unit;
-  return (channels + W - 1) / W;
-}
-
 static inline float* border_of(const Scan& in, int64_t clip, int64_t chunk, int64_t channel) {
   const int64_t chunks = (in.length + CHUNK - 1) / CHUNK;
   const int64_t padded = (in.channels + BLOCK - 1) / BLOCK * BLOCK;
@@ -76,14 +71,60 @@ static inline Coefficients coefficients(const Scan& in, const Rows& rows, int64_
   return {buffer, in.state};
 }
 
+// What will be read and written soon. The hardware does not see it coming, because the vectors of a tile walk down columns;
+// asked for during the recurrence, it arrives while the arithmetic goes on. Vectors form strips of up to STRIP channels, and
+// while one strip is worked on the next is fetched row by row: memory prefers longer pieces than one cache line.
+constexpr int64_t STRIP = 128;
+
+struct Ahead {
+  uintptr_t at[4];
+  int64_t row_bytes[4], piece_bytes[4];  // to the next row; of BLOCK channels
+  int64_t piece, pieces;                 // in a row
+};
+
+static inline void fetch(Ahead* ahead) {
+  const bool row_done = ahead->piece + 1 == ahead->pieces;
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    prefetch(ahead->at[i]);
+    ahead->at[i] += static_cast<uintptr_t>(row_done ? ahead->row_bytes[i] : ahead->piece_bytes[i]);
+  }
+  ahead->piece = row_done ? 0 : ahead->piece + 1;
+}
+
+// The share of vector `offset` / W in fetching the strip after its own; `width` channels are worked on from `first_channel` on.
+static inline Ahead look_ahead(const Scan& in, const Rows* const (&streams)[4], int64_t clip, int64_t length, int64_t s0,
+                               int64_t first_channel, int64_t width, int64_t offset, bool backward) {
+  const int64_t strips = (width + STRIP - 1) / STRIP;
+  const int64_t strip_width = ((width + strips - 1) / strips + BLOCK - 1) / BLOCK * BLOCK;
+  const int64_t strip = offset / strip_width * strip_width;
+  const bool last = strip + strip_width >= width;
+  const int64_t next = last ? 0 : strip + strip_width;
+  const int64_t own_width = smaller(strip_width, width - strip), next_width = smaller(strip_width, width - next);
+  const int64_t s = s0 + (last ? (backward ? -CHUNK : CHUNK) : 0) + CHUNK * (offset - strip) / own_width;
+  Ahead ahead;
+  ahead.piece = 0;
+  ahead.pieces = (next_width + BLOCK - 1) / BLOCK;
+  for (int i = 0; i < 4; ++i) {
+    const Rows& rows = streams[i]->data == nullptr ? in.u : *streams[i];
+    const int64_t size = rows.dtype == FLOAT32 ? 4 : 2;
+    const int64_t start = offset_of(rows, clip, row_of(in.reverse, length, s), first_channel + next);
+    ahead.at[i] = reinterpret_cast<uintptr_t>(rows.data) + static_cast<uintptr_t>(start * size);
+    ahead.piece_bytes[i] = BLOCK * size;
+    ahead.row_bytes[i] = ((in.reverse ? -rows.row_stride : rows.row_stride) - (ahead.pieces - 1) * BLOCK) * size;
+  }
+  return ahead;
+}
+
 // The recurrence over a tile for NB states of a vector; y accumulates. `h` is (NB, W).
 template <int NB, bool SAFE>
 static void advance(const float* A, Coefficients B, Coefficients C, const float* delta, const float* drive, float* y,
-                    int64_t steps, float* h) {
+                    int64_t steps, Ahead ahead, float* h) {
   V state[NB];
 #pragma GCC unroll 16
   for (int n = 0; n < NB; ++n) state[n] = load(h + n * W);
   for (int64_t k = 0; k < steps; ++k) {
+    fetch(&ahead);
     const V d = load(delta + k * W), x = load(drive + k * W);
     V even = load(y + k * W), odd = set1(0.0f);
 #pragma GCC unroll 16
@@ -103,22 +144,22 @@ static void advance(const float* A, Coefficients B, Coefficients C, const float*
 
 template <bool SAFE>
 static void advance_all(int64_t state, const float* A, Coefficients B, Coefficients C, const float* delta,
-                        const float* drive, float* y, int64_t steps, float* h) {
+                        const float* drive, float* y, int64_t steps, Ahead ahead, float* h) {
   int64_t n = 0;
   while (n < state) {
     const int64_t left = state - n;
     const Coefficients b = {B.first + n, B.step}, c = {C.first + n, C.step};
     if (left >= 16 && MAX_STATES >= 16) {
-      advance<MAX_STATES, SAFE>(A + n * W, b, c, delta, drive, y, steps, h + n * W);
+      advance<MAX_STATES, SAFE>(A + n * W, b, c, delta, drive, y, steps, ahead, h + n * W);
       n += MAX_STATES;
     } else if (left >= 8) {
-      advance<8, SAFE>(A + n * W, b, c, delta, drive, y, steps, h + n * W);
+      advance<8, SAFE>(A + n * W, b, c, delta, drive, y, steps, ahead, h + n * W);
       n += 8;
     } else if (left >= 4) {
-      advance<4, SAFE>(A + n * W, b, c, delta, drive, y, steps, h + n * W);
+      advance<4, SAFE>(A + n * W, b, c, delta, drive, y, steps, ahead, h + n * W);
       n += 4;
     } else {
-      advance<1, SAFE>(A + n * W, b, c, delta, drive, y, steps, h + n * W);
+      advance<1, SAFE>(A + n * W, b, c, delta, drive, y, steps, ahead, h + n * W);
       n += 1;
     }
   }
@@ -133,7 +174,8 @@ static void scan_forward(const ScanForward& args, int64_t clip, int64_t first_bl
   const Scan& in = args.in;
   const int64_t length = clip_length(in.lengths, clip, in.length), N = in.state, size = N * W;
   const int64_t first_channel = first_block * BLOCK;
-  const int64_t vectors = vectors_of(in, BLOCK, first_block, last_block);
+  const int64_t width = smaller(last_block * BLOCK, in.channels) - first_channel, vectors = (width + W - 1) / W;
+  const Rows* const streams[] = {&in.u, &in.delta, &in.z, &args.out};
   float *constants = scratch, *states = constants + vectors * (size + 3 * W);
   float *delta = states + vectors * size, *drive = delta + TILE, *y = drive + TILE;
   float *buffer_B = y + TILE, *buffer_C = buffer_B + CHUNK * N;
@@ -168,10 +210,11 @@ static void scan_forward(const ScanForward& args, int64_t clip, int64_t first_bl
         store(drive + k * W, mul(d, u));
         store(y + k * W, mul(D, u));
       }
+      const Ahead ahead = look_ahead(in, streams, clip, length, s0, first_channel, width, j * W, false);
       if (ALWAYS_SAFE || all_below(mul(longest, load(rest)), 1e5f))
-        advance_all<false>(N, A, B, C, delta, drive, y, steps, h);
+        advance_all<false>(N, A, B, C, delta, drive, y, steps, ahead, h);
       else
-        advance_all<true>(N, A, B, C, delta, drive, y, steps, h);
+        advance_all<true>(N, A, B, C, delta, drive, y, steps, ahead, h);
       for (int64_t k = 0; k < steps; ++k) {
         const int64_t row = row_of(in.reverse, length, s0 + k);
         V out = load(y + k * W);
@@ -180,7 +223,6 @@ static void scan_forward(const ScanForward& args, int64_t clip, int64_t first_bl
       }
     }
   }
-  const int64_t width = smaller(last_block * BLOCK, in.channels) - first_channel;
   for (int64_t row = length; row < in.length; ++row) zero_row(args.out, clip, row, first_channel, width);
   for (int64_t j = 0; j < vectors; ++j)
     from_lanes(states + j * size, first_channel + j * W, smaller(W, width - j * W), N,
@@ -191,11 +233,12 @@ static void scan_forward(const ScanForward& args, int64_t clip, int64_t first_bl
 // (steps, N, W). y accumulates for the gradient of the gate. The gradient of C is complete here: it needs h alone.
 template <int NB, bool SAFE>
 static void replay(int64_t N, const float* A, Coefficients B, Coefficients C, const float* delta, const float* drive,
-                   const float* grad_y, float* y, float* grad_C, int64_t steps, float* h, float* decays) {
+                   const float* grad_y, float* y, float* grad_C, int64_t steps, Ahead ahead, float* h, float* decays) {
   V state[NB], products[NB];
 #pragma GCC unroll 16
   for (int n = 0; n < NB; ++n) state[n] = load(h + n * W);
   for (int64_t k = 0; k < steps; ++k) {
+    fetch(&ahead);
     const V d = load(delta + k * W), x = load(drive + k * W), dy = load(grad_y + k * W);
     V even = load(y + k * W), odd = set1(0.0f);
     float *h_k = h + (k + 1) * N * W, *decay_k = decays + k * N * W;
@@ -221,11 +264,12 @@ static void replay(int64_t N, const float* A, Coefficients B, Coefficients C, co
 template <int NB>
 static void sweep_back(int64_t N, const float* A, Coefficients B, Coefficients C, const float* delta, const float* drive,
                        const float* grad_y, float* drive_slope, float* step_slope, float* grad_B, int64_t steps,
-                       const float* h, const float* decays, float* carry, float* grad_A) {
+                       Ahead ahead, const float* h, const float* decays, float* carry, float* grad_A) {
   V c[NB], products[NB];
 #pragma GCC unroll 16
   for (int n = 0; n < NB; ++n) c[n] = load(carry + n * W);
   for (int64_t k = steps - 1; k >= 0; --k) {
+    fetch(&ahead);
     const V d = load(delta + k * W), x = load(drive + k * W), dy = load(grad_y + k * W);
     const float *h_before = h + k * N * W, *decay_k = decays + k * N * W;
     const float *B_k = B.first + k * B.step, *C_k = C.first + k * C.step;
@@ -272,11 +316,11 @@ static float* lay_out(Workbench* bench, int64_t N, float* scratch) {
 }
 
 template <bool SAFE>
-static void replay_all(int64_t N, const float* A, Coefficients B, Coefficients C, int64_t steps, const Workbench& w) {
+static void replay_all(int64_t N, const float* A, Coefficients B, Coefficients C, int64_t steps, Ahead ahead, const Workbench& w) {
   for (int64_t n = 0; n < N;) {
     const Coefficients b = {B.first + n, B.step}, c = {C.first + n, C.step};
 #define SSAMBA_REPLAY(NB)                                                                                               \
-  replay<NB, SAFE>(N, A + n * W, b, c, w.delta, w.drive, w.grad_y, w.y, w.grad_C + n, steps, w.h + n * W, w.decays + n * W); \
+  replay<NB, SAFE>(N, A + n * W, b, c, w.delta, w.drive, w.grad_y, w.y, w.grad_C + n, steps, ahead, w.h + n * W, w.decays + n * W); \
   n += NB
     if (N - n >= 16 && MAX_STATES >= 16) {
       SSAMBA_REPLAY(MAX_STATES);
@@ -291,12 +335,12 @@ static void replay_all(int64_t N, const float* A, Coefficients B, Coefficients C
   }
 }
 
-static void sweep_back_all(int64_t N, const float* A, Coefficients B, Coefficients C, int64_t steps, const Workbench& w,
-                           float* carry, float* grad_A) {
+static void sweep_back_all(int64_t N, const float* A, Coefficients B, Coefficients C, int64_t steps, Ahead ahead,
+                           const Workbench& w, float* carry, float* grad_A) {
   for (int64_t n = 0; n < N;) {
     const Coefficients b = {B.first + n, B.step}, c = {C.first + n, C.step};
 #define SSAMBA_SWEEP(NB)                                                                                        \
-  sweep_back<NB>(N, A + n * W, b, c, w.delta, w.drive, w.grad_y, w.drive_slope, w.step_slope, w.grad_B + n, steps, \
+  sweep_back<NB>(N, A + n * W, b, c, w.delta, w.drive, w.grad_y, w.drive_slope, w.step_slope, w.grad_B + n, steps, ahead, \
                  w.h + n * W, w.decays + n * W, carry + n * W, grad_A + n * W);                                 \
   n += NB
     if (N - n >= 16 && MAX_STATES >= 16) {
@@ -322,7 +366,9 @@ static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_
   const Scan& in = args.in;
   const int64_t length = clip_length(in.lengths, clip, in.length), N = in.state, size = N * W;
   const int64_t groups = (in.channels + GROUP - 1) / GROUP, first_channel = first_group * GROUP;
-  const int64_t vectors = vectors_of(in, GROUP, first_group, last_group);
+  const int64_t width = smaller(last_group * GROUP, in.channels) - first_channel, vectors = (width + W - 1) / W;
+  const Rows* const reads[] = {&in.u, &in.delta, &in.z, &args.grad_out};
+  const Rows* const writes[] = {&args.grad_u, &args.grad_delta, &args.grad_z, &args.grad_u};
   const bool gated = in.z.data != nullptr;
   // Of each vector: constants (N + 3, W), then the running gradients: state (N, W), A (N, W), D and bias (W) each.
   const int64_t stride = (3 * N + 5) * W;
@@ -373,11 +419,13 @@ static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_
         store(bench.grad_y + k * W, dy);
         store(bench.y + k * W, mul(D, u));
       }
+      const Ahead read = look_ahead(in, reads, clip, length, s0, first_channel, width, j * W, true);
+      const Ahead written = look_ahead(in, writes, clip, length, s0, first_channel, width, j * W, true);
       if (ALWAYS_SAFE || all_below(mul(longest, load(rest)), 1e5f))
-        replay_all<false>(N, A, B, C, steps, bench);
+        replay_all<false>(N, A, B, C, steps, read, bench);
       else
-        replay_all<true>(N, A, B, C, steps, bench);
-      sweep_back_all(N, A, B, C, steps, bench, carry, grad_A);
+        replay_all<true>(N, A, B, C, steps, read, bench);
+      sweep_back_all(N, A, B, C, steps, written, bench, carry, grad_A);
 
       V grad_D = load(grad_rest), grad_bias = load(grad_rest + W);
       for (int64_t k = steps - 1; k >= 0; --k) {
@@ -405,7 +453,6 @@ static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_
       }
     }
   }
-  const int64_t width = smaller(last_group * GROUP, in.channels) - first_channel;
   for (int64_t row = length; row < in.length; ++row) {
     zero_row(args.grad_u, clip, row, first_channel, width);
     zero_row(args.grad_delta, clip, row, first_channel, width);

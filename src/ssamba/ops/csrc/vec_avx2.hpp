@@ -90,6 +90,18 @@ static inline V exp2_product(V a, V b) {
   return exp2_parts(n_magic, sub(t, sub(n_magic, magic)));
 }
 
+// exp(-a) for a >= 0 (from 87 on the value at 87, 1.6e-38), about 1 ulp: -a = n ln 2 + r, with ln 2 in two parts of which the
+// first has so few bits that n ln 2 is exact without a fused multiply-add.
+static inline V exp_minus(V a) {
+  a = at_most(87.0f, a);
+  const V magic = set1(12582912.0f);
+  const V n_magic = fma(a, set1(-1.44269504f), magic);
+  const V n = sub(n_magic, magic);
+  V r = fma(n, set1(-0.693359375f), sub(set1(0.0f), a));
+  r = fma(n, set1(2.12194440e-4f), r);
+  return exp2_parts(n_magic, mul(r, set1(1.44269504f)));
+}
+
 static inline void add_8_row_sums(const V* rows, float* out) {  // out[n] += the sum of the lanes of rows[n]
   const V ab = _mm256_hadd_ps(_mm256_hadd_ps(rows[0], rows[1]), _mm256_hadd_ps(rows[2], rows[3]));
   const V cd = _mm256_hadd_ps(_mm256_hadd_ps(rows[4], rows[5]), _mm256_hadd_ps(rows[6], rows[7]));

@@ -55,43 +55,41 @@ static inline V reciprocal(V a) {
   return _mm512_fmadd_ps(x, _mm512_fnmadd_ps(a, x, set1(1.0f)), x);
 }
 
-// 2^(a b), about 1 ulp. With k the product rounded to 1/16 and r the rest, 2^k 2^r: the fractional part of k picks from a
-// table, r goes through a polynomial of degree 3, and scalef multiplies by the integer power, correct up to infinity and
-// down to denormals. k comes out of adding 1.5 * 2^19, whose unit in the last place is 1/16. Both k and r are fused, so the
-// product is never rounded. `SAFE = false` is for |a b| < 2^17; else k could not be represented.
-template <bool SAFE>
-static inline V exp2_product(V a, V b) {
-  const V magic = set1(786432.0f);
+// 2^(k + r) for k a multiple of 1/16 and |r| <= 1/32, about 1 ulp: the fractional part of k picks from a table, r goes through a
+// polynomial of degree 3, and scalef multiplies by the integer power, correct up to infinity and down to zero. k_magic is k +
+// 1.5 * 2^19, a sum whose unit in the last place is 1/16, so that its lowest bits are the place in the table.
+constexpr float MAGIC = 786432.0f;
+
+static inline V exp2_parts(V k_magic, V k, V r) {
   const V table = _mm512_setr_ps(
       1.0f, 1.04427373f, 1.09050775f, 1.13878858f, 1.18920708f, 1.24185777f, 1.29683959f, 1.35425556f,
       1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f, 1.68179286f, 1.75625217f, 1.8340081f, 1.91520655f);
-  V n, k, r;
-  if (SAFE) {
-    const V t = at_most(300.0f, at_least(-300.0f, _mm512_mul_ps(a, b)));
-    n = _mm512_add_ps(t, magic);
-    k = _mm512_sub_ps(n, magic);
-    r = _mm512_sub_ps(t, k);
-  } else {
-    n = _mm512_fmadd_ps(a, b, magic);
-    k = _mm512_sub_ps(n, magic);
-    r = _mm512_fmsub_ps(a, b, k);
-  }
-  const V entry = _mm512_permutexvar_ps(_mm512_castps_si512(n), table);
+  const V entry = _mm512_permutexvar_ps(_mm512_castps_si512(k_magic), table);
   V p = _mm512_fmadd_ps(set1(0.0555021365f), r, set1(0.240234288f));
   p = _mm512_fmadd_ps(p, r, set1(0.693147183f));
-  p = _mm512_fmadd_ps(p, _mm512_mul_ps(entry, r), entry);
-  return _mm512_scalef_ps(p, k);
+  return _mm512_scalef_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(entry, r), entry), k);
 }
 
-// 2^(n + r) for n_magic = n + 1.5 * 2^23 and |r| <= 1/2, about 1 ulp.
-static inline V exp2_parts(V n_magic, V r) {
-  V p = set1(1.53533619e-4f);
-  p = fma(p, r, set1(1.33988744e-3f));
-  p = fma(p, r, set1(9.61843736e-3f));
-  p = fma(p, r, set1(5.55033247e-2f));
-  p = fma(p, r, set1(2.40226479e-1f));
-  p = fma(p, r, set1(6.93147203e-1f));
-  return _mm512_scalef_ps(fma(p, r, set1(1.0f)), sub(n_magic, set1(12582912.0f)));
+// 2^(a b). k and r come out of fused operations, so the product is never rounded. `SAFE = false` is for |a b| < 2^17; beyond, k
+// could not be represented.
+template <bool SAFE>
+static inline V exp2_product(V a, V b) {
+  const V magic = set1(MAGIC);
+  if (SAFE) {
+    const V t = at_most(300.0f, at_least(-300.0f, _mm512_mul_ps(a, b)));
+    const V k_magic = _mm512_add_ps(t, magic), k = _mm512_sub_ps(k_magic, magic);
+    return exp2_parts(k_magic, k, _mm512_sub_ps(t, k));
+  }
+  const V k_magic = _mm512_fmadd_ps(a, b, magic), k = _mm512_sub_ps(k_magic, magic);
+  return exp2_parts(k_magic, k, _mm512_fmsub_ps(a, b, k));
+}
+
+// exp(-a) for a >= 0 (from 87 on the value at 87, 1.6e-38), about 1 ulp; log2(e) in two parts.
+static inline V exp_minus(V a) {
+  a = at_most(87.0f, a);
+  const V magic = set1(MAGIC), k_magic = _mm512_fnmadd_ps(a, set1(1.44269502f), magic), k = _mm512_sub_ps(k_magic, magic);
+  const V r = _mm512_fnmsub_ps(a, set1(1.44269502f), k);
+  return exp2_parts(k_magic, k, _mm512_fnmadd_ps(a, set1(1.92596299e-8f), r));
 }
 
 // out[n] += the sum of the lanes of rows[n], for 16 rows: halve the vectors four times.

@@ -114,3 +114,14 @@ static inline V exp2_product(V a, V b) {
   const V n_magic = add(t, magic);
   return exp2_parts(n_magic, sub(t, sub(n_magic, magic)));
 }
+
+// See vec_avx2.hpp.
+static inline V exp_minus(V a) {
+  a = at_most(87.0f, a);
+  const V magic = set1(12582912.0f);
+  const V n_magic = fma(a, set1(-1.44269504f), magic);
+  const V n = sub(n_magic, magic);
+  V r = fma(n, set1(-0.693359375f), sub(set1(0.0f), a));
+  r = fma(n, set1(2.12194440e-4f), r);
+  return exp2_parts(n_magic, mul(r, set1(1.44269504f)));
+}
