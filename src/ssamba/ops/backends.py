@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ssamba.errors import BackendUnavailableError
-from ssamba.ops import cpu, eager, reference
+from ssamba.ops import eager, reference
 
 
 class ScanKernel(Protocol):
@@ -59,10 +59,10 @@ class ConvKernel(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation. `why_not(device, dtype)` is None where it can run on an input of that dtype, else the reason."""
+    """One implementation. `why_not(device)` is None where it can run, else the reason."""
 
     name: str
-    why_not: Callable[[torch.device, torch.dtype], str | None]
+    why_not: Callable[[torch.device], str | None]
     selective_scan: ScanKernel
     causal_conv: ConvKernel
     automatic: bool = True
@@ -78,33 +78,32 @@ class BackendStatus:
     reason: str
 
 
-def _runs_everywhere(device: torch.device, dtype: torch.dtype) -> str | None:
+def _runs_everywhere(device: torch.device) -> str | None:
     return None
 
 
-# In the order of preference: `auto` takes the first automatic one that can run on the input's device and dtype.
+# In the order of preference: `auto` takes the first automatic one that can run on the tensors' device.
 _BACKENDS: tuple[Backend, ...] = (
-    Backend("cpp", cpu.why_not, cpu.selective_scan, cpu.causal_conv),
     Backend("eager", _runs_everywhere, eager.selective_scan, eager.causal_conv),
     Backend("reference", _runs_everywhere, reference.selective_scan, reference.causal_conv, automatic=False),
 )
 
 
-def resolve(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
-    """The backend called `name`, or the one that `auto` picks for an input of `dtype` on `device`.
+def resolve(name: str, device: torch.device) -> Backend:
+    """The backend called `name`, or the one that `auto` picks for `device`.
 
     Raises:
         ValueError: no backend has that name.
-        BackendUnavailableError: it exists and cannot run there; the message says why.
+        BackendUnavailableError: it exists and cannot run on `device`; the message says why.
     """
     if name == "auto":
-        return next(b for b in _BACKENDS if b.automatic and b.why_not(device, dtype) is None)
+        return next(b for b in _BACKENDS if b.automatic and b.why_not(device) is None)
     for backend in _BACKENDS:
         if backend.name == name:
-            reason = backend.why_not(device, dtype)
+            reason = backend.why_not(device)
             if reason is not None:
                 raise BackendUnavailableError(
-                    f"backend={name!r} cannot run on {_described(device, dtype)}: {reason}. "
+                    f"backend={name!r} cannot run on {device}: {reason}. "
                     "Use backend='auto', or see ssamba.ops.available_backends()."
                 )
             return backend
@@ -112,17 +111,15 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     raise ValueError(f"unknown backend {name!r}: expected one of {known}")
 
 
-def available_backends(
-    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> list[BackendStatus]:
-    """Every backend, whether it can run on `device` in `dtype`, which one `auto` picks there, and why not the others."""
+def available_backends(device: torch.device | str = "cpu") -> list[BackendStatus]:
+    """Every backend, whether it can run on `device`, which one `auto` picks there, and why not the others."""
     device = torch.device(device)
-    chosen = resolve("auto", device, dtype).name
+    chosen = resolve("auto", device).name
     statuses = []
     for backend in _BACKENDS:
-        reason = backend.why_not(device, dtype)
+        reason = backend.why_not(device)
         if backend.name == chosen:
-            note = f"used on {_described(device, dtype)} by default"
+            note = f"used on {device} by default"
         elif reason is not None:
             note = reason
         elif not backend.automatic:
@@ -131,7 +128,3 @@ def available_backends(
             note = f"can run; {chosen} is preferred"
         statuses.append(BackendStatus(backend.name, reason is None, backend.name == chosen, note))
     return statuses
-
-
-def _described(device: torch.device, dtype: torch.dtype) -> str:
-    return f"{device} in {str(dtype).removeprefix('torch.')}"
