@@ -1,1 +1,1 @@
-
+"""Self-supervised audio representations with SSAMBA, a bidirectional Mamba over spectrogram patches."""

@@ -1,1 +1,21 @@
+"""Loading and writing checkpoints: our folders, official files, hub names."""
 
+from ssamba.checkpoint.load import (
+    Checkpoint,
+    EncoderOnly,
+    LoadReport,
+    build_model,
+    load_checkpoint,
+    load_encoder,
+    save_checkpoint,
+)
+
+__all__ = [
+    "Checkpoint",
+    "EncoderOnly",
+    "LoadReport",
+    "build_model",
+    "load_checkpoint",
+    "load_encoder",
+    "save_checkpoint",
+]
