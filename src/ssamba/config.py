@@ -181,6 +181,11 @@ class EncoderConfig(Config):
             )
         return self
 
+    def with_patch_stride(self, stride: int | tuple[int, int]) -> EncoderConfig:
+        """The same model with another patch stride (one number for both axes) and the same table of positions."""
+        pair = (stride, stride) if isinstance(stride, int) else stride
+        return self.with_changes(patch_stride=pair, position_grid=self.grid)
+
     @property
     def inner_dim(self) -> int:
         """Channels inside a block."""

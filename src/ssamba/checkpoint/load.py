@@ -87,7 +87,6 @@ def load_checkpoint(source: str | Path, patch_stride: int | tuple[int, int] | No
     Raises:
         CheckpointError: it is missing, damaged, of another model, or its tensors do not fit its configuration.
     """
-    stride = (patch_stride, patch_stride) if isinstance(patch_stride, int) else patch_stride
     name, notes = str(source), []
     if name.startswith(hub.PREFIX):
         path, note = hub.fetch(name)
@@ -111,12 +110,12 @@ def load_checkpoint(source: str | Path, patch_stride: int | tuple[int, int] | No
                 f"{', '.join(list(tensors)[:3])}). Expected an official SSAMBA .pth file (module.v.layers.0...), or a "
                 "folder with config.json and model.safetensors."
             )
-        config, tensors, ignored, more = convert_official(tensors, path.name, stride)
+        config, tensors, ignored, more = convert_official(tensors, path.name, patch_stride)
         notes += more
         front_end = FrontEndConfig()
         notes.append("normalisation is not in the file: AudioSet's mean and deviation are used")
-    if stride is not None:
-        config = _with_stride(config, stride)
+    if patch_stride is not None:
+        config = config.with_changes(encoder=config.encoder.with_patch_stride(patch_stride))
     with torch.device("meta"):
         model = build_model(config)
     _fill(model, tensors, name)
@@ -188,11 +187,6 @@ def _read_folder(folder: Path, notes: list[str]) -> tuple[ModelConfig, FrontEndC
     if not (folder / WEIGHTS_FILE).exists():
         raise CheckpointError(f"{folder / WEIGHTS_FILE} is missing: expected it beside {CONFIG_FILE}")
     return config, front_end, read_tensors(folder / WEIGHTS_FILE)
-
-
-def _with_stride(config: ModelConfig, stride: tuple[int, int]) -> ModelConfig:
-    encoder = config.encoder.with_changes(patch_stride=stride, position_grid=config.encoder.grid)
-    return config.with_changes(encoder=encoder.model_dump())
 
 
 def _fill(model: Model, tensors: Mapping[str, Tensor], name: str) -> None:

@@ -82,7 +82,7 @@ def is_official(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def convert_official(
-    tensors: Mapping[str, Tensor], source: str, patch_stride: tuple[int, int] | None = None
+    tensors: Mapping[str, Tensor], source: str, patch_stride: int | tuple[int, int] | None = None
 ) -> Converted:
     """Rename an official state dict and infer its configuration.
 
@@ -161,7 +161,7 @@ def _our_name(name: str) -> str | None:
 
 
 def _encoder_config(
-    tensors: Mapping[str, Tensor], source: str, patch_stride: tuple[int, int] | None, notes: list[str]
+    tensors: Mapping[str, Tensor], source: str, patch_stride: int | tuple[int, int] | None, notes: list[str]
 ) -> EncoderConfig:
     embed_dim = tensors["v.cls_token"].shape[-1]
     depth = 1 + max(int(m[1]) for m in (re.match(r"v\.layers\.(\d+)\.", name) for name in tensors) if m)
@@ -200,7 +200,7 @@ def _encoder_config(
 def _fine_tuning_input(
     patches: int,
     patch_size: tuple[int, int],
-    wanted_stride: tuple[int, int] | None,
+    wanted_stride: int | tuple[int, int] | None,
     source: str,
     notes: list[str],
 ) -> dict[str, int | tuple[int, int]]:
@@ -220,7 +220,7 @@ def _fine_tuning_input(
             f"{source} has positions for {patches} patches, which fits no grid of {patch_size[0]} x {patch_size[1]} "
             f"patches over {_MEL_BINS} mel bins with a stride of {' or '.join(str(s[1]) for s in strides)}"
         )
-    asked = [(stride, frames) for stride, frames in readings if stride == wanted_stride]
+    asked = [(stride, frames) for stride, frames in readings if wanted_stride in (stride, stride[1])]
     official = [
         (stride, known)
         for known_stride, known in _FINE_TUNING_INPUTS
