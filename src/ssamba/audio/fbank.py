@@ -55,8 +55,8 @@ def fbank(waveform: Tensor, lengths: Tensor | None = None, config: FrontEndConfi
     before = torch.cat((frames[..., :1], frames[..., :-1]), -1)
     window, mel = _constants(config, waveform.dtype, waveform.device)
     spectrum = torch.fft.rfft((frames - _PREEMPHASIS * before) * window, n=_fft_size(config))
-    power = spectrum.real.square() + spectrum.imag.square()
-    features = (power @ mel).clamp(min=_LOG_FLOOR).log()
+    power: Tensor = spectrum.real.square() + spectrum.imag.square()
+    features: Tensor = (power @ mel).clamp(min=_LOG_FLOOR).log()
     if lengths is None:
         return features
     whole = torch.arange(features.shape[1], device=features.device) < frame_lengths(lengths, config)[:, None]
