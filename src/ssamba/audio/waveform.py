@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import soxr
-import torch
 from torch import Tensor
 
 from ssamba.audio import decode
