@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,28 @@ def _decode_alone(path: Path, sample_rate_hz: int) -> Decoded:
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Not forked: torch's threads may hold locks at any moment.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    with _signals_deferred():
+        pool.submit(os.getpid)  # starts the processes
+    return pool
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Hold interrupts back: one that hits while a process is being started would leave that process half born."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda received, _: held.append(received)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
 
 
 def _start_worker() -> None:
