@@ -1,1 +1,60 @@
+"""Self-supervised audio representations with SSAMBA, a bidirectional Mamba over spectrogram patches.
 
+    import ssamba
+
+    model = ssamba.load_model("checkpoint/")
+    embedding = model.embed("dog.wav")
+
+Names are handed on when first used, so that `import ssamba` is quick and processes that only decode never load torch.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ssamba.checkpoint import load_checkpoint, load_encoder, save_checkpoint
+    from ssamba.config import EncoderConfig, FrontEndConfig
+    from ssamba.embedder import Embedder, Embedding, EmbedOptions, load_model
+    from ssamba.model import create_encoder
+
+_HOMES = {
+    "load_checkpoint": "ssamba.checkpoint",
+    "load_encoder": "ssamba.checkpoint",
+    "save_checkpoint": "ssamba.checkpoint",
+    "EncoderConfig": "ssamba.config",
+    "FrontEndConfig": "ssamba.config",
+    "Embedder": "ssamba.embedder",
+    "Embedding": "ssamba.embedder",
+    "EmbedOptions": "ssamba.embedder",
+    "load_model": "ssamba.embedder",
+    "create_encoder": "ssamba.model",
+}
+
+try:
+    __version__ = version("ssamba")
+except PackageNotFoundError:  # the source tree on the path, not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "EmbedOptions",
+    "Embedder",
+    "Embedding",
+    "EncoderConfig",
+    "FrontEndConfig",
+    "create_encoder",
+    "load_checkpoint",
+    "load_encoder",
+    "load_model",
+    "save_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'ssamba' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

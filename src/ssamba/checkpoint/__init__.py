@@ -1,1 +1,23 @@
+"""Loading and writing checkpoints: our folders, official files, hub names."""
 
+from ssamba.checkpoint.load import (
+    Checkpoint,
+    EncoderOnly,
+    LoadReport,
+    build_model,
+    convert_checkpoint,
+    load_checkpoint,
+    load_encoder,
+    save_checkpoint,
+)
+
+__all__ = [
+    "Checkpoint",
+    "EncoderOnly",
+    "LoadReport",
+    "build_model",
+    "convert_checkpoint",
+    "load_checkpoint",
+    "load_encoder",
+    "save_checkpoint",
+]

@@ -59,10 +59,10 @@ class ConvKernel(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation. `why_not(device)` is None where it can run, else the reason."""
+    """One implementation. `why_not(device, dtype)` is None where it can run, else the reason."""
 
     name: str
-    why_not: Callable[[torch.device], str | None]
+    why_not: Callable[[torch.device, torch.dtype], str | None]
     selective_scan: ScanKernel
     causal_conv: ConvKernel
     automatic: bool = True
@@ -78,7 +78,7 @@ class BackendStatus:
     reason: str
 
 
-def _runs_everywhere(device: torch.device) -> str | None:
+def _runs_everywhere(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
@@ -89,21 +89,21 @@ _BACKENDS: tuple[Backend, ...] = (
 )
 
 
-def resolve(name: str, device: torch.device) -> Backend:
-    """The backend called `name`, or the one that `auto` picks for `device`.
+def resolve(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+    """The backend called `name`, or the one that `auto` picks for inputs of `dtype` on `device`.
 
     Raises:
         ValueError: no backend has that name.
-        BackendUnavailableError: it exists and cannot run on `device`; the message says why.
+        BackendUnavailableError: it exists and cannot run there; the message says why.
     """
     if name == "auto":
-        return next(b for b in _BACKENDS if b.automatic and b.why_not(device) is None)
+        return next(b for b in _BACKENDS if b.automatic and b.why_not(device, dtype) is None)
     for backend in _BACKENDS:
         if backend.name == name:
-            reason = backend.why_not(device)
+            reason = backend.why_not(device, dtype)
             if reason is not None:
                 raise BackendUnavailableError(
-                    f"backend={name!r} cannot run on {device}: {reason}. "
+                    f"backend={name!r} cannot run on {device} with {dtype}: {reason}. "
                     "Use backend='auto', or see ssamba.ops.available_backends()."
                 )
             return backend
@@ -111,13 +111,13 @@ def resolve(name: str, device: torch.device) -> Backend:
     raise ValueError(f"unknown backend {name!r}: expected one of {known}")
 
 
-def available_backends(device: torch.device | str = "cpu") -> list[BackendStatus]:
-    """Every backend, whether it can run on `device`, which one `auto` picks there, and why not the others."""
+def available_backends(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> list[BackendStatus]:
+    """Every backend, whether it can run there, which one `auto` picks, and why not the others."""
     device = torch.device(device)
-    chosen = resolve("auto", device).name
+    chosen = resolve("auto", device, dtype).name
     statuses = []
     for backend in _BACKENDS:
-        reason = backend.why_not(device)
+        reason = backend.why_not(device, dtype)
         if backend.name == chosen:
             note = f"used on {device} by default"
         elif reason is not None:

@@ -47,4 +47,4 @@ def causal_conv(
     check_shape("weight", weight, (channels, weight.shape[1]), "(channels, taps)", x)
     check_shape("bias", bias, (channels,), "(channels,)", x)
     check_lengths(lengths, batch, length)
-    return resolve(backend, x.device).causal_conv(x, weight, bias, silu, is_reverse(direction), lengths)
+    return resolve(backend, x.device, x.dtype).causal_conv(x, weight, bias, silu, is_reverse(direction), lengths)

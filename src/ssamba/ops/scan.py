@@ -102,7 +102,7 @@ def selective_scan(
         BackendUnavailableError: the named backend cannot run here.
     """
     _check(u, delta, A, B, C, D, z, delta_bias, lengths, initial_state)
-    kernel = resolve(backend, u.device).selective_scan
+    kernel = resolve(backend, u.device, u.dtype).selective_scan
     out, last_state = kernel(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, is_reverse(direction), lengths, initial_state
     )

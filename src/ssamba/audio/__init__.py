@@ -1,0 +1,1 @@
+"""Sound in: decoding any file (`decode`, without torch) and the log-mel front end (`fbank`)."""

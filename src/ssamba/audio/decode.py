@@ -1,0 +1,186 @@
+"""Any audio file, or a part of it, as mono float32 samples at the rate that is wanted.
+
+    decode("dawn.flac")                                  # the whole recording at 16 kHz, (samples,)
+    decode("dawn.flac", start_s=60, duration_s=10)       # ten seconds of it; what comes before is not read
+    for block in stream("night.wav", block_s=30): ...    # hours in constant memory
+
+WAV, FLAC, MP3, Ogg Vorbis, Opus, AIFF, AU, CAF and their kin are read by libsndfile (soundfile), what it refuses
+(M4A/AAC, WebM, WMA, the sound of videos) by FFmpeg (PyAV, the `codecs` extra). Channels are averaged, and soxr
+resamples. Both decoders (`readers.py`) pass over damage in silence, so everything that reaches the end of a file is
+held against what its container claims (`containers.py`), and every sample is checked to be finite.
+
+A part equals the same samples of the whole: reading starts on an input sample that coincides with an output sample
+(every p-th, for in/out = p/q in lowest terms), far enough ahead to fill the resampler's filter.
+
+Shapes: blocks and results are (samples,), float32. No torch here: decoding workers are light processes.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+from ssamba.audio.readers import AudioInfo, Reader, Samples, open_audio
+from ssamba.errors import AudioDecodeError, AudioTruncatedWarning
+
+__all__ = ["AudioInfo", "decode", "probe", "stream"]
+
+_QUALITY = "HQ"  # 20 bits: below the noise of float32 features; VHQ takes twice the time
+_FILTER_SAMPLES = 400  # more than half the length of soxr's filter, in samples of the lower of the two rates
+
+
+def probe(path: str | Path) -> AudioInfo:
+    """Read the headers of the audio file `path`.
+
+    Raises AudioDecodeError if there is no such file, or it is not audio that can be read here.
+    """
+    with open_audio(Path(path)) as reader:
+        return reader.info
+
+
+def decode(
+    path: str | Path,
+    *,
+    sample_rate_hz: int = 16000,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+    strict: bool = True,
+) -> Samples:
+    """Decode `path`, or `duration_s` seconds from `start_s` on: mono float32 (samples,) at `sample_rate_hz`.
+
+    A whole recording of n samples gives round(n * out / in), at least one. A part is the slice
+    [round(start_s * rate) : round((start_s + duration_s) * rate)] of the whole, shorter where the recording ends.
+
+    Raises AudioDecodeError (a ValueError) if the file cannot be read, holds no samples, holds NaN or infinite ones,
+    or ends before `start_s`; and when the end of the file is missing and the part reaches it, unless
+    `strict=False`, which warns (AudioTruncatedWarning) and returns what is there. Raises ValueError for arguments
+    out of range.
+    """
+    out_hz = _checked_rate(sample_rate_hz)
+    if not (math.isfinite(start_s) and start_s >= 0):
+        raise ValueError(f"start_s must be a finite number of seconds, at least 0; got {start_s}")
+    if duration_s is not None and not (math.isfinite(duration_s) and round(duration_s * out_hz) > 0):
+        raise ValueError(f"duration_s must be finite and last at least one sample at {out_hz} Hz; got {duration_s}")
+    first = round(start_s * out_hz)
+    count = None if duration_s is None else max(1, round((start_s + duration_s) * out_hz) - first)
+    return np.concatenate(list(_read(Path(path), out_hz, first, count, strict)))
+
+
+def stream(
+    path: str | Path, *, sample_rate_hz: int = 16000, block_s: float = 30.0, strict: bool = True
+) -> Iterator[Samples]:
+    """Decode `path` block by block in constant memory: joined, the blocks equal `decode(path)` exactly.
+
+    Yields mono float32 (round(block_s * sample_rate_hz),), the last one shorter. Errors are those of `decode`; a
+    missing end is found when it is reached, after the blocks before it have been handed out.
+    """
+    out_hz = _checked_rate(sample_rate_hz)
+    if not (math.isfinite(block_s) and round(block_s * out_hz) > 0):
+        raise ValueError(f"block_s must be finite and last at least one sample at {out_hz} Hz; got {block_s}")
+    return _regrouped(_read(Path(path), out_hz, 0, None, strict), round(block_s * out_hz))
+
+
+def _checked_rate(sample_rate_hz: int) -> int:
+    if not (math.isfinite(sample_rate_hz) and sample_rate_hz > 0 and sample_rate_hz == int(sample_rate_hz)):
+        raise ValueError(f"sample_rate_hz must be a positive whole number; got {sample_rate_hz}")
+    return int(sample_rate_hz)
+
+
+def _regrouped(pieces: Iterator[Samples], size: int) -> Iterator[Samples]:
+    """The same samples in blocks of `size`."""
+    held: list[Samples] = []
+    num_held = 0
+    for piece in pieces:
+        held.append(piece)
+        num_held += len(piece)
+        if num_held >= size:
+            joined = np.concatenate(held)
+            whole = num_held - num_held % size
+            for start in range(0, whole, size):
+                yield joined[start : start + size].copy()
+            held, num_held = [joined[whole:]], num_held - whole
+    if num_held:
+        yield np.concatenate(held)
+
+
+def _read(path: Path, out_hz: int, first: int, count: int | None, strict: bool) -> Iterator[Samples]:
+    """Output samples [first : first + count] of `path` (to the end for None), in pieces of no particular size."""
+    with open_audio(path) as reader:
+        in_hz = reader.info.sample_rate_hz
+        common = math.gcd(in_hz, out_hz)
+        p, q = in_hz // common, out_hz // common
+        margin = 0 if p == q else math.ceil(_FILTER_SAMPLES * in_hz / min(in_hz, out_hz))
+        first_in = max(0, (first * p // q - margin) // p * p)
+        stop_in = None if count is None else -(-(first + count) * p // q) + margin
+        skip, left = first - first_in // p * q, math.inf if count is None else count
+
+        resampler = None if p == q else soxr.ResampleStream(in_hz, out_hz, 1, "float32", _QUALITY)
+        position, num_out, block = first_in, 0, np.zeros(0, np.float32)
+        for block in reader.blocks(first_in):
+            if stop_in is not None:
+                block = block[: stop_in - position]
+            _check_finite(block, position, reader.info)
+            position += len(block)
+            out = block if resampler is None else resampler.resample_chunk(block)
+            piece, skip = out[skip:], max(0, skip - len(out))
+            piece = piece[: int(min(left, len(piece)))]
+            left -= len(piece)
+            num_out += len(piece)
+            if len(piece):
+                yield piece
+            if position == stop_in:
+                break
+        if resampler is not None:
+            out = resampler.resample_chunk(np.zeros(0, np.float32), last=True)[skip:]
+            out = out[: int(min(left, len(out)))]
+            left -= len(out)
+            num_out += len(out)
+            if len(out):
+                yield out
+        if left == 0 or position == stop_in:
+            return
+
+        _check_end(reader, num_out > 0, strict)
+        if num_out == 0 and first == 0:
+            yield block.mean(keepdims=True)  # shorter than half an output sample: better one than none
+        elif num_out == 0:
+            raise AudioDecodeError(
+                f"{path}: start_s={first / out_hz:g} lies past the end of the recording, which lasts "
+                f"{reader.position / in_hz:.3f} s. Choose an earlier start"
+            )
+
+
+def _check_finite(block: Samples, position: int, info: AudioInfo) -> None:
+    """Refuse NaN and infinite samples; `block` begins at sample `position` of the file."""
+    # A sum is one pass without a temporary array, and float64 cannot overflow here.
+    with np.errstate(invalid="ignore"):
+        if np.isfinite(block.sum(dtype=np.float64)):
+            return
+    at = int(np.argmin(np.isfinite(block)))
+    raise AudioDecodeError(
+        f"{info.path}: the sample at {(position + at) / info.sample_rate_hz:.3f} s is {block[at]}, "
+        f"where every sample must be a finite number. Export the recording anew, or repair it"
+    )
+
+
+def _check_end(reader: Reader, some_wanted: bool, strict: bool) -> None:
+    """Complain if a file that was read to its end lacks a part of what it claims."""
+    info, num_samples = reader.info, reader.position
+    fault = reader.fault()
+    if num_samples == 0:
+        cause = f"truncated ({fault})" if fault else "its header is valid, but no samples follow"
+        raise AudioDecodeError(f"{info.path}: holds no audio: {cause}. Get a whole copy, or leave it out")
+    if fault is None:
+        return
+    there = f"{num_samples / info.sample_rate_hz:.2f} s"
+    missing_s = (info.duration_s or 0) - num_samples / info.sample_rate_hz
+    of = f" of {info.duration_s:.2f} s" if missing_s >= 0.005 else ""
+    found = f"{info.path}: truncated or damaged, {there}{of} can be read ({fault})"
+    if strict or not some_wanted:
+        raise AudioDecodeError(f"{found}. Get a whole copy, or pass strict=False to use what is there")
+    warnings.warn(found, AudioTruncatedWarning, stacklevel=4)

@@ -1,0 +1,128 @@
+"""Kaldi-compatible log-mel features in torch: batched, differentiable, on any device, float32 or float64.
+
+What `torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False, window_type="hanning", dither=0)`
+computes after the waveform's mean was subtracted, which is what SSAMBA was trained with: frames of 25 ms every
+10 ms without padding, the frame's mean removed, pre-emphasis 0.97, symmetric Hann window, FFT of the next power
+of two, power spectrum, triangular mel bins on the HTK scale, logarithm floored at float32's epsilon.
+
+The order of operations is torchaudio's to the letter, because in quiet bins the float32 rounding of the FFT is
+visible: two FFT libraries, or one on two processors, differ there by up to 1e-3 in the logarithm.
+
+Shapes: B batch, S samples, T frames, M mel bins.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssamba.config import FrontEndConfig
+
+_PREEMPHASIS = 0.97
+_LOG_FLOOR = torch.finfo(torch.float32).eps
+
+
+def fbank(waveform: Tensor, lengths: Tensor | None = None, config: FrontEndConfig | None = None) -> Tensor:
+    """Log-mel features, not normalised.
+
+    Args:
+        waveform: mono samples at `config.sample_rate_hz`, (S,) or (B, S), float32 or float64.
+        lengths: valid samples of each clip (B,); what stands beyond (NaN included) changes no valid frame, and
+            frames that reach beyond are zero, as the original pads.
+        config: the front end; None is the official one.
+
+    Returns:
+        (T, M) or (B, T, M) in the waveform's dtype, natural logarithm of power, T = config.num_frames(S).
+
+    Raises:
+        ValueError: wrong shape or dtype, or fewer samples than one frame.
+    """
+    config = config or FrontEndConfig()
+    _check(waveform, lengths, config)
+    if lengths is None:
+        waveform = waveform - waveform.mean(-1, keepdim=True)
+    else:
+        lengths = lengths.to(waveform.device)
+        valid = torch.arange(waveform.shape[1], device=waveform.device) < lengths[:, None]
+        waveform = torch.where(valid, waveform, 0)
+        waveform = torch.where(valid, waveform - waveform.sum(-1, keepdim=True) / lengths[:, None].clamp(min=1), 0)
+    frames = waveform.unfold(-1, config.frame_samples, config.shift_samples)
+    frames = frames - frames.mean(-1, keepdim=True)
+    before = torch.cat((frames[..., :1], frames[..., :-1]), -1)
+    window, mel = _constants(config, waveform.dtype, waveform.device)
+    spectrum = torch.fft.rfft((frames - _PREEMPHASIS * before) * window, n=_fft_size(config))
+    power: Tensor = spectrum.real.square() + spectrum.imag.square()
+    features: Tensor = (power @ mel).clamp(min=_LOG_FLOOR).log()
+    if lengths is None:
+        return features
+    whole = torch.arange(features.shape[1], device=features.device) < frame_lengths(lengths, config)[:, None]
+    return torch.where(whole[..., None], features, 0)
+
+
+def log_mel(waveform: Tensor, lengths: Tensor | None = None, config: FrontEndConfig | None = None) -> Tensor:
+    """`fbank`, normalised to (x - mean) / (2 std) for the encoder; arguments and errors are those of `fbank`."""
+    config = config or FrontEndConfig()
+    return normalise(fbank(waveform, lengths, config), config)
+
+
+def _check(waveform: Tensor, lengths: Tensor | None, config: FrontEndConfig) -> None:
+    if waveform.ndim not in (1, 2):
+        raise ValueError(f"waveform must be (samples,) or (batch, samples), got shape {tuple(waveform.shape)}")
+    if waveform.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"waveform must be float32 or float64, got {waveform.dtype}: convert it with .float()")
+    if waveform.shape[-1] < config.frame_samples:
+        raise ValueError(
+            f"waveform has {waveform.shape[-1]} samples, but one frame of {config.frame_ms:g} ms at "
+            f"{config.sample_rate_hz} Hz needs {config.frame_samples}: give at least {config.frame_ms:g} ms of audio"
+        )
+    if lengths is not None and (waveform.ndim != 2 or tuple(lengths.shape) != waveform.shape[:1]):
+        raise ValueError(
+            f"lengths {tuple(lengths.shape)} do not fit a waveform of shape {tuple(waveform.shape)}: "
+            "give (batch, samples) and one length for each row"
+        )
+
+
+def normalise(features: Tensor, config: FrontEndConfig) -> Tensor:
+    """(x - mean) / (2 std), as SSAMBA and SSAST do."""
+    return (features - config.mean) / (2 * config.std)
+
+
+def frame_lengths(lengths: Tensor, config: FrontEndConfig) -> Tensor:
+    """Frames in each of `lengths` (B,) samples."""
+    whole = torch.div(lengths - config.frame_samples, config.shift_samples, rounding_mode="floor") + 1
+    return whole.clamp(min=0)
+
+
+def _fft_size(config: FrontEndConfig) -> int:
+    return 1 << (config.frame_samples - 1).bit_length()
+
+
+@lru_cache(maxsize=32)
+def _constants(config: FrontEndConfig, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The window (frame_samples,) and the mel matrix (FFT bins, M)."""
+    with torch.inference_mode(False):  # cached tensors must also serve a later call that needs gradients
+        window = torch.hann_window(config.frame_samples, periodic=False, dtype=dtype, device=device)
+        return window, mel_matrix(config).to(device, dtype)
+
+
+def mel_matrix(config: FrontEndConfig) -> Tensor:
+    """Triangular filters (FFT bins, M) in float32, HTK mel scale 1127 ln(1 + f / 700).
+
+    Kept in float32 arithmetic throughout: that is how the original's matrix was made, and in the narrow low bins
+    its rounding is visible at 1e-4 in the logarithm.
+    """
+    fft_size = _fft_size(config)
+    high_hz = config.sample_rate_hz / 2 if config.high_hz is None else config.high_hz
+    low_mel, high_mel = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (config.low_hz, high_hz))
+    step = (high_mel - low_mel) / (config.num_mel_bins + 1)
+    bins = torch.arange(config.num_mel_bins, dtype=torch.float32)[:, None]
+    left, center, right = (low_mel + (bins + i) * step for i in range(3))
+    bin_hz = config.sample_rate_hz / fft_size
+    mel = 1127.0 * (1.0 + bin_hz * torch.arange(fft_size // 2, dtype=torch.float32) / 700.0).log()
+    rising, falling = (mel - left) / (center - left), (right - mel) / (right - center)
+    weights = torch.minimum(rising, falling).clamp(min=0)
+    return F.pad(weights, (0, 1)).T.contiguous()

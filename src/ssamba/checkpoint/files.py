@@ -1,0 +1,114 @@
+"""Reading and writing the files of a checkpoint: tensors and JSON, safely.
+
+Pickles are read with `weights_only=True` alone, so a file cannot run code. Files are written under a temporary name
+and renamed, so a killed writer never leaves half a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ssamba.errors import CheckpointError
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file or a PyTorch file (any other name), on the CPU.
+
+    Raises:
+        CheckpointError: the file is empty, damaged, of another kind, or holds more than tensors.
+    """
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path} is empty (0 bytes): the download or copy failed; fetch it again")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except safetensors.SafetensorError as error:
+            raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}): fetch it again") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that are then refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error) and _is_torch_file(path):
+            raise CheckpointError(
+                f"{path} holds Python objects besides tensors, which ssamba refuses to load because they can run code. "
+                "Save it again as torch.save(model.state_dict(), path) where you trust it."
+            ) from None
+        raise CheckpointError(_not_a_checkpoint(path)) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, UnicodeDecodeError, AttributeError):
+        raise CheckpointError(_not_a_checkpoint(path)) from None
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        keys = f" with the keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else ""
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}{keys}; expected a state dict (names to tensors). "
+            "Save the state dict itself: torch.save(model.state_dict(), path)."
+        )
+    return dict(content)
+
+
+def _is_torch_file(path: Path) -> bool:
+    """Zip files are PyTorch's format since 1.6; before, a pickle with a magic number."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    return head.startswith(b"PK\x03\x04") or head.startswith(b"\x80")
+
+
+def _not_a_checkpoint(path: Path) -> str:
+    return (
+        f"{path} is damaged or not a PyTorch checkpoint ({path.stat().st_size} bytes). Expected a state dict saved "
+        "with torch.save, a .safetensors file, or a folder written by `ssamba convert`; "
+        "if it was downloaded, fetch it again."
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: the file is missing or not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: expected a folder written by `ssamba convert`") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}): restore it from the original") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, expected an object")
+    return content
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary path beside `path`, then rename it to `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's umask gives; some writers are stricter
+        write(temporary)
+        temporary.chmod(mode)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file, atomically."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda target: save_file(contiguous, target, metadata={"format": "pt"}))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """An indented JSON file, atomically."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))

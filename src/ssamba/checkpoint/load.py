@@ -1,0 +1,228 @@
+"""Loading a checkpoint of any kind (our folder, an official `.pth`, a hub name) and writing ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ssamba.checkpoint import hub
+from ssamba.checkpoint.files import read_json, read_tensors, write_json, write_tensors
+from ssamba.checkpoint.official import convert_official, is_official
+from ssamba.config import FrontEndConfig, ModelConfig
+from ssamba.errors import CheckpointError, ConfigError
+from ssamba.model.encoder import SSAMBAEncoder
+from ssamba.model.heads import Classifier, PretrainingModel
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+
+
+class EncoderOnly(nn.Module):
+    """An encoder without a head, under the same tensor names as the models that have one."""
+
+    def __init__(self, encoder: SSAMBAEncoder):
+        super().__init__()
+        self.encoder = encoder
+
+
+Model = EncoderOnly | PretrainingModel | Classifier
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was loaded, and everything that was not taken as it stood."""
+
+    source: str
+    """Path or hub name, as given."""
+    kind: str
+    """encoder, pretraining or classifier."""
+    num_parameters: int
+    """Parameters of the model that was built."""
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    """Tensors of the file that were left out, each with the reason."""
+    notes: tuple[str, ...] = ()
+    """What was inferred or assumed."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.source}: {self.kind}, {self.num_parameters / 1e6:.2f} M parameters"]
+        reasons = sorted(set(self.ignored.values()))
+        lines += [
+            f"ignored {', '.join(n for n, r in self.ignored.items() if r == reason)}: {reason}" for reason in reasons
+        ]
+        return "\n  ".join([*lines, *self.notes])
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A rebuilt model (in evaluation mode, on the CPU) with its configuration."""
+
+    model: Model
+    config: ModelConfig
+    front_end: FrontEndConfig
+    report: LoadReport
+
+
+def build_model(config: ModelConfig) -> Model:
+    """The model that a configuration describes, randomly initialised."""
+    if config.kind == "pretraining":
+        return PretrainingModel(config.encoder)
+    if config.classifier is not None:
+        return Classifier(config.encoder, config.classifier)
+    return EncoderOnly(SSAMBAEncoder(config.encoder))
+
+
+def load_checkpoint(source: str | Path, patch_stride: int | tuple[int, int] | None = None) -> Checkpoint:
+    """Rebuild the model of a checkpoint.
+
+    Args:
+        source: a folder written by `save_checkpoint`, an official `.pth` file, or a hub name (`hf:OWNER/NAME`).
+        patch_stride: cut patches with this stride (mel bins and frames, or one number for both) instead of the
+            checkpoint's; positions are interpolated as the original does. Fine-tuning often uses 10.
+
+    Raises:
+        CheckpointError: it is missing, damaged, of another model, or its tensors do not fit its configuration.
+    """
+    name, notes = str(source), []
+    if name.startswith(hub.PREFIX):
+        path, note = hub.fetch(name)
+        notes.append(note)
+    else:
+        path = Path(source).expanduser()
+    if not path.exists():
+        raise CheckpointError(
+            f"{name}: no such file or folder. Expected a checkpoint folder, an official .pth file, or hf:OWNER/NAME"
+        )
+    if path.is_file() and path.name in (WEIGHTS_FILE, CONFIG_FILE):
+        path = path.parent
+    if path.is_dir():
+        ignored: dict[str, str] = {}
+        config, front_end, tensors = _read_folder(path, notes)
+    else:
+        tensors = read_tensors(path)
+        if not is_official(tensors):
+            raise CheckpointError(
+                f"{name} holds {len(tensors)} tensors, but not those of an SSAMBA model (first names: "
+                f"{', '.join(list(tensors)[:3])}). Expected an official SSAMBA .pth file (module.v.layers.0...), or a "
+                "folder with config.json and model.safetensors."
+            )
+        config, tensors, ignored, more = convert_official(tensors, path.name, patch_stride)
+        notes += more
+        front_end = FrontEndConfig()
+        notes.append("normalisation is not in the file: AudioSet's mean and deviation are used")
+    if patch_stride is not None:
+        config = config.with_changes(encoder=config.encoder.with_patch_stride(patch_stride))
+    with torch.device("meta"):
+        model = build_model(config)
+    _fill(model, tensors, name)
+    count = sum(p.numel() for p in model.parameters())
+    report = LoadReport(name, config.kind, count, ignored, tuple(notes))
+    return Checkpoint(model.eval(), config, front_end, report)
+
+
+def load_encoder(source: str | Path, patch_stride: int | tuple[int, int] | None = None) -> SSAMBAEncoder:
+    """The encoder of a checkpoint, without heads, in evaluation mode: normalised features (B, T, M) to tokens.
+
+    Arguments and errors are those of `load_checkpoint`.
+    """
+    return load_checkpoint(source, patch_stride).model.encoder
+
+
+def save_checkpoint(
+    folder: str | Path,
+    model: Model | SSAMBAEncoder,
+    config: ModelConfig | None = None,
+    front_end: FrontEndConfig | None = None,
+) -> Path:
+    """Write `config.json`, `model.safetensors` and `preprocessor_config.json`, each atomically, the weights first.
+
+    Args:
+        folder: created if absent; files of the same names in it are replaced.
+        model: what to save. An encoder alone is fine.
+        config: its configuration; None works it out from the model.
+        front_end: the features it was trained with; None is the official front end.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    if isinstance(model, SSAMBAEncoder):
+        model = EncoderOnly(model)
+    config = config or _config_of(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / WEIGHTS_FILE, model.state_dict())
+    write_json(folder / PREPROCESSOR_FILE, (front_end or FrontEndConfig()).model_dump(mode="json"))
+    write_json(folder / CONFIG_FILE, config.model_dump(mode="json"))
+    return folder
+
+
+def convert_checkpoint(source: str | Path, folder: str | Path, *, overwrite: bool = False) -> LoadReport:
+    """Write any checkpoint that `load_checkpoint` reads as a folder of ours; every tensor stays as it is.
+
+    Raises:
+        CheckpointError: the source cannot be loaded, or the folder holds a checkpoint and `overwrite` is not set.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file: give the name of a folder to write")
+    if (folder / CONFIG_FILE).exists() and not overwrite:
+        raise CheckpointError(f"{folder} holds a checkpoint already: choose another folder, or --overwrite")
+    loaded = load_checkpoint(source)
+    save_checkpoint(folder, loaded.model, loaded.config, loaded.front_end)
+    return loaded.report
+
+
+def _config_of(model: Model) -> ModelConfig:
+    if isinstance(model, Classifier):
+        return ModelConfig(kind="classifier", encoder=model.encoder.config, classifier=model.config)
+    if isinstance(model, PretrainingModel):
+        return ModelConfig(kind="pretraining", encoder=model.encoder.config)
+    return ModelConfig(kind="encoder", encoder=model.encoder.config)
+
+
+def _read_folder(folder: Path, notes: list[str]) -> tuple[ModelConfig, FrontEndConfig, dict[str, Tensor]]:
+    values = read_json(folder / CONFIG_FILE)
+    if values.get("model_type") != "ssamba":
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} describes a model of type {values.get('model_type')!r}, expected 'ssamba'"
+        )
+    try:
+        config = ModelConfig.parse(values, str(folder / CONFIG_FILE))
+        if (folder / PREPROCESSOR_FILE).exists():
+            source = folder / PREPROCESSOR_FILE
+            front_end = FrontEndConfig.parse(read_json(source), str(source))
+        else:
+            front_end = FrontEndConfig()
+            notes.append(f"{PREPROCESSOR_FILE} is missing: the official front end is used")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    if not (folder / WEIGHTS_FILE).exists():
+        raise CheckpointError(f"{folder / WEIGHTS_FILE} is missing: expected it beside {CONFIG_FILE}")
+    return config, front_end, read_tensors(folder / WEIGHTS_FILE)
+
+
+def _fill(model: Model, tensors: Mapping[str, Tensor], name: str) -> None:
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    missing = sorted(expected.keys() - tensors.keys())
+    unknown = sorted(tensors.keys() - expected.keys())
+    misshapen = [
+        f"{key} is {tuple(tensors[key].shape)}, expected {shape}"
+        for key, shape in expected.items()
+        if key in tensors and tuple(tensors[key].shape) != shape
+    ]
+    problems = [
+        f"{len(found)} {what}: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
+        for what, found in (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
+        if found
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{name} does not fit its model ({'; '.join(problems)}). The file is damaged or was changed: "
+            "fetch it again."
+        )
+    floats = {key: tensors[key].to(torch.float32) for key in expected}
+    model.load_state_dict(floats, strict=True, assign=True)

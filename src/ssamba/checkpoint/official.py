@@ -1,0 +1,236 @@
+"""Official checkpoints (`.pth` files of the SSAMBA training scripts) as ours.
+
+A pretraining file holds `module.p_input_fdim/tdim` (the input's size), a mask token, prediction heads and the encoder
+`module.v.*`; a fine-tuned one holds the encoder, with positions already cut or interpolated to its own input, and
+`module.mlp_head.*`. The size of everything follows from the tensors' shapes. Loading is strict: each tensor is used, or
+is on the short list of known leftovers, or the file is refused with a reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ssamba.config import ClassifierConfig, EncoderConfig, ModelConfig
+from ssamba.errors import CheckpointError
+
+# The Vim encoder's own image classifier: in every official file, used by none of them.
+_LEFTOVERS = {"v.head.weight": "the unused vision head", "v.head.bias": "the unused vision head"}
+
+# Official recipes fine-tune with these (stride, frames); a fine-tuned file records neither.
+_FINE_TUNING_INPUTS = ((10, 1024), (10, 512), (10, 128), (16, 6144))
+_FINE_TUNING_STRIDES = (10, 16)
+_MEL_BINS = 128
+
+_MIXER = {
+    "in_proj.weight": "in_proj.weight",
+    "out_proj.weight": "out_proj.weight",
+    "A_log": "forward_scan.A_log",
+    "D": "forward_scan.D",
+    "conv1d.weight": "forward_scan.conv_weight",
+    "conv1d.bias": "forward_scan.conv_bias",
+    "x_proj.weight": "forward_scan.x_proj.weight",
+    "dt_proj.weight": "forward_scan.dt_proj.weight",
+    "dt_proj.bias": "forward_scan.dt_proj.bias",
+    "A_b_log": "backward_scan.A_log",
+    "D_b": "backward_scan.D",
+    "conv1d_b.weight": "backward_scan.conv_weight",
+    "conv1d_b.bias": "backward_scan.conv_bias",
+    "x_proj_b.weight": "backward_scan.x_proj.weight",
+    "dt_proj_b.weight": "backward_scan.dt_proj.weight",
+    "dt_proj_b.bias": "backward_scan.dt_proj.bias",
+}
+
+_OUTSIDE_BLOCKS = {
+    "v.cls_token": "encoder.cls_token",
+    "v.pos_embed": "encoder.position_embed",
+    "v.patch_embed.proj.weight": "encoder.patch_embed.proj.weight",
+    "v.patch_embed.proj.bias": "encoder.patch_embed.proj.bias",
+    "v.norm_f.weight": "encoder.norm.weight",
+    "v.norm_f.bias": "encoder.norm.bias",
+    "mask_embed": "mask_token",
+    "mlp_head.0.weight": "norm.weight",
+    "mlp_head.0.bias": "norm.bias",
+    "mlp_head.1.weight": "linear.weight",
+    "mlp_head.1.bias": "linear.bias",
+    **{
+        f"{theirs}.{layer}.{what}": f"{ours}.{layer}.{what}"
+        for theirs, ours in (("cpredlayer", "discriminative_head"), ("gpredlayer", "generative_head"))
+        for layer in (0, 2)
+        for what in ("weight", "bias")
+    },
+}
+
+
+class Converted(NamedTuple):
+    """An official checkpoint in our terms."""
+
+    config: ModelConfig
+    tensors: dict[str, Tensor]
+    ignored: dict[str, str]
+    """Tensors that were left out, each with the reason."""
+    notes: list[str]
+    """What was inferred rather than read."""
+
+
+def is_official(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these look like a state dict of the SSAMBA or SSAST training scripts."""
+    return any(name.startswith("v.") for name in map(_bare, tensors))
+
+
+def convert_official(
+    tensors: Mapping[str, Tensor], source: str, patch_stride: int | tuple[int, int] | None = None
+) -> Converted:
+    """Rename an official state dict and infer its configuration.
+
+    Args:
+        tensors: the state dict, with or without the `module.` prefix.
+        source: the file's name, for messages.
+        patch_stride: decides between the readings of a fine-tuned file that fits several strides.
+
+    Raises:
+        CheckpointError: it is SSAST's, or something is missing, unknown, or of the wrong shape.
+    """
+    bare = {_bare(name): tensor for name, tensor in tensors.items()}
+    if any(name.startswith("v.blocks.") for name in bare):
+        raise CheckpointError(
+            f"{source} is an official SSAST checkpoint (attention blocks `v.blocks.*`), and this version of ssamba "
+            "loads SSAMBA ones only (`v.layers.*`). Support for SSAST is planned; see the changelog."
+        )
+    _require(bare, ("v.cls_token", "v.pos_embed", "v.patch_embed.proj.weight", "v.layers.0.mixer.A_log"), source)
+    notes: list[str] = []
+    fine_tuned = "mlp_head.1.weight" in bare
+    encoder = _encoder_config(bare, source, patch_stride, notes)
+    renamed: dict[str, Tensor] = {}
+    ignored: dict[str, str] = {}
+    unknown: list[str] = []
+    for name, tensor in bare.items():
+        ours = _our_name(name)
+        if ours is not None:
+            renamed[ours] = tensor.squeeze(1) if ours.endswith("conv_weight") and tensor.ndim == 3 else tensor
+        elif name in _LEFTOVERS:
+            ignored[name] = _LEFTOVERS[name]
+        elif name not in ("p_input_fdim", "p_input_tdim"):
+            unknown.append(name)
+    if unknown:
+        raise CheckpointError(
+            f"{source} holds tensors that no SSAMBA model has: {_listed(unknown)}. "
+            "Expected the state dict of an official SSAMBA run, unchanged."
+        )
+    if fine_tuned:
+        for name in [n for n in renamed if n == "mask_token" or n.startswith(("discriminative", "generative"))]:
+            ignored[name] = "a pretraining head of a fine-tuned model"
+            del renamed[name]
+    classifier = ClassifierConfig(num_classes=bare["mlp_head.1.weight"].shape[0]) if fine_tuned else None
+    kind = "classifier" if fine_tuned else "pretraining" if "mask_token" in renamed else "encoder"
+    config = ModelConfig(kind=kind, encoder=encoder, classifier=classifier, origin=f"official checkpoint {source}")
+    return Converted(config, {name: tensor.contiguous() for name, tensor in renamed.items()}, ignored, notes)
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("module.")
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _require(tensors: Mapping[str, Tensor], names: tuple[str, ...], source: str) -> None:
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise CheckpointError(
+            f"{source} is not an official SSAMBA checkpoint: {_listed(missing)} missing. Expected a state dict saved "
+            "by the SSAMBA training scripts (keys such as module.v.layers.0.mixer.A_log)."
+        )
+
+
+def _our_name(name: str) -> str | None:
+    if name in _OUTSIDE_BLOCKS:
+        return _OUTSIDE_BLOCKS[name]
+    match = re.fullmatch(r"v\.layers\.(\d+)\.(mixer|norm)\.(.+)", name)
+    if match is None:
+        return None
+    index, part, rest = match.groups()
+    if part == "norm":
+        return f"encoder.blocks.{index}.norm.{rest}"
+    return f"encoder.blocks.{index}.mixer.{_MIXER[rest]}" if rest in _MIXER else None
+
+
+def _encoder_config(
+    tensors: Mapping[str, Tensor], source: str, patch_stride: int | tuple[int, int] | None, notes: list[str]
+) -> EncoderConfig:
+    embed_dim = tensors["v.cls_token"].shape[-1]
+    depth = 1 + max(int(m[1]) for m in (re.match(r"v\.layers\.(\d+)\.", name) for name in tensors) if m)
+    mixer = "v.layers.0.mixer"
+    _require(tensors, (f"{mixer}.conv1d.weight", f"{mixer}.dt_proj.weight"), source)
+    inner, state = tensors[f"{mixer}.A_log"].shape
+    patch_bins, patch_frames = tensors["v.patch_embed.proj.weight"].shape[-2:]
+    if inner % embed_dim:
+        raise CheckpointError(f"{source}: blocks of {inner} channels are not a multiple of the width {embed_dim}")
+    rank = tensors[f"{mixer}.dt_proj.weight"].shape[1]
+    values = {
+        "embed_dim": embed_dim,
+        "depth": depth,
+        "expand": inner // embed_dim,
+        "state_size": state,
+        "conv_kernel": tensors[f"{mixer}.conv1d.weight"].shape[-1],
+        "delta_rank": None if rank == EncoderConfig(embed_dim=embed_dim).rank else rank,
+        "patch_size": (patch_bins, patch_frames),
+    }
+    patches = tensors["v.pos_embed"].shape[1] - 1
+    if "p_input_fdim" in tensors and "p_input_tdim" in tensors:
+        values["num_mel_bins"] = int(tensors["p_input_fdim"])
+        values["num_frames"] = int(tensors["p_input_tdim"])
+        values["patch_stride"] = (patch_bins, patch_frames)  # pretraining never overlaps patches
+    else:
+        values.update(_fine_tuning_input(patches, (patch_bins, patch_frames), patch_stride, source, notes))
+    config = EncoderConfig.parse(values, source)
+    rows, columns = config.grid
+    if rows * columns != patches:
+        raise CheckpointError(
+            f"{source} has positions for {patches} patches, but an input of {config.num_mel_bins} mel bins x "
+            f"{config.num_frames} frames makes {rows} x {columns} = {rows * columns}"
+        )
+    return config
+
+
+def _fine_tuning_input(
+    patches: int,
+    patch_size: tuple[int, int],
+    wanted_stride: int | tuple[int, int] | None,
+    source: str,
+    notes: list[str],
+) -> dict[str, int | tuple[int, int]]:
+    """Stride and frames of a fine-tuned file, from its number of positions.
+
+    Both 12 rows (stride 10) and 8 rows (stride 16) may divide it; then the stride asked for wins, else a size that an
+    official recipe uses, else stride 10, which all recipes but one use.
+    """
+    strides = [(s, s) for s in _FINE_TUNING_STRIDES] if patch_size == (16, 16) else [patch_size]
+    readings: list[tuple[tuple[int, int], int]] = []
+    for stride in strides:
+        rows = (_MEL_BINS - patch_size[0]) // stride[0] + 1
+        if patches % rows == 0:
+            readings.append((stride, (patches // rows - 1) * stride[1] + patch_size[1]))
+    if not readings:
+        raise CheckpointError(
+            f"{source} has positions for {patches} patches, which fits no grid of {patch_size[0]} x {patch_size[1]} "
+            f"patches over {_MEL_BINS} mel bins with a stride of {' or '.join(str(s[1]) for s in strides)}"
+        )
+    asked = [(stride, frames) for stride, frames in readings if wanted_stride in (stride, stride[1])]
+    official = [
+        (stride, known)
+        for known_stride, known in _FINE_TUNING_INPUTS
+        for stride, frames in readings
+        if stride[1] == known_stride and frames <= known < frames + known_stride
+    ]
+    stride, frames = (asked or official or readings)[0]
+    notes.append(f"an input of {frames} frames with patch stride {stride[1]} was inferred from {patches} positions")
+    if len(readings) > 1 and not asked:
+        others = ", ".join(f"stride {s[1]} with {f} frames" for s, f in readings if s != stride)
+        notes.append(f"the file would also fit {others}: patch_stride chooses")
+    return {"num_mel_bins": _MEL_BINS, "num_frames": frames, "patch_stride": stride}

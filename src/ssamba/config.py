@@ -1,0 +1,269 @@
+"""Configuration: frozen models, validated once, saved beside every result.
+
+Each field says its unit and its source. Unknown keys are refused by name, with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ssamba.errors import ConfigError
+
+C = TypeVar("C", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every configuration: immutable, closed to unknown keys, with a digest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def parse(cls: type[C], values: Mapping[str, Any], source: str) -> C:
+        """Build the configuration from a mapping read from `source` (a file's name, for the message).
+
+        Raises:
+            ConfigError: a key is unknown or a value does not fit; every problem is listed.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = "; ".join(cls._explain(dict(e)) for e in error.errors())
+            raise ConfigError(f"{source}: {problems}") from None
+
+    @classmethod
+    def _explain(cls, error: dict[str, Any]) -> str:
+        key = ".".join(str(part) for part in error["loc"])
+        if error["type"] != "extra_forbidden":
+            where = f"{key}: " if key else ""
+            return f"{where}{error['msg']} (got {error['input']!r})"
+        known = cls._keys_beside(error["loc"])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {key!r}; {hint}"
+
+    @classmethod
+    def _keys_beside(cls, location: tuple[str | int, ...]) -> list[str]:
+        model: type[BaseModel] = cls
+        for part in location[:-1]:
+            inner = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+            options = [inner, *getattr(inner, "__args__", ())]
+            model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
+        return list(model.model_fields)
+
+    def with_changes(self: C, **changes: Any) -> C:
+        """A validated copy with some fields changed.
+
+        Raises:
+            ConfigError: a name is unknown or a value does not fit.
+        """
+        return type(self).parse({**self.model_dump(), **changes}, type(self).__name__)
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that change when any value does."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class FrontEndConfig(Config):
+    """From waveform to normalised log-mel features; the default is the official SSAMBA front end."""
+
+    sample_rate_hz: int = Field(16_000, gt=0)
+    """Rate that recordings are resampled to."""
+    num_mel_bins: int = Field(128, gt=0)
+    """Mel bins M."""
+    low_hz: float = Field(20.0, ge=0)
+    """Lower edge of the first mel bin."""
+    high_hz: float | None = Field(None, gt=0)
+    """Upper edge of the last mel bin; None is half the sample rate."""
+    frame_ms: float = Field(25.0, gt=0)
+    """Length of an analysis frame."""
+    shift_ms: float = Field(10.0, gt=0)
+    """Distance between the starts of neighbouring frames."""
+    mean: float = -4.2677393
+    """Mean of the log-mel values over the training corpus (AudioSet's is the default)."""
+    std: float = Field(4.5689974, gt=0)
+    """Their standard deviation; features are (x - mean) / (2 std)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> FrontEndConfig:
+        nyquist = self.sample_rate_hz / 2
+        high = nyquist if self.high_hz is None else self.high_hz
+        if not self.low_hz < high <= nyquist:
+            raise ValueError(
+                f"the band must satisfy low_hz < high_hz <= {nyquist:g} Hz (half the sample rate), "
+                f"got {self.low_hz:g} to {high:g} Hz"
+            )
+        if self.shift_samples < 1 or self.frame_samples < 2:
+            raise ValueError(f"a frame of {self.frame_ms} ms every {self.shift_ms} ms is below one sample")
+        return self
+
+    # Kaldi and torchaudio truncate to whole samples in this order of operations.
+    @property
+    def frame_samples(self) -> int:
+        """Samples in a frame."""
+        return int(self.sample_rate_hz * self.frame_ms * 0.001)
+
+    @property
+    def shift_samples(self) -> int:
+        """Samples from one frame's start to the next."""
+        return int(self.sample_rate_hz * self.shift_ms * 0.001)
+
+    def num_frames(self, samples: int) -> int:
+        """Whole frames in so many samples (0 when there are fewer than one frame's)."""
+        return 0 if samples < self.frame_samples else 1 + (samples - self.frame_samples) // self.shift_samples
+
+    @property
+    def silent_feature(self) -> float:
+        """The normalised value of a log-mel of zero, which is what the original pads with."""
+        return (0.0 - self.mean) / (2 * self.std)
+
+
+PatchOrder = Literal["frequency_major", "time_major"]
+
+
+class EncoderConfig(Config):
+    """The SSAMBA encoder. `variant` names a preset; the flags under it are what the model obeys."""
+
+    variant: Literal["official", "ssamba2"] = "official"
+    """`official` is the released structure, quirks included; `ssamba2` is ours to improve."""
+    embed_dim: int = Field(192, gt=0)
+    """Width D of the token stream (192 tiny, 384 small, 768 base)."""
+    depth: int = Field(24, gt=0)
+    """Number of BiMamba blocks; paired blocks need an even number."""
+    expand: int = Field(2, gt=0)
+    """Width of a block's inside, as a multiple of embed_dim."""
+    state_size: int = Field(16, gt=0)
+    """N, states per inner channel."""
+    conv_kernel: int = Field(4, gt=0)
+    """Taps of the depthwise convolution."""
+    delta_rank: int | None = Field(None, gt=0)
+    """Rank of the projection to delta; None is ceil(embed_dim / 16)."""
+    num_mel_bins: int = Field(128, gt=0)
+    """Mel bins of the input."""
+    num_frames: int = Field(1024, gt=0)
+    """Frames of the pretraining input, which is also the window of long recordings."""
+    patch_size: tuple[int, int] = (16, 16)
+    """Height of a patch in mel bins, width in frames."""
+    patch_stride: tuple[int, int] = (16, 16)
+    """Distance between patches in mel bins and frames; fine-tuning often uses (10, 10)."""
+    position_grid: tuple[int, int] | None = None
+    """Rows and columns of the table of positions; None is the grid of the pretraining input."""
+    patch_order: PatchOrder = "frequency_major"
+    """`frequency_major`: token = row * columns + column, the official one; `time_major`: the other way."""
+    block_layout: Literal["paired", "sequential"] = "paired"
+    """`paired`: blocks 2i and 2i+1 see the same input, the second one reversed in time, and are summed."""
+    pair_residual: Literal["sum", "mean"] = "sum"
+    """Residual streams of a pair: summed (it doubles at every pair, as in the original) or averaged."""
+    final_norms: Literal[1, 2] = 2
+    """How often the final LayerNorm is applied; the original applies it twice."""
+    norm_eps: float = Field(1e-5, gt=0)
+    """Epsilon of every LayerNorm."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth at the last block, linear from zero; the official recipes train with 0.1."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EncoderConfig:
+        if self.block_layout == "paired" and self.depth % 2:
+            raise ValueError(f"paired blocks need an even depth, got {self.depth}")
+        for name, (rows, columns) in (("patch_size", self.patch_size), ("patch_stride", self.patch_stride)):
+            if rows < 1 or columns < 1:
+                raise ValueError(f"{name} must be at least (1, 1), got {(rows, columns)}")
+        if self.num_mel_bins < self.patch_size[0] or self.num_frames < self.patch_size[1]:
+            raise ValueError(
+                f"an input of {self.num_mel_bins} mel bins x {self.num_frames} frames is smaller than "
+                f"one patch of {self.patch_size[0]} x {self.patch_size[1]}"
+            )
+        return self
+
+    def with_patch_stride(self, stride: int | tuple[int, int]) -> EncoderConfig:
+        """The same model with another patch stride (one number for both axes) and the same table of positions."""
+        pair = (stride, stride) if isinstance(stride, int) else stride
+        return self.with_changes(patch_stride=pair, position_grid=self.grid)
+
+    @property
+    def inner_dim(self) -> int:
+        """Channels inside a block."""
+        return self.expand * self.embed_dim
+
+    @property
+    def rank(self) -> int:
+        """Rank of the projection to delta."""
+        return self.delta_rank or -(-self.embed_dim // 16)
+
+    @property
+    def num_layers(self) -> int:
+        """Steps of the encoder that have a hidden state: pairs of blocks, or single ones when sequential."""
+        return self.depth // 2 if self.block_layout == "paired" else self.depth
+
+    @property
+    def rows(self) -> int:
+        """Patches along frequency."""
+        return (self.num_mel_bins - self.patch_size[0]) // self.patch_stride[0] + 1
+
+    def columns(self, frames: int) -> int:
+        """Whole patches along time in so many frames (0 when there are fewer than one patch's)."""
+        if frames < self.patch_size[1]:
+            return 0
+        return (frames - self.patch_size[1]) // self.patch_stride[1] + 1
+
+    def columns_covering(self, frames: int) -> int:
+        """Patches along time that cover every one of so many frames, the last one perhaps partly."""
+        return max(0, -(-(frames - self.patch_size[1]) // self.patch_stride[1])) + 1
+
+    def frames_spanned(self, columns: int) -> int:
+        """Frames from the first to the last one of so many columns."""
+        return (columns - 1) * self.patch_stride[1] + self.patch_size[1]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the table of positions."""
+        return self.position_grid or (self.rows, self.columns(self.num_frames))
+
+
+class ClassifierConfig(Config):
+    """The head of a fine-tuned model."""
+
+    num_classes: int = Field(gt=0)
+    """Outputs of the linear layer."""
+    pooling: Literal["mean", "cls"] = "mean"
+    """What it reads: the mean over patch tokens (official default) or the prefix token."""
+    labels: tuple[str, ...] | None = None
+    """Names of the classes, in the order of the outputs."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ClassifierConfig:
+        if self.labels is not None and len(self.labels) != self.num_classes:
+            raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes")
+        return self
+
+
+FORMAT_VERSION = 1
+
+
+class ModelConfig(Config):
+    """What `config.json` of a checkpoint folder holds: everything needed to rebuild the model."""
+
+    model_type: Literal["ssamba"] = "ssamba"
+    """Family of the encoder."""
+    format_version: Literal[1] = 1
+    """Version of this layout."""
+    kind: Literal["encoder", "pretraining", "classifier"] = "encoder"
+    """Which heads the weights come with."""
+    encoder: EncoderConfig
+    """The encoder."""
+    classifier: ClassifierConfig | None = None
+    """The head, when kind is classifier."""
+    origin: str | None = None
+    """Where the weights come from, for people."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if (self.kind == "classifier") != (self.classifier is not None):
+            raise ValueError(f"kind {self.kind!r} and classifier {self.classifier!r} contradict each other")
+        return self

@@ -1,0 +1,387 @@
+"""From a recording to its embedding: the object that most users meet.
+
+    model = ssamba.load_model("checkpoint/")
+    e = model.embed("dog.wav")          # e.clip (D,), e.frames (T', D), e.times_s (T',)
+
+Recordings of any length run in constant memory: samples become features block by block, features become windows, and
+windows of many recordings are encoded together in batches of similar length, so that padding is never worth mentioning.
+
+Shapes: S samples, T frames, M mel bins, K columns (time steps of the patch grid, T' above), R rows, D channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, cast, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssamba.audio.fbank import log_mel
+from ssamba.audio.waveform import Source, as_list, blocks
+from ssamba.checkpoint import Checkpoint, LoadReport, load_checkpoint
+from ssamba.config import Config, EncoderConfig, FrontEndConfig, ModelConfig
+from ssamba.model.create import encoder_config
+from ssamba.model.encoder import SSAMBAEncoder
+from ssamba.model.heads import Classifier
+from ssamba.model.patches import tokens_to_grid
+from ssamba.model.windows import FrameMerger, Window, WindowCutter
+
+Key = TypeVar("Key")
+
+_BLOCK_S = 30.0
+_TOKENS_PER_BATCH = {"cpu": 4096}
+_TOKENS_PER_BATCH_ELSEWHERE = 32_768
+_PADDING_ALLOWANCE = 1.1  # a batch may hold so many times its windows' own columns
+
+
+class EmbedOptions(Config):
+    """How recordings are embedded; the defaults suit most uses."""
+
+    context: Literal["windows", "full"] = "windows"
+    """`windows`: the pretraining length, half overlapping, constant memory; `full`: the whole recording at once, with
+    interpolated positions, memory linear in its length."""
+    layer: int | None = None
+    """Hidden state to use instead of the final output: 0 enters the first block, k leaves block pair k; negative
+    numbers count from the last."""
+    padding: Literal["patch", "official"] = "patch"
+    """`patch`: only the last partial patch is filled; `official`: recordings shorter than the pretraining length are
+    filled up to it with silence and `clip` averages everything, as the released weights saw it."""
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A recording's embedding. All tensors are float32 on the CPU."""
+
+    clip: Tensor
+    """One vector for the recording, (D,)."""
+    frames: Tensor
+    """One vector for each time step, (K, D)."""
+    times_s: Tensor
+    """Centre of each time step (K,), in seconds from the start of the recording."""
+    duration_s: float
+    """Length of the recording."""
+
+
+class Embedder:
+    """A model with its front end, ready to embed recordings.
+
+    Attributes:
+        encoder: the encoder (a `torch.nn.Module` from normalised features to tokens).
+        classifier: the classifier, for checkpoints that have one, else None.
+        front_end: how waveforms become features.
+        report: what was loaded and what was left out; None when the model was made in place.
+        name: path or name of the checkpoint.
+        config: the model's configuration.
+        device: where it runs.
+    """
+
+    def __init__(
+        self,
+        model: SSAMBAEncoder | Checkpoint,
+        front_end: FrontEndConfig | None = None,
+        *,
+        device: str | torch.device | None = None,
+        name: str | None = None,
+    ):
+        """Wrap an encoder or a loaded checkpoint.
+
+        Args:
+            model: an encoder (from `create_encoder`) or what `load_checkpoint` returned.
+            front_end: how waveforms become features; None is the checkpoint's, or the official one.
+            device: where to run; None takes a CUDA device when there is one, else the CPU.
+            name: what to call it in reports; None is the checkpoint's path.
+        """
+        self.classifier: Classifier | None = None
+        self.report: LoadReport | None = None
+        if isinstance(model, Checkpoint):
+            self.encoder = model.model.encoder
+            self.config = model.config
+            self.report = model.report
+            front_end = front_end or model.front_end
+            name = name or model.report.source
+            if isinstance(model.model, Classifier):
+                self.classifier = model.model
+        else:
+            self.encoder = model
+            self.config = ModelConfig(encoder=model.config)
+        self.front_end = front_end or FrontEndConfig()
+        self.name = name or "in memory"
+        if self.front_end.num_mel_bins != self.encoder.config.num_mel_bins:
+            raise ValueError(
+                f"the front end makes {self.front_end.num_mel_bins} mel bins, but the encoder takes "
+                f"{self.encoder.config.num_mel_bins}"
+            )
+        self.device = torch.device(device) if device is not None else _default_device()
+        (self.classifier or self.encoder).to(self.device).eval()
+
+    @property
+    def dim(self) -> int:
+        """D, the length of an embedding."""
+        return self.encoder.config.embed_dim
+
+    @property
+    def window_s(self) -> float:
+        """Length of a window of long recordings: the pretraining length."""
+        return self.encoder.config.num_frames * self.front_end.shift_samples / self.front_end.sample_rate_hz
+
+    def digest(self, options: EmbedOptions | None = None) -> str:
+        """Sixteen hexadecimal digits of everything an embedding depends on: weights, configuration, options."""
+        total = hashlib.sha256((options or EmbedOptions()).digest().encode())
+        total.update(self.front_end.digest().encode())
+        total.update(self.encoder.config.digest().encode())
+        for name, tensor in self.encoder.state_dict().items():
+            total.update(name.encode())
+            total.update(tensor.detach().cpu().contiguous().numpy())
+        return total.hexdigest()[:16]
+
+    @overload
+    def embed(self, source: Source, sample_rate: int | None = None, **options: Any) -> Embedding: ...
+
+    @overload
+    def embed(self, source: Sequence[Source], sample_rate: int | None = None, **options: Any) -> list[Embedding]: ...
+
+    def embed(
+        self, source: Source | Sequence[Source], sample_rate: int | None = None, **options: Any
+    ) -> Embedding | list[Embedding]:
+        """Embed one recording, or a list of recordings in batches.
+
+        Args:
+            source: a file's path; or a mono waveform (S,), NumPy array or tensor, float in [-1, 1] or integer PCM; or
+                a batch of waveforms (B, S); or a list of any of these, mixed.
+            sample_rate: of the waveforms, in Hz; None means that they already have the model's rate. Files know theirs.
+            options: fields of `EmbedOptions`: `context="windows"|"full"`, `layer=`, `padding="patch"|"official"`.
+
+        Returns:
+            An `Embedding`; a list of them, in order, for a list or a batch.
+
+        Raises:
+            AudioDecodeError: a file cannot be read; the message says why.
+            ValueError: a waveform has a wrong shape, holds NaN, or is shorter than one frame (25 ms).
+            ConfigError: an unknown option.
+        """
+        settings = EmbedOptions.parse(options, "embed")
+        sources, single = as_list(source)
+        results: list[Embedding | None] = [None] * len(sources)
+        for index, result in self.embed_stream(enumerate(sources), sample_rate, settings):
+            if isinstance(result, Exception):
+                raise result
+            results[index] = result
+        done = cast("list[Embedding]", results)
+        return done[0] if single else done
+
+    def embed_stream(
+        self,
+        items: Iterable[tuple[Key, Source]],
+        sample_rate: int | None = None,
+        options: EmbedOptions | None = None,
+    ) -> Iterator[tuple[Key, Embedding | Exception]]:
+        """Embed recordings as they come, many at a time, and give each result when it is ready.
+
+        A recording that cannot be read gives its exception (`ValueError` or `OSError`) in place of an embedding, and
+        the others go on. Results may come in another order than `items`; each carries its key.
+        """
+        options = options or EmbedOptions()
+        budget = _TOKENS_PER_BATCH.get(self.device.type, _TOKENS_PER_BATCH_ELSEWHERE)
+        rows = self.encoder.config.rows
+        batch: list[tuple[_Recording[Key], Window]] = []
+        tokens = 0
+        waiting: list[_Recording[Key]] = []
+        for key, source in items:
+            recording = _Recording(key, self, options)
+            try:
+                for window in self._windows(source, sample_rate, recording):
+                    batch.append((recording, window))
+                    tokens += window.columns * rows
+                    if tokens >= budget:
+                        self._encode(batch, options)
+                        batch, tokens = [], 0
+            except (ValueError, OSError) as error:
+                batch = [(owner, window) for owner, window in batch if owner is not recording]
+                tokens = sum(window.columns for _, window in batch) * rows
+                yield key, error
+                continue
+            waiting.append(recording)
+            unfinished = {id(owner) for owner, _ in batch}
+            ready = [done for done in waiting if id(done) not in unfinished]
+            waiting = [other for other in waiting if id(other) in unfinished]
+            yield from ((done.key, done.result()) for done in ready)
+        self._encode(batch, options)
+        yield from ((done.key, done.result()) for done in waiting)
+
+    def logits(self, source: Source, sample_rate: int | None = None) -> Tensor:
+        """The classifier's raw outputs for one recording, (classes,), averaged over windows by their length.
+
+        Raises:
+            ValueError: the checkpoint has no classifier; or as `embed`.
+        """
+        if self.classifier is None:
+            raise ValueError(
+                f"{self.name} has no classifier: expected a fine-tuned checkpoint, got kind {self.config.kind!r}"
+            )
+        recording = _Recording(None, self, EmbedOptions())
+        total, columns = torch.zeros(self.classifier.config.num_classes), 0
+        with torch.no_grad():
+            for window in self._windows(source, sample_rate, recording):
+                total += window.columns * self.classifier(window.features[None])[0].cpu()
+                columns += window.columns
+        return total / columns
+
+    def features(self, source: Source, sample_rate: int | None = None) -> Tensor:
+        """The normalised log-mel features of one recording, (T, M), on the CPU; arguments and errors as `embed`."""
+        recording = _Recording(None, self, EmbedOptions())
+        return torch.cat([block.cpu() for block in self._feature_blocks(source, sample_rate, recording)])
+
+    def _windows(self, source: Source, sample_rate: int | None, recording: _Recording[Any]) -> Iterator[Window]:
+        for features in self._feature_blocks(source, sample_rate, recording):
+            yield from recording.cutter.push(features)
+        yield from recording.cutter.finish()
+
+    def _feature_blocks(self, source: Source, sample_rate: int | None, recording: _Recording[Any]) -> Iterator[Tensor]:
+        """Features (T, M) of consecutive stretches of a recording; counts its samples."""
+        config = self.front_end
+        block_samples = round(_BLOCK_S * config.sample_rate_hz)
+        pending = np.zeros(0, dtype=np.float32)
+        for samples in blocks(source, sample_rate, config.sample_rate_hz):
+            recording.num_samples += len(samples)
+            pending = np.concatenate((pending, samples)) if len(pending) else samples
+            # Always the same stretches, however the source is cut, so that results do not depend on its kind.
+            while len(pending) >= block_samples + config.frame_samples:
+                frames = config.num_frames(block_samples)
+                yield self._log_mel(pending[:block_samples])
+                pending = pending[frames * config.shift_samples :]
+        if len(pending) >= config.frame_samples:
+            yield self._log_mel(pending)
+        if recording.num_samples < config.frame_samples:
+            what = f"{source}: " if isinstance(source, str | Path) else ""
+            raise ValueError(
+                f"{what}the recording is {1000 * recording.num_samples / config.sample_rate_hz:.1f} ms long, shorter "
+                f"than one frame of {config.frame_ms:g} ms: leave it out, or pad it"
+            )
+
+    def _log_mel(self, samples: np.ndarray[Any, Any]) -> Tensor:
+        return log_mel(torch.from_numpy(np.ascontiguousarray(samples)).to(self.device), config=self.front_end)
+
+    @torch.no_grad()
+    def _encode(self, batch: list[tuple[_Recording[Key], Window]], options: EmbedOptions) -> None:
+        """Encode windows in groups of similar length, and hand their frame embeddings to their recordings."""
+        config, prefix = self.encoder.config, self.encoder.num_prefix_tokens
+        for group in _similar_lengths(batch):
+            longest = max(window.features.shape[0] for _, window in group)
+            features = torch.zeros(len(group), longest, config.num_mel_bins, device=self.device)
+            for row, (_, window) in zip(features, group, strict=True):
+                row[: window.features.shape[0]] = window.features
+            lengths = None
+            if any(window.features.shape[0] < longest for _, window in group):
+                lengths = torch.tensor([window.features.shape[0] for _, window in group])
+            tokens = self.encoder(features, lengths, layer=options.layer)
+            for own, (recording, window) in zip(tokens, group, strict=True):
+                patches = own[prefix : prefix + config.rows * window.columns]
+                grid = tokens_to_grid(patches, config.rows, window.columns, config)
+                recording.add(window, grid.mean(0))
+
+
+class _Recording(Generic[Key]):
+    """One recording on its way: what it was cut into, and what came back."""
+
+    def __init__(self, key: Key, embedder: Embedder, options: EmbedOptions):
+        self.key = key
+        self.num_samples = 0
+        self.front_end = embedder.front_end
+        self.config = embedder.encoder.config
+        self.fill_window = options.padding == "official"
+        self.cutter = WindowCutter(
+            self.config,
+            self.front_end.silent_feature,
+            whole=options.context == "full",
+            fill_window=self.fill_window,
+        )
+        self.merger = FrameMerger()
+
+    def add(self, window: Window, frames: Tensor) -> None:
+        """The frame embeddings (K, D) of one of its windows."""
+        self.merger.add(window.first_column, frames)
+
+    def result(self) -> Embedding:
+        """The embedding, once every window is back."""
+        columns = self.cutter.num_columns
+        duration_s = self.num_samples / self.front_end.sample_rate_hz
+        frames = self.merger.merged(columns)
+        clip = (self.merger.merged() if self.fill_window else frames).mean(0)
+        return Embedding(clip, frames, _centres_s(columns, duration_s, self.config, self.front_end), duration_s)
+
+
+def _centres_s(columns: int, duration_s: float, config: EncoderConfig, front_end: FrontEndConfig) -> Tensor:
+    """Centre of each column's stretch of audio, cut at the recording's end."""
+    shift_s = front_end.shift_samples / front_end.sample_rate_hz
+    span_s = (config.patch_size[1] - 1) * shift_s + front_end.frame_samples / front_end.sample_rate_hz
+    start_s = torch.arange(columns, dtype=torch.float64) * (config.patch_stride[1] * shift_s)
+    return ((start_s + (start_s + span_s).clamp(max=duration_s)) / 2).float()
+
+
+def _similar_lengths(batch: list[tuple[_Recording[Key], Window]]) -> Iterator[list[tuple[_Recording[Key], Window]]]:
+    """Groups of windows, longest first, whose padding stays within the allowance."""
+    group: list[tuple[_Recording[Key], Window]] = []
+    own = 0
+    for item in sorted(batch, key=lambda entry: -entry[1].columns):
+        columns = item[1].columns
+        if group and (len(group) + 1) * group[0][1].columns > _PADDING_ALLOWANCE * (own + columns):
+            yield group
+            group, own = [], 0
+        group.append(item)
+        own += columns
+    if group:
+        yield group
+
+
+def _default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+_SEED = 0
+
+
+def load_model(
+    source: str | Path | None = None,
+    *,
+    device: str | torch.device | None = None,
+    patch_stride: int | tuple[int, int] | None = None,
+    front_end: FrontEndConfig | None = None,
+) -> Embedder:
+    """Load a model that embeds recordings.
+
+    Args:
+        source: a checkpoint folder, an official SSAMBA `.pth` file (pretrained or fine-tuned), or a hub name
+            (`hf:OWNER/NAME`, `hf:OWNER/NAME@REVISION`). None is the model that ships with the package; until
+            one does, a tiny model with random weights from a fixed seed, with a warning.
+        device: where to run; None takes a CUDA device when there is one, else the CPU.
+        patch_stride: cut patches with this stride instead of the checkpoint's, e.g. 10.
+        front_end: how waveforms become features, instead of the checkpoint's own.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, or does not fit; the message says why.
+
+    Example:
+        >>> model = load_model("checkpoint/")
+        >>> model.embed("dog.wav").clip.shape
+        torch.Size([192])
+    """
+    if source is None:
+        warnings.warn(
+            "no pretrained weights ship with this version of ssamba: this model is randomly initialised (tiny, seed "
+            f"{_SEED}). Give the path of a checkpoint for embeddings that mean something.",
+            stacklevel=2,
+        )
+        config = encoder_config("tiny")
+        if patch_stride is not None:
+            config = config.with_patch_stride(patch_stride)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            encoder = SSAMBAEncoder(config)
+        return Embedder(encoder, front_end, device=device, name="random tiny")
+    return Embedder(load_checkpoint(source, patch_stride), front_end, device=device)

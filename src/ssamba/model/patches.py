@@ -1,0 +1,78 @@
+"""Cutting a log-mel spectrogram into patches, and the order in which the patches become tokens.
+
+A patch is `patch_size` = (mel bins, frames), 16 x 16 in SSAMBA; overlapping patches have a smaller stride. Rows count
+along frequency, columns along time. The official order is frequency-major (token = row * columns + column); ours
+can also be time-major.
+
+In a padded batch each clip has its own number of columns. Its tokens stand at the front of the sequence in its own
+order, as if the clip were alone, and padding follows.
+
+Shapes: B batch, T frames, M mel bins, R rows, K columns (K_max the longest clip's), L = R * K tokens, D channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ssamba.config import EncoderConfig
+
+
+class PatchEmbedding(nn.Module):
+    """A linear projection of each patch, written as the convolution that it is."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.proj = nn.Conv2d(1, config.embed_dim, config.patch_size, config.patch_stride)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, T, M) -> (B, R, K, D). Frames and bins after the last whole patch are dropped, as the original does."""
+        patches: Tensor = self.proj(rearrange(features, "b t m -> b 1 m t"))
+        return rearrange(patches, "b d r k -> b r k d")
+
+
+def patch_values(features: Tensor, config: EncoderConfig) -> Tensor:
+    """The raw values of each patch, (B, T, M) -> (B, R, K, patch bins * patch frames), bins outermost."""
+    size_m, size_t = config.patch_size
+    stride_m, stride_t = config.patch_stride
+    patches = rearrange(features, "b t m -> b m t").unfold(1, size_m, stride_m).unfold(2, size_t, stride_t)
+    return rearrange(patches, "b r k m t -> b r k (m t)")
+
+
+def order_tokens(grid: Tensor, config: EncoderConfig, columns: Tensor | None = None) -> Tensor:
+    """Put the patches of a grid in sequence, each clip's valid ones first.
+
+    Args:
+        grid: (B, R, K_max, D); B may be 1 to serve every clip when `columns` is None.
+        config: gives the order.
+        columns: valid columns of each clip (B,); None when all are valid.
+
+    Returns:
+        (B, R * K_max, D). Behind a clip's tokens stands arbitrary padding.
+    """
+    if config.patch_order == "time_major":
+        return rearrange(grid, "b r k d -> b (k r) d")
+    tokens = rearrange(grid, "b r k d -> b (r k) d")
+    if columns is None:
+        return tokens
+    longest = grid.shape[2]
+    position = torch.arange(tokens.shape[1], device=grid.device)
+    own = columns[:, None].clamp(min=1)
+    row = torch.div(position, own, rounding_mode="floor").clamp(max=grid.shape[1] - 1)
+    source = row * longest + position % own
+    return tokens.gather(1, source[..., None].expand(-1, -1, tokens.shape[2]))
+
+
+def tokens_to_grid(tokens: Tensor, rows: int, columns: int, config: EncoderConfig) -> Tensor:
+    """One clip's patch tokens back on their grid: (..., rows * columns, D) -> (..., rows, columns, D)."""
+    pattern = "(k r)" if config.patch_order == "time_major" else "(r k)"
+    return rearrange(tokens, f"... {pattern} d -> ... r k d", r=rows, k=columns)
+
+
+def fill_last_patch(features: Tensor, config: EncoderConfig, silent: float) -> Tensor:
+    """Append frames of value `silent` until the last patch is whole: (..., T, M) -> (..., T', M), T' >= T."""
+    frames = features.shape[-2]
+    missing = config.frames_spanned(config.columns_covering(frames)) - frames
+    return F.pad(features, (0, 0, 0, missing), value=silent) if missing > 0 else features
