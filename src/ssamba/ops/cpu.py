@@ -1,30 +1,21 @@
-"""The operators in C++ for CPUs, float32 and bfloat16: the extension `_cpu` as PyTorch operators.
-
-The C++ (csrc/) is compiled once per instruction set, and the best one that this machine has is used;
-the environment variable SSAMBA_CPU_CAPABILITY=generic|avx2|avx512 forces one. The extension is loaded at first use, so
-a missing or broken one shows up as a reason in `available_backends()`.
+"""The operators in C++ for CPUs, float32 and bfloat16: the extension's kernels as PyTorch operators.
 
 Inputs may be any mixture of float32 and bfloat16 (as autocast produces them) and any slices whose last dimension is
-contiguous; nothing is copied. Threads follow `torch.set_num_threads`; results do not depend on their number.
+contiguous; nothing is copied. The state is float32. Threads follow `torch.set_num_threads`; results do not depend on
+their number.
 
 Shapes: B batch, L tokens, D channels, N state size, K taps. Equations: see `reference.py`.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import os
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssamba.errors import ConfigError
+from ssamba.ops import cpu_extension
 
-_VARIABLE = "SSAMBA_CPU_CAPABILITY"
-_CAPABILITIES = ("generic", "avx2", "avx512")
 _DTYPES = (torch.float32, torch.bfloat16)
 
 Rows = tuple[int, int, int, bool]  # address, batch stride, row stride, whether bfloat16
@@ -36,29 +27,11 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
         return "it runs on CPUs only"
     if dtype not in _DTYPES:
         return f"it takes float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
-    extension = _extension()
+    extension = cpu_extension.extension()
     if isinstance(extension, str):
         return extension
-    capability()
+    cpu_extension.capability()
     return None
-
-
-@functools.cache
-def capability() -> str:
-    """The instruction set in use: the best that this machine has, or the one that SSAMBA_CPU_CAPABILITY names.
-
-    Raises:
-        ConfigError: the variable names one that does not exist or cannot run here.
-    """
-    usable: list[str] = _loaded().capabilities()
-    forced = os.environ.get(_VARIABLE)
-    if not forced:
-        return usable[0]
-    if forced not in _CAPABILITIES:
-        raise ConfigError(f"{_VARIABLE} must be one of {', '.join(_CAPABILITIES)}, got {forced!r}")
-    if forced not in usable:
-        raise ConfigError(f"{_VARIABLE}={forced} cannot run here; this machine and build have {', '.join(usable)}")
-    return forced
 
 
 def selective_scan(
@@ -96,52 +69,6 @@ def causal_conv(
     """(B, L, D); arguments are those of `ssamba.ops.causal_conv`."""
     out: Tensor = torch.ops.ssamba.causal_conv_cpp(x, _float32(weight), _float32(bias), silu, reverse, lengths)
     return out
-
-
-@functools.cache
-def _extension() -> ModuleType | str:
-    """The extension module, or why there is none."""
-    try:
-        return importlib.import_module("ssamba.ops._cpu")
-    except ModuleNotFoundError as error:
-        if error.name != "ssamba.ops._cpu":
-            raise
-        return "its C++ extension was not built (no C++ compiler was found when ssamba was installed)"
-    except ImportError as error:
-        return f"its C++ extension cannot be loaded: {error}"
-
-
-def _loaded() -> ModuleType:
-    extension = _extension()
-    assert not isinstance(extension, str), extension
-    return extension
-
-
-def _use_capability(name: str | None) -> None:
-    """Switch to another instruction set in this process, or back to the default (None). For tests and benchmarks."""
-    capability.cache_clear()
-    if name is None:
-        os.environ.pop(_VARIABLE, None)
-    else:
-        os.environ[_VARIABLE] = name
-    capability()
-
-
-# OpenMP's threads do not survive a fork, and a child that waits for them hangs (data loaders fork). One thread needs none.
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _threads() -> int:
-    return 1 if _forked else torch.get_num_threads()
 
 
 def _float32(x: Tensor | None) -> Tensor | None:
@@ -198,7 +125,9 @@ _library.define(
     "Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, bool reverse, Tensor? lengths) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-_library.define("causal_conv_cpp(Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse, Tensor? lengths) -> Tensor")
+_library.define(
+    "causal_conv_cpp(Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse, Tensor? lengths) -> Tensor"
+)
 _library.define(
     "causal_conv_cpp_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse, "
     "Tensor? lengths) -> (Tensor, Tensor, Tensor)"
@@ -230,9 +159,9 @@ def _scan(
     z = None if z is None else _lined_up(z)
     A, D, delta_bias, initial_state = A.contiguous(), _dense(D), _dense(delta_bias), _dense(initial_state)
     lengths = _int64(lengths)
-    _loaded().scan_forward(
-        capability(),
-        _threads(),
+    cpu_extension.loaded().scan_forward(
+        cpu_extension.capability(),
+        cpu_extension.threads(),
         (batch, length, channels, state),
         delta_softplus,
         reverse,
@@ -307,9 +236,9 @@ def _scan_backward(
     z = None if z is None else _lined_up(z)
     A, D, delta_bias, grad_last = A.contiguous(), _dense(D), _dense(delta_bias), grad_last.contiguous()
     grad_out, lengths = _lined_up(grad_out), _int64(lengths)
-    _loaded().scan_backward(
-        capability(),
-        _threads(),
+    cpu_extension.loaded().scan_backward(
+        cpu_extension.capability(),
+        cpu_extension.threads(),
         (batch, length, channels, state),
         delta_softplus,
         reverse,
@@ -379,15 +308,13 @@ def _scan_autograd(ctx: Any, grad_out: Tensor, grad_last: Tensor, _: Tensor) -> 
     return (*present, None, None, None, grad_initial if ctx.has_initial else None, None)
 
 
-def _conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, lengths: Tensor | None
-) -> Tensor:
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, lengths: Tensor | None) -> Tensor:
     batch, length, channels = x.shape
     out = _conv_fake(x, weight, bias, silu, reverse, lengths)
     x, weight, bias, lengths = _lined_up(x), weight.contiguous(), _dense(bias), _int64(lengths)
-    _loaded().conv_forward(
-        capability(),
-        _threads(),
+    cpu_extension.loaded().conv_forward(
+        cpu_extension.capability(),
+        cpu_extension.threads(),
         (batch, length, channels, weight.shape[1]),
         silu,
         reverse,
@@ -425,9 +352,9 @@ def _conv_backward(
         return grads
     x, weight, bias, lengths = _lined_up(x), weight.contiguous(), _dense(bias), _int64(lengths)
     grad_out = _lined_up(grad_out)
-    _loaded().conv_backward(
-        capability(),
-        _threads(),
+    cpu_extension.loaded().conv_backward(
+        cpu_extension.capability(),
+        cpu_extension.threads(),
         (batch, length, channels, weight.shape[1]),
         silu,
         reverse,
