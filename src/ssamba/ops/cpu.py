@@ -27,11 +27,10 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
         return "it runs on CPUs only"
     if dtype not in _DTYPES:
         return f"it takes float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
-    extension = cpu_extension.extension()
-    if isinstance(extension, str):
-        return extension
-    cpu_extension.capability()
-    return None
+    missing = cpu_extension.why_missing()
+    if missing is None:
+        cpu_extension.capability()
+    return missing
 
 
 def selective_scan(
@@ -108,10 +107,13 @@ def _int64(lengths: Tensor | None) -> Tensor | None:
     return None if lengths is None else lengths.to(torch.int64).contiguous()
 
 
-def _border_shape(batch: int, length: int, channels: int, state: int) -> tuple[int, int, int, int]:
-    """Of the saved states: one per chunk, channels padded to whole blocks, in an order of the kernels' own."""
+def _border_size(batch: int, length: int, channels: int, state: int) -> int:
+    """Elements of the saved states: one state per chunk, channels padded to whole blocks, in an order of the kernels' own.
+
+    One dimension, because torch.export would take a number of chunks that is 1 for a constant.
+    """
     chunk, block = 64, 16  # CHUNK and BLOCK of csrc/kernels.hpp; a fake tensor needs them without the extension
-    return batch, -(-length // chunk), -(-channels // block) * block, state
+    return batch * -(-length // chunk) * (-(-channels // block) * block) * state
 
 
 _library = torch.library.Library("ssamba", "FRAGMENT")
@@ -159,7 +161,7 @@ def _scan(
     z = None if z is None else _lined_up(z)
     A, D, delta_bias, initial_state = A.contiguous(), _dense(D), _dense(delta_bias), _dense(initial_state)
     lengths = _int64(lengths)
-    cpu_extension.loaded().scan_forward(
+    cpu_extension.module().scan_forward(
         cpu_extension.capability(),
         cpu_extension.threads(),
         (batch, length, channels, state),
@@ -201,7 +203,7 @@ def _scan_fake(
     return (
         u.new_empty((batch, length, channels)),
         A.new_empty((batch, channels, state)),
-        A.new_empty(_border_shape(batch, length, channels, state) if keep_states else (0,)),
+        A.new_empty(_border_size(batch, length, channels, state) if keep_states else 0),
     )
 
 
@@ -236,7 +238,7 @@ def _scan_backward(
     z = None if z is None else _lined_up(z)
     A, D, delta_bias, grad_last = A.contiguous(), _dense(D), _dense(delta_bias), grad_last.contiguous()
     grad_out, lengths = _lined_up(grad_out), _int64(lengths)
-    cpu_extension.loaded().scan_backward(
+    cpu_extension.module().scan_backward(
         cpu_extension.capability(),
         cpu_extension.threads(),
         (batch, length, channels, state),
@@ -312,7 +314,7 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: b
     batch, length, channels = x.shape
     out = _conv_fake(x, weight, bias, silu, reverse, lengths)
     x, weight, bias, lengths = _lined_up(x), weight.contiguous(), _dense(bias), _int64(lengths)
-    cpu_extension.loaded().conv_forward(
+    cpu_extension.module().conv_forward(
         cpu_extension.capability(),
         cpu_extension.threads(),
         (batch, length, channels, weight.shape[1]),
@@ -352,7 +354,7 @@ def _conv_backward(
         return grads
     x, weight, bias, lengths = _lined_up(x), weight.contiguous(), _dense(bias), _int64(lengths)
     grad_out = _lined_up(grad_out)
-    cpu_extension.loaded().conv_backward(
+    cpu_extension.module().conv_backward(
         cpu_extension.capability(),
         cpu_extension.threads(),
         (batch, length, channels, weight.shape[1]),
