@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -131,7 +132,11 @@ float* scratch(int64_t floats) {
     memory.size = floats;
   }
   const auto address = reinterpret_cast<uintptr_t>(memory.data);
-  return reinterpret_cast<float*>((address + 63) / 64 * 64);
+  const auto aligned = reinterpret_cast<float*>((address + 63) / 64 * 64);
+#ifdef SSAMBA_POISON
+  std::fill(aligned, aligned + floats, std::numeric_limits<float>::quiet_NaN());
+#endif
+  return aligned;
 }
 
 // What a backward pass adds up at the end. The calling thread keeps it for the next pass, unless it is large.
@@ -148,6 +153,9 @@ class PartsMemory {
       if (kept.size() < size) kept.resize(size);
       data_ = kept.data();
     }
+#ifdef SSAMBA_POISON
+    std::fill(data_, data_ + size, std::numeric_limits<float>::quiet_NaN());
+#endif
   }
   float* data() { return data_; }
 
