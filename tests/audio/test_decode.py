@@ -560,7 +560,7 @@ def test_files_are_closed_when_a_stream_is_abandoned(clip, tmp_path):
     path = make(tmp_path, "pcm16.wav", clip)
     blocks = stream(path, block_s=0.1)
     next(blocks)
-    blocks.close()  # type: ignore[attr-defined]
+    blocks.close()
     path.unlink()
 
 

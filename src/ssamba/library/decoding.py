@@ -100,14 +100,14 @@ def _signals_deferred() -> Iterator[None]:
         return
     held: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda received, _: held.append(received)) for number in numbers]
+    before = [signal.signal(number, lambda number, _: held.append(number)) for number in numbers]
     try:
         yield
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-        for number in held:
-            signal.raise_signal(number)
+        for received in held:
+            signal.raise_signal(received)
 
 
 def _start_worker() -> None:
