@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/ssamba/op
 	  echo "cannot make a virtual environment with $(PYTHON): install its venv module (Debian: apt install python3-venv)"; exit 1; }
 	@echo "== installing torch (a few hundred megabytes)"
 	$(BIN)/python -m pip install --quiet --retries 5 "torch==2.13.0"
-	@echo "== installing ssamba with everything the demo and the tests use"
+	@echo "== building ssamba's kernels and installing it with everything the demo and the tests use"
 	$(BIN)/python -m pip install --quiet --retries 5 --editable ".[all,dev]"
 	@touch $@
 
