@@ -357,6 +357,7 @@ void scan_backward(const std::string& capability, int threads, const Sizes& size
   const int64_t part_B = batch * groups * length * N;
   PartsMemory parts(2 * part_B + batch * (matrix + 2 * channels));
   args.part_B = parts.data();
+  expect_writes(args.part_B, 2 * part_B * 4);
   args.part_C = args.part_B + part_B;
   args.part_A = args.part_C + part_B;
   args.part_D = args.part_A + batch * matrix;
