@@ -11,6 +11,7 @@ Shapes: S samples, T frames, M mel bins, K columns (time steps of the patch grid
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,21 @@ class Embedder:
     def dim(self) -> int:
         """D, the length of an embedding."""
         return self.encoder.config.embed_dim
+
+    @property
+    def window_s(self) -> float:
+        """Length of a window of long recordings: the pretraining length."""
+        return self.encoder.config.num_frames * self.front_end.shift_samples / self.front_end.sample_rate_hz
+
+    def digest(self, options: EmbedOptions | None = None) -> str:
+        """Sixteen hexadecimal digits of everything an embedding depends on: weights, configuration, options."""
+        total = hashlib.sha256((options or EmbedOptions()).digest().encode())
+        total.update(self.front_end.digest().encode())
+        total.update(self.encoder.config.digest().encode())
+        for name, tensor in self.encoder.state_dict().items():
+            total.update(name.encode())
+            total.update(tensor.detach().cpu().contiguous().numpy())
+        return total.hexdigest()[:16]
 
     @overload
     def embed(self, source: Source, sample_rate: int | None = None, **options: Any) -> Embedding: ...

@@ -64,7 +64,7 @@ def fbank(waveform: Tensor, lengths: Tensor | None = None, config: FrontEndConfi
 
 
 def log_mel(waveform: Tensor, lengths: Tensor | None = None, config: FrontEndConfig | None = None) -> Tensor:
-    """`fbank`, normalised to (x - mean) / (2 std) as the encoder takes it; arguments and errors are those of `fbank`."""
+    """`fbank`, normalised to (x - mean) / (2 std) for the encoder; arguments and errors are those of `fbank`."""
     config = config or FrontEndConfig()
     return normalise(fbank(waveform, lengths, config), config)
 

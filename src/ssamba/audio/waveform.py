@@ -5,13 +5,12 @@ Shapes: B recordings, S samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soxr
-import torch
 from torch import Tensor
 
 from ssamba.audio import decode
@@ -86,11 +85,11 @@ def as_list(source: Source | Sequence[Source]) -> tuple[list[Source], bool]:
                 )
             return list(source), False
         return [source], True
+    expected = "expected a path, a waveform (NumPy array or tensor) or a list of these"
+    if not isinstance(source, Iterable) or isinstance(source, Mapping | bytes):
+        raise ValueError(f"{expected}, got {type(source).__name__}")
     items = list(source)
     for item in items:
         if not isinstance(item, str | Path | np.ndarray | Tensor):
-            raise ValueError(
-                f"expected a path, a waveform (NumPy array or tensor) or a list of these, got a list with a "
-                f"{type(item).__name__}"
-            )
+            raise ValueError(f"{expected}, got a list with {type(item).__name__} in it")
     return items, False

@@ -160,6 +160,22 @@ def save_checkpoint(
     return folder
 
 
+def convert_checkpoint(source: str | Path, folder: str | Path, *, overwrite: bool = False) -> LoadReport:
+    """Write any checkpoint that `load_checkpoint` reads as a folder of ours; every tensor stays as it is.
+
+    Raises:
+        CheckpointError: the source cannot be loaded, or the folder holds a checkpoint and `overwrite` is not set.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file: give the name of a folder to write")
+    if (folder / CONFIG_FILE).exists() and not overwrite:
+        raise CheckpointError(f"{folder} holds a checkpoint already: choose another folder, or --overwrite")
+    loaded = load_checkpoint(source)
+    save_checkpoint(folder, loaded.model, loaded.config, loaded.front_end)
+    return loaded.report
+
+
 def _config_of(model: Model) -> ModelConfig:
     if isinstance(model, Classifier):
         return ModelConfig(kind="classifier", encoder=model.encoder.config, classifier=model.config)

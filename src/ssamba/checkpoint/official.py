@@ -171,13 +171,14 @@ def _encoder_config(
     patch_bins, patch_frames = tensors["v.patch_embed.proj.weight"].shape[-2:]
     if inner % embed_dim:
         raise CheckpointError(f"{source}: blocks of {inner} channels are not a multiple of the width {embed_dim}")
+    rank = tensors[f"{mixer}.dt_proj.weight"].shape[1]
     values = {
         "embed_dim": embed_dim,
         "depth": depth,
         "expand": inner // embed_dim,
         "state_size": state,
         "conv_kernel": tensors[f"{mixer}.conv1d.weight"].shape[-1],
-        "delta_rank": tensors[f"{mixer}.dt_proj.weight"].shape[1],
+        "delta_rank": None if rank == EncoderConfig(embed_dim=embed_dim).rank else rank,
         "patch_size": (patch_bins, patch_frames),
     }
     patches = tensors["v.pos_embed"].shape[1] - 1

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ssamba.errors import BackendUnavailableError
-from ssamba.ops import eager, reference, triton
+from ssamba.ops import cpu, eager, reference, triton
 
 
 class ScanKernel(Protocol):
@@ -91,6 +91,7 @@ def _runs_everywhere(device: torch.device, dtype: torch.dtype) -> str | None:
 # In the order of preference: `auto` takes the first automatic one that can run on the tensors' device.
 _BACKENDS: tuple[Backend, ...] = (
     Backend("triton", triton.why_not, triton.selective_scan, triton.causal_conv, automatic_on="cuda"),
+    Backend("cpp", cpu.why_not, cpu.selective_scan, cpu.causal_conv),
     Backend("eager", _runs_everywhere, eager.selective_scan, eager.causal_conv),
     Backend("reference", _runs_everywhere, reference.selective_scan, reference.causal_conv, automatic=False),
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ssamba.ops.triton_scan_kernels import clip_length, pick_row, sigmoid
+from ssamba.ops.triton_tiles import clip_length, pick_row, sigmoid
 
 
 @triton.jit

@@ -22,7 +22,10 @@ from torch import Tensor
 CHUNK = 32  # steps between saved states: they take N / 32 float32 numbers per element of u
 _WARPS_PER_PROCESSOR = 8  # programs (one warp each) that hide each other's latencies; fewer, and L is cut into segments
 _INTERPRETER_PROCESSORS = 4
-_CONV_FORWARD = (32, 64)  # steps and channels of a tile; with fewer channels than threads, weights need no shared memory
+_CONV_FORWARD = (
+    32,
+    64,
+)  # steps and channels of a tile; with fewer channels than threads, weights need no shared memory
 _CONV_BACKWARD = (16, 64)
 
 
@@ -74,6 +77,12 @@ def _scan_kernels() -> ModuleType:
     from ssamba.ops import triton_scan_kernels
 
     return triton_scan_kernels
+
+
+def _scan_backward_kernel() -> ModuleType:
+    from ssamba.ops import triton_scan_backward_kernel
+
+    return triton_scan_backward_kernel
 
 
 def _conv_kernels() -> ModuleType:
@@ -247,7 +256,7 @@ class ScanLaunch:
         dA = torch.zeros(shape, dtype=torch.float32, device=self.device)
         dD, dbias = self.new(*shape[:2], self.channels), self.new(*shape[:2], self.channels)
         inner = self.new(self.programs(plan), CHUNK // plan.tile, self.padded_state, plan.block_d)
-        _scan_kernels().scan_backward[(self.programs(plan),)](
+        _scan_backward_kernel().scan_backward[(self.programs(plan),)](
             dy, self.u, self.delta, A, self.BC, self.D, self.z, self.bias, self.lengths, borders, carry, inner,
             du, ddelta, dz, dA, dBC, dD, dbias,
             self.length, padded, self.channels, self.batch, plan.segments, plan.segment_steps // CHUNK,

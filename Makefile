@@ -1,0 +1,43 @@
+# Two commands, from a bare clone: `make demo` and `make test`. Each makes .venv if it is not there.
+#
+# PYTHON=python3.12 chooses the interpreter, VENV=elsewhere the environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+STAMP := $(VENV)/.installed
+
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check figures clean
+.DELETE_ON_ERROR:
+
+demo: $(STAMP)
+	@echo "== demo: embedding the recordings in demo/audio"
+	$(BIN)/python demo/demo.py
+
+test: check
+	@echo "== tests"
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	@echo "== lint, format, types"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch alone and first, so that nothing later replaces the build that the constraint file names.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "ssamba needs Python 3.10 or later, this is " + sys.version.split()[0])'
+	@echo "== environment: $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	  echo "cannot make a virtual environment with $(PYTHON): install its venv module (Debian: apt install python3-venv)"; exit 1; }
+	@echo "== installing torch (a few hundred megabytes)"
+	$(BIN)/python -m pip install --quiet --retries 5 "torch==2.13.0"
+	@echo "== installing ssamba with everything the demo and the tests use"
+	$(BIN)/python -m pip install --quiet --retries 5 --editable ".[all,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,172 @@
+"""The selective scan, forward and backward, against its alternatives: `python -m benchmarks.scan`.
+
+Sides: `cpp` (ours), `eager` (ours in plain PyTorch), `pscan` (mambapy's parallel scan, if installed), and `loop` (one step at
+a time in Python). Float32, softplus, skip and gate included, slices as they come out of a block's projections. Then the
+C++ kernels alone over lengths, widths, threads and instruction sets, in nanoseconds per state update (B L D N updates).
+Writes benchmarks/results/scan.json and scan.md. No ratio is printed for a side whose results differ from the reference's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.timing import disagreement, medians_s, save, surroundings, table
+from ssamba.ops import cpu_extension, selective_scan
+
+STATE, RANK = 16, 12
+COMPARED = ((512, 384), (2048, 384), (512, 1536))
+SCALED = ((512, 384), (2048, 384), (8192, 384), (65536, 384), (512, 1536), (2048, 1536))
+AGREEMENT = 1e-3  # relative to the largest value: float32 in another order of operations
+
+Scan = Callable[..., Tensor]
+
+
+def inputs(length: int, channels: int, batch: int = 1) -> list[Tensor]:
+    """u, delta, A, B, C, D, z, delta_bias as a block makes them; delta about 0.05."""
+    g = torch.Generator().manual_seed(0)
+    u, z = torch.randn(batch, length, 2 * channels, generator=g).chunk(2, dim=-1)
+    projected = torch.randn(batch, length, RANK + 2 * STATE, generator=g)
+    _, B, C = projected.split([RANK, STATE, STATE], dim=-1)
+    delta = torch.randn(batch, length, channels, generator=g) - 3
+    A = -torch.arange(1, STATE + 1).float().repeat(channels, 1)
+    return [u, delta, A, B, C, torch.randn(channels, generator=g), z, torch.zeros(channels)]
+
+
+def pscan_side() -> Scan | None:
+    """mambapy's scan in our signature, or None where it is not installed."""
+    try:
+        from mambapy.pscan import pscan
+    except ImportError:
+        return None
+
+    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor) -> Tensor:
+        delta = F.softplus(delta + bias)
+        decay = torch.exp(delta.unsqueeze(-1) * A)
+        states = pscan(decay, (delta * u).unsqueeze(-1) * B.unsqueeze(2))
+        y: Tensor = (states @ C.unsqueeze(-1)).squeeze(3) + D * u
+        return y * F.silu(z)
+
+    return scan
+
+
+def backend(name: str) -> Scan:
+    """Our scan on one backend."""
+    return lambda *args: selective_scan(*args, backend=name)
+
+
+def compare(length: int, channels: int, budget_s: float) -> list[dict[str, Any]]:
+    """One shape, all sides, forward and backward."""
+    sides: dict[str, Scan] = {"cpp": backend("cpp"), "eager": backend("eager"), "loop": backend("reference")}
+    pscan = pscan_side()
+    if pscan is not None:
+        sides["pscan"] = pscan
+    arguments = inputs(length, channels)
+    weight = torch.randn(1, length, channels, generator=torch.Generator().manual_seed(1))
+    results, forwards, backwards = {}, {}, {}
+    for name, scan in sides.items():
+        leaves = [x.detach().requires_grad_() for x in arguments]
+        out = scan(*leaves)
+        results[name] = [out.detach(), *torch.autograd.grad(out, leaves, weight, retain_graph=True)]
+
+        def forward(scan: Scan = scan) -> None:
+            with torch.no_grad():
+                scan(*arguments)
+
+        def backward(out: Tensor = out, leaves: list[Tensor] = leaves) -> None:
+            torch.autograd.grad(out, leaves, weight, retain_graph=True)
+
+        forwards[name], backwards[name] = forward, backward
+    rows = []
+    for direction, runs in (("forward", forwards), ("backward", backwards)):
+        for name, seconds in medians_s(runs, budget_s).items():
+            error = disagreement(results[name], results["loop"])
+            rows.append(
+                {"pass": direction, "length": length, "channels": channels, "side": name, "s": seconds, "error": error}
+            )
+    return rows
+
+
+def per_update_ns(length: int, channels: int, repeats: int) -> tuple[float, float]:
+    """Forward and backward of the C++ kernels."""
+    arguments = inputs(length, channels)
+    leaves = [x.detach().requires_grad_() for x in arguments]
+    out = selective_scan(*leaves, backend="cpp")
+    weight = torch.randn_like(out)
+
+    def forward() -> None:
+        with torch.no_grad():
+            selective_scan(*arguments, backend="cpp")
+
+    def backward() -> None:
+        torch.autograd.grad(out, leaves, weight, retain_graph=True)
+
+    medians = medians_s({"forward": forward, "backward": backward}, repeats=repeats)
+    updates = length * channels * STATE / 1e9
+    return medians["forward"] / updates, medians["backward"] / updates
+
+
+def main() -> None:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", type=float, default=4.0, help="seconds for one comparison")
+    parser.add_argument("--repeats", type=int, default=15)
+    options = parser.parse_args()
+    head, most = surroundings(), torch.get_num_threads()
+    threads = sorted({1, most})
+
+    compared: list[dict[str, Any]] = []
+    for count in threads:
+        torch.set_num_threads(count)
+        for length, channels in COMPARED:
+            compared += [{"threads": count, **row} for row in compare(length, channels, options.budget)]
+    scaled: list[dict[str, Any]] = []
+    for capability in cpu_extension.module().capabilities():
+        cpu_extension.use_capability(capability)
+        best = capability == cpu_extension.module().capabilities()[0]
+        for count in threads if best else [1]:
+            torch.set_num_threads(count)
+            for length, channels in SCALED if best else SCALED[:1]:
+                forward, backward = per_update_ns(length, channels, options.repeats)
+                scaled.append(
+                    {"capability": capability, "threads": count, "length": length, "channels": channels,
+                     "forward_ns": forward, "backward_ns": backward}
+                )  # fmt: skip
+    cpu_extension.use_capability(None)
+
+    rows, ours = [], {}
+    for row in compared:
+        key = (row["threads"], row["pass"], row["length"], row["channels"])
+        if row["side"] == "cpp":
+            ours[key] = row
+    for row in compared:
+        mine = ours[row["threads"], row["pass"], row["length"], row["channels"]]
+        agrees = max(row["error"], mine["error"]) <= AGREEMENT
+        ratio = f"{row['s'] / mine['s']:.1f}x" if agrees else f"results differ by {row['error']:.0e}"
+        shape = f"{row['length']} x {row['channels']}"
+        rows.append([str(row["threads"]), row["pass"], shape, row["side"], f"{row['s'] * 1000:.2f}", ratio])
+    text = "\n\n".join(
+        [
+            ", ".join(f"{k} {v}" for k, v in head.items()),
+            f"Batch 1, {STATE} states, float32; the last column is the time relative to cpp.",
+            table(["threads", "pass", "L x D", "side", "ms", "of cpp's"], rows),
+            "C++ kernels, nanoseconds per state update:",
+            table(
+                ["instructions", "threads", "L x D", "forward", "backward"],
+                [
+                    [r["capability"], str(r["threads"]), f"{r['length']} x {r['channels']}", f"{r['forward_ns']:.3f}", f"{r['backward_ns']:.3f}"]
+                    for r in scaled
+                ],
+            ),
+        ]
+    )  # fmt: skip
+    save("scan", {**head, "compared": compared, "scaled": scaled}, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Embed the fourteen recordings in demo/audio, list each one's nearest neighbours, and draw four of them.
+
+Run by `make demo`. Everything here goes through the public API; writes build/demo/.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+import ssamba
+from ssamba.library.collection import find_audio
+from ssamba.library.embed import embed_collection
+from ssamba.library.figures import plot_recordings
+from ssamba.library.search import nearest_neighbours
+from ssamba.library.tables import read_embeddings
+
+HERE = Path(__file__).resolve().parent
+OUTPUT = HERE.parent / "build" / "demo"
+PICTURED = ("misc_crow", "guit_e_slide", "loop_amen", "ambi_choir")
+
+
+def main() -> None:
+    """Run the demo."""
+    console = Console()
+    warnings.filterwarnings("ignore", message="no pretrained weights ship")
+    model = ssamba.load_model()
+    console.print(
+        "[yellow]No pretrained weights ship yet: the model below is randomly initialised, so the neighbours "
+        "reflect only what a random network keeps of the spectrogram.[/]"
+    )
+    files = find_audio([HERE / "audio"])
+    started = time.perf_counter()
+    result = embed_collection(files, OUTPUT / "embeddings.npz", model, overwrite=True)
+    console.print(
+        f"{result.embedded} recordings, {result.audio_s:.1f} s of audio, embedded in {time.perf_counter() - started:.1f} s "
+        f"-> {_relative(OUTPUT / 'embeddings.npz')}"
+    )
+    if result.skipped:
+        sys.exit("the demo's recordings could not all be read: " + "; ".join(s.reason for s in result.skipped))
+
+    embeddings = read_embeddings(OUTPUT / "embeddings.npz")
+    names = [Path(path).stem for path in embeddings["path"]]
+    neighbours = nearest_neighbours(embeddings["embedding"], count=2)
+    table = Table("recording", "seconds", "nearest", "next")
+    for row, name in enumerate(names):
+        near = [
+            f"{names[other]} ({similarity:+.2f})"
+            for other, similarity in zip(neighbours.indices[row], neighbours.similarity[row], strict=True)
+        ]
+        table.add_row(name, f"{embeddings['duration_s'][row]:.2f}", *near)
+    console.print(table)
+
+    recordings = []
+    for path in files:
+        if path.stem in PICTURED:
+            recordings.append((path.stem, model.features(path), model.embed(path)))
+    title = f"ssamba {ssamba.__version__}: log-mel features and frame embeddings ({model.name})"
+    picture = plot_recordings(recordings, OUTPUT / "demo.png", model.front_end, title)
+    console.print(f"picture: {_relative(picture)}")
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Pictures of recordings and their embeddings, with matplotlib (the `figures` extra), without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ssamba.checkpoint.files import write_atomically
+from ssamba.config import FrontEndConfig
+from ssamba.embedder import Embedding
+from ssamba.errors import MissingExtraError
+
+
+def plot_recordings(
+    recordings: Sequence[tuple[str, Tensor, Embedding]],
+    output: str | Path,
+    front_end: FrontEndConfig | None = None,
+    title: str | None = None,
+) -> Path:
+    """A row for each recording: its log-mel spectrogram beside the similarity of its frame embeddings.
+
+    Args:
+        recordings: name, normalised features (T, M) as from `Embedder.features`, and embedding.
+        output: picture file; the suffix chooses the format.
+        front_end: gives the axes their units; None is the official one.
+        title: stands above the whole.
+
+    Returns:
+        The output's path.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ValueError: no recordings.
+    """
+    if not recordings:
+        raise ValueError("no recordings to plot")
+    front_end = front_end or FrontEndConfig()
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError('pictures need matplotlib: pip install "ssamba[figures]"') from None
+    figure = Figure(figsize=(10, 2.6 * len(recordings) + 0.6), layout="constrained")
+    if title:
+        figure.suptitle(title)
+    axes = figure.subplots(len(recordings), 2, width_ratios=(2.2, 1), squeeze=False)
+    for (name, features, embedding), (left, right) in zip(recordings, axes, strict=True):
+        _plot_features(left, name, features, embedding.duration_s, front_end)
+        image = _plot_similarity(right, embedding)
+        figure.colorbar(image, ax=right, shrink=0.8)
+    axes[0, 1].set_title("frame similarity (centred cosine)", fontsize=9)
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    kind = output.suffix.removeprefix(".") or "png"
+    write_atomically(output, lambda target: figure.savefig(target, dpi=110, format=kind))
+    return output
+
+
+def _plot_features(axis: Any, name: str, features: Tensor, duration_s: float, front_end: FrontEndConfig) -> None:
+    axis.imshow(
+        features.T.numpy(),
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        extent=(0, duration_s, 0, front_end.num_mel_bins),
+    )
+    axis.set_title(name, fontsize=9, loc="left")
+    axis.set_xlabel("s", fontsize=8)
+    # Label mel bins by the frequency of their centres.
+    low_hz, high_hz = front_end.low_hz, front_end.high_hz or front_end.sample_rate_hz / 2
+    low_mel, high_mel = (1127 * np.log1p(hz / 700) for hz in (low_hz, high_hz))
+    ticks_hz = [hz for hz in (125, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000) if low_hz < hz <= high_hz]
+    bins = [(1127 * np.log1p(hz / 700) - low_mel) / (high_mel - low_mel) * front_end.num_mel_bins for hz in ticks_hz]
+    axis.set_yticks(bins, [f"{hz / 1000:g}k" if hz >= 1000 else str(hz) for hz in ticks_hz], fontsize=7)
+    axis.set_ylabel("Hz", fontsize=8)
+
+
+def _plot_similarity(axis: Any, embedding: Embedding) -> Any:
+    frames = embedding.frames.numpy().astype(np.float64)
+    frames = frames - frames.mean(0)
+    frames /= np.maximum(np.linalg.norm(frames, axis=1, keepdims=True), 1e-12)
+    extent = (0, embedding.duration_s, embedding.duration_s, 0)
+    axis.set_xlabel("s", fontsize=8)
+    return axis.imshow(frames @ frames.T, cmap="coolwarm", vmin=-1, vmax=1, extent=extent, aspect="equal")

@@ -1,0 +1,45 @@
+"""Nearest neighbours among embeddings.
+
+Shapes: N recordings, D channels, K neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+class Neighbours(NamedTuple):
+    """For each recording its nearest others, nearest first."""
+
+    indices: Array
+    """(N, K)."""
+    similarity: Array
+    """Cosine similarity after the collection's mean was subtracted, (N, K)."""
+
+
+def nearest_neighbours(embeddings: Array, count: int = 3) -> Neighbours:
+    """The `count` nearest other recordings of each one, by centred cosine similarity.
+
+    Args:
+        embeddings: (N, D).
+        count: K, at most N - 1.
+
+    Raises:
+        ValueError: fewer than two recordings, or a count outside 1 to N - 1.
+    """
+    embeddings = np.asarray(embeddings, dtype=np.float64)
+    if embeddings.ndim != 2 or len(embeddings) < 2:
+        raise ValueError(f"expected (recordings, channels) with at least two recordings, got {embeddings.shape}")
+    if not 1 <= count < len(embeddings):
+        raise ValueError(f"count must lie between 1 and {len(embeddings) - 1}, got {count}")
+    # Without centring, the direction that all embeddings share would hide their differences.
+    centred = embeddings - embeddings.mean(0)
+    centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+    similarity = centred @ centred.T
+    np.fill_diagonal(similarity, -np.inf)
+    indices = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
+    return Neighbours(indices, np.take_along_axis(similarity, indices, axis=1))

@@ -1,0 +1,410 @@
+"""The operators in C++ for CPUs, float32 and bfloat16: the extension's kernels as PyTorch operators.
+
+Inputs may be any mixture of float32 and bfloat16 (as autocast produces them) and any slices whose last dimension is
+contiguous; nothing is copied. The state is float32. Threads follow `torch.set_num_threads`; results do not depend on
+their number.
+
+Shapes: B batch, L tokens, D channels, N state size, K taps. Equations: see `reference.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssamba.ops import cpu_extension
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+Rows = tuple[int, int, int, bool]  # address, batch stride, row stride, whether bfloat16
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """None if the operators can run on `device` with an input of `dtype`, else the reason."""
+    if device.type != "cpu":
+        return "it runs on CPUs only"
+    if dtype not in _DTYPES:
+        return f"it takes float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    missing = cpu_extension.why_missing()
+    if missing is None:
+        cpu_extension.capability()
+    return missing
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Output (B, L, D) and last state (B, D, N); arguments are those of `ssamba.ops.selective_scan`."""
+    inputs = (u, _row_dtype(delta), _float32(A), _row_dtype(B), _row_dtype(C), _float32(D), _row_dtype(z))
+    inputs_after = _float32(delta_bias), delta_softplus, reverse, lengths, _float32(initial_state)
+    keep = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    )
+    out, last_state, _ = torch.ops.ssamba.selective_scan_cpp(*inputs, *inputs_after, keep)
+    return out, last_state
+
+
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    reverse: bool,
+    lengths: Tensor | None,
+) -> Tensor:
+    """(B, L, D); arguments are those of `ssamba.ops.causal_conv`."""
+    out: Tensor = torch.ops.ssamba.causal_conv_cpp(x, _float32(weight), _float32(bias), silu, reverse, lengths)
+    return out
+
+
+def _float32(x: Tensor | None) -> Tensor | None:
+    return x if x is None or x.dtype == torch.float32 else x.float()
+
+
+def _row_dtype(x: Tensor | None) -> Tensor | None:
+    return x if x is None or x.dtype in _DTYPES else x.float()
+
+
+def _lined_up(x: Tensor) -> Tensor:
+    """x, or a copy if its last dimension is not contiguous."""
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+def _rows(x: Tensor) -> Rows:
+    stride = x.stride()
+    return x.data_ptr(), stride[0], stride[1], x.dtype == torch.bfloat16
+
+
+_ABSENT: Rows = (0, 0, 0, False)
+
+
+def _optional_rows(x: Tensor | None) -> Rows:
+    return _ABSENT if x is None else _rows(x)
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _dense(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _int64(lengths: Tensor | None) -> Tensor | None:
+    return None if lengths is None else lengths.to(torch.int64).contiguous()
+
+
+def _border_size(batch: int, length: int, channels: int, state: int) -> int:
+    """Elements of the saved states: one state per chunk, channels padded to whole blocks, in an order of the kernels' own.
+
+    One dimension, because torch.export would take a number of chunks that is 1 for a constant.
+    """
+    chunk, block = 64, 16  # CHUNK and BLOCK of csrc/kernels.hpp; a fake tensor needs them without the extension
+    return batch * -(-length // chunk) * (-(-channels // block) * block) * state
+
+
+_library = torch.library.Library("ssamba", "FRAGMENT")
+_library.define(
+    "selective_scan_cpp(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+    "bool delta_softplus, bool reverse, Tensor? lengths, Tensor? initial_state, bool keep_states) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "selective_scan_cpp_backward(Tensor grad_out, Tensor grad_last, Tensor borders, Tensor u, Tensor delta, Tensor A, "
+    "Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, bool reverse, Tensor? lengths) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "causal_conv_cpp(Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse, Tensor? lengths) -> Tensor"
+)
+_library.define(
+    "causal_conv_cpp_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse, "
+    "Tensor? lengths) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output (B, L, D), last state (B, D, N), and with `keep_states` what the backward pass starts from."""
+    batch, length, channels = u.shape
+    state = A.shape[1]
+    out, last_state, borders = _scan_fake(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths, initial_state, keep_states
+    )
+    u, delta, B, C = _lined_up(u), _lined_up(delta), _lined_up(B), _lined_up(C)
+    z = None if z is None else _lined_up(z)
+    A, D, delta_bias, initial_state = A.contiguous(), _dense(D), _dense(delta_bias), _dense(initial_state)
+    lengths = _int64(lengths)
+    cpu_extension.module().scan_forward(
+        cpu_extension.capability(),
+        cpu_extension.threads(),
+        (batch, length, channels, state),
+        delta_softplus,
+        reverse,
+        _rows(u),
+        _rows(delta),
+        A.data_ptr(),
+        _rows(B),
+        _rows(C),
+        _address(D),
+        _optional_rows(z),
+        _address(delta_bias),
+        _address(lengths),
+        _address(initial_state),
+        borders.data_ptr() if keep_states else 0,
+        _rows(out),
+        last_state.data_ptr(),
+    )
+    return out, last_state, borders
+
+
+def _scan_fake(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    (batch, length, channels), state = u.shape, A.shape[1]
+    return (
+        u.new_empty((batch, length, channels)),
+        A.new_empty((batch, channels, state)),
+        A.new_empty(_border_size(batch, length, channels, state) if keep_states else 0),
+    )
+
+
+def _scan_backward(
+    grad_out: Tensor,
+    grad_last: Tensor,
+    borders: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of u, delta, A, B, C, D, z, delta_bias (empty where the input is absent) and the initial state."""
+    batch, length, channels = u.shape
+    state = A.shape[1]
+    grads = _scan_backward_fake(
+        grad_out, grad_last, borders, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths
+    )
+    grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_initial = grads
+    if batch == 0:
+        for grad in (grad_A, grad_D, grad_bias):
+            grad.zero_()
+        return grads
+    u, delta, B, C = _lined_up(u), _lined_up(delta), _lined_up(B), _lined_up(C)
+    z = None if z is None else _lined_up(z)
+    A, D, delta_bias, grad_last = A.contiguous(), _dense(D), _dense(delta_bias), grad_last.contiguous()
+    grad_out, lengths = _lined_up(grad_out), _int64(lengths)
+    cpu_extension.module().scan_backward(
+        cpu_extension.capability(),
+        cpu_extension.threads(),
+        (batch, length, channels, state),
+        delta_softplus,
+        reverse,
+        _rows(u),
+        _rows(delta),
+        A.data_ptr(),
+        _rows(B),
+        _rows(C),
+        _address(D),
+        _optional_rows(z),
+        _address(delta_bias),
+        _address(lengths),
+        borders.data_ptr(),
+        _rows(grad_out),
+        grad_last.data_ptr(),
+        _rows(grad_u),
+        _rows(grad_delta),
+        grad_A.data_ptr(),
+        _rows(grad_B),
+        _rows(grad_C),
+        0 if D is None else grad_D.data_ptr(),
+        _ABSENT if z is None else _rows(grad_z),
+        0 if delta_bias is None else grad_bias.data_ptr(),
+        grad_initial.data_ptr(),
+    )
+    return grads
+
+
+def _scan_backward_fake(
+    grad_out: Tensor,
+    grad_last: Tensor,
+    borders: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def like(x: Tensor | None) -> Tensor:
+        return A.new_empty(0) if x is None else x.new_empty(x.shape)
+
+    grads = like(u), like(delta), like(A), like(B), like(C), like(D), like(z), like(delta_bias)
+    return (*grads, like(grad_last))
+
+
+def _scan_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths, initial_state, keep_states = inputs
+    assert keep_states, "a gradient is wanted, so the call has to keep the states"
+    ctx.save_for_backward(output[2], u, delta, A, B, C, D, z, delta_bias, lengths)
+    ctx.options = delta_softplus, reverse
+    ctx.has_initial = initial_state is not None
+
+
+def _scan_autograd(ctx: Any, grad_out: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    borders, u, delta, A, B, C, D, z, delta_bias, lengths = ctx.saved_tensors
+    *grads, grad_initial = torch.ops.ssamba.selective_scan_cpp_backward(
+        grad_out, grad_last, borders, u, delta, A, B, C, D, z, delta_bias, *ctx.options, lengths
+    )
+    inputs = u, delta, A, B, C, D, z, delta_bias
+    present = [grad if x is not None else None for grad, x in zip(grads, inputs, strict=True)]
+    return (*present, None, None, None, grad_initial if ctx.has_initial else None, None)
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, lengths: Tensor | None) -> Tensor:
+    batch, length, channels = x.shape
+    out = _conv_fake(x, weight, bias, silu, reverse, lengths)
+    x, weight, bias, lengths = _lined_up(x), weight.contiguous(), _dense(bias), _int64(lengths)
+    cpu_extension.module().conv_forward(
+        cpu_extension.capability(),
+        cpu_extension.threads(),
+        (batch, length, channels, weight.shape[1]),
+        silu,
+        reverse,
+        _rows(x),
+        weight.data_ptr(),
+        _address(bias),
+        _address(lengths),
+        _rows(out),
+    )
+    return out
+
+
+def _conv_fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, lengths: Tensor | None
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _conv_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    reverse: bool,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, and bias (empty where there is none)."""
+    batch, length, channels = x.shape
+    grads = _conv_backward_fake(grad_out, x, weight, bias, silu, reverse, lengths)
+    grad_x, grad_weight, grad_bias = grads
+    if batch == 0:
+        grad_weight.zero_()
+        grad_bias.zero_()
+        return grads
+    x, weight, bias, lengths = _lined_up(x), weight.contiguous(), _dense(bias), _int64(lengths)
+    grad_out = _lined_up(grad_out)
+    cpu_extension.module().conv_backward(
+        cpu_extension.capability(),
+        cpu_extension.threads(),
+        (batch, length, channels, weight.shape[1]),
+        silu,
+        reverse,
+        _rows(x),
+        weight.data_ptr(),
+        _address(bias),
+        _address(lengths),
+        _rows(grad_out),
+        _rows(grad_x),
+        grad_weight.data_ptr(),
+        0 if bias is None else grad_bias.data_ptr(),
+    )
+    return grads
+
+
+def _conv_backward_fake(
+    grad_out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    reverse: bool,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(0 if bias is None else bias.shape)
+
+
+def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, silu, reverse, lengths = inputs
+    ctx.save_for_backward(x, weight, bias, lengths)
+    ctx.options = silu, reverse
+
+
+def _conv_autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias, lengths = ctx.saved_tensors
+    grad_x, grad_weight, grad_bias = torch.ops.ssamba.causal_conv_cpp_backward(
+        grad_out, x, weight, bias, *ctx.options, lengths
+    )
+    return grad_x, grad_weight, None if bias is None else grad_bias, None, None, None
+
+
+for _name, _run, _fake in (
+    ("selective_scan_cpp", _scan, _scan_fake),
+    ("selective_scan_cpp_backward", _scan_backward, _scan_backward_fake),
+    ("causal_conv_cpp", _conv, _conv_fake),
+    ("causal_conv_cpp_backward", _conv_backward, _conv_backward_fake),
+):
+    _library.impl(_name, _run, "CPU")
+    torch.library.register_fake(f"ssamba::{_name}", _fake, lib=_library)
+torch.library.register_autograd("ssamba::selective_scan_cpp", _scan_autograd, setup_context=_scan_setup, lib=_library)
+torch.library.register_autograd("ssamba::causal_conv_cpp", _conv_autograd, setup_context=_conv_setup, lib=_library)

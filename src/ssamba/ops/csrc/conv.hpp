@@ -1,0 +1,144 @@
+// The depthwise causal convolution with its SiLU, forward and backward.
+//
+//   p_s = bias + sum_k weight_k x_{s-(K-1)+k}      y_s = silu(p_s)
+// Backward, with p' = y' silu'(p):   x'_s = sum_k weight_k p'_{s+(K-1)-k}    weight'_k = sum_s p'_s x_{s-(K-1)+k}    bias' = sum_s p'_s
+//
+// Shapes: B batch, L tokens, D channels, K taps; s counts steps in the direction of the convolution, zeros outside the clip.
+#pragma once
+
+// p_s for one vector of channels.
+static inline V convolve(const Conv& in, int64_t clip, int64_t length, int64_t s, int64_t channel, int64_t count) {
+  V p = in.bias == nullptr ? set1(0.0f) : load_floats(in.bias + channel, count);
+  const int64_t missing = in.taps - 1 - s;  // taps that reach before the clip
+  for (int64_t k = missing > 0 ? missing : 0; k < in.taps; ++k) {
+    const int64_t row = row_of(in.reverse, length, s - (in.taps - 1) + k);
+    p = fma(load_floats(in.weight + k * in.channels + channel, count), load_row(in.x, clip, row, channel, count), p);
+  }
+  return p;
+}
+
+// The common case: K = TAPS, full vectors, nothing reaches before the clip. ROWS steps at once share the loads of their inputs.
+constexpr int TAPS = 4, ROWS = 4;
+
+template <typename T>
+static inline V load_as(const T* p);
+template <>
+inline V load_as<float>(const float* p) { return load(p); }
+template <>
+inline V load_as<uint16_t>(const uint16_t* p) { return load_bf16(p); }
+static inline void store_as(float* p, V a) { store(p, a); }
+static inline void store_as(uint16_t* p, V a) { store_bf16(p, a); }
+
+// x and out point to step s of the first channel; the steps to the next one count elements.
+template <typename T>
+static void conv_strip(const Conv& in, const T* x, int64_t x_step, T* out, int64_t out_step, int64_t channels) {
+  for (int64_t channel = 0; channel + W <= channels; channel += W) {
+    V weight[TAPS], rows[ROWS + TAPS - 1];
+#pragma GCC unroll 4
+    for (int k = 0; k < TAPS; ++k) weight[k] = load(in.weight + k * in.channels + channel);
+#pragma GCC unroll 7
+    for (int i = 0; i < ROWS + TAPS - 1; ++i) rows[i] = load_as<T>(x + (i - (TAPS - 1)) * x_step + channel);
+    const V bias = in.bias == nullptr ? set1(0.0f) : load(in.bias + channel);
+#pragma GCC unroll 4
+    for (int i = 0; i < ROWS; ++i) {
+      V p = bias;
+#pragma GCC unroll 4
+      for (int k = 0; k < TAPS; ++k) p = fma(weight[k], rows[i + k], p);
+      store_as(out + i * out_step + channel, in.silu ? silu(p) : p);
+    }
+  }
+}
+
+template <typename T>
+static void conv_strip_at(const ConvForward& args, int64_t clip, int64_t length, int64_t s, int64_t channels) {
+  const Conv& in = args.in;
+  const int64_t row = row_of(in.reverse, length, s), sign = in.reverse ? -1 : 1;
+  conv_strip<T>(in, static_cast<const T*>(in.x.data) + offset_of(in.x, clip, row, 0), sign * in.x.row_stride,
+                static_cast<T*>(args.out.data) + offset_of(args.out, clip, row, 0), sign * args.out.row_stride, channels);
+}
+
+static void conv_forward(const ConvForward& args, int64_t clip, int64_t first_row, int64_t last_row) {
+  const Conv& in = args.in;
+  const int64_t length = clip_length(in.lengths, clip, in.length);
+  for (int64_t row = first_row > length ? first_row : length; row < last_row; ++row)
+    zero_row(args.out, clip, row, 0, in.channels);
+  last_row = smaller(last_row, length);
+  const int64_t last = in.reverse ? length - first_row : last_row;
+  for (int64_t s = in.reverse ? length - last_row : first_row; s < last;) {
+    int64_t done = 0, steps = 1;  // channels, steps
+    if (in.taps == TAPS && s >= TAPS - 1 && s + ROWS <= last && in.x.dtype == args.out.dtype) {
+      steps = ROWS;
+      done = in.channels / W * W;
+      if (in.x.dtype == FLOAT32)
+        conv_strip_at<float>(args, clip, length, s, done);
+      else
+        conv_strip_at<uint16_t>(args, clip, length, s, done);
+    }
+    for (int64_t i = 0; i < steps; ++i, ++s)
+      for (int64_t channel = done; channel < in.channels; channel += W) {
+        const int64_t count = smaller(W, in.channels - channel);
+        const V p = convolve(in, clip, length, s, channel, count);
+        store_row(args.out, clip, row_of(in.reverse, length, s), channel, in.silu ? silu(p) : p, count);
+      }
+  }
+}
+
+static int64_t conv_backward_scratch(const Conv& in, int64_t blocks) {
+  const int64_t vectors = blocks * (BLOCK / W);
+  // Of each vector: gradients of the weights (K, W) and the bias (W), p' of the K - 1 steps after the tile; then p' of a tile.
+  return vectors * 2 * in.taps * W + (CHUNK + in.taps) * W;
+}
+
+// Tiles go from the end of the clip to its start, because x' of a step needs p' of the steps after it.
+static void conv_backward(const ConvBackward& args, int64_t clip, int64_t first_block, int64_t last_block, float* scratch) {
+  const Conv& in = args.in;
+  const int64_t length = clip_length(in.lengths, clip, in.length), K = in.taps, first_channel = first_block * BLOCK;
+  const int64_t width = smaller(last_block * BLOCK, in.channels) - first_channel;
+  float *grad_p = scratch, *vector_data = scratch + (CHUNK + K) * W;
+  std::memset(vector_data, 0, static_cast<size_t>((width + W - 1) / W * 2 * K * W) * sizeof(float));
+
+  for (int64_t tile = (length + CHUNK - 1) / CHUNK - 1; tile >= 0; --tile) {
+    const int64_t s0 = tile * CHUNK, steps = smaller(CHUNK, length - s0);
+    for (int64_t offset = 0; offset < width; offset += W) {
+      const int64_t channel = first_channel + offset, count = smaller(W, width - offset);
+      float *grad_weight = vector_data + offset * 2 * K, *grad_bias = grad_weight + K * W, *after = grad_bias + W;
+      std::memcpy(grad_p + steps * W, after, static_cast<size_t>((K - 1) * W) * sizeof(float));
+      V bias_sum = load(grad_bias);
+      for (int64_t k = 0; k < steps; ++k) {
+        const int64_t row = row_of(in.reverse, length, s0 + k);
+        V g = load_row(args.grad_out, clip, row, channel, count);
+        if (in.silu) {
+          const V p = convolve(in, clip, length, s0 + k, channel, count);
+          g = mul(g, silu_slope(p, sigmoid(p)));
+        }
+        store(grad_p + k * W, g);
+        bias_sum = add(bias_sum, g);
+      }
+      store(grad_bias, bias_sum);
+      for (int64_t k = 0; k < steps; ++k) {
+        V sum = set1(0.0f);
+        for (int64_t tap = 0; tap < K; ++tap)
+          sum = fma(load_floats(in.weight + tap * in.channels + channel, count), load(grad_p + (k + K - 1 - tap) * W), sum);
+        store_row(args.grad_x, clip, row_of(in.reverse, length, s0 + k), channel, sum, count);
+      }
+      for (int64_t tap = 0; tap < K; ++tap) {
+        V sum = load(grad_weight + tap * W);
+        const int64_t missing = K - 1 - tap - s0;  // steps that would look before the clip
+        for (int64_t k = missing > 0 ? missing : 0; k < steps; ++k) {
+          const int64_t row = row_of(in.reverse, length, s0 + k - (K - 1) + tap);
+          sum = fma(load(grad_p + k * W), load_row(in.x, clip, row, channel, count), sum);
+        }
+        store(grad_weight + tap * W, sum);
+      }
+      std::memcpy(after, grad_p, static_cast<size_t>((K - 1) * W) * sizeof(float));
+    }
+  }
+  for (int64_t row = length; row < in.length; ++row) zero_row(args.grad_x, clip, row, first_channel, width);
+  for (int64_t offset = 0; offset < width; offset += W) {
+    const int64_t channel = first_channel + offset, count = smaller(W, width - offset);
+    const float *grad_weight = vector_data + offset * 2 * K, *grad_bias = grad_weight + K * W;
+    for (int64_t tap = 0; tap < K; ++tap)
+      store_floats(args.part_weight + (clip * K + tap) * in.channels + channel, load(grad_weight + tap * W), count);
+    if (args.part_bias != nullptr) store_floats(args.part_bias + clip * in.channels + channel, load(grad_bias), count);
+  }
+}

@@ -1,0 +1,99 @@
+// What the kernels are given and how they are reached: plain structs, and one table of functions per instruction set.
+//
+// kernels.cpp is compiled once per instruction set and exports one `Kernels` table each; module.cpp (compiled for the
+// baseline) picks a table at run time, cuts the work into pieces and runs them on the threads. Nothing here may be
+// an inline function or a std:: template: the linker keeps one copy, and it could keep the one with the wrong instructions.
+//
+// Shapes: B batch, L tokens, D channels, N state size, K taps.
+#pragma once
+
+#include <cstdint>
+
+namespace ssamba {
+
+// Channels are dealt out to threads in blocks of BLOCK in the forward passes. The backward of the scan sums the gradients of B
+// and C over channels: within a group of GROUP channels in a fixed order, then over groups, so that the result does not
+// depend on the number of threads.
+constexpr int64_t BLOCK = 16;
+constexpr int64_t GROUP = 32;
+// The forward pass keeps the state before every CHUNK steps; the backward pass computes the inside of a chunk again.
+constexpr int64_t CHUNK = 64;
+
+enum DType : int32_t { FLOAT32 = 0, BFLOAT16 = 1 };
+
+// A (B, L, channels) array whose last dimension is contiguous; strides count elements. `data` null: absent.
+struct Rows {
+  void* data;
+  int64_t batch_stride;
+  int64_t row_stride;
+  int32_t dtype;
+};
+
+struct Scan {
+  int64_t batch, length, channels, state;
+  bool softplus, reverse;
+  Rows u, delta, z;             // (B, L, D)
+  Rows B, C;                    // (B, L, N)
+  const float* A;               // (D, N)
+  const float* D;               // (D) or null
+  const float* bias;            // (D) or null
+  const int64_t* lengths;       // (B) or null
+  const float* initial_state;   // (B, D, N) or null: zeros
+  float* borders;               // (B, chunks, padded D, N) in the kernels' own order, or null: do not keep
+};
+
+struct ScanForward {
+  Scan in;
+  Rows out;           // (B, L, D)
+  float* last_state;  // (B, D, N)
+};
+
+struct ScanBackward {
+  Scan in;
+  Rows grad_out;                     // (B, L, D)
+  const float* grad_last;            // (B, D, N) or null: zeros
+  Rows grad_u, grad_delta, grad_z;   // (B, L, D)
+  float* grad_initial;               // (B, D, N) or null: not wanted
+  float *part_B, *part_C;            // (B, groups, L, N): one group's share
+  float* part_A;                     // (B, D, N): one clip's share
+  float *part_D, *part_bias;         // (B, D), or null: not wanted
+};
+
+struct Conv {
+  int64_t batch, length, channels, taps;
+  bool silu, reverse;
+  Rows x;                    // (B, L, D)
+  const float* weight;       // (K, D): transposed, so that channels are contiguous
+  const float* bias;         // (D) or null
+  const int64_t* lengths;    // (B) or null
+};
+
+struct ConvForward {
+  Conv in;
+  Rows out;  // (B, L, D)
+};
+
+struct ConvBackward {
+  Conv in;
+  Rows grad_out, grad_x;  // (B, L, D)
+  float* part_weight;     // (B, K, D): one clip's share
+  float* part_bias;       // (B, D), or null: not wanted
+};
+
+// One instruction set. Each function does one clip and a range of channel blocks (or of steps), on the calling thread.
+struct Kernels {
+  const char* name;
+  int64_t (*scan_forward_scratch)(const Scan&, int64_t blocks);                 // floats
+  void (*scan_forward)(const ScanForward&, int64_t clip, int64_t first_block, int64_t last_block, float* scratch);
+  int64_t (*scan_backward_scratch)(const Scan&, int64_t groups);                // floats
+  void (*scan_backward)(const ScanBackward&, int64_t clip, int64_t first_group, int64_t last_group, float* scratch);
+  void (*conv_forward)(const ConvForward&, int64_t clip, int64_t first_step, int64_t last_step);
+  int64_t (*conv_backward_scratch)(const Conv&, int64_t blocks);                // floats
+  void (*conv_backward)(const ConvBackward&, int64_t clip, int64_t first_block, int64_t last_block, float* scratch);
+};
+
+extern const Kernels kernels_generic;
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+
+}  // namespace ssamba

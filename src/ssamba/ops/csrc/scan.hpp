@@ -1,0 +1,470 @@
+// The selective scan, forward and backward, for one clip and a range of channels.
+//
+//   h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t      y_t = (C_t . h_t + D u_t) silu(z_t)      (Mamba, arXiv:2312.00752)
+//
+// A vector holds W channels, so that the sum over the N states needs no horizontal sum; the states of a vector
+// stay in registers while it walks through a tile of CHUNK steps. Tiles come first and vectors inside them, so that rows of
+// the inputs are read from end to end. In a tile, softplus, recurrence and gate are loops of their own over small buffers.
+// A reversed scan walks the rows from the last valid one to the first. A is held as A log2(e), for 2^x.
+//
+// Backward, with g_t the gradient of h_t and a dot for the gradient of the loss:
+//   g_t = C_t y'_t + exp(delta_{t+1} A) g_{t+1}      where y' = out' silu(z)
+//   C'_t = sum_d y'_t h_t        B'_t = sum_d delta_t u_t g_t        A' = sum_t delta_t w_t with w_t = exp(delta_t A) g_t h_{t-1}
+//   u'_t = delta_t (B_t . g_t) + D y'_t        delta'_t = (A . w_t + u_t (B_t . g_t)) times the slope of softplus
+//
+// Shapes: B batch, L tokens, D channels, N state size; s counts steps in the order of the scan.
+#pragma once
+
+constexpr int64_t TILE = CHUNK * W;  // floats of one quantity of a vector in a tile
+
+static inline float* border_of(const Scan& in, int64_t clip, int64_t chunk, int64_t channel) {
+  const int64_t chunks = (in.length + CHUNK - 1) / CHUNK;
+  const int64_t padded = (in.channels + BLOCK - 1) / BLOCK * BLOCK;
+  return in.borders + ((clip * chunks + chunk) * padded + channel) * in.state;
+}
+
+// (channels, N) to (N, W) for the vector starting at `channel`, and back; lanes beyond the last channel are zero.
+static inline void to_lanes(const float* matrix, int64_t channel, int64_t count, int64_t state, float* lanes) {
+  for (int64_t n = 0; n < state; ++n)
+    for (int64_t i = 0; i < W; ++i) lanes[n * W + i] = i < count ? matrix[(channel + i) * state + n] : 0.0f;
+}
+
+static inline void from_lanes(const float* lanes, int64_t channel, int64_t count, int64_t state, float* matrix) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t n = 0; n < state; ++n) matrix[(channel + i) * state + n] = lanes[n * W + i];
+}
+
+// What a vector of channels needs in every tile, kept as (N + 3, W): A log2(e), its largest magnitude, D and the bias.
+static void prepare_constants(const Scan& in, int64_t channel, int64_t count, float* constants) {
+  to_lanes(in.A, channel, count, in.state, constants);
+  V magnitude = set1(0.0f);
+  for (int64_t n = 0; n < in.state; ++n) {
+    // Finite, so that an A of -inf times a step or a gradient of zero is not a NaN.
+    const V a = at_most(1e30f, at_least(-1e30f, mul(load(constants + n * W), set1(1.44269504f))));
+    store(constants + n * W, a);
+    magnitude = maximum(absolute(a), magnitude);
+  }
+  float* rest = constants + in.state * W;
+  store(rest, magnitude);
+  store(rest + W, in.D == nullptr ? set1(0.0f) : load_floats(in.D + channel, count));
+  store(rest + 2 * W, in.bias == nullptr ? set1(0.0f) : load_floats(in.bias + channel, count));
+}
+
+// The rows of B or C of a tile in float32: where they are, or converted into `buffer`.
+struct Coefficients {
+  const float* first;  // of the tile's first step
+  int64_t step;        // to the next step
+};
+
+static inline Coefficients coefficients(const Scan& in, const Rows& rows, int64_t clip, int64_t length, int64_t s0,
+                                        int64_t steps, float* buffer) {
+  const int64_t row = row_of(in.reverse, length, s0);
+  const int64_t offset = clip * rows.batch_stride + row * rows.row_stride;
+  const int64_t step = in.reverse ? -rows.row_stride : rows.row_stride;
+  if (rows.dtype == FLOAT32) return {static_cast<const float*>(rows.data) + offset, step};
+  const uint16_t* p = static_cast<const uint16_t*>(rows.data) + offset;
+  for (int64_t k = 0; k < steps; ++k)
+    for (int64_t n = 0; n < in.state; ++n) {
+      const uint32_t bits = static_cast<uint32_t>(p[k * step + n]) << 16;
+      std::memcpy(buffer + k * in.state + n, &bits, sizeof bits);
+    }
+  return {buffer, in.state};
+}
+
+// What will be read and written soon. The hardware does not see it coming, because the vectors of a tile walk down columns;
+// asked for during the recurrence, it arrives while the arithmetic goes on. Vectors form strips of up to STRIP channels, and
+// while one strip is worked on the next is fetched row by row: memory prefers longer pieces than one cache line.
+constexpr int64_t STRIP = 128;
+
+struct Ahead {
+  uintptr_t at[4];
+  int64_t row_bytes[4], piece_bytes[4];  // to the next row; of BLOCK channels
+  int64_t piece, pieces;                 // in a row
+};
+
+static inline void fetch(Ahead* ahead) {
+  const bool row_done = ahead->piece + 1 == ahead->pieces;
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    prefetch(ahead->at[i]);
+    ahead->at[i] += static_cast<uintptr_t>(row_done ? ahead->row_bytes[i] : ahead->piece_bytes[i]);
+  }
+  ahead->piece = row_done ? 0 : ahead->piece + 1;
+}
+
+// The share of vector `offset` / W in fetching the strip after its own; `width` channels are worked on from `first_channel` on.
+static inline Ahead look_ahead(const Scan& in, const Rows* const (&streams)[4], int64_t clip, int64_t length, int64_t s0,
+                               int64_t first_channel, int64_t width, int64_t offset, bool backward) {
+  const int64_t strips = (width + STRIP - 1) / STRIP;
+  const int64_t strip_width = ((width + strips - 1) / strips + BLOCK - 1) / BLOCK * BLOCK;
+  const int64_t strip = offset / strip_width * strip_width;
+  const bool last = strip + strip_width >= width;
+  const int64_t next = last ? 0 : strip + strip_width;
+  const int64_t own_width = smaller(strip_width, width - strip), next_width = smaller(strip_width, width - next);
+  const int64_t s = s0 + (last ? (backward ? -CHUNK : CHUNK) : 0) + CHUNK * (offset - strip) / own_width;
+  Ahead ahead;
+  ahead.piece = 0;
+  ahead.pieces = (next_width + BLOCK - 1) / BLOCK;
+  for (int i = 0; i < 4; ++i) {
+    const Rows& rows = streams[i]->data == nullptr ? in.u : *streams[i];
+    const int64_t size = rows.dtype == FLOAT32 ? 4 : 2;
+    const int64_t start = offset_of(rows, clip, row_of(in.reverse, length, s), first_channel + next);
+    ahead.at[i] = reinterpret_cast<uintptr_t>(rows.data) + static_cast<uintptr_t>(start * size);
+    ahead.piece_bytes[i] = BLOCK * size;
+    ahead.row_bytes[i] = ((in.reverse ? -rows.row_stride : rows.row_stride) - (ahead.pieces - 1) * BLOCK) * size;
+  }
+  return ahead;
+}
+
+// The recurrence over a tile for NB states of a vector; y accumulates. `h` is (NB, W).
+template <int NB, bool SAFE>
+static void advance(const float* A, Coefficients B, Coefficients C, const float* delta, const float* drive, float* y,
+                    int64_t steps, Ahead ahead, float* h) {
+  V state[NB];
+#pragma GCC unroll 16
+  for (int n = 0; n < NB; ++n) state[n] = load(h + n * W);
+  for (int64_t k = 0; k < steps; ++k) {
+    fetch(&ahead);
+    const V d = load(delta + k * W), x = load(drive + k * W);
+    V even = load(y + k * W), odd = set1(0.0f);
+#pragma GCC unroll 16
+    for (int n = 0; n < NB; ++n) {
+      const V decay = exp2_product<SAFE>(d, load(A + n * W));
+      state[n] = fma(decay, state[n], mul(x, set1(B.first[n])));
+      V& sum = n % 2 ? odd : even;
+      sum = fma(state[n], set1(C.first[n]), sum);
+    }
+    store(y + k * W, add(even, odd));
+    B.first += B.step;
+    C.first += C.step;
+  }
+#pragma GCC unroll 16
+  for (int n = 0; n < NB; ++n) store(h + n * W, state[n]);
+}
+
+template <bool SAFE>
+static void advance_all(int64_t state, const float* A, Coefficients B, Coefficients C, const float* delta,
+                        const float* drive, float* y, int64_t steps, Ahead ahead, float* h) {
+  int64_t n = 0;
+  while (n < state) {
+    const int64_t left = state - n;
+    const Coefficients b = {B.first + n, B.step}, c = {C.first + n, C.step};
+    if (left >= 16 && MAX_STATES >= 16) {
+      advance<MAX_STATES, SAFE>(A + n * W, b, c, delta, drive, y, steps, ahead, h + n * W);
+      n += MAX_STATES;
+    } else if (left >= 8) {
+      advance<8, SAFE>(A + n * W, b, c, delta, drive, y, steps, ahead, h + n * W);
+      n += 8;
+    } else if (left >= 4) {
+      advance<4, SAFE>(A + n * W, b, c, delta, drive, y, steps, ahead, h + n * W);
+      n += 4;
+    } else {
+      advance<1, SAFE>(A + n * W, b, c, delta, drive, y, steps, ahead, h + n * W);
+      n += 1;
+    }
+  }
+}
+
+static int64_t scan_forward_scratch(const Scan& in, int64_t blocks) {
+  const int64_t vectors = blocks * (BLOCK / W);
+  return vectors * (2 * in.state + 3) * W + 3 * TILE + 2 * CHUNK * in.state;
+}
+
+static void scan_forward(const ScanForward& args, int64_t clip, int64_t first_block, int64_t last_block, float* scratch) {
+  const Scan& in = args.in;
+  const int64_t length = clip_length(in.lengths, clip, in.length), N = in.state, size = N * W;
+  const int64_t first_channel = first_block * BLOCK;
+  const int64_t width = smaller(last_block * BLOCK, in.channels) - first_channel, vectors = (width + W - 1) / W;
+  const Rows* const streams[] = {&in.u, &in.delta, &in.z, &args.out};
+  float *constants = scratch, *states = constants + vectors * (size + 3 * W);
+  float *delta = states + vectors * size, *drive = delta + TILE, *y = drive + TILE;
+  float *buffer_B = y + TILE, *buffer_C = buffer_B + CHUNK * N;
+
+  for (int64_t j = 0; j < vectors; ++j) {
+    const int64_t channel = first_channel + j * W, count = smaller(W, in.channels - channel);
+    prepare_constants(in, channel, count, constants + j * (size + 3 * W));
+    if (in.initial_state != nullptr)
+      to_lanes(in.initial_state + clip * in.channels * N, channel, count, N, states + j * size);
+    else
+      std::memset(states + j * size, 0, static_cast<size_t>(size) * sizeof(float));
+  }
+  for (int64_t s0 = 0; s0 < length; s0 += CHUNK) {
+    const int64_t steps = smaller(CHUNK, length - s0);
+    const Coefficients B = coefficients(in, in.B, clip, length, s0, steps, buffer_B);
+    const Coefficients C = coefficients(in, in.C, clip, length, s0, steps, buffer_C);
+    for (int64_t j = 0; j < vectors; ++j) {
+      const int64_t channel = first_channel + j * W, count = smaller(W, in.channels - channel);
+      const float *A = constants + j * (size + 3 * W), *rest = A + size;
+      const V D = load(rest + W), bias = load(rest + 2 * W);
+      float* h = states + j * size;
+      if (in.borders != nullptr)
+        std::memcpy(border_of(in, clip, s0 / CHUNK, channel), h, static_cast<size_t>(size) * sizeof(float));
+      V longest = set1(0.0f);
+      for (int64_t k = 0; k < steps; ++k) {
+        const int64_t row = row_of(in.reverse, length, s0 + k);
+        const V u = load_row(in.u, clip, row, channel, count);
+        V d = add(load_row(in.delta, clip, row, channel, count), bias);
+        if (in.softplus) d = softplus(d);
+        longest = maximum(absolute(d), longest);
+        store(delta + k * W, d);
+        store(drive + k * W, mul(d, u));
+        store(y + k * W, mul(D, u));
+      }
+      const Ahead ahead = look_ahead(in, streams, clip, length, s0, first_channel, width, j * W, false);
+      if (ALWAYS_SAFE || all_below(mul(longest, load(rest)), 1e5f))
+        advance_all<false>(N, A, B, C, delta, drive, y, steps, ahead, h);
+      else
+        advance_all<true>(N, A, B, C, delta, drive, y, steps, ahead, h);
+      for (int64_t k = 0; k < steps; ++k) {
+        const int64_t row = row_of(in.reverse, length, s0 + k);
+        V out = load(y + k * W);
+        if (in.z.data != nullptr) out = mul(out, silu(load_row(in.z, clip, row, channel, count)));
+        store_row(args.out, clip, row, channel, out, count);
+      }
+    }
+  }
+  for (int64_t row = length; row < in.length; ++row) zero_row(args.out, clip, row, first_channel, width);
+  for (int64_t j = 0; j < vectors; ++j)
+    from_lanes(states + j * size, first_channel + j * W, smaller(W, width - j * W), N,
+               args.last_state + clip * in.channels * N);
+}
+
+// The recurrence again, keeping what the sweep back needs: states h (steps + 1, N, W), of which row 0 is given, and decays
+// (steps, N, W). y accumulates for the gradient of the gate. The gradient of C is complete here: it needs h alone.
+template <int NB, bool SAFE>
+static void replay(int64_t N, const float* A, Coefficients B, Coefficients C, const float* delta, const float* drive,
+                   const float* grad_y, float* y, float* grad_C, int64_t steps, Ahead ahead, float* h, float* decays) {
+  V state[NB], products[NB];
+#pragma GCC unroll 16
+  for (int n = 0; n < NB; ++n) state[n] = load(h + n * W);
+  for (int64_t k = 0; k < steps; ++k) {
+    fetch(&ahead);
+    const V d = load(delta + k * W), x = load(drive + k * W), dy = load(grad_y + k * W);
+    V even = load(y + k * W), odd = set1(0.0f);
+    float *h_k = h + (k + 1) * N * W, *decay_k = decays + k * N * W;
+#pragma GCC unroll 16
+    for (int n = 0; n < NB; ++n) {
+      const V decay = exp2_product<SAFE>(d, load(A + n * W));
+      store(decay_k + n * W, decay);
+      state[n] = fma(decay, state[n], mul(x, set1(B.first[n])));
+      store(h_k + n * W, state[n]);
+      V& sum = n % 2 ? odd : even;
+      sum = fma(state[n], set1(C.first[n]), sum);
+      products[n] = mul(dy, state[n]);
+    }
+    add_row_sums<NB>(products, grad_C + k * N);
+    store(y + k * W, add(even, odd));
+    B.first += B.step;
+    C.first += C.step;
+  }
+}
+
+// From the last step to the first. `carry` (NB, W) is exp(delta A) g of the step after, at the end that of the tile's first
+// step; drive_slope becomes B . g, and step_slope A . w.
+template <int NB>
+static void sweep_back(int64_t N, const float* A, Coefficients B, Coefficients C, const float* delta, const float* drive,
+                       const float* grad_y, float* drive_slope, float* step_slope, float* grad_B, int64_t steps,
+                       Ahead ahead, const float* h, const float* decays, float* carry, float* grad_A) {
+  V c[NB], products[NB];
+#pragma GCC unroll 16
+  for (int n = 0; n < NB; ++n) c[n] = load(carry + n * W);
+  for (int64_t k = steps - 1; k >= 0; --k) {
+    fetch(&ahead);
+    const V d = load(delta + k * W), x = load(drive + k * W), dy = load(grad_y + k * W);
+    const float *h_before = h + k * N * W, *decay_k = decays + k * N * W;
+    const float *B_k = B.first + k * B.step, *C_k = C.first + k * C.step;
+    V along_B = load(drive_slope + k * W), along_A = load(step_slope + k * W);
+#pragma GCC unroll 16
+    for (int n = 0; n < NB; ++n) {
+      const V g = fma(dy, set1(C_k[n]), c[n]);
+      along_B = fma(g, set1(B_k[n]), along_B);
+      products[n] = mul(x, g);
+      c[n] = mul(load(decay_k + n * W), g);
+      const V w = mul(c[n], load(h_before + n * W));
+      store(grad_A + n * W, fma(w, d, load(grad_A + n * W)));
+      along_A = fma(w, load(A + n * W), along_A);
+    }
+    add_row_sums<NB>(products, grad_B + k * N);
+    store(drive_slope + k * W, along_B);
+    store(step_slope + k * W, along_A);
+  }
+#pragma GCC unroll 16
+  for (int n = 0; n < NB; ++n) store(carry + n * W, c[n]);
+}
+
+// Where one vector works in a tile: each (CHUNK, W) but B, C (CHUNK, N), h (CHUNK + 1, N, W) and decays (CHUNK, N, W).
+struct Workbench {
+  float *u, *delta, *drive, *slope, *grad_y, *gate_slope, *y, *drive_slope, *step_slope;
+  float *buffer_B, *buffer_C, *grad_B, *grad_C, *h, *decays;
+};
+
+static float* lay_out(Workbench* bench, int64_t N, float* scratch) {
+  float** quantities[] = {&bench->u,          &bench->delta, &bench->drive,       &bench->slope,     &bench->grad_y,
+                          &bench->gate_slope, &bench->y,     &bench->drive_slope, &bench->step_slope};
+  for (float** quantity : quantities) {
+    *quantity = scratch;
+    scratch += TILE;
+  }
+  float** coefficients[] = {&bench->buffer_B, &bench->buffer_C, &bench->grad_B, &bench->grad_C};
+  for (float** coefficient : coefficients) {
+    *coefficient = scratch;
+    scratch += CHUNK * N;
+  }
+  bench->h = scratch;
+  bench->decays = bench->h + (CHUNK + 1) * N * W;
+  return bench->decays + CHUNK * N * W;
+}
+
+template <bool SAFE>
+static void replay_all(int64_t N, const float* A, Coefficients B, Coefficients C, int64_t steps, Ahead ahead, const Workbench& w) {
+  for (int64_t n = 0; n < N;) {
+    const Coefficients b = {B.first + n, B.step}, c = {C.first + n, C.step};
+#define SSAMBA_REPLAY(NB)                                                                                               \
+  replay<NB, SAFE>(N, A + n * W, b, c, w.delta, w.drive, w.grad_y, w.y, w.grad_C + n, steps, ahead, w.h + n * W, w.decays + n * W); \
+  n += NB
+    if (N - n >= 16 && MAX_STATES >= 16) {
+      SSAMBA_REPLAY(MAX_STATES);
+    } else if (N - n >= 8) {
+      SSAMBA_REPLAY(8);
+    } else if (N - n >= 4) {
+      SSAMBA_REPLAY(4);
+    } else {
+      SSAMBA_REPLAY(1);
+    }
+#undef SSAMBA_REPLAY
+  }
+}
+
+static void sweep_back_all(int64_t N, const float* A, Coefficients B, Coefficients C, int64_t steps, Ahead ahead,
+                           const Workbench& w, float* carry, float* grad_A) {
+  for (int64_t n = 0; n < N;) {
+    const Coefficients b = {B.first + n, B.step}, c = {C.first + n, C.step};
+#define SSAMBA_SWEEP(NB)                                                                                        \
+  sweep_back<NB>(N, A + n * W, b, c, w.delta, w.drive, w.grad_y, w.drive_slope, w.step_slope, w.grad_B + n, steps, ahead, \
+                 w.h + n * W, w.decays + n * W, carry + n * W, grad_A + n * W);                                 \
+  n += NB
+    if (N - n >= 16 && MAX_STATES >= 16) {
+      SSAMBA_SWEEP(MAX_STATES);
+    } else if (N - n >= 8) {
+      SSAMBA_SWEEP(8);
+    } else if (N - n >= 4) {
+      SSAMBA_SWEEP(4);
+    } else {
+      SSAMBA_SWEEP(1);
+    }
+#undef SSAMBA_SWEEP
+  }
+}
+
+static int64_t scan_backward_scratch(const Scan& in, int64_t groups) {
+  const int64_t vectors = groups * (GROUP / W), N = in.state;
+  return vectors * (3 * N + 5) * W + 9 * TILE + 4 * CHUNK * N + (2 * CHUNK + 1) * N * W;
+}
+
+static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_group, int64_t last_group,
+                          float* scratch) {
+  const Scan& in = args.in;
+  const int64_t length = clip_length(in.lengths, clip, in.length), N = in.state, size = N * W;
+  const int64_t groups = (in.channels + GROUP - 1) / GROUP, first_channel = first_group * GROUP;
+  const int64_t width = smaller(last_group * GROUP, in.channels) - first_channel, vectors = (width + W - 1) / W;
+  const Rows* const reads[] = {&in.u, &in.delta, &in.z, &args.grad_out};
+  const Rows* const writes[] = {&args.grad_u, &args.grad_delta, &args.grad_z, &args.grad_u};
+  const bool gated = in.z.data != nullptr;
+  // Of each vector: constants (N + 3, W), then the running gradients: state (N, W), A (N, W), D and bias (W) each.
+  const int64_t stride = (3 * N + 5) * W;
+  Workbench bench;
+  float* vector_data = lay_out(&bench, N, scratch);
+
+  for (int64_t j = 0; j < vectors; ++j) {
+    const int64_t channel = first_channel + j * W, count = smaller(W, in.channels - channel);
+    float *constants = vector_data + j * stride, *carry = constants + size + 3 * W;
+    prepare_constants(in, channel, count, constants);
+    std::memset(carry, 0, static_cast<size_t>(2 * size + 2 * W) * sizeof(float));
+    if (args.grad_last != nullptr) to_lanes(args.grad_last + clip * in.channels * N, channel, count, N, carry);
+  }
+  for (int64_t chunk = (length + CHUNK - 1) / CHUNK - 1; chunk >= 0; --chunk) {
+    const int64_t s0 = chunk * CHUNK, steps = smaller(CHUNK, length - s0);
+    const Coefficients B = coefficients(in, in.B, clip, length, s0, steps, bench.buffer_B);
+    const Coefficients C = coefficients(in, in.C, clip, length, s0, steps, bench.buffer_C);
+    for (int64_t j = 0; j < vectors; ++j) {
+      const int64_t channel = first_channel + j * W, count = smaller(W, in.channels - channel);
+      float *A = vector_data + j * stride, *rest = A + size, *carry = rest + 3 * W, *grad_A = carry + size;
+      float* grad_rest = grad_A + size;
+      const V D = load(rest + W), bias = load(rest + 2 * W);
+      if (channel % GROUP == 0) {
+        std::memset(bench.grad_B, 0, static_cast<size_t>(steps * N) * sizeof(float));
+        std::memset(bench.grad_C, 0, static_cast<size_t>(steps * N) * sizeof(float));
+      }
+      std::memcpy(bench.h, border_of(in, clip, chunk, channel), static_cast<size_t>(size) * sizeof(float));
+      std::memset(bench.drive_slope, 0, static_cast<size_t>(steps * W) * sizeof(float));
+      std::memset(bench.step_slope, 0, static_cast<size_t>(steps * W) * sizeof(float));
+
+      V longest = set1(0.0f);
+      for (int64_t k = 0; k < steps; ++k) {
+        const int64_t row = row_of(in.reverse, length, s0 + k);
+        const V u = load_row(in.u, clip, row, channel, count);
+        V d = add(load_row(in.delta, clip, row, channel, count), bias), slope = set1(1.0f);
+        if (in.softplus) d = softplus(d, &slope);
+        longest = maximum(absolute(d), longest);
+        V dy = load_row(args.grad_out, clip, row, channel, count);
+        if (gated) {
+          const V z = load_row(in.z, clip, row, channel, count), s = sigmoid(z);
+          store(bench.gate_slope + k * W, mul(dy, silu_slope(z, s)));
+          dy = mul(dy, mul(at_least(-1e4f, z), s));
+        }
+        store(bench.u + k * W, u);
+        store(bench.delta + k * W, d);
+        store(bench.slope + k * W, slope);
+        store(bench.drive + k * W, mul(d, u));
+        store(bench.grad_y + k * W, dy);
+        store(bench.y + k * W, mul(D, u));
+      }
+      const Ahead read = look_ahead(in, reads, clip, length, s0, first_channel, width, j * W, true);
+      const Ahead written = look_ahead(in, writes, clip, length, s0, first_channel, width, j * W, true);
+      if (ALWAYS_SAFE || all_below(mul(longest, load(rest)), 1e5f))
+        replay_all<false>(N, A, B, C, steps, read, bench);
+      else
+        replay_all<true>(N, A, B, C, steps, read, bench);
+      sweep_back_all(N, A, B, C, steps, written, bench, carry, grad_A);
+
+      V grad_D = load(grad_rest), grad_bias = load(grad_rest + W);
+      for (int64_t k = steps - 1; k >= 0; --k) {
+        const int64_t row = row_of(in.reverse, length, s0 + k);
+        const V u = load(bench.u + k * W), dy = load(bench.grad_y + k * W), along_B = load(bench.drive_slope + k * W);
+        const V along_A = mul(load(bench.step_slope + k * W), set1(0.693147181f));  // A is held times log2(e)
+        const V grad_step = mul(fma(u, along_B, along_A), load(bench.slope + k * W));
+        store_row(args.grad_u, clip, row, channel, fma(load(bench.delta + k * W), along_B, mul(D, dy)), count);
+        store_row(args.grad_delta, clip, row, channel, grad_step, count);
+        if (gated)
+          store_row(args.grad_z, clip, row, channel, mul(load(bench.gate_slope + k * W), load(bench.y + k * W)), count);
+        grad_D = fma(dy, u, grad_D);
+        grad_bias = add(grad_bias, grad_step);
+      }
+      store(grad_rest, grad_D);
+      store(grad_rest + W, grad_bias);
+
+      if ((channel + W) % GROUP == 0 || j + 1 == vectors) {  // the group is complete
+        const int64_t part = (clip * groups + channel / GROUP) * in.length;
+        for (int64_t k = 0; k < steps; ++k) {
+          const int64_t row = part + row_of(in.reverse, length, s0 + k);
+          std::memcpy(args.part_B + row * N, bench.grad_B + k * N, static_cast<size_t>(N) * sizeof(float));
+          std::memcpy(args.part_C + row * N, bench.grad_C + k * N, static_cast<size_t>(N) * sizeof(float));
+        }
+      }
+    }
+  }
+  for (int64_t row = length; row < in.length; ++row) {
+    zero_row(args.grad_u, clip, row, first_channel, width);
+    zero_row(args.grad_delta, clip, row, first_channel, width);
+    if (gated) zero_row(args.grad_z, clip, row, first_channel, width);
+  }
+  for (int64_t j = 0; j < vectors; ++j) {
+    const int64_t channel = first_channel + j * W, count = smaller(W, in.channels - channel);
+    const float *carry = vector_data + j * stride + size + 3 * W, *grad_A = carry + size, *grad_rest = grad_A + size;
+    const int64_t matrix = clip * in.channels * N, row = clip * in.channels + channel;
+    from_lanes(grad_A, channel, count, N, args.part_A + matrix);
+    if (args.grad_initial != nullptr) from_lanes(carry, channel, count, N, args.grad_initial + matrix);
+    if (args.part_D != nullptr) store_floats(args.part_D + row, load(grad_rest), count);
+    if (args.part_bias != nullptr) store_floats(args.part_bias + row, load(grad_rest + W), count);
+  }
+}

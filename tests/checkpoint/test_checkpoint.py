@@ -1,0 +1,328 @@
+"""Checkpoints: official files, our folders, the hub, and every way in which they can be wrong."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ssamba.checkpoint import build_model, convert_checkpoint, hub, load_checkpoint, load_encoder, save_checkpoint
+from ssamba.config import ClassifierConfig, FrontEndConfig, ModelConfig
+from ssamba.errors import CheckpointError
+from ssamba.model import Classifier, PretrainingModel, encoder_config
+
+
+@pytest.fixture
+def official(ssamba_pth):
+    return torch.load(ssamba_pth, weights_only=True)
+
+
+def save(tmp_path, tensors, name="x.pth"):
+    torch.save(tensors, tmp_path / name)
+    return tmp_path / name
+
+
+def test_an_official_file_loads_strictly_and_reports_what_it_ignored(ssamba_pth):
+    loaded = load_checkpoint(ssamba_pth)
+    assert isinstance(loaded.model, PretrainingModel)
+    assert not loaded.model.training
+    assert loaded.report.ignored == dict.fromkeys(["v.head.weight", "v.head.bias"], "the unused vision head")
+    assert "vision head" in str(loaded.report)
+    config = loaded.config.encoder
+    assert (config.embed_dim, config.depth, config.rank, config.num_frames, config.grid) == (32, 4, 2, 128, (8, 8))
+
+
+def test_the_module_prefix_is_optional(tmp_path, official, ssamba_pth):
+    path = save(tmp_path, {name.removeprefix("module."): tensor for name, tensor in official.items()})
+    ours, theirs = (load_encoder(p).state_dict() for p in (path, ssamba_pth))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_released_sizes_are_inferred_from_shapes(tmp_path, size):
+    """An official state dict of each released size, made by renaming ours back (depth cut to stay quick)."""
+    from ssamba.checkpoint.official import _our_name
+
+    model = PretrainingModel(encoder_config(size, depth=2))
+    ours = model.state_dict()
+    width = model.encoder.config.embed_dim
+    official = {"module.p_input_fdim": torch.tensor(128), "module.p_input_tdim": torch.tensor(1024)}
+    official |= {"module.v.head.weight": torch.zeros(1000, width), "module.v.head.bias": torch.zeros(1000)}
+    names = [f"v.layers.{i}.{rest}" for i in range(2) for rest in ("norm.weight", "norm.bias")]
+    from ssamba.checkpoint import official as table
+
+    names += [f"v.layers.{i}.mixer.{rest}" for i in range(2) for rest in table._MIXER]
+    names += [name for name in table._OUTSIDE_BLOCKS if not name.startswith("mlp_head")]
+    for name in names:
+        tensor = ours[_our_name(name)]
+        official[f"module.{name}"] = tensor[:, None] if "conv1d" in name and tensor.ndim == 2 else tensor
+    loaded = load_checkpoint(save(tmp_path, official))
+    assert loaded.config.encoder == model.encoder.config
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in loaded.model.state_dict().items())
+
+
+def fine_tuned(official, columns, rows=12, classes=5):
+    width = official["module.v.cls_token"].shape[-1]
+    kept = {k: v for k, v in official.items() if k.startswith("module.v.")}
+    head = {"0.weight": torch.ones(width), "0.bias": torch.zeros(width)}
+    head |= {"1.weight": torch.randn(classes, width), "1.bias": torch.randn(classes)}
+    positions = torch.randn(1, 1 + rows * columns, width)
+    return {**kept, "module.v.pos_embed": positions, **{f"module.mlp_head.{k}": v for k, v in head.items()}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "frames", "stride"),
+    [
+        (12, 101, 1024, 10),
+        (12, 50, 512, 10),
+        (12, 12, 128, 10),
+        (8, 384, 6144, 16),
+        (12, 99, 996, 10),
+        (8, 61, 976, 16),
+    ],
+)
+def test_fine_tuned_official_files_load_as_classifiers(tmp_path, official, rows, columns, frames, stride):
+    path = save(tmp_path, fine_tuned(official, columns, rows))
+    loaded = load_checkpoint(path)
+    assert isinstance(loaded.model, Classifier)
+    config = loaded.config.encoder
+    assert (config.grid, config.num_frames, config.patch_stride) == ((rows, columns), frames, (stride, stride))
+    assert loaded.config.classifier == ClassifierConfig(num_classes=5)
+    features = torch.randn(2, frames, 128)
+    with torch.no_grad():
+        logits = loaded.model(features)
+        tokens = loaded.model.encoder(features)
+        expected = loaded.model.linear(loaded.model.norm(tokens[:, 1:].mean(1)))
+    torch.testing.assert_close(logits, expected)
+    assert any("inferred" in note for note in loaded.report.notes)
+
+
+def test_patch_stride_chooses_between_the_readings_of_a_fine_tuned_file(tmp_path, official):
+    path = save(tmp_path, fine_tuned(official, 50))  # 600 patches: 12 x 50 with stride 10, or 8 x 75 with 16
+    assert load_encoder(path).config.grid == (12, 50)
+    assert load_encoder(path, patch_stride=16).config.grid == (8, 75)
+
+
+def test_ssast_files_are_recognised_and_named(ssast_pth):
+    with pytest.raises(CheckpointError, match="SSAST"):
+        load_checkpoint(ssast_pth)
+
+
+def test_conversion_is_exact_both_ways(tmp_path, ssamba_pth):
+    convert_checkpoint(ssamba_pth, tmp_path / "ours")
+    assert sorted(p.name for p in (tmp_path / "ours").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
+    before, after = load_checkpoint(ssamba_pth), load_checkpoint(tmp_path / "ours")
+    assert after.config == before.config
+    assert after.front_end == before.front_end
+    theirs = before.model.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in after.model.state_dict().items())
+    convert_checkpoint(tmp_path / "ours", tmp_path / "again")
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
+    with pytest.raises(CheckpointError, match="holds a checkpoint already"):
+        convert_checkpoint(ssamba_pth, tmp_path / "ours")
+
+
+def test_converted_tensors_are_the_official_ones(tmp_path, official, ssamba_pth):
+    convert_checkpoint(ssamba_pth, tmp_path / "ours")
+    ours = load_file(tmp_path / "ours" / "model.safetensors")
+    assert torch.equal(ours["encoder.blocks.3.mixer.backward_scan.A_log"], official["module.v.layers.3.mixer.A_b_log"])
+    assert torch.equal(ours["mask_token"], official["module.mask_embed"])
+    assert len(ours) == len(official) - 4  # two sizes, and the vision head
+
+
+def test_classifiers_keep_labels_pooling_and_front_end(tmp_path):
+    config = ClassifierConfig(num_classes=2, pooling="cls", labels=("crow", "door"))
+    model = Classifier(encoder_config("tiny", embed_dim=32, depth=2), config)
+    front_end = FrontEndConfig(sample_rate_hz=48_000, low_hz=200, mean=-5)
+    save_checkpoint(tmp_path / "c", model, front_end=front_end)
+    loaded = load_checkpoint(tmp_path / "c")
+    assert loaded.config.classifier == config
+    assert loaded.front_end == front_end
+    save_checkpoint(tmp_path / "e", loaded.model.encoder)
+    assert load_checkpoint(tmp_path / "e").config.kind == "encoder"
+
+
+def test_weights_of_lower_precision_load_as_float32(tmp_path):
+    from ssamba.checkpoint.files import write_tensors
+
+    model = build_model(ModelConfig(encoder=encoder_config("tiny", embed_dim=32, depth=2)))
+    save_checkpoint(tmp_path / "c", model)
+    write_tensors(tmp_path / "c" / "model.safetensors", {k: v.half() for k, v in model.state_dict().items()})
+    assert all(p.dtype == torch.float32 for p in load_encoder(tmp_path / "c").parameters())
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def _write_text(path):
+    path.write_text("not a checkpoint")
+
+
+def _write_pickled_code(path):
+    torch.save({"a": Evil()}, path)
+
+
+def _write_plain_pickle(path):
+    path.write_bytes(pickle.dumps({"a": 1}))
+
+
+def _write_truncated(path):
+    torch.save({"module.v.cls_token": torch.zeros(1, 1, 4000)}, path)
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (_write_text, "not a PyTorch checkpoint"),
+        (lambda path: path.touch(), "empty"),
+        (_write_pickled_code, "can run code"),
+        (_write_plain_pickle, "besides tensors"),
+        (_write_truncated, "damaged"),
+        (lambda path: torch.save([1, 2], path), "holds a list"),
+        (lambda path: torch.save({"state_dict": {}, "epoch": 3}, path), "keys state_dict, epoch"),
+        (lambda path: torch.save({"conv.weight": torch.zeros(3)}, path), "not those of an SSAMBA model"),
+    ],
+)
+def test_files_that_are_no_checkpoints_say_what_they_are(tmp_path, write, message, capsys):
+    write(tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "x.pth")
+    assert "executed" not in capsys.readouterr().out
+
+
+def _drop(tensors):
+    del tensors["module.v.layers.2.mixer.D"]
+
+
+def _add(tensors):
+    tensors["module.v.layers.2.mixer.E"] = torch.zeros(3)
+
+
+def _misshape(tensors):
+    tensors["module.v.layers.2.mixer.D"] = torch.zeros(3)
+
+
+def _resize(tensors):
+    tensors["module.p_input_tdim"] = torch.tensor(256)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(_drop, "1 missing"), (_add, "no SSAMBA model has"), (_misshape, "of another shape"), (_resize, "64 patches")],
+)
+def test_official_files_that_do_not_fit_are_refused_with_a_reason(tmp_path, official, spoil, message):
+    spoil(official)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(save(tmp_path, official))
+
+
+def _edit(change):
+    def spoil(folder):
+        config = json.loads((folder / "config.json").read_text())
+        change(config)
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_edit(lambda c: c.update(model_type="bert")), "type 'bert', expected 'ssamba'"),
+        (_edit(lambda c: c["encoder"].update(embed_dims=3)), "did you mean 'embed_dim'"),
+        (_edit(lambda c: c["encoder"].update(depth=6)), "missing"),
+        (_edit(lambda c: c.update(format_version=2)), "format_version"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100), "not a safetensors file"),
+        (lambda folder: (folder / "preprocessor_config.json").write_text('{"rate": 1}'), "unknown key 'rate'"),
+    ],
+)
+def test_damaged_folders_are_refused_with_a_reason(tmp_path, ssamba_pth, spoil, message):
+    convert_checkpoint(ssamba_pth, tmp_path / "c")
+    spoil(tmp_path / "c")
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "c")
+
+
+def test_a_missing_path_says_what_is_accepted():
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        load_checkpoint("no/such/model")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    from ssamba.checkpoint.files import write_atomically
+
+    target = tmp_path / "x"
+    target.write_text("old")
+
+    def fail(path):
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(target, fail)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+COMMIT = "a" * 40
+
+
+@pytest.fixture
+def cached_hub(tmp_path, monkeypatch, ssamba_pth):
+    """A hub cache as huggingface_hub lays it out, with one checkpoint of ours and one official file, offline."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for name in ("ours", "official", "empty"):
+        repo = cache / f"models--me--{name}"
+        (repo / "refs").mkdir(parents=True)
+        (repo / "refs" / "main").write_text(COMMIT)
+        folder = repo / "snapshots" / COMMIT
+        folder.mkdir(parents=True)
+        if name == "ours":
+            convert_checkpoint(ssamba_pth, folder)
+        elif name == "official":
+            (folder / "ssamba_tiny.pth").write_bytes(ssamba_pth.read_bytes())
+        else:
+            (folder / "README.md").write_text("nothing")
+    return cache
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hf:me/ours", f"hf:me/ours@{COMMIT}", "hf:me/ours@main", "hf:me/official", "hf:me/official/ssamba_tiny.pth"],
+)
+def test_hub_checkpoints_load_from_the_cache(cached_hub, name, ssamba_pth):
+    loaded = load_checkpoint(name)
+    assert COMMIT in str(loaded.report)
+    theirs = load_checkpoint(ssamba_pth).model.state_dict()
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in loaded.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hf:me/absent", "not in the local cache.*another machine"),
+        ("hf:me/empty", "holds no checkpoint"),
+        ("hf:me/official/other.pth", "no file other.pth|not in the local cache"),
+        ("hf:me", "expected hf:OWNER/NAME"),
+    ],
+)
+def test_hub_names_that_cannot_be_had_say_what_to_do(cached_hub, name, message):
+    with pytest.raises(CheckpointError, match=message):
+        hub.fetch(name)

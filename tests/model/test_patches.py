@@ -1,0 +1,52 @@
+"""Patches: their order, their values, and packing each clip's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ssamba.config import EncoderConfig
+from ssamba.model.patches import fill_last_patch, order_tokens, patch_values, tokens_to_grid
+
+
+@pytest.mark.parametrize("order", ["frequency_major", "time_major"])
+def test_tokens_go_back_to_their_grid(order):
+    config = EncoderConfig(patch_order=order)
+    grid = torch.randn(2, 8, 5, 3)
+    torch.testing.assert_close(tokens_to_grid(order_tokens(grid, config), 8, 5, config), grid)
+
+
+def test_official_order_numbers_patches_along_time_first():
+    grid = torch.arange(8 * 5).reshape(1, 8, 5, 1)
+    assert order_tokens(grid, EncoderConfig())[0, :, 0].tolist() == list(range(40))
+    assert order_tokens(grid, EncoderConfig(patch_order="time_major"))[0, :8, 0].tolist() == list(range(0, 40, 5))
+
+
+@pytest.mark.parametrize("order", ["frequency_major", "time_major"])
+def test_each_clip_is_packed_in_its_own_order(order):
+    config = EncoderConfig(patch_order=order)
+    grid = torch.randn(3, 8, 6, 2)
+    columns = torch.tensor([6, 1, 4])
+    packed = order_tokens(grid, config, columns)
+    for clip, own, count in zip(packed, grid, columns.tolist(), strict=True):
+        torch.testing.assert_close(clip[: 8 * count], order_tokens(own[None, :, :count], config)[0])
+
+
+def test_values_of_a_patch_are_pytorchs_unfold():
+    features = torch.randn(2, 70, 128)
+    for stride in ((16, 16), (10, 10)):
+        config = EncoderConfig(patch_stride=stride)
+        ours = order_tokens(patch_values(features, config), config)
+        theirs = torch.nn.functional.unfold(features.transpose(1, 2)[:, None], (16, 16), stride=stride).transpose(1, 2)
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("stride", "frames", "filled"), [(16, 1, 16), (16, 16, 16), (16, 17, 32), (10, 17, 26), (10, 26, 26)]
+)
+def test_the_last_patch_is_filled_and_nothing_more(stride, frames, filled):
+    config = EncoderConfig(patch_stride=(stride, stride), position_grid=(8, 64))
+    out = fill_last_patch(torch.zeros(frames, 128), config, 0.5)
+    assert out.shape == (filled, 128)
+    assert (out[frames:] == 0.5).all()
+    assert config.columns(filled) == config.columns_covering(frames)

@@ -1,0 +1,76 @@
+"""Windows: what they cover, however the frames arrive, and how they merge."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssamba.config import EncoderConfig
+from ssamba.model.windows import FrameMerger, WindowCutter
+
+
+def cut(config, features, block, **options):
+    cutter = WindowCutter(config, 9.0, **options)
+    windows = [w for start in range(0, len(features), block) for w in cutter.push(features[start : start + block])]
+    return [*windows, *cutter.finish()], cutter.num_columns
+
+
+@given(
+    frames=st.integers(1, 700),
+    block=st.integers(1, 300),
+    stride=st.sampled_from([4, 10, 16]),
+    window=st.sampled_from([16, 64, 100]),
+)
+def test_windows_cover_the_recording_and_hold_its_frames(frames, block, stride, window):
+    config = EncoderConfig(num_mel_bins=16, num_frames=window, patch_stride=(16, stride), position_grid=(1, 4))
+    features = torch.arange(frames, dtype=torch.float32)[:, None].expand(-1, 16)
+    windows, columns = cut(config, features, block)
+    size = config.columns(window)
+    covered = set()
+    for one in windows:
+        assert one.columns == min(size, columns)
+        assert one.features.shape[0] == config.frames_spanned(one.columns)
+        first = one.first_column * stride
+        own = one.features[:, 0]
+        real = min(frames, first + len(own)) - first
+        assert torch.equal(own[:real], torch.arange(first, first + real, dtype=torch.float32))
+        assert (own[real:] == 9.0).all()
+        covered |= set(range(one.first_column, one.first_column + one.columns))
+    assert covered == set(range(columns))
+    assert windows[-1].first_column + windows[-1].columns == columns
+    starts = [one.first_column for one in windows]
+    assert starts == sorted(set(starts))
+    assert all(start % max(1, size // 2) == 0 for start in starts[:-1])
+
+
+def test_long_recordings_keep_only_the_last_windows_frames():
+    config = EncoderConfig(num_frames=64)
+    cutter = WindowCutter(config, 0.0)
+    for _ in range(200):
+        cutter.push(torch.zeros(50, 128))
+        assert cutter._buffered < 2 * 64 + 50
+
+
+def test_full_context_is_one_window():
+    config = EncoderConfig(num_frames=64)
+    windows, columns = cut(config, torch.zeros(1000, 128), 100, whole=True)
+    assert [(w.first_column, w.columns) for w in windows] == [(0, columns)]
+
+
+@pytest.mark.parametrize("frames", [5, 40, 64])
+def test_official_padding_fills_short_recordings_to_the_window(frames):
+    config = EncoderConfig(num_frames=64)
+    (window,), _ = cut(config, torch.zeros(frames, 128), 100, fill_window=True)
+    assert window.features.shape[0] == 64
+    assert (window.features[frames:] == 9.0).all()
+
+
+def test_overlapping_frames_are_averaged_with_triangular_weights():
+    merger = FrameMerger()
+    merger.add(2, torch.full((4, 1), 10.0))
+    merger.add(0, torch.full((4, 1), 1.0))
+    # weights of a window of four: 1 2 2 1
+    expected = [1.0, 1.0, (2 * 1 + 1 * 10) / 3, (1 * 1 + 2 * 10) / 3, 10.0, 10.0]
+    torch.testing.assert_close(merger.merged()[:, 0], torch.tensor(expected))

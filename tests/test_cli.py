@@ -1,0 +1,136 @@
+"""The command line: what it prints, writes and returns, as a user sees it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssamba.library.tables import read_embeddings
+
+
+def ssamba(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "ssamba", *map(str, arguments)], capture_output=True, text=True, check=False, **options
+    )
+
+
+@pytest.mark.parametrize("arguments", [(), ("embed",), ("info",), ("convert",)])
+def test_help_has_examples_and_exit_codes(arguments):
+    done = ssamba(*arguments, "--help")
+    assert done.returncode == 0
+    assert "Exit codes" in done.stdout
+    if arguments:
+        assert "Example" in done.stdout
+
+
+def test_version():
+    done = ssamba("--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith("ssamba ")
+
+
+def test_embeds_a_folder_and_skips_what_is_broken(tmp_path, clips, ssamba_pth):
+    for path in clips[:3]:
+        shutil.copy(path, tmp_path)
+    (tmp_path / "bad.wav").write_text("no audio")
+    done = ssamba("embed", tmp_path, "-o", tmp_path / "e.npz", "-c", ssamba_pth)
+    assert done.returncode == 0, done.stderr
+    assert "3 files embedded, 1 skipped" in done.stdout
+    assert "bad.wav" in done.stderr
+    assert read_embeddings(tmp_path / "e.npz")["embedding"].shape == (3, 32)
+    again = ssamba("embed", tmp_path, "-o", tmp_path / "e.npz", "-c", ssamba_pth)
+    assert again.returncode == 1
+    assert "--resume" in again.stderr
+    resumed = ssamba("embed", tmp_path, "-o", tmp_path / "e.npz", "-c", ssamba_pth, "--resume", "--strict")
+    assert resumed.returncode == 3
+    assert "3 already done" in resumed.stdout
+
+
+def test_without_weights_it_says_so(tmp_path, clips):
+    done = ssamba("embed", clips[8], "-o", tmp_path / "e.npz")
+    assert done.returncode == 0, done.stderr
+    assert "randomly initialised" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_keeps_what_is_done_and_says_how_to_go_on(tmp_path, clips, ssamba_pth, how):
+    command = ["embed", *[clips[6]] * 1, "-o", tmp_path / "e.npz", "-c", ssamba_pth]
+    for index in range(300):
+        (tmp_path / f"{index}.flac").symlink_to(clips[6])
+    command = ["embed", tmp_path, "-o", tmp_path / "e.npz", "-c", ssamba_pth]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ssamba", *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not Path(f"{tmp_path / 'e.npz'}.partial").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    done = ssamba(*command, "--resume")
+    assert done.returncode == 0, done.stderr
+    vectors = read_embeddings(tmp_path / "e.npz")["embedding"]
+    assert len(vectors) == 300
+    np.testing.assert_allclose(vectors, vectors[:1].repeat(300, 0), atol=1e-5)
+
+
+def test_info_on_checkpoints_audio_and_the_environment(tmp_path, clips, ssamba_pth):
+    done = ssamba("info", ssamba_pth, clips[0])
+    assert done.returncode == 0, done.stderr
+    assert "4 blocks, width 32" in done.stdout
+    assert "unused vision head" in done.stdout
+    assert "44100 Hz" in done.stdout
+    assert "eager" in ssamba("info").stdout
+    cut = tmp_path / "cut.flac"
+    cut.write_bytes(clips[0].read_bytes()[:20_000])
+    (tmp_path / "x.pth").write_text("no")
+    done = ssamba("info", tmp_path / "x.pth", tmp_path / "absent.wav", clips[0])
+    assert done.returncode == 1
+    assert done.stderr.count("error:") == 2
+    assert "44100 Hz" in done.stdout
+
+
+def test_convert_writes_our_format(tmp_path, ssamba_pth, ssast_pth):
+    done = ssamba("convert", ssamba_pth, tmp_path / "c")
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "c").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
+    assert ssamba("convert", ssamba_pth, tmp_path / "c").returncode == 1
+    assert ssamba("convert", ssamba_pth, tmp_path / "c", "--overwrite").returncode == 0
+    refused = ssamba("convert", ssast_pth, tmp_path / "d")
+    assert refused.returncode == 1
+    assert "SSAST" in refused.stderr
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("embed", "absent.wav"), 2, "--output"),
+        (("embed", "absent.wav", "-o", "x.txt"), 1, "ends in"),
+        (("embed", "*.none", "-o", "x.npz"), 1, "matches no file"),
+        (("embed", "a.wav", "-o", "x.npz", "--context", "all"), 2, "'windows' or 'full'"),
+        (("embed", "a.wav", "-o", "x.npz", "--resume", "--overwrite"), 2, "exclude"),
+        (("embed", "a.wav", "-o", "x.npz", "-c", "no/model"), 1, "no such file or folder"),
+        (("embed", "a.wav", "-o", "x.npz", "--device", "toaster"), 1, "device"),
+        (("embeds",), 2, "embed"),
+    ],
+)
+def test_wrong_usage_ends_in_one_message(tmp_path, arguments, code, message):
+    done = ssamba(*arguments, cwd=tmp_path)
+    assert done.returncode == code
+    assert message in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
