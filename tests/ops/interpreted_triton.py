@@ -292,6 +292,24 @@ def test_operators_pass_torchs_own_checks() -> None:
     torch.library.opcheck(torch.ops.ssamba.causal_conv_triton.default, (*conv, True, False, None))
 
 
+def test_a_compiled_graph_holds_both_operators() -> None:
+    def block(x: Tensor, weight: Tensor, A: Tensor, lengths: Tensor) -> Tensor:
+        x = causal_conv(x, weight, lengths=lengths, backend="triton")
+        return selective_scan(x, x, A, x[..., :1], x[..., 1:2], lengths=lengths, backend="triton")
+
+    inputs = scan_inputs(2, 1, D=2, batch=2)
+    arguments = inputs["u"], torch.ones(2, 2, device=DEVICE).requires_grad_(), inputs["A"]
+    lengths = torch.tensor([2, 1], device=DEVICE)
+    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend="aot_eager")
+    for run in (block, compiled):
+        arguments[1].grad = None
+        run(*arguments, lengths).sum().backward()
+        if run is block:
+            expected = arguments[1].grad
+    assert expected is not None
+    assert torch.equal(expected, arguments[1].grad)  # type: ignore[arg-type]
+
+
 def test_it_is_automatic_on_gpus_only() -> None:
     status = next(s for s in available_backends(DEVICE) if s.name == "triton")
     assert status.available

@@ -8,7 +8,6 @@ Shapes: B batch, L tokens, D channels, N states (NP: rounded up to a power of tw
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -26,10 +25,12 @@ from ssamba.ops.triton_launch import (
     power_of_two,
 )
 
+_PRESENT = importlib.util.find_spec("triton") is not None  # found, not imported
+
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     """None where the kernels can run on inputs of `dtype` on `device`, else the reason."""
-    if not _triton_present():
+    if not _PRESENT:
         return "triton is not installed (pip install 'ssamba[gpu]'; Linux only)"
     if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
         return f"Triton's kernels run on CUDA devices, not on {device.type}"
@@ -37,14 +38,12 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"its inputs are float32, bfloat16 or float16, not {dtype}"
     if device.type == "cuda" and torch.version.cuda is None:
         return "it was written for and compiled on NVIDIA GPUs only, and this torch is not built for them"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+    # A graph is traced where its tensors are, and torch cannot trace questions to the driver.
+    if device.type == "cpu" or torch.compiler.is_compiling():
+        return None
+    if torch.cuda.get_device_capability(device) < (8, 0):
         return "it needs a GPU of compute capability 8.0 (A100, RTX 30 series) or newer"
     return None
-
-
-@functools.cache
-def _triton_present() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def selective_scan(

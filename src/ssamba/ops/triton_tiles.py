@@ -97,6 +97,7 @@ def load_tile(pointer, t0, rows, d, stride, mask):
 
 @triton.jit
 def store_tile(pointer, t0, rows, d, stride, value, mask):
+    """The reverse of `load_tile`."""
     tl.store(pointer + t0.to(tl.int64) * stride + rows * stride + d, value.to(pointer.dtype.element_ty), mask=mask)
 
 
