@@ -274,14 +274,14 @@ def _conv_autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 
 
 # Registered on a Library rather than by `custom_op`, whose checks around each call cost more than a launch.
-_LIBRARY = torch.library.Library("ssamba", "FRAGMENT")
+_LIBRARY = torch.library.Library("ssamba", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def _register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> str:
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
     name = schema.split("(")[0]
     for key in ("CUDA", "CPU"):  # the CPU for the interpreter
-        _LIBRARY.impl(name, run, key)
+        _LIBRARY.impl(name, run, key)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"ssamba::{name}", fake, lib=_LIBRARY)
     return f"ssamba::{name}"
 
