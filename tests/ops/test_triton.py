@@ -27,6 +27,9 @@ INTERPRETED = Path(__file__).with_name("interpreted_triton.py")
 # The largest stack frame a kernel may have, in bytes: a few registers spilled outside the innermost loop.
 STACK_LIMIT = 96
 
+# Shuffles of a warp in each scan kernel: R + 5 for the backward's sums over channels, R = 4 steps, and no others.
+SHUFFLES = {"scan_forward": 0, "scan_local": 0, "combine": 0, "scan_backward": 9}
+
 
 @needs_triton
 def test_kernels_match_the_float64_reference() -> None:
@@ -69,8 +72,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, list[Any],
     return calls
 
 
-def compiled_stack_bytes(kernel: Any, args: list[Any], options: dict[str, Any], capability: int) -> int:
-    """Compile one launch as the runtime would for that chip; the stack frame that spilled registers take."""
+def compiled(kernel: Any, args: list[Any], options: dict[str, Any], capability: int) -> tuple[int, int]:
+    """Compile one launch as the runtime would for that chip: bytes of stack for spilled registers, and shuffles."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
@@ -94,19 +97,18 @@ def compiled_stack_bytes(kernel: Any, args: list[Any], options: dict[str, Any], 
             attributes[(parameter.num,)] = [["tt.divisibility", 16]]
     launch_options = {name: options[name] for name in ("num_warps", "maxnreg") if name in options}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
-    compiled = compile(source, target=GPUTarget("cuda", capability, 32), options=launch_options)
-    assert ".version" in compiled.asm["ptx"]
+    result = compile(source, target=GPUTarget("cuda", capability, 32), options=launch_options)
     spec = importlib.util.find_spec("triton")
     assert spec is not None
     assert spec.origin is not None
     tool = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(result.asm["cubin"])
         file.flush()
         usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     found = re.search(r"STACK:(\d+)", usage)
     assert found is not None, usage
-    return int(found[1])
+    return int(found[1]), result.asm["ptx"].count("shfl.sync")
 
 
 @needs_triton
@@ -129,8 +131,10 @@ def test_kernels_compile_without_spilling(
     triton_launch.convolve_backward(u, u, weight, vector, True, False, None, u)
     assert {"scan_forward", "scan_local", "combine", "scan_backward", "conv_forward", "conv_backward"} == set(launches)
     for name, (kernel, args, options) in launches.items():
-        stack = compiled_stack_bytes(kernel, args, options, capability)
+        stack, shuffles = compiled(kernel, args, options, capability)
         assert stack <= STACK_LIMIT, f"{name} spills: {stack} bytes of stack"
+        if name in SHUFFLES:
+            assert shuffles == SHUFFLES[name], f"{name} does not have the layout it is written for: {shuffles} shuffles"
 
 
 def test_block_sizes_fill_the_chip_and_cover_the_sequence() -> None:

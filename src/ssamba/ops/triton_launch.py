@@ -164,8 +164,8 @@ class ScanLaunch:
         (self.batch, self.length, self.channels), self.state = u.shape, A.shape[1]
         self.padded_state = power_of_two(self.state)
         self.device = u.device
+        self.A = self.states_first(A[None])[0]
         self.u, self.delta, self.z = _rows(u), _rows(delta), None if z is None else _rows(z)
-        self.A = A.float() if A.dtype == torch.float64 else A
         self.BC = _pack(B, C, self.padded_state)
         self.D, self.bias = _flat(D), _flat(delta_bias)
         self.lengths = None if lengths is None else lengths.to(u.device).contiguous()
@@ -175,12 +175,24 @@ class ScanLaunch:
         """Uninitialised float32."""
         return torch.empty(shape, dtype=torch.float32, device=self.device)
 
+    def states_first(self, x: Tensor) -> Tensor:
+        """(B, D, N) to new memory (B, NP, D) in float32, zero beyond N."""
+        result = self.new(len(x), self.padded_state, self.channels)
+        result[:, : self.state] = x.transpose(1, 2)
+        if self.padded_state > self.state:
+            result[:, self.state :] = 0
+        return result
+
     def programs(self, plan: ScanPlan) -> int:
         """The grid of a launch."""
         return self.batch * plan.segments * -(-self.channels // plan.block_d)
 
+    def registers(self, plan: ScanPlan) -> int:
+        """The limit of a launch; a state that is longer than usual gets all there are."""
+        return plan.registers if self.padded_state <= 16 else 255
+
     def entering(self, plan: ScanPlan, start: Tensor | None, adjoint_of: Tensor | None = None) -> Tensor:
-        """The state that enters each segment, (B, segments, NP, D), given the first's, `start` (B, D, N).
+        """The state that enters each segment, (B, segments, NP, D), given the first's, `start` (B, NP, D).
 
         With `adjoint_of`, the output's gradient (B, L, D), the same for the state's gradient, in the other direction.
         """
@@ -193,17 +205,17 @@ class ScanLaunch:
         kernels.scan_local[(self.programs(plan),)](
             source, self.delta, self.A, self.BC, self.z if adjoint else None, self.bias, self.lengths, state, total,
             self.length, self.channels, plan.segments, plan.segment_steps // plan.tile,
-            *_strides(source), *_strides(self.delta), *_strides(self.z), *self.A.stride(),
-            N=self.state, NP=self.padded_state, BLOCK_D=plan.block_d, TILE=plan.tile,
+            *_strides(source), *_strides(self.delta), *_strides(self.z),
+            NP=self.padded_state, BLOCK_D=plan.block_d, TILE=plan.tile,
             REVERSE=reverse, SOFTPLUS=self.softplus, HAS_Z=adjoint and self.z is not None,
             HAS_BIAS=self.bias is not None, HAS_LENGTHS=self.lengths is not None, ADJOINT=adjoint,
-            num_warps=1, maxnreg=plan.registers,
+            num_warps=1, maxnreg=self.registers(plan),
         )  # fmt: skip
         block_d = 32
         kernels.combine[(self.batch * -(-self.channels // block_d),)](
             self.A, start, state, total,
-            self.channels, plan.segments, *self.A.stride(), *((0, 0, 0) if start is None else start.stride()),
-            N=self.state, NP=self.padded_state, BLOCK_D=block_d, REVERSE=reverse, HAS_START=start is not None,
+            self.channels, plan.segments,
+            NP=self.padded_state, BLOCK_D=block_d, REVERSE=reverse, HAS_START=start is not None,
             num_warps=1,
         )  # fmt: skip
         return state
@@ -214,23 +226,19 @@ class ScanLaunch:
         chunks = count_chunks(self.length)
         borders = self.new(self.batch, chunks if save else 0, self.padded_state, self.channels)
         last = self.new(self.batch, self.channels, self.state)
-        start, strides = initial_state, (0, 0, 0, 0)
-        if start is not None:
-            start = start.float() if start.dtype == torch.float64 else start
-            strides = (start.stride(0), 0, start.stride(1), start.stride(2))
+        start = None if initial_state is None else self.states_first(initial_state)
         if plan.segments > 1:
             start = self.entering(plan, start)
-            strides = (start.stride(0), start.stride(1), start.stride(3), start.stride(2))
         _scan_kernels().scan_forward[(self.programs(plan),)](
             self.u, self.delta, self.A, self.BC, self.D, self.z, self.bias, self.lengths, start,
             out, last, borders if save else None,
             self.length, self.channels, plan.segments, plan.segment_steps // plan.tile, chunks,
-            *_strides(self.u), *_strides(self.delta), *_strides(self.z), *self.A.stride(), *strides,
+            *_strides(self.u), *_strides(self.delta), *_strides(self.z),
             N=self.state, NP=self.padded_state, BLOCK_D=plan.block_d, TILE=plan.tile,
             CHUNK_TILES=CHUNK // plan.tile, REVERSE=self.reverse, SOFTPLUS=self.softplus,
             HAS_D=self.D is not None, HAS_Z=self.z is not None, HAS_BIAS=self.bias is not None,
             HAS_LENGTHS=self.lengths is not None, HAS_START=start is not None, SAVE=save,
-            num_warps=1, maxnreg=plan.registers,
+            num_warps=1, maxnreg=self.registers(plan),
         )  # fmt: skip
         return out, last, borders
 
@@ -241,13 +249,10 @@ class ScanLaunch:
         plan = plan_backward(self.batch, self.length, self.channels, processors(self.device))
         dy = _rows(grad_out)
         shape = self.batch, plan.segments, self.padded_state, self.channels
-        A = self.A.new_zeros(self.padded_state, self.channels, dtype=torch.float32)
-        A[: self.state] = self.A.t()
+        carry = self.states_first(grad_last)
         if plan.segments > 1:
-            carry = self.entering(plan, grad_last, adjoint_of=dy)
-        else:
-            carry = self.new(*shape)
-            carry[:, 0, : self.state] = grad_last.transpose(1, 2)
+            carry = self.entering(plan, carry, adjoint_of=dy)
+        carry = carry.view(shape)
         blocks = -(-self.channels // plan.block_d)
         padded = -(-self.length // plan.tile) * plan.tile
         dBC = self.new(blocks, self.batch, 2 * self.padded_state, padded)
@@ -255,9 +260,9 @@ class ScanLaunch:
             dBC.zero_()
         dA = torch.zeros(shape, dtype=torch.float32, device=self.device)
         dD, dbias = self.new(*shape[:2], self.channels), self.new(*shape[:2], self.channels)
-        inner = self.new(self.programs(plan), CHUNK // plan.tile, self.padded_state, plan.block_d)
+        inner = self.new(self.batch, plan.segments, CHUNK // plan.tile, self.padded_state, self.channels)
         _scan_backward_kernel().scan_backward[(self.programs(plan),)](
-            dy, self.u, self.delta, A, self.BC, self.D, self.z, self.bias, self.lengths, borders, carry, inner,
+            dy, self.u, self.delta, self.A, self.BC, self.D, self.z, self.bias, self.lengths, borders, carry, inner,
             du, ddelta, dz, dA, dBC, dD, dbias,
             self.length, padded, self.channels, self.batch, plan.segments, plan.segment_steps // CHUNK,
             count_chunks(self.length),
@@ -265,7 +270,7 @@ class ScanLaunch:
             N=self.state, NP=self.padded_state, BLOCK_D=plan.block_d, TILE=plan.tile,
             CHUNK_TILES=CHUNK // plan.tile, REVERSE=self.reverse, SOFTPLUS=self.softplus,
             HAS_D=self.D is not None, HAS_Z=self.z is not None, HAS_BIAS=self.bias is not None,
-            HAS_LENGTHS=self.lengths is not None, num_warps=1, maxnreg=plan.registers,
+            HAS_LENGTHS=self.lengths is not None, num_warps=1, maxnreg=self.registers(plan),
         )  # fmt: skip
         summed = dBC.sum(0)[..., : self.length].transpose(1, 2)
         dB, dC = summed[..., : self.state], summed[..., self.padded_state : self.padded_state + self.state]

@@ -12,6 +12,7 @@ from ssamba.ops.triton_tiles import (
     LOG2_E,
     clip_length,
     load_tile,
+    own_channels,
     pick_row,
     sigmoid,
     step_size,
@@ -36,20 +37,18 @@ def scan_backward(
 
     A (NP, D) float32, zero beyond N. carry (B, segments, NP, D) holds the gradient that enters each segment and is
     left with the one that leaves it. Sums over less than everything: dA (B, segments, NP, D), zero on entry;
-    dD, dbias (B, segments, D); dBC (channel blocks, B, 2 NP, padded). inner: scratch, (programs, CHUNK_TILES, NP,
-    BLOCK_D).
+    dD, dbias (B, segments, D); dBC (channel blocks, B, 2 NP, padded). inner (B, segments, CHUNK_TILES, NP, D): scratch.
     """
     blocks = tl.cdiv(channels, BLOCK_D)
     pid = tl.program_id(0)
     block = pid % blocks
-    lane = tl.max_contiguous(tl.arange(0, BLOCK_D), 1)
-    d = tl.max_contiguous(block * BLOCK_D + tl.arange(0, BLOCK_D), 1)
+    d = own_channels(block, BLOCK_D)
     segment = pid // blocks % segments
     b = (pid // blocks // segments).to(tl.int64)
     mask_d = d < channels
     steps = tl.arange(0, TILE)
     rows = steps[:, None]
-    warp_lane = tl.arange(0, 32)[None, :]
+    warp_lane = tl.arange(0, 32)
     length = clip_length(lengths_ptr, b, L, HAS_LENGTHS)
 
     place = b * segments + segment
@@ -60,7 +59,7 @@ def scan_backward(
     borders_ptr += b * chunks * NP * channels
     carry_ptr += place * NP * channels
     dA_ptr += place * NP * channels
-    inner_ptr += pid.to(tl.int64) * (CHUNK_TILES * NP * BLOCK_D)
+    inner_ptr += place * CHUNK_TILES * NP * channels
     du_ptr += b * L * channels
     ddelta_ptr += b * L * channels
     dBC_ptr += (block.to(tl.int64) * batch + b) * (2 * NP) * padded
@@ -77,12 +76,12 @@ def scan_backward(
     last = tl.maximum(tl.minimum(first + segment_chunks, tl.cdiv(length, TILE * CHUNK_TILES)), first)
     begin = tl.maximum(first * CHUNK_TILES, valid_tiles)
     end = tl.minimum((first + segment_chunks) * CHUNK_TILES, all_tiles)
-    zero_tiles(du_ptr, begin, end, L, rows, d[None, :], channels, mask_d[None, :], TILE, BLOCK_D)
-    zero_tiles(ddelta_ptr, begin, end, L, rows, d[None, :], channels, mask_d[None, :], TILE, BLOCK_D)
+    zero_tiles(du_ptr, begin, end, d, channels, L, mask_d, TILE, BLOCK_D)
+    zero_tiles(ddelta_ptr, begin, end, d, channels, L, mask_d, TILE, BLOCK_D)
     if HAS_Z:
         z_ptr += b * z_b
         dz_ptr += b * L * channels
-        zero_tiles(dz_ptr, begin, end, L, rows, d[None, :], channels, mask_d[None, :], TILE, BLOCK_D)
+        zero_tiles(dz_ptr, begin, end, d, channels, L, mask_d, TILE, BLOCK_D)
 
     dD = tl.zeros((BLOCK_D,), tl.float32)
     dbias = tl.zeros((BLOCK_D,), tl.float32)
@@ -97,26 +96,25 @@ def scan_backward(
         if CHUNK_TILES > 1:
             for n in range(0, N):
                 entering = tl.load(border + n * channels + d, mask=mask_d, other=0.0)
-                tl.store(inner_ptr + n * BLOCK_D + lane, entering)
+                tl.store(inner_ptr + n * channels + d, entering, mask=mask_d)
             for j in range(0, tiles - 1):
                 tile = low + j
                 if REVERSE:
                     tile = low + tiles - 1 - j
                 t0 = tile * TILE
-                mask = mask_d[None, :] & (t0 + rows < length)
-                delta = load_tile(delta_ptr, t0, rows, d[None, :], delta_t, mask)
+                delta = load_tile(delta_ptr, t0, d, delta_t, length, mask_d, TILE)
                 step = step_size(delta, bias[None, :], t0 + rows < length, SOFTPLUS)
-                drive = step * load_tile(u_ptr, t0, rows, d[None, :], u_t, mask)
+                drive = step * load_tile(u_ptr, t0, d, u_t, length, mask_d, TILE)
                 BC_row = BC_ptr + tl.minimum(t0 + steps, length - 1).to(tl.int64) * (2 * NP)
                 for n in range(0, N):
                     A = tl.load(A_ptr + n * channels + d, mask=mask_d, other=0.0) * LOG2_E
-                    state = tl.load(inner_ptr + (j * NP + n) * BLOCK_D + lane)
+                    state = tl.load(inner_ptr + (j * NP + n) * channels + d, mask=mask_d, other=0.0)
                     decay = tl.exp2(step * A[None, :])
                     added = drive * tl.load(BC_row + n)[:, None]
                     for k in tl.static_range(TILE):
                         r = TILE - 1 - k if REVERSE else k
                         state = pick_row(decay, rows, r) * state + pick_row(added, rows, r)
-                    tl.store(inner_ptr + ((j + 1) * NP + n) * BLOCK_D + lane, state)
+                    tl.store(inner_ptr + ((j + 1) * NP + n) * channels + d, state, mask=mask_d)
             tl.debug_barrier()
 
         for back in range(0, tiles):
@@ -126,12 +124,12 @@ def scan_backward(
                 tile = low + back
             t0 = tile * TILE
             valid = t0 + rows < length
-            mask = mask_d[None, :] & valid
-            step = step_size(load_tile(delta_ptr, t0, rows, d[None, :], delta_t, mask), bias[None, :], valid, SOFTPLUS)
-            drive = step * load_tile(u_ptr, t0, rows, d[None, :], u_t, mask)
-            dy = load_tile(dy_ptr, t0, rows, d[None, :], dy_t, mask)
+            delta = load_tile(delta_ptr, t0, d, delta_t, length, mask_d, TILE)
+            step = step_size(delta, bias[None, :], valid, SOFTPLUS)
+            drive = step * load_tile(u_ptr, t0, d, u_t, length, mask_d, TILE)
+            dy = load_tile(dy_ptr, t0, d, dy_t, length, mask_d, TILE)
             if HAS_Z:
-                z = load_tile(z_ptr, t0, rows, d[None, :], z_t, mask)
+                z = load_tile(z_ptr, t0, d, z_t, length, mask_d, TILE)
                 dy *= z * sigmoid(z)
             y = tl.zeros((TILE, BLOCK_D), tl.float32)
             ddrive = tl.zeros((TILE, BLOCK_D), tl.float32)
@@ -143,7 +141,7 @@ def scan_backward(
                 B_n = tl.load(BC_row + n)[:, None]
                 C_n = tl.load(BC_row + NP + n)[:, None]
                 if CHUNK_TILES > 1:
-                    state = tl.load(inner_ptr + (j * NP + n) * BLOCK_D + lane)
+                    state = tl.load(inner_ptr + (j * NP + n) * channels + d, mask=mask_d, other=0.0)
                 else:
                     state = tl.load(border + n * channels + d, mask=mask_d, other=0.0)
                 carry = tl.load(carry_ptr + n * channels + d, mask=mask_d, other=0.0)
@@ -168,7 +166,7 @@ def scan_backward(
                     carry *= pick_row(decay, rows, r)
                     decayed = tl.where(rows == r, carry[None, :], decayed)
                 ddrive += g * B_n
-                dBC = sum_channels(g * drive, dy * h, warp_lane, TILE, BLOCK_D)
+                dBC = sum_channels(g * drive, dy * h, TILE, BLOCK_D)
                 decayed *= before
                 dA += tl.sum(decayed * step, axis=0)
                 dstep += decayed * A[None, :]
@@ -176,10 +174,11 @@ def scan_backward(
                 tl.store(dA_ptr + n * channels + d, dA, mask=mask_d)
                 tl.store(dBC_tile + n * padded, dBC, mask=warp_lane % (16 // TILE) == 0)
             # What the loop had no use for is loaded again rather than kept in registers through it.
-            u = load_tile(u_ptr, t0, rows, d[None, :], u_t, mask)
+            u = load_tile(u_ptr, t0, d, u_t, length, mask_d, TILE)
             dstep += u * ddrive
             if SOFTPLUS:
-                dstep *= sigmoid(load_tile(delta_ptr, t0, rows, d[None, :], delta_t, mask) + bias[None, :])
+                delta = load_tile(delta_ptr, t0, d, delta_t, length, mask_d, TILE)
+                dstep *= sigmoid(delta + bias[None, :])
             dstep = tl.where(valid, dstep, 0.0)
             du = step * ddrive
             if HAS_D:
@@ -187,14 +186,14 @@ def scan_backward(
                 dD += tl.sum(dy * u, axis=0)
                 y += skip[None, :] * u
             dbias += tl.sum(dstep, axis=0)
-            inside = mask_d[None, :] & (t0 + rows < L)
-            store_tile(du_ptr, t0, rows, d[None, :], channels, du, inside)
-            store_tile(ddelta_ptr, t0, rows, d[None, :], channels, dstep, inside)
+            store_tile(du_ptr, t0, d, channels, du, L, mask_d, TILE)
+            store_tile(ddelta_ptr, t0, d, channels, dstep, L, mask_d, TILE)
             if HAS_Z:
-                z = load_tile(z_ptr, t0, rows, d[None, :], z_t, mask)
+                z = load_tile(z_ptr, t0, d, z_t, length, mask_d, TILE)
                 gate = sigmoid(z)
-                dz = load_tile(dy_ptr, t0, rows, d[None, :], dy_t, mask) * y * gate * (1.0 + z * (1.0 - gate))
-                store_tile(dz_ptr, t0, rows, d[None, :], channels, dz, inside)
+                dz = load_tile(dy_ptr, t0, d, dy_t, length, mask_d, TILE)
+                dz *= y * gate * (1.0 + z * (1.0 - gate))
+                store_tile(dz_ptr, t0, d, channels, dz, L, mask_d, TILE)
             tl.debug_barrier()
     tl.store(dD_ptr + place * channels + d, dD, mask=mask_d)
     tl.store(dbias_ptr + place * channels + d, dbias, mask=mask_d)

@@ -9,8 +9,9 @@ How the work is laid out, and why:
   a (states, BLOCK_D) or (steps, BLOCK_D) tile keeps its first axis in the registers of one thread: the recurrence and
   the sums over states need no shuffle and no barrier. `pick_row` takes one row of such a tile by a masked sum; rows are
   constants and x + -0.0 is x for every x, so the compiler reduces it to a register's name.
-- Loads of (steps, BLOCK_D) tiles hide their contiguity from the compiler (`max_contiguous(.., 1)`). It would otherwise
-  give each thread 16 bytes of a row and pass every tile through shared memory to get the layout above.
+- Every state lies in memory as (NP, D), so that all tiles have channels as their contiguous axis, and `own_channels` hides
+  their alignment: each lane then loads one element at a time, which is the layout above. Otherwise it would take 16 bytes
+  of a row, and every tile would pass through shared memory.
 - Forward: the state (NP, BLOCK_D) in registers, TILE steps unrolled, the next tile's loads issued before this one is
   computed. exp bounds it: one per state update, 16 per clock on a multiprocessor against 128 multiply-adds.
 - Backward: the states h_t of TILE steps are needed at once. Looping over n inside a tile keeps one state's history
@@ -31,7 +32,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ssamba.ops.triton_tiles import LOG2_E, clip_length, load_tile, pick_row, sigmoid, step_size, store_tile, zero_tiles
+from ssamba.ops.triton_tiles import (
+    LOG2_E,
+    clip_length,
+    load_state,
+    load_tile,
+    own_channels,
+    pick_row,
+    sigmoid,
+    step_size,
+    store_state,
+    store_tile,
+    zero_tiles,
+)
 
 
 # Sizes are not specialised: each multiple of 16, and 1, would compile a kernel of its own.
@@ -40,15 +53,18 @@ def scan_forward(
     u_ptr, delta_ptr, A_ptr, BC_ptr, D_ptr, z_ptr, bias_ptr, lengths_ptr, start_ptr,
     out_ptr, last_ptr, borders_ptr,
     L, channels, segments, segment_tiles, chunks,
-    u_b, u_t, delta_b, delta_t, z_b, z_t, A_d, A_n, start_b, start_s, start_d, start_n,
+    u_b, u_t, delta_b, delta_t, z_b, z_t,
     N: tl.constexpr, NP: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr, CHUNK_TILES: tl.constexpr,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr, HAS_START: tl.constexpr, SAVE: tl.constexpr,
 ):  # fmt: skip
-    """One segment of one clip: output, last state (B, D, N), and borders (B, chunks, NP, D) if SAVE."""
+    """One segment of one clip: output, last state (B, D, N), and borders (B, chunks, NP, D) if SAVE.
+
+    A (NP, D) float32, zero beyond N; start (B, segments, NP, D), the state that enters each segment.
+    """
     blocks = tl.cdiv(channels, BLOCK_D)
     pid = tl.program_id(0)
-    d = tl.max_contiguous(pid % blocks * BLOCK_D + tl.arange(0, BLOCK_D), 1)
+    d = own_channels(pid % blocks, BLOCK_D)
     segment = pid // blocks % segments
     b = (pid // blocks // segments).to(tl.int64)
     mask_d = d < channels
@@ -62,8 +78,7 @@ def scan_forward(
     out_ptr += b * L * channels
     if SAVE:
         borders_ptr += b * chunks * NP * channels
-    state_mask = (n[:, None] < N) & mask_d[None, :]
-    A = tl.load(A_ptr + n[:, None] * A_n + d[None, :] * A_d, mask=state_mask, other=0.0).to(tl.float32) * LOG2_E
+    A = load_state(A_ptr, d, channels, mask_d, NP) * LOG2_E
     bias = tl.zeros((BLOCK_D,), tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + d, mask=mask_d, other=0.0).to(tl.float32)
@@ -72,24 +87,23 @@ def scan_forward(
         skip = tl.load(D_ptr + d, mask=mask_d, other=0.0).to(tl.float32)
     h = tl.zeros((NP, BLOCK_D), tl.float32)
     if HAS_START:
-        start = start_ptr + b * start_b + segment.to(tl.int64) * start_s
-        h = tl.load(start + n[:, None] * start_n + d[None, :] * start_d, mask=state_mask, other=0.0).to(tl.float32)
+        h = load_state(start_ptr + (b * segments + segment) * NP * channels, d, channels, mask_d, NP)
 
     first = segment * segment_tiles
     end = tl.minimum(first + segment_tiles, tl.cdiv(L, TILE))
     last = tl.maximum(tl.minimum(end, tl.cdiv(length, TILE)), first)
-    zero_tiles(out_ptr, last, end, L, rows, d[None, :], channels, mask_d[None, :], TILE, BLOCK_D)
+    zero_tiles(out_ptr, last, end, d, channels, L, mask_d, TILE, BLOCK_D)
 
     tile = first
     if REVERSE:
         tile = last - 1
-    mask = mask_d[None, :] & (tile * TILE + rows < length) & (last > first)
-    u_next = load_tile(u_ptr, tile * TILE, rows, d[None, :], u_t, mask)
-    delta_next = load_tile(delta_ptr, tile * TILE, rows, d[None, :], delta_t, mask)
+    limit = tl.where(last > first, length, tile * TILE)
+    u_next = load_tile(u_ptr, tile * TILE, d, u_t, limit, mask_d, TILE)
+    delta_next = load_tile(delta_ptr, tile * TILE, d, delta_t, limit, mask_d, TILE)
     z_next = u_next
     if HAS_Z:
         z_ptr += b * z_b
-        z_next = load_tile(z_ptr, tile * TILE, rows, d[None, :], z_t, mask)
+        z_next = load_tile(z_ptr, tile * TILE, d, z_t, limit, mask_d, TILE)
     for i in range(0, last - first):
         u, delta, z = u_next, delta_next, z_next
         tile = first + i
@@ -98,18 +112,18 @@ def scan_forward(
             tile = last - 1 - i
             ahead = tile - 1
         t0 = tile * TILE
-        mask = mask_d[None, :] & (ahead * TILE + rows < length) & (i + 1 < last - first)
-        u_next = load_tile(u_ptr, ahead * TILE, rows, d[None, :], u_t, mask)
-        delta_next = load_tile(delta_ptr, ahead * TILE, rows, d[None, :], delta_t, mask)
+        limit = tl.where(i + 1 < last - first, length, ahead * TILE)
+        u_next = load_tile(u_ptr, ahead * TILE, d, u_t, limit, mask_d, TILE)
+        delta_next = load_tile(delta_ptr, ahead * TILE, d, delta_t, limit, mask_d, TILE)
         if HAS_Z:
-            z_next = load_tile(z_ptr, ahead * TILE, rows, d[None, :], z_t, mask)
+            z_next = load_tile(z_ptr, ahead * TILE, d, z_t, limit, mask_d, TILE)
         if SAVE:
             enters = tile % CHUNK_TILES == 0
             if REVERSE:
                 enters = (tile % CHUNK_TILES == CHUNK_TILES - 1) | (i == 0)
             if enters:
                 border = borders_ptr + (tile // CHUNK_TILES).to(tl.int64) * NP * channels
-                tl.store(border + n[:, None] * channels + d[None, :], h, mask=mask_d[None, :])
+                store_state(border, d, channels, h, mask_d, NP)
         valid = t0 + rows < length
         step = step_size(delta, bias[None, :], valid, SOFTPLUS)
         drive = step * u
@@ -125,14 +139,14 @@ def scan_forward(
             y += skip[None, :] * u
         if HAS_Z:
             y *= z * sigmoid(z)
-        y = tl.where(valid, y, 0.0)
-        store_tile(out_ptr, t0, rows, d[None, :], channels, y, mask_d[None, :] & (t0 + rows < L))
+        store_tile(out_ptr, t0, d, channels, tl.where(valid, y, 0.0), L, mask_d, TILE)
 
     final = segment == segments - 1
     if REVERSE:
         final = segment == 0
     if final:
-        tl.store(last_ptr + b * channels * N + d[None, :] * N + n[:, None], h, mask=state_mask)
+        at = last_ptr + b * channels * N + d[None, :] * N + n[:, None]
+        tl.store(at, h, mask=mask_d[None, :] & (n[:, None] < N))
 
 
 # Sizes are not specialised: each multiple of 16, and 1, would compile a kernel of its own.
@@ -140,8 +154,8 @@ def scan_forward(
 def scan_local(
     u_ptr, delta_ptr, A_ptr, BC_ptr, z_ptr, bias_ptr, lengths_ptr, state_ptr, total_ptr,
     L, channels, segments, segment_tiles,
-    u_b, u_t, delta_b, delta_t, z_b, z_t, A_d, A_n,
-    N: tl.constexpr, NP: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr,
+    u_b, u_t, delta_b, delta_t, z_b, z_t,
+    NP: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, ADJOINT: tl.constexpr,
 ):  # fmt: skip
@@ -152,7 +166,7 @@ def scan_local(
     """
     blocks = tl.cdiv(channels, BLOCK_D)
     pid = tl.program_id(0)
-    d = tl.max_contiguous(pid % blocks * BLOCK_D + tl.arange(0, BLOCK_D), 1)
+    d = own_channels(pid % blocks, BLOCK_D)
     segment = pid // blocks % segments
     b = (pid // blocks // segments).to(tl.int64)
     mask_d = d < channels
@@ -165,8 +179,7 @@ def scan_local(
     if HAS_Z:
         z_ptr += b * z_b
     BC_ptr += b * L * (2 * NP)
-    state_mask = (n[:, None] < N) & mask_d[None, :]
-    A = tl.load(A_ptr + n[:, None] * A_n + d[None, :] * A_d, mask=state_mask, other=0.0).to(tl.float32) * LOG2_E
+    A = load_state(A_ptr, d, channels, mask_d, NP) * LOG2_E
     bias = tl.zeros((BLOCK_D,), tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + d, mask=mask_d, other=0.0).to(tl.float32)
@@ -180,13 +193,12 @@ def scan_local(
             tile = last - 1 - i
         t0 = tile * TILE
         valid = t0 + rows < length
-        mask = mask_d[None, :] & valid
-        drive = load_tile(u_ptr, t0, rows, d[None, :], u_t, mask)
-        delta = load_tile(delta_ptr, t0, rows, d[None, :], delta_t, mask)
+        drive = load_tile(u_ptr, t0, d, u_t, length, mask_d, TILE)
+        delta = load_tile(delta_ptr, t0, d, delta_t, length, mask_d, TILE)
         step = step_size(delta, bias[None, :], valid, SOFTPLUS)
         if ADJOINT:
             if HAS_Z:
-                z = load_tile(z_ptr, t0, rows, d[None, :], z_t, mask)
+                z = load_tile(z_ptr, t0, d, z_t, length, mask_d, TILE)
                 drive *= z * sigmoid(z)
         else:
             drive *= step
@@ -200,7 +212,7 @@ def scan_local(
             else:
                 h = decay * h + pick_row(drive, rows, r)[None, :] * tl.load(BC_row)[:, None]
     place = b * segments + segment
-    tl.store(state_ptr + (place * NP + n[:, None]) * channels + d[None, :], h, mask=mask_d[None, :])
+    store_state(state_ptr + place * NP * channels, d, channels, h, mask_d, NP)
     tl.store(total_ptr + place * channels + d, total, mask=mask_d)
 
 
@@ -208,28 +220,28 @@ def scan_local(
 @triton.jit(do_not_specialize=["channels", "segments"])
 def combine(
     A_ptr, start_ptr, state_ptr, total_ptr,
-    channels, segments, A_d, A_n, start_b, start_d, start_n,
-    N: tl.constexpr, NP: tl.constexpr, BLOCK_D: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr,
+    channels, segments,
+    NP: tl.constexpr, BLOCK_D: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr,
 ):  # fmt: skip
-    """Replace what each segment adds by the state that enters it, one segment after another; REVERSE from the last."""
+    """Replace what each segment adds by the state that enters it, one segment after another; REVERSE from the last.
+
+    start (B, NP, D) enters the first.
+    """
     blocks = tl.cdiv(channels, BLOCK_D)
     pid = tl.program_id(0)
-    d = tl.max_contiguous(pid % blocks * BLOCK_D + tl.arange(0, BLOCK_D), 1)
+    d = own_channels(pid % blocks, BLOCK_D)
     b = (pid // blocks).to(tl.int64)
     mask_d = d < channels
-    n = tl.arange(0, NP)
-    state_mask = (n[:, None] < N) & mask_d[None, :]
-    A = tl.load(A_ptr + n[:, None] * A_n + d[None, :] * A_d, mask=state_mask, other=0.0).to(tl.float32) * LOG2_E
+    A = load_state(A_ptr, d, channels, mask_d, NP) * LOG2_E
     h = tl.zeros((NP, BLOCK_D), tl.float32)
     if HAS_START:
-        start = start_ptr + b * start_b + n[:, None] * start_n + d[None, :] * start_d
-        h = tl.load(start, mask=state_mask, other=0.0).to(tl.float32)
+        h = load_state(start_ptr + b * NP * channels, d, channels, mask_d, NP)
     for i in range(0, segments):
         place = b * segments + i
         if REVERSE:
             place = b * segments + (segments - 1 - i)
-        state = state_ptr + (place * NP + n[:, None]) * channels + d[None, :]
+        state = state_ptr + place * NP * channels
         total = tl.load(total_ptr + place * channels + d, mask=mask_d, other=0.0)
-        added = tl.load(state, mask=mask_d[None, :], other=0.0)
-        tl.store(state, h, mask=mask_d[None, :])
+        added = load_state(state, d, channels, mask_d, NP)
+        store_state(state, d, channels, h, mask_d, NP)
         h = tl.exp2(total[None, :] * A) * h + added

@@ -35,12 +35,13 @@ def _exchange(x, y, lane, distance: tl.constexpr, R: tl.constexpr):
 
 
 @triton.jit
-def sum_channels(x, y, lane, R: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Sums of two (R, BLOCK_D) tiles over channels, R <= 16, as (1, 32): lanes 0-15 hold x's, 16-31 y's.
+def sum_channels(x, y, R: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Sums of two (R, BLOCK_D) tiles over channels, R <= 16, as (32,): lanes 0-15 hold x's, 16-31 y's.
 
     Row r stands in the lanes l with l % 16 // (16 / R) = r. Halving the rows at each exchange takes R + 5 shuffles of a
     warp where a sum of each row on its own takes 10 R.
     """
+    lane = tl.arange(0, 32)[None, :]
     x = tl.sum(tl.reshape(x, (R, BLOCK_D // 32, 32)), axis=1)
     y = tl.sum(tl.reshape(y, (R, BLOCK_D // 32, 32)), axis=1)
     s = _exchange(x, y, lane, 16, R)
@@ -54,7 +55,7 @@ def sum_channels(x, y, lane, R: tl.constexpr, BLOCK_D: tl.constexpr):
         s = _half_rows(_half_rows(s, lane, 8, 4), lane, 4, 2)
         s = _exchange(s, s, lane, 2, 1)
         s = _exchange(s, s, lane, 1, 1)
-    return s
+    return tl.reshape(s, (32,))
 
 
 @triton.jit
@@ -90,24 +91,45 @@ def clip_length(lengths, b, L, HAS_LENGTHS: tl.constexpr):
 
 
 @triton.jit
-def load_tile(pointer, t0, rows, d, stride, mask):
-    """(steps, channels) in float32, zero where masked; `pointer` stands at the clip's first step."""
-    return tl.load(pointer + t0.to(tl.int64) * stride + rows * stride + d, mask=mask, other=0.0).to(tl.float32)
+def load_tile(pointer, t0, d, stride, limit, mask_d, TILE: tl.constexpr):
+    """Steps t0 .. t0 + TILE - 1 before `limit` of a clip at `pointer`, (TILE, BLOCK_D) in float32, else zero."""
+    rows = tl.arange(0, TILE)[:, None]
+    at = pointer + tl.cast(t0, tl.int64) * stride + rows * stride + d[None, :]
+    return tl.load(at, mask=mask_d[None, :] & (t0 + rows < limit), other=0.0).to(tl.float32)
 
 
 @triton.jit
-def store_tile(pointer, t0, rows, d, stride, value, mask):
+def store_tile(pointer, t0, d, stride, tile, limit, mask_d, TILE: tl.constexpr):
     """The reverse of `load_tile`."""
-    tl.store(pointer + t0.to(tl.int64) * stride + rows * stride + d, value.to(pointer.dtype.element_ty), mask=mask)
+    rows = tl.arange(0, TILE)[:, None]
+    at = pointer + tl.cast(t0, tl.int64) * stride + rows * stride + d[None, :]
+    tl.store(at, tile.to(pointer.dtype.element_ty), mask=mask_d[None, :] & (t0 + rows < limit))
 
 
 @triton.jit
-def zero_tiles(pointer, first, last, L, rows, d, stride, mask_d, TILE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Zero the rows of tiles [first, last)."""
+def zero_tiles(pointer, first, last, d, stride, limit, mask_d, TILE: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Zero the steps of tiles [first, last)."""
     zero = tl.zeros((TILE, BLOCK_D), tl.float32)
     for tile in range(first, last):
-        t0 = tile * TILE
-        store_tile(pointer, t0, rows, d, stride, zero, mask_d & (t0 + rows < L))
+        store_tile(pointer, tile * TILE, d, stride, zero, limit, mask_d, TILE)
+
+
+@triton.jit
+def load_state(pointer, d, channels, mask_d, NP: tl.constexpr):
+    """(NP, BLOCK_D) of (NP, D) float32."""
+    return tl.load(pointer + tl.arange(0, NP)[:, None] * channels + d[None, :], mask=mask_d[None, :], other=0.0)
+
+
+@triton.jit
+def store_state(pointer, d, channels, state, mask_d, NP: tl.constexpr):
+    """The reverse of `load_state`."""
+    tl.store(pointer + tl.arange(0, NP)[:, None] * channels + d[None, :], state, mask=mask_d[None, :])
+
+
+@triton.jit
+def own_channels(block, BLOCK_D: tl.constexpr):
+    """The channels of a program, without their alignment, which would make the compiler give each lane several."""
+    return tl.multiple_of(block * BLOCK_D + tl.arange(0, BLOCK_D), 1)
 
 
 @triton.jit
