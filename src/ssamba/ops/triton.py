@@ -26,12 +26,15 @@ from ssamba.ops.triton_launch import (
 )
 
 _PRESENT = importlib.util.find_spec("triton") is not None  # found, not imported
+_NEW_ENOUGH = tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 7)
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     """None where the kernels can run on inputs of `dtype` on `device`, else the reason."""
     if not _PRESENT:
         return "triton is not installed (pip install 'ssamba[gpu]'; Linux only)"
+    if not _NEW_ENOUGH:
+        return f"its kernels need Triton 3.3, which comes with torch 2.7, and this is torch {torch.__version__}"
     if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
         return f"Triton's kernels run on CUDA devices, not on {device.type}"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):

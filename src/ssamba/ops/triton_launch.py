@@ -328,7 +328,7 @@ def convolve_backward(
     with on_device(x.device):
         _conv_kernels().conv_backward[(parts * blocks,)](
             dy, x, weight, bias, lengths, dx, dw, dbias, length, channels, tiles, *_strides(dy), *_strides(x),
-            K=taps, TAPS=power_of_two(taps), SHIFTS=power_of_two(2 * taps - 1), BLOCK_T=block_t, BLOCK_D=block_d, REVERSE=reverse, SILU=silu,
+            K=taps, BLOCK_T=block_t, BLOCK_D=block_d, REVERSE=reverse, SILU=silu,
             HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None, num_warps=4,
         )  # fmt: skip
     return dw.sum(0).t(), dbias.sum(0)
