@@ -28,14 +28,14 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 # torch alone and first, so that nothing later replaces the build that the constraint file names.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/ssamba/ops/csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "ssamba needs Python 3.10 or later, this is " + sys.version.split()[0])'
 	@echo "== environment: $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 	  echo "cannot make a virtual environment with $(PYTHON): install its venv module (Debian: apt install python3-venv)"; exit 1; }
 	@echo "== installing torch (a few hundred megabytes)"
 	$(BIN)/python -m pip install --quiet --retries 5 "torch==2.13.0"
-	@echo "== installing ssamba with everything the demo and the tests use"
+	@echo "== building ssamba's kernels and installing it with everything the demo and the tests use"
 	$(BIN)/python -m pip install --quiet --retries 5 --editable ".[all,dev]"
 	@touch $@
 

@@ -381,7 +381,7 @@ def encoder_training(model: nn.Module, features: Tensor) -> Run:
     return run
 
 
-def _build(name: str, size: Any, frames: int, depth: int | None) -> nn.Module:
+def _build(name: str, size: Any, patches: int, depth: int | None) -> nn.Module:
     # Imported here, so that the kernels can be measured where einops and pydantic are missing.
     if name == "ssamba":
         from ssamba.model import create_encoder
@@ -389,7 +389,7 @@ def _build(name: str, size: Any, frames: int, depth: int | None) -> nn.Module:
         return create_encoder(size) if depth is None else create_encoder(size, depth=depth)
     from benchmarks.transformer import Transformer
 
-    return Transformer(size, frames, fused=name == "sdpa", depth=depth or 12)
+    return Transformer({"tiny": 192, "small": 384, "base": 768}[size], patches, fused=name == "sdpa")
 
 
 def measure_encoders(report: Report, clock: Clock, shapes: tuple[Any, ...], agreed: bool, depth: int | None) -> None:
@@ -409,7 +409,7 @@ def measure_encoders(report: Report, clock: Clock, shapes: tuple[Any, ...], agre
             sides: dict[str, Run] = {}
             for name in names:
                 try:
-                    model = _build(name, size, frames, depth).to(clock.device)
+                    model = _build(name, size, patches, depth).to(clock.device)
                     run = (encoder_training if mode == "training" else encoder_inference)(model, features)
                     run()
                     row[f"{name} MB"] = clock.peak_mb(run)

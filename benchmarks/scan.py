@@ -32,7 +32,7 @@ def inputs(length: int, channels: int, batch: int = 1) -> list[Tensor]:
     g = torch.Generator().manual_seed(0)
     u, z = torch.randn(batch, length, 2 * channels, generator=g).chunk(2, dim=-1)
     projected = torch.randn(batch, length, RANK + 2 * STATE, generator=g)
-    _, B, C = projected.split([RANK, STATE, STATE], dim=-1)
+    B, C = projected[..., RANK : RANK + STATE], projected[..., RANK + STATE :]
     delta = torch.randn(batch, length, channels, generator=g) - 3
     A = -torch.arange(1, STATE + 1).float().repeat(channels, 1)
     return [u, delta, A, B, C, torch.randn(channels, generator=g), z, torch.zeros(channels)]

@@ -1,9 +1,10 @@
-"""A plain transformer of SSAST's shape, for comparison: 16 x 16 patches, 12 blocks of attention and MLP, pre-norm.
+"""The transformer that SSAMBA is compared with, at its best: SSAST's shape in plain PyTorch.
 
-The structure is DeiT's, which SSAST uses (Gong et al., 2022, arXiv:2110.09784): two prefix tokens, learned positions, GELU, an
-MLP four times as wide, biases everywhere. Nothing is tuned for or against it; `fused=False` writes the attention matrix
-out, as SSAST's own code does.
-Shapes: B batch, T frames, M mel bins, L tokens, D channels, H heads.
+Twelve pre-norm blocks (attention with 3 / 6 / 12 heads, MLP of four times the width, GELU), patch projection, two prefix
+tokens, positions, final norm. Attention goes through `scaled_dot_product_attention`, or is written out with `fused=False`, as
+in the code that the paper measured.
+
+Shapes: B clips, T frames, M mel bins, L tokens, D channels, H heads.
 """
 
 from __future__ import annotations
@@ -13,29 +14,32 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-HEADS = {"tiny": 3, "small": 6, "base": 12}
-WIDTHS = {"tiny": 192, "small": 384, "base": 768}
-PREFIX_TOKENS = 2
+HEADS = {192: 3, 384: 6, 768: 12}
+DEPTH = 12
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention, (B, L, D) -> (B, L, D)."""
+
     def __init__(self, dim: int, heads: int, fused: bool):
         super().__init__()
         self.heads, self.fused = heads, fused
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.project = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b l (n h d) -> n b h l d", n=3, h=self.heads)
+        q, k, v = rearrange(self.qkv(x), "b l (three h c) -> three b h l c", three=3, h=self.heads)
         if self.fused:
             y = F.scaled_dot_product_attention(q, k, v)
         else:
-            y = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
-        out: Tensor = self.project(rearrange(y, "b h l d -> b l (h d)"))
+            y = ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
+        out: Tensor = self.proj(rearrange(y, "b h l c -> b l (h c)"))
         return out
 
 
 class Block(nn.Module):
+    """Pre-norm attention and MLP."""
+
     def __init__(self, dim: int, heads: int, fused: bool):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
@@ -49,23 +53,18 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """(B, T, M) normalised features to (B, 2 + L, D) tokens; T may be anything up to `max_frames`."""
+    """Features (B, T, M = 128) to tokens (B, 2 + L, D), for inputs of one size."""
 
-    def __init__(
-        self, size: str, max_frames: int, *, fused: bool = True, depth: int = 12, mel_bins: int = 128, patch: int = 16
-    ):
+    def __init__(self, dim: int, patches: int, fused: bool = True):
         super().__init__()
-        dim = WIDTHS[size]
-        self.patches = nn.Conv2d(1, dim, patch, stride=patch)
-        self.prefix = nn.Parameter(torch.zeros(1, PREFIX_TOKENS, dim))
-        tokens = PREFIX_TOKENS + (mel_bins // patch) * (max_frames // patch)
-        self.positions = nn.Parameter(torch.randn(1, tokens, dim) * 0.02)
-        self.blocks = nn.Sequential(*(Block(dim, HEADS[size], fused) for _ in range(depth)))
+        self.patch_embed = nn.Conv2d(1, dim, 16, 16)
+        self.prefix = nn.Parameter(torch.zeros(1, 2, dim))
+        self.positions = nn.Parameter(torch.randn(1, 2 + patches, dim) * 0.02)
+        self.blocks = nn.Sequential(*(Block(dim, HEADS[dim], fused) for _ in range(DEPTH)))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, features: Tensor) -> Tensor:
-        grid = self.patches(rearrange(features, "b t m -> b 1 m t"))
-        tokens = rearrange(grid, "b d r c -> b (r c) d")
-        tokens = torch.cat((self.prefix.expand(len(tokens), -1, -1), tokens), dim=1)
-        out: Tensor = self.norm(self.blocks(tokens + self.positions[:, : tokens.shape[1]]))
+        x = rearrange(self.patch_embed(rearrange(features, "b t m -> b 1 m t")), "b d r k -> b (r k) d")
+        x = torch.cat((self.prefix.expand(len(x), -1, -1), x), dim=1) + self.positions
+        out: Tensor = self.norm(self.blocks(x))
         return out

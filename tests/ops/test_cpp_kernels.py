@@ -49,8 +49,10 @@ FLOOR = {torch.float32: 1e-6, torch.bfloat16: 2e-3}
 
 
 @pytest.fixture(autouse=True)
-def _default_capability_and_threads():
+def _one_thread_and_the_default_capability():
+    """One thread unless a test asks for more: on a busy machine, threads that wait for each other take most of the time."""
     threads, found = torch.get_num_threads(), cpu_extension._found
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
     cpu_extension._found = found
@@ -170,7 +172,7 @@ def test_scan_and_every_gradient_agree_with_float64(shape, direction, options):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_option_of_the_scan_in_both_directions(options, direction):
-    inputs = random_inputs(67, 19, 16, options=options)
+    inputs = random_inputs(67, 19, 16, batch=1, options=options)
     check_every_capability(run, inputs, torch.float32, direction=direction, delta_softplus=options["softplus"])
 
 
@@ -182,10 +184,10 @@ def test_bfloat16_scan_loses_no_more_than_twice_the_reference(shape, direction):
 
 @settings(max_examples=200 if FULL else 12, deadline=None)
 @given(
-    length=st.integers(1, 140),
+    length=st.integers(1, 100),
     channels=st.integers(1, 70),
     state=st.integers(1, 40),
-    batch=st.integers(1, 3),
+    batch=st.integers(1, 2),
     reverse=st.booleans(),
     seed=st.integers(0, 1000),
 )

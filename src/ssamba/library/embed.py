@@ -108,7 +108,9 @@ def embed_collection(
                 yield path, decoded
 
     def skip(path: Path, error: Exception) -> None:
-        progress.skipped.append(Skipped(path_text(path), str(error)))
+        name, reason = path_text(path), str(error)
+        # What was decoded in a worker is an array to the embedder, which cannot name the file.
+        progress.skipped.append(Skipped(name, reason if reason.startswith(name) else f"{name}: {reason}"))
         report()
 
     def report() -> None:

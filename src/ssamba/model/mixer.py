@@ -61,5 +61,5 @@ class BiMambaMixer(nn.Module):
         ahead: Direction = "reverse" if reversed_time else "forward"
         behind: Direction = "forward" if reversed_time else "reverse"
         y = self.forward_scan(x, z, ahead, lengths) + self.backward_scan(x, z, behind, lengths)
-        out: Tensor = self.out_proj(y * 0.5)
-        return out
+        # Halving the weight gives the same digits as halving y, for a fraction of the work.
+        return F.linear(y, self.out_proj.weight * 0.5)

@@ -116,7 +116,7 @@ def _border_size(batch: int, length: int, channels: int, state: int) -> int:
     return batch * -(-length // chunk) * (-(-channels // block) * block) * state
 
 
-_library = torch.library.Library("ssamba", "FRAGMENT")
+_library: Any = torch.library.Library("ssamba", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(
     "selective_scan_cpp(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
     "bool delta_softplus, bool reverse, Tensor? lengths, Tensor? initial_state, bool keep_states) "

@@ -89,6 +89,49 @@ static int64_t conv_backward_scratch(const Conv& in, int64_t blocks) {
   return vectors * 2 * in.taps * W + (CHUNK + in.taps) * W;
 }
 
+// The common case, K = TAPS, of one vector in one tile: inputs, weights and their gradients stay in registers.
+static void conv_backward_tile(const ConvBackward& args, int64_t clip, int64_t length, int64_t s0, int64_t steps,
+                               int64_t channel, int64_t count, float* grad_p, float* grad_weight, float* grad_bias) {
+  const Conv& in = args.in;
+  V weight[TAPS], weight_sum[TAPS], x[TAPS];  // x[k] is that of step s - (TAPS - 1) + k
+#pragma GCC unroll 4
+  for (int k = 0; k < TAPS; ++k) {
+    weight[k] = load_floats(in.weight + k * in.channels + channel, count);
+    weight_sum[k] = load(grad_weight + k * W);
+    const int64_t s = s0 + k - TAPS;  // one step early: the loop shifts first
+    x[k] = s < 0 ? set1(0.0f) : load_row(in.x, clip, row_of(in.reverse, length, s), channel, count);
+  }
+  const V bias = in.bias == nullptr ? set1(0.0f) : load_floats(in.bias + channel, count);
+  V bias_sum = load(grad_bias);
+  for (int64_t i = 0; i < steps; ++i) {
+    const int64_t row = row_of(in.reverse, length, s0 + i);
+    x[0] = x[1];
+    x[1] = x[2];
+    x[2] = x[3];
+    x[3] = load_row(in.x, clip, row, channel, count);
+    V g = load_row(args.grad_out, clip, row, channel, count);
+    if (in.silu) {
+      V p = bias;
+#pragma GCC unroll 4
+      for (int k = 0; k < TAPS; ++k) p = fma(weight[k], x[k], p);
+      g = mul(g, silu_slope(p, sigmoid(p)));
+    }
+    store(grad_p + i * W, g);
+    bias_sum = add(bias_sum, g);
+#pragma GCC unroll 4
+    for (int k = 0; k < TAPS; ++k) weight_sum[k] = fma(g, x[k], weight_sum[k]);
+  }
+  store(grad_bias, bias_sum);
+#pragma GCC unroll 4
+  for (int k = 0; k < TAPS; ++k) store(grad_weight + k * W, weight_sum[k]);
+  for (int64_t i = 0; i < steps; ++i) {
+    V sum = set1(0.0f);
+#pragma GCC unroll 4
+    for (int k = 0; k < TAPS; ++k) sum = fma(weight[k], load(grad_p + (i + TAPS - 1 - k) * W), sum);
+    store_row(args.grad_x, clip, row_of(in.reverse, length, s0 + i), channel, sum, count);
+  }
+}
+
 // Tiles go from the end of the clip to its start, because x' of a step needs p' of the steps after it.
 static void conv_backward(const ConvBackward& args, int64_t clip, int64_t first_block, int64_t last_block, float* scratch) {
   const Conv& in = args.in;
@@ -103,32 +146,36 @@ static void conv_backward(const ConvBackward& args, int64_t clip, int64_t first_
       const int64_t channel = first_channel + offset, count = smaller(W, width - offset);
       float *grad_weight = vector_data + offset * 2 * K, *grad_bias = grad_weight + K * W, *after = grad_bias + W;
       std::memcpy(grad_p + steps * W, after, static_cast<size_t>((K - 1) * W) * sizeof(float));
-      V bias_sum = load(grad_bias);
-      for (int64_t k = 0; k < steps; ++k) {
-        const int64_t row = row_of(in.reverse, length, s0 + k);
-        V g = load_row(args.grad_out, clip, row, channel, count);
-        if (in.silu) {
-          const V p = convolve(in, clip, length, s0 + k, channel, count);
-          g = mul(g, silu_slope(p, sigmoid(p)));
+      if (K == TAPS) {
+        conv_backward_tile(args, clip, length, s0, steps, channel, count, grad_p, grad_weight, grad_bias);
+      } else {
+        V bias_sum = load(grad_bias);
+        for (int64_t k = 0; k < steps; ++k) {
+          const int64_t row = row_of(in.reverse, length, s0 + k);
+          V g = load_row(args.grad_out, clip, row, channel, count);
+          if (in.silu) {
+            const V p = convolve(in, clip, length, s0 + k, channel, count);
+            g = mul(g, silu_slope(p, sigmoid(p)));
+          }
+          store(grad_p + k * W, g);
+          bias_sum = add(bias_sum, g);
         }
-        store(grad_p + k * W, g);
-        bias_sum = add(bias_sum, g);
-      }
-      store(grad_bias, bias_sum);
-      for (int64_t k = 0; k < steps; ++k) {
-        V sum = set1(0.0f);
-        for (int64_t tap = 0; tap < K; ++tap)
-          sum = fma(load_floats(in.weight + tap * in.channels + channel, count), load(grad_p + (k + K - 1 - tap) * W), sum);
-        store_row(args.grad_x, clip, row_of(in.reverse, length, s0 + k), channel, sum, count);
-      }
-      for (int64_t tap = 0; tap < K; ++tap) {
-        V sum = load(grad_weight + tap * W);
-        const int64_t missing = K - 1 - tap - s0;  // steps that would look before the clip
-        for (int64_t k = missing > 0 ? missing : 0; k < steps; ++k) {
-          const int64_t row = row_of(in.reverse, length, s0 + k - (K - 1) + tap);
-          sum = fma(load(grad_p + k * W), load_row(in.x, clip, row, channel, count), sum);
+        store(grad_bias, bias_sum);
+        for (int64_t k = 0; k < steps; ++k) {
+          V sum = set1(0.0f);
+          for (int64_t tap = 0; tap < K; ++tap)
+            sum = fma(load_floats(in.weight + tap * in.channels + channel, count), load(grad_p + (k + K - 1 - tap) * W), sum);
+          store_row(args.grad_x, clip, row_of(in.reverse, length, s0 + k), channel, sum, count);
         }
-        store(grad_weight + tap * W, sum);
+        for (int64_t tap = 0; tap < K; ++tap) {
+          V sum = load(grad_weight + tap * W);
+          const int64_t missing = K - 1 - tap - s0;  // steps that would look before the clip
+          for (int64_t k = missing > 0 ? missing : 0; k < steps; ++k) {
+            const int64_t row = row_of(in.reverse, length, s0 + k - (K - 1) + tap);
+            sum = fma(load(grad_p + k * W), load_row(in.x, clip, row, channel, count), sum);
+          }
+          store(grad_weight + tap * W, sum);
+        }
       }
       std::memcpy(after, grad_p, static_cast<size_t>((K - 1) * W) * sizeof(float));
     }
