@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ssamba.errors import BackendUnavailableError
-from ssamba.ops import cpu, eager, reference
+from ssamba.ops import cpu, eager, reference, triton
 
 
 class ScanKernel(Protocol):
@@ -66,6 +66,12 @@ class Backend:
     selective_scan: ScanKernel
     causal_conv: ConvKernel
     automatic: bool = True
+    automatic_on: str | None = None
+    """The only type of device where `auto` picks it; None: any."""
+
+    def is_automatic(self, device: torch.device) -> bool:
+        """Whether `auto` may pick it on `device`."""
+        return self.automatic and self.automatic_on in (None, device.type)
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ def _runs_everywhere(device: torch.device, dtype: torch.dtype) -> str | None:
 
 # In the order of preference: `auto` takes the first automatic one that can run on the tensors' device.
 _BACKENDS: tuple[Backend, ...] = (
+    Backend("triton", triton.why_not, triton.selective_scan, triton.causal_conv, automatic_on="cuda"),
     Backend("cpp", cpu.why_not, cpu.selective_scan, cpu.causal_conv),
     Backend("eager", _runs_everywhere, eager.selective_scan, eager.causal_conv),
     Backend("reference", _runs_everywhere, reference.selective_scan, reference.causal_conv, automatic=False),
@@ -98,7 +105,7 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
         BackendUnavailableError: it exists and cannot run there; the message says why.
     """
     if name == "auto":
-        return next(b for b in _BACKENDS if b.automatic and b.why_not(device, dtype) is None)
+        return next(b for b in _BACKENDS if b.is_automatic(device) and b.why_not(device, dtype) is None)
     for backend in _BACKENDS:
         if backend.name == name:
             reason = backend.why_not(device, dtype)
@@ -125,6 +132,8 @@ def available_backends(device: torch.device | str = "cpu", dtype: torch.dtype = 
             note = reason
         elif not backend.automatic:
             note = "only when asked for by name: the slow oracle of the tests"
+        elif not backend.is_automatic(device):
+            note = f"only when asked for by name: on {device.type} it is for tests"
         else:
             note = f"can run; {chosen} is preferred"
         statuses.append(BackendStatus(backend.name, reason is None, backend.name == chosen, note))
