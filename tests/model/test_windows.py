@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssamba.config import EncoderConfig
@@ -17,6 +17,7 @@ def cut(config, features, block, **options):
     return [*windows, *cutter.finish()], cutter.num_columns
 
 
+@settings(deadline=None)
 @given(
     frames=st.integers(1, 700),
     block=st.integers(1, 300),
