@@ -126,6 +126,10 @@ def test_convert_writes_our_format(tmp_path, ssamba_pth, ssast_pth):
         (("embed", "a.wav", "-o", "x.npz", "--resume", "--overwrite"), 2, "exclude"),
         (("embed", "a.wav", "-o", "x.npz", "-c", "no/model"), 1, "no such file or folder"),
         (("embed", "a.wav", "-o", "x.npz", "--device", "toaster"), 1, "device"),
+        (("embed", "a.wav", "-o", "x.npz"), 1, "no file could be embedded"),
+        (("embed", "a.wav", "-o", "."), 1, "ends in"),
+        (("embed", "a.wav", "-o", "x.npz", "--layer", "99"), 1, "layer must lie"),
+        (("info", "hf:../../x"), 1, "expected hf:OWNER/NAME"),
         (("embeds",), 2, "embed"),
     ],
 )

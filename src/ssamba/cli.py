@@ -51,6 +51,8 @@ def main() -> None:
         app()
     except SsambaError as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(str(error))
     except KeyboardInterrupt:
         _err.print("[yellow]interrupted[/]")
         sys.exit(EXIT_INTERRUPTED)
@@ -105,7 +107,8 @@ def embed(
         str, typer.Option(help="'windows': 10.24 s, half overlapping; 'full': each recording at once.")
     ] = "windows",
     layer: Annotated[
-        int | None, typer.Option(help="Use the hidden state of this layer (0 is the input, -1 the last).")
+        int | None,
+        typer.Option(help="Use the hidden state of this layer (0 is the input, -1 the last, before the final norm)."),
     ] = None,
     padding: Annotated[
         str, typer.Option(help="'patch', or 'official': fill short recordings up to the pretraining length.")
@@ -163,9 +166,13 @@ def embed(
                 f"[yellow]interrupted[/]: repeat the command with --resume to go on ({escape(str(output))}.partial)"
             )
             sys.exit(EXIT_INTERRUPTED)
+        except ValueError as error:
+            _fail(str(error))
         except OSError as error:
             _fail(f"{error}. What was embedded so far is kept: repeat the command with --resume when it is mended")
     _report(result, output)
+    if result.rows == 0:
+        _fail("no file could be embedded")
     if strict and result.skipped:
         sys.exit(EXIT_SKIPPED)
 
@@ -181,7 +188,7 @@ def _load(checkpoint: str | None, device: str | None) -> Embedder:
         warnings.simplefilter("always")
         try:
             model = load_model(checkpoint, device=device)
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
             _fail(f"cannot use device {device!r}: {str(error).splitlines()[0]}")
     for warning in caught:
         _err.print(f"[yellow]warning:[/] {escape(str(warning.message))}", soft_wrap=True)

@@ -48,7 +48,7 @@ class EmbedOptions(Config):
     interpolated positions, memory linear in its length."""
     layer: int | None = None
     """Hidden state to use instead of the final output: 0 enters the first block, k leaves block pair k; negative
-    numbers count from the last."""
+    numbers count from the last (-1 is the last hidden state, still without the final norm)."""
     padding: Literal["patch", "official"] = "patch"
     """`patch`: only the last partial patch is filled; `official`: recordings shorter than the pretraining length are
     filled up to it with silence and `clip` averages everything, as the released weights saw it."""
@@ -130,6 +130,11 @@ class Embedder:
         """Length of a window of long recordings: the pretraining length."""
         return self.encoder.config.num_frames * self.front_end.shift_samples / self.front_end.sample_rate_hz
 
+    def check(self, options: EmbedOptions) -> None:
+        """ValueError if this model cannot follow the options."""
+        if options.layer is not None:
+            self.encoder.layer_index(options.layer)
+
     def digest(self, options: EmbedOptions | None = None) -> str:
         """Sixteen hexadecimal digits of everything an embedding depends on: weights, configuration, options."""
         total = hashlib.sha256((options or EmbedOptions()).digest().encode())
@@ -187,6 +192,7 @@ class Embedder:
         the others go on. Results may come in another order than `items`; each carries its key.
         """
         options = options or EmbedOptions()
+        self.check(options)
         budget = _TOKENS_PER_BATCH.get(self.device.type, _TOKENS_PER_BATCH_ELSEWHERE)
         rows = self.encoder.config.rows
         batch: list[tuple[_Recording[Key], Window]] = []
@@ -194,14 +200,22 @@ class Embedder:
         waiting: list[_Recording[Key]] = []
         for key, source in items:
             recording = _Recording(key, self, options)
-            try:
-                for window in self._windows(source, sample_rate, recording):
-                    batch.append((recording, window))
-                    tokens += window.columns * rows
-                    if tokens >= budget:
-                        self._encode(batch, options)
-                        batch, tokens = [], 0
-            except (ValueError, OSError) as error:
+            error: Exception | None = None
+            windows = self._windows(source, sample_rate, recording)
+            while True:
+                try:
+                    window = next(windows, None)
+                except (ValueError, OSError) as reason:
+                    error = reason
+                    break
+                if window is None:
+                    break
+                batch.append((recording, window))
+                tokens += window.columns * rows
+                if tokens >= budget:
+                    self._encode(batch, options)
+                    batch, tokens = [], 0
+            if error is not None:
                 batch = [(owner, window) for owner, window in batch if owner is not recording]
                 tokens = sum(window.columns for _, window in batch) * rows
                 yield key, error
@@ -210,9 +224,9 @@ class Embedder:
             unfinished = {id(owner) for owner, _ in batch}
             ready = [done for done in waiting if id(done) not in unfinished]
             waiting = [other for other in waiting if id(other) in unfinished]
-            yield from ((done.key, done.result()) for done in ready)
+            yield from ((done.key, done.result_or_error()) for done in ready)
         self._encode(batch, options)
-        yield from ((done.key, done.result()) for done in waiting)
+        yield from ((done.key, done.result_or_error()) for done in waiting)
 
     def logits(self, source: Source, sample_rate: int | None = None) -> Tensor:
         """The classifier's raw outputs for one recording, (classes,), averaged over windows by their length.
@@ -307,12 +321,16 @@ class _Recording(Generic[Key]):
         """The frame embeddings (K, D) of one of its windows."""
         self.merger.add(window.first_column, frames)
 
-    def result(self) -> Embedding:
-        """The embedding, once every window is back."""
+    def result_or_error(self) -> Embedding | ValueError:
+        """The embedding, once every window is back; an error where it is not finite."""
         columns = self.cutter.num_columns
         duration_s = self.num_samples / self.front_end.sample_rate_hz
         frames = self.merger.merged(columns)
         clip = (self.merger.merged() if self.fill_window else frames).mean(0)
+        if not (torch.isfinite(frames).all() and torch.isfinite(clip).all()):
+            return ValueError(
+                "the embedding is not finite: the samples are far outside [-1, 1], or the model's weights are damaged"
+            )
         return Embedding(clip, frames, _centres_s(columns, duration_s, self.config, self.front_end), duration_s)
 
 

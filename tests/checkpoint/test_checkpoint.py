@@ -217,9 +217,24 @@ def _resize(tensors):
     tensors["module.p_input_tdim"] = torch.tensor(256)
 
 
+def _diverge(tensors):
+    tensors["module.v.layers.2.mixer.D"][3] = float("nan")
+
+
+def _flatten(tensors):
+    tensors["module.v.layers.0.mixer.A_log"] = tensors["module.v.layers.0.mixer.A_log"].flatten()
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
-    [(_drop, "1 missing"), (_add, "no SSAMBA model has"), (_misshape, "of another shape"), (_resize, "64 patches")],
+    [
+        (_diverge, "NaN or infinite weights"),
+        (_flatten, "tensors of other shapes"),
+        (_drop, "1 missing"),
+        (_add, "no SSAMBA model has"),
+        (_misshape, "of another shape"),
+        (_resize, "64 patches"),
+    ],
 )
 def test_official_files_that_do_not_fit_are_refused_with_a_reason(tmp_path, official, spoil, message):
     spoil(official)

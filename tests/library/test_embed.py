@@ -268,3 +268,67 @@ def test_neighbours_agree_with_plain_cosine_similarity():
     for bad, count in ((x[:1], 1), (x, 20), (x[0], 1)):
         with pytest.raises(ValueError, match=r"recordings|count"):
             nearest_neighbours(bad, count)
+
+
+def test_no_damaged_file_can_end_a_job(tmp_path, embedder, clips, monkeypatch):
+    rng = np.random.default_rng(0)
+    (tmp_path / "junk.ogg").write_bytes(b"OggS" + rng.bytes(50_000))
+    sf.write(tmp_path / "huge.wav", np.tile([1e25, -1e25], 8_000), 16_000, subtype="FLOAT")
+    shutil.copy(clips[8], tmp_path / "good.flac")
+    result = embed_collection(find_audio([tmp_path]), tmp_path / "e.npz", embedder)
+    assert (result.embedded, len(result.skipped)) == (1, 2)
+    assert "not finite" in result.skipped[0].reason
+
+    def unheard_of(path):
+        raise RuntimeError("a codec's own trouble")
+
+    monkeypatch.setattr("ssamba.library.decoding.probe", unheard_of)
+    result = embed_collection(find_audio([tmp_path]), tmp_path / "f.npz", embedder)
+    assert len(result.skipped) == 3
+    assert "a codec's own trouble" in result.skipped[0].reason
+
+
+def test_resuming_with_other_inputs_keeps_earlier_rows(tmp_path, embedder, clips):
+    output = tmp_path / "e.npz"
+    embed_collection(clips[:3], output, embedder)
+    result = embed_collection(clips[2:5], output, embedder, resume=True)
+    assert (result.embedded, result.resumed, result.rows) == (2, 1, 5)
+    assert read_embeddings(output)["path"].tolist() == [str(clips[i]) for i in (2, 3, 4, 0, 1)]
+
+
+def test_a_refused_run_leaves_everything_as_it_was(tmp_path, embedder, clips):
+    from ssamba.embedder import EmbedOptions
+
+    output = tmp_path / "e.npz"
+    embed_collection(clips[:2], output, embedder)
+    before = output.read_bytes()
+    with pytest.raises(StoreError, match="other settings"):
+        embed_collection(clips[:2], output, embedder, EmbedOptions(layer=1), resume=True)
+    with pytest.raises(ValueError, match="layer must lie"):
+        embed_collection(clips[:2], output, embedder, EmbedOptions(layer=99), overwrite=True)
+    assert output.read_bytes() == before
+    assert not Path(f"{output}.partial").exists()
+    assert embed_collection(clips[:2], output, embedder, resume=True).resumed == 2
+
+
+def test_a_part_that_a_crash_damaged_is_computed_again(tmp_path, embedder, clips, monkeypatch):
+    monkeypatch.setattr("ssamba.library.embed._FLUSH_FILES", 1)
+    output = tmp_path / "e.npz"
+
+    def stop(progress):
+        if progress.embedded == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        embed_collection(clips[:4], output, embedder, on_progress=stop)
+    first = sorted(Path(f"{output}.partial").glob("part-*.npy"))[0]
+    first.write_bytes(first.read_bytes()[:50])
+    result = embed_collection(clips[:4], output, embedder, resume=True)
+    assert (result.resumed, result.embedded, result.rows) == (2, 2, 4)
+
+
+def test_an_empty_partial_folder_stands_in_nobodys_way(tmp_path, embedder, clips):
+    output = tmp_path / "e.npz"
+    Path(f"{output}.partial").mkdir()
+    (Path(f"{output}.partial") / "run.json").write_text('{"layer": 7}')
+    assert embed_collection(clips[:1], output, embedder).rows == 1

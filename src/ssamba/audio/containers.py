@@ -268,7 +268,10 @@ def _ogg_pages_backwards(data: Bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _ogg(data: Bytes) -> Integrity:
-    at, flags, _ = next(_ogg_pages_backwards(data))
+    last = next(_ogg_pages_backwards(data), None)
+    if last is None:
+        return Integrity("no Ogg page in it is whole")
+    at, flags, _ = last
     count = data[at + 26] if at + 27 <= len(data) else 256
     table = data[at + 27 : at + 27 + count]
     if len(table) < count or at + 27 + count + sum(table) > len(data):

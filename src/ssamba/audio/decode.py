@@ -61,7 +61,7 @@ def decode(
     `strict=False`, which warns (AudioTruncatedWarning) and returns what is there. Raises ValueError for arguments
     out of range.
     """
-    out_hz = _checked_rate(sample_rate_hz)
+    out_hz = checked_rate(sample_rate_hz)
     if not (math.isfinite(start_s) and start_s >= 0):
         raise ValueError(f"start_s must be a finite number of seconds, at least 0; got {start_s}")
     if duration_s is not None and not (math.isfinite(duration_s) and round(duration_s * out_hz) > 0):
@@ -79,14 +79,17 @@ def stream(
     Yields mono float32 (round(block_s * sample_rate_hz),), the last one shorter. Errors are those of `decode`; a
     missing end is found when it is reached, after the blocks before it have been handed out.
     """
-    out_hz = _checked_rate(sample_rate_hz)
+    out_hz = checked_rate(sample_rate_hz)
     if not (math.isfinite(block_s) and round(block_s * out_hz) > 0):
         raise ValueError(f"block_s must be finite and last at least one sample at {out_hz} Hz; got {block_s}")
     return _regrouped(_read(Path(path), out_hz, 0, None, strict), round(block_s * out_hz))
 
 
-def _checked_rate(sample_rate_hz: int) -> int:
-    if not (math.isfinite(sample_rate_hz) and sample_rate_hz > 0 and sample_rate_hz == int(sample_rate_hz)):
+def checked_rate(sample_rate_hz: int) -> int:
+    """The rate as an int; ValueError unless it is a positive whole number."""
+    if isinstance(sample_rate_hz, bool | str) or not (
+        math.isfinite(sample_rate_hz) and sample_rate_hz > 0 and sample_rate_hz == int(sample_rate_hz)
+    ):
         raise ValueError(f"sample_rate_hz must be a positive whole number; got {sample_rate_hz}")
     return int(sample_rate_hz)
 
@@ -182,5 +185,5 @@ def _check_end(reader: Reader, some_wanted: bool, strict: bool) -> None:
     of = f" of {info.duration_s:.2f} s" if missing_s >= 0.005 else ""
     found = f"{info.path}: truncated or damaged, {there}{of} can be read ({fault})"
     if strict or not some_wanted:
-        raise AudioDecodeError(f"{found}. Get a whole copy, or pass strict=False to use what is there")
+        raise AudioDecodeError(f"{found}. Get a whole copy; in Python, decode(path, strict=False) gives what is there")
     warnings.warn(found, AudioTruncatedWarning, stacklevel=4)

@@ -32,12 +32,10 @@ def blocks(source: Source, sample_rate: int | None, target_rate_hz: int) -> Iter
         ValueError: a waveform has another shape, another type, NaN or infinity.
     """
     if isinstance(source, str | Path):
-        yield from decode.stream(source, sample_rate_hz=target_rate_hz)
+        yield from decode.stream(Path(source).expanduser(), sample_rate_hz=target_rate_hz)
         return
     samples = to_mono_float(source)
-    if sample_rate is not None and sample_rate <= 0:
-        raise ValueError(f"sample_rate must be positive, got {sample_rate}")
-    if sample_rate is not None and sample_rate != target_rate_hz:
+    if sample_rate is not None and decode.checked_rate(sample_rate) != target_rate_hz:
         samples = soxr.resample(samples, sample_rate, target_rate_hz)
     yield samples
 

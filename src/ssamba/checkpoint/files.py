@@ -28,6 +28,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is empty, damaged, of another kind, or holds more than tensors.
     """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file: expected the weights themselves")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty (0 bytes): the download or copy failed; fetch it again")
     if path.suffix == ".safetensors":
@@ -48,7 +50,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(_not_a_checkpoint(path)) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, UnicodeDecodeError, AttributeError):
         raise CheckpointError(_not_a_checkpoint(path)) from None
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
         keys = f" with the keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else ""
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}{keys}; expected a state dict (names to tensors). "

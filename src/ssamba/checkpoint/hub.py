@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -61,7 +62,15 @@ def _snapshot(name: str, repo: str, revision: str | None, patterns: list[str]) -
     except ImportError:
         raise MissingExtraError(f'{name} needs huggingface_hub: pip install "ssamba[hf]"') from None
     try:
+        if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+            # A commit never changes: what is cached of it needs no network.
+            with contextlib.suppress(errors.LocalEntryNotFoundError):
+                cached = Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
+                if any(file for pattern in patterns for file in cached.glob(pattern)):
+                    return cached
         return Path(hub.snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except errors.HFValidationError as error:
+        raise CheckpointError(f"{name} is not a hub name ({error}): expected hf:OWNER/NAME") from None
     except errors.GatedRepoError:
         raise CheckpointError(f"{name} is gated: accept its terms on the hub, then run `hf auth login`") from None
     except errors.RevisionNotFoundError:

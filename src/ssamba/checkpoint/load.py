@@ -87,6 +87,8 @@ def load_checkpoint(source: str | Path, patch_stride: int | tuple[int, int] | No
     Raises:
         CheckpointError: it is missing, damaged, of another model, or its tensors do not fit its configuration.
     """
+    if not isinstance(source, str | Path):
+        raise CheckpointError(f"expected the path or name of a checkpoint, got {type(source).__name__}")
     name, notes = str(source), []
     if name.startswith(hub.PREFIX):
         path, note = hub.fetch(name)
@@ -110,7 +112,14 @@ def load_checkpoint(source: str | Path, patch_stride: int | tuple[int, int] | No
                 f"{', '.join(list(tensors)[:3])}). Expected an official SSAMBA .pth file (module.v.layers.0...), or a "
                 "folder with config.json and model.safetensors."
             )
-        config, tensors, ignored, more = convert_official(tensors, path.name, patch_stride)
+        try:
+            config, tensors, ignored, more = convert_official(tensors, path.name, patch_stride)
+        except (ValueError, IndexError, AttributeError, TypeError, RuntimeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(
+                f"{name} has the names of an official checkpoint, but tensors of other shapes ({error}): fetch it again"
+            ) from None
         notes += more
         front_end = FrontEndConfig()
         notes.append("normalisation is not in the file: AudioSet's mean and deviation are used")
@@ -224,5 +233,8 @@ def _fill(model: Model, tensors: Mapping[str, Tensor], name: str) -> None:
             f"{name} does not fit its model ({'; '.join(problems)}). The file is damaged or was changed: "
             "fetch it again."
         )
+    damaged = [key for key in expected if not torch.isfinite(tensors[key].float()).all()]
+    if damaged:
+        raise CheckpointError(f"{name} holds NaN or infinite weights, first in {damaged[0]}: the training diverged")
     floats = {key: tensors[key].to(torch.float32) for key in expected}
     model.load_state_dict(floats, strict=True, assign=True)

@@ -9,6 +9,7 @@ is on the short list of known leftovers, or the file is refused with a reason.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -233,4 +234,10 @@ def _fine_tuning_input(
     if len(readings) > 1 and not asked:
         others = ", ".join(f"stride {s[1]} with {f} frames" for s, f in readings if s != stride)
         notes.append(f"the file would also fit {others}: patch_stride chooses")
+        if not official:
+            warnings.warn(
+                f"{source} does not record its patch stride: stride {stride[1]} with {frames} frames is assumed, but it "
+                f"would also fit {others}. Say which with patch_stride=.",
+                stacklevel=2,
+            )
     return {"num_mel_bins": _MEL_BINS, "num_frames": frames, "patch_stride": stride}

@@ -38,6 +38,10 @@ def decode_file(path: Path, sample_rate_hz: int) -> Decoded:
         return decode(path, sample_rate_hz=sample_rate_hz)
     except (ValueError, OSError) as error:
         return error
+    except Exception as error:  # whatever a damaged file provokes, it must not cost the other files
+        return AudioDecodeError(
+            f"{path}: cannot be decoded ({type(error).__name__}: {error}). Re-encode or leave it out"
+        )
 
 
 def decode_files(paths: Sequence[Path], sample_rate_hz: int, workers: int) -> Iterator[tuple[Path, Decoded]]:
@@ -112,6 +116,8 @@ def _signals_deferred() -> Iterator[None]:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles the interrupt and ends its workers
+    # Codecs write remarks about damaged files to standard error, where they would run into the progress bar.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

@@ -90,8 +90,10 @@ def embed_collection(
     Raises:
         StoreError: the output exists and neither `resume` nor `overwrite` was asked for, or it has other settings.
         MissingExtraError: the format needs pyarrow.
+        ValueError: the model cannot follow the options.
     """
     options = options or EmbedOptions()
+    embedder.check(options)
     store = Store(output, run_settings(embedder, options), frames)
     store.open(resume, overwrite)
     progress = Progress(len(files))

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ssamba.checkpoint.files import write_json
+from ssamba.checkpoint.files import read_json, write_json
 from ssamba.library.tables import (
     FORMATS,
     Array,
@@ -53,9 +53,9 @@ class Store:
         self.output = Path(output)
         self.settings = {**settings, "frames": frames}
         self.frames = frames
-        self.partial = self.output.with_name(self.output.name + ".partial")
         if self.output.suffix not in FORMATS:
-            raise StoreError(f"{self.output}: expected a name that ends in {', '.join(FORMATS)}")
+            raise StoreError(f"{self.output}: expected a file name that ends in {', '.join(FORMATS)}")
+        self.partial = self.output.with_name(self.output.name + ".partial")
         if self.output.suffix != ".npz":
             require_pyarrow()
         self._rows: dict[str, Rows] = {}
@@ -72,22 +72,27 @@ class Store:
             raise StoreError(f"{self.output} is a folder: give the name of a file in it, such as embeddings.npz")
         if overwrite:
             shutil.rmtree(self.partial, ignore_errors=True)
-        elif self.partial.exists() and not resume:
-            count = sum(len(_read_part(part)) for part in self.partial.glob("part-*.json"))
+        count = sum(len(_read_part(part)) for part in self.partial.glob("part-*.json"))
+        if not count:
+            shutil.rmtree(self.partial, ignore_errors=True)  # of a run that was killed before it had anything
+        elif not resume:
             raise StoreError(
                 f"{self.partial} holds {count} files of an interrupted run: --resume goes on with it, "
                 "--overwrite starts again"
             )
-        elif self.output.exists() and not resume:
-            raise StoreError(
-                f"{self.output} exists: --resume adds the files that are not in it, --overwrite replaces it"
-            )
+        finished = None
+        if self.output.exists() and not overwrite:
+            if not resume:
+                raise StoreError(
+                    f"{self.output} exists: --resume adds the files that are not in it, --overwrite replaces it"
+                )
+            finished = self._finished_output()
         self.partial.mkdir(parents=True, exist_ok=True)
         self._check_settings()
         for part in sorted(self.partial.glob("part-*.json")):
             self._index(part)
-        if resume and not overwrite and self.output.exists():
-            self._import_output()
+        if finished is not None:
+            self._import(finished)
 
     def done(self, path: str, file_bytes: int, modified_ns: int) -> bool:
         """Whether this very file (same size and time) is embedded already."""
@@ -117,9 +122,13 @@ class Store:
         self._pending = []
 
     def finish(self, order: Sequence[str]) -> int:
-        """Write the output with the files of `order` (those that were embedded), remove the parts, return the rows."""
+        """Write the output, remove the parts, return the number of rows.
+
+        The files of `order` come first (those that were embedded), then what earlier runs embedded besides.
+        """
         self.flush()
-        rows = [self._rows[path] for path in order if path in self._rows]
+        wanted = {path: self._rows[path] for path in order if path in self._rows}
+        rows = list({**wanted, **self._rows}.values())
         # Written among the parts, so that what a killed run leaves is in one place, and renamed.
         target = self.partial / f"output{self.output.suffix}"
         write_table(target, rows, self.settings, self.frames)
@@ -132,23 +141,31 @@ class Store:
         if not file.exists():
             write_json(file, self.settings)
             return
-        before = json.loads(file.read_text(encoding="utf-8"))
-        changed = sorted(key for key in {*before, *self.settings} if before.get(key) != self.settings.get(key))
+        before = read_json(file)
+        # The hash stands for the weights; the path that they were loaded from may be written in many ways.
+        keys = {*before, *self.settings} - {"model"}
+        changed = sorted(key for key in keys if before.get(key) != self.settings.get(key))
         if changed:
             what = "; ".join(f"{key} was {before.get(key)!r}, is {self.settings.get(key)!r}" for key in changed)
             raise StoreError(f"{self.partial} is of a run with other settings ({what}): --overwrite starts again")
 
     def _index(self, part: Path) -> None:
         first = 0
-        for record in _read_part(part):
+        records = _read_part(part)
+        if not _part_is_whole(part.with_suffix(".npy"), sum(record.rows for record in records)):
+            return  # a machine that went down may leave such a part: its files are embedded again
+        for record in records:
             self._rows[record.path] = Rows(record, part.with_suffix(".npy"), first)
             first += record.rows
 
-    def _import_output(self) -> None:
-        """Take over the rows of a finished output, so that more files can join them."""
+    def _finished_output(self) -> dict[str, Array]:
         table = read_embeddings(self.output)
         if str(table["config_hash"]) != self.settings["config_hash"] or ("time_s" in table) != self.frames:
             raise StoreError(f"{self.output} was made with another model or other settings: --overwrite replaces it")
+        return table
+
+    def _import(self, table: dict[str, Array]) -> None:
+        """Take over the rows of a finished output, so that more files can join them."""
         counts = np.bincount(table["file"], minlength=len(table["path"]))
         first = 0
         for index, rows in enumerate(counts.tolist()):
@@ -159,11 +176,18 @@ class Store:
                 float(table["duration_s"][index]),
                 rows,
             )
-            if not self.done(record.path, record.file_bytes, record.modified_ns):
+            if record.path not in self._rows:
                 times = table["time_s"][first : first + rows] if self.frames else np.zeros(rows)
                 self.add(record, table["embedding"][first : first + rows], times)
             first += rows
         self.flush()
+
+
+def _part_is_whole(part: Path, rows: int) -> bool:
+    try:
+        return len(np.load(part, mmap_mode="r")) == rows
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 def _read_part(part: Path) -> list[FileRecord]:

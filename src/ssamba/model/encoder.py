@@ -129,7 +129,7 @@ class SSAMBAEncoder(nn.Module):
 
     def encode(self, patches: PatchTokens, *, layer: int | None = None) -> Tensor:
         """Run the blocks over patch tokens; returns and `layer` as `forward`."""
-        stop_after = self.config.num_layers if layer is None else self._layer_index(layer)
+        stop_after = self.config.num_layers if layer is None else self.layer_index(layer)
         tokens, columns, longest = patches
         prefix = (self.cls_token + self.position_embed[:, :1]).expand(tokens.shape[0], -1, -1)
         hidden = torch.cat((prefix, tokens + self.positions(columns, longest)), dim=1)
@@ -163,7 +163,8 @@ class SSAMBAEncoder(nn.Module):
                 residual = residual * 0.5
         return hidden, residual
 
-    def _layer_index(self, layer: int) -> int:
+    def layer_index(self, layer: int) -> int:
+        """A layer as `forward` takes it, counted from the first; ValueError if there is none such."""
         count = self.config.num_layers
         if not -count - 1 <= layer <= count:
             raise ValueError(
