@@ -2,31 +2,29 @@
 
 Measures the log-mel front end on one thread, a 10.24 s clip through the tiny encoder, and a long recording through
 `ssamba embed` (decoding included) in a process of its own with its peak resident memory. The recordings are the
-demo's, repeated. Medians of warm runs; writes benchmarks/results/embedding.json.
+demo's, repeated. Medians of warm runs; writes benchmarks/results/embedding.json and embedding.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
-from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile as sf
 import torch
 
 import ssamba
+from benchmarks.timing import medians_s, save, surroundings, table
 from ssamba.audio.decode import decode
 from ssamba.audio.fbank import fbank
+from ssamba.ops import available_backends
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,18 +46,6 @@ print(json.dumps({
 """
 
 
-def median_s(run: Callable[[], object], repeats: int) -> float:
-    """Median time of a call, after two that warm up."""
-    for _ in range(2):
-        run()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
-
-
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -71,12 +57,12 @@ def main() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     ten_seconds = torch.from_numpy(medley[:160_000])
-    fbank_s = median_s(lambda: fbank(ten_seconds), 30)
+    fbank_s = medians_s({"fbank": lambda: fbank(ten_seconds)}, repeats=30)["fbank"]
     torch.set_num_threads(threads)
 
     model = ssamba.load_model(device="cpu")
     window = medley[: round(10.24 * 16_000)]
-    clip_s = median_s(lambda: model.embed(window), 7)
+    clip_s = medians_s({"clip": lambda: model.embed(window)})["clip"]
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long.wav"
@@ -87,22 +73,22 @@ def main() -> None:
         )
     long = json.loads(done.stdout)
 
-    results = {
-        "date": date.today().isoformat(),
-        "machine": f"{platform.processor() or platform.machine()}, {threads} threads",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "ssamba": ssamba.__version__,
+    results: dict[str, Any] = {
+        **surroundings(),
+        "backend": next(b.name for b in available_backends("cpu") if b.chosen),
         "fbank_10s_ms": fbank_s * 1000,
         "fbank_real_time_factor": 10 / fbank_s,
         "tiny_clip_10.24s_ms": clip_s * 1000,
         "tiny_clip_real_time_factor": 10.24 / clip_s,
         "long": {**long, "real_time_factor": long["audio_s"] / long["seconds"]},
     }
-    print(json.dumps(results, indent=2))
-    target = ROOT / "benchmarks" / "results" / "embedding.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(results, indent=2) + "\n")
+    rows = [
+        [name, f"{value:.1f}" if isinstance(value, float) else str(value)]
+        for name, value in results.items()
+        if name != "long"
+    ]
+    rows += [[f"long recording: {name}", f"{value:.1f}"] for name, value in results["long"].items()]
+    save("embedding", results, table(["what", "measured"], rows))
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def test_a_stream_goes_on_past_broken_recordings(embedder, clips, tmp_path):
         (np.zeros(800), float("nan"), "positive"),
         (np.zeros(800), float("inf"), "positive"),
         (np.zeros(800), "16000", "positive"),
-        (np.tile(np.float32([1e30, -1e30]), 8000), None, "not finite"),
+        (np.tile(np.array([1e30, -1e30], np.float32), 8000), None, "not finite"),
         ([1.0, 2.0], None, "expected a path, a waveform"),
         (None, None, "expected a path, a waveform"),
         ({"a": 1}, None, "expected a path, a waveform"),
