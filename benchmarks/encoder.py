@@ -4,7 +4,7 @@ Sections (`--sections` chooses): `inference` (time of one clip over lengths, tin
 resident memory of one pass, each in a process of its own), `training` (forward and backward at 512 patches), `scans` (the
 same encoder with its scan replaced by mambapy's pscan and by a loop over steps in Python), `floor` (against its matrix
 products alone plus the scan at 0.20 ns per update), `ragged` (16 clips of 0.3 to 10 s against equal clips of the same total).
-Float32, same threads, warm, sides taking turns, medians. Writes benchmarks/results/encoder.json and encoder.md.
+Float32, same threads, warm, sides taking turns, medians. Writes benchmarks/results/encoder*.json and .md.
 """
 
 from __future__ import annotations
@@ -35,16 +35,23 @@ MEMORY = (2048, 8192, 22_000)
 MBYTE = 2**20
 
 _PEAK = """
-import resource, sys, torch
+import sys, torch
+from pathlib import Path
 from benchmarks.encoder import model_and_input
+
+def status_kb(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
 torch.set_num_threads(int(sys.argv[3]))
 with torch.no_grad():
     model, features = model_and_input(sys.argv[1], "tiny", int(sys.argv[2]))
     model_small, small = model_and_input(sys.argv[1], "tiny", 64)
     model_small(small)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = status_kb("VmRSS")
     model(features)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print((status_kb("VmHWM") - before) * 1024)
 """
 
 
@@ -78,7 +85,7 @@ def inference(budget_s: float) -> Iterator[Row]:
 
 
 def memory(budget_s: float) -> Iterator[Row]:
-    """Peak extra resident memory of one pass."""
+    """Peak extra resident memory of one pass (Linux)."""
     for patches in MEMORY:
         peaks: dict[str, float | None] = {}
         for side in ("ssamba", "sdpa", "unfused"):
@@ -271,7 +278,8 @@ def main() -> None:
     where = surroundings()
     text = table(["section", "what", "ssamba (ms, MB)", "against", "it (ms, MB)", "ratio"], cells)
     heading = ", ".join(f"{key} {value}" for key, value in where.items())
-    save("encoder", {"where": where, "rows": rows}, f"{heading}\n\n{text}")
+    name = "encoder" if arguments.sections == list(SECTIONS) else "encoder_" + "_".join(arguments.sections)
+    save(name, {"where": where, "rows": rows}, f"{heading}\n\n{text}")
 
 
 if __name__ == "__main__":
