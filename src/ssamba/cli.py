@@ -344,10 +344,7 @@ def _checkpoint_rows(target: str) -> list[tuple[str, str]]:
     if loaded.config.classifier is not None:
         classifier = loaded.config.classifier
         rows.append(("classifier", f"{classifier.num_classes} classes, {classifier.pooling} pooling"))
-    ignored: dict[str, list[str]] = {}
-    for name, reason in loaded.report.ignored.items():
-        ignored.setdefault(reason, []).append(name)
-    rows += [("ignored", f"{', '.join(names)}: {reason}") for reason, names in ignored.items()]
+    rows += [("ignored", line) for line in loaded.report.ignored_by_reason()]
     rows += [("note", note) for note in loaded.report.notes]
     return rows
 

@@ -48,12 +48,16 @@ class LoadReport:
     notes: tuple[str, ...] = ()
     """What was inferred or assumed."""
 
+    def ignored_by_reason(self) -> list[str]:
+        """A line for each reason: the tensors that were left out for it, and the reason."""
+        names: dict[str, list[str]] = {}
+        for name, reason in self.ignored.items():
+            names.setdefault(reason, []).append(name)
+        return [f"{', '.join(names[reason])}: {reason}" for reason in sorted(names)]
+
     def __str__(self) -> str:
         lines = [f"{self.source}: {self.kind}, {self.num_parameters / 1e6:.2f} M parameters"]
-        reasons = sorted(set(self.ignored.values()))
-        lines += [
-            f"ignored {', '.join(n for n, r in self.ignored.items() if r == reason)}: {reason}" for reason in reasons
-        ]
+        lines += [f"ignored {line}" for line in self.ignored_by_reason()]
         return "\n  ".join([*lines, *self.notes])
 
 

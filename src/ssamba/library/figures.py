@@ -13,6 +13,7 @@ from ssamba.checkpoint.files import write_atomically
 from ssamba.config import FrontEndConfig
 from ssamba.embedder import Embedding
 from ssamba.errors import MissingExtraError
+from ssamba.library.search import centred_similarity
 
 
 def plot_recordings(
@@ -79,9 +80,7 @@ def _plot_features(axis: Any, name: str, features: Tensor, duration_s: float, fr
 
 
 def _plot_similarity(axis: Any, embedding: Embedding) -> Any:
-    frames = embedding.frames.numpy().astype(np.float64)
-    frames = frames - frames.mean(0)
-    frames /= np.maximum(np.linalg.norm(frames, axis=1, keepdims=True), 1e-12)
+    similarity = centred_similarity(embedding.frames.numpy())
     extent = (0, embedding.duration_s, embedding.duration_s, 0)
     axis.set_xlabel("s", fontsize=8)
-    return axis.imshow(frames @ frames.T, cmap="coolwarm", vmin=-1, vmax=1, extent=extent, aspect="equal")
+    return axis.imshow(similarity, cmap="coolwarm", vmin=-1, vmax=1, extent=extent, aspect="equal")

@@ -21,6 +21,18 @@ class Neighbours(NamedTuple):
     """Cosine similarity after the collection's mean was subtracted, (N, K)."""
 
 
+def centred_similarity(embeddings: Array) -> Array:
+    """Cosine similarity of all pairs of rows after their mean was subtracted, (N, D) -> (N, N) in float64.
+
+    Without centring, the direction that all embeddings share would hide their differences.
+    """
+    embeddings = np.asarray(embeddings, dtype=np.float64)
+    centred = embeddings - embeddings.mean(0)
+    centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+    similarity: Array = centred @ centred.T
+    return similarity
+
+
 def nearest_neighbours(embeddings: Array, count: int = 3) -> Neighbours:
     """The `count` nearest other recordings of each one, by centred cosine similarity.
 
@@ -31,15 +43,12 @@ def nearest_neighbours(embeddings: Array, count: int = 3) -> Neighbours:
     Raises:
         ValueError: fewer than two recordings, or a count outside 1 to N - 1.
     """
-    embeddings = np.asarray(embeddings, dtype=np.float64)
+    embeddings = np.asarray(embeddings)
     if embeddings.ndim != 2 or len(embeddings) < 2:
         raise ValueError(f"expected (recordings, channels) with at least two recordings, got {embeddings.shape}")
     if not 1 <= count < len(embeddings):
         raise ValueError(f"count must lie between 1 and {len(embeddings) - 1}, got {count}")
-    # Without centring, the direction that all embeddings share would hide their differences.
-    centred = embeddings - embeddings.mean(0)
-    centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    similarity = centred @ centred.T
+    similarity = centred_similarity(embeddings)
     np.fill_diagonal(similarity, -np.inf)
     indices = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
     return Neighbours(indices, np.take_along_axis(similarity, indices, axis=1))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ssamba.config import EncoderConfig
 from ssamba.model.initialise import initialise_encoder
 from ssamba.model.mixer import BiMambaMixer
-from ssamba.model.patches import PatchEmbedding, order_tokens
+from ssamba.model.patches import PatchEmbedding, column_counts, order_tokens
 from ssamba.model.positions import grid_positions
 
 
@@ -112,8 +112,7 @@ class SSAMBAEncoder(nn.Module):
         if lengths is None:
             columns = None
         else:
-            size, stride = self.config.patch_size[1], self.config.patch_stride[1]
-            columns = torch.div(lengths - size, stride, rounding_mode="floor") + 1
+            columns = column_counts(lengths, self.config)
             valid = torch.arange(features.shape[1], device=features.device) < lengths[:, None]
             features = torch.where(valid[..., None], features, 0)
         grid = self.patch_embed(features)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ssamba.config import ClassifierConfig, EncoderConfig
 from ssamba.model.encoder import PatchTokens, SSAMBAEncoder
 from ssamba.model.initialise import initialise_mask_token
-from ssamba.model.patches import order_tokens, patch_values
+from ssamba.model.patches import column_counts, order_tokens, patch_values
 
 
 class PredictionHead(nn.Sequential):
@@ -85,8 +85,6 @@ class Classifier(nn.Module):
             return tokens[:, 0]
         if lengths is None:
             return tokens[:, prefix:].mean(1)
-        config = self.encoder.config
-        size, stride = config.patch_size[1], config.patch_stride[1]
-        columns = torch.div(lengths.to(tokens.device) - size, stride, rounding_mode="floor") + 1
+        columns = column_counts(lengths.to(tokens.device), self.encoder.config)
         # Tokens beyond a clip's own are zero.
-        return tokens[:, prefix:].sum(1) / (columns * config.rows)[:, None]
+        return tokens[:, prefix:].sum(1) / (columns * self.encoder.config.rows)[:, None]

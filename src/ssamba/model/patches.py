@@ -71,6 +71,11 @@ def tokens_to_grid(tokens: Tensor, rows: int, columns: int, config: EncoderConfi
     return rearrange(tokens, f"... {pattern} d -> ... r k d", r=rows, k=columns)
 
 
+def column_counts(lengths: Tensor, config: EncoderConfig) -> Tensor:
+    """Whole patches along time in each of `lengths` (B,) frames; `EncoderConfig.columns` for a batch."""
+    return torch.div(lengths - config.patch_size[1], config.patch_stride[1], rounding_mode="floor") + 1
+
+
 def fill_last_patch(features: Tensor, config: EncoderConfig, silent: float) -> Tensor:
     """Append frames of value `silent` until the last patch is whole: (..., T, M) -> (..., T', M), T' >= T."""
     frames = features.shape[-2]
