@@ -1,0 +1,150 @@
+"""`ssamba info` and `ssamba convert`."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ssamba import __version__
+from ssamba.cli.app import EXIT_CODES, EXIT_ERROR, app, err, out
+from ssamba.errors import SsambaError
+
+
+@app.command(
+    epilog="[bold]Examples[/]\n\nssamba info\n\nssamba info ssamba_tiny.pth\n\nssamba info night.wav dawn.flac\n\n"
+    + EXIT_CODES
+)
+def info(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TARGETS]...", help="Checkpoints (folder, .pth, hf:OWNER/NAME) or audio files."),
+    ] = None,
+) -> None:
+    """Tell what a checkpoint holds, whether an audio file is sound, or (without argument) what ssamba can use here."""
+    if not targets:
+        _print_environment()
+        return
+    problems: list[str] = []
+    for target in targets:
+        path = Path(target).expanduser()
+        is_checkpoint = (
+            target.startswith("hf:") or path.is_dir() or path.suffix in (".pth", ".pt", ".bin", ".safetensors", ".json")
+        )
+        try:
+            _print_rows(target, _checkpoint_rows(target) if is_checkpoint else _audio_rows(path))
+        except SsambaError as error:
+            problems.append(str(error))
+            err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+    if problems:
+        sys.exit(EXIT_ERROR)
+
+
+def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:
+    table = Table(title=escape(title), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in rows:
+        table.add_row(f"[dim]{name}[/]", escape(value))
+    out.print(table)
+
+
+def _print_environment() -> None:
+    import platform
+    from importlib.util import find_spec
+
+    import torch
+
+    from ssamba.ops import available_backends
+
+    extras = {"codecs": "av", "store": "pyarrow", "hf": "huggingface_hub", "figures": "matplotlib"}
+    rows = [
+        ("ssamba", __version__),
+        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        ("GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"),
+    ]
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    for device in devices:
+        for status in available_backends(device):
+            mark = "used" if status.chosen else "available" if status.available else "not available"
+            rows.append((f"scan on {device}", f"{status.name}: {mark} ({status.reason})"))
+    for extra, module in extras.items():
+        state = "installed" if find_spec(module) else f'not installed: pip install "ssamba[{extra}]"'
+        rows.append((f"extra {extra}", state))
+    _print_rows("environment", rows)
+
+
+def _checkpoint_rows(target: str) -> list[tuple[str, str]]:
+    from ssamba.checkpoint import load_checkpoint
+
+    loaded = load_checkpoint(target)
+    encoder, front_end = loaded.config.encoder, loaded.front_end
+    high_hz = front_end.high_hz or front_end.sample_rate_hz / 2
+    rows = [
+        ("kind", loaded.config.kind),
+        ("parameters", f"{loaded.report.num_parameters / 1e6:.2f} M"),
+        (
+            "encoder",
+            f"{encoder.variant}, {encoder.depth} blocks, width {encoder.embed_dim}, {encoder.state_size} states",
+        ),
+        ("patches", f"{encoder.patch_size} with stride {encoder.patch_stride}, {encoder.patch_order}"),
+        ("pretraining input", f"{encoder.num_mel_bins} mel bins x {encoder.num_frames} frames"),
+        (
+            "front end",
+            f"{front_end.sample_rate_hz} Hz, {front_end.num_mel_bins} bins from {front_end.low_hz:g} to {high_hz:g} Hz, "
+            f"mean {front_end.mean:g}, deviation {front_end.std:g}",
+        ),
+    ]
+    if loaded.config.classifier is not None:
+        classifier = loaded.config.classifier
+        rows.append(("classifier", f"{classifier.num_classes} classes, {classifier.pooling} pooling"))
+    rows += [("ignored", line) for line in loaded.report.ignored_by_reason()]
+    rows += [("note", note) for note in loaded.report.notes]
+    return rows
+
+
+def _audio_rows(path: Path) -> list[tuple[str, str]]:
+    import numpy as np
+
+    from ssamba.audio.decode import probe, stream
+    from ssamba.errors import AudioTruncatedWarning
+
+    header = probe(path)
+    rows = [
+        ("format", f"{header.container} {header.codec}, read by {header.reader}"),
+        ("rate", f"{header.sample_rate_hz} Hz, {header.channels} channel{'s' if header.channels != 1 else ''}"),
+        ("header says", "unknown length" if header.duration_s is None else f"{header.duration_s:.3f} s"),
+    ]
+    peak, energy, count = 0.0, 0.0, 0
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", AudioTruncatedWarning)
+        for block in stream(path, sample_rate_hz=header.sample_rate_hz, strict=False):
+            peak = max(peak, float(np.abs(block).max(initial=0)))
+            energy += float(np.square(block, dtype=np.float64).sum())
+            count += len(block)
+    rows.append(("decodes to", f"{count / header.sample_rate_hz:.3f} s, mono"))
+    if peak == 0:
+        rows.append(("level", "silent"))
+    else:
+        rms = (energy / count) ** 0.5
+        rows.append(("level", f"peak {20 * np.log10(peak):.1f} dBFS, RMS {20 * np.log10(rms):.1f} dBFS"))
+    rows += [("problem", str(warning.message)) for warning in caught]
+    return rows
+
+
+@app.command(epilog="[bold]Example[/]\n\nssamba convert ssamba_tiny.pth ssamba-tiny/\n\n" + EXIT_CODES)
+def convert(
+    source: Annotated[str, typer.Argument(help="Official .pth file, checkpoint folder, or hf:OWNER/NAME.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
+) -> None:
+    """Write a checkpoint in our format: config.json, model.safetensors, preprocessor_config.json."""
+    from ssamba.checkpoint import convert_checkpoint
+
+    report = convert_checkpoint(source, output, overwrite=overwrite)
+    out.print(escape(str(report)), highlight=False, soft_wrap=True)
+    out.print(f"written to {escape(str(output))}", highlight=False, soft_wrap=True)
