@@ -14,6 +14,7 @@ PACKAGE = ROOT / "src" / "ssamba"
 FLOORS = {
     "errors": 0,
     "config": 1,
+    "draws": 1,
     "ops": 1,
     "model": 2,
     "audio": 2,

@@ -226,6 +226,28 @@ class EncoderConfig(Config):
         return self.position_grid or (self.rows, self.columns(self.num_frames))
 
 
+class PretrainingConfig(Config):
+    """What stands on the encoder while it is pretrained; the default is the original's."""
+
+    encode: Literal["all", "visible"] = "all"
+    """`all`: the encoder reads mask tokens at the hidden patches; `visible`: it reads the visible patches only, and a
+    decoder gets mask tokens for the rest."""
+    decoder_depth: int = Field(0, ge=0)
+    """Blocks of the decoder, alternating in direction; `visible` needs at least one."""
+    normalise_targets: bool = False
+    """Whether the values of each target patch are brought to mean 0 and variance 1 (MAE's local normalisation)."""
+    clip_dim: int = Field(0, ge=0)
+    """Outputs of the projection of the clip vector that the clip objective compares; 0 is none."""
+    teacher: bool = False
+    """Whether a head predicts the tokens of a slowly moving copy of the encoder that sees the whole clip."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PretrainingConfig:
+        if (self.encode == "visible") != (self.decoder_depth > 0):
+            raise ValueError(f"encode={self.encode!r} and decoder_depth={self.decoder_depth} contradict each other")
+        return self
+
+
 class ClassifierConfig(Config):
     """The head of a fine-tuned model."""
 
@@ -259,6 +281,8 @@ class ModelConfig(Config):
     """The encoder."""
     classifier: ClassifierConfig | None = None
     """The head, when kind is classifier."""
+    pretraining: PretrainingConfig | None = None
+    """What stands on the encoder, when kind is pretraining; None is the original's."""
     origin: str | None = None
     """Where the weights come from, for people."""
 
@@ -266,4 +290,6 @@ class ModelConfig(Config):
     def _check(self) -> ModelConfig:
         if (self.kind == "classifier") != (self.classifier is not None):
             raise ValueError(f"kind {self.kind!r} and classifier {self.classifier!r} contradict each other")
+        if self.pretraining is not None and self.kind != "pretraining":
+            raise ValueError(f"kind {self.kind!r} and pretraining {self.pretraining!r} contradict each other")
         return self

@@ -15,7 +15,8 @@ from ssamba.checkpoint.official import convert_official, is_official
 from ssamba.config import FrontEndConfig, ModelConfig
 from ssamba.errors import CheckpointError, ConfigError
 from ssamba.model.encoder import SSAMBAEncoder
-from ssamba.model.heads import Classifier, PretrainingModel
+from ssamba.model.heads import Classifier
+from ssamba.model.pretraining import PretrainingModel
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -74,7 +75,7 @@ class Checkpoint:
 def build_model(config: ModelConfig) -> Model:
     """The model that a configuration describes, randomly initialised."""
     if config.kind == "pretraining":
-        return PretrainingModel(config.encoder)
+        return PretrainingModel(config.encoder, config.pretraining)
     if config.classifier is not None:
         return Classifier(config.encoder, config.classifier)
     return EncoderOnly(SSAMBAEncoder(config.encoder))
@@ -193,7 +194,7 @@ def _config_of(model: Model) -> ModelConfig:
     if isinstance(model, Classifier):
         return ModelConfig(kind="classifier", encoder=model.encoder.config, classifier=model.config)
     if isinstance(model, PretrainingModel):
-        return ModelConfig(kind="pretraining", encoder=model.encoder.config)
+        return ModelConfig(kind="pretraining", encoder=model.encoder.config, pretraining=model.pretraining)
     return ModelConfig(kind="encoder", encoder=model.encoder.config)
 
 

@@ -128,11 +128,25 @@ class SSAMBAEncoder(nn.Module):
 
     def encode(self, patches: PatchTokens, *, layer: int | None = None) -> Tensor:
         """Run the blocks over patch tokens; returns and `layer` as `forward`."""
-        stop_after = self.config.num_layers if layer is None else self.layer_index(layer)
         tokens, columns, longest = patches
+        tokens = tokens + self.positions(columns, longest)
+        return self.encode_tokens(tokens, None if columns is None else columns * self.config.rows, layer=layer)
+
+    def encode_tokens(self, tokens: Tensor, counts: Tensor | None = None, *, layer: int | None = None) -> Tensor:
+        """Run the blocks over tokens that have their positions already, a clip's whole grid or some of it.
+
+        Args:
+            tokens: (B, L, D), each clip's valid tokens first.
+            counts: valid tokens of each clip (B,), None when all are.
+            layer: as `forward`.
+
+        Returns:
+            (B, 1 + L, D), the prefix token first, zeros behind a clip's own tokens.
+        """
+        stop_after = self.config.num_layers if layer is None else self.layer_index(layer)
         prefix = (self.cls_token + self.position_embed[:, :1]).expand(tokens.shape[0], -1, -1)
-        hidden = torch.cat((prefix, tokens + self.positions(columns, longest)), dim=1)
-        lengths = None if columns is None else self.num_prefix_tokens + columns * self.config.rows
+        hidden = torch.cat((prefix, tokens), dim=1)
+        lengths = None if counts is None else self.num_prefix_tokens + counts
         hidden, residual = self._run_blocks(hidden, lengths, stop_after)
         if layer is not None:
             tokens = hidden if residual is None else residual + hidden

@@ -1,6 +1,10 @@
-"""The two pretraining objectives (SSAMBA, section 3.3; SSAST, section 2.3, equations 1 and 2).
+"""The pretraining objectives: the original's two, and one of ours over whole clips.
 
-Shapes: B batch, K masked patches of a clip, V values of a patch.
+Patches: SSAMBA, section 3.3; SSAST, section 2.3, equations 1 and 2. Clips: the normalised temperature-scaled cross
+entropy of SimCLR (Chen et al., 2020, arXiv:2002.05709, equation 1) over two views of each clip, as COLA (Saeed et al.,
+2021, arXiv:2010.10915) and its successors use it for audio.
+
+Shapes: B batch, K hidden patches of the clip with most of them, V values of a patch, C channels of a projection.
 """
 
 from __future__ import annotations
@@ -13,13 +17,13 @@ from torch import Tensor
 
 
 class Contrast(NamedTuple):
-    """The discriminative objective's loss and how often the right patch was picked."""
+    """A discriminative objective's loss and how often the right partner was picked."""
 
     loss: Tensor
     accuracy: Tensor
 
 
-def info_nce(predictions: Tensor, targets: Tensor) -> Contrast:
+def info_nce(predictions: Tensor, targets: Tensor, valid: Tensor | None = None) -> Contrast:
     """Match each prediction to its own patch among the clip's masked patches.
 
     The score of target i with prediction j is their dot product; the loss is the negative log-softmax over predictions
@@ -28,18 +32,52 @@ def info_nce(predictions: Tensor, targets: Tensor) -> Contrast:
     Args:
         predictions: (B, K, V).
         targets: the patches' true values (B, K, V).
+        valid: which of the K are the clip's own, (B, K) bool; None when all are. The others are neither targets nor
+            negatives.
 
     Returns:
-        The mean loss in nats, and the share of right matches.
+        The loss in nats and the share of right matches: means over a clip's valid patches, then over clips.
     """
     scores = targets @ predictions.transpose(1, 2)
+    if valid is not None:
+        scores = scores.masked_fill(~valid[:, None], -torch.inf)
     log_probability = F.log_softmax(scores, dim=2)
-    right = torch.arange(scores.shape[1], device=scores.device)
-    loss = -log_probability.diagonal(dim1=1, dim2=2).mean()
-    accuracy = (log_probability.argmax(dim=1) == right).float().mean()
-    return Contrast(loss, accuracy)
+    matched = log_probability if valid is None else log_probability.masked_fill(~valid[..., None], -torch.inf)
+    right = matched.argmax(dim=1) == torch.arange(scores.shape[1], device=scores.device)
+    return Contrast(
+        -_mean(log_probability.diagonal(dim1=1, dim2=2), valid),
+        _mean(right.float(), valid),
+    )
 
 
-def reconstruction_error(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error over all masked patches; both (B, K, V)."""
-    return F.mse_loss(predictions, targets)
+def reconstruction_error(predictions: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean squared error over the masked patches; both (B, K, V), `valid` and the means as in `info_nce`."""
+    if valid is None:
+        return F.mse_loss(predictions, targets)
+    return _mean((predictions - targets).square().mean(-1), valid)
+
+
+def clip_contrast(views: Tensor, others: Tensor, partner: Tensor, temperature: float) -> Contrast:
+    """Find each view's partner, another view of the same clip, among all views of the batch.
+
+    Args:
+        views: projections (B, C) of the views to match.
+        others: projections of all views of the batch (A, C), `views` among them (those of all processes, when several
+            train together).
+        partner: for each view, which of `others` is its own row and which its partner's: (B, 2).
+        temperature: divides the cosine similarities.
+
+    Returns:
+        The mean loss in nats, and the share of views whose nearest is their partner.
+    """
+    scores = F.normalize(views, dim=1) @ F.normalize(others, dim=1).T / temperature
+    scores = scores.scatter(1, partner[:, :1], -torch.inf)
+    right = scores.argmax(1) == partner[:, 1]
+    return Contrast(F.cross_entropy(scores, partner[:, 1]), right.float().mean())
+
+
+def _mean(x: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, K): each clip's mean over its valid entries (0 when there are none), then the mean over clips."""
+    if valid is None:
+        return x.mean()
+    return (torch.where(valid, x, 0).sum(1) / valid.sum(1).clamp(min=1)).mean()

@@ -21,14 +21,18 @@ from ssamba.config import EncoderConfig
 
 
 class PatchEmbedding(nn.Module):
-    """A linear projection of each patch, written as the convolution that it is."""
+    """A linear projection of each patch; the weight is kept as the convolution's that it is."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
+        self.config = config
         self.proj = nn.Conv2d(1, config.embed_dim, config.patch_size, config.patch_stride)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, T, M) -> (B, R, K, D). Frames and bins after the last whole patch are dropped, as the original does."""
+        if self.config.patch_size == self.config.patch_stride:
+            # Without overlap one matrix product does it, several times faster backward than a convolution.
+            return F.linear(patch_values(features, self.config), self.proj.weight.flatten(1), self.proj.bias)
         patches: Tensor = self.proj(rearrange(features, "b t m -> b 1 m t"))
         return rearrange(patches, "b d r k -> b r k d")
 

@@ -1,0 +1,102 @@
+"""Changes of a log-mel spectrogram that leave what is heard recognisable: other levels, colours, bands and pitches.
+
+All of it works on log-mel features before normalisation, for a whole batch at once on any device, and draws every
+number from the clip's own seed (`ssamba.draws`), so a clip is changed alike in every batch. A band limit is a slope
+outside the band. (Backgrounds are mixed in as waveforms, where clips are read: `ssamba.data`.)
+
+Shapes: B batch, T frames, M mel bins.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ssamba import draws
+from ssamba.config import Config
+
+_DB = 0.2302585  # one decibel of power in natural logarithm
+_SILENCE = -15.9424  # log of float32's epsilon, the least value that fbank returns
+
+
+class Augmentation(Config):
+    """How strongly training changes what it hears; the default changes nothing."""
+
+    gain_db: float = Field(0.0, ge=0)
+    """Level change, uniform between minus this and this."""
+    tilt_db: float = Field(0.0, ge=0)
+    """Tilt of the spectrum: change at its ends, of opposite sign."""
+    band_share: float = Field(0.0, ge=0, le=1)
+    """Share of clips whose low and high ends are attenuated."""
+    band_low: float = Field(0.3, ge=0, le=1)
+    """The lower edge lies uniformly between 0 and this share of the mel bins."""
+    band_high: float = Field(0.5, ge=0, le=1)
+    """The upper edge lies uniformly between this share of the mel bins and 1."""
+    shift_bins: int = Field(0, ge=0)
+    """Shift along frequency in mel bins, uniform between minus this and this; edges repeat."""
+    noise: float = Field(0.0, ge=0)
+    """Standard deviation of Gaussian noise added to the values, up to this, uniform from 0."""
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether no clip is ever changed."""
+        return not (self.gain_db or self.tilt_db or self.band_share or self.shift_bins or self.noise)
+
+
+def augment(features: Tensor, seeds: Tensor, settings: Augmentation, lengths: Tensor | None = None) -> Tensor:
+    """Change each clip of a batch at random.
+
+    Args:
+        features: log-mel values before normalisation (B, T, M).
+        seeds: the clips' seeds (B,), int64.
+        settings: what is changed, and how much.
+        lengths: valid frames of each clip (B,), None when all are; the rest is left as it is.
+
+    Returns:
+        (B, T, M), new values.
+    """
+    if settings.changes_nothing or not len(features):
+        return features
+    valid = _valid(features, lengths)
+    out = _shift(features, seeds, settings.shift_bins)
+    bins = torch.linspace(-1, 1, features.shape[2], device=features.device)
+    change = _spread(seeds, "gain", settings.gain_db * _DB)[:, None]
+    change = change + _spread(seeds, "tilt", settings.tilt_db * _DB)[:, None] * bins
+    change = change + _band(seeds, settings, features.shape[2])
+    out = (out + change[:, None].to(out.dtype)).clamp(min=_SILENCE)
+    if settings.noise:
+        level = draws.uniform(seeds, "augment.noise.level", 1)[:, 0] * settings.noise
+        noise = draws.normal(seeds, "augment.noise", out.shape[1] * out.shape[2]).view_as(out)
+        out = out + level[:, None, None] * noise
+    return torch.where(valid[..., None], out, features)
+
+
+def _valid(features: Tensor, lengths: Tensor | None) -> Tensor:
+    step = torch.arange(features.shape[1], device=features.device)
+    if lengths is None:
+        return (step >= 0).expand(features.shape[0], -1)
+    return step < lengths[:, None]
+
+
+def _spread(seeds: Tensor, name: str, width: float) -> Tensor:
+    """(B,) numbers, uniform between -width and width."""
+    return (2 * draws.uniform(seeds, f"augment.{name}", 1)[:, 0] - 1) * width
+
+
+def _shift(features: Tensor, seeds: Tensor, most: int) -> Tensor:
+    if not most:
+        return features
+    bins = features.shape[2]
+    source = torch.arange(bins, device=seeds.device) + draws.integers(seeds, "augment.shift", -most, most)[:, None]
+    return features.gather(2, source.clamp(0, bins - 1)[:, None].expand_as(features))
+
+
+def _band(seeds: Tensor, settings: Augmentation, bins: int) -> Tensor:
+    """(B, M): attenuation outside a band, 1.3 dB per bin."""
+    chosen, low, high = draws.uniform(seeds, "augment.band", 3).unbind(1)
+    low = low * settings.band_low * bins
+    high = bins * (1 - high * (1 - settings.band_high))
+    step = torch.arange(bins, device=seeds.device)
+    slope = -0.3 * ((low[:, None] - step).clamp(min=0) + (step - high[:, None]).clamp(min=0))
+    return torch.where((chosen < settings.band_share)[:, None], slope, 0)

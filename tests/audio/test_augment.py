@@ -1,0 +1,51 @@
+import torch
+
+from ssamba.audio.augment import Augmentation, augment
+from ssamba.audio.crops import cut, draw_crop
+from ssamba.audio.decode import decode
+from ssamba.audio.fbank import fbank
+
+STRONG = Augmentation(gain_db=6, tilt_db=3, band_share=0.5, shift_bins=4, noise=0.1)
+
+
+def spectrograms(clips, count=4, frames=120):
+    whole = [fbank(torch.from_numpy(decode(path))) for path in clips]
+    return torch.stack([x[:frames] for x in whole if len(x) >= frames][:count])
+
+
+def test_a_clip_is_changed_alike_in_every_batch_and_padding_stays(clips):
+    x, seeds = spectrograms(clips), torch.tensor([1, 2, 3, 4])
+    lengths = torch.tensor([120, 50, 120, 80])
+    out = augment(x, seeds, STRONG, lengths)
+    assert not torch.equal(out[:, :50], x[:, :50])
+    assert torch.equal(out[1, 50:], x[1, 50:])
+    alone = augment(x[1:2, :50], seeds[1:2], STRONG)
+    torch.testing.assert_close(alone[0], out[1, :50])
+
+
+def test_the_default_changes_nothing(clips):
+    x = spectrograms(clips, 2)
+    assert augment(x, torch.tensor([1, 2]), Augmentation()) is x
+
+
+def test_gain_and_tilt_are_what_they_say(clips):
+    x = spectrograms(clips, 1).expand(200, -1, -1)
+    change = (augment(x, torch.arange(200), Augmentation(gain_db=6)) - x)[x > -9].reshape(-1) / 0.2302585
+    assert -6.001 < float(change.min()) < -5.5
+    assert 5.5 < float(change.max()) < 6.001
+
+
+def test_crops_stay_inside_and_come_from_the_clip(clips):
+    x = spectrograms(clips)
+    lengths, seeds = torch.tensor([120, 50, 7, 80]), torch.tensor([1, 2, 3, 4])
+    crop = draw_crop(lengths, seeds, "first", longest=64, shortest_share=0.5, step=8)
+    assert (crop.starts >= 0).all()
+    assert (crop.starts + crop.lengths <= lengths).all()
+    assert crop.lengths[2] == 7
+    assert (crop.lengths[[0, 1, 3]] % 8 == 0).all()
+    out = cut(x, crop, fill=0.5, multiple=16)
+    assert out.shape[1] % 16 == 0
+    for i in range(4):
+        start, count = int(crop.starts[i]), int(crop.lengths[i])
+        assert torch.equal(out[i, :count], x[i, start : start + count])
+        assert (out[i, count:] == 0.5).all()

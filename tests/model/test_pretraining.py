@@ -1,0 +1,99 @@
+import pytest
+import torch
+
+from ssamba.config import PretrainingConfig
+from ssamba.errors import ConfigError
+from ssamba.model import PretrainingModel, encoder_config
+from ssamba.model.masking import draw_mask
+from ssamba.model.pretraining import hidden_patches
+
+SMALL = {
+    "embed_dim": 32,
+    "depth": 2,
+    "num_mel_bins": 32,
+    "num_frames": 128,
+    "patch_size": (16, 8),
+    "patch_stride": (16, 8),
+}
+
+
+def model_and_batch(pretraining, **overrides):
+    torch.manual_seed(0)
+    config = encoder_config("tiny", "ssamba2", **{**SMALL, **overrides})
+    model = PretrainingModel(config, PretrainingConfig.parse(pretraining, "test")).eval()
+    features = torch.randn(3, 128, 32)
+    lengths = torch.tensor([128, 40, 64])
+    mask = draw_mask(torch.tensor([5, 6, 7]), config, lengths // 8, 16, ratio=0.6)
+    return model, features, lengths, mask
+
+
+BOTH = pytest.mark.parametrize(
+    "pretraining", [{}, {"encode": "visible", "decoder_depth": 1, "clip_dim": 8, "teacher": True}]
+)
+
+
+@BOTH
+@pytest.mark.parametrize("patch_order", ["time_major", "frequency_major"])
+def test_a_batch_gives_what_single_clips_give_and_padding_never_counts(pretraining, patch_order):
+    model, features, lengths, mask = model_and_batch(pretraining, patch_order=patch_order)
+    step = torch.arange(128)
+    features[step.expand(3, -1) >= lengths[:, None]] = torch.nan
+    with torch.no_grad():
+        together = model(features, mask, lengths)
+        for i, length in enumerate(lengths.tolist()):
+            alone = model(features[i : i + 1, :length], mask[i : i + 1, : length // 8 * 2])
+            count = int(together.hidden.valid[i].sum())
+            assert count == round(0.6 * (length // 8 * 2))
+            for name in ("tokens", "discriminative", "generative", "values", "latent"):
+                theirs = getattr(together, name)
+                if theirs is not None:
+                    torch.testing.assert_close(theirs[i, :count], getattr(alone, name)[0], atol=1e-5, rtol=1e-5)
+            if together.clip is not None:
+                torch.testing.assert_close(together.clip[i], alone.clip[0], atol=1e-5, rtol=1e-5)
+
+
+@BOTH
+def test_hidden_values_reach_the_predictions_through_nothing(pretraining):
+    model, features, lengths, mask = model_and_batch(pretraining)
+    hidden = mask.view(3, 16, 2)  # time-major: column, row
+    changed = features.view(3, 16, 8, 2, 16) + 3.0 * hidden[:, :, None, :, None]
+    with torch.no_grad():
+        before, after = (model(x.reshape(3, 128, 32), mask, lengths) for x in (features, changed))
+    valid = before.hidden.valid
+    torch.testing.assert_close(before.generative[valid], after.generative[valid])
+    assert not torch.allclose(before.values[valid], after.values[valid])
+
+
+def test_targets_can_be_normalised_patch_by_patch():
+    model, features, lengths, mask = model_and_batch({"normalise_targets": True})
+    out = model(features, mask, lengths)
+    values = out.values[out.hidden.valid]
+    torch.testing.assert_close(values.mean(-1), torch.zeros(len(values)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(values.var(-1), torch.ones(len(values)), atol=1e-3, rtol=0)
+
+
+@BOTH
+def test_every_parameter_learns(pretraining):
+    model, features, lengths, mask = model_and_batch(pretraining)
+    out = model(features, mask, lengths)
+    loss = sum(x.square().mean() for x in (out.discriminative, out.generative, out.clip, out.latent) if x is not None)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_hidden_patches_are_listed_in_order():
+    mask = torch.tensor([[True, False, True, False], [False, False, False, True]])
+    places, valid = hidden_patches(mask)
+    assert places[0].tolist() == [0, 2]
+    assert places[1, 0] == 3
+    assert valid.tolist() == [[True, True], [True, False]]
+
+
+def test_what_does_not_fit_is_refused():
+    model, features, lengths, mask = model_and_batch({})
+    with pytest.raises(ValueError, match=r"mask must be \(3, 32\) bool"):
+        model(features, mask[:, :5], lengths)
+    with pytest.raises(ConfigError, match="contradict"):
+        PretrainingConfig.parse({"encode": "visible"}, "test")
