@@ -10,9 +10,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "ssamba"
 
-# A room may import from rooms of lower floors, and from itself. `errors` is below everything.
+# A room may import from rooms of lower floors, and from itself. `errors` and `files` are below everything.
 FLOORS = {
     "errors": 0,
+    "files": 0,
+    "processes": 1,
     "config": 1,
     "draws": 1,
     "ops": 1,

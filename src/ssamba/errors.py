@@ -19,6 +19,14 @@ class ConfigError(SsambaError, ValueError):
     """A configuration holds an unknown key or a value outside its range."""
 
 
+class DataError(SsambaError, ValueError):
+    """A manifest, a folder of shards or a data set is missing, damaged, or contradicts itself."""
+
+
+class WorkerDiedError(SsambaError, RuntimeError):
+    """A worker process ended without a word on a piece of work, as it does when a codec crashes."""
+
+
 class BackendUnavailableError(SsambaError, RuntimeError):
     """A kernel backend was named explicitly, and cannot run here; the message says why."""
 

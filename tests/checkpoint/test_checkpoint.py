@@ -278,7 +278,7 @@ def test_a_missing_path_says_what_is_accepted():
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
-    from ssamba.checkpoint.files import write_atomically
+    from ssamba.files import write_atomically
 
     target = tmp_path / "x"
     target.write_text("old")

@@ -59,6 +59,8 @@ class AudioInfo:
     """How samples are coded: `PCM_16`, `FLAC`, `VORBIS`, `AAC`..."""
     reader: str
     """Which library reads it: `soundfile` or `pyav`."""
+    fault: str | None = None
+    """What its container shows to be missing at the end, in words; decoding may find more."""
 
 
 def open_audio(path: Path) -> Reader:
@@ -188,7 +190,15 @@ class _SoundfileReader(Reader):
             frames = round(frames / integrity.fraction)
         duration_s = None if frames is None else frames / file.samplerate
         self.info = AudioInfo(
-            path, file.samplerate, file.channels, frames, duration_s, file.format, file.subtype, "soundfile"
+            path,
+            file.samplerate,
+            file.channels,
+            frames,
+            duration_s,
+            file.format,
+            file.subtype,
+            "soundfile",
+            integrity.fault,
         )
         self._slack_s = 0.0 if file.subtype.startswith(_EXACT_CODECS) else _CODEC_SLACK_S
 
@@ -303,7 +313,7 @@ class _PyavReader(Reader):
         name = {"mov": "MP4", "matroska": "MATROSKA", "aac": "ADTS"}.get(names[0], names[0].upper())
         codec = stream.codec_context.name.upper()
         channels = stream.codec_context.channels
-        return AudioInfo(path, rate_hz, channels, num_samples, duration_s, name, codec, "pyav")
+        return AudioInfo(path, rate_hz, channels, num_samples, duration_s, name, codec, "pyav", self._integrity.fault)
 
     def close(self) -> None:
         self._container.close()

@@ -1,16 +1,14 @@
 """Reading and writing the files of a checkpoint: tensors and JSON, safely.
 
-Pickles are read with `weights_only=True` alone, so a file cannot run code. Files are written under a temporary name
-and renamed, so a killed writer never leaves half a file.
+Pickles are read with `weights_only=True` alone, so a file cannot run code. Files are written whole or not at all.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ssamba.errors import CheckpointError
+from ssamba.files import write_atomically
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -91,19 +90,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, expected an object")
     return content
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path beside `path`, then rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # what the user's umask gives; some writers are stricter
-        write(temporary)
-        temporary.chmod(mode)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -68,9 +68,9 @@ def embed(
     """
     import os
 
+    from ssamba.audio.collection import find_audio
     from ssamba.embedder import EmbedOptions
     from ssamba.errors import ConfigError
-    from ssamba.library.collection import find_audio
     from ssamba.library.embed import embed_collection
 
     if resume and overwrite:

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ssamba.audio.collection import Skipped, path_text, write_skipped
 from ssamba.audio.waveform import Source
-from ssamba.checkpoint.files import write_atomically
 from ssamba.embedder import Embedder, EmbedOptions
-from ssamba.library.collection import path_text
 from ssamba.library.decoding import decode_files
 from ssamba.library.store import Store
 from ssamba.library.tables import FileRecord
 
 _FLUSH_FILES = 256
 _FLUSH_S = 10.0
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A file that could not be embedded, and why."""
-
-    path: str
-    reason: str
 
 
 @dataclass
@@ -137,7 +127,7 @@ def embed_collection(
     finally:
         store.flush()  # also when interrupted: nothing already computed is lost
     progress.skipped.sort(key=lambda entry: entry.path)
-    _write_skipped(Path(output), progress.skipped)
+    write_skipped(skipped_file(output), progress.skipped)
     progress.rows = store.finish([path_text(path) for path in files])
     return progress
 
@@ -163,19 +153,3 @@ def _stat(path: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return stat.st_size, stat.st_mtime_ns
-
-
-def _write_skipped(output: Path, skipped: Sequence[Skipped]) -> None:
-    report = skipped_file(output)
-    if not skipped:
-        report.unlink(missing_ok=True)
-        return
-
-    def write(target: Path) -> None:
-        with target.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", "reason"])
-            writer.writerows((entry.path, entry.reason) for entry in skipped)
-
-    report.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(report, write)

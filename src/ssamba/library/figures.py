@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ssamba.checkpoint.files import write_atomically
 from ssamba.config import FrontEndConfig
 from ssamba.embedder import Embedding
 from ssamba.errors import MissingExtraError
+from ssamba.files import write_atomically
 from ssamba.library.search import centred_similarity
 
 

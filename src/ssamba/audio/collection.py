@@ -1,17 +1,29 @@
-"""Which audio files a list of files, folders and globs stands for."""
+"""Which audio files a list of files, folders and globs stands for, and the list of those that had to be left out."""
 
 from __future__ import annotations
 
+import csv
 import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from ssamba.files import write_atomically
 
 _SUFFIXES = """
 .wav .wave .rf64 .bwf .w64 .flac .mp3 .mp2 .ogg .oga .opus .aif .aiff .aifc .au .snd .caf
 .m4a .m4b .mp4 .aac .webm .mkv .mka .wma .3gp .amr .mov
 """
 AUDIO_SUFFIXES = frozenset(_SUFFIXES.split())
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that could not be used, and why."""
+
+    path: str
+    reason: str
 
 
 def find_audio(paths: Iterable[str | Path]) -> list[Path]:
@@ -62,3 +74,19 @@ def _in_folder(folder: Path) -> list[Path]:
 def path_text(path: Path) -> str:
     """A path as text that every format can store (undecodable bytes are escaped)."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def write_skipped(report: Path, skipped: Sequence[Skipped]) -> None:
+    """List what was left out as CSV (path, reason); no list, and none from before, when nothing was."""
+    if not skipped:
+        report.unlink(missing_ok=True)
+        return
+
+    def write(target: Path) -> None:
+        with target.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "reason"])
+            writer.writerows((entry.path, entry.reason) for entry in skipped)
+
+    report.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(report, write)

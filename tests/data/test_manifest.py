@@ -1,0 +1,145 @@
+"""Manifests: every format gives the same clips back, what is wrong is said with its line, broken files cost nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from ssamba.audio.decode import decode
+from ssamba.data.manifest import Clip, Manifest, read_manifest, scan_folder, with_durations, write_manifest
+from ssamba.errors import DataError
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0;/\r\n"), min_size=1, max_size=12).map(str.strip)
+WORDS = NAMES.filter(lambda name: name not in ("", ".", ".."))
+CLIPS = st.builds(
+    Clip,
+    path=WORDS.map(lambda name: Path("/somewhere") / name),
+    start_s=st.floats(0, 1e6),
+    duration_s=st.none() | st.floats(1e-3, 1e6),
+    labels=st.lists(WORDS, max_size=3).map(tuple),
+    split=st.none() | WORDS,
+    group=st.none() | WORDS,
+)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@settings(deadline=None, max_examples=40)
+@given(clips=st.lists(CLIPS, min_size=1, max_size=5))
+def test_every_format_gives_the_same_clips_back(suffix, tmp_path_factory, clips):
+    path = tmp_path_factory.mktemp("manifest") / f"m{suffix}"
+    write_manifest(clips, path)
+    manifest = read_manifest(path, check=False)
+    assert list(manifest) == clips
+    assert list(Manifest(manifest)) == clips
+    assert manifest[-1] == clips[-1]
+    assert [p.name for p in path.parent.iterdir()] == [path.name], "no temporary file is left"
+
+
+def test_paths_are_relative_to_the_manifest_so_both_can_be_moved(tmp_path, clips):
+    (tmp_path / "a" / "sounds").mkdir(parents=True)
+    shutil.copy(clips[0], tmp_path / "a" / "sounds" / "x.flac")
+    write_manifest([Clip(tmp_path / "a" / "sounds" / "x.flac"), Clip(clips[1].absolute())], tmp_path / "a" / "m.csv")
+    assert "sounds/x.flac" in (tmp_path / "a" / "m.csv").read_text().splitlines()[1].split(",")
+    (tmp_path / "a").rename(tmp_path / "b")
+    one, other = read_manifest(tmp_path / "b" / "m.csv")
+    assert one.path == tmp_path / "b" / "sounds" / "x.flac"
+    assert one.path.is_file()
+    assert other.path == clips[1].absolute()
+
+
+def test_names_that_are_not_utf8_survive_or_are_refused(tmp_path):
+    name = os.fsdecode(b"/x/\xff.wav")
+    for suffix in (".csv", ".jsonl"):
+        write_manifest([Clip(Path(name))], tmp_path / f"m{suffix}")
+        assert os.fspath(read_manifest(tmp_path / f"m{suffix}")[0].path) == name
+    with pytest.raises(DataError, match="jsonl"):
+        write_manifest([Clip(Path(name))], tmp_path / "m.parquet")
+    with pytest.raises(DataError, match="separates labels"):
+        write_manifest([Clip(Path("a.wav"), labels=("a;b",))], tmp_path / "n.csv")
+    assert not (tmp_path / "n.csv").exists()
+
+
+def test_hand_written_csv_and_the_originals_json(tmp_path):
+    (tmp_path / "m.csv").write_text("﻿path,start,label,licence\na.wav,1.5,dog; rain,CC0\nb.wav,,,\n", encoding="utf-8")
+    manifest = read_manifest(tmp_path / "m.csv")
+    assert manifest[0] == Clip(tmp_path / "a.wav", 1.5, None, ("dog", "rain"))
+    assert manifest.notes == ("columns ignored: licence",)
+    assert manifest.labels == ("dog", "rain")
+    assert manifest.hours is None
+    (tmp_path / "o.json").write_text(
+        json.dumps({"data": [{"wav": "/x/a.flac", "labels": "/m/1,/m/2"}, {"wav": "b.wav"}]})
+    )
+    official = read_manifest(tmp_path / "o.json")
+    assert official[0] == Clip(Path("/x/a.flac"), labels=("/m/1", "/m/2"))
+    assert official[1] == Clip(tmp_path / "b.wav")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("m.csv", "file,label\na.wav,x\n", "no column 'path'.*rename 'file'"),
+        ("m.csv", "path,start_s\na.wav,soon\n", "line 2: start_s must be a number"),
+        ("m.csv", "path,start_s\na.wav,-1\n", "line 2.*at least 0"),
+        ("m.csv", "path,duration_s\na.wav,0\n", "above 0"),
+        ("m.csv", "path,start_s\na.wav,1,2,3\n", "line 2: more values"),
+        ("m.csv", "path,start,start_s\na.wav,1,2\n", "both"),
+        ("m.csv", "path\n", "lists no recording"),
+        ("m.csv", "", "no column 'path'"),
+        ("m.csv", "path,split\n,x\n", "line 2: expected the path"),
+        ("m.csv", "path\na.wav\na.wav\n", "listed twice: .*a.wav .clips 1 and 2"),
+        ("m.csv", "path,split,group\na.wav,train,anna\nb.wav,test,anna\n", "1 groups.*anna .test, train"),
+        ("m.jsonl", '{"path": "a.wav"}\nnonsense\n', "line 2: is not JSON"),
+        ("m.jsonl", "[1]\n", "expected an object"),
+        ("m.json", '{"data": [{"path": "a.wav"}]}', "the original's layout"),
+        ("m.json", "[", "is not JSON"),
+        ("m.parquet", "PAR1 or not", "no Parquet file"),
+        ("m.txt", "a.wav", "ends in .csv"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_manifest(tmp_path / name)
+
+
+def test_no_file_and_no_split(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read_manifest(tmp_path / "m.csv")
+    manifest = Manifest([Clip(Path("a"), split="train"), Clip(Path("b"), split="test"), Clip(Path("c"))])
+    assert [clip.path.name for clip in manifest.in_split("test")] == ["b"]
+    assert manifest.in_split(None) is manifest
+    with pytest.raises(DataError, match="train, test"):
+        manifest.in_split("valid")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_scan_lists_the_good_and_the_bad(tmp_path, clips, workers):
+    for path in clips[:4]:
+        (tmp_path / path.stem).mkdir()
+        shutil.copy(path, tmp_path / path.stem / "take.flac")
+    (tmp_path / "text.wav").write_text("no audio")
+    (tmp_path / "empty.wav").touch()
+    seen = []
+    found, skipped = scan_folder(tmp_path, workers, lambda p: seen.append((p.done, p.skipped)), labels="folder")
+    assert seen[-1] == (6, 2)
+    assert [clip.labels[0] for clip in found] == sorted(path.stem for path in clips[:4])
+    assert {Path(entry.path).name for entry in skipped} == {"text.wav", "empty.wav"}
+    assert all(entry.path in entry.reason for entry in skipped)
+    for clip in found:
+        assert clip.duration_s == pytest.approx(len(decode(clip.path)) / 16_000, abs=1e-4)
+
+
+def test_durations_are_filled_in(clips, tmp_path):
+    manifest = Manifest([Clip(clips[0]), Clip(clips[1], 0.1), Clip(clips[2], 99.0), Clip(tmp_path / "none.wav")])
+    full, skipped = with_durations(manifest)
+    assert [clip.path for clip in full] == clips[:2]
+    assert full[1].duration_s == pytest.approx(len(decode(clips[1])) / 16_000 - 0.1, abs=1e-4)
+    assert full.hours is not None
+    assert ["past the end" in skipped[0].reason, "no such file" in skipped[1].reason] == [True, True]
+    assert with_durations(full)[0] is full
