@@ -238,6 +238,8 @@ class PretrainingConfig(Config):
     """Whether the values of each target patch are brought to mean 0 and variance 1 (MAE's local normalisation)."""
     clip_dim: int = Field(0, ge=0)
     """Outputs of the projection of the clip vector that the clip objective compares; 0 is none."""
+    statistics: bool = False
+    """Whether a linear head predicts the clip's log-mel statistics from the clip vector."""
     teacher: bool = False
     """Whether a head predicts the tokens of a slowly moving copy of the encoder that sees the whole clip."""
 

@@ -28,7 +28,7 @@ def model_and_batch(pretraining, **overrides):
 
 
 BOTH = pytest.mark.parametrize(
-    "pretraining", [{}, {"encode": "visible", "decoder_depth": 1, "clip_dim": 8, "teacher": True}]
+    "pretraining", [{}, {"encode": "visible", "decoder_depth": 1, "clip_dim": 8, "teacher": True, "statistics": True}]
 )
 
 
@@ -48,8 +48,11 @@ def test_a_batch_gives_what_single_clips_give_and_padding_never_counts(pretraini
                 theirs = getattr(together, name)
                 if theirs is not None:
                     torch.testing.assert_close(theirs[i, :count], getattr(alone, name)[0], atol=1e-5, rtol=1e-5)
-            if together.clip is not None:
-                torch.testing.assert_close(together.clip[i], alone.clip[0], atol=1e-5, rtol=1e-5)
+            for name in ("clip", "projection", "statistics"):
+                if getattr(together, name) is not None:
+                    torch.testing.assert_close(
+                        getattr(together, name)[i], getattr(alone, name)[0], atol=1e-5, rtol=1e-5
+                    )
 
 
 @BOTH
@@ -76,7 +79,8 @@ def test_targets_can_be_normalised_patch_by_patch():
 def test_every_parameter_learns(pretraining):
     model, features, lengths, mask = model_and_batch(pretraining)
     out = model(features, mask, lengths)
-    loss = sum(x.square().mean() for x in (out.discriminative, out.generative, out.clip, out.latent) if x is not None)
+    outputs = (out.discriminative, out.generative, out.projection, out.latent, out.statistics)
+    loss = sum(x.square().mean() for x in outputs if x is not None)
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name

@@ -76,6 +76,27 @@ def clip_contrast(views: Tensor, others: Tensor, partner: Tensor, temperature: f
     return Contrast(F.cross_entropy(scores, partner[:, 1]), right.float().mean())
 
 
+def log_mel_statistics(features: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """What a clip sounds like on the whole, as simple classifiers use it: a target for the clip vector.
+
+    Predicting such summaries is a worker of PASE (Pascual et al., 2019, arXiv:1904.03416).
+
+    Args:
+        features: log-mel values, normalised or not (B, T, M).
+        lengths: valid frames of each clip (B,), None when all are.
+
+    Returns:
+        (B, 3 M): mean over time, standard deviation, and root mean square of the difference of neighbouring frames.
+    """
+    frames = torch.arange(features.shape[1], device=features.device)
+    count = torch.full_like(features[:, 0, :1], features.shape[1]) if lengths is None else lengths[:, None].to(features)
+    valid = (frames < count)[..., None]
+    mean = torch.where(valid, features, 0).sum(1) / count
+    spread = torch.where(valid, (features - mean[:, None]).square(), 0).sum(1) / count
+    change = torch.where(valid[:, 1:], features.diff(dim=1).square(), 0).sum(1) / (count - 1).clamp(min=1)
+    return torch.cat((mean, spread.sqrt(), change.sqrt()), dim=1)
+
+
 def _mean(x: Tensor, valid: Tensor | None) -> Tensor:
     """(B, K): each clip's mean over its valid entries (0 when there are none), then the mean over clips."""
     if valid is None:

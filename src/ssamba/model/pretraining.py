@@ -49,8 +49,12 @@ class PretrainingOutput(NamedTuple):
     """The values that were hidden (B, K, V), normalised patch by patch if the configuration says so."""
     hidden: Hidden
     """Where they stand."""
-    clip: Tensor | None
-    """Projection (B, C) of the mean over the visible patches' tokens, None without clip objective."""
+    clip: Tensor
+    """Mean over the tokens of the visible patches (B, D)."""
+    projection: Tensor | None
+    """Projection of `clip` (B, C) for the clip objective, None without."""
+    statistics: Tensor | None
+    """Prediction from `clip` of the clip's log-mel statistics (B, 3 M), None without that objective."""
     latent: Tensor | None
     """Prediction of the teacher's tokens at the hidden patches (B, K, D), None without teacher."""
 
@@ -99,6 +103,8 @@ class PretrainingModel(nn.Module):
             self.clip_head = nn.Sequential(
                 nn.Linear(dim, 4 * dim), nn.LayerNorm(4 * dim), nn.ReLU(), nn.Linear(4 * dim, self.pretraining.clip_dim)
             )
+        if self.pretraining.statistics:
+            self.statistics_head = nn.Linear(dim, 3 * config.num_mel_bins)
         if self.pretraining.teacher:
             self.latent_head = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
         initialise_mask_token(self.mask_token)
@@ -134,7 +140,9 @@ class PretrainingModel(nn.Module):
             generative=self.generative_head(tokens),
             values=values,
             hidden=hidden,
-            clip=self.clip_head(clip) if self.pretraining.clip_dim else None,
+            clip=clip,
+            projection=self.clip_head(clip) if self.pretraining.clip_dim else None,
+            statistics=self.statistics_head(clip) if self.pretraining.statistics else None,
             latent=self.latent_head(tokens) if self.pretraining.teacher else None,
         )
 
