@@ -1,0 +1,273 @@
+"""Pretraining on unlabelled recordings: from batches of waveforms to the objectives (SSAMBA, section 3.3, and ours).
+
+A batch goes waveforms -> log-mel features -> one or two views, changed at random -> normalised -> masked -> model. All
+of it runs batched on the training device, and everything random about a clip follows from the clip's own seed.
+
+Shapes: B clips, S samples, T frames, M mel bins, L patch tokens, K hidden patches.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssamba.audio.augment import augment
+from ssamba.audio.crops import Crop, cut, draw_crop
+from ssamba.audio.fbank import fbank
+from ssamba.checkpoint import save_checkpoint
+from ssamba.config import ModelConfig
+from ssamba.data.loader import WaveBatch
+from ssamba.model.encoder import PatchTokens
+from ssamba.model.masking import draw_mask
+from ssamba.model.objectives import clip_contrast, info_nce, log_mel_statistics, reconstruction_error
+from ssamba.model.patches import column_counts
+from ssamba.model.pretraining import PretrainingModel, PretrainingOutput
+from ssamba.training.contrast import gather_views
+from ssamba.training.corpora import Corpora
+from ssamba.training.recipe import PretrainRecipe
+from ssamba.training.task import StepContext, StepOutcome
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Inputs(NamedTuple):
+    """What the model reads of a batch: all views, one after the other."""
+
+    features: Tensor
+    """Normalised (V, T, M)."""
+    lengths: Tensor
+    """Valid frames (V,)."""
+    seeds: Tensor
+    """A seed for each view (V,)."""
+
+
+class PretrainingTask:
+    """What the loop trains: the pretraining model on the corpora of a recipe."""
+
+    best_metric: tuple[str, Literal["min", "max"]]
+
+    def __init__(self, recipe: PretrainRecipe, corpora: Corpora):
+        torch.manual_seed(recipe.run.seed)
+        self.recipe = recipe
+        self.corpora = corpora
+        self.model = PretrainingModel(recipe.model.config(), recipe.pretraining())
+        self.teacher = copy.deepcopy(self.model.encoder).requires_grad_(False).eval() if recipe.objectives.teacher else None
+        bins = 3 * recipe.front_end.num_mel_bins
+        self.statistics_mean, self.statistics_var = torch.zeros(bins), torch.ones(bins)
+        self.statistics_seen = 0
+        self.best_metric = ("loss", "min")
+
+    def batches(self, epoch: int, start: int, rank: int, world: int) -> Iterator[WaveBatch]:
+        """This process's shares of an epoch's batches."""
+        return self.corpora.batches(epoch, start, rank, world)
+
+    def batches_in_epoch(self, epoch: int) -> int:
+        """Global batches of an epoch."""
+        return self.corpora.batches_in_epoch(epoch)
+
+    def step_loss(self, model: nn.Module, batch: WaveBatch, context: StepContext) -> StepOutcome:
+        """The weighted sum of the objectives on a share of a batch."""
+        skipped = tuple(batch.skipped)
+        if not len(batch.waves):
+            if not self.recipe.objectives.clip or not _in_company():
+                return StepOutcome(None, 0.0, skipped=skipped)
+            # The others gather this process's projections, so it must run too; with weight 0 it changes nothing.
+            batch = silent_batch(self.recipe)
+        inputs = self.inputs(batch, context.device, training=True)
+        with context.autocast():
+            loss, metrics = self.losses(model, inputs, training=True)
+        return StepOutcome(
+            loss,
+            float(len(batch.waves)) if batch.keys else 0.0,
+            metrics,
+            clips=len(batch.keys),
+            audio_s=float(batch.samples.sum()) / self.recipe.front_end.sample_rate_hz if batch.keys else 0.0,
+            keys=[key for keys in batch.keys for key in keys],
+            skipped=skipped,
+        )
+
+    def inputs(self, batch: WaveBatch, device: torch.device, *, training: bool) -> Inputs:
+        """Features of a batch: views and changes while training, the whole crop unchanged otherwise."""
+        recipe, front_end = self.recipe, self.recipe.front_end
+        patch = recipe.model.config().patch_size[1]
+        waves, samples, seeds = (x.to(device, non_blocking=True) for x in (batch.waves, batch.samples, batch.seeds))
+        features = fbank(waves, samples, config=front_end)
+        frames = 1 + (samples - front_end.frame_samples) // front_end.shift_samples
+        if training and recipe.views.count == 2:
+            longest = max(patch, int(recipe.views.longest_s * 1000 / front_end.shift_ms) // patch * patch)
+            shares = {"longest": longest, "shortest_share": recipe.views.shortest_share, "step": patch}
+            crops = [draw_crop(frames, seeds, f"view{i}", **shares) for i in range(2)]
+        else:
+            crops = [Crop(torch.zeros_like(frames), frames)]
+        multiple = patch * max(1, -(-int(max(int(crop.lengths.max()) for crop in crops)) // patch))
+        features = torch.cat([cut(features, crop, fill=0.0, multiple=multiple) for crop in crops])
+        lengths = torch.cat([crop.lengths for crop in crops])
+        seeds = torch.cat([seeds + i for i in range(len(crops))])
+        if training:
+            features = augment(features, seeds, recipe.augmentation, lengths)
+        features = (features - front_end.mean) / (2 * front_end.std)
+        # The last patch of a clip is filled with frames of log-mel 0 and counts, as when a clip is embedded.
+        lengths = -(-lengths // patch) * patch
+        return Inputs(features, lengths, seeds)
+
+    def losses(
+        self, model: nn.Module, inputs: Inputs, *, training: bool, ratio: float | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of all objectives, and each of them with the accuracies."""
+        weights = self.recipe.objectives
+        out = self.predict(model, inputs, "mask", ratio)
+        metrics: dict[str, Tensor] = {}
+        valid, values = out.hidden.valid, out.values
+        metrics["discriminative"], metrics["accuracy"] = info_nce(out.discriminative.float(), values, valid)
+        second = self.predict(model, inputs, "mask2", ratio) if weights.passes == 2 else out
+        metrics["generative"] = reconstruction_error(second.generative.float(), second.values, second.hidden.valid)
+        total = weights.discriminative * metrics["discriminative"] + weights.generative * metrics["generative"]
+        if out.statistics is not None:
+            target = self.statistics_target(inputs, training)
+            metrics["statistics"] = F.mse_loss(out.statistics.float(), target)
+            total = total + weights.statistics * metrics["statistics"]
+        if out.latent is not None:
+            metrics["teacher"] = reconstruction_error(out.latent.float(), self.teacher_tokens(inputs, out), valid)
+            total = total + weights.teacher * metrics["teacher"]
+        if out.projection is not None and training:
+            views, everyone, partner = gather_views(out.projection.float())
+            metrics["clip"], metrics["clip_accuracy"] = clip_contrast(views, everyone, partner, weights.temperature)
+            total = total + weights.clip * metrics["clip"]
+        metrics["loss"] = total
+        return total, {name: value.detach() for name, value in metrics.items()}
+
+    def predict(self, model: nn.Module, inputs: Inputs, stream: str, ratio: float | None = None) -> PretrainingOutput:
+        """Mask and run the model."""
+        config, masking = self.model.encoder.config, self.recipe.masking
+        columns = column_counts(inputs.lengths, config)
+        seeds = inputs.seeds if stream == "mask" else inputs.seeds ^ 0x5DEECE66D
+        mask = draw_mask(
+            seeds, config, columns, config.columns(inputs.features.shape[1]), ratio=ratio or masking.ratio, style=masking.style
+        )
+        out: PretrainingOutput = model(inputs.features, mask, inputs.lengths)
+        return out
+
+    @torch.no_grad()
+    def statistics_target(self, inputs: Inputs, training: bool) -> Tensor:
+        """The views' log-mel statistics, standardised by their running mean and deviation over the run."""
+        statistics = log_mel_statistics(inputs.features, inputs.lengths)
+        self.statistics_mean = self.statistics_mean.to(statistics)
+        self.statistics_var = self.statistics_var.to(statistics)
+        if training:
+            sums = torch.stack((statistics.sum(0), statistics.square().sum(0), torch.ones_like(statistics).sum(0)))
+            if _in_company():
+                torch.distributed.all_reduce(sums)
+            mean = sums[0] / sums[2]
+            self.statistics_seen += 1
+            share = max(1 / self.statistics_seen, 0.01)
+            self.statistics_mean.lerp_(mean, share)
+            self.statistics_var.lerp_((sums[1] / sums[2] - mean.square()).clamp(min=0), share)
+        return (statistics - self.statistics_mean) / (self.statistics_var + 1e-4).sqrt()
+
+    @torch.no_grad()
+    def teacher_tokens(self, inputs: Inputs, out: PretrainingOutput) -> Tensor:
+        """The teacher's tokens at the hidden patches, each normalised over its channels (data2vec's target)."""
+        assert self.teacher is not None
+        self.teacher.to(inputs.features.device)
+        patches: PatchTokens = self.teacher.embed_patches(inputs.features, inputs.lengths)
+        tokens = self.teacher.encode(patches)[:, self.teacher.num_prefix_tokens :].float()
+        return out.hidden.take(F.layer_norm(tokens, tokens.shape[-1:]))
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Let the teacher follow the student."""
+        if self.teacher is None:
+            return
+        keep = 1 - (1 - self.recipe.objectives.teacher_decay) / max(1.0, step / 100) ** 0.5
+        pairs = zip(self.teacher.parameters(), self.model.encoder.parameters(), strict=True)
+        for slow, fast in pairs:
+            slow.to(fast.device).lerp_(fast, 1 - keep) if slow.device == fast.device else slow.copy_(fast)
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module) -> Mapping[str, float]:
+        """Losses and accuracy on held-out clips at every mask count, with masks that never change."""
+        sums: dict[str, float] = {}
+        clips = 0
+        device = next(model.parameters()).device
+        for batch in self.corpora.validation():
+            if not len(batch.waves):
+                continue
+            inputs = self.inputs(batch, device, training=False)
+            clips += len(batch.waves)
+            for count in self.recipe.validation_counts:
+                _, metrics = self.losses(model, inputs, training=False, ratio=count / 512)
+                for name, value in metrics.items():
+                    key = f"{name}@{count}"
+                    sums[key] = sums.get(key, 0.0) + float(value) * len(batch.waves)
+        figures = {name: value / clips for name, value in sums.items()} if clips else {}
+        if figures:
+            nearest = min(self.recipe.validation_counts, key=lambda count: abs(count / 512 - self.recipe.masking.ratio))
+            figures["loss"] = figures[f"loss@{nearest}"]
+        return figures
+
+    @torch.no_grad()
+    def pictures(self, model: nn.Module, step: int) -> Mapping[str, Figure]:
+        """Held-out clips, what is hidden of them, and what the model makes of it."""
+        from ssamba.training.pictures import reconstruct, reconstruction_figure
+
+        assert isinstance(model, PretrainingModel)
+        device = next(model.parameters()).device
+        # The longest clips show most.
+        batch = max(self.corpora.validation(), key=lambda batch: batch.waves.shape[1] if len(batch.waves) else 0)
+        if not len(batch.waves):
+            return {}
+        inputs = self.inputs(batch, device, training=False)
+        shown = []
+        for i in range(min(3, len(inputs.lengths))):
+            features = inputs.features[i, : int(inputs.lengths[i])]
+            shown.append(reconstruct(model, features, int(inputs.seeds[i]), self.recipe.masking))
+        return {"reconstruction": reconstruction_figure(shown, [keys[0] for keys in batch.keys[:3]], self.recipe.front_end)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides the model."""
+        state: dict[str, Any] = {
+            "corpora": self.corpora.fingerprint(),
+            "statistics_mean": self.statistics_mean,
+            "statistics_var": self.statistics_var,
+            "statistics_seen": self.statistics_seen,
+        }
+        if self.teacher is not None:
+            state["teacher"] = self.teacher.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            DataError: the corpora are not those of the saved run.
+        """
+        self.corpora.check_fingerprint(state["corpora"])
+        self.statistics_mean, self.statistics_var = state["statistics_mean"], state["statistics_var"]
+        self.statistics_seen = int(state["statistics_seen"])
+        if self.teacher is not None:
+            self.teacher.load_state_dict(state["teacher"])
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the pretraining model, heads and all, as a checkpoint folder."""
+        assert isinstance(model, PretrainingModel)
+        config = ModelConfig(kind="pretraining", encoder=model.encoder.config, pretraining=model.pretraining)
+        save_checkpoint(folder, model, config, self.recipe.front_end)
+
+
+def silent_batch(recipe: PretrainRecipe) -> WaveBatch:
+    """One clip of silence without a name, for a process that has nothing else to do in a step."""
+    count = int(recipe.front_end.sample_rate_hz * 0.5)
+    return WaveBatch(
+        waves=torch.zeros(1, count), samples=torch.tensor([count]), seeds=torch.zeros(1, dtype=torch.int64), keys=(), labels=(), skipped=()
+    )
+
+
+def _in_company() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

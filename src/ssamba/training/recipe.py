@@ -1,0 +1,199 @@
+"""A pretraining recipe: everything that decides a run, as one file (`recipes/*.toml`) that is saved beside its results.
+
+The defaults are ours; `recipes/official-*.toml` hold the original's settings.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ssamba.audio.augment import Augmentation
+from ssamba.config import Config, EncoderConfig, FrontEndConfig, PretrainingConfig
+from ssamba.errors import ConfigError
+from ssamba.model.create import encoder_config
+from ssamba.model.masking import MaskStyle
+from ssamba.training.settings import OptimiserSettings, RunSettings, ScheduleSettings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class ModelSettings(Config):
+    """Which encoder is trained."""
+
+    size: Literal["tiny", "small", "base"] = "tiny"
+    """Width of the encoder: 192, 384 or 768."""
+    variant: Literal["official", "ssamba2"] = "ssamba2"
+    """Structure: the released one, or ours."""
+    encoder: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the encoder's configuration to change."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        try:
+            self.config()
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def config(self) -> EncoderConfig:
+        """The encoder's configuration."""
+        return encoder_config(self.size, self.variant, **self.encoder)
+
+
+class DataSettings(Config):
+    """How recordings become batches."""
+
+    crop_s: float = Field(10.24, gt=0)
+    """Longest stretch of a recording that is used at once, seconds."""
+    short_clips: Literal["join", "bucket", "pad"] = "bucket"
+    """Clips shorter than that: joined in time, put in batches of clips of like length, or padded (the original)."""
+    batch_s: float = Field(640.0, gt=0)
+    """Seconds of audio in a batch, over all processes."""
+    weights: tuple[float, ...] | None = None
+    """Shares of several corpora; None is by their length."""
+    valid_share: float = Field(0.02, ge=0, lt=1)
+    """Share of the clips that is held out for validation where the corpus has no `valid` split."""
+    mix_share: float = Field(0.0, ge=0, le=1)
+    """Share of clips that get another clip of the corpus as background."""
+    mix_below_db: tuple[float, float] = (3.0, 20.0)
+    """How far the background lies below the clip, dB, uniform between these."""
+    workers: int = Field(1, ge=0)
+    """Decoding processes of each training process; 0 decodes in the training process."""
+    cache_gb: float = Field(4.0, ge=0)
+    """Decoded audio is kept in memory when it all fits into so much."""
+
+
+class MaskSettings(Config):
+    """What is hidden."""
+
+    ratio: float = Field(400 / 512, gt=0, lt=1)
+    """Share of a clip's patches."""
+    style: MaskStyle = "clustered"
+    """`clustered`, `frames`, or `official`."""
+
+
+class ViewSettings(Config):
+    """The views of a clip that the clip objective compares; one view is the whole crop."""
+
+    count: Literal[1, 2] = 1
+    """Views of each clip."""
+    longest_s: float = Field(10.24, gt=0)
+    """Longest view, seconds."""
+    shortest_share: float = Field(0.7, gt=0, le=1)
+    """A view is at least this share of the clip (or of the longest view)."""
+
+
+class ObjectiveSettings(Config):
+    """What is minimised: weights of the objectives, 0 leaves one out."""
+
+    discriminative: float = Field(1.0, ge=0)
+    """InfoNCE between the hidden patches of a clip."""
+    generative: float = Field(10.0, ge=0)
+    """Mean squared error of the hidden patches."""
+    clip: float = Field(0.0, ge=0)
+    """Contrast between two views of each clip (ours)."""
+    temperature: float = Field(0.1, gt=0)
+    """Of the clip objective."""
+    statistics: float = Field(0.0, ge=0)
+    """Squared error of the clip's log-mel statistics, predicted from its vector (ours)."""
+    teacher: float = Field(0.0, ge=0)
+    """Squared error of the momentum teacher's tokens at the hidden patches (ours)."""
+    teacher_decay: float = Field(0.99, gt=0, lt=1)
+    """Momentum of the teacher at the start; it rises to 1 with the square root of the steps."""
+    passes: Literal[1, 2] = 1
+    """One encoder pass serves all objectives; the original takes one each, with a mask of its own."""
+    encode: Literal["all", "visible"] = "visible"
+    """Whether the encoder reads mask tokens (the original) or visible patches only."""
+    decoder_depth: int = Field(1, ge=0)
+    """Blocks of the decoder when only visible patches are encoded."""
+    normalise_targets: bool = True
+    """Whether target patches are normalised one by one."""
+    clip_dim: int = Field(128, gt=0)
+    """Outputs of the clip objective's projection."""
+
+
+class PretrainRecipe(Config):
+    """A whole pretraining run."""
+
+    model: ModelSettings = ModelSettings()
+    """Which encoder."""
+    front_end: FrontEndConfig = FrontEndConfig()
+    """From waveform to features."""
+    data: DataSettings = DataSettings()
+    """Batches."""
+    masking: MaskSettings = MaskSettings()
+    """What is hidden."""
+    views: ViewSettings = ViewSettings()
+    """Views of a clip."""
+    augmentation: Augmentation = Augmentation()
+    """Changes of what is heard."""
+    objectives: ObjectiveSettings = ObjectiveSettings()
+    """What is minimised."""
+    validation_counts: tuple[int, ...] = (250, 300, 400)
+    """Masked patches of 512 at which validation is reported."""
+    optimiser: OptimiserSettings = OptimiserSettings()
+    """The optimiser."""
+    schedule: ScheduleSettings = ScheduleSettings()
+    """The learning rate."""
+    run: RunSettings = RunSettings(epochs=10)
+    """Length, precision, checkpoints, logs."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PretrainRecipe:
+        objectives = self.objectives
+        if objectives.clip and self.views.count != 2:
+            raise ValueError("objectives.clip compares two views of each clip: set views.count = 2")
+        if objectives.clip and self.data.short_clips == "join":
+            raise ValueError("objectives.clip needs one clip to a sequence: set data.short_clips = 'bucket'")
+        if objectives.clip and objectives.passes == 2:
+            raise ValueError("objectives.passes = 2 is the original's, which has no clip objective")
+        if not any((objectives.discriminative, objectives.generative, objectives.clip, objectives.teacher)):
+            raise ValueError("every objective has weight 0: nothing would be learned")
+        if self.front_end.num_mel_bins != self.model.config().num_mel_bins:
+            raise ValueError(
+                f"front_end.num_mel_bins = {self.front_end.num_mel_bins}, but the encoder takes "
+                f"{self.model.config().num_mel_bins}: set model.encoder.num_mel_bins alike"
+            )
+        return self
+
+    def pretraining(self) -> PretrainingConfig:
+        """What stands on the encoder."""
+        objectives = self.objectives
+        return PretrainingConfig(
+            encode=objectives.encode,
+            decoder_depth=objectives.decoder_depth if objectives.encode == "visible" else 0,
+            normalise_targets=objectives.normalise_targets,
+            clip_dim=objectives.clip_dim if objectives.clip else 0,
+            statistics=objectives.statistics > 0,
+            teacher=objectives.teacher > 0,
+        )
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a mapping.
+
+    Raises:
+        ConfigError: it is missing or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist: expected a recipe (TOML)") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def read_recipe(path: Path) -> PretrainRecipe:
+    """Read a pretraining recipe.
+
+    Raises:
+        ConfigError: the file is missing or damaged, a key is unknown or a value does not fit; each is named.
+    """
+    return PretrainRecipe.parse(read_toml(path), str(path))
