@@ -127,23 +127,16 @@ class FrontEndConfig(Config):
 PatchOrder = Literal["frequency_major", "time_major"]
 
 
-class EncoderConfig(Config):
-    """The SSAMBA encoder. `variant` names a preset; the flags under it are what the model obeys."""
+E = TypeVar("E", bound="BaseEncoderConfig")
 
-    variant: Literal["official", "ssamba2"] = "official"
-    """`official` is the released structure, quirks included; `ssamba2` is ours to improve."""
+
+class BaseEncoderConfig(Config):
+    """What every encoder over patches of a spectrogram has: its width and depth, and the grid of its patches."""
+
     embed_dim: int = Field(192, gt=0)
     """Width D of the token stream (192 tiny, 384 small, 768 base)."""
-    depth: int = Field(24, gt=0)
-    """Number of BiMamba blocks; paired blocks need an even number."""
-    expand: int = Field(2, gt=0)
-    """Width of a block's inside, as a multiple of embed_dim."""
-    state_size: int = Field(16, gt=0)
-    """N, states per inner channel."""
-    conv_kernel: int = Field(4, gt=0)
-    """Taps of the depthwise convolution."""
-    delta_rank: int | None = Field(None, gt=0)
-    """Rank of the projection to delta; None is ceil(embed_dim / 16)."""
+    depth: int = Field(gt=0)
+    """Number of blocks."""
     num_mel_bins: int = Field(128, gt=0)
     """Mel bins of the input."""
     num_frames: int = Field(1024, gt=0)
@@ -156,21 +149,13 @@ class EncoderConfig(Config):
     """Rows and columns of the table of positions; None is the grid of the pretraining input."""
     patch_order: PatchOrder = "frequency_major"
     """`frequency_major`: token = row * columns + column, the official one; `time_major`: the other way."""
-    block_layout: Literal["paired", "sequential"] = "paired"
-    """`paired`: blocks 2i and 2i+1 see the same input, the second one reversed in time, and are summed."""
-    pair_residual: Literal["sum", "mean"] = "sum"
-    """Residual streams of a pair: summed (it doubles at every pair, as in the original) or averaged."""
-    final_norms: Literal[1, 2] = 2
-    """How often the final LayerNorm is applied; the original applies it twice."""
-    norm_eps: float = Field(1e-5, gt=0)
+    norm_eps: float = Field(gt=0)
     """Epsilon of every LayerNorm."""
     drop_path: float = Field(0.0, ge=0, lt=1)
-    """Stochastic depth at the last block, linear from zero; the official recipes train with 0.1."""
+    """Stochastic depth at the last block, linear from zero; the official SSAMBA recipes train with 0.1."""
 
     @model_validator(mode="after")
-    def _check(self) -> EncoderConfig:
-        if self.block_layout == "paired" and self.depth % 2:
-            raise ValueError(f"paired blocks need an even depth, got {self.depth}")
+    def _check_grid(self: E) -> E:
         for name, (rows, columns) in (("patch_size", self.patch_size), ("patch_stride", self.patch_stride)):
             if rows < 1 or columns < 1:
                 raise ValueError(f"{name} must be at least (1, 1), got {(rows, columns)}")
@@ -181,25 +166,20 @@ class EncoderConfig(Config):
             )
         return self
 
-    def with_patch_stride(self, stride: int | tuple[int, int]) -> EncoderConfig:
+    def with_patch_stride(self: E, stride: int | tuple[int, int]) -> E:
         """The same model with another patch stride (one number for both axes) and the same table of positions."""
         pair = (stride, stride) if isinstance(stride, int) else stride
         return self.with_changes(patch_stride=pair, position_grid=self.grid)
 
     @property
-    def inner_dim(self) -> int:
-        """Channels inside a block."""
-        return self.expand * self.embed_dim
-
-    @property
-    def rank(self) -> int:
-        """Rank of the projection to delta."""
-        return self.delta_rank or -(-self.embed_dim // 16)
+    def num_prefix_tokens(self) -> int:
+        """Tokens that stand before the patches."""
+        return 1
 
     @property
     def num_layers(self) -> int:
-        """Steps of the encoder that have a hidden state: pairs of blocks, or single ones when sequential."""
-        return self.depth // 2 if self.block_layout == "paired" else self.depth
+        """Steps of the encoder that have a hidden state."""
+        return self.depth
 
     @property
     def rows(self) -> int:
@@ -224,6 +204,52 @@ class EncoderConfig(Config):
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the table of positions."""
         return self.position_grid or (self.rows, self.columns(self.num_frames))
+
+
+class EncoderConfig(BaseEncoderConfig):
+    """The SSAMBA encoder. `variant` names a preset; the flags under it are what the model obeys."""
+
+    variant: Literal["official", "ssamba2"] = "official"
+    """`official` is the released structure, quirks included; `ssamba2` is ours to improve."""
+    depth: int = Field(24, gt=0)
+    """Number of BiMamba blocks; paired blocks need an even number."""
+    expand: int = Field(2, gt=0)
+    """Width of a block's inside, as a multiple of embed_dim."""
+    state_size: int = Field(16, gt=0)
+    """N, states per inner channel."""
+    conv_kernel: int = Field(4, gt=0)
+    """Taps of the depthwise convolution."""
+    delta_rank: int | None = Field(None, gt=0)
+    """Rank of the projection to delta; None is ceil(embed_dim / 16)."""
+    block_layout: Literal["paired", "sequential"] = "paired"
+    """`paired`: blocks 2i and 2i+1 see the same input, the second one reversed in time, and are summed."""
+    pair_residual: Literal["sum", "mean"] = "sum"
+    """Residual streams of a pair: summed (it doubles at every pair, as in the original) or averaged."""
+    final_norms: Literal[1, 2] = 2
+    """How often the final LayerNorm is applied; the original applies it twice."""
+    norm_eps: float = Field(1e-5, gt=0)
+    """Epsilon of every LayerNorm."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EncoderConfig:
+        if self.block_layout == "paired" and self.depth % 2:
+            raise ValueError(f"paired blocks need an even depth, got {self.depth}")
+        return self
+
+    @property
+    def inner_dim(self) -> int:
+        """Channels inside a block."""
+        return self.expand * self.embed_dim
+
+    @property
+    def rank(self) -> int:
+        """Rank of the projection to delta."""
+        return self.delta_rank or -(-self.embed_dim // 16)
+
+    @property
+    def num_layers(self) -> int:
+        """Steps of the encoder that have a hidden state: pairs of blocks, or single ones when sequential."""
+        return self.depth // 2 if self.block_layout == "paired" else self.depth
 
 
 class PretrainingConfig(Config):

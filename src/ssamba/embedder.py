@@ -25,11 +25,11 @@ from torch import Tensor
 from ssamba.audio.fbank import log_mel
 from ssamba.audio.waveform import Source, as_list, blocks
 from ssamba.checkpoint import Checkpoint, LoadReport, load_checkpoint
-from ssamba.config import Config, EncoderConfig, FrontEndConfig, ModelConfig
-from ssamba.model.create import encoder_config
-from ssamba.model.encoder import SSAMBAEncoder
+from ssamba.config import BaseEncoderConfig, Config, FrontEndConfig, ModelConfig
+from ssamba.model.create import build_encoder, encoder_config
 from ssamba.model.heads import Classifier
 from ssamba.model.patches import tokens_to_grid
+from ssamba.model.tokens import PatchEncoder
 from ssamba.model.windows import FrameMerger, Window, WindowCutter
 
 Key = TypeVar("Key")
@@ -83,7 +83,7 @@ class Embedder:
 
     def __init__(
         self,
-        model: SSAMBAEncoder | Checkpoint,
+        model: PatchEncoder | Checkpoint,
         front_end: FrontEndConfig | None = None,
         *,
         device: str | torch.device | None = None,
@@ -334,7 +334,7 @@ class _Recording(Generic[Key]):
         return Embedding(clip, frames, _centres_s(columns, duration_s, self.config, self.front_end), duration_s)
 
 
-def _centres_s(columns: int, duration_s: float, config: EncoderConfig, front_end: FrontEndConfig) -> Tensor:
+def _centres_s(columns: int, duration_s: float, config: BaseEncoderConfig, front_end: FrontEndConfig) -> Tensor:
     """Centre of each column's stretch of audio, cut at the recording's end."""
     shift_s = front_end.shift_samples / front_end.sample_rate_hz
     span_s = (config.patch_size[1] - 1) * shift_s + front_end.frame_samples / front_end.sample_rate_hz
@@ -400,6 +400,6 @@ def load_model(
             config = config.with_patch_stride(patch_stride)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
-            encoder = SSAMBAEncoder(config)
+            encoder = build_encoder(config)
         return Embedder(encoder, front_end, device=device, name="random tiny")
     return Embedder(load_checkpoint(source, patch_stride), front_end, device=device)

@@ -14,9 +14,10 @@ from ssamba.checkpoint.files import read_json, read_tensors, write_json, write_t
 from ssamba.checkpoint.official import convert_official, is_official
 from ssamba.config import FrontEndConfig, ModelConfig
 from ssamba.errors import CheckpointError, ConfigError
-from ssamba.model.encoder import SSAMBAEncoder
+from ssamba.model.create import build_encoder
 from ssamba.model.heads import Classifier
 from ssamba.model.pretraining import PretrainingModel
+from ssamba.model.tokens import PatchEncoder
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -26,7 +27,7 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 class EncoderOnly(nn.Module):
     """An encoder without a head, under the same tensor names as the models that have one."""
 
-    def __init__(self, encoder: SSAMBAEncoder):
+    def __init__(self, encoder: PatchEncoder):
         super().__init__()
         self.encoder = encoder
 
@@ -78,7 +79,7 @@ def build_model(config: ModelConfig) -> Model:
         return PretrainingModel(config.encoder, config.pretraining)
     if config.classifier is not None:
         return Classifier(config.encoder, config.classifier)
-    return EncoderOnly(SSAMBAEncoder(config.encoder))
+    return EncoderOnly(build_encoder(config.encoder))
 
 
 def load_checkpoint(source: str | Path, patch_stride: int | tuple[int, int] | None = None) -> Checkpoint:
@@ -138,7 +139,7 @@ def load_checkpoint(source: str | Path, patch_stride: int | tuple[int, int] | No
     return Checkpoint(model.eval(), config, front_end, report)
 
 
-def load_encoder(source: str | Path, patch_stride: int | tuple[int, int] | None = None) -> SSAMBAEncoder:
+def load_encoder(source: str | Path, patch_stride: int | tuple[int, int] | None = None) -> PatchEncoder:
     """The encoder of a checkpoint, without heads, in evaluation mode: normalised features (B, T, M) to tokens.
 
     Arguments and errors are those of `load_checkpoint`.
@@ -148,7 +149,7 @@ def load_encoder(source: str | Path, patch_stride: int | tuple[int, int] | None 
 
 def save_checkpoint(
     folder: str | Path,
-    model: Model | SSAMBAEncoder,
+    model: Model | PatchEncoder,
     config: ModelConfig | None = None,
     front_end: FrontEndConfig | None = None,
 ) -> Path:
@@ -164,7 +165,7 @@ def save_checkpoint(
         The folder.
     """
     folder = Path(folder)
-    if isinstance(model, SSAMBAEncoder):
+    if isinstance(model, PatchEncoder):
         model = EncoderOnly(model)
     config = config or _config_of(model)
     folder.mkdir(parents=True, exist_ok=True)

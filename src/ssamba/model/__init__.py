@@ -1,19 +1,22 @@
 """The models: patches, positions, BiMamba blocks, encoder, heads and pretraining objectives."""
 
-from ssamba.model.create import SIZES, VARIANTS, create_encoder, encoder_config
-from ssamba.model.encoder import PatchTokens, SSAMBAEncoder
+from ssamba.model.create import SIZES, VARIANTS, build_encoder, create_encoder, encoder_config
+from ssamba.model.encoder import SSAMBAEncoder
 from ssamba.model.heads import Classifier, PredictionHead
 from ssamba.model.objectives import info_nce, reconstruction_error
 from ssamba.model.pretraining import PretrainingModel
+from ssamba.model.tokens import PatchEncoder, PatchTokens
 
 __all__ = [
     "SIZES",
     "VARIANTS",
     "Classifier",
+    "PatchEncoder",
     "PatchTokens",
     "PredictionHead",
     "PretrainingModel",
     "SSAMBAEncoder",
+    "build_encoder",
     "create_encoder",
     "encoder_config",
     "info_nce",

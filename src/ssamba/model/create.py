@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from ssamba.config import EncoderConfig
+from torch import nn
+
+from ssamba.config import BaseEncoderConfig, EncoderConfig
 from ssamba.errors import ConfigError
-from ssamba.model.encoder import SSAMBAEncoder
+from ssamba.model.encoder import AlternatingBlocks, SSAMBAEncoder
+from ssamba.model.tokens import PatchEncoder
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"embed_dim": 192},
@@ -18,6 +21,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "official": {},
     "ssamba2": {"pair_residual": "mean", "final_norms": 1, "patch_order": "time_major"},
 }
+
+
+def build_encoder(config: BaseEncoderConfig) -> PatchEncoder:
+    """The encoder that a configuration describes, randomly initialised."""
+    assert isinstance(config, EncoderConfig), type(config)
+    return SSAMBAEncoder(config)
+
+
+def build_blocks(config: BaseEncoderConfig, depth: int) -> nn.Module:
+    """A stack of the encoder's kind of blocks, (B, L, D) and lengths (B,) -> (B, L, D); not yet initialised."""
+    assert isinstance(config, EncoderConfig), type(config)
+    return AlternatingBlocks(config, depth)
 
 
 def encoder_config(size: str, variant: str = "official", **overrides: Any) -> EncoderConfig:

@@ -9,43 +9,12 @@ Shapes: B batch, T frames, M mel bins, L patch tokens, P = 1 prefix token, D cha
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from ssamba.config import EncoderConfig
 from ssamba.model.initialise import initialise_encoder
 from ssamba.model.mixer import BiMambaMixer
-from ssamba.model.patches import PatchEmbedding, column_counts, order_tokens
-from ssamba.model.positions import grid_positions
-
-
-class PatchTokens(NamedTuple):
-    """Projected patches in sequence, before positions are added."""
-
-    tokens: Tensor
-    """(B, L, D), each clip's valid tokens first."""
-    columns: Tensor | None
-    """Patches along time of each clip (B,); None when every clip fills the batch."""
-    longest: int
-    """Patches along time of the batch, L / rows."""
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: drops a whole clip's branch while training (Huang et al., 2016, arXiv:1603.09382)."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = torch.empty(x.shape[0], 1, 1, device=x.device, dtype=x.dtype).bernoulli_(1 - self.rate)
-        return x * keep / (1 - self.rate)
+from ssamba.model.tokens import DropPath, PatchEncoder
 
 
 class Block(nn.Module):
@@ -65,153 +34,56 @@ class Block(nn.Module):
         return self.mixer(self.norm(residual), lengths, reversed_time), residual
 
 
-class SSAMBAEncoder(nn.Module):
+class SSAMBAEncoder(PatchEncoder):
     """Normalised log-mel features to tokens.
 
     `encoder(features, lengths)` gives (B, 1 + L, D) after the final norm, the prefix token ([CLS]) first.
     """
 
-    num_prefix_tokens = 1
+    config: EncoderConfig
 
     def __init__(self, config: EncoderConfig):
-        super().__init__()
-        self.config = config
-        rows, columns = config.grid
-        self.patch_embed = PatchEmbedding(config)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
-        self.position_embed = nn.Parameter(torch.empty(1, 1 + rows * columns, config.embed_dim))
+        super().__init__(config)
         self.blocks = nn.ModuleList(Block(config, rate) for rate in _drop_path_rates(config))
         self.drop_path = DropPath(config.drop_path)
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         initialise_encoder(self, config)
 
-    def forward(self, features: Tensor, lengths: Tensor | None = None, *, layer: int | None = None) -> Tensor:
-        """Encode a batch of normalised features.
-
-        Args:
-            features: (B, T, M).
-            lengths: valid frames of each clip (B,), None when all are; frames after a clip's last whole patch are
-                dropped. What stands beyond (NaN included) changes nothing.
-            layer: return the hidden state after this layer instead, before the final norm, and compute no
-                further: 0 is what enters the first block, k what leaves block pair k (block k when sequential), up
-                to `config.num_layers`; negative numbers count from the last.
-
-        Returns:
-            (B, 1 + L, D) with L = rows * columns of the longest clip. A clip with fewer columns has its
-            1 + rows * columns tokens at the front (in its own order), zeros after.
-
-        Raises:
-            ValueError: a shape does not fit, a clip is shorter than one patch, or there is no such layer.
-        """
-        return self.encode(self.embed_patches(features, lengths), layer=layer)
-
-    def embed_patches(self, features: Tensor, lengths: Tensor | None = None) -> PatchTokens:
-        """Project the patches of normalised features (B, T, M) and put them in sequence; arguments as `forward`."""
-        lengths = self._checked(features, lengths)
-        longest = self.config.columns(features.shape[1])
-        if lengths is None:
-            columns = None
-        else:
-            columns = column_counts(lengths, self.config)
-            valid = torch.arange(features.shape[1], device=features.device) < lengths[:, None]
-            features = torch.where(valid[..., None], features, 0)
-        grid = self.patch_embed(features)
-        return PatchTokens(order_tokens(grid, self.config, columns), columns, longest)
-
-    def positions(self, columns: Tensor | None, longest: int) -> Tensor:
-        """Positions of the patch tokens, (B, L, D), or (1, L, D) when `columns` is None."""
-        rows, _ = self.config.grid
-        table = rearrange(self.position_embed[0, self.num_prefix_tokens :], "(r k) d -> r k d", r=rows)
-        counts = torch.tensor([longest], device=table.device) if columns is None else columns
-        grid = grid_positions(table, self.config.rows, counts, longest)
-        return order_tokens(grid, self.config, columns)
-
-    def encode(self, patches: PatchTokens, *, layer: int | None = None) -> Tensor:
-        """Run the blocks over patch tokens; returns and `layer` as `forward`."""
-        tokens, columns, longest = patches
-        tokens = tokens + self.positions(columns, longest)
-        return self.encode_tokens(tokens, None if columns is None else columns * self.config.rows, layer=layer)
-
-    def encode_tokens(self, tokens: Tensor, counts: Tensor | None = None, *, layer: int | None = None) -> Tensor:
-        """Run the blocks over tokens that have their positions already, a clip's whole grid or some of it.
-
-        Args:
-            tokens: (B, L, D), each clip's valid tokens first.
-            counts: valid tokens of each clip (B,), None when all are.
-            layer: as `forward`.
-
-        Returns:
-            (B, 1 + L, D), the prefix token first, zeros behind a clip's own tokens.
-        """
-        stop_after = self.config.num_layers if layer is None else self.layer_index(layer)
-        prefix = (self.cls_token + self.position_embed[:, :1]).expand(tokens.shape[0], -1, -1)
-        hidden = torch.cat((prefix, tokens), dim=1)
-        lengths = None if counts is None else self.num_prefix_tokens + counts
-        hidden, residual = self._run_blocks(hidden, lengths, stop_after)
-        if layer is not None:
-            tokens = hidden if residual is None else residual + hidden
-        else:
-            assert residual is not None
-            tokens = residual + self.drop_path(hidden)
-            for _ in range(self.config.final_norms):
-                tokens = self.norm(tokens)
-        if lengths is None:
-            return tokens
-        valid = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-        return torch.where(valid[..., None], tokens, 0)
-
-    def _run_blocks(self, hidden: Tensor, lengths: Tensor | None, stop_after: int) -> tuple[Tensor, Tensor | None]:
+    def _run_blocks(self, hidden: Tensor, lengths: Tensor | None, layers: int, *, finish: bool) -> Tensor:
         residual: Tensor | None = None
         blocks = list(self.blocks)
         if self.config.block_layout == "sequential":
-            for block in blocks[:stop_after]:
+            for block in blocks[:layers]:
                 hidden, residual = block(hidden, residual, lengths, False)
-            return hidden, residual
-        for first, second in zip(blocks[: 2 * stop_after : 2], blocks[1 : 2 * stop_after : 2], strict=True):
-            ahead, residual_ahead = first(hidden, residual, lengths, False)
-            behind, residual_behind = second(hidden, residual, lengths, True)
-            hidden = ahead + behind
-            residual = residual_ahead + residual_behind
-            if self.config.pair_residual == "mean":
-                residual = residual * 0.5
-        return hidden, residual
+        else:
+            for first, second in zip(blocks[: 2 * layers : 2], blocks[1 : 2 * layers : 2], strict=True):
+                ahead, residual_ahead = first(hidden, residual, lengths, False)
+                behind, residual_behind = second(hidden, residual, lengths, True)
+                hidden = ahead + behind
+                residual = residual_ahead + residual_behind
+                if self.config.pair_residual == "mean":
+                    residual = residual * 0.5
+        if not finish:
+            return hidden if residual is None else residual + hidden
+        assert residual is not None
+        tokens: Tensor = residual + self.drop_path(hidden)
+        for _ in range(self.config.final_norms):
+            tokens = self.norm(tokens)
+        return tokens
 
-    def layer_index(self, layer: int) -> int:
-        """A layer as `forward` takes it, counted from the first; ValueError if there is none such."""
-        count = self.config.num_layers
-        if not -count - 1 <= layer <= count:
-            raise ValueError(
-                f"layer must lie between 0 (input of the first block) and {count} (the last), or be negative to "
-                f"count from the end, got {layer}"
-            )
-        return layer if layer >= 0 else count + 1 + layer
 
-    def _checked(self, features: Tensor, lengths: Tensor | None) -> Tensor | None:
-        config = self.config
-        if features.ndim != 3 or features.shape[2] != config.num_mel_bins:
-            raise ValueError(
-                f"features must be (batch, frames, {config.num_mel_bins} mel bins), got {tuple(features.shape)}"
-            )
-        if not features.is_floating_point():
-            raise ValueError(f"features must be floating point, got {features.dtype}")
-        shortest = features.shape[1]
-        if lengths is not None:
-            if tuple(lengths.shape) != features.shape[:1] or lengths.is_floating_point():
-                raise ValueError(
-                    f"lengths must hold {features.shape[0]} integers (valid frames of each clip), "
-                    f"got shape {tuple(lengths.shape)} of {lengths.dtype}"
-                )
-            if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and len(lengths):
-                if int(lengths.max()) > features.shape[1]:
-                    raise ValueError(f"lengths go up to {int(lengths.max())}, but there are {features.shape[1]} frames")
-                shortest = int(lengths.min())
-            lengths = lengths.to(features.device)
-        if config.columns(shortest) < 1:
-            raise ValueError(
-                f"a clip of {shortest} frames is shorter than one patch of {config.patch_size[1]} frames: pad it "
-                "(ssamba.load_model(...).embed does so by itself)"
-            )
-        return lengths
+class AlternatingBlocks(nn.ModuleList):
+    """A few blocks in a row, every second one on the reversed sequence: the stack of a decoder."""
+
+    def __init__(self, config: EncoderConfig, depth: int):
+        super().__init__(Block(config, 0.0) for _ in range(depth))
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, L, D) with `lengths` (B,) valid tokens -> (B, L, D), before any final norm."""
+        residual: Tensor | None = None
+        for index, block in enumerate(self):
+            hidden, residual = block(hidden, residual, lengths, bool(index % 2))
+        return hidden if residual is None else residual + hidden
 
 
 def _drop_path_rates(config: EncoderConfig) -> list[float]:

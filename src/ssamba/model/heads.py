@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ssamba.config import ClassifierConfig, EncoderConfig
-from ssamba.model.encoder import SSAMBAEncoder
+from ssamba.config import BaseEncoderConfig, ClassifierConfig
+from ssamba.model.create import build_encoder
 from ssamba.model.patches import column_counts
 
 
 class PredictionHead(nn.Sequential):
     """D -> D -> V with a ReLU: from a masked token to the values of its patch."""
 
-    def __init__(self, config: EncoderConfig):
+    def __init__(self, config: BaseEncoderConfig):
         values = config.patch_size[0] * config.patch_size[1]
         super().__init__(nn.Linear(config.embed_dim, config.embed_dim), nn.ReLU(), nn.Linear(config.embed_dim, values))
 
@@ -23,10 +23,10 @@ class PredictionHead(nn.Sequential):
 class Classifier(nn.Module):
     """Encoder, pooling, LayerNorm, Linear: the original's fine-tuned model."""
 
-    def __init__(self, encoder_config: EncoderConfig, config: ClassifierConfig):
+    def __init__(self, encoder_config: BaseEncoderConfig, config: ClassifierConfig):
         super().__init__()
         self.config = config
-        self.encoder = SSAMBAEncoder(encoder_config)
+        self.encoder = build_encoder(encoder_config)
         self.norm = nn.LayerNorm(encoder_config.embed_dim)
         self.linear = nn.Linear(encoder_config.embed_dim, config.num_classes)
 

@@ -10,15 +10,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ssamba.config import EncoderConfig
+from ssamba.config import BaseEncoderConfig, EncoderConfig
 
 _DELTA_RANGE = (1e-3, 1e-1)
 _DELTA_FLOOR = 1e-4
 
 
 @torch.no_grad()
-def initialise_encoder(encoder: nn.Module, config: EncoderConfig) -> None:
+def initialise_encoder(encoder: nn.Module, config: BaseEncoderConfig) -> None:
     """Fill every parameter of an encoder from torch's global generator."""
+    assert isinstance(config, EncoderConfig), type(config)
     for name, parameter in encoder.named_parameters():
         if name in ("position_embed", "cls_token"):
             nn.init.trunc_normal_(parameter, std=0.02)

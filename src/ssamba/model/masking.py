@@ -18,7 +18,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from ssamba.config import EncoderConfig
+from ssamba.config import BaseEncoderConfig
 from ssamba.draws import integers, uniform
 from ssamba.model.patches import order_tokens
 
@@ -27,7 +27,13 @@ CLUSTER_SIDES = (3, 4, 5)
 
 
 def draw_mask(
-    seeds: Tensor, config: EncoderConfig, columns: Tensor, longest: int, *, ratio: float, style: MaskStyle = "clustered"
+    seeds: Tensor,
+    config: BaseEncoderConfig,
+    columns: Tensor,
+    longest: int,
+    *,
+    ratio: float,
+    style: MaskStyle = "clustered",
 ) -> Tensor:
     """Choose the patches to hide.
 

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssamba.config import EncoderConfig
+from ssamba.config import BaseEncoderConfig
 
 
 class PatchEmbedding(nn.Module):
     """A linear projection of each patch; the weight is kept as the convolution's that it is."""
 
-    def __init__(self, config: EncoderConfig):
+    def __init__(self, config: BaseEncoderConfig):
         super().__init__()
         self.config = config
         self.proj = nn.Conv2d(1, config.embed_dim, config.patch_size, config.patch_stride)
@@ -37,7 +37,7 @@ class PatchEmbedding(nn.Module):
         return rearrange(patches, "b d r k -> b r k d")
 
 
-def patch_values(features: Tensor, config: EncoderConfig) -> Tensor:
+def patch_values(features: Tensor, config: BaseEncoderConfig) -> Tensor:
     """The raw values of each patch, (B, T, M) -> (B, R, K, patch bins * patch frames), bins outermost."""
     size_m, size_t = config.patch_size
     stride_m, stride_t = config.patch_stride
@@ -45,7 +45,7 @@ def patch_values(features: Tensor, config: EncoderConfig) -> Tensor:
     return rearrange(patches, "b r k m t -> b r k (m t)")
 
 
-def order_tokens(grid: Tensor, config: EncoderConfig, columns: Tensor | None = None) -> Tensor:
+def order_tokens(grid: Tensor, config: BaseEncoderConfig, columns: Tensor | None = None) -> Tensor:
     """Put the patches of a grid in sequence, each clip's valid ones first.
 
     Args:
@@ -69,18 +69,18 @@ def order_tokens(grid: Tensor, config: EncoderConfig, columns: Tensor | None = N
     return tokens.gather(1, source[..., None].expand(-1, -1, tokens.shape[2]))
 
 
-def tokens_to_grid(tokens: Tensor, rows: int, columns: int, config: EncoderConfig) -> Tensor:
+def tokens_to_grid(tokens: Tensor, rows: int, columns: int, config: BaseEncoderConfig) -> Tensor:
     """One clip's patch tokens back on their grid: (..., rows * columns, D) -> (..., rows, columns, D)."""
     pattern = "(k r)" if config.patch_order == "time_major" else "(r k)"
     return rearrange(tokens, f"... {pattern} d -> ... r k d", r=rows, k=columns)
 
 
-def column_counts(lengths: Tensor, config: EncoderConfig) -> Tensor:
-    """Whole patches along time in each of `lengths` (B,) frames; `EncoderConfig.columns` for a batch."""
+def column_counts(lengths: Tensor, config: BaseEncoderConfig) -> Tensor:
+    """Whole patches along time in each of `lengths` (B,) frames; `BaseEncoderConfig.columns` for a batch."""
     return torch.div(lengths - config.patch_size[1], config.patch_stride[1], rounding_mode="floor") + 1
 
 
-def fill_last_patch(features: Tensor, config: EncoderConfig, silent: float) -> Tensor:
+def fill_last_patch(features: Tensor, config: BaseEncoderConfig, silent: float) -> Tensor:
     """Append frames of value `silent` until the last patch is whole: (..., T, M) -> (..., T', M), T' >= T."""
     frames = features.shape[-2]
     missing = config.frames_spanned(config.columns_covering(frames)) - frames

@@ -16,11 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssamba.config import EncoderConfig, PretrainingConfig
-from ssamba.model.encoder import Block, PatchTokens, SSAMBAEncoder
+from ssamba.config import BaseEncoderConfig, PretrainingConfig
+from ssamba.model.create import build_blocks, build_encoder
 from ssamba.model.heads import PredictionHead
 from ssamba.model.initialise import initialise_encoder, initialise_mask_token
 from ssamba.model.patches import order_tokens, patch_values
+from ssamba.model.tokens import PatchTokens
 
 
 class Hidden(NamedTuple):
@@ -70,29 +71,26 @@ def hidden_patches(mask: Tensor) -> Hidden:
 class Decoder(nn.Module):
     """A few blocks over all patches, mask tokens at the hidden ones."""
 
-    def __init__(self, config: EncoderConfig, depth: int):
+    def __init__(self, config: BaseEncoderConfig, depth: int):
         super().__init__()
         self.enter = nn.Linear(config.embed_dim, config.embed_dim)
-        self.blocks = nn.ModuleList(Block(config, 0.0) for _ in range(depth))
+        self.blocks = build_blocks(config, depth)
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         initialise_encoder(self, config)
 
     def forward(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
         """(B, L, D) with `lengths` (B,) valid tokens -> (B, L, D)."""
-        hidden, residual = tokens, None
-        for index, block in enumerate(self.blocks):
-            hidden, residual = block(hidden, residual, lengths, bool(index % 2))
-        out: Tensor = self.norm(hidden if residual is None else residual + hidden)
+        out: Tensor = self.norm(self.blocks(tokens, lengths))
         return out
 
 
 class PretrainingModel(nn.Module):
     """Encoder, mask token, and one head for each objective."""
 
-    def __init__(self, config: EncoderConfig, pretraining: PretrainingConfig | None = None):
+    def __init__(self, config: BaseEncoderConfig, pretraining: PretrainingConfig | None = None):
         super().__init__()
         self.pretraining = pretraining or PretrainingConfig()
-        self.encoder = SSAMBAEncoder(config)
+        self.encoder = build_encoder(config)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
         self.discriminative_head = PredictionHead(config)
         self.generative_head = PredictionHead(config)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.config import EncoderConfig
+from ssamba.config import BaseEncoderConfig
 from ssamba.model.patches import fill_last_patch
 
 
@@ -38,7 +38,7 @@ class WindowCutter:
     Memory: at most about one and a half windows of features, unless `whole` asks for one window of everything.
     """
 
-    def __init__(self, config: EncoderConfig, silent: float, *, whole: bool = False, fill_window: bool = False):
+    def __init__(self, config: BaseEncoderConfig, silent: float, *, whole: bool = False, fill_window: bool = False):
         """Args: the encoder's configuration, the value of a silent feature, and two choices.
 
         `whole` gives the recording as one window; `fill_window` fills a recording shorter than a window up to it.
