@@ -57,23 +57,22 @@ def reconstruction_error(predictions: Tensor, targets: Tensor, valid: Tensor | N
     return _mean((predictions - targets).square().mean(-1), valid)
 
 
-def clip_contrast(views: Tensor, others: Tensor, partner: Tensor, temperature: float) -> Contrast:
-    """Find each view's partner, another view of the same clip, among all views of the batch.
+def clip_contrast(views: Tensor, partner: Tensor, temperature: float) -> Contrast:
+    """Find each view's partner, the other view of the same clip, among all views.
 
     Args:
-        views: projections (B, C) of the views to match.
-        others: projections of all views of the batch (A, C), `views` among them (those of all processes, when several
-            train together).
-        partner: for each view, which of `others` is its own row and which its partner's: (B, 2).
+        views: projections (A, C).
+        partner: row of each view's partner (A,).
         temperature: divides the cosine similarities.
 
     Returns:
         The mean loss in nats, and the share of views whose nearest is their partner.
     """
-    scores = F.normalize(views, dim=1) @ F.normalize(others, dim=1).T / temperature
-    scores = scores.scatter(1, partner[:, :1], -torch.inf)
-    right = scores.argmax(1) == partner[:, 1]
-    return Contrast(F.cross_entropy(scores, partner[:, 1]), right.float().mean())
+    views = F.normalize(views, dim=1)
+    itself = torch.eye(len(views), dtype=torch.bool, device=views.device)
+    scores = (views @ views.T / temperature).masked_fill(itself, -torch.inf)
+    right = scores.argmax(1) == partner
+    return Contrast(F.cross_entropy(scores, partner), right.float().mean())
 
 
 def log_mel_statistics(features: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from ssamba.data.loader import WaveBatch
+from ssamba.training.task import StepContext, StepOutcome
 from torch import Tensor, nn
 
 from ssamba.audio.augment import augment
@@ -22,16 +24,14 @@ from ssamba.audio.crops import Crop, cut, draw_crop
 from ssamba.audio.fbank import fbank
 from ssamba.checkpoint import save_checkpoint
 from ssamba.config import ModelConfig
-from ssamba.data.loader import WaveBatch
 from ssamba.model.encoder import PatchTokens
 from ssamba.model.masking import draw_mask
 from ssamba.model.objectives import clip_contrast, info_nce, log_mel_statistics, reconstruction_error
 from ssamba.model.patches import column_counts
 from ssamba.model.pretraining import PretrainingModel, PretrainingOutput
-from ssamba.training.contrast import gather_views
+from ssamba.training.contrast import as_own_mean, gather_views
 from ssamba.training.corpora import Corpora
 from ssamba.training.recipe import PretrainRecipe
-from ssamba.training.task import StepContext, StepOutcome
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,9 @@ class PretrainingTask:
         self.recipe = recipe
         self.corpora = corpora
         self.model = PretrainingModel(recipe.model.config(), recipe.pretraining())
-        self.teacher = copy.deepcopy(self.model.encoder).requires_grad_(False).eval() if recipe.objectives.teacher else None
+        self.teacher = (
+            copy.deepcopy(self.model.encoder).requires_grad_(False).eval() if recipe.objectives.teacher else None
+        )
         bins = 3 * recipe.front_end.num_mel_bins
         self.statistics_mean, self.statistics_var = torch.zeros(bins), torch.ones(bins)
         self.statistics_seen = 0
@@ -74,23 +76,21 @@ class PretrainingTask:
 
     def step_loss(self, model: nn.Module, batch: WaveBatch, context: StepContext) -> StepOutcome:
         """The weighted sum of the objectives on a share of a batch."""
-        skipped = tuple(batch.skipped)
-        if not len(batch.waves):
-            if not self.recipe.objectives.clip or not _in_company():
-                return StepOutcome(None, 0.0, skipped=skipped)
-            # The others gather this process's projections, so it must run too; with weight 0 it changes nothing.
-            batch = silent_batch(self.recipe)
+        if not len(batch):
+            if self.recipe.objectives.clip:
+                gather_views(torch.zeros(0, self.recipe.objectives.clip_dim, device=context.device))
+            return StepOutcome(None, 0.0, skipped=batch.skipped)
         inputs = self.inputs(batch, context.device, training=True)
         with context.autocast():
             loss, metrics = self.losses(model, inputs, training=True)
         return StepOutcome(
             loss,
-            float(len(batch.waves)) if batch.keys else 0.0,
+            float(len(batch)),
             metrics,
             clips=len(batch.keys),
-            audio_s=float(batch.samples.sum()) / self.recipe.front_end.sample_rate_hz if batch.keys else 0.0,
+            audio_s=batch.seconds / self.recipe.front_end.sample_rate_hz,
             keys=[key for keys in batch.keys for key in keys],
-            skipped=skipped,
+            skipped=batch.skipped,
         )
 
     def inputs(self, batch: WaveBatch, device: torch.device, *, training: bool) -> Inputs:
@@ -137,8 +137,9 @@ class PretrainingTask:
             metrics["teacher"] = reconstruction_error(out.latent.float(), self.teacher_tokens(inputs, out), valid)
             total = total + weights.teacher * metrics["teacher"]
         if out.projection is not None and training:
-            views, everyone, partner = gather_views(out.projection.float())
-            metrics["clip"], metrics["clip_accuracy"] = clip_contrast(views, everyone, partner, weights.temperature)
+            views = gather_views(out.projection.float())
+            loss, metrics["clip_accuracy"] = clip_contrast(views.projections, views.partner, weights.temperature)
+            metrics["clip"] = as_own_mean(loss, views.own_share)
             total = total + weights.clip * metrics["clip"]
         metrics["loss"] = total
         return total, {name: value.detach() for name, value in metrics.items()}
@@ -149,7 +150,12 @@ class PretrainingTask:
         columns = column_counts(inputs.lengths, config)
         seeds = inputs.seeds if stream == "mask" else inputs.seeds ^ 0x5DEECE66D
         mask = draw_mask(
-            seeds, config, columns, config.columns(inputs.features.shape[1]), ratio=ratio or masking.ratio, style=masking.style
+            seeds,
+            config,
+            columns,
+            config.columns(inputs.features.shape[1]),
+            ratio=ratio or masking.ratio,
+            style=masking.style,
         )
         out: PretrainingOutput = model(inputs.features, mask, inputs.lengths)
         return out
@@ -197,15 +203,15 @@ class PretrainingTask:
         clips = 0
         device = next(model.parameters()).device
         for batch in self.corpora.validation():
-            if not len(batch.waves):
+            if not len(batch):
                 continue
             inputs = self.inputs(batch, device, training=False)
-            clips += len(batch.waves)
+            clips += len(batch)
             for count in self.recipe.validation_counts:
                 _, metrics = self.losses(model, inputs, training=False, ratio=count / 512)
                 for name, value in metrics.items():
                     key = f"{name}@{count}"
-                    sums[key] = sums.get(key, 0.0) + float(value) * len(batch.waves)
+                    sums[key] = sums.get(key, 0.0) + float(value) * len(batch)
         figures = {name: value / clips for name, value in sums.items()} if clips else {}
         if figures:
             nearest = min(self.recipe.validation_counts, key=lambda count: abs(count / 512 - self.recipe.masking.ratio))
@@ -220,15 +226,17 @@ class PretrainingTask:
         assert isinstance(model, PretrainingModel)
         device = next(model.parameters()).device
         # The longest clips show most.
-        batch = max(self.corpora.validation(), key=lambda batch: batch.waves.shape[1] if len(batch.waves) else 0)
-        if not len(batch.waves):
+        batch = max(self.corpora.validation(), key=lambda batch: batch.waves.shape[1] if len(batch) else 0)
+        if not len(batch):
             return {}
         inputs = self.inputs(batch, device, training=False)
         shown = []
         for i in range(min(3, len(inputs.lengths))):
             features = inputs.features[i, : int(inputs.lengths[i])]
             shown.append(reconstruct(model, features, int(inputs.seeds[i]), self.recipe.masking))
-        return {"reconstruction": reconstruction_figure(shown, [keys[0] for keys in batch.keys[:3]], self.recipe.front_end)}
+        return {
+            "reconstruction": reconstruction_figure(shown, [keys[0] for keys in batch.keys[:3]], self.recipe.front_end)
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides the model."""
@@ -259,14 +267,6 @@ class PretrainingTask:
         assert isinstance(model, PretrainingModel)
         config = ModelConfig(kind="pretraining", encoder=model.encoder.config, pretraining=model.pretraining)
         save_checkpoint(folder, model, config, self.recipe.front_end)
-
-
-def silent_batch(recipe: PretrainRecipe) -> WaveBatch:
-    """One clip of silence without a name, for a process that has nothing else to do in a step."""
-    count = int(recipe.front_end.sample_rate_hz * 0.5)
-    return WaveBatch(
-        waves=torch.zeros(1, count), samples=torch.tensor([count]), seeds=torch.zeros(1, dtype=torch.int64), keys=(), labels=(), skipped=()
-    )
 
 
 def _in_company() -> bool:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
+from ssamba.training.settings import OptimiserSettings, RunSettings, ScheduleSettings
 
 from ssamba.audio.augment import Augmentation
 from ssamba.config import Config, EncoderConfig, FrontEndConfig, PretrainingConfig
 from ssamba.errors import ConfigError
 from ssamba.model.create import encoder_config
 from ssamba.model.masking import MaskStyle
-from ssamba.training.settings import OptimiserSettings, RunSettings, ScheduleSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -177,13 +177,13 @@ class PretrainRecipe(Config):
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as a mapping.
+    """A TOML file as a mapping; TOML has no null, so the word "none" stands for it.
 
     Raises:
         ConfigError: it is missing or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return {key: _with_null(value) for key, value in tomllib.loads(path.read_text(encoding="utf-8")).items()}
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist: expected a recipe (TOML)") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -197,3 +197,9 @@ def read_recipe(path: Path) -> PretrainRecipe:
         ConfigError: the file is missing or damaged, a key is unknown or a value does not fit; each is named.
     """
     return PretrainRecipe.parse(read_toml(path), str(path))
+
+
+def _with_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_null(inner) for key, inner in value.items()}
+    return None if value == "none" else value
