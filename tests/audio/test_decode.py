@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ssamba.audio import readers
 from ssamba.audio.containers import _mp3_frame
-from ssamba.audio.decode import decode, probe, stream
+from ssamba.audio.decode import AudioBytes, decode, probe, stream
 from ssamba.errors import AudioDecodeError, AudioTruncatedWarning
 
 DEMO = Path(__file__).parents[2] / "demo" / "audio"
@@ -211,6 +211,32 @@ def test_a_stream_joined_equals_the_whole_exactly(name, block_s, clip, tmp_path)
     assert all(len(block) == round(block_s * 16000) for block in blocks[:-1])
     assert 0 < len(blocks[-1]) <= round(block_s * 16000)
     np.testing.assert_array_equal(np.concatenate(blocks), decode(path))
+
+
+@pytest.mark.parametrize("name", [*ALL, "bw64.wav", "cut.mp3"])
+def test_bytes_in_memory_are_read_as_the_file_is(name, clip, tmp_path):
+    if name == "bw64.wav":
+        path = tmp_path / name
+        path.write_bytes(wav(clip[:50000], riff=b"BW64"))
+    else:
+        path = make(tmp_path, "a.mp3" if name == "cut.mp3" else name, clip[:50000])
+    if name == "cut.mp3":
+        path.write_bytes(path.read_bytes()[:-1000])
+    held = AudioBytes(str(path), path.read_bytes())
+    assert probe(held) == probe(path)
+    if name == "cut.mp3":
+        assert probe(held).fault
+        with pytest.raises(AudioDecodeError, match=r"cut\.mp3|a\.mp3"):
+            decode(held)
+        return
+    for part in ({}, {"start_s": 0.2, "duration_s": 0.3}, {"sample_rate_hz": 22050}):
+        np.testing.assert_array_equal(decode(held, **part), decode(path, **part))
+
+
+@pytest.mark.parametrize("content", [b"", b"RIFF", b"hello, world", b"OggS" + bytes(range(200))])
+def test_bytes_that_are_no_audio_are_called_by_their_name(content):
+    with pytest.raises(AudioDecodeError, match=r"^x\.tar/7\.opus: "):
+        decode(AudioBytes("x.tar/7.opus", content))
 
 
 @pytest.mark.parametrize("channels", [2, 3, 6])

@@ -16,15 +16,12 @@ content: a header that cannot be followed claims nothing. Sizes and offsets are 
 
 from __future__ import annotations
 
-import mmap
 import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeAlias
 
-Bytes: TypeAlias = "bytes | mmap.mmap"
+from ssamba.audio.sources import AudioSource, Bytes, mapped
 
 
 @dataclass(frozen=True)
@@ -132,14 +129,11 @@ def _is_text(head: bytes) -> bool:
     return lost <= 3 and all(c.isprintable() or c in "\t\r\n\f\ufeff" for c in text)
 
 
-def inspect(path: Path) -> Integrity:
-    """Compare what the container of `path` claims with what the file holds; reads headers and frame chains only."""
-    size = path.stat().st_size
-    if size < 12:
-        return Integrity()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+def inspect(source: AudioSource) -> Integrity:
+    """Compare what the container of `source` claims with what it holds; reads headers and frame chains only."""
+    with mapped(source) as data:
         try:
-            return _inspect(data)
+            return _inspect(data) if len(data) >= 12 else Integrity()
         except (struct.error, IndexError):
             return Integrity()  # a header cut short or nonsensical: the decoder will say so
 
@@ -281,13 +275,13 @@ def _ogg(data: Bytes) -> Integrity:
     return Integrity(is_whole=True)
 
 
-def ogg_seekable_before(path: Path) -> int:
+def ogg_seekable_before(source: AudioSource) -> int:
     """The sample position before which libsndfile's seeks in Ogg Vorbis are exact; 0 when there is none.
 
     Inside the last page it counts back from the granule position, which the encoder has shortened to trim the end, so
     that everything read there is shifted by the trimmed length.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with mapped(source) as data:
         pages = (granule for _, _, granule in _ogg_pages_backwards(data) if granule != -1)
         next(pages, 0)
         return max(0, next(pages, 0) - 8192)  # a block is at most 8192 samples long

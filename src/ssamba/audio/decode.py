@@ -3,6 +3,7 @@
     decode("dawn.flac")                                  # the whole recording at 16 kHz, (samples,)
     decode("dawn.flac", start_s=60, duration_s=10)       # ten seconds of it; what comes before is not read
     for block in stream("night.wav", block_s=30): ...    # hours in constant memory
+    decode(AudioBytes("shard.tar/0001.opus", data))      # a file that is in memory already
 
 WAV, FLAC, MP3, Ogg Vorbis, Opus, AIFF, AU, CAF and their kin are read by libsndfile (soundfile), what it refuses
 (M4A/AAC, WebM, WMA, the sound of videos) by FFmpeg (PyAV, the `codecs` extra). Channels are averaged, and soxr
@@ -26,25 +27,26 @@ import numpy as np
 import soxr
 
 from ssamba.audio.readers import AudioInfo, Reader, Samples, open_audio
+from ssamba.audio.sources import AudioBytes, AudioSource
 from ssamba.errors import AudioDecodeError, AudioTruncatedWarning
 
-__all__ = ["AudioInfo", "decode", "probe", "stream"]
+__all__ = ["AudioBytes", "AudioInfo", "decode", "probe", "stream"]
 
 _QUALITY = "HQ"  # 20 bits: below the noise of float32 features; VHQ takes twice the time
 _FILTER_SAMPLES = 400  # more than half the length of soxr's filter, in samples of the lower of the two rates
 
 
-def probe(path: str | Path) -> AudioInfo:
-    """Read the headers of the audio file `path`.
+def probe(path: str | Path | AudioBytes) -> AudioInfo:
+    """Read the headers of the audio file `path`, or of its bytes.
 
     Raises AudioDecodeError if there is no such file, or it is not audio that can be read here.
     """
-    with open_audio(Path(path)) as reader:
+    with open_audio(_source(path)) as reader:
         return reader.info
 
 
 def decode(
-    path: str | Path,
+    path: str | Path | AudioBytes,
     *,
     sample_rate_hz: int = 16000,
     start_s: float = 0.0,
@@ -68,11 +70,11 @@ def decode(
         raise ValueError(f"duration_s must be finite and last at least one sample at {out_hz} Hz; got {duration_s}")
     first = round(start_s * out_hz)
     count = None if duration_s is None else max(1, round((start_s + duration_s) * out_hz) - first)
-    return np.concatenate(list(_read(Path(path), out_hz, first, count, strict)))
+    return np.concatenate(list(_read(_source(path), out_hz, first, count, strict)))
 
 
 def stream(
-    path: str | Path, *, sample_rate_hz: int = 16000, block_s: float = 30.0, strict: bool = True
+    path: str | Path | AudioBytes, *, sample_rate_hz: int = 16000, block_s: float = 30.0, strict: bool = True
 ) -> Iterator[Samples]:
     """Decode `path` block by block in constant memory: joined, the blocks equal `decode(path)` exactly.
 
@@ -82,7 +84,11 @@ def stream(
     out_hz = checked_rate(sample_rate_hz)
     if not (math.isfinite(block_s) and round(block_s * out_hz) > 0):
         raise ValueError(f"block_s must be finite and last at least one sample at {out_hz} Hz; got {block_s}")
-    return _regrouped(_read(Path(path), out_hz, 0, None, strict), round(block_s * out_hz))
+    return _regrouped(_read(_source(path), out_hz, 0, None, strict), round(block_s * out_hz))
+
+
+def _source(path: str | Path | AudioBytes) -> AudioSource:
+    return path if isinstance(path, AudioBytes) else Path(path)
 
 
 def checked_rate(sample_rate_hz: int) -> int:
@@ -111,7 +117,7 @@ def _regrouped(pieces: Iterator[Samples], size: int) -> Iterator[Samples]:
         yield np.concatenate(held)
 
 
-def _read(path: Path, out_hz: int, first: int, count: int | None, strict: bool) -> Iterator[Samples]:
+def _read(path: AudioSource, out_hz: int, first: int, count: int | None, strict: bool) -> Iterator[Samples]:
     """Output samples [first : first + count] of `path` (to the end for None), in pieces of no particular size."""
     with open_audio(path) as reader:
         in_hz = reader.info.sample_rate_hz

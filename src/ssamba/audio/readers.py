@@ -11,19 +11,21 @@ Shapes: blocks are (samples,), float32, at the file's own rate.
 
 from __future__ import annotations
 
+import io
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 
 from ssamba.audio import containers
+from ssamba.audio.sources import AudioBytes, AudioSource
 from ssamba.errors import AudioDecodeError
 
 Samples: TypeAlias = "npt.NDArray[np.float32]"
@@ -44,7 +46,7 @@ class AudioInfo:
     """What a file's headers say, before anything is decoded."""
 
     path: Path
-    """The file."""
+    """The file; for bytes in memory, the name they were given."""
     sample_rate_hz: int
     """Its own sampling rate."""
     channels: int
@@ -63,32 +65,21 @@ class AudioInfo:
     """What its container shows to be missing at the end, in words; decoding may find more."""
 
 
-def open_audio(path: Path) -> Reader:
-    """Open `path` with whichever library reads it; AudioDecodeError says why none does."""
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            what = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
-            raise AudioDecodeError(f"{path}: is {what} (expected an audio file). Give the path of a recording")
-        with path.open("rb") as file:
-            head = file.read(4096)
-    except FileNotFoundError:
-        raise AudioDecodeError(f"{path}: no such file. Check the path (relative ones start at {Path.cwd()})") from None
-    except PermissionError:
-        raise AudioDecodeError(f"{path}: may not be read by this user. Change its permissions") from None
-    except OSError as error:
-        raise AudioDecodeError(f"{path}: cannot be read ({error.strerror or error}). Check disk and path") from None
+def open_audio(source: AudioSource) -> Reader:
+    """Open a file, or the bytes of one, with whichever library reads it; AudioDecodeError says why none does."""
+    path = Path(source.name) if isinstance(source, AudioBytes) else source
+    head = source.data[:4096] if isinstance(source, AudioBytes) else _head(source)
     if not head:
         raise AudioDecodeError(f"{path}: is empty, 0 bytes (expected an audio file). Copy or record it again")
     kind = containers.identify(head)
     if not kind.is_audio:
         raise AudioDecodeError(f"{path}: is {kind.name} (expected an audio file). Give the path of a recording")
 
-    integrity = containers.inspect(path)
+    integrity = containers.inspect(source)
     reason = ""
     if not kind.needs_codecs:
         try:
-            return _SoundfileReader(path, integrity)
+            return _SoundfileReader(source, path, integrity)
         except (soundfile.SoundFileError, TypeError, ValueError, RuntimeError, OSError) as error:
             if getattr(error, "code", 0) != 7:  # "File does not exist": said of what resembles MP3 a little
                 reason = f" (libsndfile: {_cause(error)})"
@@ -104,7 +95,7 @@ def open_audio(path: Path) -> Reader:
             ) from None
     else:
         try:
-            return _PyavReader(path, integrity)
+            return _PyavReader(source, path, integrity)
         except AudioDecodeError:
             raise
         except Exception as error:  # PyAV raises many kinds: FFmpegError, IndexError, UnicodeDecodeError...
@@ -116,6 +107,23 @@ def open_audio(path: Path) -> Reader:
     raise AudioDecodeError(
         f"{path}: looks like {kind.name}, but its header is damaged or of an unknown variant{reason}. {remedy}"
     )
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file."""
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            what = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+            raise AudioDecodeError(f"{path}: is {what} (expected an audio file). Give the path of a recording")
+        with path.open("rb") as file:
+            return file.read(4096)
+    except FileNotFoundError:
+        raise AudioDecodeError(f"{path}: no such file. Check the path (relative ones start at {Path.cwd()})") from None
+    except PermissionError:
+        raise AudioDecodeError(f"{path}: may not be read by this user. Change its permissions") from None
+    except OSError as error:
+        raise AudioDecodeError(f"{path}: cannot be read ({error.strerror or error}). Check disk and path") from None
 
 
 def _cause(error: Exception) -> str:
@@ -174,11 +182,12 @@ class _OneWaySoundFile(soundfile.SoundFile):  # type: ignore[misc]
 
 
 class _SoundfileReader(Reader):
-    def __init__(self, path: Path, integrity: containers.Integrity) -> None:
-        self._integrity = integrity
-        self._patched = _PatchedFile(path, integrity.patches) if integrity.patches else None
+    def __init__(self, source: AudioSource, path: Path, integrity: containers.Integrity) -> None:
+        self._integrity, self._source = integrity, source
+        opened = io.BytesIO(source.data) if isinstance(source, AudioBytes) else None
+        self._patched = _PatchedFile(opened or path.open("rb"), integrity.patches) if integrity.patches else None
         try:
-            self._file = _OneWaySoundFile(self._patched or str(path))
+            self._file = _OneWaySoundFile(self._patched or opened or str(path))
         except BaseException:
             if self._patched:
                 self._patched.close()
@@ -214,7 +223,7 @@ class _SoundfileReader(Reader):
         if first < rate_hz * _SEEK_FROM_S.get(codec, 0.0):
             return 0
         if codec == "VORBIS":
-            first = min(first, containers.ogg_seekable_before(self.info.path))
+            first = min(first, containers.ogg_seekable_before(self._source))
         if codec in ("OPUS", "VORBIS", "MPEG_LAYER_III"):
             first = max(0, first - round(_PREROLL_S * rate_hz))
         if first:
@@ -250,8 +259,8 @@ class _SoundfileReader(Reader):
 class _PatchedFile:
     """A file to read with some of its bytes replaced, for libsndfile."""
 
-    def __init__(self, path: Path, patches: dict[int, bytes]) -> None:
-        self._file = path.open("rb")
+    def __init__(self, file: BinaryIO, patches: dict[int, bytes]) -> None:
+        self._file = file
         self._patches = patches
 
     def read(self, size: int = -1) -> bytes:
@@ -277,15 +286,14 @@ class _PatchedFile:
 
 
 class _PyavReader(Reader):
-    def __init__(self, path: Path, integrity: containers.Integrity) -> None:
+    def __init__(self, source: AudioSource, path: Path, integrity: containers.Integrity) -> None:
         import av
 
         self._integrity = integrity
         self._slack_s = 5 * _CODEC_SLACK_S  # Matroska may count a last frame of FLAC as whole
         # Only files: a crafted playlist must not make FFmpeg fetch addresses.
-        self._container = av.open(
-            str(path.absolute()), metadata_errors="replace", options={"protocol_whitelist": "file"}
-        )
+        opened = io.BytesIO(source.data) if isinstance(source, AudioBytes) else str(path.absolute())
+        self._container = av.open(opened, "r", metadata_errors="replace", options={"protocol_whitelist": "file"})
         try:
             if not self._container.streams.audio:
                 raise AudioDecodeError(f"{path}: has no sound (a video or image?). Give the path of a recording")
