@@ -45,6 +45,10 @@ def encoder_config(size: str, variant: str = "official", **overrides: Any) -> En
         if name not in known:
             raise ConfigError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}")
     values = {"variant": variant, **SIZES[size], **VARIANTS[variant], **overrides}
+    if variant == "ssamba2" and "patch_size" not in overrides:
+        # A token is a moment, over all frequencies: the mean over tokens then keeps what lies at which frequency.
+        values["patch_size"] = (values.get("num_mel_bins", 128), 4)
+        values.setdefault("patch_stride", values["patch_size"])
     return EncoderConfig.parse(values, f"create_encoder({size!r}, {variant!r})")
 
 

@@ -9,7 +9,8 @@ Shapes: B clips, S samples, T frames, M mel bins, L patch tokens, K hidden patch
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -30,7 +31,8 @@ from ssamba.model.objectives import clip_contrast, info_nce, log_mel_statistics,
 from ssamba.model.patches import column_counts
 from ssamba.model.pretraining import PretrainingModel, PretrainingOutput
 from ssamba.training.contrast import as_own_mean, gather_views
-from ssamba.training.corpora import Corpora
+from ssamba.training.corpora import Corpora, open_corpora
+from ssamba.training.loop import TrainingProgress, TrainingReport, train
 from ssamba.training.recipe import PretrainRecipe
 
 if TYPE_CHECKING:
@@ -212,8 +214,9 @@ class PretrainingTask:
                 for name, value in metrics.items():
                     key = f"{name}@{count}"
                     sums[key] = sums.get(key, 0.0) + float(value) * len(batch)
-        figures = {name: value / clips for name, value in sums.items()} if clips else {}
-        if figures:
+        figures = {name: value / clips for name, value in sums.items()}
+        figures["loss"] = math.nan
+        if clips:
             nearest = min(self.recipe.validation_counts, key=lambda count: abs(count / 512 - self.recipe.masking.ratio))
             figures["loss"] = figures[f"loss@{nearest}"]
         return figures
@@ -271,3 +274,44 @@ class PretrainingTask:
 
 def _in_company() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def pretrain(
+    sources: Sequence[Any],
+    recipe: PretrainRecipe,
+    out: str | Path,
+    *,
+    resume: bool | Literal["auto"] = False,
+    device: str | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
+    on_decoded: Callable[[str, int, int], None] | None = None,
+) -> TrainingReport:
+    """Pretrain an encoder on unlabelled recordings.
+
+    Args:
+        sources: one or more corpora: folders of audio, manifests, folders of shards, Hugging Face data sets.
+        recipe: everything else; `ssamba.training.recipe.read_recipe` reads one from a file.
+        out: folder of the run; `out/model` is the result, a checkpoint for `ssamba.load_model`.
+        resume: go on with the run in `out`; "auto" does so if there is one.
+        device: where to compute; None is a GPU if there is one.
+        on_progress: called after each step.
+        on_decoded: called while a corpus is decoded into memory: its name, clips done, clips in all.
+
+    Raises:
+        DataError: a source holds no audio, or is not that of the run to resume.
+        ConfigError: the recipe contradicts the run to resume.
+        TrainingError: the run diverged or could not be saved.
+    """
+    corpora = open_corpora(sources, recipe, on_decoded)
+    settings = recipe.model_dump(mode="json", exclude={"optimiser", "schedule", "run"})
+    return train(
+        PretrainingTask(recipe, corpora),
+        recipe.optimiser,
+        recipe.schedule,
+        recipe.run,
+        out,
+        resume=resume,
+        recipe=settings,
+        device=device,
+        on_progress=on_progress,
+    )

@@ -1,0 +1,62 @@
+"""Mixing another clip of the corpus under a clip, as recordings are in the world: never alone.
+
+Which clip, which part of it and how loud follow from the first clip's seed alone, so a mixture is the same for any
+number of workers and processes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from ssamba.config import Config
+from ssamba.data.corpus import Corpus
+from ssamba.errors import DataError
+
+Samples = npt.NDArray[np.float32]
+
+
+class Backgrounds(Config):
+    """How often another clip is mixed under one, and how far below."""
+
+    share: float = Field(0.0, ge=0, le=1)
+    """Share of sequences that get one."""
+    below_db: tuple[float, float] = (3.0, 20.0)
+    """Its level below the sequence's, by root mean square, uniform between these, dB."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Backgrounds:
+        if not self.below_db[0] <= self.below_db[1]:
+            raise ValueError(f"below_db must rise, got {self.below_db}")
+        return self
+
+
+def add_background(wave: Samples, corpus: Corpus, seed: int, settings: Backgrounds) -> Samples:
+    """The wave (samples,) with a part of another clip of `corpus` under it, or as it is.
+
+    A background that is shorter than the wave stands somewhere in it. One that cannot be read is left out: it will be
+    reported when its own turn comes.
+    """
+    random = np.random.default_rng([seed, 0x6D6978])
+    if random.random() >= settings.share:
+        return wave
+    i, below_db, place = int(random.integers(len(corpus))), random.uniform(*settings.below_db), random.random()
+    rate_hz = corpus.sample_rate_hz
+    seconds = float(corpus.seconds[i])
+    length_s = len(wave) / rate_hz
+    try:
+        other = corpus.read(i, max(0.0, seconds - length_s) * place, length_s)[: len(wave)]
+    except (DataError, ValueError, OSError):
+        return wave
+    level, other_level = _rms(wave), _rms(other)
+    if level == 0 or other_level == 0:
+        return wave
+    mixed = wave.copy()
+    start = int((len(wave) - len(other)) * place)
+    mixed[start : start + len(other)] += other * np.float32(level / other_level * 10 ** (-below_db / 20))
+    return mixed
+
+
+def _rms(x: Samples) -> float:
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if len(x) else 0.0
