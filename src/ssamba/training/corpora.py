@@ -53,7 +53,14 @@ class Corpora:
         """One process's shares of an epoch's batches, from number `start` on."""
         if self._loader is None or (self._loader.rank, self._loader.world) != (rank, world):
             workers = self.recipe.data.workers
-            self._loader = WaveLoader(self.training, self.plan, rank=rank, world=world, workers=workers)
+            self._loader = WaveLoader(
+                self.training,
+                self.plan,
+                rank=rank,
+                world=world,
+                workers=workers,
+                backgrounds=self.recipe.data.backgrounds,
+            )
         return self._loader.batches(epoch, start)
 
     def batches_in_epoch(self, epoch: int) -> int:

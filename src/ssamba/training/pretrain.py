@@ -25,7 +25,7 @@ from ssamba.audio.crops import Crop, cut, draw_crop
 from ssamba.audio.fbank import fbank
 from ssamba.checkpoint import save_checkpoint
 from ssamba.config import ModelConfig
-from ssamba.model.encoder import PatchTokens
+from ssamba.model.tokens import PatchTokens
 from ssamba.model.masking import draw_mask
 from ssamba.model.objectives import clip_contrast, info_nce, log_mel_statistics, reconstruction_error
 from ssamba.model.patches import column_counts

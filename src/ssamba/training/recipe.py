@@ -14,6 +14,7 @@ from ssamba.training.settings import OptimiserSettings, RunSettings, ScheduleSet
 
 from ssamba.audio.augment import Augmentation
 from ssamba.config import Config, EncoderConfig, FrontEndConfig, PretrainingConfig
+from ssamba.data.backgrounds import Backgrounds
 from ssamba.errors import ConfigError
 from ssamba.model.create import encoder_config
 from ssamba.model.masking import MaskStyle
@@ -60,10 +61,8 @@ class DataSettings(Config):
     """Shares of several corpora; None is by their length."""
     valid_share: float = Field(0.02, ge=0, lt=1)
     """Share of the clips that is held out for validation where the corpus has no `valid` split."""
-    mix_share: float = Field(0.0, ge=0, le=1)
-    """Share of clips that get another clip of the corpus as background."""
-    mix_below_db: tuple[float, float] = (3.0, 20.0)
-    """How far the background lies below the clip, dB, uniform between these."""
+    backgrounds: Backgrounds = Backgrounds()
+    """Other clips mixed under the clips."""
     workers: int = Field(1, ge=0)
     """Decoding processes of each training process; 0 decodes in the training process."""
     cache_gb: float = Field(4.0, ge=0)
