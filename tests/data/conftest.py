@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
+import os
+import signal
 import tarfile
 from pathlib import Path
 
@@ -39,10 +42,13 @@ class NoiseCorpus(Corpus):
         return ramp[first : None if seconds is None else round((start_s + seconds) * self.sample_rate_hz)]
 
 
-@pytest.fixture(scope="session")
-def noise():
-    """Makes a corpus that needs no files."""
-    return NoiseCorpus
+class CrashingCorpus(NoiseCorpus):
+    """Reading one of its clips kills the process, as a fault in a codec does."""
+
+    def read(self, i, start_s=0.0, seconds=None):
+        if i == 7 and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(i, start_s, seconds)
 
 
 def add(tar, name, data, **attributes):

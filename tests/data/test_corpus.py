@@ -117,6 +117,18 @@ def test_the_index_is_kept_and_made_anew_when_the_tars_change(foreign_shards, tm
     assert len(open_corpus(folder)) == 7
 
 
+def test_nothing_is_written_to_a_folder_that_is_marked_read_only(foreign_shards, tmp_path):
+    folder = tmp_path / "shards"
+    shutil.copytree(foreign_shards, folder)
+    before = {path.name for path in folder.iterdir()}
+    folder.chmod(0o555)
+    try:
+        assert len(open_corpus(folder)) == 14
+        assert {path.name for path in folder.iterdir()} == before
+    finally:
+        folder.chmod(0o755)
+
+
 def test_a_cut_tar_gives_what_is_before_the_cut(foreign_shards, tmp_path):
     whole = (foreign_shards / "part-0.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])

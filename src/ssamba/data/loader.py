@@ -5,7 +5,8 @@
     for batch in loader.batches(epoch=0):          # batch.waves (B, S), batch.samples (B,), ...
 
 A batch is the same for any number of workers. Workers know no plan: each batch's rows are sent to them, so they persist
-over epochs. A clip that cannot be read is left out of its batch and named in `skipped`.
+over epochs. A clip that cannot be read is left out of its batch and named in `skipped`; so is one on which a worker dies,
+after which the workers start again.
 
 Features are computed from the waves by the trainer, on the model's device. Shapes: B sequences, S samples.
 """
@@ -16,7 +17,7 @@ import dataclasses
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -24,10 +25,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssamba.data.corpus import Corpus, Samples
+from ssamba.data.crashes import crashing_draws
 from ssamba.data.plan import BatchPlan, Draw, EpochPlan, Plan
 from ssamba.errors import AudioDecodeError, DataError
 
 StartMethod = Literal["spawn", "forkserver", "fork"]
+Item: TypeAlias = tuple[BatchPlan, int, frozenset[tuple[int, int]]]
+
+_DEATHS = 3  # of workers without a clip that explains them, before this is an error
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,19 @@ class WaveBatch:
         return dataclasses.replace(self, **tensors)
 
 
-def read_batch(corpora: Sequence[Corpus], rows: BatchPlan, padded_samples: int) -> WaveBatch:
+def read_batch(
+    corpora: Sequence[Corpus],
+    rows: BatchPlan,
+    padded_samples: int,
+    crashing: frozenset[tuple[int, int]] = frozenset(),
+) -> WaveBatch:
     """Read the clips of a batch: what a worker does.
 
     Args:
         corpora: as the plan numbers them.
         rows: the sequences.
         padded_samples: S.
+        crashing: clips (corpus, index) not to touch.
     """
     waves = np.zeros((len(rows), padded_samples), np.float32)
     samples: list[int] = []
@@ -89,7 +100,7 @@ def read_batch(corpora: Sequence[Corpus], rows: BatchPlan, padded_samples: int) 
         clips = []
         for draw in sequence:
             corpus = corpora[draw.corpus]
-            part = _read(corpus, draw)
+            part = _CRASHED if (draw.corpus, draw.index) in crashing else _read(corpus, draw)
             if isinstance(part, Exception):
                 skipped.append((corpus.key(draw.index), str(part)))
             else:
@@ -113,6 +124,9 @@ def read_batch(corpora: Sequence[Corpus], rows: BatchPlan, padded_samples: int) 
         tuple(labels),
         tuple(skipped),
     )
+
+
+_CRASHED = AudioDecodeError("the decoder crashed on it, so it is damaged: re-encode or leave it out")
 
 
 def _read(corpus: Corpus, draw: Draw) -> Samples | Exception:
@@ -160,36 +174,74 @@ class WaveLoader:
         if not 0 <= rank < world:
             raise DataError(f"rank must be one of 0 to {world - 1} (world {world}), got {rank}")
         self.plan, self.rank, self.world = plan, rank, world
+        self._corpora = list(corpora)
+        self._workers = 0 if all(corpus.in_memory for corpus in corpora) else workers
+        self._prefetch, self._start_method = prefetch, start_method
+        self._pin = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self._crashing: frozenset[tuple[int, int]] = frozenset()
         self._order = _Order()
-        if all(corpus.in_memory for corpus in corpora):
-            workers = 0
-        pin = torch.cuda.is_available() if pin_memory is None else pin_memory
-        options: dict[str, Any] = {}
-        if workers > 0:
-            options = {
-                "prefetch_factor": prefetch,
-                "persistent_workers": True,
-                "multiprocessing_context": start_method,
-                "worker_init_fn": _start_worker,
-            }
-        self._loader = DataLoader(
-            _Batches(corpora),
-            batch_size=None,
-            sampler=self._order,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=pin,
-            **options,
-        )
+        self._loader = self._started()
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[WaveBatch]:
-        """This rank's part of the batches of an epoch, from number `start_batch` on."""
+        """This rank's part of the batches of an epoch, from number `start_batch` on; one epoch at a time.
+
+        Raises:
+            DataError: workers die again and again, and no clip is the reason.
+        """
         return self.run(self.plan.batches(epoch), start_batch)
 
     def run(self, epoch: EpochPlan, start_batch: int = 0) -> Iterator[WaveBatch]:
         """The same for an epoch of the plan that was made already."""
-        self._order.items = _Items(epoch, start_batch, self.rank, self.world)
-        return iter(self._loader)
+        next_batch, deaths = start_batch, 0
+        while True:
+            self._order.items = _Items(epoch, next_batch, self.rank, self.world, self._crashing)
+            try:
+                for batch in self._loader:
+                    yield batch
+                    next_batch += 1
+                return
+            except (RuntimeError, EOFError, OSError) as error:
+                if not _is_death(error):
+                    raise
+                ahead = range(next_batch, min(len(epoch), next_batch + self._workers * (self._prefetch + 1)))
+            del self._loader
+            rows = [row for k in ahead for row in epoch.rows(k, self.rank, self.world)]
+            suspects = [draw for row in rows for draw in row if (draw.corpus, draw.index) not in self._crashing]
+            found = crashing_draws(self._corpora, suspects)
+            self._crashing |= {(draw.corpus, draw.index) for draw in found}
+            deaths = 0 if found else deaths + 1
+            if deaths == _DEATHS:
+                raise DataError(
+                    f"loading workers were killed {deaths} times, and no clip is the reason. Where memory is short, use "
+                    "fewer workers, a smaller prefetch or smaller batches; in a container, allow more shared memory"
+                )
+            self._loader = self._started()
+
+    def _started(self) -> DataLoader[WaveBatch]:
+        options: dict[str, Any] = {}
+        if self._workers > 0:
+            options = {
+                "prefetch_factor": self._prefetch,
+                "persistent_workers": True,
+                "multiprocessing_context": self._start_method,
+                "worker_init_fn": _start_worker,
+            }
+        return DataLoader(
+            _Batches(self._corpora),
+            batch_size=None,
+            sampler=self._order,
+            num_workers=self._workers,
+            collate_fn=_as_it_is,
+            pin_memory=self._pin,
+            **options,
+        )
+
+
+def _is_death(error: Exception) -> bool:
+    """Whether an error of a DataLoader says that a worker is gone, rather than what a worker ran into."""
+    if "Caught" in str(error):
+        return False
+    return "DataLoader worker" in str(error) or isinstance(error, EOFError | ConnectionError | FileNotFoundError)
 
 
 def make_loader(
@@ -207,11 +259,12 @@ def make_loader(
     return loader.batches(epoch, start_batch)
 
 
-class _Items(Sequence[tuple[BatchPlan, int]]):
+class _Items(Sequence[Item]):
     """What workers are sent, one item for each batch, made when its turn comes."""
 
-    def __init__(self, epoch: EpochPlan, start_batch: int, rank: int, world: int):
+    def __init__(self, epoch: EpochPlan, start_batch: int, rank: int, world: int, crashing: frozenset[tuple[int, int]]):
         self._epoch, self._start, self._rank, self._world = epoch, start_batch, rank, world
+        self._crashing = crashing
 
     def __len__(self) -> int:
         return max(0, len(self._epoch) - self._start)
@@ -220,16 +273,18 @@ class _Items(Sequence[tuple[BatchPlan, int]]):
         if k >= len(self):
             raise IndexError(k)
         batch = self._start + k
-        return self._epoch.rows(batch, self._rank, self._world), self._epoch.padded_samples(batch)
+        rows = self._epoch.rows(batch, self._rank, self._world)
+        draws = {(draw.corpus, draw.index) for row in rows for draw in row} if self._crashing else set()
+        return rows, self._epoch.padded_samples(batch), self._crashing & draws
 
 
-class _Order(Sampler[tuple[BatchPlan, int]]):
+class _Order(Sampler[Item]):
     """Hands the items of the current epoch to the workers."""
 
     def __init__(self) -> None:
-        self.items: Sequence[tuple[BatchPlan, int]] = ()
+        self.items: Sequence[Item] = ()
 
-    def __iter__(self) -> Iterator[tuple[BatchPlan, int]]:
+    def __iter__(self) -> Iterator[Item]:
         return iter(self.items)
 
     def __len__(self) -> int:
@@ -240,7 +295,7 @@ class _Batches(Dataset[WaveBatch]):
     def __init__(self, corpora: Sequence[Corpus]):
         self._corpora = list(corpora)
 
-    def __getitem__(self, item: tuple[BatchPlan, int]) -> WaveBatch:
+    def __getitem__(self, item: Item) -> WaveBatch:
         return read_batch(self._corpora, *item)
 
 

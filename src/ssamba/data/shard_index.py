@@ -2,7 +2,7 @@
 
 Shards follow the WebDataset convention: uncompressed tars in which members of one clip stand together and share their
 name up to the first dot: `000123.opus`, `000123.json`. Any folder of such tars will do. Their headers are scanned once,
-and the index is kept beside them where that is allowed:
+and the index is kept beside them where the folder may be written to:
 
 - `index.parquet` (without pyarrow `index.csv`): key, shard, suffix, offset, size, seconds, labels, split, group;
 - `shards.json`: the tars with their sizes in bytes, by which an index that does not fit them any more is noticed.
@@ -107,7 +107,7 @@ def open_index(source: Path, workers: int = 0) -> ShardIndex:
     if not members:
         reasons = "; ".join(entry.reason for entry in skipped[:3])
         raise DataError(f"{source}: holds no clip that can be read. {reasons or 'Expected members such as 0001.opus'}")
-    if whole_folder:
+    if whole_folder and folder.stat().st_mode & 0o222:  # write permission stops root only if one asks
         with suppress(OSError):  # not ours to write to: the tars are scanned again next time
             keep_index(folder, members, [{"name": file.name, "bytes": file.stat().st_size} for file in files], skipped)
     return ShardIndex(folder, members, skipped)
