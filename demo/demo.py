@@ -12,9 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from ssamba.library.collection import find_audio
 
 import ssamba
+from ssamba.audio.collection import find_audio
 from ssamba.library.embed import embed_collection
 from ssamba.library.figures import plot_recordings
 from ssamba.library.search import nearest_neighbours

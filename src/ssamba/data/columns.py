@@ -47,14 +47,15 @@ class CategoryColumn(Sequence[H], Generic[H]):
 
     def __init__(self, values: Iterable[H]):
         numbers: dict[H, int] = {}
-        self._codes: np.ndarray[Any, np.dtype[np.int32]] = np.fromiter(
+        self.codes: np.ndarray[Any, np.dtype[np.int32]] = np.fromiter(
             (numbers.setdefault(value, len(numbers)) for value in values), np.int32
         )
+        """Which of `values` each is (n,)."""
         self.values: tuple[H, ...] = tuple(numbers)
         """The different ones, in order of appearance."""
 
     def __len__(self) -> int:
-        return len(self._codes)
+        return len(self.codes)
 
     @overload
     def __getitem__(self, index: int) -> H: ...
@@ -62,12 +63,12 @@ class CategoryColumn(Sequence[H], Generic[H]):
     def __getitem__(self, index: slice) -> list[H]: ...
     def __getitem__(self, index: int | slice) -> H | list[H]:
         if isinstance(index, slice):
-            return [self.values[code] for code in self._codes[index]]
-        value: H = self.values[int(self._codes[index])]
+            return [self.values[code] for code in self.codes[index]]
+        value: H = self.values[int(self.codes[index])]
         return value
 
     def is_value(self, value: H) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Where the column holds `value` (n,)."""
         if value not in self.values:
             return np.zeros(len(self), dtype=bool)
-        return np.asarray(self._codes == self.values.index(value))
+        return np.asarray(self.codes == self.values.index(value))

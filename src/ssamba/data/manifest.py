@@ -29,7 +29,7 @@ from typing import Literal, overload
 import numpy as np
 
 from ssamba.audio.collection import Skipped, find_audio, path_text
-from ssamba.audio.decode import probe, stream
+from ssamba.audio.decode import AudioBytes, probe, stream
 from ssamba.data.columns import CategoryColumn, TextColumn
 from ssamba.data.formats import FORMATS, Row, read_rows, write_rows
 from ssamba.errors import DataError, WorkerDiedError
@@ -306,8 +306,8 @@ def with_durations(manifest: Manifest, workers: int = 0) -> tuple[Manifest, list
     return Manifest(clips, manifest.source, manifest.notes), skipped
 
 
-def header_duration_s(path: Path) -> float | Exception:
-    """The length of a recording in seconds, or why it cannot be used."""
+def header_duration_s(path: Path | AudioBytes) -> float | Exception:
+    """The length of a recording (or of its bytes in memory) in seconds, or why it cannot be used."""
     try:
         info = probe(path)
         if info.fault:

@@ -1,0 +1,128 @@
+"""A corpus decoded once and kept in memory, for corpora that fit: 16 bits a sample, 115 MB for an hour at 16 kHz."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ssamba.audio.collection import Skipped
+from ssamba.data.corpus import Corpus, CorpusClip, Samples
+from ssamba.errors import AudioDecodeError, DataError, WorkerDiedError
+from ssamba.processes import map_in_processes, run_alone
+
+_FULL_SCALE = 32767.0
+_LIMIT_GB = 8.0
+_CHUNK_S = 300.0
+
+Pcm: TypeAlias = "npt.NDArray[np.int16]"
+
+
+class CachedCorpus(Corpus):
+    """Another corpus, in memory. Samples are rounded to 16 bits and clipped to [-1, 1]; clips that cannot be decoded
+    are left out, and listed in `skipped`."""
+
+    in_memory = True
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        limit_gb: float = _LIMIT_GB,
+        workers: int = 0,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Decode all of `corpus`.
+
+        Args:
+            corpus: what to decode.
+            limit_gb: how much memory it may take, in 10^9 bytes.
+            workers: processes that decode; 0 decodes in this one.
+            on_progress: called now and then with how many clips are done, and of how many.
+
+        Raises:
+            DataError: it would take more than the limit, or no clip can be decoded.
+        """
+        rate_hz = corpus.sample_rate_hz
+        room = np.ceil(corpus.seconds * rate_hz).astype(np.int64) + 1  # headers round
+        if 2 * room.sum() > limit_gb * 1e9:
+            raise DataError(
+                f"{corpus.name}: {corpus.hours:.1f} h at {rate_hz} Hz take {2e-9 * room.sum():.1f} GB of memory, and "
+                f"{limit_gb:g} GB are allowed: raise the limit, or read it from where it is, without the cache"
+            )
+        self.name, self.sample_rate_hz = corpus.name, rate_hz
+        self._pcm = np.empty(int(room.sum()), np.int16)
+        clips: list[CorpusClip] = []
+        skipped = list(corpus.skipped)
+        ends = [0]
+        for chunk, decoded in map_in_processes(partial(_decode_all, corpus), _chunks(corpus), workers, ahead=2):
+            if isinstance(decoded, WorkerDiedError):  # a codec crashed on one of them
+                decoded = [_decode_alone(corpus, i) for i in chunk]
+            for i, pcm in zip(chunk, decoded, strict=True):
+                if isinstance(pcm, Exception):
+                    skipped.append(Skipped(corpus.key(i), str(pcm)))
+                else:
+                    pcm = pcm[: room[i]]
+                    self._pcm[ends[-1] : ends[-1] + len(pcm)] = pcm
+                    ends.append(ends[-1] + len(pcm))
+                    clips.append(corpus.clip(i))
+            if on_progress is not None:
+                on_progress(chunk[-1] + 1, len(corpus))
+        if not clips:
+            raise DataError(f"{corpus.name}: no clip can be decoded. {skipped[0].reason if skipped else 'It is empty'}")
+        self._ends, self._clips, self.skipped = np.array(ends, np.int64), clips, tuple(skipped)
+        self.seconds = np.diff(self._ends) / rate_hz
+
+    def key(self, i: int) -> str:
+        """The name of clip `i`."""
+        return self._clips[i].key
+
+    def clip(self, i: int) -> CorpusClip:
+        """What is known of clip `i`."""
+        return self._clips[i]
+
+    def read(self, i: int, start_s: float = 0.0, seconds: float | None = None) -> Samples:
+        """A part of clip `i`, as `Corpus.read` has it."""
+        first, end = int(self._ends[i]), int(self._ends[i + 1])
+        start = round(start_s * self.sample_rate_hz)
+        stop = end - first if seconds is None else round((start_s + seconds) * self.sample_rate_hz)
+        if start >= end - first:
+            raise AudioDecodeError(
+                f"{self.key(i)}: start_s={start_s:g} lies past the end of the clip, which lasts "
+                f"{self.seconds[i]:.3f} s. Choose an earlier start"
+            )
+        pcm = self._pcm[first + start : min(end, first + max(stop, start + 1))]
+        return pcm.astype(np.float32) / np.float32(_FULL_SCALE)
+
+
+def _chunks(corpus: Corpus) -> Iterator[range]:
+    """Clips that go to a worker together: the corpus is sent with each of them."""
+    chunk_of = np.floor(np.cumsum(corpus.seconds) / _CHUNK_S)
+    bounds = [0, *(np.flatnonzero(np.diff(chunk_of)) + 1).tolist(), len(corpus)]
+    return (range(first, stop) for first, stop in pairwise(bounds))
+
+
+def _decode_all(corpus: Corpus, chunk: range) -> list[Pcm | Exception]:
+    return [_decode(corpus, i) for i in chunk]
+
+
+def _decode(corpus: Corpus, i: int) -> Pcm | Exception:
+    try:
+        samples = corpus.read(i)
+    except (ValueError, OSError) as error:
+        return error
+    except Exception as error:  # whatever a damaged file provokes, it must not cost the other clips
+        return AudioDecodeError(f"{corpus.key(i)}: cannot be decoded ({type(error).__name__}: {error})")
+    return np.round(np.clip(samples, -1.0, 1.0) * _FULL_SCALE).astype(np.int16)
+
+
+def _decode_alone(corpus: Corpus, i: int) -> Pcm | Exception:
+    pcm = run_alone(partial(_decode, corpus), i)
+    if isinstance(pcm, WorkerDiedError):
+        return AudioDecodeError(
+            f"{corpus.key(i)}: the decoder crashed on it, so it is damaged: re-encode or leave it out"
+        )
+    return pcm

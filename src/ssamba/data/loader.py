@@ -1,0 +1,308 @@
+"""From a plan to batches of waveforms: worker processes read and decode whole batches, ahead of the model.
+
+    plan = Plan(PlanConfig(batch_size=64), [corpus])
+    loader = WaveLoader([corpus], plan, workers=8)
+    for batch in loader.batches(epoch=0):          # batch.waves (B, S), batch.samples (B,), ...
+
+A batch is the same for any number of workers. Workers know no plan: each batch's rows are sent to them, so they persist
+over epochs. A clip that cannot be read is left out of its batch and named in `skipped`; so is one on which a worker dies,
+after which the workers start again.
+
+Features are computed from the waves by the trainer, on the model's device. Shapes: B sequences, S samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ssamba.data.corpus import Corpus, Samples
+from ssamba.data.crashes import crashing_draws
+from ssamba.data.plan import BatchPlan, Draw, EpochPlan, Plan
+from ssamba.errors import AudioDecodeError, DataError
+
+StartMethod = Literal["spawn", "forkserver", "fork"]
+Item: TypeAlias = tuple[BatchPlan, int, frozenset[tuple[int, int]]]
+
+_DEATHS = 3  # of workers without a clip that explains them, before this is an error
+
+
+@dataclass(frozen=True)
+class WaveBatch:
+    """Sequences of audio, each one clip or several joined in time."""
+
+    waves: Tensor
+    """(B, S) float32, zero beyond `samples`. B is 0 when no clip of the batch could be read, or none was this rank's."""
+    samples: Tensor
+    """Valid samples of each sequence (B,), int64."""
+    seeds: Tensor
+    """A number of 63 bits for each sequence (B,), int64, from which its masks and augmentation are drawn."""
+    keys: tuple[tuple[str, ...], ...]
+    """Names of the clips of each sequence."""
+    pieces: tuple[tuple[int, ...], ...]
+    """How many samples of the sequence each of them is."""
+    labels: tuple[tuple[str, ...], ...]
+    """Labels of each sequence: those of its clips, each once."""
+    skipped: tuple[tuple[str, str], ...] = ()
+    """(key, reason) of clips that could not be read."""
+
+    def __len__(self) -> int:
+        return len(self.waves)
+
+    @property
+    def num_samples(self) -> int:
+        """Valid samples of all its sequences."""
+        return int(self.samples.sum())
+
+    def pin_memory(self) -> WaveBatch:
+        """The same in memory from which a GPU copies without waiting."""
+        tensors = {name: getattr(self, name).pin_memory() for name in ("waves", "samples", "seeds")}
+        return dataclasses.replace(self, **tensors)
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> WaveBatch:
+        """The same on a device."""
+        names = ("waves", "samples", "seeds")
+        tensors = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
+        return dataclasses.replace(self, **tensors)
+
+
+def read_batch(
+    corpora: Sequence[Corpus],
+    rows: BatchPlan,
+    padded_samples: int,
+    crashing: frozenset[tuple[int, int]] = frozenset(),
+) -> WaveBatch:
+    """Read the clips of a batch: what a worker does.
+
+    Args:
+        corpora: as the plan numbers them.
+        rows: the sequences.
+        padded_samples: S.
+        crashing: clips (corpus, index) not to touch.
+    """
+    waves = np.zeros((len(rows), padded_samples), np.float32)
+    samples: list[int] = []
+    seeds: list[int] = []
+    keys: list[tuple[str, ...]] = []
+    pieces: list[tuple[int, ...]] = []
+    labels: list[tuple[str, ...]] = []
+    skipped: list[tuple[str, str]] = []
+    for sequence in rows:
+        parts: list[Samples] = []
+        clips = []
+        for draw in sequence:
+            corpus = corpora[draw.corpus]
+            part = _CRASHED if (draw.corpus, draw.index) in crashing else _read(corpus, draw)
+            if isinstance(part, Exception):
+                skipped.append((corpus.key(draw.index), str(part)))
+            else:
+                parts.append(part[: round(draw.seconds * corpus.sample_rate_hz)])
+                clips.append(corpus.clip(draw.index))
+        if not parts:
+            continue
+        joined = np.concatenate(parts)
+        waves[len(samples), : len(joined)] = joined
+        samples.append(len(joined))
+        seeds.append(sequence[0].seed)
+        keys.append(tuple(clip.key for clip in clips))
+        pieces.append(tuple(map(len, parts)))
+        labels.append(tuple(dict.fromkeys(label for clip in clips for label in clip.labels)))
+    return WaveBatch(
+        torch.from_numpy(waves)[: len(samples)],
+        torch.tensor(samples, dtype=torch.int64),
+        torch.tensor(seeds, dtype=torch.int64),
+        tuple(keys),
+        tuple(pieces),
+        tuple(labels),
+        tuple(skipped),
+    )
+
+
+_CRASHED = AudioDecodeError("the decoder crashed on it, so it is damaged: re-encode or leave it out")
+
+
+def _read(corpus: Corpus, draw: Draw) -> Samples | Exception:
+    try:
+        return corpus.read(draw.index, draw.start_s, draw.seconds)
+    except (ValueError, OSError) as error:
+        return error
+    except Exception as error:  # whatever a damaged file provokes, it must not end the training
+        return AudioDecodeError(f"{corpus.key(draw.index)}: cannot be decoded ({type(error).__name__}: {error})")
+
+
+class WaveLoader:
+    """Batches of a plan for one rank, read by worker processes that persist over epochs."""
+
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        plan: Plan,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        prefetch: int = 2,
+        pin_memory: bool | None = None,
+        start_method: StartMethod = "spawn",
+    ):
+        """Make a loader; workers start with the first batch.
+
+        Args:
+            corpora: those that the plan was made of, in the same order.
+            plan: the batches.
+            rank: which rows of each batch are read: rank, rank + world, ...
+            world: number of ranks.
+            workers: processes that read; 0 reads in this one, as it does when every corpus is in memory.
+            prefetch: batches that each worker is ahead.
+            pin_memory: for copies to a GPU; None: where there is one.
+            start_method: how workers start. A script needs `if __name__ == "__main__":` but for `fork`, which is quicker
+                and shares the corpora's memory, and may hang where threads are running.
+
+        Raises:
+            DataError: the corpora are not those of the plan, or there is no such rank.
+        """
+        if plan.corpora != [corpus.fingerprint() for corpus in corpora]:
+            raise DataError("the corpora are not those that the plan was made of: make a plan of these")
+        if not 0 <= rank < world:
+            raise DataError(f"rank must be one of 0 to {world - 1} (world {world}), got {rank}")
+        self.plan, self.rank, self.world = plan, rank, world
+        self._corpora = list(corpora)
+        self._workers = 0 if all(corpus.in_memory for corpus in corpora) else workers
+        self._prefetch, self._start_method = prefetch, start_method
+        self._pin = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self._crashing: frozenset[tuple[int, int]] = frozenset()
+        self._order = _Order()
+        self._loader = self._started()
+
+    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[WaveBatch]:
+        """This rank's part of the batches of an epoch, from number `start_batch` on; one epoch at a time.
+
+        Raises:
+            DataError: workers die again and again, and no clip is the reason.
+        """
+        return self.run(self.plan.batches(epoch), start_batch)
+
+    def run(self, epoch: EpochPlan, start_batch: int = 0) -> Iterator[WaveBatch]:
+        """The same for an epoch of the plan that was made already."""
+        next_batch, deaths = start_batch, 0
+        while True:
+            self._order.items = _Items(epoch, next_batch, self.rank, self.world, self._crashing)
+            try:
+                for batch in self._loader:
+                    yield batch
+                    next_batch += 1
+                return
+            except (RuntimeError, EOFError, OSError) as error:
+                if not _is_death(error):
+                    raise
+                ahead = range(next_batch, min(len(epoch), next_batch + self._workers * (self._prefetch + 1)))
+            del self._loader
+            rows = [row for k in ahead for row in epoch.rows(k, self.rank, self.world)]
+            suspects = [draw for row in rows for draw in row if (draw.corpus, draw.index) not in self._crashing]
+            found = crashing_draws(self._corpora, suspects)
+            self._crashing |= {(draw.corpus, draw.index) for draw in found}
+            deaths = 0 if found else deaths + 1
+            if deaths == _DEATHS:
+                raise DataError(
+                    f"loading workers were killed {deaths} times, and no clip is the reason. Where memory is short, use "
+                    "fewer workers, a smaller prefetch or smaller batches; in a container, allow more shared memory"
+                )
+            self._loader = self._started()
+
+    def _started(self) -> DataLoader[WaveBatch]:
+        options: dict[str, Any] = {}
+        if self._workers > 0:
+            options = {
+                "prefetch_factor": self._prefetch,
+                "persistent_workers": True,
+                "multiprocessing_context": self._start_method,
+                "worker_init_fn": _start_worker,
+            }
+        return DataLoader(
+            _Batches(self._corpora),
+            batch_size=None,
+            sampler=self._order,
+            num_workers=self._workers,
+            collate_fn=_as_it_is,
+            pin_memory=self._pin,
+            **options,
+        )
+
+
+def _is_death(error: Exception) -> bool:
+    """Whether an error of a DataLoader says that a worker is gone, rather than what a worker ran into."""
+    if "Caught" in str(error):
+        return False
+    return "DataLoader worker" in str(error) or isinstance(error, EOFError | ConnectionError | FileNotFoundError)
+
+
+def make_loader(
+    corpora: Sequence[Corpus],
+    plan: Plan,
+    epoch: int,
+    start_batch: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    prefetch: int = 2,
+) -> Iterator[WaveBatch]:
+    """One rank's batches of one epoch; arguments and errors are those of `WaveLoader`, which keeps workers for more."""
+    loader = WaveLoader(corpora, plan, rank=rank, world=world, workers=workers, prefetch=prefetch)
+    return loader.batches(epoch, start_batch)
+
+
+class _Items(Sequence[Item]):
+    """What workers are sent, one item for each batch, made when its turn comes."""
+
+    def __init__(self, epoch: EpochPlan, start_batch: int, rank: int, world: int, crashing: frozenset[tuple[int, int]]):
+        self._epoch, self._start, self._rank, self._world = epoch, start_batch, rank, world
+        self._crashing = crashing
+
+    def __len__(self) -> int:
+        return max(0, len(self._epoch) - self._start)
+
+    def __getitem__(self, k: Any) -> Any:
+        if k >= len(self):
+            raise IndexError(k)
+        batch = self._start + k
+        rows = self._epoch.rows(batch, self._rank, self._world)
+        draws = {(draw.corpus, draw.index) for row in rows for draw in row} if self._crashing else set()
+        return rows, self._epoch.padded_samples(batch), self._crashing & draws
+
+
+class _Order(Sampler[Item]):
+    """Hands the items of the current epoch to the workers."""
+
+    def __init__(self) -> None:
+        self.items: Sequence[Item] = ()
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+class _Batches(Dataset[WaveBatch]):
+    def __init__(self, corpora: Sequence[Corpus]):
+        self._corpora = list(corpora)
+
+    def __getitem__(self, item: Item) -> WaveBatch:
+        return read_batch(self._corpora, *item)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(number: int) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles the interrupt and ends its workers

@@ -1,0 +1,347 @@
+"""What an epoch consists of: which part of which clip stands in which sequence of which batch.
+
+A plan is a pure function of (configuration, corpora, epoch). Nothing in it knows of workers or ranks: rank r of R takes
+the rows r, r + R, r + 2R, ... of each batch, and an interrupted epoch goes on at the number of the next batch. With one
+corpus every clip appears exactly once in an epoch. Several are mixed by weight: each goes through its own permutation,
+over epochs, and begins a new one when it is exhausted.
+
+All randomness is a hash (splitmix64) of the plan's seed, the pass over the corpus, and the clip's key, so it depends on
+neither the order of the clips nor their number. (A pass is the epoch, where there is one corpus.)
+
+What happens to clips shorter than the crop (`short_clips`):
+
+- `join`: they are put one after the other in time until the crop is full (best fit among a bounded number of open
+  sequences: "bounded-space best fit", Csirik and Johnson 2001);
+- `bucket`: each is a sequence, batches are made of like lengths and have as many rows as fit into the seconds of a batch;
+- `pad`: each is a sequence, filled up with zeros to the crop, as the original does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from ssamba.config import Config
+from ssamba.data.corpus import Corpus
+from ssamba.errors import DataError
+
+Ints: TypeAlias = "npt.NDArray[np.int64]"
+Hashes: TypeAlias = "npt.NDArray[np.uint64]"
+
+_OPEN_SEQUENCES = 64  # that `join` still adds to
+_BUCKET_BATCHES = 64  # batches whose rows are sorted by length together
+_ORDER, _START, _DRAW, _MIX, _BATCHES = range(5)  # what a hash is for
+
+
+class PlanConfig(Config):
+    """How clips become batches."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Of everything random."""
+    sample_rate_hz: int = Field(16_000, gt=0)
+    """Rate of the corpora."""
+    crop_s: float = Field(10.24, gt=0)
+    """The most that is taken of a clip, and the length of a sequence."""
+    crop: Literal["random", "start"] = "random"
+    """Where in a longer clip the crop is: anywhere, or (the original) at its start."""
+    short_clips: Literal["join", "bucket", "pad"] = "join"
+    """What happens to clips shorter than the crop; see the head of this file."""
+    batch_size: int = Field(64, gt=0)
+    """Sequences of a batch, over all ranks; with `bucket`, batch_size * crop_s seconds are a batch, padding included."""
+    length_step_s: float = Field(0.16, gt=0)
+    """With `bucket`: sequences of a batch are padded to a multiple of this (the default is one patch)."""
+    shuffle: bool = True
+    """A new order in each epoch; otherwise that of the corpora."""
+    shuffle_window: int | None = Field(None, gt=0)
+    """Shuffle the shards, and clips within so many of them, so that slow disks are read in turn; None: all clips."""
+    weights: tuple[float, ...] | None = None
+    """Share of each corpus in an epoch's clips; None: by their numbers of clips, so that each clip appears once."""
+    epoch_clips: int | None = Field(None, gt=0)
+    """Clips of an epoch; None: as many as the corpora have."""
+    drop_last: bool = False
+    """Leave out a last batch that is not full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A part of a clip."""
+
+    corpus: int
+    index: int
+    start_s: float
+    seconds: float
+    seed: int
+    """63 bits for masks and augmentation: a function of the plan's seed, the pass, the corpus and the clip's key."""
+
+
+SequencePlan: TypeAlias = tuple[Draw, ...]
+BatchPlan: TypeAlias = tuple[SequencePlan, ...]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a plan needs of a corpus."""
+
+    name: str
+    samples: Ints
+    hashes: Hashes
+    shards: Ints | None
+
+
+class Plan:
+    """The batches of every epoch."""
+
+    def __init__(self, config: PlanConfig, corpora: Sequence[Corpus]):
+        """Plan epochs over `corpora`.
+
+        Raises:
+            DataError: no corpus, an empty one, one at another rate, or weights that do not fit.
+        """
+        self.config = config
+        if not corpora:
+            raise DataError("a plan needs at least one corpus, got none")
+        for corpus in corpora:
+            if corpus.sample_rate_hz != config.sample_rate_hz:
+                raise DataError(
+                    f"{corpus.name}: is read at {corpus.sample_rate_hz} Hz, the plan is for {config.sample_rate_hz} Hz: "
+                    "open it with the plan's rate"
+                )
+            if not len(corpus):
+                raise DataError(f"{corpus.name}: holds no clip")
+        self._sources = [
+            _Source(
+                corpus.name,
+                np.maximum(1, np.round(corpus.seconds * config.sample_rate_hz)).astype(np.int64),
+                _mixed(corpus.key_hashes, config.seed, number),
+                corpus.shards,
+            )
+            for number, corpus in enumerate(corpora)
+        ]
+        self.corpora = [corpus.fingerprint() for corpus in corpora]
+        """Fingerprints of the corpora."""
+        self._counts = self._apportioned()
+
+    @property
+    def clips_of_epoch(self) -> tuple[int, ...]:
+        """How many clips of each corpus an epoch draws."""
+        return tuple(self._counts)
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change when the batches would: resume only where they agree."""
+        text = "/".join([self.config.digest(), *self.corpora])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def batches(self, epoch: int) -> EpochPlan:
+        """The batches of an epoch (from 0 on), as a sequence."""
+        return EpochPlan(self.config, *self._epoch(epoch))
+
+    def _apportioned(self) -> list[int]:
+        sizes = [len(source.samples) for source in self._sources]
+        weights = self.config.weights
+        if weights is not None and (len(weights) != len(sizes) or min(weights) < 0 or sum(weights) <= 0):
+            raise DataError(f"{len(sizes)} corpora need as many weights, none below 0 and one above; got {weights}")
+        shares = np.array(sizes if weights is None else weights, np.float64)
+        total = self.config.epoch_clips or sum(sizes)
+        exact = shares / shares.sum() * total
+        counts = np.floor(exact + 1e-9).astype(np.int64)
+        # The largest remainders get what is left, the first of equal ones before the others.
+        for i in np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]:
+            counts[i] += 1
+        return [int(count) for count in counts]
+
+    def _epoch(self, epoch: int) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+        """The draws of an epoch in order: corpus, index, start and samples, seed, each (draws,)."""
+        crop = round(self.config.crop_s * self.config.sample_rate_hz)
+        streams = [self._stream(number, epoch) for number in range(len(self._sources))]
+        numbers = np.repeat(np.arange(len(streams)), self._counts)
+        if self.config.shuffle and len(streams) > 1:
+            turn = _mixed(np.arange(len(numbers), dtype=np.uint64), self.config.seed, epoch, _MIX)
+            numbers = numbers[np.argsort(turn, kind="stable")]
+        columns = np.empty((4, len(numbers)), np.int64)
+        for number, (index, passes) in enumerate(streams):
+            source = self._sources[number]
+            length = source.samples[index]
+            taken = np.minimum(length, crop)
+            hashes = _mixed(source.hashes[index], passes)
+            room = (length - taken + 1).astype(np.float64)
+            start = np.floor(_uniform(_mixed(hashes, _START)) * room).astype(np.int64)
+            if self.config.crop == "start":
+                start[:] = 0
+            seeds = (_mixed(hashes, _DRAW) >> np.uint64(1)).astype(np.int64)
+            columns[:, numbers == number] = index, start, taken, seeds
+        return numbers.astype(np.int64), columns[0], columns[1], columns[2], columns[3]
+
+    def _stream(self, number: int, epoch: int) -> tuple[Ints, Hashes]:
+        """Which clips of a corpus an epoch draws, in order, and in which pass over the corpus each is."""
+        size, count = len(self._sources[number].samples), self._counts[number]
+        first, stop = epoch * count, (epoch + 1) * count
+        pieces = [np.zeros(0, np.int64)]
+        for turn in range(first // size, -(-stop // size)):
+            order = self._permutation(number, turn)
+            pieces.append(order[max(0, first - turn * size) : stop - turn * size])
+        passes = np.arange(first, stop, dtype=np.int64) // size
+        return np.concatenate(pieces), passes.astype(np.uint64)
+
+    def _permutation(self, number: int, turn: int) -> Ints:
+        """A corpus' clips in the order of its pass `turn`."""
+        source, config = self._sources[number], self.config
+        if not config.shuffle:
+            return np.arange(len(source.samples))
+        place = _mixed(source.hashes, turn, _ORDER)
+        if config.shuffle_window is None or source.shards is None:
+            return np.argsort(place, kind="stable")
+        shards = np.arange(source.shards.max() + 1, dtype=np.uint64)
+        rank = np.argsort(np.argsort(_mixed(shards, config.seed, number, turn, _ORDER), kind="stable"), kind="stable")
+        return np.lexsort((place, rank[source.shards] // config.shuffle_window))
+
+
+class EpochPlan(Sequence[BatchPlan]):
+    """The batches of one epoch. Kept as columns; the draws of a batch are made when it is asked for."""
+
+    def __init__(self, config: PlanConfig, corpus: Ints, index: Ints, start: Ints, samples: Ints, seed: Ints):
+        self.config = config
+        self._columns = corpus, index, start, samples, seed
+        self._crop = round(config.crop_s * config.sample_rate_hz)
+        self._step = max(1, round(config.length_step_s * config.sample_rate_hz))
+        joined = config.short_clips == "join"
+        sequences = _joined(samples, self._crop) if joined else [[i] for i in range(len(samples))]
+        self._rows = np.array([i for sequence in sequences for i in sequence], np.int64)
+        self._ends = np.cumsum([0, *map(len, sequences)])
+        lengths = np.add.reduceat(samples[self._rows], self._ends[:-1]) if sequences else np.zeros(0, np.int64)
+        self._batches = self._grouped(lengths)
+        self._lengths = lengths
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @overload
+    def __getitem__(self, k: int) -> BatchPlan: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[BatchPlan]: ...
+    def __getitem__(self, k: int | slice) -> BatchPlan | list[BatchPlan]:
+        if isinstance(k, slice):
+            return [self[i] for i in range(*k.indices(len(self)))]
+        return tuple(self._sequence(int(row)) for row in self._batches[k])
+
+    def rows(self, k: int, rank: int = 0, world: int = 1) -> BatchPlan:
+        """What rank `rank` of `world` reads of batch `k`."""
+        return tuple(self._sequence(int(row)) for row in self._batches[k][rank::world])
+
+    def padded_samples(self, k: int) -> int:
+        """The length that the sequences of batch `k` are padded to, the same for every rank."""
+        if self.config.short_clips != "bucket":
+            return self._crop
+        return self._padded(int(self._lengths[self._batches[k]].max()))
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences in all batches."""
+        return sum(map(len, self._batches))
+
+    @property
+    def num_clips(self) -> int:
+        """Draws in all batches."""
+        return int(sum((self._ends[rows + 1] - self._ends[rows]).sum() for rows in self._batches))
+
+    @property
+    def hours(self) -> float:
+        """Audio in all batches, without padding."""
+        return self._valid / self.config.sample_rate_hz / 3600
+
+    @property
+    def filled(self) -> float:
+        """The share of the batches that is audio; the rest is padding."""
+        room = sum(len(self._batches[k]) * self.padded_samples(k) for k in range(len(self)))
+        return self._valid / max(room, 1)
+
+    @property
+    def _valid(self) -> int:
+        return int(sum(self._lengths[rows].sum() for rows in self._batches))
+
+    def _sequence(self, row: int) -> SequencePlan:
+        rate_hz = self.config.sample_rate_hz
+        draws = self._rows[self._ends[row] : self._ends[row + 1]]
+        return tuple(
+            Draw(int(corpus), int(index), int(start) / rate_hz, int(samples) / rate_hz, int(seed))
+            for corpus, index, start, samples, seed in zip(*(column[draws] for column in self._columns), strict=True)
+        )
+
+    def _padded(self, samples: int) -> int:
+        return -(-samples // self._step) * self._step
+
+    def _grouped(self, lengths: Ints) -> list[Ints]:
+        """Sequences in batches."""
+        size = self.config.batch_size
+        order = np.arange(len(lengths))
+        if self.config.short_clips != "bucket":
+            batches = [order[first : first + size] for first in range(0, len(order), size)]
+            return [rows for rows in batches if len(rows) == size or not self.config.drop_last]
+        batches = []
+        budget = size * self._padded(self._crop)
+        window = int(_BUCKET_BATCHES * budget / max(1.0, float(lengths.mean()))) if len(lengths) else 1
+        for first in range(0, len(order), window):
+            batches += self._bucketed(order[first : first + window], lengths, budget)
+        return batches
+
+    def _bucketed(self, rows: Ints, lengths: Ints, budget: int) -> Iterator[Ints]:
+        rows = rows[np.argsort(-lengths[rows], kind="stable")]
+        batches = []
+        first = 0
+        while first < len(rows):
+            count = max(1, budget // self._padded(int(lengths[rows[first]])))
+            if not (self.config.drop_last and first + count > len(rows)):
+                batches.append(rows[first : first + count])
+            first += count
+        # Long and short batches in turn; the hash of a batch's first clip stands for the epoch, too.
+        leaders = np.array([batch[0] for batch in batches], np.int64)
+        seeds = self._columns[4][self._rows[self._ends[leaders]]].astype(np.uint64)
+        turn = np.argsort(_mixed(seeds, _BATCHES), kind="stable")
+        return (batches[i] for i in (turn if self.config.shuffle else range(len(batches))))
+
+
+def _joined(samples: Ints, crop: int) -> list[list[int]]:
+    """Draws in sequences of at most `crop` samples, in the order in which these are full."""
+    done: list[list[int]] = []
+    opened: dict[int, list[int]] = {}
+    free: list[tuple[int, int]] = []  # room of the open sequences and their numbers, sorted
+    shortest = int(samples.min()) if len(samples) else 0
+    for i, length in enumerate(samples.tolist()):
+        at = bisect_left(free, (length, -1))
+        room, number = free.pop(at) if at < len(free) else (crop, i)
+        opened.setdefault(number, []).append(i)
+        if room - length < shortest:
+            done.append(opened.pop(number))
+            continue
+        insort(free, (room - length, number))
+        if len(free) > _OPEN_SEQUENCES:
+            done.append(opened.pop(free.pop(0)[1]))
+    return done + list(opened.values())
+
+
+def _mixed(values: Hashes, *more: int | Any) -> Hashes:
+    """splitmix64 over each of `values` (n,) and, one after the other, numbers or arrays (n,)."""
+    state = _splitmix(values)
+    for value in more:
+        state = _splitmix(state ^ np.asarray(value).astype(np.uint64))
+    return state
+
+
+def _splitmix(state: Hashes) -> Hashes:
+    """One step of splitmix64 (Steele, Lea, Flood 2014): a bijection of 64 bits that leaves no pattern."""
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: Hashes = state ^ (state >> np.uint64(31))
+    return mixed
+
+
+def _uniform(hashes: Hashes) -> npt.NDArray[np.float64]:
+    """Numbers in [0, 1) of 53 bits."""
+    return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53

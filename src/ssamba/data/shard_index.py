@@ -1,0 +1,283 @@
+"""Where in which tar each clip of a folder of shards lies, so that a member is read without looking for it.
+
+Shards follow the WebDataset convention: uncompressed tars in which members of one clip stand together and share their
+name up to the first dot: `000123.opus`, `000123.json`. Any folder of such tars will do. Their headers are scanned once,
+and the index is kept beside them where the folder may be written to:
+
+- `index.parquet` (without pyarrow `index.csv`): key, shard, suffix, offset, size, seconds, labels, split, group;
+- `shards.json`: the tars with their sizes in bytes, by which an index that does not fit them any more is noticed.
+
+Offsets and sizes are in bytes. No torch here.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssamba.audio.collection import AUDIO_SUFFIXES, Skipped
+from ssamba.audio.decode import AudioBytes
+from ssamba.data.columns import CategoryColumn, TextColumn
+from ssamba.data.manifest import header_duration_s
+from ssamba.errors import DataError, WorkerDiedError
+from ssamba.files import write_atomically
+from ssamba.processes import map_in_processes
+
+FORMAT = "ssamba shards"
+SHARDS_FILE = "shards.json"
+_COLUMNS = ("key", "shard", "suffix", "offset", "size", "seconds", "labels", "split", "group")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One clip of a shard."""
+
+    key: str
+    shard: str
+    """Name of the tar."""
+    suffix: str
+    """Of the audio member: `.opus`."""
+    offset: int
+    """Of the audio's first byte in the tar."""
+    size: int
+    seconds: float
+    labels: tuple[str, ...] = ()
+    split: str | None = None
+    group: str | None = None
+
+
+class ShardIndex:
+    """The clips of a folder of shards, in the order of the tars and inside them, as columns."""
+
+    def __init__(self, folder: Path, members: Sequence[Member], skipped: Sequence[Skipped] = ()):
+        keys = [member.key for member in members]
+        if max(Counter(keys).values(), default=0) > 1:  # tars that each count from zero
+            keys = [f"{Path(member.shard).stem}/{member.key}" for member in members]
+        self.folder = folder
+        self.skipped = tuple(skipped)
+        """Members that cannot be used, and why."""
+        self.keys = TextColumn(keys)
+        self.shards = CategoryColumn(member.shard for member in members)
+        self.suffixes = CategoryColumn(member.suffix for member in members)
+        self.offsets = np.array([member.offset for member in members], np.int64)
+        self.sizes = np.array([member.size for member in members], np.int64)
+        self.seconds = np.array([member.seconds for member in members], np.float64)
+        self.labels = CategoryColumn(member.labels for member in members)
+        self.splits = CategoryColumn(member.split for member in members)
+        self.groups = CategoryColumn(member.group for member in members)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The tars of a folder, sorted; a tar itself stands for a folder that holds it alone."""
+    if folder.is_file():
+        return [folder]
+    return sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+
+
+def open_index(source: Path, workers: int = 0) -> ShardIndex:
+    """The index of a folder of tars (or of one tar): as it was kept there, else from the tars.
+
+    Args:
+        source: the folder, or one tar.
+        workers: processes that scan tars; 0 scans in this one.
+
+    Raises:
+        DataError: there is no tar, or no audio in them.
+    """
+    files = shard_files(source)
+    if not files:
+        raise DataError(f"{source}: no tar in this folder. `ssamba shard MANIFEST {source}` writes some")
+    folder = files[0].parent
+    whole_folder = source.is_dir()
+    if whole_folder and (kept := _read_kept(folder, files)) is not None:
+        return kept
+    members, skipped = _scan(files, workers)
+    if not members:
+        reasons = "; ".join(entry.reason for entry in skipped[:3])
+        raise DataError(f"{source}: holds no clip that can be read. {reasons or 'Expected members such as 0001.opus'}")
+    if whole_folder and folder.stat().st_mode & 0o222:  # write permission stops root only if one asks
+        with suppress(OSError):  # not ours to write to: the tars are scanned again next time
+            keep_index(folder, members, [{"name": file.name, "bytes": file.stat().st_size} for file in files], skipped)
+    return ShardIndex(folder, members, skipped)
+
+
+def keep_index(
+    folder: Path,
+    members: Sequence[Member],
+    shards: Sequence[Mapping[str, Any]],
+    skipped: Sequence[Skipped] = (),
+    **more: Any,
+) -> None:
+    """Write the index of `shards` (each with its `name` and `bytes`) beside them; a file of others is never replaced."""
+    before = _read_head(folder)
+    name = before["index"] if before else next(n for n in _names() if not (folder / n).exists())
+    write = _write_parquet if name.endswith(".parquet") else _write_csv
+    head = {
+        "format": FORMAT,
+        "format_version": 1,
+        "index": name,
+        **more,
+        "clips": len(members),
+        "hours": round(sum(member.seconds for member in members) / 3600, 4),
+        "shards": list(shards),
+        "skipped": [[entry.path, entry.reason] for entry in skipped],
+    }
+    write_atomically(folder / name, lambda target: write(target, members))
+    text = json.dumps(head, indent=1) + "\n"
+    write_atomically(folder / SHARDS_FILE, lambda target: target.write_text(text, encoding="utf-8"))
+
+
+def _names() -> list[str]:
+    """Names for an index, best first; the last one is ours alone."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        return ["index.csv", "index.ssamba.csv"]
+    return ["index.parquet", "index.ssamba.parquet"]
+
+
+def _read_head(folder: Path) -> dict[str, Any] | None:
+    try:
+        head = json.loads((folder / SHARDS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return head if isinstance(head, dict) and head.get("format") == FORMAT else None
+
+
+def _read_kept(folder: Path, files: Sequence[Path]) -> ShardIndex | None:
+    """The index beside the tars, if there is one and it fits them."""
+    head = _read_head(folder)
+    if head is None or {s["name"]: s["bytes"] for s in head["shards"]} != {f.name: f.stat().st_size for f in files}:
+        return None
+    path = folder / head["index"]
+    try:
+        records = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+        members = [Member(*record) for record in records]
+    except (ImportError, OSError, ValueError, KeyError, TypeError):
+        return None  # no pyarrow here, or damaged: the tars say it all again
+    if len(members) != head["clips"]:
+        return None
+    return ShardIndex(folder, members, [Skipped(path, reason) for path, reason in head["skipped"]])
+
+
+def _write_parquet(target: Path, members: Sequence[Member]) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    text, whole, names = pa.string(), pa.int64(), pa.list_(pa.string())
+    kinds = (text, text, text, whole, whole, pa.float64(), names, text, text)
+    arrays = [
+        pa.array([getattr(member, name) for member in members], kind)
+        for name, kind in zip(_COLUMNS, kinds, strict=True)
+    ]
+    parquet.write_table(pa.table(arrays, names=list(_COLUMNS)), target)
+
+
+def _read_parquet(path: Path) -> Iterable[tuple[Any, ...]]:
+    from pyarrow import parquet
+
+    columns = [parquet.read_table(path)[name].to_pylist() for name in _COLUMNS]
+    columns[6] = [tuple(labels) for labels in columns[6]]
+    return zip(*columns, strict=True)
+
+
+def _write_csv(target: Path, members: Sequence[Member]) -> None:
+    with target.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(_COLUMNS)
+        for m in members:
+            labels = json.dumps(m.labels)
+            writer.writerow([m.key, m.shard, m.suffix, m.offset, m.size, repr(m.seconds), labels, m.split, m.group])
+
+
+def _read_csv(path: Path) -> Iterable[tuple[Any, ...]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            key, shard, suffix, offset, size, seconds, labels, split, group = (row[name] for name in _COLUMNS)
+            names = tuple(json.loads(labels))
+            yield key, shard, suffix, int(offset), int(size), float(seconds), names, split or None, group or None
+
+
+def _scan(files: Sequence[Path], workers: int) -> tuple[list[Member], list[Skipped]]:
+    members: list[Member] = []
+    skipped: list[Skipped] = []
+    for path, result in map_in_processes(scan_tar, files, min(workers, len(files)), ahead=1):
+        if isinstance(result, WorkerDiedError):
+            reason = f"{path}: a codec crashed on a member of this tar, so it is damaged: write it anew"
+            skipped.append(Skipped(str(path), reason))
+        else:
+            members += result[0]
+            skipped += result[1]
+    return members, skipped
+
+
+def scan_tar(path: Path) -> tuple[list[Member], list[Skipped]]:
+    """The clips of one tar from its headers and those of its audio, and what in it cannot be used."""
+    parts: dict[str, dict[str, tuple[int, int]]] = {}
+    skipped: list[Skipped] = []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                if info.isfile():
+                    folder, _, name = info.name.rpartition("/")
+                    stem, dot, suffix = name.partition(".")
+                    if stem:
+                        key = f"{folder}/{stem}" if folder else stem
+                        parts.setdefault(key, {})[(dot + suffix).lower()] = (info.offset_data, info.size)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        skipped.append(Skipped(str(path), f"{path}: the tar is damaged or cut ({error}); what comes before is used"))
+    members: list[Member] = []
+    if not parts:
+        return members, skipped
+    with path.open("rb") as file:
+
+        def read(part: tuple[int, int]) -> bytes:
+            file.seek(part[0])
+            return file.read(part[1])
+
+        for key, found in parts.items():
+            suffixes = [suffix for suffix in found if f".{suffix.rpartition('.')[2]}" in AUDIO_SUFFIXES]
+            if not suffixes:
+                name = f"{path}/{key}"
+                skipped.append(Skipped(name, f"{name}: no audio among its members ({', '.join(found)})"))
+                continue
+            suffix = suffixes[0]
+            name = f"{path}/{key}{suffix}"
+            seconds = header_duration_s(AudioBytes(name, read(found[suffix])))
+            if isinstance(seconds, Exception):
+                skipped.append(Skipped(name, str(seconds)))
+                continue
+            about = _about(read(found[".json"])) if ".json" in found else {}
+            labels = _labels(about)
+            if not labels and ".cls" in found:
+                labels = (read(found[".cls"]).decode("utf-8", "replace").strip(),)
+            split, group = (None if about.get(which) is None else str(about[which]) for which in ("split", "group"))
+            members.append(Member(key, path.name, suffix, *found[suffix], seconds, labels, split, group))
+    return members, skipped
+
+
+def _about(data: bytes) -> dict[str, Any]:
+    try:
+        about = json.loads(data)
+    except ValueError:
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _labels(about: Mapping[str, Any]) -> tuple[str, ...]:
+    labels = about.get("labels", about.get("label"))
+    if labels is None:
+        return ()
+    return tuple(map(str, labels)) if isinstance(labels, list) else (str(labels),)

@@ -1,0 +1,206 @@
+"""Plans: every clip once, the same batches for any number of ranks, draws that depend on the clip alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from tests.data.conftest import NoiseCorpus
+
+from ssamba.data.plan import Draw, Plan, PlanConfig, _mixed, _uniform
+from ssamba.errors import DataError
+
+LENGTHS = st.lists(st.floats(0.01, 40), min_size=1, max_size=60)
+CONFIGS = st.builds(
+    PlanConfig,
+    seed=st.integers(0, 2**63 - 1),
+    short_clips=st.sampled_from(["join", "bucket", "pad"]),
+    batch_size=st.integers(1, 9),
+    shuffle=st.booleans(),
+)
+
+
+def draws_of(plan, epoch):
+    return [draw for batch in plan.batches(epoch) for sequence in batch for draw in sequence]
+
+
+@settings(deadline=None, max_examples=150)
+@given(seconds=LENGTHS, config=CONFIGS, epoch=st.integers(0, 3))
+def test_an_epoch_holds_every_clip_once_inside_its_bounds(seconds, config, epoch):
+    corpus = NoiseCorpus(seconds)
+    plan = Plan(config, [corpus]).batches(epoch)
+    draws = [draw for batch in plan for sequence in batch for draw in sequence]
+    assert sorted(draw.index for draw in draws) == list(range(len(seconds)))
+    rate = config.sample_rate_hz
+    for draw in draws:
+        length = max(1, round(seconds[draw.index] * rate))
+        start, taken = round(draw.start_s * rate), round(draw.seconds * rate)
+        assert taken == min(length, round(config.crop_s * rate))
+        assert 0 <= start <= length - taken
+        assert 0 <= draw.seed < 2**63
+    assert plan.num_clips == len(seconds)
+    assert plan.num_sequences == sum(map(len, plan))
+    valid, room = 0, 0
+    for k, batch in enumerate(plan):
+        lengths = [sum(round(draw.seconds * rate) for draw in sequence) for sequence in batch]
+        assert max(lengths) <= plan.padded_samples(k) <= round(config.crop_s * rate)
+        if config.short_clips == "bucket":
+            budget = config.batch_size * round(config.crop_s * rate)
+            assert len(batch) == 1 or len(batch) * plan.padded_samples(k) <= budget
+        else:
+            assert len(batch) == config.batch_size or k == len(plan) - 1
+        valid += sum(lengths)
+        room += len(batch) * plan.padded_samples(k)
+    assert plan.filled == pytest.approx(valid / room)
+    assert plan.hours == pytest.approx(valid / rate / 3600)
+
+
+@pytest.mark.parametrize("short_clips", ["join", "bucket", "pad"])
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_ranks_divide_each_batch_without_overlap(short_clips, world):
+    corpus = NoiseCorpus(np.random.default_rng(0).exponential(3, 500) + 0.1)
+    plan = Plan(PlanConfig(short_clips=short_clips, batch_size=8), [corpus]).batches(1)
+    for k, batch in enumerate(plan):
+        shares = [plan.rows(k, rank, world) for rank in range(world)]
+        assert Counter(row for share in shares for row in share) == Counter(batch)
+        assert tuple(shares[0]) == batch[::world]
+
+
+def test_draws_depend_on_the_clip_alone():
+    """Neither order nor company of a clip changes its crop and its seed; epoch and seed do."""
+
+    class Renamed(NoiseCorpus):
+        def __init__(self, seconds, names):
+            super().__init__(seconds)
+            self.names = names
+
+        def key(self, i):
+            return self.names[i]
+
+    seconds = {f"clip {i}": 5.0 + i for i in range(40)}
+    config = PlanConfig(batch_size=4)
+
+    def drawn(names, epoch=0, **changes):
+        corpus = Renamed([seconds[name] for name in names], names)
+        draws = draws_of(Plan(config.with_changes(**changes), [corpus]), epoch)
+        return {names[d.index]: (d.start_s, d.seconds, d.seed) for d in draws}
+
+    whole = drawn(list(seconds))
+    assert drawn(list(seconds)[::-1]) == whole
+    half = drawn(list(seconds)[::2])
+    assert half == {name: whole[name] for name in half}
+    assert drawn(list(seconds), short_clips="pad", batch_size=7) == whole
+    for other in (drawn(list(seconds), epoch=1), drawn(list(seconds), seed=1)):
+        assert all(other[name][2] != whole[name][2] for name in seconds)
+    assert len({seed for _, _, seed in whole.values()}) == len(seconds)
+
+
+def test_orders_differ_between_epochs_and_stay_the_same_between_runs():
+    corpus = NoiseCorpus(np.full(200, 3.0))
+    plan = Plan(PlanConfig(short_clips="pad"), [corpus])
+    orders = [[d.index for d in draws_of(plan, epoch)] for epoch in range(3)]
+    assert orders[0] != orders[1] != orders[2]
+    assert [d.index for d in draws_of(Plan(PlanConfig(short_clips="pad"), [corpus]), 1)] == orders[1]
+    still = Plan(PlanConfig(short_clips="pad", shuffle=False), [corpus])
+    assert [d.index for d in draws_of(still, 2)] == list(range(200))
+    # Pinned: a plan must not change between versions, or interrupted epochs could not go on.
+    assert draws_of(plan, 0)[0] == PINNED
+    assert plan.fingerprint() == PINNED_FINGERPRINT
+
+
+def test_crops_lie_anywhere_or_at_the_start():
+    corpus = NoiseCorpus(np.full(4000, 20.48))
+    starts = np.array([draw.start_s for draw in draws_of(Plan(PlanConfig(), [corpus]), 0)])
+    assert abs(starts.mean() - 5.12) < 0.15
+    assert np.histogram(starts, 8, (0, 10.24))[0].min() > 400
+    assert {draw.start_s for draw in draws_of(Plan(PlanConfig(crop="start"), [corpus]), 0)} == {0.0}
+
+
+def test_corpora_are_mixed_by_weight_and_each_goes_through_all_its_clips():
+    small, large = NoiseCorpus(np.full(30, 2.0), "small"), NoiseCorpus(np.full(170, 2.0), "large")
+    config = PlanConfig(weights=(1, 3), epoch_clips=80, short_clips="pad")
+    plan = Plan(config, [small, large])
+    assert plan.clips_of_epoch == (20, 60)
+    seen = {0: [], 1: []}
+    for epoch in range(6):
+        draws = draws_of(plan, epoch)
+        assert Counter(draw.corpus for draw in draws) == {0: 20, 1: 60}
+        first_half = Counter(draw.corpus for draw in draws[:40])
+        assert 4 <= first_half[0] <= 16, "mixed, not one after the other"
+        for draw in draws:
+            seen[draw.corpus].append(draw)
+    for number, size in ((0, 30), (1, 170)):
+        draws = seen[number]
+        for first in range(0, len(draws) - size + 1, size):
+            assert len({draw.index for draw in draws[first : first + size]}) == size or number == 1
+        assert len({draw.seed for draw in draws}) == len(draws), "a clip's second appearance is another draw"
+    counts = Counter(draw.index for draw in seen[1])
+    assert max(counts.values()) - min(counts.values()) <= 1
+    assert Plan(PlanConfig(), [small, large]).clips_of_epoch == (30, 170)
+    assert Plan(PlanConfig(weights=(1, 1, 1), epoch_clips=8), [small, large, large]).clips_of_epoch == (3, 3, 2)
+
+
+def test_a_window_of_shards_is_read_before_the_next():
+    shards = np.repeat(np.arange(20), 50)
+    corpus = NoiseCorpus(np.full(1000, 1.0), shards=shards)
+    plan = Plan(PlanConfig(shuffle_window=4, short_clips="pad"), [corpus])
+    for epoch in (0, 1):
+        order = np.array([shards[draw.index] for draw in draws_of(plan, epoch)]).reshape(5, 200)
+        windows = [frozenset(part.tolist()) for part in order]
+        assert [len(window) for window in windows] == [4] * 5
+        assert len(frozenset.union(*windows)) == 20
+        assert all(len(set(part[:20].tolist())) > 1 for part in order), "shuffled inside the window"
+
+
+@pytest.mark.parametrize(("short_clips", "least"), [("join", 0.97), ("bucket", 0.93)])
+def test_little_is_padding_where_clips_are_short(short_clips, least):
+    seconds = np.clip(np.random.default_rng(0).lognormal(0.4, 0.9, 6000), 0.2, 30)
+    corpus = NoiseCorpus(seconds)
+    filled = {
+        kind: Plan(PlanConfig(short_clips=kind, batch_size=32), [corpus]).batches(0).filled
+        for kind in (short_clips, "pad")
+    }
+    assert filled[short_clips] > least
+    assert filled["pad"] < 0.4
+
+
+def test_the_last_batch_can_be_left_out():
+    corpus = NoiseCorpus(np.full(70, 10.24))
+    for kind in ("join", "pad", "bucket"):
+        config = PlanConfig(short_clips=kind, batch_size=16)
+        assert [len(b) for b in Plan(config, [corpus]).batches(0)].count(16) == 4
+        assert len(Plan(config, [corpus]).batches(0)) == 5
+        assert [len(b) for b in Plan(config.with_changes(drop_last=True), [corpus]).batches(0)] == [16] * 4
+
+
+def test_what_does_not_fit_is_refused():
+    corpus = NoiseCorpus([1.0])
+    for config, corpora, message in (
+        (PlanConfig(), [], "at least one"),
+        (PlanConfig(sample_rate_hz=8000), [corpus], "open it with the plan's rate"),
+        (PlanConfig(), [NoiseCorpus([])], "no clip"),
+        (PlanConfig(weights=(1,)), [corpus, corpus], "as many weights"),
+        (PlanConfig(weights=(0, 0)), [corpus, corpus], "one above"),
+    ):
+        with pytest.raises(DataError, match=message):
+            Plan(config, corpora)
+    with pytest.raises(IndexError):
+        Plan(PlanConfig(), [corpus]).batches(0)[1]
+
+
+def test_the_hash_is_splitmix64():
+    """The first outputs of the reference implementation (https://prng.di.unimi.it/splitmix64.c) for the seed 1234567."""
+    state, step = 1234567, 0x9E3779B97F4A7C15
+    outputs = [int(_mixed(np.array([(state + i * step) % 2**64], np.uint64))[0]) for i in range(3)]
+    assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    values = _uniform(_mixed(np.arange(100_000, dtype=np.uint64), 3))
+    assert values.min() >= 0
+    assert values.max() < 1
+    assert abs(values.mean() - 0.5) < 0.005
+
+
+PINNED = Draw(0, 2, 0.0, 3.0, 6061524117147634179)
+PINNED_FINGERPRINT = "b8605a0d8528bee6"
