@@ -35,5 +35,13 @@ class MissingExtraError(SsambaError, ImportError):
     """A feature needs an optional dependency; the message gives the command that installs it."""
 
 
+class TrainingError(SsambaError, RuntimeError):
+    """A training run cannot start, go on, or save."""
+
+
+class TrainingDivergedError(TrainingError):
+    """Too many steps in a row had a loss or gradient that is not finite; the message says where and what is saved."""
+
+
 class AudioTruncatedWarning(UserWarning):
     """The tail of an audio file is missing, and `strict=False` asked to go on with what is there."""
