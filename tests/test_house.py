@@ -15,6 +15,7 @@ FLOORS = {
     "errors": 0,
     "config": 1,
     "draws": 1,
+    "measuring": 1,
     "ops": 1,
     "model": 2,
     "audio": 2,

@@ -107,7 +107,7 @@ class PatchEncoder(nn.Module):
             grid = rearrange(self.position_embed[:, self.num_prefix_tokens :], "b (r k) d -> b r k d", r=rows)
             return order_tokens(grid, self.config)
         table = rearrange(self.position_embed[0, self.num_prefix_tokens :], "(r k) d -> r k d", r=rows)
-        counts = torch.tensor([longest], device=table.device) if columns is None else columns
+        counts = torch.full((1,), longest, device=table.device) if columns is None else columns
         grid = grid_positions(table, self.config.rows, counts, longest)
         return order_tokens(grid, self.config, columns)
 
