@@ -1,4 +1,4 @@
-"""The whole encoder on a CPU against a transformer of SSAST's shape: `python -m benchmarks.encoder`.
+"""The whole encoder on a CPU against SSAST, the transformer: `python -m benchmarks.encoder`.
 
 Sections (`--sections` chooses): `inference` (time of one clip over lengths, tiny and base), `memory` (peak extra
 resident memory of one pass, each in a process of its own), `training` (forward and backward at 512 patches), `scans` (the
@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.scan import pscan_side
-from benchmarks.timing import disagreement, medians_s, save, surroundings, table
-from benchmarks.transformer import Transformer
+from benchmarks.timing import disagreement, medians_s, save
 from ssamba.embedder import Embedder
-from ssamba.model import SIZES, SSAMBAEncoder, create_encoder, mixer
+from ssamba.measuring import surroundings, table
+from ssamba.model import SSAMBAEncoder, create_encoder, mixer
 
 Row = dict[str, Any]
 INFERENCE = (("tiny", 512), ("tiny", 2048), ("tiny", 8192), ("tiny", 22_000), ("base", 512), ("base", 2048))
@@ -36,33 +36,26 @@ MBYTE = 2**20
 
 _PEAK = """
 import sys, torch
-from pathlib import Path
 from benchmarks.encoder import model_and_input
-
-def status_kb(name):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+from ssamba.measuring import resident_peak
 
 torch.set_num_threads(int(sys.argv[3]))
 with torch.no_grad():
     model, features = model_and_input(sys.argv[1], "tiny", int(sys.argv[2]))
     model_small, small = model_and_input(sys.argv[1], "tiny", 64)
     model_small(small)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = status_kb("VmRSS")
-    model(features)
-print((status_kb("VmHWM") - before) * 1024)
+    print(resident_peak(lambda: model(features)))
 """
 
 
 def model_and_input(side: str, size: str, patches: int) -> tuple[nn.Module, Tensor]:
     """A model ("ssamba", "sdpa" or "unfused") and features of so many patches (a multiple of 8)."""
     torch.manual_seed(0)
-    width = SIZES[size]["embed_dim"]
     features = torch.randn(1, patches * 2, 128)
     if side == "ssamba":
         return create_encoder(size).eval(), features  # type: ignore[arg-type]
-    return Transformer(width, patches, fused=side == "sdpa").eval(), features
+    attention = "fused" if side == "sdpa" else "unfused"
+    return create_encoder(size, "ssast", num_frames=2 * patches, attention=attention).eval(), features  # type: ignore[arg-type]
 
 
 @torch.no_grad()

@@ -1,8 +1,7 @@
 """The Triton kernels and the whole encoder on an NVIDIA GPU: `python -m benchmarks.gpu`.
 
 First every kernel is compared with the float64 reference on the same GPU; without agreement no ratio is printed. Then
-come the scan and the convolution, long sequences at batch 1, and the encoders against a plain transformer of SSAST's
-shape, for inference and a training step, with peak memory. `--parts sweep` tries other block sizes of the scan.
+come the scan and the convolution, long sequences at batch 1, and SSAMBA against SSAST, for inference and a training step, with peak memory. `--parts sweep` tries other block sizes of the scan.
 A part that fails is reported and the others go on. Writes benchmarks/results/gpu.json and gpu.md.
 
 Shapes: B batch, L tokens, D channels, N states. A state update is one of the B L D N steps of the recurrence.
@@ -25,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.timing import disagreement, save, surroundings, table
+from benchmarks.timing import disagreement, save
+from ssamba.measuring import surroundings, table
 from ssamba.ops import causal_conv, selective_scan, triton_launch
 
 PARTS = ("check", "scan", "conv", "encoders", "sweep")
@@ -383,17 +383,16 @@ def encoder_training(model: nn.Module, features: Tensor) -> Run:
 
 def _build(name: str, size: Any, patches: int, depth: int | None) -> nn.Module:
     # Imported here, so that the kernels can be measured where einops and pydantic are missing.
+    from ssamba.model import create_encoder
+
     if name == "ssamba":
-        from ssamba.model import create_encoder
-
         return create_encoder(size) if depth is None else create_encoder(size, depth=depth)
-    from benchmarks.transformer import Transformer
-
-    return Transformer({"tiny": 192, "small": 384, "base": 768}[size], patches, fused=name == "sdpa")
+    attention = "fused" if name == "sdpa" else "unfused"
+    return create_encoder(size, "ssast", num_frames=patches // 8 * 16, attention=attention)
 
 
 def measure_encoders(report: Report, clock: Clock, shapes: tuple[Any, ...], agreed: bool, depth: int | None) -> None:
-    """SSAMBA (24 blocks) against the transformer (12) with flash attention, and unfused."""
+    """SSAMBA (24 blocks) against SSAST (12) with flash attention, and unfused."""
     rows = []
     for size, patches, batch in shapes:
         frames = patches // 8 * 16

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.timing import disagreement, medians_s, save, surroundings, table
+from benchmarks.timing import disagreement, medians_s, save
+from ssamba.measuring import surroundings, table
 from ssamba.ops import cpu_extension, selective_scan
 
 STATE, RANK = 16, 12

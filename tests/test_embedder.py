@@ -57,6 +57,21 @@ def test_batches_and_lists_give_what_single_recordings_give(embedder, clips, med
     assert embedder.embed([]) == []
 
 
+def test_ssast_embeds_what_ssamba_does(ssast_pth, clips, medley):
+    model = ssamba.load_model(ssast_pth, device="cpu")
+    sources = [*clips[:3], medley[:4800], medley[: 16000 * 4]]
+    for one, source in zip(model.embed(sources), sources, strict=True):
+        assert_same(one, model.embed(source))
+    features = model.features(medley[:16000])[None, :96]
+    with torch.no_grad():
+        tokens = model.encoder(features)[0, 2:]  # [CLS] and the distillation token do not count
+    torch.testing.assert_close(model.embed(medley[: 95 * 160 + 400]).clip, tokens.mean(0), atol=1e-5, rtol=0)
+    whole = model.embed(medley, context="full", layer=1)
+    assert torch.isfinite(whole.frames).all()
+    other = ssamba.load_model(ssast_pth, device="cpu", patch_stride=10)
+    assert other.digest() != model.digest() == ssamba.load_model(ssast_pth, device="cpu").digest()
+
+
 def test_a_short_recording_is_the_mean_over_its_patch_tokens(embedder, medley):
     samples = torch.from_numpy(medley[: 16000 * 3])
     features = fbank(samples)

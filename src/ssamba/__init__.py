@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssamba.checkpoint import load_checkpoint, load_encoder, save_checkpoint
-    from ssamba.config import EncoderConfig, FrontEndConfig
+    from ssamba.config import EncoderConfig, FrontEndConfig, SSASTConfig
     from ssamba.embedder import Embedder, Embedding, EmbedOptions, load_model
     from ssamba.model import create_encoder
 
@@ -24,6 +24,7 @@ _HOMES = {
     "save_checkpoint": "ssamba.checkpoint",
     "EncoderConfig": "ssamba.config",
     "FrontEndConfig": "ssamba.config",
+    "SSASTConfig": "ssamba.config",
     "Embedder": "ssamba.embedder",
     "Embedding": "ssamba.embedder",
     "EmbedOptions": "ssamba.embedder",
@@ -42,6 +43,7 @@ __all__ = [
     "Embedding",
     "EncoderConfig",
     "FrontEndConfig",
+    "SSASTConfig",
     "create_encoder",
     "load_checkpoint",
     "load_encoder",

@@ -9,9 +9,9 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ssamba.errors import ConfigError
 
@@ -38,6 +38,9 @@ class Config(BaseModel):
 
     @classmethod
     def _explain(cls, error: dict[str, Any]) -> str:
+        cause = error.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigError):  # a configuration inside this one has explained itself
+            return str(cause)
         key = ".".join(str(part) for part in error["loc"])
         if error["type"] != "extra_forbidden":
             where = f"{key}: " if key else ""
@@ -133,6 +136,9 @@ E = TypeVar("E", bound="BaseEncoderConfig")
 class BaseEncoderConfig(Config):
     """What every encoder over patches of a spectrogram has: its width and depth, and the grid of its patches."""
 
+    family: ClassVar[str]
+    """What `model_type` of a checkpoint calls this kind of encoder."""
+
     embed_dim: int = Field(192, gt=0)
     """Width D of the token stream (192 tiny, 384 small, 768 base)."""
     depth: int = Field(gt=0)
@@ -172,6 +178,11 @@ class BaseEncoderConfig(Config):
         return self.with_changes(patch_stride=pair, position_grid=self.grid)
 
     @property
+    def summary(self) -> str:
+        """The encoder in a few words."""
+        raise NotImplementedError
+
+    @property
     def num_prefix_tokens(self) -> int:
         """Tokens that stand before the patches."""
         return 1
@@ -209,6 +220,8 @@ class BaseEncoderConfig(Config):
 class EncoderConfig(BaseEncoderConfig):
     """The SSAMBA encoder. `variant` names a preset; the flags under it are what the model obeys."""
 
+    family: ClassVar[str] = "ssamba"
+
     variant: Literal["official", "ssamba2"] = "official"
     """`official` is the released structure, quirks included; `ssamba2` is ours to improve."""
     depth: int = Field(24, gt=0)
@@ -237,6 +250,11 @@ class EncoderConfig(BaseEncoderConfig):
         return self
 
     @property
+    def summary(self) -> str:
+        """The encoder in a few words."""
+        return f"SSAMBA {self.variant}, {self.depth} blocks, width {self.embed_dim}, {self.state_size} states"
+
+    @property
     def inner_dim(self) -> int:
         """Channels inside a block."""
         return self.expand * self.embed_dim
@@ -250,6 +268,47 @@ class EncoderConfig(BaseEncoderConfig):
     def num_layers(self) -> int:
         """Steps of the encoder that have a hidden state: pairs of blocks, or single ones when sequential."""
         return self.depth // 2 if self.block_layout == "paired" else self.depth
+
+
+class SSASTConfig(BaseEncoderConfig):
+    """The SSAST encoder (Gong et al., 2022): a vision transformer over the same patches, SSAMBA's counterpart."""
+
+    family: ClassVar[str] = "ssast"
+
+    depth: int = Field(12, gt=0)
+    """Number of blocks."""
+    num_heads: int = Field(3, gt=0)
+    """Attention heads (3 tiny, 6 small, 12 base)."""
+    mlp_ratio: int = Field(4, gt=0)
+    """Width of a block's MLP, as a multiple of embed_dim."""
+    distillation_token: bool = True
+    """Whether a second prefix token follows [CLS], as in the distilled DeiT that the released models start from."""
+    attention: Literal["fused", "unfused"] = "fused"
+    """`fused`: through `scaled_dot_product_attention`, memory linear in L; `unfused`: written out with its L x L matrix,
+    as in the code that the SSAMBA paper measured. The same numbers but for rounding."""
+    norm_eps: float = Field(1e-6, gt=0)
+    """Epsilon of every LayerNorm."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SSASTConfig:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+    @property
+    def summary(self) -> str:
+        """The encoder in a few words."""
+        return f"SSAST, {self.depth} blocks, width {self.embed_dim}, {self.num_heads} heads"
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """[CLS], and the distillation token if there is one."""
+        return 2 if self.distillation_token else 1
+
+
+ENCODER_CONFIGS: dict[str, type[EncoderConfig] | type[SSASTConfig]] = {
+    config.family: config for config in (EncoderConfig, SSASTConfig)
+}
 
 
 class PretrainingConfig(Config):
@@ -282,7 +341,7 @@ class ClassifierConfig(Config):
     num_classes: int = Field(gt=0)
     """Outputs of the linear layer."""
     pooling: Literal["mean", "cls"] = "mean"
-    """What it reads: the mean over patch tokens (official default) or the prefix token."""
+    """What it reads: the mean over patch tokens (official default), or the prefix token (SSAST: the mean of its two)."""
     labels: tuple[str, ...] | None = None
     """Names of the classes, in the order of the outputs."""
 
@@ -299,13 +358,13 @@ FORMAT_VERSION = 1
 class ModelConfig(Config):
     """What `config.json` of a checkpoint folder holds: everything needed to rebuild the model."""
 
-    model_type: Literal["ssamba"] = "ssamba"
-    """Family of the encoder."""
+    model_type: Literal["ssamba", "ssast"] = "ssamba"
+    """Family of the encoder; follows from an encoder's configuration given as an object."""
     format_version: Literal[1] = 1
     """Version of this layout."""
     kind: Literal["encoder", "pretraining", "classifier"] = "encoder"
     """Which heads the weights come with."""
-    encoder: EncoderConfig
+    encoder: EncoderConfig | SSASTConfig
     """The encoder."""
     classifier: ClassifierConfig | None = None
     """The head, when kind is classifier."""
@@ -314,8 +373,25 @@ class ModelConfig(Config):
     origin: str | None = None
     """Where the weights come from, for people."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_family(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(values.get("encoder"), BaseEncoderConfig):
+            return {"model_type": values["encoder"].family, **values}
+        return values
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _parse_encoder(cls, value: Any, info: ValidationInfo) -> Any:
+        family = ENCODER_CONFIGS.get(info.data.get("model_type", ""))
+        if isinstance(value, Mapping) and family is not None:
+            return family.parse(value, "encoder")
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
+        if self.encoder.family != self.model_type:
+            raise ValueError(f"model_type {self.model_type!r} does not fit an encoder of {self.encoder.family!r}")
         if (self.kind == "classifier") != (self.classifier is not None):
             raise ValueError(f"kind {self.kind!r} and classifier {self.classifier!r} contradict each other")
         if self.pretraining is not None and self.kind != "pretraining":

@@ -374,7 +374,7 @@ def load_model(
     """Load a model that embeds recordings.
 
     Args:
-        source: a checkpoint folder, an official SSAMBA `.pth` file (pretrained or fine-tuned), or a hub name
+        source: a checkpoint folder, an official SSAMBA or SSAST `.pth` file (pretrained or fine-tuned), or a hub name
             (`hf:OWNER/NAME`, `hf:OWNER/NAME@REVISION`). None is the model that ships with the package; until
             one does, a tiny model with random weights from a fixed seed, with a warning.
         device: where to run; None takes a CUDA device when there is one, else the CPU.

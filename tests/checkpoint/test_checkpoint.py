@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from ssamba.checkpoint import build_model, convert_checkpoint, hub, load_checkpoint, load_encoder, save_checkpoint
 from ssamba.config import ClassifierConfig, FrontEndConfig, ModelConfig
-from ssamba.errors import CheckpointError
-from ssamba.model import Classifier, PretrainingModel, encoder_config
+from ssamba.errors import CheckpointError, ConfigError
+from ssamba.model import Classifier, PretrainingModel, SSASTEncoder, encoder_config
 
 
 @pytest.fixture
@@ -106,9 +106,105 @@ def test_patch_stride_chooses_between_the_readings_of_a_fine_tuned_file(tmp_path
     assert load_encoder(path, patch_stride=16).config.grid == (8, 75)
 
 
-def test_ssast_files_are_recognised_and_named(ssast_pth):
-    with pytest.raises(CheckpointError, match="SSAST"):
-        load_checkpoint(ssast_pth)
+def test_ssast_files_load_strictly_and_report_what_was_ignored_and_assumed(ssast_pth):
+    loaded = load_checkpoint(ssast_pth)
+    assert isinstance(loaded.model, PretrainingModel)
+    assert isinstance(loaded.model.encoder, SSASTEncoder)
+    heads = [f"v.{head}.{what}" for head in ("head", "head_dist") for what in ("weight", "bias")]
+    assert loaded.report.ignored == dict.fromkeys(heads, "the unused vision head")
+    assert "3 attention heads are assumed" in str(loaded.report)
+    config = loaded.config.encoder
+    assert (config.embed_dim, config.depth, config.num_heads, config.grid) == (24, 2, 3, (8, 8))
+    assert loaded.config.model_type == "ssast"
+
+
+def official_ssast(model):
+    """Our SSAST pretraining model as its training script would save it."""
+    config = model.encoder.config
+    width = config.embed_dim
+    official = {"p_input_fdim": torch.tensor(config.num_mel_bins), "p_input_tdim": torch.tensor(config.num_frames)}
+    official |= {"v.head.weight": torch.zeros(1000, width), "v.head.bias": torch.zeros(1000)}
+    ours = {"v.head_dist.weight": None, "v.head_dist.bias": None}
+    theirs = {name: f"v.{name.removeprefix('encoder.')}" for name in model.state_dict()}
+    for name, tensor in model.state_dict().items():
+        their = theirs[name].replace("attention.", "attn.").replace("mlp.0", "mlp.fc1").replace("mlp.2", "mlp.fc2")
+        their = their.replace("v.position_embed", "v.pos_embed").replace("v.mask_token", "mask_embed")
+        their = their.replace("v.discriminative_head", "cpredlayer").replace("v.generative_head", "gpredlayer")
+        official[their] = tensor
+    if config.distillation_token:
+        official |= {name: torch.zeros(1000, width) if "weight" in name else torch.zeros(1000) for name in ours}
+    return {f"module.{name}": tensor for name, tensor in official.items()}
+
+
+@pytest.mark.parametrize("variant", ["ssast", "ssast_frame"])
+@pytest.mark.parametrize(
+    ("size", "distilled", "heads"), [("tiny", True, 3), ("small", True, 6), ("base", True, 12), ("base", False, 12)]
+)
+def test_released_ssast_models_are_inferred_from_shapes(tmp_path, variant, size, distilled, heads):
+    model = PretrainingModel(encoder_config(size, variant, depth=1, distillation_token=distilled))
+    loaded = load_checkpoint(save(tmp_path, official_ssast(model)))
+    assert loaded.config.encoder == model.encoder.config
+    assert loaded.config.encoder.num_heads == heads
+    assert not any("assumed" in note for note in loaded.report.notes)
+    ours = model.state_dict()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in loaded.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("variant", "rows", "columns", "frames", "stride"),
+    [("ssast", 12, 101, 1024, (10, 10)), ("ssast", 12, 50, 512, (10, 10)), ("ssast_frame", 1, 511, 512, (128, 1))],
+)
+def test_fine_tuned_ssast_files_load_as_classifiers(tmp_path, variant, rows, columns, frames, stride):
+    model = PretrainingModel(encoder_config("tiny", variant, embed_dim=24, depth=1))
+    tensors = fine_tuned(official_ssast(model), columns, rows)
+    tensors["module.v.pos_embed"] = torch.randn(1, 2 + rows * columns, 24)
+    loaded = load_checkpoint(save(tmp_path, tensors))
+    config = loaded.config.encoder
+    assert (config.grid, config.num_frames, config.patch_stride) == ((rows, columns), frames, stride)
+    assert loaded.model(torch.randn(1, frames, 128)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: t.pop("module.v.blocks.1.attn.proj.bias"), "1 missing"),
+        (lambda t: t.update({"module.v.blocks.1.attn.bias": torch.zeros(1)}), "no SSAST model has"),
+        (lambda t: t.pop("module.v.blocks.0.attn.qkv.weight"), "not an official SSAST checkpoint"),
+        (lambda t: t.pop("module.v.dist_token"), "65 patches"),
+        (lambda t: t.update({"module.v.blocks.0.mlp.fc1.weight": torch.zeros(50, 24)}), "not a multiple of the width"),
+    ],
+)
+def test_ssast_files_that_do_not_fit_are_refused_with_a_reason(tmp_path, ssast_pth, spoil, message):
+    tensors = torch.load(ssast_pth, weights_only=True)
+    spoil(tensors)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(save(tmp_path, tensors))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["encoder"].update(num_head=3), "encoder: unknown key 'num_head'; did you mean 'num_heads'"),
+        (lambda c: c["encoder"].update(state_size=3), "unknown key 'state_size'"),
+        (lambda c: c["encoder"].update(num_heads=5), "not a multiple of num_heads"),
+        (lambda c: c.update(model_type="ssamba"), "unknown key 'num_heads'"),
+    ],
+)
+def test_ssast_folders_convert_and_are_checked_as_ssambas_are(tmp_path, ssast_pth, change, message):
+    convert_checkpoint(ssast_pth, tmp_path / "c")
+    before, after = load_checkpoint(ssast_pth), load_checkpoint(tmp_path / "c")
+    assert after.config == before.config
+    theirs = before.model.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in after.model.state_dict().items())
+    _edit(change)(tmp_path / "c")
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "c")
+
+
+def test_families_and_encoders_that_contradict_each_other_are_refused():
+    with pytest.raises(ConfigError, match="does not fit"):
+        ModelConfig.parse({"model_type": "ssamba", "encoder": encoder_config("tiny", "ssast")}, "here")
+    assert ModelConfig(encoder=encoder_config("tiny", "ssast")).model_type == "ssast"
 
 
 def test_conversion_is_exact_both_ways(tmp_path, ssamba_pth):

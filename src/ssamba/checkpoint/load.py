@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ssamba.checkpoint import hub
 from ssamba.checkpoint.files import read_json, read_tensors, write_json, write_tensors
 from ssamba.checkpoint.official import convert_official, is_official
-from ssamba.config import FrontEndConfig, ModelConfig
+from ssamba.config import ENCODER_CONFIGS, FrontEndConfig, ModelConfig
 from ssamba.errors import CheckpointError, ConfigError
 from ssamba.model.create import build_encoder
 from ssamba.model.heads import Classifier
@@ -114,9 +114,9 @@ def load_checkpoint(source: str | Path, patch_stride: int | tuple[int, int] | No
         tensors = read_tensors(path)
         if not is_official(tensors):
             raise CheckpointError(
-                f"{name} holds {len(tensors)} tensors, but not those of an SSAMBA model (first names: "
-                f"{', '.join(list(tensors)[:3])}). Expected an official SSAMBA .pth file (module.v.layers.0...), or a "
-                "folder with config.json and model.safetensors."
+                f"{name} holds {len(tensors)} tensors, but not those of an SSAMBA model or an SSAST one (first names: "
+                f"{', '.join(list(tensors)[:3])}). Expected an official .pth file (SSAMBA: module.v.layers.0..., "
+                "SSAST: module.v.blocks.0...), or a folder with config.json and model.safetensors."
             )
         try:
             config, tensors, ignored, more = convert_official(tensors, path.name, patch_stride)
@@ -201,9 +201,10 @@ def _config_of(model: Model) -> ModelConfig:
 
 def _read_folder(folder: Path, notes: list[str]) -> tuple[ModelConfig, FrontEndConfig, dict[str, Tensor]]:
     values = read_json(folder / CONFIG_FILE)
-    if values.get("model_type") != "ssamba":
+    if values.get("model_type") not in ENCODER_CONFIGS:
         raise CheckpointError(
-            f"{folder / CONFIG_FILE} describes a model of type {values.get('model_type')!r}, expected 'ssamba'"
+            f"{folder / CONFIG_FILE} describes a model of type {values.get('model_type')!r}, expected "
+            f"{' or '.join(map(repr, ENCODER_CONFIGS))}"
         )
     try:
         config = ModelConfig.parse(values, str(folder / CONFIG_FILE))

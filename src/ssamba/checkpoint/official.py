@@ -1,8 +1,9 @@
-"""Official checkpoints (`.pth` files of the SSAMBA training scripts) as ours.
+"""Official checkpoints (`.pth` files of the SSAMBA and SSAST training scripts) as ours.
 
 A pretraining file holds `module.p_input_fdim/tdim` (the input's size), a mask token, prediction heads and the encoder
 `module.v.*`; a fine-tuned one holds the encoder, with positions already cut or interpolated to its own input, and
-`module.mlp_head.*`. The size of everything follows from the tensors' shapes. Loading is strict: each tensor is used, or
+`module.mlp_head.*`. SSAST's encoder has attention blocks (`module.v.blocks.*`) where SSAMBA's has `module.v.layers.*`. The
+size of everything but the attention heads follows from the tensors' shapes. Loading is strict: each tensor is used, or
 is on the short list of known leftovers, or the file is refused with a reason.
 """
 
@@ -11,20 +12,28 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ssamba.config import ClassifierConfig, EncoderConfig, ModelConfig
+from ssamba.config import ENCODER_CONFIGS, ClassifierConfig, EncoderConfig, ModelConfig, SSASTConfig
 from ssamba.errors import CheckpointError
 
-# The Vim encoder's own image classifier: in every official file, used by none of them.
-_LEFTOVERS = {"v.head.weight": "the unused vision head", "v.head.bias": "the unused vision head"}
+# The vision encoder's own image classifiers: in every official file, used by none of them.
+_LEFTOVERS = {
+    f"v.{head}.{what}": "the unused vision head" for head in ("head", "head_dist") for what in ("weight", "bias")
+}
 
 # Official recipes fine-tune with these (stride, frames); a fine-tuned file records neither.
-_FINE_TUNING_INPUTS = ((10, 1024), (10, 512), (10, 128), (16, 6144))
-_FINE_TUNING_STRIDES = (10, 16)
+_FINE_TUNING_INPUTS = {
+    (16, 16): ((10, 1024), (10, 512), (10, 128), (16, 6144)),
+    (128, 2): ((1, 1024), (1, 512), (1, 128)),
+}
+_FINE_TUNING_STRIDES = {(16, 16): ((10, 10), (16, 16)), (128, 2): ((128, 1), (128, 2))}
 _MEL_BINS = 128
+
+_HEAD_SIZE = 64  # channels of an attention head in every released SSAST
+_FEWEST_HEADS = 3
 
 _MIXER = {
     "in_proj.weight": "in_proj.weight",
@@ -43,6 +52,25 @@ _MIXER = {
     "x_proj_b.weight": "backward_scan.x_proj.weight",
     "dt_proj_b.weight": "backward_scan.dt_proj.weight",
     "dt_proj_b.bias": "backward_scan.dt_proj.bias",
+}
+
+_ATTENTION_BLOCK = {
+    f"{theirs}.{what}": f"{ours}.{what}"
+    for theirs, ours in (
+        ("norm1", "norm1"),
+        ("attn.qkv", "attention.qkv"),
+        ("attn.proj", "attention.proj"),
+        ("norm2", "norm2"),
+        ("mlp.fc1", "mlp.0"),
+        ("mlp.fc2", "mlp.2"),
+    )
+    for what in ("weight", "bias")
+}
+
+_SSAST_OUTSIDE_BLOCKS = {
+    "v.dist_token": "encoder.dist_token",
+    "v.norm.weight": "encoder.norm.weight",
+    "v.norm.bias": "encoder.norm.bias",
 }
 
 _OUTSIDE_BLOCKS = {
@@ -93,15 +121,13 @@ def convert_official(
         patch_stride: decides between the readings of a fine-tuned file that fits several strides.
 
     Raises:
-        CheckpointError: it is SSAST's, or something is missing, unknown, or of the wrong shape.
+        CheckpointError: something is missing, unknown, or of the wrong shape.
     """
     bare = {_bare(name): tensor for name, tensor in tensors.items()}
-    if any(name.startswith("v.blocks.") for name in bare):
-        raise CheckpointError(
-            f"{source} is an official SSAST checkpoint (attention blocks `v.blocks.*`), and this version of ssamba "
-            "loads SSAMBA ones only (`v.layers.*`). Support for SSAST is planned; see the changelog."
-        )
-    _require(bare, ("v.cls_token", "v.pos_embed", "v.patch_embed.proj.weight", "v.layers.0.mixer.A_log"), source)
+    ssast = any(name.startswith("v.blocks.") for name in bare)
+    family = "SSAST" if ssast else "SSAMBA"
+    first = "v.blocks.0.attn.qkv.weight" if ssast else "v.layers.0.mixer.A_log"
+    _require(bare, ("v.cls_token", "v.pos_embed", "v.patch_embed.proj.weight", first), family, source)
     notes: list[str] = []
     fine_tuned = "mlp_head.1.weight" in bare
     encoder = _encoder_config(bare, source, patch_stride, notes)
@@ -118,8 +144,8 @@ def convert_official(
             unknown.append(name)
     if unknown:
         raise CheckpointError(
-            f"{source} holds tensors that no SSAMBA model has: {_listed(unknown)}. "
-            "Expected the state dict of an official SSAMBA run, unchanged."
+            f"{source} holds tensors that no {family} model has: {_listed(unknown)}. "
+            f"Expected the state dict of an official {family} run, unchanged."
         )
     if fine_tuned:
         for name in [n for n in renamed if n == "mask_token" or n.startswith(("discriminative", "generative"))]:
@@ -140,18 +166,24 @@ def _listed(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _require(tensors: Mapping[str, Tensor], names: tuple[str, ...], source: str) -> None:
+def _require(tensors: Mapping[str, Tensor], names: tuple[str, ...], family: str, source: str) -> None:
     missing = [name for name in names if name not in tensors]
     if missing:
         raise CheckpointError(
-            f"{source} is not an official SSAMBA checkpoint: {_listed(missing)} missing. Expected a state dict saved "
-            "by the SSAMBA training scripts (keys such as module.v.layers.0.mixer.A_log)."
+            f"{source} is not an official {family} checkpoint: {_listed(missing)} missing. Expected a state dict saved "
+            f"by the {family} training scripts (keys such as module.{names[-1]})."
         )
 
 
 def _our_name(name: str) -> str | None:
     if name in _OUTSIDE_BLOCKS:
         return _OUTSIDE_BLOCKS[name]
+    if name in _SSAST_OUTSIDE_BLOCKS:
+        return _SSAST_OUTSIDE_BLOCKS[name]
+    match = re.fullmatch(r"v\.blocks\.(\d+)\.(.+)", name)
+    if match is not None:
+        ours = _ATTENTION_BLOCK.get(match[2])
+        return None if ours is None else f"encoder.blocks.{match[1]}.{ours}"
     match = re.fullmatch(r"v\.layers\.(\d+)\.(mixer|norm)\.(.+)", name)
     if match is None:
         return None
@@ -163,33 +195,23 @@ def _our_name(name: str) -> str | None:
 
 def _encoder_config(
     tensors: Mapping[str, Tensor], source: str, patch_stride: int | tuple[int, int] | None, notes: list[str]
-) -> EncoderConfig:
-    embed_dim = tensors["v.cls_token"].shape[-1]
-    depth = 1 + max(int(m[1]) for m in (re.match(r"v\.layers\.(\d+)\.", name) for name in tensors) if m)
-    mixer = "v.layers.0.mixer"
-    _require(tensors, (f"{mixer}.conv1d.weight", f"{mixer}.dt_proj.weight"), source)
-    inner, state = tensors[f"{mixer}.A_log"].shape
+) -> EncoderConfig | SSASTConfig:
+    ssast = any(name.startswith("v.blocks.") for name in tensors)
     patch_bins, patch_frames = tensors["v.patch_embed.proj.weight"].shape[-2:]
-    if inner % embed_dim:
-        raise CheckpointError(f"{source}: blocks of {inner} channels are not a multiple of the width {embed_dim}")
-    rank = tensors[f"{mixer}.dt_proj.weight"].shape[1]
-    values = {
-        "embed_dim": embed_dim,
-        "depth": depth,
-        "expand": inner // embed_dim,
-        "state_size": state,
-        "conv_kernel": tensors[f"{mixer}.conv1d.weight"].shape[-1],
-        "delta_rank": None if rank == EncoderConfig(embed_dim=embed_dim).rank else rank,
+    values: dict[str, Any] = {
+        "embed_dim": tensors["v.cls_token"].shape[-1],
+        "depth": 1 + max(int(m[1]) for m in (re.match(r"v\.(?:layers|blocks)\.(\d+)\.", n) for n in tensors) if m),
         "patch_size": (patch_bins, patch_frames),
+        **(_attention_sizes(tensors, source, notes) if ssast else _mamba_sizes(tensors, source)),
     }
-    patches = tensors["v.pos_embed"].shape[1] - 1
+    patches = tensors["v.pos_embed"].shape[1] - (2 if values.get("distillation_token") else 1)
     if "p_input_fdim" in tensors and "p_input_tdim" in tensors:
         values["num_mel_bins"] = int(tensors["p_input_fdim"])
         values["num_frames"] = int(tensors["p_input_tdim"])
         values["patch_stride"] = (patch_bins, patch_frames)  # pretraining never overlaps patches
     else:
         values.update(_fine_tuning_input(patches, (patch_bins, patch_frames), patch_stride, source, notes))
-    config = EncoderConfig.parse(values, source)
+    config = ENCODER_CONFIGS["ssast" if ssast else "ssamba"].parse(values, source)
     rows, columns = config.grid
     if rows * columns != patches:
         raise CheckpointError(
@@ -197,6 +219,41 @@ def _encoder_config(
             f"{config.num_frames} frames makes {rows} x {columns} = {rows * columns}"
         )
     return config
+
+
+def _mamba_sizes(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    """What SSAMBA's blocks tell about themselves."""
+    embed_dim = tensors["v.cls_token"].shape[-1]
+    mixer = "v.layers.0.mixer"
+    _require(tensors, (f"{mixer}.conv1d.weight", f"{mixer}.dt_proj.weight"), "SSAMBA", source)
+    inner, state = tensors[f"{mixer}.A_log"].shape
+    if inner % embed_dim:
+        raise CheckpointError(f"{source}: blocks of {inner} channels are not a multiple of the width {embed_dim}")
+    rank = tensors[f"{mixer}.dt_proj.weight"].shape[1]
+    return {
+        "expand": inner // embed_dim,
+        "state_size": state,
+        "conv_kernel": tensors[f"{mixer}.conv1d.weight"].shape[-1],
+        "delta_rank": None if rank == EncoderConfig(embed_dim=embed_dim).rank else rank,
+    }
+
+
+def _attention_sizes(tensors: Mapping[str, Tensor], source: str, notes: list[str]) -> dict[str, Any]:
+    """What SSAST's blocks tell about themselves, and the number of heads, which no tensor tells."""
+    embed_dim = tensors["v.cls_token"].shape[-1]
+    _require(tensors, ("v.blocks.0.mlp.fc1.weight",), "SSAST", source)
+    inner = tensors["v.blocks.0.mlp.fc1.weight"].shape[0]
+    if inner % embed_dim:
+        raise CheckpointError(f"{source}: an MLP of {inner} channels is not a multiple of the width {embed_dim}")
+    released = embed_dim % _HEAD_SIZE == 0
+    heads = embed_dim // _HEAD_SIZE if released else _FEWEST_HEADS
+    if not released:
+        notes.append(f"{heads} attention heads are assumed: the file does not record them, and no released size fits")
+    return {
+        "num_heads": heads,
+        "mlp_ratio": inner // embed_dim,
+        "distillation_token": "v.dist_token" in tensors,
+    }
 
 
 def _fine_tuning_input(
@@ -211,7 +268,7 @@ def _fine_tuning_input(
     Both 12 rows (stride 10) and 8 rows (stride 16) may divide it; then the stride asked for wins, else a size that an
     official recipe uses, else stride 10, which all recipes but one use.
     """
-    strides = [(s, s) for s in _FINE_TUNING_STRIDES] if patch_size == (16, 16) else [patch_size]
+    strides = _FINE_TUNING_STRIDES.get(patch_size, (patch_size,))
     readings: list[tuple[tuple[int, int], int]] = []
     for stride in strides:
         rows = (_MEL_BINS - patch_size[0]) // stride[0] + 1
@@ -225,7 +282,7 @@ def _fine_tuning_input(
     asked = [(stride, frames) for stride, frames in readings if wanted_stride in (stride, stride[1])]
     official = [
         (stride, known)
-        for known_stride, known in _FINE_TUNING_INPUTS
+        for known_stride, known in _FINE_TUNING_INPUTS.get(patch_size, ())
         for stride, frames in readings
         if stride[1] == known_stride and frames <= known < frames + known_stride
     ]

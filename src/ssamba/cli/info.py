@@ -87,10 +87,7 @@ def _checkpoint_rows(target: str) -> list[tuple[str, str]]:
     rows = [
         ("kind", loaded.config.kind),
         ("parameters", f"{loaded.report.num_parameters / 1e6:.2f} M"),
-        (
-            "encoder",
-            f"{encoder.variant}, {encoder.depth} blocks, width {encoder.embed_dim}, {encoder.state_size} states",
-        ),
+        ("encoder", encoder.summary),
         ("patches", f"{encoder.patch_size} with stride {encoder.patch_stride}, {encoder.patch_order}"),
         ("pretraining input", f"{encoder.num_mel_bins} mel bins x {encoder.num_frames} frames"),
         (

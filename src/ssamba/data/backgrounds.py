@@ -6,13 +6,15 @@ number of workers and processes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from ssamba.config import Config
 from ssamba.data.corpus import Corpus
-from ssamba.errors import DataError
+from ssamba.data.plan import Draw
 
 Samples = npt.NDArray[np.float32]
 
@@ -32,22 +34,31 @@ class Backgrounds(Config):
         return self
 
 
-def add_background(wave: Samples, corpus: Corpus, seed: int, settings: Backgrounds) -> Samples:
-    """The wave (samples,) with a part of another clip of `corpus` under it, or as it is.
+def add_background(
+    wave: Samples,
+    draw: Draw,
+    corpora: Sequence[Corpus],
+    settings: Backgrounds,
+    crashing: frozenset[tuple[int, int]] = frozenset(),
+) -> Samples:
+    """The wave (samples,) with a part of another clip of its corpus under it, or as it is.
 
     A background that is shorter than the wave stands somewhere in it. One that cannot be read is left out: it will be
     reported when its own turn comes.
     """
-    random = np.random.default_rng([seed, 0x6D6978])
+    random = np.random.default_rng([draw.seed, 0x6D6978])
     if random.random() >= settings.share:
         return wave
+    corpus = corpora[draw.corpus]
     i, below_db, place = int(random.integers(len(corpus))), random.uniform(*settings.below_db), random.random()
+    if (draw.corpus, i) in crashing:
+        return wave
     rate_hz = corpus.sample_rate_hz
     seconds = float(corpus.seconds[i])
     length_s = len(wave) / rate_hz
     try:
         other = corpus.read(i, max(0.0, seconds - length_s) * place, length_s)[: len(wave)]
-    except (DataError, ValueError, OSError):
+    except (ValueError, OSError):
         return wave
     level, other_level = _rms(wave), _rms(other)
     if level == 0 or other_level == 0:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ssamba.data.backgrounds import Backgrounds, add_background
 from ssamba.data.corpus import Corpus, Samples
 from ssamba.data.crashes import crashing_draws
 from ssamba.data.plan import BatchPlan, Draw, EpochPlan, Plan
@@ -79,6 +80,7 @@ def read_batch(
     rows: BatchPlan,
     padded_samples: int,
     crashing: frozenset[tuple[int, int]] = frozenset(),
+    backgrounds: Backgrounds | None = None,
 ) -> WaveBatch:
     """Read the clips of a batch: what a worker does.
 
@@ -87,6 +89,7 @@ def read_batch(
         rows: the sequences.
         padded_samples: S.
         crashing: clips (corpus, index) not to touch.
+        backgrounds: what is mixed under the sequences, if anything.
     """
     waves = np.zeros((len(rows), padded_samples), np.float32)
     samples: list[int] = []
@@ -109,6 +112,8 @@ def read_batch(
         if not parts:
             continue
         joined = np.concatenate(parts)
+        if backgrounds is not None:
+            joined = add_background(joined, sequence[0], corpora, backgrounds, crashing)
         waves[len(samples), : len(joined)] = joined
         samples.append(len(joined))
         seeds.append(sequence[0].seed)
@@ -152,6 +157,7 @@ class WaveLoader:
         prefetch: int = 2,
         pin_memory: bool | None = None,
         start_method: StartMethod = "spawn",
+        backgrounds: Backgrounds | None = None,
     ):
         """Make a loader; workers start with the first batch.
 
@@ -165,6 +171,7 @@ class WaveLoader:
             pin_memory: for copies to a GPU; None: where there is one.
             start_method: how workers start. A script needs `if __name__ == "__main__":` but for `fork`, which is quicker
                 and shares the corpora's memory, and may hang where threads are running.
+            backgrounds: what is mixed under the sequences, if anything.
 
         Raises:
             DataError: the corpora are not those of the plan, or there is no such rank.
@@ -176,7 +183,7 @@ class WaveLoader:
         self.plan, self.rank, self.world = plan, rank, world
         self._corpora = list(corpora)
         self._workers = 0 if all(corpus.in_memory for corpus in corpora) else workers
-        self._prefetch, self._start_method = prefetch, start_method
+        self._prefetch, self._start_method, self._backgrounds = prefetch, start_method, backgrounds
         self._pin = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._crashing: frozenset[tuple[int, int]] = frozenset()
         self._order = _Order()
@@ -227,7 +234,7 @@ class WaveLoader:
                 "worker_init_fn": _start_worker,
             }
         return DataLoader(
-            _Batches(self._corpora),
+            _Batches(self._corpora, self._backgrounds),
             batch_size=None,
             sampler=self._order,
             num_workers=self._workers,
@@ -292,11 +299,11 @@ class _Order(Sampler[Item]):
 
 
 class _Batches(Dataset[WaveBatch]):
-    def __init__(self, corpora: Sequence[Corpus]):
-        self._corpora = list(corpora)
+    def __init__(self, corpora: Sequence[Corpus], backgrounds: Backgrounds | None):
+        self._corpora, self._backgrounds = list(corpora), backgrounds
 
     def __getitem__(self, item: Item) -> WaveBatch:
-        return read_batch(self._corpora, *item)
+        return read_batch(self._corpora, *item, self._backgrounds)
 
 
 def _as_it_is(batch: Any) -> Any:

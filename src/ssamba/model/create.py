@@ -1,4 +1,4 @@
-"""Making a fresh encoder by size and variant."""
+"""Making a fresh encoder: from its configuration, or by size and variant."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ssamba.config import BaseEncoderConfig, EncoderConfig
+from ssamba.config import BaseEncoderConfig, EncoderConfig, SSASTConfig
 from ssamba.errors import ConfigError
 from ssamba.model.encoder import AlternatingBlocks, SSAMBAEncoder
+from ssamba.model.ssast import AttentionBlocks, SSASTEncoder
 from ssamba.model.tokens import PatchEncoder
 
 SIZES: dict[str, dict[str, int]] = {
@@ -20,23 +21,31 @@ SIZES: dict[str, dict[str, int]] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "official": {},
     "ssamba2": {"pair_residual": "mean", "final_norms": 1, "patch_order": "time_major"},
+    "ssast": {},
+    "ssast_frame": {"patch_size": (128, 2), "patch_stride": (128, 2)},
 }
+
+_HEAD_SIZE = 64  # channels of an attention head in all released SSAST models
 
 
 def build_encoder(config: BaseEncoderConfig) -> PatchEncoder:
     """The encoder that a configuration describes, randomly initialised."""
+    if isinstance(config, SSASTConfig):
+        return SSASTEncoder(config)
     assert isinstance(config, EncoderConfig), type(config)
     return SSAMBAEncoder(config)
 
 
 def build_blocks(config: BaseEncoderConfig, depth: int) -> nn.Module:
     """A stack of the encoder's kind of blocks, (B, L, D) and lengths (B,) -> (B, L, D); not yet initialised."""
+    if isinstance(config, SSASTConfig):
+        return AttentionBlocks(config, [0.0] * depth)
     assert isinstance(config, EncoderConfig), type(config)
     return AlternatingBlocks(config, depth)
 
 
-def encoder_config(size: str, variant: str = "official", **overrides: Any) -> EncoderConfig:
-    """The configuration of a size and variant, with fields of `EncoderConfig` overridden.
+def encoder_config(size: str, variant: str = "official", **overrides: Any) -> EncoderConfig | SSASTConfig:
+    """The configuration of a size and variant, with fields of `EncoderConfig` or `SSASTConfig` overridden.
 
     Raises:
         ConfigError: an unknown size, variant or field, or a value that does not fit.
@@ -44,28 +53,37 @@ def encoder_config(size: str, variant: str = "official", **overrides: Any) -> En
     for kind, name, known in (("size", size, SIZES), ("variant", variant, VARIANTS)):
         if name not in known:
             raise ConfigError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}")
+    source = f"create_encoder({size!r}, {variant!r})"
+    if variant.startswith("ssast"):
+        heads = {"num_heads": SIZES[size]["embed_dim"] // _HEAD_SIZE}
+        return SSASTConfig.parse({**SIZES[size], **heads, **VARIANTS[variant], **overrides}, source)
     values = {"variant": variant, **SIZES[size], **VARIANTS[variant], **overrides}
     if variant == "ssamba2" and "patch_size" not in overrides:
         # A token is a moment, over all frequencies: the mean over tokens then keeps what lies at which frequency.
         values["patch_size"] = (values.get("num_mel_bins", 128), 4)
         values.setdefault("patch_stride", values["patch_size"])
-    return EncoderConfig.parse(values, f"create_encoder({size!r}, {variant!r})")
+    return EncoderConfig.parse(values, source)
 
 
 def create_encoder(
-    size: Literal["tiny", "small", "base"], variant: Literal["official", "ssamba2"] = "official", **overrides: Any
-) -> SSAMBAEncoder:
-    """A randomly initialised encoder, from normalised features (B, T, M) to tokens (B, 1 + L, D).
+    size: Literal["tiny", "small", "base"],
+    variant: Literal["official", "ssamba2", "ssast", "ssast_frame"] = "official",
+    **overrides: Any,
+) -> PatchEncoder:
+    """A randomly initialised encoder, from normalised features (B, T, M) to tokens (B, P + L, D), P prefix tokens first.
 
     Args:
-        size: "tiny" (D = 192), "small" (384) or "base" (768), each of 24 blocks.
-        variant: "official" is the released structure; "ssamba2" is ours, its flags still to be settled by measurement.
-        overrides: any field of `ssamba.config.EncoderConfig`.
+        size: "tiny" (D = 192), "small" (384) or "base" (768); SSAMBA has 24 blocks, SSAST 12.
+        variant: "official" is the released SSAMBA; "ssamba2" is ours, its flags still to be settled by measurement;
+            "ssast" is the transformer over 16 x 16 patches, "ssast_frame" the one over frames (128 x 2).
+        overrides: any field of `ssamba.config.EncoderConfig`, or of `SSASTConfig` for the transformers, such as
+            `distillation_token=False` (one prefix token) and `attention="unfused"`.
 
     Raises:
         ConfigError: an unknown size, variant or field, or a value that does not fit.
 
     Example:
         >>> encoder = create_encoder("tiny", patch_stride=(10, 10)).eval()
+        >>> transformer = create_encoder("base", "ssast", distillation_token=False).eval()
     """
-    return SSAMBAEncoder(encoder_config(size, variant, **overrides))
+    return build_encoder(encoder_config(size, variant, **overrides))

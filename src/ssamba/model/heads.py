@@ -37,10 +37,10 @@ class Classifier(nn.Module):
         return logits
 
     def pool(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """The encoder's tokens (B, 1 + L, D) -> (B, D): the mean over valid patch tokens, or the prefix token."""
+        """The encoder's tokens (B, P + L, D) -> (B, D): the mean over valid patch tokens, or over prefix tokens."""
         prefix = self.encoder.num_prefix_tokens
         if self.config.pooling == "cls":
-            return tokens[:, 0]
+            return tokens[:, :prefix].mean(1)
         if lengths is None:
             return tokens[:, prefix:].mean(1)
         columns = column_counts(lengths.to(tokens.device), self.encoder.config)

@@ -1,6 +1,6 @@
-"""How every parameter of the models starts: the official initialisation, in one place (SSAMBA's released code).
+"""How every parameter of the models starts: the official initialisation, in one place (the released code of SSAMBA and SSAST).
 
-Patch projection and prediction heads keep PyTorch's default; so do the blocks' linear layers and convolutions.
+Patch projection and prediction heads keep PyTorch's default; so do SSAMBA's linear layers and convolutions.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ssamba.config import BaseEncoderConfig, EncoderConfig
+from ssamba.config import BaseEncoderConfig, EncoderConfig, SSASTConfig
 
 _DELTA_RANGE = (1e-3, 1e-1)
 _DELTA_FLOOR = 1e-4
@@ -18,12 +18,28 @@ _DELTA_FLOOR = 1e-4
 
 @torch.no_grad()
 def initialise_encoder(encoder: nn.Module, config: BaseEncoderConfig) -> None:
-    """Fill every parameter of an encoder from torch's global generator."""
-    assert isinstance(config, EncoderConfig), type(config)
+    """Fill every parameter of an encoder, or of a stack of its blocks, from torch's global generator."""
     for name, parameter in encoder.named_parameters():
-        if name in ("position_embed", "cls_token"):
+        if name in ("position_embed", "cls_token", "dist_token"):
             nn.init.trunc_normal_(parameter, std=0.02)
-        elif name.endswith("A_log"):
+    if isinstance(config, SSASTConfig):
+        _initialise_attention(encoder)
+    else:
+        assert isinstance(config, EncoderConfig), type(config)
+        _initialise_mamba(encoder, config)
+
+
+def _initialise_attention(encoder: nn.Module) -> None:
+    """DeiT's."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+
+
+def _initialise_mamba(encoder: nn.Module, config: EncoderConfig) -> None:
+    for name, parameter in encoder.named_parameters():
+        if name.endswith("A_log"):
             states = torch.arange(1, config.state_size + 1, dtype=torch.float32)
             parameter.copy_(states.log().expand_as(parameter))
         elif name.endswith("_scan.D"):

@@ -27,7 +27,7 @@ def grid_positions(table: Tensor, rows: int, columns: Tensor, longest: int) -> T
     """
     below, above, weight = _axis_samples(table.shape[1], columns, longest)
     in_time = torch.lerp(table[:, below], table[:, above], weight[..., None].to(table.dtype))  # (R_t, B, K, D)
-    one_count = torch.tensor([rows], device=table.device)
+    one_count = torch.full((1,), rows, device=table.device)
     below, above, weight = _axis_samples(table.shape[0], one_count, rows)
     weight = weight[0, :, None, None, None].to(table.dtype)
     return torch.lerp(in_time[below[0]], in_time[above[0]], weight).transpose(0, 1)

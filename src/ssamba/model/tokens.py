@@ -103,11 +103,11 @@ class PatchEncoder(nn.Module):
     def positions(self, columns: Tensor | None, longest: int) -> Tensor:
         """Positions of the patch tokens, (B, L, D), or (1, L, D) when `columns` is None."""
         rows, _ = self.config.grid
-        if columns is None and (self.config.rows, longest) == self.config.grid and not torch.compiler.is_compiling():
+        if columns is None and not torch.compiler.is_compiling() and (self.config.rows, longest) == self.config.grid:
             grid = rearrange(self.position_embed[:, self.num_prefix_tokens :], "b (r k) d -> b r k d", r=rows)
             return order_tokens(grid, self.config)
         table = rearrange(self.position_embed[0, self.num_prefix_tokens :], "(r k) d -> r k d", r=rows)
-        counts = torch.tensor([longest], device=table.device) if columns is None else columns
+        counts = torch.full((1,), longest, device=table.device) if columns is None else columns
         grid = grid_positions(table, self.config.rows, counts, longest)
         return order_tokens(grid, self.config, columns)
 
@@ -168,6 +168,8 @@ class PatchEncoder(nn.Module):
                 if int(lengths.max()) > features.shape[1]:
                     raise ValueError(f"lengths go up to {int(lengths.max())}, but there are {features.shape[1]} frames")
                 shortest = int(lengths.min())
+                if 0 < config.columns(shortest) == config.columns(features.shape[1]):
+                    return None  # no padding that any patch could see
             lengths = lengths.to(features.device)
         if config.columns(shortest) < 1:
             raise ValueError(

@@ -7,12 +7,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+
 from ssamba.data.cache import CachedCorpus
 from ssamba.data.corpus import Corpus, open_corpus
 from ssamba.data.loader import WaveBatch, WaveLoader
 from ssamba.data.plan import Plan, PlanConfig
 from ssamba.data.subset import Subset
-
 from ssamba.errors import DataError
 from ssamba.training.recipe import PretrainRecipe
 

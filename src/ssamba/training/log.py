@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ssamba.checkpoint.files import write_atomically
 from ssamba.errors import MissingExtraError
+from ssamba.files import write_atomically
 from ssamba.training.settings import RunSettings
 
 LOG_FILE = "log.jsonl"

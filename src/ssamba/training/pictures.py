@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ssamba.config import EncoderConfig, FrontEndConfig
+from ssamba.config import BaseEncoderConfig, FrontEndConfig
 from ssamba.errors import MissingExtraError
 from ssamba.model.masking import draw_mask
 from ssamba.model.patches import order_tokens, patch_values, tokens_to_grid
@@ -66,7 +66,7 @@ def reconstruct(model: PretrainingModel, features: Tensor, seed: int, masking: M
     return Reconstruction(features, masked, filled)
 
 
-def _spectrogram(values: Tensor, config: EncoderConfig) -> Tensor:
+def _spectrogram(values: Tensor, config: BaseEncoderConfig) -> Tensor:
     """Patches in token order (L, V) back as a spectrogram (T, M)."""
     grid = tokens_to_grid(values, config.rows, len(values) // config.rows, config)
     return rearrange(grid, "r k (m t) -> (k t) (r m)", m=config.patch_size[0])

@@ -16,24 +16,24 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from ssamba.data.loader import WaveBatch
-from ssamba.training.task import StepContext, StepOutcome
 from torch import Tensor, nn
 
 from ssamba.audio.augment import augment
 from ssamba.audio.crops import Crop, cut, draw_crop
-from ssamba.audio.fbank import fbank
+from ssamba.audio.fbank import fbank, frame_lengths, normalise
 from ssamba.checkpoint import save_checkpoint
 from ssamba.config import ModelConfig
-from ssamba.model.tokens import PatchTokens
+from ssamba.data.loader import WaveBatch
 from ssamba.model.masking import draw_mask
 from ssamba.model.objectives import clip_contrast, info_nce, log_mel_statistics, reconstruction_error
 from ssamba.model.patches import column_counts
 from ssamba.model.pretraining import PretrainingModel, PretrainingOutput
+from ssamba.model.tokens import PatchTokens
 from ssamba.training.contrast import as_own_mean, gather_views
 from ssamba.training.corpora import Corpora, open_corpora
 from ssamba.training.loop import TrainingProgress, TrainingReport, train
 from ssamba.training.recipe import PretrainRecipe
+from ssamba.training.task import StepContext, StepOutcome
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,7 +90,7 @@ class PretrainingTask:
             float(len(batch)),
             metrics,
             clips=len(batch.keys),
-            audio_s=batch.seconds / self.recipe.front_end.sample_rate_hz,
+            audio_s=batch.num_samples / self.recipe.front_end.sample_rate_hz,
             keys=[key for keys in batch.keys for key in keys],
             skipped=batch.skipped,
         )
@@ -101,11 +101,14 @@ class PretrainingTask:
         patch = recipe.model.config().patch_size[1]
         waves, samples, seeds = (x.to(device, non_blocking=True) for x in (batch.waves, batch.samples, batch.seeds))
         features = fbank(waves, samples, config=front_end)
-        frames = 1 + (samples - front_end.frame_samples) // front_end.shift_samples
+        frames = frame_lengths(samples, front_end)
         if training and recipe.views.count == 2:
             longest = max(patch, int(recipe.views.longest_s * 1000 / front_end.shift_ms) // patch * patch)
-            shares = {"longest": longest, "shortest_share": recipe.views.shortest_share, "step": patch}
-            crops = [draw_crop(frames, seeds, f"view{i}", **shares) for i in range(2)]
+            share = recipe.views.shortest_share
+            crops = [
+                draw_crop(frames, seeds, f"view{i}", longest=longest, shortest_share=share, step=patch)
+                for i in range(2)
+            ]
         else:
             crops = [Crop(torch.zeros_like(frames), frames)]
         multiple = patch * max(1, -(-int(max(int(crop.lengths.max()) for crop in crops)) // patch))
@@ -114,7 +117,7 @@ class PretrainingTask:
         seeds = torch.cat([seeds + i for i in range(len(crops))])
         if training:
             features = augment(features, seeds, recipe.augmentation, lengths)
-        features = (features - front_end.mean) / (2 * front_end.std)
+        features = normalise(features, front_end)
         # The last patch of a clip is filled with frames of log-mel 0 and counts, as when a clip is embedded.
         lengths = -(-lengths // patch) * patch
         return Inputs(features, lengths, seeds)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
-from ssamba.training.settings import OptimiserSettings, RunSettings, ScheduleSettings
 
 from ssamba.audio.augment import Augmentation
-from ssamba.config import Config, EncoderConfig, FrontEndConfig, PretrainingConfig
+from ssamba.config import Config, EncoderConfig, FrontEndConfig, PretrainingConfig, SSASTConfig
 from ssamba.data.backgrounds import Backgrounds
 from ssamba.errors import ConfigError
 from ssamba.model.create import encoder_config
 from ssamba.model.masking import MaskStyle
+from ssamba.training.settings import OptimiserSettings, RunSettings, ScheduleSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,8 +30,8 @@ class ModelSettings(Config):
 
     size: Literal["tiny", "small", "base"] = "tiny"
     """Width of the encoder: 192, 384 or 768."""
-    variant: Literal["official", "ssamba2"] = "ssamba2"
-    """Structure: the released one, or ours."""
+    variant: str = "ssamba2"
+    """Structure: `official`, `ssamba2` (ours), or an SSAST (see `ssamba.create_encoder`)."""
     encoder: dict[str, Any] = Field(default_factory=dict)
     """Fields of the encoder's configuration to change."""
 
@@ -43,7 +43,7 @@ class ModelSettings(Config):
             raise ValueError(str(error)) from None
         return self
 
-    def config(self) -> EncoderConfig:
+    def config(self) -> EncoderConfig | SSASTConfig:
         """The encoder's configuration."""
         return encoder_config(self.size, self.variant, **self.encoder)
 

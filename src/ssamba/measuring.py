@@ -1,0 +1,163 @@
+"""Fair measurement: sides that take turns, peak memory of one call, what it all ran on, and tables of the figures.
+
+Sides take turns, so that a machine that slows down slows all of them. Memory is what one call holds beyond what stood
+there before it: by the allocator's count on a GPU; on a CPU the resident peak, best read in a process of its own, since
+memory that an earlier call left behind would hide it.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Run = Callable[[], object]
+
+
+def timings_s(
+    sides: Mapping[str, Run], budget_s: float = 3.0, repeats: int = 15, device: str | torch.device = "cpu"
+) -> dict[str, list[float]]:
+    """Seconds of each call of each side, warm, all taking turns.
+
+    Args:
+        sides: what to call.
+        budget_s: about so many seconds in all, however many rounds that makes, but at least 3 rounds.
+        repeats: rounds at most.
+        device: where the sides work; a GPU is waited for before a clock is read.
+    """
+    for run in sides.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    started = time.perf_counter()
+    for done in range(repeats):
+        if done >= 3 and time.perf_counter() - started > budget_s:
+            break
+        for name, run in sides.items():
+            times[name].append(once_s(run, device))
+    return times
+
+
+def once_s(run: Run, device: str | torch.device = "cpu") -> float:
+    """Seconds of one call, the device idle before and after."""
+    _wait_for(device)
+    begun = time.perf_counter()
+    run()
+    _wait_for(device)
+    return time.perf_counter() - begun
+
+
+def _wait_for(device: str | torch.device) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def allocated_peak(run: Run, device: str | torch.device) -> int:
+    """Most bytes that one call holds on a CUDA device beyond what its allocator had given out before."""
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def resident_peak(run: Run) -> int | None:
+    """Most resident bytes that one call adds to this process; None where the system does not tell (not Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
+        before = _status_bytes("VmRSS")
+    except OSError:
+        run()
+        return None
+    run()
+    return max(0, _status_bytes("VmHWM") - before)
+
+
+def _status_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def limit_memory() -> None:
+    """Let this process ask for no more memory than is free now, so that too much ends in an error, not in a killing."""
+    free = _free_bytes()
+    if free is None:
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = _status_bytes("VmSize") + free
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+def _free_bytes() -> int | None:
+    """What the machine and this process's control group have left; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    groups = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+    for limit, used in groups:
+        try:
+            limit_text, used_text = (
+                (Path("/sys/fs/cgroup") / name).read_text(encoding="ascii") for name in (limit, used)
+            )
+        except OSError:
+            continue
+        if limit_text.strip().isdigit():
+            free.append(int(limit_text) - int(used_text))
+    return max(0, min(free)) if free else None
+
+
+def surroundings(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Date, hardware and versions, for the head of every result."""
+    gpu = {}
+    if torch.device(device).type == "cuda":
+        gpu = {
+            "gpu": torch.cuda.get_device_name(device),
+            "cuda": torch.version.cuda,
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
+        }
+    return {
+        "date": date.today().isoformat(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        **gpu,
+        "torch_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: version for name in ("ssamba", "mambapy") if (version := _version(name))},
+    }
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    lines = [columns, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,109 @@
+"""The SSAST encoder: a vision transformer over spectrogram patches (Gong et al., AAAI 2022, arXiv:2110.09784).
+
+Pre-norm blocks of self-attention and MLP as in DeiT (Touvron et al., 2021, arXiv:2012.12877), whose [CLS] and distillation
+tokens stand first. Patches (16 x 16, or whole frames of 128 x 2), positions and lengths are SSAMBA's.
+
+Attention goes through `scaled_dot_product_attention`; a batch without padding needs no mask, so the fastest kernel may run.
+`attention="unfused"` writes it out with its L x L matrix, which is what the SSAMBA paper compared with.
+
+Shapes: B batch, L tokens (prefix included), D channels, H heads of C = D / H channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssamba.config import SSASTConfig
+from ssamba.model.initialise import initialise_encoder
+from ssamba.model.tokens import DropPath, PatchEncoder
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, config: SSASTConfig):
+        super().__init__()
+        self.heads, self.fused = config.num_heads, config.attention == "fused"
+        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
+        self.proj = nn.Linear(config.embed_dim, config.embed_dim)
+
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """(B, L, D) -> (B, L, D); `valid` (B, 1, 1, L) are the keys to look at, None for all."""
+        # (B, L, 3 H C) -> (B, L, 3, H, C) -> (B, H, 3, L, C) -> three of (B, H, L, C)
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).transpose(1, 3).unbind(2)
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=valid)
+        else:
+            scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
+            if valid is not None:
+                scores = scores.masked_fill(~valid, float("-inf"))
+            y = scores.softmax(dim=-1) @ v
+        out: Tensor = self.proj(y.transpose(1, 2).flatten(2))
+        return out
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a LayerNorm and added to its input."""
+
+    def __init__(self, config: SSASTConfig, drop_path: float):
+        super().__init__()
+        dim, inner = config.embed_dim, config.mlp_ratio * config.embed_dim
+        self.drop_path = DropPath(drop_path)
+        self.norm1 = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.norm2 = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.mlp = nn.Sequential(nn.Linear(dim, inner), nn.GELU(), nn.Linear(inner, dim))
+
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """(B, L, D) -> (B, L, D); `valid` as `Attention`."""
+        x = x + self.drop_path(self.attention(self.norm1(x), valid))
+        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        return out
+
+
+class AttentionBlocks(nn.ModuleList):
+    """Blocks in a row: the encoder's stack, and a decoder's."""
+
+    def __init__(self, config: SSASTConfig, rates: list[float]):
+        """`rates`: stochastic depth of each block."""
+        super().__init__(Block(config, rate) for rate in rates)
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None = None, layers: int | None = None) -> Tensor:
+        """The first `layers` blocks over (B, L, D), `lengths` (B,) of them valid -> (B, L, D), before any final norm."""
+        valid = None
+        if lengths is not None:
+            valid = (torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None])[:, None, None]
+        for block in list(self)[:layers]:
+            hidden = block(hidden, valid)
+        return hidden
+
+
+class SSASTEncoder(PatchEncoder):
+    """Normalised log-mel features to tokens.
+
+    `encoder(features, lengths)` gives (B, 2 + L, D) after the final norm: [CLS], the distillation token (there is none
+    with `distillation_token=False`), then the patches.
+    """
+
+    config: SSASTConfig
+
+    def __init__(self, config: SSASTConfig):
+        super().__init__(config)
+        if config.distillation_token:
+            self.dist_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
+        rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
+        self.blocks = AttentionBlocks(config, rates)
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
+        initialise_encoder(self, config)
+
+    def prefix_tokens(self) -> Tensor:
+        """[CLS] and the distillation token, (1, P, D), without positions."""
+        if not self.config.distillation_token:
+            return self.cls_token
+        return torch.cat((self.cls_token, self.dist_token), dim=1)
+
+    def _run_blocks(self, hidden: Tensor, lengths: Tensor | None, layers: int, *, finish: bool) -> Tensor:
+        tokens: Tensor = self.blocks(hidden, lengths, layers)
+        return self.norm(tokens) if finish else tokens
