@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ssamba.audio.fbank import log_mel
 from ssamba.audio.waveform import Source, as_list, blocks
-from ssamba.checkpoint import Checkpoint, LoadReport, load_checkpoint
+from ssamba.checkpoint import Checkpoint, LoadReport, has_bundled, load_bundled, load_checkpoint
 from ssamba.config import BaseEncoderConfig, Config, FrontEndConfig, ModelConfig
 from ssamba.model.create import build_encoder, encoder_config
 from ssamba.model.heads import Classifier
@@ -375,8 +375,8 @@ def load_model(
 
     Args:
         source: a checkpoint folder, an official SSAMBA or SSAST `.pth` file (pretrained or fine-tuned), or a hub name
-            (`hf:OWNER/NAME`, `hf:OWNER/NAME@REVISION`). None is the model that ships with the package; until
-            one does, a tiny model with random weights from a fixed seed, with a warning.
+            (`hf:OWNER/NAME`, `hf:OWNER/NAME@REVISION`). None is the model that ships with the package (where an
+            installation lacks it, a tiny model with random weights from a fixed seed, with a warning).
         device: where to run; None takes a CUDA device when there is one, else the CPU.
         patch_stride: cut patches with this stride instead of the checkpoint's, e.g. 10.
         front_end: how waveforms become features, instead of the checkpoint's own.
@@ -389,9 +389,11 @@ def load_model(
         >>> model.embed("dog.wav").clip.shape
         torch.Size([192])
     """
+    if source is None and has_bundled():
+        return Embedder(load_bundled(patch_stride), front_end, device=device, name="ssamba2-tiny")
     if source is None:
         warnings.warn(
-            "no pretrained weights ship with this version of ssamba: this model is randomly initialised (tiny, seed "
+            "this installation of ssamba came without its weights: this model is randomly initialised (tiny, seed "
             f"{_SEED}). Give the path of a checkpoint for embeddings that mean something.",
             stacklevel=2,
         )

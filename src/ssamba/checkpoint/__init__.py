@@ -1,5 +1,6 @@
 """Loading and writing checkpoints: our folders, official files, hub names."""
 
+from ssamba.checkpoint.bundled import has_bundled, load_bundled
 from ssamba.checkpoint.load import (
     Checkpoint,
     EncoderOnly,
@@ -17,6 +18,8 @@ __all__ = [
     "LoadReport",
     "build_model",
     "convert_checkpoint",
+    "has_bundled",
+    "load_bundled",
     "load_checkpoint",
     "load_encoder",
     "save_checkpoint",

@@ -6,14 +6,20 @@ Shapes: T frames, M mel bins, L patches, K hidden patches, V values of a patch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from ssamba.audio.decode import decode
+from ssamba.audio.fbank import log_mel
+from ssamba.audio.inversion import features_to_waveform
+from ssamba.checkpoint import load_bundled, load_checkpoint
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
-from ssamba.errors import MissingExtraError
+from ssamba.errors import CheckpointError, MissingExtraError
+from ssamba.files import write_atomically
 from ssamba.model.masking import draw_mask
 from ssamba.model.patches import order_tokens, patch_values, tokens_to_grid
 from ssamba.model.pretraining import PretrainingModel
@@ -21,6 +27,9 @@ from ssamba.training.recipe import MaskSettings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_LONGEST_S = 10.24
 
 
 class Reconstruction(NamedTuple):
@@ -103,3 +112,58 @@ def reconstruction_figure(shown: Sequence[Reconstruction], names: Sequence[str],
             axis.set_xlabel("seconds", fontsize=8)
         row[0].set_ylabel(f"{name[-28:]}\nmel bin", fontsize=8)
     return figure
+
+
+def reconstruct_recording(
+    recording: Path,
+    checkpoint: str | Path | None,
+    picture: Path,
+    masking: MaskSettings,
+    *,
+    seed: int = 0,
+    start_s: float = 0.0,
+    audio: Path | None = None,
+) -> float:
+    """Draw (and write as sound) what a pretrained model imagines under the mask, for 10.24 s of a recording.
+
+    Args:
+        recording: an audio file.
+        checkpoint: a pretraining checkpoint, prediction heads included.
+        picture: image file to write.
+        masking: what is hidden.
+        seed: which mask.
+        start_s: where in the recording to begin.
+        audio: a .wav file to write; the phase is found by Griffin and Lim's iteration.
+
+    Returns:
+        The mean squared error over the hidden patches, in normalised log-mel.
+
+    Raises:
+        CheckpointError: the checkpoint has no prediction heads.
+        AudioDecodeError: the recording cannot be read.
+    """
+    loaded = load_checkpoint(checkpoint) if checkpoint is not None else load_bundled()
+    model, front_end = loaded.model, loaded.front_end
+    if not isinstance(model, PretrainingModel):
+        raise CheckpointError(
+            f"{checkpoint or 'the bundled checkpoint'} is of kind {loaded.config.kind!r}: what is hidden can only be "
+            "predicted with the heads of a pretraining checkpoint (runs/NAME/model, or an official pretraining file)"
+        )
+    rate_hz = front_end.sample_rate_hz
+    wave = torch.from_numpy(decode(recording, sample_rate_hz=rate_hz, start_s=start_s, duration_s=_LONGEST_S))
+    config = model.encoder.config
+    shortest = front_end.frame_samples + (config.patch_size[1] - 1) * front_end.shift_samples
+    if len(wave) < shortest:
+        raise ValueError(
+            f"{recording}: {len(wave) / rate_hz:.3f} s are shorter than one patch: give a longer recording"
+        )
+    shown = reconstruct(model.eval(), log_mel(wave, config=front_end), seed, masking)
+    figure = reconstruction_figure([shown], [recording.stem], front_end)
+    write_atomically(picture, lambda path: figure.savefig(path, dpi=120, format=picture.suffix.lstrip(".") or "png"))
+    if audio is not None:
+        import soundfile
+
+        sound = features_to_waveform(shown.filled, front_end).numpy()
+        write_atomically(audio, lambda path: soundfile.write(path, sound, rate_hz, format="WAV"))
+    hidden = shown.masked.isnan()
+    return float((shown.filled - shown.original)[hidden].square().mean())
