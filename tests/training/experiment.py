@@ -2,7 +2,10 @@
 
 As a script it is one process of a run that tests kill, stop or start under torchrun:
 
-    python experiment.py OUT '{"steps": 6}' [--resume] [--kill-at STEP] [--kill-in-save N] [--threads 1] ...
+    python experiment.py OUT '{"steps": 6}' [--resume] [--kill-at STEP] ...
+
+With `--lives '[["--kill-at", "3"], []]'` it is forked into one such process after the other, each with these options
+more, so that all share one start of Python; a line for each says how it ended.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import os
 import random
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -60,7 +64,7 @@ class DemoTask:
         """Steps that changed the weights, as `after_step` heard of them."""
         self.teacher = self.model.linear.weight.detach().clone()
         self.kill_at: int | None = None
-        self.loss_of_step: dict[int, float] = {}
+        self.fail_at: int | None = None
 
     def batches_in_epoch(self, epoch: int) -> int:
         return -(-len(features()) // self.batch)
@@ -75,6 +79,8 @@ class DemoTask:
     def step_loss(self, model: nn.Module, batch: list[int], context: StepContext) -> StepOutcome:
         if context.step == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if context.step == self.fail_at:
+            raise RuntimeError("a failure on purpose")
         if not batch:
             return StepOutcome(None, 0)
         crops = []
@@ -147,21 +153,74 @@ def settings(**changes: Any) -> RunSettings:
     return RunSettings.parse(values, "test")
 
 
+def run(task: DemoTask, out: Path, **changes: Any) -> Any:
+    """Train in this process; `changes` are run settings, or `optimiser`, `schedule` and arguments of `train`."""
+    arguments = {name: changes.pop(name) for name in ("resume", "on_progress", "recipe") if name in changes}
+    optimiser, schedule = changes.pop("optimiser", OPTIMISER), changes.pop("schedule", SCHEDULE)
+    if isinstance(schedule, dict):
+        schedule = ScheduleSettings.parse(schedule, "test")
+    return train(task, optimiser, schedule, settings(**changes), out, device="cpu", **arguments)
+
+
+def log(out: Path, event: str = "train") -> list[dict[str, Any]]:
+    """The lines of the log with this event."""
+    lines = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if record["event"] == event]
+
+
+def curve(out: Path) -> dict[int, float]:
+    """Loss by step."""
+    return {record["step"]: record["loss"] for record in log(out)}
+
+
+def last_state(out: Path) -> dict[str, Any]:
+    """The last saved state, without the clock."""
+    folder = max((out / "checkpoints").glob("step-*"))
+    state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True)
+    del state["elapsed_s"]
+    return state
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two states are equal, bit for bit."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
 def main() -> None:
-    """One process of a run."""
+    """One process of a run, or several one after the other."""
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
-    parser.add_argument("run", type=json.loads)
+    parser.add_argument("run", type=json.loads, help="run settings")
+    parser.add_argument("--lives", type=json.loads, help="lists of further options")
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--kill-at", type=int)
-    parser.add_argument("--kill-in-save", type=int)
-    parser.add_argument("--kill-rank", type=int)
-    parser.add_argument("--terminate-at", type=int)
+    parser.add_argument("--kill-at", type=int, help="die by SIGKILL in this step")
+    parser.add_argument("--kill-in-save", type=int, help="die by SIGKILL with half of this state written, from 1")
+    parser.add_argument("--kill-rank", type=int, help="only this process dies")
+    parser.add_argument("--terminate-at", type=int, help="send SIGTERM after this step")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--global-noise", action="store_true")
-    parser.add_argument("--optimiser", type=json.loads, default={})
-    options = parser.parse_args()
+    arguments = sys.argv[1:]
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    for more in options.lives or []:
+        child = os.fork()
+        if child == 0:
+            live(parser.parse_args([*arguments, *more]))
+            sys.stdout.flush()
+            os._exit(0)
+        print(json.dumps({"exit": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}), flush=True)
+    if options.lives is None:
+        live(options)
+
+
+def live(options: argparse.Namespace) -> None:
+    """Train as the options say."""
     noise = options.global_noise
     task = DemoTask(batch=options.batch, global_noise=noise, drop_path=0.5 if noise else 0.0)
     first_life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
@@ -174,16 +233,8 @@ def main() -> None:
         if progress.step == options.terminate_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    report = train(
-        task,
-        OPTIMISER.with_changes(**options.optimiser),
-        SCHEDULE,
-        settings(**options.run),
-        options.out,
-        resume="auto" if options.resume else False,
-        device="cpu",
-        on_progress=terminate,
-    )
+    resume = "auto" if options.resume else False
+    report = run(task, options.out, resume=resume, on_progress=terminate, **options.run)
     print(json.dumps(report.as_json()))
 
 

@@ -80,7 +80,8 @@ def join_world(device: str | torch.device | None = None) -> Iterator[World]:
         torch.cuda.set_device(where)
     started = size > 1 and not dist.is_initialized()
     if started:
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=_TIMEOUT)
+        backend = "nccl" if where.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_meeting_place(), rank=rank, world_size=size, timeout=_TIMEOUT)
     try:
         yield World(rank, size, where)
     finally:
@@ -106,9 +107,7 @@ def share_gradients(model: nn.Module, world: World, find_unused: bool = False) -
     if world.size == 1:
         return model
     devices = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(
-        _Shares(model), device_ids=devices, broadcast_buffers=False, find_unused_parameters=find_unused
-    )
+    return DistributedDataParallel(_Shares(model), device_ids=devices, find_unused_parameters=find_unused)
 
 
 def backward_nothing(model: nn.Module) -> None:
@@ -122,6 +121,22 @@ def without_exchange(model: nn.Module, wanted: bool) -> AbstractContextManager[N
     if wanted and isinstance(model, DistributedDataParallel):
         return model.no_sync()
     return nullcontext()
+
+
+def _meeting_place() -> Any:
+    """The store that `torchrun` lends, with its own names for each restart.
+
+    It outlives restarts, and processes would look for each other where those before them were
+    (https://github.com/pytorch/pytorch/issues/135712). Only on one machine do all processes count the same restarts;
+    on several, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun lend a new store each time.
+    """
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, size = next(rendezvous("env://", timeout=_TIMEOUT))
+    if os.environ.get("LOCAL_WORLD_SIZE") != str(size):
+        return store
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"ssamba-{restarts}", store)  # type: ignore[attr-defined]
 
 
 def _device(device: str | torch.device | None) -> torch.device:

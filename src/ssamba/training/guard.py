@@ -50,10 +50,14 @@ class FiniteGuard:
         """A step was finite."""
         self.row.clear()
 
-    def bad(self, step: BadStep) -> bool:
-        """Count a bad step; whether that was one too many in a row."""
+    def bad(self, step: BadStep) -> None:
+        """Count a bad step."""
         self.count += 1
         self.row.append(step)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there were too many in a row."""
         return len(self.row) > self.limit
 
     def report(self) -> str:

@@ -15,17 +15,15 @@ and resumed equals the uninterrupted one, bit for bit in one process.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import nn
 
-from ssamba.checkpoint.files import write_json
 from ssamba.errors import ConfigError, SsambaError, TrainingDivergedError, TrainingError
 from ssamba.training.averaging import Averages, evaluating
 from ssamba.training.distributed import World, join_world, share_gradients
@@ -34,14 +32,13 @@ from ssamba.training.log import RunLog
 from ssamba.training.optimiser import build_optimiser, set_learning_rate
 from ssamba.training.progress import TrainingProgress, TrainingReport, Window, peak_memory_bytes
 from ssamba.training.random_state import seed_generators
+from ssamba.training.release import MODEL_FOLDER, release
 from ssamba.training.schedule import Schedule
 from ssamba.training.settings import OptimiserSettings, RunSettings, ScheduleSettings
 from ssamba.training.state import (
-    MODEL_FOLDER,
     StateFolder,
     check_plain,
     on_cpu,
-    replace_folder,
 )
 from ssamba.training.step import accumulate_gradients, agree, keys_of_bad_shares, scale_gradients
 from ssamba.training.stream import BatchStream
@@ -144,6 +141,7 @@ class _Trainer:
         self.best: tuple[int, float] | None = None
         self.kept_best: int | None = None  # step of the best state that is on disk
         self.validated_at: int | None = None
+        self.validation_due = False
         self.resumed_from: int | None = None
         self.saved: tuple[int, Path] | None = None
         self.wandb_id: str | None = None
@@ -175,20 +173,23 @@ class _Trainer:
 
     def run_to_end(self) -> TrainingReport:
         """Steps until the run's length is reached or a signal comes."""
-        run, signal = self.run, None
+        run = self.run
+        signal: str | None = None
+        if self.validation_due and not self._is_done():  # a signal came between a step and its validation
+            self._save_if(self._validate())
         while not self._is_done():
             signal, save_is_due = self._one_step()
             epoch_ended = self.stream.epoch_ended()
             if epoch_ended:
                 self.averages.after_epoch(self.model, self.stream.epoch)
+            self.validation_due = epoch_ended if run.validate_every == "epoch" else self._every(run.validate_every)
+            if self.guard.is_over:
+                self._give_up()
             if signal is not None or self._is_done():
                 break
-            validate = epoch_ended if run.validate_every == "epoch" else self._every(run.validate_every)
-            is_best = validate and self._validate()
-            if is_best or save_is_due or self._every(run.checkpoint_every_steps):
-                self._log_window()
-                self._save(is_best=is_best)
-            elif self._every(run.log_every):
+            is_best = self.validation_due and self._validate()
+            self._save_if(is_best, save_is_due or self._every(run.checkpoint_every_steps))
+            if self._every(run.log_every):
                 self._log_window()
             if self._every(run.picture_every):
                 self._draw()
@@ -240,13 +241,12 @@ class _Trainer:
         return agreed.signal, agreed.save_is_due
 
     def _leave_out(self, bad: BadStep) -> None:
-        too_many = self.guard.bad(bad)
+        self.guard.bad(bad)
         if self.log is not None:
             self.log.event("bad_step", self.step, loss=bad.loss, grad_norm=bad.grad_norm, keys=list(bad.keys))
         self.progress.message = f"left out: not finite at {bad}"
-        if not too_many:
-            return
-        self.stream.epoch_ended()
+
+    def _give_up(self) -> NoReturn:
         self._log_window()
         self._save(prune=False)
         where = f"The weights of before are saved in {self.saved[1]}. " if self.saved is not None else ""
@@ -289,7 +289,7 @@ class _Trainer:
             raise TrainingError(
                 f"the task's best_metric is {self.best_name!r}, but its validation gave {', '.join(figures) or 'nothing'}"
             )
-        self.validated_at = self.step
+        self.validated_at, self.validation_due = self.step, False
         self.progress.validation = figures
         value = figures[self.best_name]
         self.schedule.validated(value)
@@ -358,6 +358,7 @@ class _Trainer:
         self.elapsed_s = state["elapsed_s"]
         self.best = None if state["best"] is None else (state["best"][0], state["best"][1])
         self.kept_best, self.validated_at = state["kept_best"], state["validated_at"]
+        self.validation_due = state["validation_due"]
         self.guard.count = state["bad_steps"]
         self.progress.clips, self.progress.audio_s = state["clips"], state["audio_s"]
         self.progress.validation = state["validation"]
@@ -378,12 +379,18 @@ class _Trainer:
             "best": self.best,
             "kept_best": kept_best,
             "validated_at": self.validated_at,
+            "validation_due": self.validation_due,
             "validation": dict(self.progress.validation),
             "clips": self.progress.clips,
             "audio_s": self.progress.audio_s,
             "bad_steps": self.guard.count,
             "wandb_id": None if self.log is None else self.log.wandb_id,
         }
+
+    def _save_if(self, is_best: bool, is_due: bool = False) -> None:
+        if is_best or is_due:
+            self._log_window()
+            self._save(is_best=is_best)
 
     def _save(self, *, is_best: bool = False, prune: bool = True) -> None:
         """Save the state, or count that it could not be; training goes on either way."""
@@ -415,6 +422,8 @@ class _Trainer:
         already = self.saved is not None and self.saved[0] == self.step
         if is_best or not already:
             self._save(is_best=is_best)
+        if signal is None and self._every(self.run.picture_every):
+            self._draw()
         self._show()
         report = self.progress.report(
             signal or "finished",
@@ -422,23 +431,17 @@ class _Trainer:
             best=self.best,
             peak_memory_bytes=peak_memory_bytes(self.world.device),
             last_state=None if self.saved is None else self.saved[1],
-            model=None if signal else self.out / "model",
+            model=None if signal else self.out / MODEL_FOLDER,
         )
-        if self.log is not None:
-            self._write_results(self.log, report)
-        return report
-
-    def _write_results(self, log: RunLog, report: TrainingReport) -> None:
-        log.event("end", self.step, stopped=report.stopped)
+        if self.log is None:
+            return report
+        self.log.event("end", self.step, stopped=report.stopped)
         last = "there is no saved state" if self.saved is None else f"the last saved state is {self.saved[1]}"
+        best = None if self.kept_best is None else self.states.path(self.kept_best) / MODEL_FOLDER
         try:
-            if report.model is not None:
-                replace_folder(report.model, self._write_model)
-                best = self.states.folder / f"step-{self.kept_best or 0:08d}" / MODEL_FOLDER
-                if best.is_dir():
-                    replace_folder(self.out / "best", lambda folder: shutil.copytree(best, folder, dirs_exist_ok=True))
-            write_json(self.out / "report.json", report.as_json())
+            release(self.out, report, self._write_model, best)
         except OSError as error:
             raise TrainingError(f"{self.out} cannot be written ({error}); {last}: make room, and resume") from None
         if self.saved is None or self.saved[0] != self.step:
             raise TrainingError(f"the state of step {self.step} could not be saved; {last}: make room, and resume")
+        return report

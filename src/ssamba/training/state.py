@@ -76,6 +76,10 @@ class StateFolder:
         found = (_read(folder) for folder in sorted(self.folder.glob("step-*")))
         return sorted((state for state in found if state is not None), key=lambda state: state.step)
 
+    def path(self, step: int) -> Path:
+        """The folder of a step's state, whether there is one or not."""
+        return self.folder / f"step-{step:08d}"
+
     def newest(self, recipe: Mapping[str, Any], resume: bool | Literal["auto"]) -> tuple[Path, dict[str, Any]] | None:
         """The newest state that can be read, and its folder; None if there are none.
 
@@ -128,7 +132,7 @@ class StateFolder:
         Raises:
             OSError: the disk is full or broken; earlier states are as they were.
         """
-        final = self.folder / f"step-{step:08d}"
+        final = self.path(step)
         unfinished = self.folder / f"{_UNFINISHED}{final.name}"
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
@@ -145,7 +149,7 @@ class StateFolder:
             }
             text = json.dumps({**meta, "step": step, "files": sizes}, indent=2)
             (unfinished / META_FILE).write_text(text + "\n", encoding="utf-8")
-            _flush_to_disk(unfinished)
+            flush_to_disk(unfinished)
             shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
             unfinished.rename(final)
             _flush_folder(self.folder)
@@ -183,26 +187,6 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
             if recorder.error is None:
                 raise
             raise recorder.error from None
-
-
-def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Write a folder under another name, flush it to the disk, and put it in the place of `folder`.
-
-    Raises:
-        OSError: it cannot be written; what stood there before still does.
-    """
-    unfinished = folder.with_name(f".{folder.name}{_UNFINISHED}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-        write(unfinished)
-        _flush_to_disk(unfinished)
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    except SafetensorError as error:
-        raise OSError(f"{folder}: {error}") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def on_cpu(value: Any) -> Any:
@@ -290,7 +274,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _flush_to_disk(folder: Path) -> None:
+def flush_to_disk(folder: Path) -> None:
+    """Have everything in a folder on the disk, not only in the system's memory."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:

@@ -1,0 +1,50 @@
+"""The experiment that the training tests share; they run on one thread, so that sums are formed in one order."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("experiment.py")
+
+
+@pytest.fixture(scope="session")
+def experiment() -> ModuleType:
+    """The module experiment.py."""
+    name = "training_experiment"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, SCRIPT)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.fixture
+def launch():
+    """Runs experiment.py as a process of its own, under torchrun with `processes`."""
+
+    def start(*arguments: object, processes: int | None = None, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        torchrun += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
+        command = [sys.executable, *(torchrun if processes else []), str(SCRIPT), *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+    return start
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

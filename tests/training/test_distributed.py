@@ -1,0 +1,55 @@
+"""Two processes under torchrun against one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+# Thirteen clips and one: the second batch of an epoch leaves nothing for the second process.
+BATCH = 13
+RUN = {
+    "steps": 6,
+    "checkpoint_every_steps": 2,
+    "validate_every": 2,
+    "ema_decay": 0.9,
+    "schedule": {"kind": "constant", "warmup_steps": 2},
+}
+
+
+def alone(experiment, out, **changes):
+    experiment.run(experiment.DemoTask(batch=BATCH), out, **{**RUN, **changes})
+    return out
+
+
+def assert_same_curve(experiment, out, other):
+    ours, theirs = experiment.log(out), experiment.log(other)
+    assert len(ours) == len(theirs) == 6
+    for one, other_one in zip(ours, theirs, strict=True):
+        assert one["loss"] == pytest.approx(other_one["loss"], rel=2e-5)
+        assert one["grad_norm"] == pytest.approx(other_one["grad_norm"], rel=2e-4)
+        assert one["accuracy"] == pytest.approx(other_one["accuracy"])
+        assert one["steps"] == 1
+    for one, other_one in zip(experiment.log(out, "validation"), experiment.log(other, "validation"), strict=True):
+        assert one["loss"] == pytest.approx(other_one["loss"], rel=2e-5)
+    assert experiment.last_state(out)["clips"] == experiment.last_state(other)["clips"]
+
+
+def test_two_processes_learn_as_one_and_one_goes_on_after_them(experiment, tmp_path, launch):
+    out = tmp_path / "two"
+    ran = launch(out, json.dumps({**RUN, "steps": 4}), "--batch", BATCH, processes=2)
+    assert ran.returncode == 0, ran.stderr
+    assert experiment.log(out, "start")[0]["processes"] == 2
+    report = experiment.run(experiment.DemoTask(batch=BATCH), out, resume=True, **RUN)
+    assert report.resumed_from == 4
+    assert_same_curve(experiment, out, alone(experiment, tmp_path / "one"))
+
+
+def test_a_process_that_dies_is_started_again_and_the_run_goes_on(experiment, tmp_path, launch):
+    # Accumulating, so that what the second process has of a step has to wait for an exchange it adds nothing to.
+    out, run = tmp_path / "two", {**RUN, "accumulate": 2}
+    options = ["--batch", BATCH, "--resume", "--kill-at", 3, "--kill-rank", 1]
+    ran = launch(out, json.dumps(run), *options, processes=2, restarts=1)
+    assert ran.returncode == 0, ran.stderr
+    assert [record["step"] for record in experiment.log(out, "start")] == [0, 2]
+    assert_same_curve(experiment, out, alone(experiment, tmp_path / "one", accumulate=2))

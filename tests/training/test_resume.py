@@ -1,0 +1,184 @@
+"""Stopping and going on: killed anywhere, told to stop, disk full, damaged states, other recipes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssamba.errors import CheckpointError, ConfigError, TrainingError
+from ssamba.training import OptimiserSettings, ScheduleSettings, state
+
+RUN = {
+    "steps": None,
+    "epochs": 3,
+    "accumulate": 2,
+    "validate_every": 3,
+    "checkpoint_every_steps": 2,
+    "average_epochs": [2, 3],
+    "ema_decay": 0.9,
+}
+STEPS = 6
+
+
+def reference(experiment, out: Path):
+    """An uninterrupted run with everything random that there is."""
+    experiment.run(experiment.DemoTask(global_noise=True, drop_path=0.5), out, **RUN)
+    return experiment.last_state(out)
+
+
+def assert_equal_runs(experiment, out: Path, other: Path):
+    assert experiment.same(experiment.last_state(out), experiment.last_state(other))
+    assert experiment.curve(out) == experiment.curve(other)
+    for name in ("model", "best"):
+        assert (out / name / "model.safetensors").read_bytes() == (other / name / "model.safetensors").read_bytes()
+    validations = [[(r["step"], r["loss"]) for r in experiment.log(o, "validation")] for o in (out, other)]
+    assert validations[0] == validations[1]
+
+
+def test_killed_at_any_step_and_resumed_equals_uninterrupted(experiment, tmp_path, launch):
+    reference(experiment, tmp_path / "whole")
+    out = tmp_path / "killed"
+    at = random.SystemRandom().randrange(STEPS)
+    # The second life dies with half a state on the disk, which must not count.
+    lives = [["--kill-at", str(at)], ["--kill-in-save", "1"], []]
+    ran = launch(out, json.dumps(RUN), "--resume", "--global-noise", "--lives", json.dumps(lives))
+    assert ran.returncode == 0, ran.stderr
+    killed, killed_in_save, report, finished = map(json.loads, ran.stdout.splitlines())
+    assert [life["exit"] for life in (killed, killed_in_save, finished)] == [-9, -9, 0], ran.stderr
+    assert report["resumed_from"] == {0: None, 1: None}.get(at, at // 2 * 2)
+    assert not list((out / "checkpoints").glob(".*"))
+    assert_equal_runs(experiment, out, tmp_path / "whole")
+
+
+def test_stopped_at_every_step_and_resumed_equals_uninterrupted(experiment, tmp_path):
+    reference(experiment, tmp_path / "whole")
+    for step in range(STEPS):
+        out = tmp_path / f"stopped-{step}"
+        task = experiment.DemoTask(global_noise=True, drop_path=0.5)
+        task.fail_at = step
+        with pytest.raises(RuntimeError, match="on purpose"):
+            experiment.run(task, out, **RUN)
+        torch.manual_seed(step)
+        experiment.run(experiment.DemoTask(global_noise=True, drop_path=0.5), out, resume="auto", **RUN)
+        assert_equal_runs(experiment, out, tmp_path / "whole")
+
+
+def test_sigterm_saves_and_exits_0(experiment, tmp_path, launch):
+    reference(experiment, tmp_path / "whole")
+    out = tmp_path / "stopped"
+    stopped = launch(out, json.dumps(RUN), "--global-noise", "--terminate-at", 2)
+    assert stopped.returncode == 0, stopped.stderr
+    report = json.loads(stopped.stdout)
+    assert (report["stopped"], report["step"], report["model"]) == ("SIGTERM", 3, None)
+    assert report["last_state"] == str(out / "checkpoints" / "step-00000003")
+    report = experiment.run(experiment.DemoTask(global_noise=True, drop_path=0.5), out, resume=True, **RUN)
+    assert (report.resumed_from, report.stopped) == (3, "finished")
+    assert_equal_runs(experiment, out, tmp_path / "whole")
+
+
+def test_the_last_and_the_best_states_are_kept(experiment, tmp_path):
+    task = experiment.DemoTask()
+    losses = iter([3.0, 1.0, 2.0, 2.5, 2.5])
+    task.validate = lambda model: {"loss": next(losses)}
+    report = experiment.run(task, tmp_path, steps=10, validate_every=2, checkpoint_every_steps=1, keep_last=2)
+    assert report.best == (4, 1.0)
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-00000004", "step-00000009", "step-00000010"]
+    best = (tmp_path / "checkpoints" / "step-00000004" / "model" / "model.safetensors").read_bytes()
+    assert (tmp_path / "best" / "model.safetensors").read_bytes() == best
+
+
+def test_a_full_disk_costs_a_state_but_not_the_run(experiment, tmp_path, monkeypatch):
+    write, calls = state.write_state, []
+
+    def full_in_the_middle(path, content):
+        calls.append(path)
+        write(path, content)
+        if len(calls) in (2, 3):
+            os.truncate(path, path.stat().st_size // 2)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(state, "write_state", full_in_the_middle)
+    messages, folders = [], {}
+
+    def watch(progress):
+        messages.append(progress.message)
+        folders[progress.step] = sorted(path.name for path in (tmp_path / "checkpoints").glob("*"))
+
+    report = experiment.run(experiment.DemoTask(), tmp_path, steps=8, checkpoint_every_steps=2, on_progress=watch)
+    assert (report.failed_saves, report.stopped) == (2, "finished")
+    assert folders[2] == folders[4] == folders[6] == ["step-00000002"]
+    assert folders[8] == ["step-00000002", "step-00000008"]
+    assert [record["step"] for record in experiment.log(tmp_path, "save_failed")] == [4, 6]
+    assert "No space left" in next(message for message in messages if message)
+
+
+def test_a_run_that_cannot_save_its_end_says_so(experiment, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(state, "write_state", full)
+    with pytest.raises(TrainingError, match="step 8 could not be saved; there is no saved state: make room"):
+        experiment.run(experiment.DemoTask(), tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_failed_write_is_an_oserror_whatever_torch_makes_of_it():
+    with pytest.raises(OSError, match="No space left"):
+        state.write_state(Path("/dev/full"), {"x": torch.zeros(100_000)})
+
+
+@pytest.mark.parametrize("damage", ["truncated", "scrambled", "no_meta"])
+def test_a_damaged_state_is_passed_over(experiment, tmp_path, damage):
+    experiment.run(experiment.DemoTask(), tmp_path, steps=4, checkpoint_every_steps=2)
+    newest = tmp_path / "checkpoints" / "step-00000004"
+    if damage == "no_meta":
+        (newest / "meta.json").unlink()
+    else:
+        data = (newest / "state.pt").read_bytes()
+        junk = data[: len(data) // 2] if damage == "truncated" else b"\0" * len(data)
+        (newest / "state.pt").write_bytes(junk)
+    report = experiment.run(experiment.DemoTask(), tmp_path, steps=6, checkpoint_every_steps=2, resume=True)
+    assert (report.resumed_from, report.step) == (2, 6)
+    assert [record["step"] for record in experiment.log(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert report.last_state.name == "step-00000006"
+
+
+def test_another_recipe_is_refused_by_name(experiment, tmp_path):
+    experiment.run(experiment.DemoTask(), tmp_path, steps=2, recipe={"masked": 400})
+    with pytest.raises(ConfigError) as caught:
+        experiment.run(
+            experiment.DemoTask(),
+            tmp_path,
+            steps=4,
+            seed=5,
+            recipe={"masked": 300},
+            resume=True,
+            optimiser=OptimiserSettings(learning_rate=1.0),
+            schedule=ScheduleSettings(kind="wsd"),
+        )
+    for part in ("optimiser.learning_rate was 0.003, is 1.0", "run.seed was 0, is 5", "task.masked was 400, is 300"):
+        assert part in str(caught.value)
+    assert "schedule.kind was 'cosine', is 'wsd'" in str(caught.value)
+    assert "steps" not in str(caught.value).replace("warmup_steps", "").replace(str(tmp_path), "")
+    report = experiment.run(experiment.DemoTask(), tmp_path, steps=4, keep_last=5, recipe={"masked": 400}, resume=True)
+    assert report.resumed_from == 2
+
+
+def test_resuming_must_fit_what_is_there(experiment, tmp_path):
+    with pytest.raises(CheckpointError, match="no saved state to resume"):
+        experiment.run(experiment.DemoTask(), tmp_path, resume=True)
+    experiment.run(experiment.DemoTask(), tmp_path, steps=2, resume="auto")
+    with pytest.raises(CheckpointError, match="holds a run already"):
+        experiment.run(experiment.DemoTask(), tmp_path, steps=2)
+    again = experiment.run(experiment.DemoTask(), tmp_path, steps=2, resume="auto")
+    assert (again.resumed_from, again.step) == (2, 2)
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert experiment.run(experiment.DemoTask(), tmp_path, steps=1).resumed_from is None
