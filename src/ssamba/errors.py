@@ -19,6 +19,10 @@ class ConfigError(SsambaError, ValueError):
     """A configuration holds an unknown key or a value outside its range."""
 
 
+class SuiteError(SsambaError, ValueError):
+    """A suite of labelled tasks is missing, or its tables do not fit; the message names the file."""
+
+
 class BackendUnavailableError(SsambaError, RuntimeError):
     """A kernel backend was named explicitly, and cannot run here; the message says why."""
 

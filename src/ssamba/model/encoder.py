@@ -129,37 +129,59 @@ class SSAMBAEncoder(nn.Module):
     def encode(self, patches: PatchTokens, *, layer: int | None = None) -> Tensor:
         """Run the blocks over patch tokens; returns and `layer` as `forward`."""
         stop_after = self.config.num_layers if layer is None else self.layer_index(layer)
+        hidden, lengths = self._enter(patches)
+        hidden, residual = self._run_blocks(hidden, lengths, stop_after)
+        tokens = self._leave(hidden, residual) if layer is None else _state(hidden, residual)
+        return _zero_padding(tokens, lengths)
+
+    def hidden_states(self, patches: PatchTokens) -> list[Tensor]:
+        """Every layer's tokens from one pass over the blocks.
+
+        Returns:
+            `config.num_layers` + 2 tensors (B, 1 + L, D): what `encode` gives for `layer=0`, 1, ..., `num_layers`,
+            then the final output (`layer=None`).
+        """
+        hidden, lengths = self._enter(patches)
+        states: list[Tensor] = []
+        hidden, residual = self._run_blocks(hidden, lengths, self.config.num_layers, states)
+        states.append(self._leave(hidden, residual))
+        return [_zero_padding(state, lengths) for state in states]
+
+    def _enter(self, patches: PatchTokens) -> tuple[Tensor, Tensor | None]:
+        """What enters the first block, (B, P + L, D), and its valid tokens (B,)."""
         tokens, columns, longest = patches
         prefix = (self.cls_token + self.position_embed[:, :1]).expand(tokens.shape[0], -1, -1)
         hidden = torch.cat((prefix, tokens + self.positions(columns, longest)), dim=1)
-        lengths = None if columns is None else self.num_prefix_tokens + columns * self.config.rows
-        hidden, residual = self._run_blocks(hidden, lengths, stop_after)
-        if layer is not None:
-            tokens = hidden if residual is None else residual + hidden
-        else:
-            assert residual is not None
-            tokens = residual + self.drop_path(hidden)
-            for _ in range(self.config.final_norms):
-                tokens = self.norm(tokens)
-        if lengths is None:
-            return tokens
-        valid = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-        return torch.where(valid[..., None], tokens, 0)
+        return hidden, None if columns is None else self.num_prefix_tokens + columns * self.config.rows
 
-    def _run_blocks(self, hidden: Tensor, lengths: Tensor | None, stop_after: int) -> tuple[Tensor, Tensor | None]:
+    def _leave(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
+        """The final residual and norm."""
+        assert residual is not None
+        tokens: Tensor = residual + self.drop_path(hidden)
+        for _ in range(self.config.final_norms):
+            tokens = self.norm(tokens)
+        return tokens
+
+    def _run_blocks(
+        self, hidden: Tensor, lengths: Tensor | None, stop_after: int, states: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run `stop_after` layers; `states` collects the hidden state before each of them, and after the last."""
         residual: Tensor | None = None
-        blocks = list(self.blocks)
-        if self.config.block_layout == "sequential":
-            for block in blocks[:stop_after]:
-                hidden, residual = block(hidden, residual, lengths, False)
-            return hidden, residual
-        for first, second in zip(blocks[: 2 * stop_after : 2], blocks[1 : 2 * stop_after : 2], strict=True):
-            ahead, residual_ahead = first(hidden, residual, lengths, False)
-            behind, residual_behind = second(hidden, residual, lengths, True)
+        paired = self.config.block_layout == "paired"
+        for layer in range(stop_after):
+            if states is not None:
+                states.append(_state(hidden, residual))
+            if not paired:
+                hidden, residual = self.blocks[layer](hidden, residual, lengths, False)
+                continue
+            ahead, residual_ahead = self.blocks[2 * layer](hidden, residual, lengths, False)
+            behind, residual_behind = self.blocks[2 * layer + 1](hidden, residual, lengths, True)
             hidden = ahead + behind
             residual = residual_ahead + residual_behind
             if self.config.pair_residual == "mean":
                 residual = residual * 0.5
+        if states is not None:
+            states.append(_state(hidden, residual))
         return hidden, residual
 
     def layer_index(self, layer: int) -> int:
@@ -198,6 +220,19 @@ class SSAMBAEncoder(nn.Module):
                 "(ssamba.load_model(...).embed does so by itself)"
             )
         return lengths
+
+
+def _state(hidden: Tensor, residual: Tensor | None) -> Tensor:
+    """The hidden state between two layers."""
+    return hidden if residual is None else residual + hidden
+
+
+def _zero_padding(tokens: Tensor, lengths: Tensor | None) -> Tensor:
+    """Zeros in place of what stands behind each clip's valid tokens."""
+    if lengths is None:
+        return tokens
+    valid = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+    return torch.where(valid[..., None], tokens, 0)
 
 
 def _drop_path_rates(config: EncoderConfig) -> list[float]:
