@@ -27,6 +27,10 @@ class WorkerDiedError(SsambaError, RuntimeError):
     """A worker process ended without a word on a piece of work, as it does when a codec crashes."""
 
 
+class SuiteError(SsambaError, ValueError):
+    """A suite of labelled tasks is missing, or its tables do not fit; the message names the file."""
+
+
 class BackendUnavailableError(SsambaError, RuntimeError):
     """A kernel backend was named explicitly, and cannot run here; the message says why."""
 

@@ -49,22 +49,26 @@ class SSAMBAEncoder(PatchEncoder):
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         initialise_encoder(self, config)
 
-    def _run_blocks(self, hidden: Tensor, lengths: Tensor | None, layers: int, *, finish: bool) -> Tensor:
+    def _run_blocks(
+        self, hidden: Tensor, lengths: Tensor | None, layers: int, *, finish: bool, states: list[Tensor] | None = None
+    ) -> Tensor:
         residual: Tensor | None = None
-        blocks = list(self.blocks)
-        if self.config.block_layout == "sequential":
-            for block in blocks[:layers]:
-                hidden, residual = block(hidden, residual, lengths, False)
-        else:
-            for first, second in zip(blocks[: 2 * layers : 2], blocks[1 : 2 * layers : 2], strict=True):
-                ahead, residual_ahead = first(hidden, residual, lengths, False)
-                behind, residual_behind = second(hidden, residual, lengths, True)
-                hidden = ahead + behind
-                residual = residual_ahead + residual_behind
-                if self.config.pair_residual == "mean":
-                    residual = residual * 0.5
+        for layer in range(layers):
+            if states is not None:
+                states.append(_state(hidden, residual))
+            if self.config.block_layout == "sequential":
+                hidden, residual = self.blocks[layer](hidden, residual, lengths, False)
+                continue
+            ahead, residual_ahead = self.blocks[2 * layer](hidden, residual, lengths, False)
+            behind, residual_behind = self.blocks[2 * layer + 1](hidden, residual, lengths, True)
+            hidden = ahead + behind
+            residual = residual_ahead + residual_behind
+            if self.config.pair_residual == "mean":
+                residual = residual * 0.5
+        if states is not None:
+            states.append(_state(hidden, residual))
         if not finish:
-            return hidden if residual is None else residual + hidden
+            return _state(hidden, residual)
         assert residual is not None
         tokens: Tensor = residual + self.drop_path(hidden)
         for _ in range(self.config.final_norms):
@@ -84,6 +88,11 @@ class AlternatingBlocks(nn.ModuleList):
         for index, block in enumerate(self):
             hidden, residual = block(hidden, residual, lengths, bool(index % 2))
         return hidden if residual is None else residual + hidden
+
+
+def _state(hidden: Tensor, residual: Tensor | None) -> Tensor:
+    """The hidden state between two layers."""
+    return hidden if residual is None else residual + hidden
 
 
 def _drop_path_rates(config: EncoderConfig) -> list[float]:

@@ -70,13 +70,26 @@ class AttentionBlocks(nn.ModuleList):
         """`rates`: stochastic depth of each block."""
         super().__init__(Block(config, rate) for rate in rates)
 
-    def forward(self, hidden: Tensor, lengths: Tensor | None = None, layers: int | None = None) -> Tensor:
-        """The first `layers` blocks over (B, L, D), `lengths` (B,) of them valid -> (B, L, D), before any final norm."""
+    def forward(
+        self,
+        hidden: Tensor,
+        lengths: Tensor | None = None,
+        layers: int | None = None,
+        states: list[Tensor] | None = None,
+    ) -> Tensor:
+        """The first `layers` blocks over (B, L, D), `lengths` (B,) of them valid -> (B, L, D), before any final norm.
+
+        `states` collects what enters each of them, and what leaves the last.
+        """
         valid = None
         if lengths is not None:
             valid = (torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None])[:, None, None]
         for block in list(self)[:layers]:
+            if states is not None:
+                states.append(hidden)
             hidden = block(hidden, valid)
+        if states is not None:
+            states.append(hidden)
         return hidden
 
 
@@ -104,6 +117,8 @@ class SSASTEncoder(PatchEncoder):
             return self.cls_token
         return torch.cat((self.cls_token, self.dist_token), dim=1)
 
-    def _run_blocks(self, hidden: Tensor, lengths: Tensor | None, layers: int, *, finish: bool) -> Tensor:
-        tokens: Tensor = self.blocks(hidden, lengths, layers)
+    def _run_blocks(
+        self, hidden: Tensor, lengths: Tensor | None, layers: int, *, finish: bool, states: list[Tensor] | None = None
+    ) -> Tensor:
+        tokens: Tensor = self.blocks(hidden, lengths, layers, states)
         return self.norm(tokens) if finish else tokens

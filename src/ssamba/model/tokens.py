@@ -58,10 +58,13 @@ class PatchEncoder(nn.Module):
         self.position_embed = nn.Parameter(torch.empty(1, config.num_prefix_tokens + rows * columns, config.embed_dim))
 
     @abstractmethod
-    def _run_blocks(self, hidden: Tensor, lengths: Tensor | None, layers: int, *, finish: bool) -> Tensor:
+    def _run_blocks(
+        self, hidden: Tensor, lengths: Tensor | None, layers: int, *, finish: bool, states: list[Tensor] | None = None
+    ) -> Tensor:
         """Run the first `layers` layers over (B, P + L, D), `lengths` (B,) of them valid; `finish`: the final norm too.
 
-        What stands beyond `lengths` is finite, and what is returned there is arbitrary.
+        `states` collects what enters each layer and what leaves the last. What stands beyond `lengths` is finite, and
+        what is returned there is arbitrary.
         """
 
     def prefix_tokens(self) -> Tensor:
@@ -129,15 +132,28 @@ class PatchEncoder(nn.Module):
             (B, P + L, D), the prefix tokens first, zeros behind a clip's own tokens.
         """
         stop_after = self.config.num_layers if layer is None else self.layer_index(layer)
+        hidden, lengths = self._with_prefix(tokens, counts)
+        return _zero_padding(self._run_blocks(hidden, lengths, stop_after, finish=layer is None), lengths)
+
+    def hidden_states(self, patches: PatchTokens) -> list[Tensor]:
+        """Every layer's tokens from one pass over the blocks.
+
+        Returns:
+            `config.num_layers` + 2 tensors (B, P + L, D): what `encode` gives for `layer=0`, 1, ..., `num_layers`,
+            then the final output (`layer=None`).
+        """
+        tokens, columns, longest = patches
+        tokens = tokens + self.positions(columns, longest)
+        hidden, lengths = self._with_prefix(tokens, None if columns is None else columns * self.config.rows)
+        states: list[Tensor] = []
+        states.append(self._run_blocks(hidden, lengths, self.config.num_layers, finish=True, states=states))
+        return [_zero_padding(state, lengths) for state in states]
+
+    def _with_prefix(self, tokens: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What enters the first block (B, P + L, D), and its valid tokens (B,)."""
         prefix = self.prefix_tokens() + self.position_embed[:, : self.num_prefix_tokens]
-        prefix = prefix.expand(tokens.shape[0], -1, -1)
-        hidden = torch.cat((prefix, tokens), dim=1)
-        lengths = None if counts is None else self.num_prefix_tokens + counts
-        tokens = self._run_blocks(hidden, lengths, stop_after, finish=layer is None)
-        if lengths is None:
-            return tokens
-        valid = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-        return torch.where(valid[..., None], tokens, 0)
+        hidden = torch.cat((prefix.expand(tokens.shape[0], -1, -1), tokens), dim=1)
+        return hidden, None if counts is None else self.num_prefix_tokens + counts
 
     def layer_index(self, layer: int) -> int:
         """A layer as `forward` takes it, counted from the first; ValueError if there is none such."""
@@ -177,3 +193,11 @@ class PatchEncoder(nn.Module):
                 "(ssamba.load_model(...).embed does so by itself)"
             )
         return lengths
+
+
+def _zero_padding(tokens: Tensor, lengths: Tensor | None) -> Tensor:
+    """Zeros in place of what stands behind each clip's valid tokens."""
+    if lengths is None:
+        return tokens
+    valid = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+    return torch.where(valid[..., None], tokens, 0)

@@ -1,0 +1,141 @@
+"""`ssamba evaluate`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from ssamba.cli.app import EXIT_CODES, app, err, fail, load_embedder, out
+
+if TYPE_CHECKING:
+    from ssamba.evaluation import ClipModel, Progress, Scorecard, Task
+
+
+@app.command(
+    epilog="[bold]Examples[/]\n\n"
+    "ssamba evaluate checkpoint/ --suite suite/\n\n"
+    "ssamba evaluate checkpoint/ --suite open --suite-dir suite/ --layers all --pooling mean --pooling cls --json card.json\n\n"
+    "ssamba evaluate checkpoint/ --suite suite/ --inner --task sfx14\n\n"
+    "ssamba evaluate logmel --suite suite/\n\n" + EXIT_CODES
+)
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="Checkpoint folder, official .pth file or hf:OWNER/NAME; 'logmel' (log-mel statistics); 'random' "
+            "(a tiny model, untrained).",
+        ),
+    ],
+    suite: Annotated[str, typer.Option(help="'open', or a folder with TASK.csv and TASK.tar for each task.")] = "open",
+    suite_dir: Annotated[Path | None, typer.Option(envvar="SSAMBA_SUITE", help="Where the open suite is.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
+    inner: Annotated[
+        bool, typer.Option("--inner", help="Score inside the training parts only, for choosing between recipes.")
+    ] = False,
+    layers: Annotated[str, typer.Option(help="'final', or 'all': every layer and the best by validation.")] = "final",
+    pooling: Annotated[
+        list[str] | None, typer.Option(help="'mean', 'cls' or 'rows'; may be repeated. Default: mean.")
+    ] = None,
+    padding: Annotated[str, typer.Option(help="'patch' or 'official', as in ssamba embed.")] = "patch",
+    level: Annotated[
+        float, typer.Option(min=0, help="Peak that clips are scaled to; 0 leaves them as they are.")
+    ] = 0.9,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the scorecard here.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for decoded clips and embeddings. Default: the user's cache folder.")
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep nothing, use nothing kept.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Probes side by side. Default: the cores.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")] = None,
+) -> None:
+    """Score a model's frozen embeddings on a suite of labelled tasks, with a linear probe.
+
+    The table gives accuracies. With --layers all each layer has a row, and "best" takes in each round the layer that
+    was best on the validation part of the training clips.
+    """
+    from ssamba.checkpoint.files import write_json
+    from ssamba.errors import ConfigError
+    from ssamba.evaluation import EvaluateOptions, VectorOptions, cache_folder, read_suite
+    from ssamba.evaluation import evaluate as run
+
+    try:
+        vectors = VectorOptions.parse(
+            {"layers": layers, "poolings": tuple(pooling or ["mean"]), "padding": padding}, "options"
+        )
+        options = EvaluateOptions.parse({"inner": inner, "level": level or None}, "options")
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+    if suite == "open" and suite_dir is None:
+        fail("the open suite is not part of the package: say where it is with --suite-dir DIR or SSAMBA_SUITE")
+    tasks = read_suite(suite_dir if suite == "open" and suite_dir else suite, task)
+    scored = _model(model, vectors, device)
+    folder = None if no_cache else cache or cache_folder()
+    with _ProgressBar(tasks) as bar:
+        card = run(scored, tasks, options, cache=folder, workers=workers or os.cpu_count() or 1, on_progress=bar.update)
+    _show(card)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(json_file, card.as_json())
+
+
+def _model(source: str, options: object, device: str | None) -> ClipModel:
+    from ssamba.evaluation import EncoderModel, LogMelStatistics, VectorOptions
+
+    assert isinstance(options, VectorOptions)
+    if source == "logmel":
+        return LogMelStatistics()
+    return EncoderModel(load_embedder(None if source == "random" else source, device), options)
+
+
+def _show(card: Scorecard) -> None:
+    from rich.table import Table
+
+    inside = "inside the training parts" if card.options.inner else "test accuracy"
+    table = Table(title=f"{escape(card.model)}: {inside}, linear probe", title_justify="left")
+    table.add_column("layer.pooling")
+    for name in (*card.tasks, "mean"):
+        table.add_column(escape(name), justify="right")
+    for row in card.rows:
+        table.add_row(row.view, *(f"{row.scores[name]:.3f}" for name in card.tasks), f"{row.mean:.3f}")
+    out.print(table)
+    err.print(f"{card.seconds:.0f} s", highlight=False)
+
+
+class _ProgressBar:
+    """Step, task, clips or rounds, and time left, on standard error when it is a terminal."""
+
+    def __init__(self, tasks: list[Task]) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._place = {task.name: f"task {k} of {len(tasks)}" for k, task in enumerate(tasks, 1)}
+        self._progress = Progress(
+            TextColumn("{task.fields[step]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(),
+            console=err,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=None, step="")
+        self._step = ""
+
+    def __enter__(self) -> _ProgressBar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def update(self, state: Progress) -> None:
+        """Show how far it is."""
+        step = f"{self._place[state.task]} ({state.task}): {state.step}"
+        if step != self._step:
+            self._progress.reset(self._task)
+            self._step = step
+        self._progress.update(self._task, total=state.total, completed=state.done, step=step)

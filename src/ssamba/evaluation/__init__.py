@@ -1,0 +1,24 @@
+"""Judging embeddings: metrics, probes, suites of labelled tasks."""
+
+from ssamba.evaluation.caching import cache_folder
+from ssamba.evaluation.evaluate import EvaluateOptions, Progress, Scorecard, evaluate
+from ssamba.evaluation.log_mel import LogMelStatistics
+from ssamba.evaluation.suite import Round, Task, read_suite, read_waves
+from ssamba.evaluation.vectors import ClipModel, EncoderModel, FunctionModel, VectorOptions
+
+__all__ = [
+    "ClipModel",
+    "EncoderModel",
+    "EvaluateOptions",
+    "FunctionModel",
+    "LogMelStatistics",
+    "Progress",
+    "Round",
+    "Scorecard",
+    "Task",
+    "VectorOptions",
+    "cache_folder",
+    "evaluate",
+    "read_suite",
+    "read_waves",
+]

@@ -1,0 +1,63 @@
+"""Where evaluation keeps what is dear to compute again: decoded clips and embeddings.
+
+Everything is keyed by digests of what it was computed from, so nothing in the folder can be out of date, and the
+folder may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssamba.checkpoint.files import read_tensors, write_tensors
+from ssamba.errors import CheckpointError
+
+Array = np.ndarray[Any, Any]
+
+
+def cache_folder() -> Path:
+    """`$SSAMBA_CACHE`, or `ssamba` in the user's cache folder (`$XDG_CACHE_HOME`, `~/.cache`)."""
+    own = os.environ.get("SSAMBA_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssamba"
+
+
+def cached_arrays(path: Path | None, compute: Callable[[], Mapping[str, Array]]) -> dict[str, Array]:
+    """The arrays in the safetensors file `path`; where it is missing or damaged they are computed and written.
+
+    None computes them without keeping them.
+    """
+    if path is not None and path.exists():
+        try:
+            return {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
+        except CheckpointError:
+            pass  # half a file, or a disk that failed: what it held can be had again
+    arrays = dict(compute())
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()})
+    return arrays
+
+
+def digest_of(values: Any) -> str:
+    """Sixteen hexadecimal digits of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def digest_of_files(*paths: Path) -> str:
+    """Sixteen hexadecimal digits of the files' contents."""
+    total = hashlib.sha256()
+    for path in paths:
+        total.update(path.stat().st_size.to_bytes(8, "little"))
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()[:16]

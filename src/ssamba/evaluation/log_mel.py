@@ -1,0 +1,50 @@
+"""Log-mel statistics: what a model must beat. Mean and deviation of 64 log-mel bands, and of their change, over time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ssamba.audio.fbank import mel_matrix
+from ssamba.config import FrontEndConfig
+from ssamba.evaluation.caching import Array, digest_of
+
+_FFT = 512
+_HOP = 160
+_FLOOR = 1e-10
+# Frames of 32 ms, so that the Fourier transform is as long as the frame.
+_BANDS = FrontEndConfig(num_mel_bins=64, low_hz=0.0, frame_ms=32.0)
+
+
+class LogMelStatistics:
+    """64 bands (FFT 512, hop 160 at 16 kHz) of each clip: means, deviations, deviations of differences: 192 numbers."""
+
+    name = "log-mel statistics"
+    sample_rate_hz = 16_000
+
+    def digest(self) -> str:
+        """Changes with the definition."""
+        return digest_of([self.name, _FFT, _HOP, _FLOOR, _BANDS.digest(), 1])
+
+    def vectors(self, waves: Sequence[Array], on_progress: Callable[[int], None] | None = None) -> dict[str, Array]:
+        """{"final.mean": (N, 192)}."""
+        rows = []
+        for done, wave in enumerate(waves, 1):
+            rows.append(_statistics(torch.from_numpy(np.asarray(wave, dtype=np.float32))))
+            if on_progress is not None and (done % 64 == 0 or done == len(waves)):
+                on_progress(done)
+        return {"final.mean": torch.stack(rows).numpy()}
+
+
+def _statistics(wave: torch.Tensor) -> torch.Tensor:
+    wave = F.pad(wave, (0, max(0, _FFT - len(wave))))
+    window = torch.hann_window(_FFT)
+    magnitude = torch.stft(wave, _FFT, _HOP, window=window, return_complex=True).abs()
+    bands = (magnitude.T @ mel_matrix(_BANDS)).clamp(min=_FLOOR).log()
+    change = bands.diff(dim=0)
+    if len(change) == 0:
+        change = torch.zeros_like(bands)
+    return torch.cat((bands.mean(0), bands.std(0, unbiased=False), change.std(0, unbiased=False)))

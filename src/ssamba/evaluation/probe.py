@@ -1,0 +1,158 @@
+"""Probes: how well a frozen embedding separates labels. The linear probe is the one that tables are made of.
+
+One round: standardise on the training clips; logistic regression (lbfgs, 500 iterations), its inverse regularisation C
+chosen from `C_GRID` on a fifth of the training groups (of the training clips where there are fewer than five groups);
+refit on all training clips; predict the others. No clip that is scored chooses anything. The protocol is that of the
+open suite, to the digit, and the fits are scikit-learn's own.
+
+Shapes: N clips, D dimensions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ssamba.errors import MissingExtraError
+from ssamba.evaluation.caching import Array
+from ssamba.evaluation.suite import Round
+
+C_GRID = (0.001, 0.01, 0.1, 1.0)
+_ITERATIONS = 500
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a probe said in one round."""
+
+    test: Array
+    """Clips that were scored, (n,)."""
+    predicted: Array
+    """The label given to each, (n,)."""
+    correct: Array
+    """Whether it is right, (n,) bool."""
+    validation: float
+    """Accuracy on the validation part, with the setting that was chosen there."""
+    setting: float
+    """That setting: C of the linear probe."""
+
+    @property
+    def score(self) -> float:
+        """Accuracy."""
+        return float(self.correct.mean())
+
+
+def accuracy_of(results: Sequence[RoundResult]) -> float:
+    """The accuracy of a task: the mean over its rounds."""
+    return float(np.mean([result.score for result in results]))
+
+
+def validation_part(groups: Array, seed: int = 0) -> Array:
+    """Which training clips choose the regularisation, (N,) bool, from their groups (N,)."""
+    generator = np.random.default_rng(seed)
+    names = np.unique(groups)
+    if len(names) >= 5:
+        return np.isin(groups, generator.permutation(names)[: max(1, len(names) // 5)])
+    chosen: Array = generator.random(len(groups)) < 0.2
+    return chosen
+
+
+def linear_probe(vectors: Array, labels: Array, groups: Array, part: Round) -> RoundResult:
+    """One round of the linear probe.
+
+    Args:
+        vectors: (N, D) of the task; NaN counts as 0, infinity as the largest float.
+        labels: (N,).
+        groups: (N,).
+        part: the round; its indices count in the arrays.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    return _chosen(_fit_linear, C_GRID, vectors, labels, groups, part)
+
+
+Fit = Callable[[Array, Array, float], Any]
+
+
+def _chosen(
+    fit: Fit, settings: Sequence[float], vectors: Array, labels: Array, groups: Array, part: Round
+) -> RoundResult:
+    """Choose a setting on the validation part, refit, predict."""
+    x, train = np.nan_to_num(np.asarray(vectors, dtype=np.float64)), part.train
+    held = validation_part(groups[train])
+    fitting, choosing = train[~held], train[held]
+    scores = [fit(x[fitting], labels[fitting], setting).score(x[choosing], labels[choosing]) for setting in settings]
+    best = int(np.argmax(scores))  # the first of equals: the strongest regularisation
+    predicted = fit(x[train], labels[train], settings[best]).predict(x[part.test])
+    return RoundResult(part.test, predicted, predicted == labels[part.test], float(scores[best]), settings[best])
+
+
+def _fit_linear(x: Array, y: Array, c: float) -> Any:
+    _require_sklearn()
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=_ITERATIONS)).fit(x, y)
+
+
+@dataclass(frozen=True)
+class ProbeJob:
+    """One round of one view of one task, to be run by `run_jobs`."""
+
+    vectors: Array
+    labels: Array
+    groups: Array
+    part: Round
+
+
+def run_jobs(
+    jobs: Sequence[ProbeJob],
+    probe: Callable[[Array, Array, Array, Round], RoundResult] = linear_probe,
+    *,
+    workers: int = 1,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[RoundResult]:
+    """Run probes side by side, each on one thread, so that results do not depend on how many run.
+
+    Args:
+        jobs: what to run.
+        probe: one round of a probe.
+        workers: threads.
+        on_progress: hears how many jobs are done.
+    """
+    _require_sklearn()
+    from joblib import Parallel, delayed  # type: ignore[import-untyped]  # comes with scikit-learn
+
+    results: list[RoundResult] = []
+    with _one_thread_each():
+        pool = Parallel(n_jobs=workers, backend="threading", return_as="generator")
+        for result in pool(delayed(probe)(job.vectors, job.labels, job.groups, job.part) for job in jobs):
+            results.append(result)
+            if on_progress is not None:
+                on_progress(len(results))
+    return results
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+
+    # The iteration limit is part of the protocol. Filters are global: they are set once, outside the threads.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
+
+
+def _require_sklearn() -> None:
+    try:
+        import sklearn  # noqa: F401
+    except ImportError:
+        raise MissingExtraError('probes need scikit-learn: pip install "ssamba[eval]"') from None

@@ -1,0 +1,219 @@
+"""From clips to one vector a clip, for every layer and pooling at once; the models that evaluation can score.
+
+A model here is anything with a name, a digest, a sample rate and `vectors(waves)`: named views of the clips, each
+(N, dims). An encoder has a view for each layer and pooling (`12.mean`, `final.cls`), others have `final.mean` alone.
+
+Poolings: `mean` is `Embedding.clip`, the mean over patch tokens; `cls` the prefix token (of long recordings the mean
+over windows by their length); `rows` the mean over time of each row of patches, side by side, which keeps what the
+frequency axis says (rows x D numbers, as in Niizumi et al., arXiv:2210.14648).
+
+Shapes: N clips, S samples, T frames, K columns, R rows, D channels, V layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ssamba.audio.fbank import log_mel
+from ssamba.config import Config
+from ssamba.embedder import Embedder, EmbedOptions
+from ssamba.evaluation.caching import Array, cached_arrays, digest_of
+from ssamba.evaluation.suite import Task, Waves
+from ssamba.model.patches import tokens_to_grid
+from ssamba.model.windows import FrameMerger, Window, WindowCutter
+
+FINAL = "final"
+Pooling = Literal["mean", "cls", "rows"]
+OnClips = Callable[[int], None]
+
+_TOKENS_PER_BATCH = 4096
+_TOKENS_PER_BATCH_ELSEWHERE = 65_536
+
+
+def view_name(layer: int | str, pooling: str) -> str:
+    """What a view is called."""
+    return f"{layer}.{pooling}"
+
+
+class ClipModel(Protocol):
+    """What can be scored."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """The rate it wants."""
+
+    def digest(self) -> str:
+        """Changes when any vector could."""
+
+    def vectors(self, waves: Sequence[Array], on_progress: OnClips | None = None) -> dict[str, Array]:
+        """Views of the clips, each (N, dims) float32; `on_progress` hears how many clips are done."""
+
+
+class VectorOptions(Config):
+    """Which vectors of an encoder are wanted."""
+
+    layers: Literal["final", "all"] = "final"
+    """The final output alone, or also every hidden state (from the same pass)."""
+    poolings: tuple[Pooling, ...] = ("mean",)
+    """How tokens become one vector."""
+    padding: Literal["patch", "official"] = "patch"
+    """As in `EmbedOptions`."""
+
+
+class EncoderModel:
+    """An embedder as something that can be scored."""
+
+    def __init__(self, embedder: Embedder, options: VectorOptions | None = None, name: str | None = None):
+        """Args: the model, which vectors are wanted, and what to call it (None: the embedder's name)."""
+        self.embedder, self.options = embedder, options or VectorOptions()
+        self.name = name or embedder.name
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """The front end's rate."""
+        return self.embedder.front_end.sample_rate_hz
+
+    def digest(self) -> str:
+        """Of weights, configuration and options."""
+        return digest_of([self.embedder.digest(EmbedOptions(padding=self.options.padding)), self.options.digest()])
+
+    @torch.no_grad()
+    def vectors(self, waves: Sequence[Array], on_progress: OnClips | None = None) -> dict[str, Array]:
+        """Views by layer and pooling; clips below one frame (25 ms) are filled up with silence to one."""
+        encoder = self.embedder.encoder
+        on_cpu = self.embedder.device.type == "cpu"
+        budget = _TOKENS_PER_BATCH if on_cpu else _TOKENS_PER_BATCH_ELSEWHERE
+        clips = [_Clip(self.options.poolings) for _ in waves]
+        batch: list[tuple[_Clip, Window]] = []
+        tokens = 0
+        lengths = waves.lengths if isinstance(waves, Waves) else np.array([len(wave) for wave in waves])
+        # Longest first: clips of like length share a batch, and what does not fit in memory fails at once.
+        for done, index in enumerate(np.argsort(-lengths, kind="stable"), 1):
+            for window in self._windows(waves[int(index)]):
+                batch.append((clips[index], window))
+                tokens += window.columns * encoder.config.rows
+                if tokens >= budget:
+                    self._encode(batch)
+                    batch, tokens = [], 0
+                    if on_progress is not None:
+                        on_progress(done)
+        if batch:
+            self._encode(batch)
+        if on_progress is not None:
+            on_progress(len(clips))
+        layers = [*range(encoder.config.num_layers + 1), FINAL] if self.options.layers == "all" else [FINAL]
+        pooled = {pooling: torch.stack([clip.pooled(pooling) for clip in clips]) for pooling in self.options.poolings}
+        return {
+            view_name(layer, pooling): rearrange(vectors, "n (v d) -> v n d", v=len(layers))[place].numpy()
+            for pooling, vectors in pooled.items()
+            for place, layer in enumerate(layers)
+        }
+
+    def _windows(self, wave: Array) -> list[Window]:
+        front_end, config = self.embedder.front_end, self.embedder.encoder.config
+        missing = front_end.frame_samples - len(wave)
+        samples = torch.from_numpy(np.pad(wave, (0, missing)) if missing > 0 else wave).to(self.embedder.device)
+        cutter = WindowCutter(config, front_end.silent_feature, fill_window=self.options.padding == "official")
+        return [*cutter.push(log_mel(samples, config=front_end)), *cutter.finish()]
+
+    def _encode(self, batch: list[tuple[_Clip, Window]]) -> None:
+        encoder, config = self.embedder.encoder, self.embedder.encoder.config
+        frames = torch.tensor([window.features.shape[0] for _, window in batch])
+        features = torch.zeros(len(batch), int(frames.max()), config.num_mel_bins, device=self.embedder.device)
+        for row, (_, window) in zip(features, batch, strict=True):
+            row[: window.features.shape[0]] = window.features
+        lengths = frames if int(frames.min()) < features.shape[1] else None
+        if self.options.layers == "all":
+            states = torch.stack(encoder.hidden_states(encoder.embed_patches(features, lengths)), dim=1)
+        else:
+            states = encoder(features, lengths)[:, None]
+        prefix = encoder.num_prefix_tokens
+        for own, (clip, window) in zip(states, batch, strict=True):
+            patches = own[:, prefix : prefix + config.rows * window.columns]
+            clip.add(window, own[:, 0], tokens_to_grid(patches, config.rows, window.columns, config))
+
+
+class _Clip:
+    """One clip on its way: the poolings of its windows, merged as `Embedder` merges them."""
+
+    def __init__(self, poolings: Sequence[str]):
+        self.mergers = {pooling: FrameMerger() for pooling in poolings if pooling != "cls"}
+        self.prefix: Tensor | None = None
+        self.columns = 0
+
+    def add(self, window: Window, prefix: Tensor, grid: Tensor) -> None:
+        """A window, its prefix token (V, D) and its patches (V, R, K, D)."""
+        for pooling, merger in self.mergers.items():
+            if pooling == "mean":
+                merger.add(window.first_column, rearrange(grid.mean(1), "v k d -> k (v d)"))
+            else:
+                merger.add(window.first_column, rearrange(grid, "v r k d -> k (v r d)"))
+        weighted = window.columns * prefix.flatten().cpu().float()
+        self.prefix = weighted if self.prefix is None else self.prefix + weighted
+        self.columns += window.columns
+
+    def pooled(self, pooling: str) -> Tensor:
+        """The vector of all layers, (V * dims,)."""
+        assert self.prefix is not None
+        return self.prefix / self.columns if pooling == "cls" else self.mergers[pooling].merged().mean(0)
+
+
+class FunctionModel:
+    """Any function from clips to vectors as something that can be scored."""
+
+    def __init__(
+        self, name: str, embed: Callable[[Sequence[Array]], Any], sample_rate_hz: int = 16_000, version: str = ""
+    ):
+        """Args: its name, `embed(waves) -> (N, dims)`, the rate it wants, and what changes when its vectors do."""
+        self.name, self.embed, self.sample_rate_hz, self.version = name, embed, sample_rate_hz, version
+
+    def digest(self) -> str:
+        """Of name and version."""
+        return digest_of([self.name, self.version])
+
+    def vectors(self, waves: Sequence[Array], on_progress: OnClips | None = None) -> dict[str, Array]:
+        """The one view that there is."""
+        vectors = np.asarray(self.embed(waves), dtype=np.float32)
+        if vectors.ndim != 2 or len(vectors) != len(waves):
+            raise ValueError(f"{self.name} must give ({len(waves)} clips, dims), got shape {vectors.shape}")
+        if on_progress is not None:
+            on_progress(len(waves))
+        return {view_name(FINAL, "mean"): vectors}
+
+
+def task_vectors(
+    model: ClipModel,
+    task: Task,
+    indices: Array,
+    level: float | None,
+    waves: Callable[[], Waves],
+    cache: Path | None = None,
+    on_progress: OnClips | None = None,
+) -> dict[str, Array]:
+    """The views of some clips of a task, from `cache` (a folder) where they are there.
+
+    Args:
+        model: what is scored.
+        task: the task.
+        indices: its clips that are wanted.
+        level: peak that each clip is scaled to; None leaves it.
+        waves: gives the decoded clips of the whole task, when they are needed.
+        cache: folder; None keeps nothing.
+        on_progress: hears how many clips are done.
+    """
+    path = None
+    if cache is not None:
+        key = digest_of([model.digest(), task.digest, level, indices.tolist()])
+        path = cache / "embeddings" / f"{task.name}-{key}.safetensors"
+    return cached_arrays(path, lambda: model.vectors(waves().chosen(indices, level), on_progress))
