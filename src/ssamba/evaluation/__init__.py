@@ -1,0 +1,1 @@
+"""Judging models: what they cost."""
