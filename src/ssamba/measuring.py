@@ -85,15 +85,20 @@ def _status_bytes(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def limit_memory() -> None:
-    """Let this process ask for no more memory than is free now, so that too much ends in an error, not in a killing."""
+def limit_memory(share: float = 0.8) -> None:
+    """Let this process ask for no more than a share of the memory that is free now (Linux; elsewhere nothing happens).
+
+    Too much then ends in an error; where the system kills nevertheless, it takes this process and not its parent.
+    """
     free = _free_bytes()
     if free is None:
         return
     import resource
 
+    Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = _status_bytes("VmSize") + free
+    wanted = _status_bytes("VmSize") + int(share * free)
     resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 

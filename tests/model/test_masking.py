@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from ssamba.model import encoder_config
 from ssamba.model.masking import draw_mask, mask_count
 
-TINY = encoder_config("tiny", "ssamba2")
+TINY = encoder_config("tiny", "ssamba2", patch_size=(16, 16), patch_stride=(16, 16))
 OFFICIAL = encoder_config("tiny")
 
 

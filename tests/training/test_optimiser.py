@@ -9,7 +9,8 @@ from torch import nn
 from ssamba.config import ClassifierConfig
 from ssamba.errors import ConfigError
 from ssamba.model.create import encoder_config
-from ssamba.model.heads import Classifier, PretrainingModel
+from ssamba.model.heads import Classifier
+from ssamba.model.pretraining import PretrainingModel
 from ssamba.training import OptimiserSettings
 from ssamba.training.optimiser import build_optimiser, parameter_groups, set_learning_rate
 

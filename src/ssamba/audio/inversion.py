@@ -53,7 +53,8 @@ def _fit_phase(magnitude: Tensor, config: FrontEndConfig, iterations: int) -> Te
         return total / weight.clamp(min=1e-3)
 
     def to_spectra(wave: Tensor) -> Tensor:
-        return torch.fft.rfft(wave.unfold(0, config.frame_samples, config.shift_samples) * window, n=size)
+        spectra: Tensor = torch.fft.rfft(wave.unfold(0, config.frame_samples, config.shift_samples) * window, n=size)
+        return spectra
 
     generator = torch.Generator().manual_seed(0)
     phase = torch.polar(torch.ones_like(magnitude), 2 * torch.pi * torch.rand(magnitude.shape, generator=generator))

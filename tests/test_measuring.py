@@ -1,0 +1,42 @@
+"""Fair measurement: turns, peaks, limits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ssamba.measuring import resident_peak, surroundings, table, timings_s
+
+
+def test_sides_take_turns_after_a_warm_call():
+    calls = []
+    times = timings_s({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=4)
+    assert calls == ["a", "b"] * 5
+    assert {name: len(values) for name, values in times.items()} == {"a": 4, "b": 4}
+    assert len(timings_s({"a": lambda: None}, budget_s=0)["a"]) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_resident_peak_sees_what_a_call_holds_for_a_moment():
+    peak = resident_peak(lambda: torch.ones(16, 2**20))
+    assert peak is None or 60 * 2**20 <= peak <= 80 * 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits are Linux's")
+def test_a_limited_process_gets_an_error_when_it_asks_for_too_much():
+    code = (
+        "import json, torch; from ssamba.measuring import limit_memory; limit_memory(share=0.01)\n"
+        "try: torch.empty(2**44, dtype=torch.uint8)\n"
+        "except RuntimeError as e: print(json.dumps(str(e)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "allocate memory" in json.loads(done.stdout)
+
+
+def test_surroundings_and_tables_are_plain():
+    json.dumps(surroundings())
+    assert table(["a", "bc"], [["1", "2"]]) == "| a | bc |\n| - | -- |\n| 1 | 2  |"
