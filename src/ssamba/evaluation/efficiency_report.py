@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ssamba.checkpoint.files import write_json
 from ssamba.errors import MissingExtraError
 from ssamba.evaluation.efficiency import FRAMES_PER_PATCH, ROWS, SIDES, Pass, Point, Size, Study
-from ssamba.files import write_atomically, write_json
+from ssamba.files import write_atomically
 from ssamba.measuring import table
 
 Quantity = Literal["time", "memory"]
