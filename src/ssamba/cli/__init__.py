@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from ssamba.cli import embed, info  # noqa: F401  (importing a module adds its commands)
+from ssamba.cli import embed, info, manifest, shard, stats  # noqa: F401  (importing a module adds its commands)
 from ssamba.cli.app import EXIT_INTERRUPTED, app, err, fail
 from ssamba.errors import SsambaError
 
