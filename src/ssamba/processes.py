@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -75,6 +75,16 @@ def run_alone(function: Callable[[T], R], item: T) -> R | WorkerDiedError:
             return pool.submit(function, item).result()
         except BrokenProcessPool:
             return WorkerDiedError(f"a worker process died on {item}")
+
+
+def killing_items(function: Callable[[Sequence[T]], object], items: Sequence[T]) -> list[T]:
+    """Those of `items` on which `function` (given some of them) kills its process: halves that do are divided further."""
+    if not items or not isinstance(run_alone(function, items), WorkerDiedError):
+        return []
+    if len(items) == 1:
+        return list(items)
+    middle = len(items) // 2
+    return killing_items(function, items[:middle]) + killing_items(function, items[middle:])
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

@@ -4,51 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
-import os
-import signal
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile as sf
 
 from ssamba.audio.decode import decode
-from ssamba.data.corpus import Corpus, CorpusClip
-
-
-class NoiseCorpus(Corpus):
-    """Clips of given lengths, each of its own constant value, without files."""
-
-    def __init__(self, seconds, name="noise", shards=None, rate_hz=16_000, broken=()):
-        self.name, self.sample_rate_hz = name, rate_hz
-        self.seconds = np.asarray(seconds, np.float64)
-        self.shards = None if shards is None else np.asarray(shards, np.int64)
-        self.broken = frozenset(broken)
-
-    def key(self, i):
-        return f"{self.name}-{i}"
-
-    def clip(self, i):
-        return CorpusClip(self.key(i), float(self.seconds[i]), (f"class {i % 3}",))
-
-    def read(self, i, start_s=0.0, seconds=None):
-        if i in self.broken:
-            raise ValueError(f"{self.key(i)}: broken on purpose")
-        length = round(self.seconds[i] * self.sample_rate_hz)
-        ramp = (np.arange(length, dtype=np.float32) / length + i).astype(np.float32)
-        first = round(start_s * self.sample_rate_hz)
-        return ramp[first : None if seconds is None else round((start_s + seconds) * self.sample_rate_hz)]
-
-
-class CrashingCorpus(NoiseCorpus):
-    """Reading one of its clips kills the process, as a fault in a codec does."""
-
-    def read(self, i, start_s=0.0, seconds=None):
-        if i == 7 and multiprocessing.parent_process() is not None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().read(i, start_s, seconds)
 
 
 def add(tar, name, data, **attributes):

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from tests.data.conftest import CrashingCorpus, NoiseCorpus
+from tests.data.corpora import CrashingCorpus, NoiseCorpus
 
 from ssamba.data.corpus import open_corpus
 from ssamba.data.loader import WaveLoader, make_loader

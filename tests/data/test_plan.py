@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from tests.data.conftest import NoiseCorpus
+from tests.data.corpora import NoiseCorpus
 
 from ssamba.data.plan import Draw, Plan, PlanConfig, _mixed, _uniform
 from ssamba.errors import DataError

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from ssamba.cli import bench, embed, evaluate, info, pretrain  # noqa: F401  (importing a module adds its commands)
+# Importing a module adds its commands.
+from ssamba.cli import bench, embed, evaluate, info, manifest, pretrain, shard, stats  # noqa: F401
 from ssamba.cli.app import EXIT_INTERRUPTED, app, err, fail
 from ssamba.errors import SsambaError
 

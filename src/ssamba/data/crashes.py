@@ -10,18 +10,12 @@ from functools import partial
 
 from ssamba.data.corpus import Corpus
 from ssamba.data.plan import Draw
-from ssamba.errors import WorkerDiedError
-from ssamba.processes import run_alone
+from ssamba.processes import killing_items
 
 
 def crashing_draws(corpora: Sequence[Corpus], draws: Sequence[Draw]) -> list[Draw]:
-    """Those of `draws` on which a process dies: each half that kills one is divided further."""
-    if not draws or not isinstance(run_alone(partial(_read_all, corpora), draws), WorkerDiedError):
-        return []
-    if len(draws) == 1:
-        return list(draws)
-    middle = len(draws) // 2
-    return crashing_draws(corpora, draws[:middle]) + crashing_draws(corpora, draws[middle:])
+    """Those of `draws` on which a process dies."""
+    return killing_items(partial(_read_all, corpora), draws)
 
 
 def _read_all(corpora: Sequence[Corpus], draws: Sequence[Draw]) -> None:

@@ -34,7 +34,7 @@ from ssamba.processes import map_in_processes
 
 FORMAT = "ssamba shards"
 SHARDS_FILE = "shards.json"
-_COLUMNS = ("key", "shard", "suffix", "offset", "size", "seconds", "labels", "split", "group")
+COLUMNS = ("key", "shard", "suffix", "offset", "size", "seconds", "labels", "split", "group")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def keep_index(
     **more: Any,
 ) -> None:
     """Write the index of `shards` (each with its `name` and `bytes`) beside them; a file of others is never replaced."""
-    before = _read_head(folder)
+    before = read_head(folder)
     name = before["index"] if before else next(n for n in _names() if not (folder / n).exists())
     write = _write_parquet if name.endswith(".parquet") else _write_csv
     head = {
@@ -148,7 +148,8 @@ def _names() -> list[str]:
     return ["index.parquet", "index.ssamba.parquet"]
 
 
-def _read_head(folder: Path) -> dict[str, Any] | None:
+def read_head(folder: Path) -> dict[str, Any] | None:
+    """What `shards.json` says, if it is ours."""
     try:
         head = json.loads((folder / SHARDS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -156,19 +157,25 @@ def _read_head(folder: Path) -> dict[str, Any] | None:
     return head if isinstance(head, dict) and head.get("format") == FORMAT else None
 
 
-def _read_kept(folder: Path, files: Sequence[Path]) -> ShardIndex | None:
-    """The index beside the tars, if there is one and it fits them."""
-    head = _read_head(folder)
-    if head is None or {s["name"]: s["bytes"] for s in head["shards"]} != {f.name: f.stat().st_size for f in files}:
-        return None
+def read_members(folder: Path, head: Mapping[str, Any]) -> list[Member] | None:
+    """The clips of a kept index; None if it cannot be read here, or is damaged."""
     path = folder / head["index"]
     try:
         records = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
         members = [Member(*record) for record in records]
     except (ImportError, OSError, ValueError, KeyError, TypeError):
-        return None  # no pyarrow here, or damaged: the tars say it all again
-    if len(members) != head["clips"]:
         return None
+    return members if len(members) == head["clips"] else None
+
+
+def _read_kept(folder: Path, files: Sequence[Path]) -> ShardIndex | None:
+    """The index beside the tars, if there is one and it fits them."""
+    head = read_head(folder)
+    if head is None or {s["name"]: s["bytes"] for s in head["shards"]} != {f.name: f.stat().st_size for f in files}:
+        return None
+    members = read_members(folder, head)
+    if members is None:
+        return None  # the tars say it all again
     return ShardIndex(folder, members, [Skipped(path, reason) for path, reason in head["skipped"]])
 
 
@@ -179,16 +186,15 @@ def _write_parquet(target: Path, members: Sequence[Member]) -> None:
     text, whole, names = pa.string(), pa.int64(), pa.list_(pa.string())
     kinds = (text, text, text, whole, whole, pa.float64(), names, text, text)
     arrays = [
-        pa.array([getattr(member, name) for member in members], kind)
-        for name, kind in zip(_COLUMNS, kinds, strict=True)
+        pa.array([getattr(member, name) for member in members], kind) for name, kind in zip(COLUMNS, kinds, strict=True)
     ]
-    parquet.write_table(pa.table(arrays, names=list(_COLUMNS)), target)
+    parquet.write_table(pa.table(arrays, names=list(COLUMNS)), target)
 
 
 def _read_parquet(path: Path) -> Iterable[tuple[Any, ...]]:
     from pyarrow import parquet
 
-    columns = [parquet.read_table(path)[name].to_pylist() for name in _COLUMNS]
+    columns = [parquet.read_table(path)[name].to_pylist() for name in COLUMNS]
     columns[6] = [tuple(labels) for labels in columns[6]]
     return zip(*columns, strict=True)
 
@@ -196,7 +202,7 @@ def _read_parquet(path: Path) -> Iterable[tuple[Any, ...]]:
 def _write_csv(target: Path, members: Sequence[Member]) -> None:
     with target.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
+        writer.writerow(COLUMNS)
         for m in members:
             labels = json.dumps(m.labels)
             writer.writerow([m.key, m.shard, m.suffix, m.offset, m.size, repr(m.seconds), labels, m.split, m.group])
@@ -205,7 +211,7 @@ def _write_csv(target: Path, members: Sequence[Member]) -> None:
 def _read_csv(path: Path) -> Iterable[tuple[Any, ...]]:
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            key, shard, suffix, offset, size, seconds, labels, split, group = (row[name] for name in _COLUMNS)
+            key, shard, suffix, offset, size, seconds, labels, split, group = (row[name] for name in COLUMNS)
             names = tuple(json.loads(labels))
             yield key, shard, suffix, int(offset), int(size), float(seconds), names, split or None, group or None
 

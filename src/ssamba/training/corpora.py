@@ -91,6 +91,11 @@ class Corpora:
         """Audio to train on."""
         return sum(corpus.hours for corpus in self.training)
 
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """Name and reason of what could not be read when the corpora were opened."""
+        return tuple((entry.path, entry.reason) for corpus in self.training for entry in corpus.skipped)
+
     def fingerprint(self) -> str:
         """Changes when the batches would."""
         return self.plan.fingerprint()

@@ -67,6 +67,8 @@ class PretrainingTask:
         self.statistics_mean, self.statistics_var = torch.zeros(bins), torch.ones(bins)
         self.statistics_seen = 0
         self.best_metric = ("loss", "min")
+        # Reported with the first step: what was found broken when the corpora were opened.
+        self.unreported = corpora.skipped
 
     def batches(self, epoch: int, start: int, rank: int, world: int) -> Iterator[WaveBatch]:
         """This process's shares of an epoch's batches."""
@@ -78,10 +80,11 @@ class PretrainingTask:
 
     def step_loss(self, model: nn.Module, batch: WaveBatch, context: StepContext) -> StepOutcome:
         """The weighted sum of the objectives on a share of a batch."""
+        skipped, self.unreported = (*self.unreported, *batch.skipped), ()
         if not len(batch):
             if self.recipe.objectives.clip:
                 gather_views(torch.zeros(0, self.recipe.objectives.clip_dim, device=context.device))
-            return StepOutcome(None, 0.0, skipped=batch.skipped)
+            return StepOutcome(None, 0.0, skipped=skipped)
         inputs = self.inputs(batch, context.device, training=True)
         with context.autocast():
             loss, metrics = self.losses(model, inputs, training=True)
@@ -92,7 +95,7 @@ class PretrainingTask:
             clips=len(batch.keys),
             audio_s=batch.num_samples / self.recipe.front_end.sample_rate_hz,
             keys=[key for keys in batch.keys for key in keys],
-            skipped=batch.skipped,
+            skipped=skipped,
         )
 
     def inputs(self, batch: WaveBatch, device: torch.device, *, training: bool) -> Inputs:

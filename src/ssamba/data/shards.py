@@ -1,0 +1,345 @@
+"""Writing shards: a manifest's recordings as FLAC or Opus in tars of the WebDataset convention.
+
+    write_shards(read_manifest("manifest.parquet"), "shards/", codec="opus", workers=8)
+
+Each clip is two members, `00000123.opus` and `00000123.json` (labels, seconds, source, ...); recordings longer than
+`max_clip_s` are cut in equal pieces, `00000123-0000`, `00000123-0001`, ... Clips are dealt to the shards in a random
+order, the same for the same manifest, so that any shard is a fair sample of the corpus and a window over shards
+shuffles well.
+
+A shard is written under a temporary name by one worker, every clip of it decoded again and compared in length, its
+checksum taken from the disk, and renamed; `.records/` says so. A killed job, started again, checks the shards that are
+recorded and writes the others. At the end the index (`shard_index.py`) is written and the records go. Clips that cannot
+be read are left out and listed in `skipped.csv`. (The same recordings give the same bytes as FLAC. Opus comes in Ogg
+streams, each with a random number in it.)
+
+No torch here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import tarfile
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ssamba.audio.collection import Skipped, path_text, write_skipped
+from ssamba.data.manifest import Clip, Manifest, with_durations
+from ssamba.data.shard_clips import ShardSettings, encoded_pieces, pieces
+from ssamba.data.shard_index import COLUMNS, SHARDS_FILE, Member, keep_index, read_head, read_members, shard_files
+from ssamba.errors import AudioDecodeError, DataError, WorkerDiedError
+from ssamba.files import write_atomically
+from ssamba.processes import killing_items, map_in_processes
+
+_RECORDS = ".records"
+_TAR_BYTES = 2_048  # what the headers and the JSON of a clip take
+
+
+@dataclass
+class ShardProgress:
+    """How far a job is, and at its end what came of it; the same object goes to `on_progress` after each shard."""
+
+    total: int
+    """Shards to write."""
+    shards: int = 0
+    """Of these, done."""
+    resumed: int = 0
+    """Of these, found done by an earlier run."""
+    clips: int = 0
+    """Clips in them (pieces count)."""
+    audio_s: float = 0.0
+    size: int = 0
+    """Bytes of them."""
+    skipped: list[Skipped] = field(default_factory=list)
+    """Recordings left out."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One shard to write."""
+
+    folder: Path
+    name: str
+    clips: tuple[tuple[int, Clip], ...]
+    """With their numbers in the manifest."""
+    settings: ShardSettings
+    crashing: frozenset[int] = frozenset()
+    """Numbers of clips that must not be touched."""
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.name
+
+    @property
+    def record(self) -> Path:
+        return self.folder / _RECORDS / f"{self.name}.json"
+
+
+def write_shards(
+    manifest: Manifest,
+    out: str | Path,
+    codec: Literal["opus", "flac"] = "opus",
+    *,
+    shard_mb: float = 200.0,
+    workers: int = 0,
+    on_progress: Callable[[ShardProgress], None] | None = None,
+    overwrite: bool = False,
+    **settings: Any,
+) -> ShardProgress:
+    """Write the recordings of a manifest as shards; go on where an interrupted call for the same ones stopped.
+
+    Args:
+        manifest: what to write.
+        out: folder of the shards.
+        codec: `opus` or `flac`.
+        shard_mb: size of a shard, about.
+        workers: processes, each of which writes a shard at a time; 0 writes in this one.
+        on_progress: called after each shard.
+        overwrite: replace other shards that are there.
+        settings: further fields of `ShardSettings`.
+
+    Raises:
+        ConfigError: settings that do not fit.
+        DataError: other shards or tars are in the folder, or no recording can be read.
+    """
+    options = ShardSettings.parse({"codec": codec, "shard_mb": shard_mb, **settings}, "shards")
+    folder = Path(out).expanduser()
+    total = len(manifest)
+    manifest, unread = with_durations(manifest, workers)
+    if not len(manifest):
+        raise DataError(f"none of {total} recordings can be read. {unread[0].reason if unread else 'It lists none'}")
+    jobs = _divided(manifest, folder, options)
+    whole = _digest(options, [clip for job in jobs for clip in job.clips])
+    _make_ready(folder, whole, overwrite)
+
+    progress = ShardProgress(len(jobs), skipped=list(unread))
+    records: dict[str, dict[str, Any]] = {}
+
+    def took(job: _Job, record: dict[str, Any]) -> None:
+        records[job.name] = record
+        progress.shards += 1
+        progress.clips += len(record["members"])
+        progress.audio_s += sum(member[COLUMNS.index("seconds")] for member in record["members"])
+        progress.size += record["bytes"]
+        progress.skipped += [Skipped(path, reason) for path, reason in record["skipped"]]
+        if on_progress is not None:
+            on_progress(progress)
+
+    todo = []
+    for job, record in map_in_processes(_finished, jobs, workers if len(jobs) > 1 else 0):
+        if isinstance(record, dict):
+            progress.resumed += 1
+            took(job, record)
+        else:
+            todo.append(job)
+    for job, record in map_in_processes(_write_shard, todo, min(workers, len(todo)), ahead=2):
+        took(job, _without_crashing(job) if isinstance(record, WorkerDiedError) else record)
+
+    progress.skipped = sorted(set(progress.skipped), key=lambda entry: (entry.path, entry.reason))
+    write_skipped(folder / "skipped.csv", progress.skipped)
+    if not progress.clips:
+        raise DataError(f"none of {total} recordings can be read. {progress.skipped[0].reason}")
+    written = [records[job.name] for job in jobs if records[job.name]["bytes"]]
+    members = [_member(listed) for record in written for listed in record["members"]]
+    shards = [{key: record[key] for key in ("name", "bytes", "sha256")} for record in written]
+    keep_index(folder, members, shards, progress.skipped, job=whole, settings=options.model_dump())
+    shutil.rmtree(folder / _RECORDS)
+    return progress
+
+
+def _member(listed: Sequence[Any]) -> Member:
+    values = dict(zip(COLUMNS, listed, strict=True))
+    return Member(**{**values, "labels": tuple(values["labels"])})
+
+
+def _digest(settings: ShardSettings, clips: Sequence[tuple[int, Clip]]) -> str:
+    state = hashlib.sha256(settings.digest().encode())
+    for number, clip in clips:
+        state.update(repr((number, os.fspath(clip.path), *dataclasses.astuple(clip)[1:])).encode("utf-8", "replace"))
+    return state.hexdigest()[:16]
+
+
+def _divided(manifest: Manifest, folder: Path, settings: ShardSettings) -> list[_Job]:
+    """Clips in shards of like size."""
+    numbers = list(range(len(manifest)))
+    if settings.shuffle:
+        keys = [hashlib.blake2b(os.fsencode(clip.path) + repr(clip.start_s).encode()).digest() for clip in manifest]
+        numbers.sort(key=lambda i: (keys[i], i))
+    sizes = [(manifest[i].duration_s or 0.0) * settings.bytes_per_s + _TAR_BYTES for i in numbers]
+    count = max(1, math.ceil(sum(sizes) / (settings.shard_mb * 1e6)))
+    before = np.concatenate([[0.0], np.cumsum(sizes)[:-1]])
+    shard_of = np.minimum(count - 1, np.floor(before / sum(sizes) * count)).astype(int)
+    jobs = []
+    for shard in range(count):
+        clips = tuple((numbers[at], manifest[numbers[at]]) for at in np.flatnonzero(shard_of == shard).tolist())
+        if clips:
+            jobs.append(_Job(folder, f"shard-{shard:06d}.tar", clips, settings))
+    return jobs
+
+
+def _make_ready(folder: Path, job: str, overwrite: bool) -> None:
+    """Prepare the folder for a job, or refuse to mix it with what is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records = folder / _RECORDS
+    marker = records / "job"
+    head = read_head(folder)
+    begun = marker.read_text(encoding="utf-8") if marker.is_file() else (head or {}).get("job")
+    known = {entry["name"] for entry in (head or {}).get("shards", ())}
+    known |= {path.name.removesuffix(".json") for path in records.glob("*.json")}
+    if begun != job:
+        if (begun or known or shard_files(folder)) and not overwrite:
+            raise DataError(
+                f"{folder}: holds other shards, or such of other settings: give another folder, or replace them (--overwrite)"
+            )
+        strangers = [path.name for path in shard_files(folder) if path.name not in known]
+        if strangers:
+            raise DataError(f"{folder}: {strangers[0]} was not written by ssamba: give another folder, or remove it")
+        for name in known:
+            (folder / name).unlink(missing_ok=True)
+        if head is not None:
+            (folder / head["index"]).unlink(missing_ok=True)
+            (folder / SHARDS_FILE).unlink()
+        shutil.rmtree(records, ignore_errors=True)
+        head = None
+    if not marker.is_file():
+        records.mkdir(exist_ok=True)
+        if head is not None:
+            _unfold(folder, head)
+        write_atomically(marker, lambda target: target.write_text(job, encoding="utf-8"))
+    for leftover in folder.glob(".shard-*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def _unfold(folder: Path, head: dict[str, Any]) -> None:
+    """Make the records of a finished job again, from its index, so that its shards can be checked one by one."""
+    members = read_members(folder, head)
+    if members is None:
+        return
+    of_shard: dict[str, list[Member]] = {}
+    for member in members:
+        of_shard.setdefault(member.shard, []).append(member)
+    for number, shard in enumerate(head["shards"]):
+        skipped = head["skipped"] if number == 0 else []
+        listed = [dataclasses.astuple(member) for member in of_shard.get(shard["name"], [])]
+        _write_record(folder / _RECORDS / f"{shard['name']}.json", {**shard, "members": listed, "skipped": skipped})
+
+
+def _finished(job: _Job) -> dict[str, Any] | None:
+    """The record of a shard that an earlier run wrote, if the shard is as it was left."""
+    try:
+        record: dict[str, Any] = json.loads(job.record.read_text(encoding="utf-8"))
+        if record["bytes"] == 0:
+            return record
+        if job.path.stat().st_size == record["bytes"] and _checksum(job.path) == record["sha256"]:
+            return record
+    except (OSError, ValueError, KeyError):
+        pass
+    return None
+
+
+def _write_shard(job: _Job) -> dict[str, Any]:
+    """Write one shard and its record; what a worker does."""
+    settings = job.settings
+    suffix = f".{settings.codec}"
+    members: list[Member] = []
+    skipped: list[tuple[str, str]] = []
+    temporary = job.folder / f".{job.name}.{os.getpid()}.tmp"
+    try:
+        with temporary.open("wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
+            for number, clip in job.clips:
+                try:
+                    if number in job.crashing:
+                        raise AudioDecodeError(
+                            f"{clip.path}: the decoder crashed on it, so it is damaged: leave it out"
+                        )
+                    parts = list(encoded_pieces(clip, settings))
+                except (ValueError, OSError) as error:
+                    skipped.append((path_text(clip.path), str(error)))
+                    continue
+                except Exception as error:  # whatever a damaged file provokes, it must not cost the other files
+                    reason = f"{clip.path}: cannot be decoded ({type(error).__name__}: {error}). Leave it out"
+                    skipped.append((path_text(clip.path), reason))
+                    continue
+                # Pieces of a recording belong together, whatever the splits.
+                group = clip.group or (f"recording {number}" if len(parts) > 1 else None)
+                start_s = clip.start_s
+                for piece, (data, seconds) in enumerate(parts):
+                    key = f"{number:08d}" if len(parts) == 1 else f"{number:08d}-{piece:04d}"
+                    offset = _add(tar, key + suffix, data)
+                    about = {
+                        "labels": list(clip.labels),
+                        "split": clip.split,
+                        "group": group,
+                        "seconds": seconds,
+                        "source": path_text(clip.path),
+                        "start_s": start_s,
+                        "sample_rate_hz": settings.sample_rate_hz,
+                    }
+                    _add(tar, key + ".json", json.dumps(about).encode())
+                    start_s += seconds
+                    members.append(
+                        Member(key, job.name, suffix, offset, len(data), seconds, clip.labels, clip.split, group)
+                    )
+            tar.close()
+            file.flush()
+            os.fsync(file.fileno())
+        record = {"name": job.name, "bytes": 0, "sha256": "", "members": [], "skipped": skipped}
+        if members:
+            size, checksum = temporary.stat().st_size, _checksum(temporary)
+            listed = [dataclasses.astuple(member) for member in members]
+            record = {**record, "bytes": size, "sha256": checksum, "members": listed}
+            temporary.replace(job.path)
+        _write_record(job.record, record)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return record
+
+
+def _without_crashing(job: _Job) -> dict[str, Any]:
+    """Write a shard on which a worker died: without the clips that kill a process."""
+    killers = killing_items(_decode_all, job.clips)
+    if not killers:
+        raise DataError(
+            f"{job.path}: the worker that wrote it died, and no recording is the reason: if memory is short, use fewer "
+            "workers; then start again, which goes on from here"
+        )
+    return _write_shard(dataclasses.replace(job, crashing=frozenset(number for number, _ in killers)))
+
+
+def _decode_all(clips: Sequence[tuple[int, Clip]]) -> None:
+    for _, clip in clips:
+        try:
+            deque(pieces(clip, 16_000, 30.0), maxlen=0)
+        except Exception:  # said when its shard is written
+            continue
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Add a member, the same on every machine; returns the offset of its first byte."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+    return tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        state = hashlib.sha256()
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
+def _write_record(path: Path, record: dict[str, Any]) -> None:
+    write_atomically(path, lambda target: target.write_text(json.dumps(record), encoding="utf-8"))
