@@ -1,0 +1,128 @@
+"""How fast pretraining steps are: `python -m benchmarks.pretraining [--size tiny] [--clips 4]`.
+
+A training step (features, masks, forward, backward, optimiser) on crops of 10.24 s with 400 of 512 patches masked, the
+same kernels for all: the original's two encoder passes, one shared pass, visible patches only. Sides take turns. And how
+long the trainer waits for data, in a short run on recordings decoded on the fly. The recordings are the demo's. Writes
+benchmarks/results/pretraining.json and pretraining.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.timing import save
+from ssamba.audio.decode import decode
+from ssamba.data.loader import WaveBatch
+from ssamba.measuring import surroundings, table, timings_s
+from ssamba.training.corpora import open_corpora
+from ssamba.training.optimiser import build_optimiser
+from ssamba.training.pretrain import PretrainingTask, pretrain
+from ssamba.training.recipe import PretrainRecipe
+from ssamba.training.task import StepContext
+
+AUDIO = Path(__file__).resolve().parent.parent / "demo" / "audio"
+PASSES: dict[str, dict[str, Any]] = {
+    "two passes (the original)": {"variant": "official", "passes": 2, "encode": "all"},
+    "one pass": {"variant": "official", "passes": 1, "encode": "all"},
+    "visible patches only": {"variant": "official", "passes": 1, "encode": "visible"},
+    "visible only, tokens of ssamba2": {"variant": "ssamba2", "passes": 1, "encode": "visible"},
+}
+
+
+def main() -> None:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", default="tiny")
+    parser.add_argument("--clips", type=int, default=4, help="clips of a step")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--budget-s", type=float, default=120.0)
+    parser.add_argument("--wait-minutes", type=float, default=1.0, help="length of the run that measures waiting")
+    options = parser.parse_args()
+    results: dict[str, Any] = {**surroundings(), **vars(options)}
+    with tempfile.TemporaryDirectory() as folder:
+        for path in AUDIO.glob("*.flac"):
+            shutil.copy(path, folder)
+        sides = {
+            name: _step(folder, options.size, options.clips, options.precision, **side) for name, side in PASSES.items()
+        }
+        times = {name: median(found) for name, found in timings_s(sides, options.budget_s).items()}
+        results["step_s"] = times
+        results["data_wait_share"] = _waiting(folder, options)
+    slowest = times["two passes (the original)"]
+    rows = [
+        [name, f"{1000 * s:.0f} ms", f"{options.clips / s:.2f}", f"{slowest / s:.2f} x"] for name, s in times.items()
+    ]
+    text = table(["step", "median", "clips of 10.24 s per second", "against two passes"], rows)
+    text += f"\n\nShare of the time that training waits for data: {100 * results['data_wait_share']:.1f} %."
+    save("pretraining", results, text)
+
+
+def _step(
+    folder: str, size: str, clips: int, precision: Any, variant: str, passes: int, encode: str
+) -> Callable[[], Any]:
+    recipe = PretrainRecipe.parse(
+        {
+            "model": {"size": size, "variant": variant},
+            "data": {"crop_s": 10.24, "short_clips": "join", "batch_s": 10.24 * clips, "valid_share": 0.0},
+            "objectives": {"passes": passes, "encode": encode, "decoder_depth": int(encode == "visible")},
+        },
+        "benchmark",
+    )
+    task = PretrainingTask(recipe, open_corpora([folder], recipe))
+    task.model.train()
+    optimiser = build_optimiser(task.model, recipe.optimiser)
+    wave = torch.from_numpy(_medley(clips)).view(clips, -1)
+    samples, seeds = torch.full((clips,), wave.shape[1]), torch.arange(clips)
+    names = tuple((str(i),) for i in range(clips))
+    batch = WaveBatch(wave, samples, seeds, names, tuple((wave.shape[1],) for _ in range(clips)), ((),) * clips)
+    context = StepContext(0, 0, 0, torch.device("cpu"), precision)
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        outcome = task.step_loss(task.model, batch, context)
+        assert outcome.loss is not None
+        outcome.loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+
+    return step
+
+
+def _medley(clips: int) -> Any:
+    # One sample more than 1,024 frames need, as the original's 10.24 s crops give 1,024 after padding.
+    samples = 400 + 160 * 1023
+    whole = np.concatenate([decode(path) for path in sorted(AUDIO.glob("*.flac"))])
+    return np.resize(whole, clips * samples)
+
+
+def _waiting(folder: str, options: argparse.Namespace) -> float:
+    """Share of its time that a run with one decoding process waits."""
+    recipe = PretrainRecipe.parse(
+        {
+            "model": {"size": options.size},
+            "data": {"crop_s": 10.24, "batch_s": 40.0, "workers": 1, "cache_gb": 0.0},
+            "run": {"max_minutes": options.wait_minutes, "log_every": 5},
+        },
+        "benchmark",
+    )
+    shares: list[float] = []
+    with tempfile.TemporaryDirectory() as out:
+        for i in range(20):  # more recordings than a batch holds
+            for path in AUDIO.glob("*.flac"):
+                link = Path(folder) / f"{i}-{path.name}"
+                if not link.exists():
+                    link.symlink_to(path)
+        pretrain([folder], recipe, Path(out) / "run", on_progress=lambda p: shares.append(p.data_wait_share))
+    return median(shares[len(shares) // 2 :])
+
+
+if __name__ == "__main__":
+    main()
