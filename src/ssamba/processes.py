@@ -62,6 +62,10 @@ def map_in_processes(
             except BrokenProcessPool:
                 # One of the items in flight killed a worker: each of them gets a process of its own.
                 suspects = [item for item, _ in flying]
+            except BaseException:  # interrupted, or nobody wants the rest: what is under way may take minutes
+                for process in list((pool._processes or {}).values()):
+                    process.terminate()
+                raise
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
         for item in suspects:

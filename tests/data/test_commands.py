@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-import tomllib
 
+from ssamba.config import FrontEndConfig
 from ssamba.data.corpus import open_corpus
 from ssamba.data.manifest import read_manifest
 from ssamba.data.statistics import corpus_statistics
@@ -45,7 +45,6 @@ def test_from_a_folder_to_statistics(tmp_path, clips):
     again = ssamba("manifest", tmp_path / "in", "-o", listed)
     assert again.returncode == 1
     assert "--overwrite" in again.stderr
-    assert ssamba("manifest", tmp_path / "in", "-o", listed, "--overwrite", "--strict").returncode == 3
 
     with listed.open("a") as file:
         file.write("gone.wav,,1.0,,,\n")
@@ -53,19 +52,15 @@ def test_from_a_folder_to_statistics(tmp_path, clips):
     assert done.returncode == 3, done.stderr
     assert "5 clips" in done.stdout
     assert "gone.wav" in done.stderr
-    assert "there already" in ssamba("shard", listed, tmp_path / "out", "--shard-mb", 0.05).stdout
-    assert ssamba("shard", listed, tmp_path / "out", "--codec", "wav").returncode == 2
+    assert "there already" in ssamba("shard", listed, tmp_path / "out", "--shard-mb", 0.05, "--workers", 0).stdout
     refused = ssamba("shard", listed, tmp_path / "out", "--codec", "flac")
     assert refused.returncode == 1
     assert "holds other shards" in refused.stderr
 
     done = ssamba("stats", tmp_path / "out", "--mel-bins", 64)
     assert done.returncode == 0, done.stderr
-    front_end = tomllib.loads(done.stdout)["front_end"]
+    assert "[front_end]" in done.stdout.splitlines()
     corpus = open_corpus(tmp_path / "out")
-    from ssamba.config import FrontEndConfig
-
     result = corpus_statistics(corpus, FrontEndConfig(num_mel_bins=64))
-    assert front_end == {"mean": round(result.mean, 4), "std": round(result.std, 4)}
-    assert "no such file" in ssamba("stats", tmp_path / "absent").stderr
+    assert done.stdout.endswith(f"mean = {result.mean:.4f}\nstd = {result.std:.4f}\n")
     assert ssamba("stats", tmp_path / "out", "--low-hz", 9000).returncode == 2
