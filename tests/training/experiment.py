@@ -201,7 +201,8 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--kill-at", type=int, help="die by SIGKILL in this step")
     parser.add_argument("--kill-in-save", type=int, help="die by SIGKILL with half of this state written, from 1")
-    parser.add_argument("--kill-rank", type=int, help="only this process dies")
+    parser.add_argument("--poison", type=int, help="the loss of this step is not a number")
+    parser.add_argument("--only-rank", type=int, help="of several processes only this one dies or is poisoned")
     parser.add_argument("--terminate-at", type=int, help="send SIGTERM after this step")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--global-noise", action="store_true")
@@ -223,9 +224,10 @@ def live(options: argparse.Namespace) -> None:
     """Train as the options say."""
     noise = options.global_noise
     task = DemoTask(batch=options.batch, global_noise=noise, drop_path=0.5 if noise else 0.0)
-    first_life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-    if first_life and options.kill_rank in (None, int(os.environ.get("RANK", "0"))):
-        task.kill_at = options.kill_at
+    if options.only_rank in (None, int(os.environ.get("RANK", "0"))):
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+            task.kill_at = options.kill_at
+        task.poisoned = () if options.poison is None else (options.poison,)
     if options.kill_in_save is not None:
         _kill_in_save(options.kill_in_save)
 

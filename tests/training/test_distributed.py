@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills a process by SIGKILL")
 
 # Thirteen clips and one: the second batch of an epoch leaves nothing for the second process.
 BATCH = 13
@@ -17,8 +20,8 @@ RUN = {
 }
 
 
-def alone(experiment, out, **changes):
-    experiment.run(experiment.DemoTask(batch=BATCH), out, **{**RUN, **changes})
+def alone(experiment, out, poisoned=(), **changes):
+    experiment.run(experiment.DemoTask(batch=BATCH, poisoned=poisoned), out, **{**RUN, **changes})
     return out
 
 
@@ -26,6 +29,9 @@ def assert_same_curve(experiment, out, other):
     ours, theirs = experiment.log(out), experiment.log(other)
     assert len(ours) == len(theirs) == 6
     for one, other_one in zip(ours, theirs, strict=True):
+        assert ("loss" in one) == ("loss" in other_one) == (one["grad_norm"] is not None)
+        if "loss" not in one:
+            continue
         assert one["loss"] == pytest.approx(other_one["loss"], rel=2e-5)
         assert one["grad_norm"] == pytest.approx(other_one["grad_norm"], rel=2e-4)
         assert one["accuracy"] == pytest.approx(other_one["accuracy"])
@@ -46,10 +52,13 @@ def test_two_processes_learn_as_one_and_one_goes_on_after_them(experiment, tmp_p
 
 
 def test_a_process_that_dies_is_started_again_and_the_run_goes_on(experiment, tmp_path, launch):
-    # Accumulating, so that what the second process has of a step has to wait for an exchange it adds nothing to.
+    # Accumulating, so that what the second process has of a step has to wait for an exchange it adds nothing to; and one
+    # of its losses is not a number, which leaves the step out in both.
     out, run = tmp_path / "two", {**RUN, "accumulate": 2}
-    options = ["--batch", BATCH, "--resume", "--kill-at", 3, "--kill-rank", 1]
+    options = ["--batch", BATCH, "--resume", "--kill-at", 3, "--poison", 4, "--only-rank", 1]
     ran = launch(out, json.dumps(run), *options, processes=2, restarts=1)
     assert ran.returncode == 0, ran.stderr
     assert [record["step"] for record in experiment.log(out, "start")] == [0, 2]
-    assert_same_curve(experiment, out, alone(experiment, tmp_path / "one", accumulate=2))
+    assert_same_curve(experiment, out, alone(experiment, tmp_path / "one", (4,), accumulate=2))
+    (bad,) = experiment.log(out, "bad_step")
+    assert (bad["step"], len(bad["keys"])) == (5, 6)

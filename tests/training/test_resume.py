@@ -25,6 +25,7 @@ RUN = {
     "ema_decay": 0.9,
 }
 STEPS = 6
+POSIX = pytest.mark.skipif(os.name == "nt", reason="needs fork and SIGKILL")
 
 
 def reference(experiment, out: Path):
@@ -42,6 +43,7 @@ def assert_equal_runs(experiment, out: Path, other: Path):
     assert validations[0] == validations[1]
 
 
+@POSIX
 def test_killed_at_any_step_and_resumed_equals_uninterrupted(experiment, tmp_path, launch):
     reference(experiment, tmp_path / "whole")
     out = tmp_path / "killed"
@@ -70,6 +72,7 @@ def test_stopped_at_every_step_and_resumed_equals_uninterrupted(experiment, tmp_
         assert_equal_runs(experiment, out, tmp_path / "whole")
 
 
+@POSIX
 def test_sigterm_saves_and_exits_0(experiment, tmp_path, launch):
     reference(experiment, tmp_path / "whole")
     out = tmp_path / "stopped"
@@ -133,6 +136,30 @@ def test_a_run_that_cannot_save_its_end_says_so(experiment, tmp_path, monkeypatc
 def test_a_failed_write_is_an_oserror_whatever_torch_makes_of_it():
     with pytest.raises(OSError, match="No space left"):
         state.write_state(Path("/dev/full"), {"x": torch.zeros(100_000)})
+
+
+def test_replacing_a_state_never_leaves_none(experiment, tmp_path, monkeypatch):
+    experiment.run(experiment.DemoTask(), tmp_path, steps=2, keep_last=1)
+    folder = state.StateFolder(tmp_path / "checkpoints", 1)
+    (saved,) = folder.complete()
+    rename, seen = Path.rename, []
+
+    def watched(self, target):
+        seen.append(len(folder.complete()))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    folder.save(2, saved.load(), {"again": True}, lambda model: None)
+    assert seen == [1, 1]
+    assert [again.meta["again"] for again in folder.complete()] == [True]
+    # Killed between the two renames, and after them.
+    folder.path(2).rename(folder.path(2).with_suffix(".replaced"))
+    folder.clean()
+    assert [again.step for again in folder.complete()] == [2]
+    shutil.copytree(folder.path(2).with_suffix(".replaced"), folder.path(2))
+    assert folder.complete()[-1].folder == folder.path(2)
+    folder.clean()
+    assert len(list(folder.folder.iterdir())) == 1
 
 
 @pytest.mark.parametrize("damage", ["truncated", "scrambled", "no_meta"])

@@ -51,10 +51,11 @@ class RunLog:
         """The run's name at Weights & Biases."""
         return self._wandb.id if self._wandb is not None else None
 
-    def event(self, event: str, step: int, **values: Any) -> None:
+    def event(self, event: str, step: int, values: Mapping[str, Any] | None = None) -> None:
         """Append a line; the numbers of a `train` or `validation` line become curves."""
-        record = {"event": event, "step": step, "time": round(time.time(), 3), **values}
-        line = json.dumps(_finite(record)) + "\n"
+        values = values or {}
+        own = {"event": event, "step": step, "time": round(time.time(), 3)}
+        line = json.dumps(_finite(own | dict(values) | own)) + "\n"  # first, and not to be overwritten
 
         def append() -> None:
             with (self.out / LOG_FILE).open("a", encoding="utf-8") as file:

@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -167,7 +168,10 @@ class _Trainer:
             self.task.load_state_dict(self.world.from_first(on_cpu(self.task.state_dict())))
         if self.world.is_first:
             self.log = RunLog(self.out, self.run, self.step, self.wandb_id, self.recipe)
-            self.log.event("start", self.step, processes=self.world.size, device=str(self.world.device))
+            if self.states.damaged:
+                self.progress.message = "; ".join([*self.states.damaged, f"going on from step {self.step}"])
+            values = {"processes": self.world.size, "device": str(self.world.device), "damaged": self.states.damaged}
+            self.log.event("start", self.step, values)
         self.session_step, self.session_elapsed_s = self.step, self.elapsed_s
         self.session_started_s = self.window_started_s = self.saved_s = time.monotonic()
 
@@ -183,6 +187,7 @@ class _Trainer:
             if epoch_ended:
                 self.averages.after_epoch(self.model, self.stream.epoch)
             self.validation_due = epoch_ended if run.validate_every == "epoch" else self._every(run.validate_every)
+            self._note_progress()
             if self.guard.is_over:
                 self._give_up()
             if signal is not None or self._is_done():
@@ -243,7 +248,7 @@ class _Trainer:
     def _leave_out(self, bad: BadStep) -> None:
         self.guard.bad(bad)
         if self.log is not None:
-            self.log.event("bad_step", self.step, loss=bad.loss, grad_norm=bad.grad_norm, keys=list(bad.keys))
+            self.log.event("bad_step", self.step, {**asdict(bad), "keys": list(bad.keys)})
         self.progress.message = f"left out: not finite at {bad}"
 
     def _give_up(self) -> NoReturn:
@@ -294,7 +299,7 @@ class _Trainer:
         value = figures[self.best_name]
         self.schedule.validated(value)
         if self.log is not None:
-            self.log.event("validation", self.step, **figures)
+            self.log.event("validation", self.step, figures)
         sign = 1 if self.best_way == "max" else -1
         is_best = self.best is None or sign * value > sign * self.best[1]
         if is_best and value == value:
@@ -324,22 +329,16 @@ class _Trainer:
             return
         self.log.skip(total.skipped)
         self.progress.skipped = len(self.log.skipped)
-        self.log.event(
-            "train",
-            self.step,
-            epoch=self.stream.epoch,
-            **total.means(),
-            **self.progress.figures(),
-            steps=total.steps,
-            elapsed_s=round(self.elapsed_s, 3),
-            peak_memory_bytes=peak_memory_bytes(self.world.device),
-            bad_steps=self.guard.count,
-        )
+        memory = peak_memory_bytes(self.world.device)
+        values = {**total.means(), **self.progress.figures(), "steps": total.steps, "peak_memory_bytes": memory}
+        self.log.event("train", self.step, values)
+
+    def _note_progress(self) -> None:
+        self.progress.step, self.progress.epoch, self.progress.elapsed_s = self.step, self.stream.epoch, self.elapsed_s
+        self.progress.bad_steps = self.guard.count
 
     def _show(self) -> None:
         progress = self.progress
-        progress.step, progress.epoch, progress.elapsed_s = self.step, self.stream.epoch, self.elapsed_s
-        progress.bad_steps = self.guard.count
         progress.estimate(self.step - self.session_step, self.elapsed_s - self.session_elapsed_s, self.run.max_minutes)
         if self.on_progress is not None and self.world.is_first:
             self.on_progress(progress)
@@ -363,6 +362,7 @@ class _Trainer:
         self.progress.clips, self.progress.audio_s = state["clips"], state["audio_s"]
         self.progress.validation = state["validation"]
         self.wandb_id = state["wandb_id"]
+        self._note_progress()
         self.saved = (self.step, folder)
 
     def _state(self, kept_best: int | None) -> dict[str, Any]:
@@ -407,7 +407,7 @@ class _Trainer:
             except OSError as error:
                 self.progress.failed_saves += 1
                 self.progress.message = f"the state of step {self.step} could not be saved ({error}); training goes on"
-                self.log.event("save_failed", self.step, error=str(error))
+                self.log.event("save_failed", self.step, {"error": str(error)})
                 return
         self.saved, self.kept_best = (self.step, path), kept_best
 
@@ -435,7 +435,7 @@ class _Trainer:
         )
         if self.log is None:
             return report
-        self.log.event("end", self.step, stopped=report.stopped)
+        self.log.event("end", self.step, {"stopped": report.stopped})
         last = "there is no saved state" if self.saved is None else f"the last saved state is {self.saved[1]}"
         best = None if self.kept_best is None else self.states.path(self.kept_best) / MODEL_FOLDER
         try:

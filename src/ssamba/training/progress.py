@@ -72,6 +72,9 @@ class TrainingProgress:
     def figures(self) -> dict[str, float]:
         """What the log says of the last step and window, besides the metrics."""
         return {
+            "epoch": self.epoch,
+            "elapsed_s": round(self.elapsed_s, 3),
+            "bad_steps": self.bad_steps,
             "learning_rate": self.learning_rate,
             "grad_norm": self.grad_norm,
             "clips_per_s": round(self.clips_per_s, 3),

@@ -32,6 +32,7 @@ STATE_FILE = "state.pt"
 META_FILE = "meta.json"
 MODEL_FOLDER = "model"
 _UNFINISHED = ".unfinished-"
+_REPLACED = ".replaced"
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,15 @@ class StateFolder:
     def __init__(self, folder: Path, keep_last: int):
         self.folder = folder
         self.keep_last = keep_last
+        self.damaged: list[str] = []
+        """What `newest` passed over."""
 
     def complete(self) -> list[SavedState]:
         """All complete states, oldest first."""
-        found = (_read(folder) for folder in sorted(self.folder.glob("step-*")))
-        return sorted((state for state in found if state is not None), key=lambda state: state.step)
+        found = (_read(folder) for folder in self.folder.glob("step-*"))
+        return sorted(
+            (state for state in found if state is not None), key=lambda s: (s.step, s.folder.suffix != _REPLACED)
+        )
 
     def path(self, step: int) -> Path:
         """The folder of a step's state, whether there is one or not."""
@@ -95,15 +100,14 @@ class StateFolder:
             raise CheckpointError(
                 f"{self.folder} holds a run already (step {states[-1].step}): resume it, or choose another output folder"
             )
-        damage = []
         for saved in reversed(states):
             check_recipe(saved.meta.get("recipe", {}), recipe, saved.folder)
             try:
                 return saved.folder, saved.load()
             except CheckpointError as error:
-                damage.append(str(error))
-        if damage:
-            raise CheckpointError("; ".join(damage))
+                self.damaged.append(str(error))
+        if self.damaged:
+            raise CheckpointError("; ".join(self.damaged))
         return None
 
     def save(
@@ -150,9 +154,13 @@ class StateFolder:
             text = json.dumps({**meta, "step": step, "files": sizes}, indent=2)
             (unfinished / META_FILE).write_text(text + "\n", encoding="utf-8")
             flush_to_disk(unfinished)
-            shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
+            replaced = final.with_suffix(_REPLACED)  # counts until the new one is in its place
+            if final.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+                final.rename(replaced)
             unfinished.rename(final)
             _flush_folder(self.folder)
+            shutil.rmtree(replaced, ignore_errors=True)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
@@ -164,6 +172,9 @@ class StateFolder:
         """Remove what a killed run was writing."""
         for folder in self.folder.glob(f"{_UNFINISHED}*"):
             shutil.rmtree(folder, ignore_errors=True)
+        for folder in self.folder.glob(f"*{_REPLACED}"):
+            if _read(folder.with_suffix("")) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _prune(self, best_step: int | None) -> None:
         states = self.complete()
