@@ -1,0 +1,239 @@
+"""Metrics of scores against targets, in plain NumPy.
+
+Multilabel metrics take `scores` and `targets` (N, C): real numbers, and 0 or 1. Single-label metrics take `scores` (N, C)
+and `targets` (N,) class indices, or (N, C) with a single 1 in each row; the guess is the first of the highest scores.
+
+Absent classes: a class without a positive clip has no average precision and no recall, one without a negative clip has
+no AUC either; per-class functions give NaN there, and means leave it out. (scikit-learn's macro average precision counts
+such a class as 0, which makes the figure depend on which classes a fold happens to hold.) Where no class is left the
+mean does not exist, and that is an error. Ties between clips are treated as scikit-learn does: equal scores share one
+threshold.
+
+Shapes: N clips (segments, trials), C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+from ssamba.evaluation.caching import Array
+
+
+class Interval(NamedTuple):
+    """A confidence interval."""
+
+    low: float
+    high: float
+
+
+def average_precision(scores: Array, targets: Array) -> Array:
+    """Average precision of each class, (C,): precision at each threshold, weighted by the gain in recall; NaN if absent."""
+    scores, targets = _multilabel(scores, targets)
+    return np.array([_average_precision(s, t) for s, t in zip(scores.T, targets.T, strict=True)])
+
+
+def mean_average_precision(scores: Array, targets: Array) -> float:
+    """mAP: the mean of `average_precision` over the classes that are there.
+
+    Raises:
+        ValueError: shapes or values do not fit, or no class has a positive clip.
+    """
+    return _mean(average_precision(scores, targets), "a positive clip")
+
+
+def area_under_curve(scores: Array, targets: Array) -> Array:
+    """Area under the ROC curve of each class, (C,): how often a positive outranks a negative, ties half; NaN if absent."""
+    scores, targets = _multilabel(scores, targets)
+    return np.array([_area(s, t) for s, t in zip(scores.T, targets.T, strict=True)])
+
+
+def mean_area_under_curve(scores: Array, targets: Array) -> float:
+    """mAUC: the mean of `area_under_curve` over the classes that have it; errors as `mean_average_precision`."""
+    return _mean(area_under_curve(scores, targets), "a positive and a negative clip")
+
+
+def d_prime(scores: Array, targets: Array) -> float:
+    """d' = sqrt(2) * inverse normal of the mAUC, as for AudioSet (Gemmeke et al., 2017); infinite at 0 and 1."""
+    area = mean_area_under_curve(scores, targets)
+    if area in (0.0, 1.0):
+        return math.inf if area else -math.inf
+    return math.sqrt(2) * NormalDist().inv_cdf(area)
+
+
+def accuracy(scores: Array, targets: Array) -> float:
+    """The share of clips whose guess is right; single-label.
+
+    Raises:
+        ValueError: shapes or values do not fit, or there are no clips.
+    """
+    scores, classes = _single_label(scores, targets)
+    return float((scores.argmax(1) == classes).mean())
+
+
+def recalls(scores: Array, targets: Array) -> Array:
+    """The share of each class's clips whose guess is right, (C,); single-label; NaN if absent."""
+    scores, classes = _single_label(scores, targets)
+    count = np.bincount(classes, minlength=scores.shape[1])
+    right = np.bincount(classes[scores.argmax(1) == classes], minlength=scores.shape[1])
+    return np.where(count > 0, right / np.maximum(count, 1), np.nan)
+
+
+def balanced_accuracy(scores: Array, targets: Array) -> float:
+    """The mean of `recalls` over the classes that are there; errors as `accuracy`."""
+    return _mean(recalls(scores, targets), "a clip")
+
+
+def equal_error_rate(scores: Array, targets: Array) -> float:
+    """EER of trials: where the ROC curve, straight between thresholds, has as many false alarms as misses.
+
+    Args:
+        scores: (N,), higher for a match.
+        targets: (N,), 1 for a match.
+
+    Raises:
+        ValueError: shapes or values do not fit, or only one kind of trial is there.
+    """
+    scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets)
+    if scores.ndim != 1 or scores.shape != targets.shape:
+        raise ValueError(f"expected scores and targets of one shape (trials,), got {scores.shape} and {targets.shape}")
+    _check_values(scores, targets)
+    hits, alarms = _curve(scores, targets)
+    if hits[-1] == 0 or alarms[-1] == 0:
+        raise ValueError("an equal error rate needs matching and other trials: all targets are alike")
+    missed, alarmed = 1 - hits / hits[-1], alarms / alarms[-1]
+    # `alarmed - missed` never falls, from -1 to 1: it is zero on one segment.
+    gap = alarmed - missed
+    after = int(np.argmax(gap >= 0))
+    share = -gap[after - 1] / (gap[after] - gap[after - 1])
+    return float(alarmed[after - 1] + share * (alarmed[after] - alarmed[after - 1]))
+
+
+def segment_f1(scores: Array, targets: Array, *, threshold: float = 0.5, macro: bool = False) -> float:
+    """F1 = 2 TP / (2 TP + FP + FN) over segments and classes (Mesaros et al., 2016), multilabel.
+
+    Args:
+        scores: (N, C).
+        targets: (N, C).
+        threshold: a class is active in a segment from this score on.
+        macro: average the F1 of the classes that are there, instead of counting all classes together.
+
+    Raises:
+        ValueError: shapes or values do not fit; with `macro`, no class has an active segment.
+    """
+    scores, targets = _multilabel(scores, targets)
+    guessed, truly = scores >= threshold, targets.astype(bool)
+    hits = (guessed & truly).sum(0)
+    denominator = guessed.sum(0) + truly.sum(0)
+    if macro:
+        f1 = np.where(truly.any(0), 2 * hits / np.maximum(denominator, 1), np.nan)
+        return _mean(f1, "an active segment")
+    return float(2 * hits.sum() / max(1, denominator.sum()))
+
+
+def bootstrap_interval(
+    metric: Callable[[Array, Array], float],
+    scores: Array,
+    targets: Array,
+    *,
+    confidence: float = 0.95,
+    samples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Confidence interval of a metric by the percentile bootstrap over clips (Efron, 1979).
+
+    Samples in which the metric does not exist (every positive left out) are drawn again.
+
+    Args:
+        metric: `mean_average_precision` or alike.
+        scores: first axis N.
+        targets: first axis N.
+        confidence: share of samples inside.
+        samples: how many.
+        seed: of the draws.
+
+    Raises:
+        ValueError: the metric hardly ever exists on samples of these clips.
+    """
+    generator, values, failed = np.random.default_rng(seed), [], 0
+    scores, targets = np.asarray(scores), np.asarray(targets)
+    while len(values) < samples:
+        drawn = generator.integers(0, len(scores), len(scores))
+        try:
+            values.append(metric(scores[drawn], targets[drawn]))
+        except ValueError:
+            failed += 1
+            if failed > samples:
+                raise
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values, (tail, 1 - tail))
+    return Interval(float(low), float(high))
+
+
+def _curve(scores: Array, targets: Array) -> tuple[Array, Array]:
+    """True and false positives from each threshold on, from none to all: (thresholds + 1,) each."""
+    order = np.argsort(-scores, kind="stable")
+    ranked, positive = scores[order], targets[order].astype(np.int64)
+    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
+    hits = np.cumsum(positive)[last]
+    return np.append(0, hits), np.append(0, last + 1 - hits)
+
+
+def _average_precision(scores: Array, targets: Array) -> float:
+    hits, alarms = _curve(scores, targets)
+    if hits[-1] == 0:
+        return math.nan
+    return float(np.sum(np.diff(hits) * hits[1:] / (hits[1:] + alarms[1:])) / hits[-1])
+
+
+def _area(scores: Array, targets: Array) -> float:
+    hits, alarms = _curve(scores, targets)
+    if hits[-1] == 0 or alarms[-1] == 0:
+        return math.nan
+    return float(np.sum(np.diff(alarms) * (hits[1:] + hits[:-1])) / (2 * hits[-1] * alarms[-1]))
+
+
+def _mean(values: Array, need: str) -> float:
+    there = values[~np.isnan(values)]
+    if len(there) == 0:
+        raise ValueError(f"none of the {len(values)} classes has {need}: there is nothing to average")
+    return float(there.mean())
+
+
+def _multilabel(scores: Array, targets: Array) -> tuple[Array, Array]:
+    scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets)
+    if scores.ndim != 2 or scores.shape != targets.shape or 0 in scores.shape:
+        raise ValueError(
+            f"expected scores and targets of one shape (clips, classes), got {scores.shape} and {targets.shape}"
+        )
+    _check_values(scores, targets)
+    return scores, targets
+
+
+def _single_label(scores: Array, targets: Array) -> tuple[Array, Array]:
+    scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets)
+    if targets.ndim == 2:
+        scores, targets = _multilabel(scores, targets)
+        if not (targets.sum(1) == 1).all():
+            raise ValueError("each clip needs exactly one class: a row of targets holds none or several")
+        return scores, targets.argmax(1)
+    if scores.ndim != 2 or targets.shape != scores.shape[:1] or 0 in scores.shape:
+        raise ValueError(
+            f"expected scores (clips, classes) and targets (clips,), got {scores.shape} and {targets.shape}"
+        )
+    if not np.issubdtype(targets.dtype, np.integer) or targets.min() < 0 or targets.max() >= scores.shape[1]:
+        raise ValueError(f"targets must be class indices from 0 to {scores.shape[1] - 1}")
+    if np.isnan(scores).any():
+        raise ValueError("scores hold NaN: the model's outputs are damaged")
+    return scores, targets
+
+
+def _check_values(scores: Array, targets: Array) -> None:
+    if np.isnan(scores).any():
+        raise ValueError("scores hold NaN: the model's outputs are damaged")
+    if not np.isin(targets, (0, 1)).all():
+        raise ValueError("targets must be 0 or 1")

@@ -1,0 +1,129 @@
+"""The metrics against scikit-learn, ties and absent classes included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+from scipy.stats import norm
+from sklearn import metrics as theirs
+
+from ssamba.evaluation import metrics as ours
+
+
+@st.composite
+def multilabel(draw):
+    """Scores on a coarse grid, so that ties are common; some classes without a positive, or without a negative."""
+    clips, classes = draw(st.integers(2, 40)), draw(st.integers(1, 6))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    levels = draw(st.sampled_from((2, 5, 1000)))
+    scores = generator.integers(0, levels, (clips, classes)) / levels
+    targets = (generator.random((clips, classes)) < generator.choice((0.0, 0.1, 0.5, 1.0), classes)).astype(int)
+    return scores, targets
+
+
+@settings(deadline=None, max_examples=60)
+@given(multilabel())
+def test_multilabel_metrics_agree_with_scikit_learn(case):
+    scores, targets = case
+    positive, negative = targets.any(0), ~targets.all(0)
+    precision = ours.average_precision(scores, targets)
+    area = ours.area_under_curve(scores, targets)
+    np.testing.assert_array_equal(np.isnan(precision), ~positive)
+    np.testing.assert_array_equal(np.isnan(area), ~(positive & negative))
+    if positive.any():
+        expected = theirs.average_precision_score(targets[:, positive], scores[:, positive], average="macro")
+        assert ours.mean_average_precision(scores, targets) == pytest.approx(expected, abs=1e-6)
+        expected = theirs.f1_score(targets, scores >= 0.5, average="macro", labels=np.flatnonzero(positive))
+        if targets.shape[1] > 1:
+            assert ours.segment_f1(scores, targets, macro=True) == pytest.approx(expected, abs=1e-6)
+    else:
+        with pytest.raises(ValueError, match="positive clip"):
+            ours.mean_average_precision(scores, targets)
+    both = positive & negative
+    if both.any():
+        expected = theirs.roc_auc_score(targets[:, both], scores[:, both], average="macro")
+        assert ours.mean_area_under_curve(scores, targets) == pytest.approx(expected, abs=1e-6)
+        if 0 < expected < 1:
+            assert ours.d_prime(scores, targets) == pytest.approx(2**0.5 * norm.ppf(expected), abs=1e-6)
+    expected = theirs.f1_score(targets.ravel(), (scores >= 0.5).ravel(), zero_division=0)
+    assert ours.segment_f1(scores, targets) == pytest.approx(expected, abs=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(2, 6), st.sampled_from((2, 1000)))
+def test_single_label_metrics_agree_with_scikit_learn(seed, clips, classes, levels):
+    generator = np.random.default_rng(seed)
+    scores = generator.integers(0, levels, (clips, classes)) / levels
+    targets = generator.integers(0, classes - 1, clips)  # the last class is absent
+    guesses = scores.argmax(1)
+    assert ours.accuracy(scores, targets) == pytest.approx(theirs.accuracy_score(targets, guesses), abs=1e-6)
+    expected = theirs.recall_score(targets, guesses, average="macro", labels=np.unique(targets), zero_division=0)
+    assert ours.balanced_accuracy(scores, targets) == pytest.approx(expected, abs=1e-6)
+    assert ours.balanced_accuracy(scores, np.eye(classes)[targets]) == ours.balanced_accuracy(scores, targets)
+    assert np.isnan(ours.recalls(scores, targets)[-1])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 60), st.sampled_from((2, 5, 1000)))
+def test_equal_error_rate_is_where_the_roc_curve_crosses(seed, trials, levels):
+    generator = np.random.default_rng(seed)
+    scores = generator.integers(0, levels, trials) / levels
+    targets = generator.integers(0, 2, trials)
+    targets[:2] = 0, 1
+    alarmed, hit, _ = theirs.roc_curve(targets, scores, drop_intermediate=False)
+    # Along the curve, by its length in alarms plus hits, which never stands still.
+    along = alarmed + hit
+    at = brentq(lambda x: np.interp(x, along, alarmed) + np.interp(x, along, hit) - 1, 0, 2, xtol=1e-14)
+    assert ours.equal_error_rate(scores, targets) == pytest.approx(np.interp(at, along, alarmed), abs=1e-6)
+
+
+def test_perfect_and_inverted_scores():
+    targets = np.array([[1, 0], [0, 1], [1, 1], [0, 0]])
+    assert ours.mean_average_precision(targets, targets) == 1
+    assert ours.d_prime(targets, targets) == np.inf
+    assert ours.d_prime(1 - targets, targets) == -np.inf
+    assert ours.equal_error_rate(targets[:, 0], targets[:, 0]) == 0
+    assert ours.equal_error_rate(1 - targets[:, 0], targets[:, 0]) == 1
+    assert ours.segment_f1(targets, targets) == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "scores", "targets", "message"),
+    [
+        (ours.mean_average_precision, np.zeros((3, 2)), np.zeros((3, 3)), "one shape"),
+        (ours.mean_average_precision, np.full((3, 2), np.nan), np.zeros((3, 2)), "NaN"),
+        (ours.mean_average_precision, np.zeros((3, 2)), np.full((3, 2), 2), "0 or 1"),
+        (ours.mean_area_under_curve, np.zeros((3, 2)), np.ones((3, 2)), "a negative clip"),
+        (ours.accuracy, np.zeros((3, 2)), np.ones((3, 2)), "exactly one class"),
+        (ours.accuracy, np.zeros((3, 2)), np.array([0, 1, 2]), "from 0 to 1"),
+        (ours.accuracy, np.zeros((0, 2)), np.zeros(0, dtype=int), "expected scores"),
+        (ours.equal_error_rate, np.zeros(3), np.zeros(3), "all targets are alike"),
+    ],
+)
+def test_what_does_not_fit_is_refused(metric, scores, targets, message):
+    with pytest.raises(ValueError, match=message):
+        metric(scores, targets)
+
+
+def test_bootstrap_interval_covers_as_often_as_it_says():
+    """Accuracy of 200 clips that are right with probability 0.7, over 200 such experiments."""
+    generator = np.random.default_rng(0)
+    targets = np.zeros(200, dtype=int)
+    covered = 0
+    for seed in range(200):
+        scores = np.stack([generator.random(200) < 0.7, np.full(200, 0.5)], axis=1)
+        low, high = ours.bootstrap_interval(ours.accuracy, scores, targets, samples=100, seed=seed)
+        assert low <= ours.accuracy(scores, targets) <= high
+        covered += low <= 0.7 <= high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_bootstrap_draws_again_where_the_metric_does_not_exist():
+    scores, targets = np.linspace(0, 1, 6)[:, None], np.array([[0], [0], [0], [0], [1], [1]])
+    interval = ours.bootstrap_interval(ours.mean_average_precision, scores, targets, samples=50)
+    assert interval.high == 1
+    with pytest.raises(ValueError, match="positive clip"):
+        ours.bootstrap_interval(ours.mean_average_precision, scores, np.zeros_like(targets), samples=50)
