@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from pathlib import Path
 
 from rich.console import Console
@@ -28,12 +27,7 @@ PICTURED = ("misc_crow", "guit_e_slide", "loop_amen", "ambi_choir")
 def main() -> None:
     """Run the demo."""
     console = Console()
-    warnings.filterwarnings("ignore", message="no pretrained weights ship")
     model = ssamba.load_model()
-    console.print(
-        "[yellow]No pretrained weights ship yet: the model below is randomly initialised, so the neighbours "
-        "reflect only what a random network keeps of the spectrogram.[/]"
-    )
     files = find_audio([HERE / "audio"])
     started = time.perf_counter()
     result = embed_collection(files, OUTPUT / "embeddings.npz", model, overwrite=True)

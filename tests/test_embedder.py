@@ -199,7 +199,20 @@ def test_wrong_options_are_refused_by_name(embedder, medley):
         embedder.embed(medley, layer=3)
 
 
-def test_load_model_reads_checkpoints_and_says_when_weights_are_random(ssamba_pth, medley):
+def test_the_weights_that_ship_know_a_recording_from_another(clips):
+    model = ssamba.load_model(device="cpu")
+    assert model.report is not None
+    recordings = [torch.from_numpy(decode(path)) for path in clips[:8]]
+    halves = [half for x in recordings for half in (x[: len(x) // 2], x[len(x) // 2 :])]
+    vectors = torch.nn.functional.normalize(torch.stack([e.clip for e in model.embed(halves)]), dim=1)
+    vectors = torch.nn.functional.normalize(vectors - vectors.mean(0), dim=1)
+    nearest = (vectors @ vectors.T - 2 * torch.eye(16)).argmax(1)
+    right = sum(int(nearest[i]) == i ^ 1 for i in range(16))
+    assert right >= 10, f"{right} of 16 halves are nearest to their other half (chance: 1)"
+
+
+def test_load_model_reads_checkpoints_and_says_when_weights_are_random(ssamba_pth, medley, monkeypatch):
+    monkeypatch.setattr("ssamba.embedder.has_bundled", lambda: False)
     model = ssamba.load_model(ssamba_pth, device="cpu")
     assert model.report is not None
     assert model.classifier is None

@@ -152,6 +152,8 @@ def save_checkpoint(
     model: Model | PatchEncoder,
     config: ModelConfig | None = None,
     front_end: FrontEndConfig | None = None,
+    *,
+    half: bool = False,
 ) -> Path:
     """Write `config.json`, `model.safetensors` and `preprocessor_config.json`, each atomically, the weights first.
 
@@ -160,6 +162,7 @@ def save_checkpoint(
         model: what to save. An encoder alone is fine.
         config: its configuration; None works it out from the model.
         front_end: the features it was trained with; None is the official front end.
+        half: write the weights as float16, half the size; loading makes float32 of them again.
 
     Returns:
         The folder.
@@ -169,14 +172,24 @@ def save_checkpoint(
         model = EncoderOnly(model)
     config = config or _config_of(model)
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS_FILE, model.state_dict())
+    tensors = model.state_dict()
+    write_tensors(folder / WEIGHTS_FILE, {k: v.half() for k, v in tensors.items()} if half else tensors)
     write_json(folder / PREPROCESSOR_FILE, (front_end or FrontEndConfig()).model_dump(mode="json"))
     write_json(folder / CONFIG_FILE, config.model_dump(mode="json"))
     return folder
 
 
-def convert_checkpoint(source: str | Path, folder: str | Path, *, overwrite: bool = False) -> LoadReport:
+def convert_checkpoint(
+    source: str | Path, folder: str | Path, *, overwrite: bool = False, half: bool = False, origin: str | None = None
+) -> LoadReport:
     """Write any checkpoint that `load_checkpoint` reads as a folder of ours; every tensor stays as it is.
+
+    Args:
+        source: what to load.
+        folder: where to write.
+        overwrite: replace a checkpoint that is there.
+        half: write float16 instead.
+        origin: a line for people that says where the weights come from; None keeps what the source says.
 
     Raises:
         CheckpointError: the source cannot be loaded, or the folder holds a checkpoint and `overwrite` is not set.
@@ -187,7 +200,8 @@ def convert_checkpoint(source: str | Path, folder: str | Path, *, overwrite: boo
     if (folder / CONFIG_FILE).exists() and not overwrite:
         raise CheckpointError(f"{folder} holds a checkpoint already: choose another folder, or --overwrite")
     loaded = load_checkpoint(source)
-    save_checkpoint(folder, loaded.model, loaded.config, loaded.front_end)
+    config = loaded.config if origin is None else loaded.config.with_changes(origin=origin)
+    save_checkpoint(folder, loaded.model, config, loaded.front_end, half=half)
     return loaded.report
 
 

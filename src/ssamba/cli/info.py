@@ -138,10 +138,12 @@ def convert(
     source: Annotated[str, typer.Argument(help="Official .pth file, checkpoint folder, or hf:OWNER/NAME.")],
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Write float16, half the size.")] = False,
+    origin: Annotated[str | None, typer.Option(help="A line that says where the weights come from.")] = None,
 ) -> None:
     """Write a checkpoint in our format: config.json, model.safetensors, preprocessor_config.json."""
     from ssamba.checkpoint import convert_checkpoint
 
-    report = convert_checkpoint(source, output, overwrite=overwrite)
+    report = convert_checkpoint(source, output, overwrite=overwrite, half=half, origin=origin)
     out.print(escape(str(report)), highlight=False, soft_wrap=True)
     out.print(f"written to {escape(str(output))}", highlight=False, soft_wrap=True)
