@@ -23,6 +23,7 @@ FLOORS = {
     "audio": 2,
     "checkpoint": 3,
     "data": 3,
+    "recording": 3,
     "embedder": 4,
     "evaluation": 5,
     "integrations": 5,

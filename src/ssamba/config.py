@@ -122,6 +122,11 @@ class FrontEndConfig(Config):
         return 0 if samples < self.frame_samples else 1 + (samples - self.frame_samples) // self.shift_samples
 
     @property
+    def frames_per_second(self) -> int:
+        """Frames that begin in a second."""
+        return round(self.sample_rate_hz / self.shift_samples)
+
+    @property
     def silent_feature(self) -> float:
         """The normalised value of a log-mel of zero, which is what the original pads with."""
         return (0.0 - self.mean) / (2 * self.std)
@@ -344,9 +349,22 @@ class ClassifierConfig(Config):
     """What it reads: the mean over patch tokens (official default), or the prefix token (SSAST: the mean of its two)."""
     labels: tuple[str, ...] | None = None
     """Names of the classes, in the order of the outputs."""
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    """How outputs become probabilities: one class in each clip, or any number of them."""
+    padding: Literal["patch", "official"] = "patch"
+    """What the model was trained with, as in `EmbedOptions.padding`."""
+    label_frames: int | None = Field(None, gt=0)
+    """An answer for every so many frames (100 are a second); None: one for the whole clip."""
+    token_segments: int | None = Field(None, gt=0)
+    """None: each answer reads the tokens that cover its frames. A number cuts the sequence of all tokens into so many
+    equal parts, as the original's `ft_avgtok_1sec` does (60 of them, each about one frequency band over 8 s)."""
 
     @model_validator(mode="after")
     def _check(self) -> ClassifierConfig:
+        if self.token_segments is not None and self.label_frames is None:
+            raise ValueError("token_segments divides a clip's labels: set label_frames, too")
+        if self.label_frames is not None and self.pooling != "mean":
+            raise ValueError("label_frames needs pooling = 'mean': the prefix token stands for the whole clip")
         if self.labels is not None and len(self.labels) != self.num_classes:
             raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes")
         return self

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, cast, overload
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 import torch
@@ -25,12 +24,14 @@ from torch import Tensor
 from ssamba.audio.fbank import log_mel
 from ssamba.audio.waveform import Source, as_list, blocks
 from ssamba.checkpoint import Checkpoint, LoadReport, has_bundled, load_bundled, load_checkpoint
-from ssamba.config import BaseEncoderConfig, Config, FrontEndConfig, ModelConfig
+from ssamba.config import FrontEndConfig, ModelConfig
 from ssamba.model.create import build_encoder, encoder_config
 from ssamba.model.heads import Classifier
-from ssamba.model.patches import tokens_to_grid
 from ssamba.model.tokens import PatchEncoder
-from ssamba.model.windows import FrameMerger, Window, WindowCutter
+from ssamba.model.windows import Window
+from ssamba.recording import ClassifiedRecording, Embedding, EmbedOptions, LabelledRecording, Recording
+
+__all__ = ["EmbedOptions", "Embedder", "Embedding", "load_model"]
 
 Key = TypeVar("Key")
 
@@ -38,34 +39,6 @@ _BLOCK_S = 30.0
 _TOKENS_PER_BATCH = {"cpu": 4096}
 _TOKENS_PER_BATCH_ELSEWHERE = 32_768
 _PADDING_ALLOWANCE = 1.1  # a batch may hold so many times its windows' own columns
-
-
-class EmbedOptions(Config):
-    """How recordings are embedded; the defaults suit most uses."""
-
-    context: Literal["windows", "full"] = "windows"
-    """`windows`: the pretraining length, half overlapping, constant memory; `full`: the whole recording at once, with
-    interpolated positions, memory linear in its length."""
-    layer: int | None = None
-    """Hidden state to use instead of the final output: 0 enters the first block, k leaves block pair k; negative
-    numbers count from the last (-1 is the last hidden state, still without the final norm)."""
-    padding: Literal["patch", "official"] = "patch"
-    """`patch`: only the last partial patch is filled; `official`: recordings shorter than the pretraining length are
-    filled up to it with silence and `clip` averages everything, as the released weights saw it."""
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """A recording's embedding. All tensors are float32 on the CPU."""
-
-    clip: Tensor
-    """One vector for the recording, (D,)."""
-    frames: Tensor
-    """One vector for each time step, (K, D)."""
-    times_s: Tensor
-    """Centre of each time step (K,), in seconds from the start of the recording."""
-    duration_s: float
-    """Length of the recording."""
 
 
 class Embedder:
@@ -193,13 +166,25 @@ class Embedder:
         """
         options = options or EmbedOptions()
         self.check(options)
+        yield from self._stream(
+            items, sample_rate, options, lambda key: Recording(key, self.encoder.config, self.front_end, options)
+        )
+
+    def _stream(
+        self,
+        items: Iterable[tuple[Key, Source]],
+        sample_rate: int | None,
+        options: EmbedOptions,
+        new: Callable[[Key], Recording[Key]],
+    ) -> Iterator[tuple[Key, Any]]:
+        """Run windows of many recordings through the encoder together; `new` says what becomes of a recording's."""
         budget = _TOKENS_PER_BATCH.get(self.device.type, _TOKENS_PER_BATCH_ELSEWHERE)
         rows = self.encoder.config.rows
-        batch: list[tuple[_Recording[Key], Window]] = []
+        batch: list[tuple[Recording[Key], Window]] = []
         tokens = 0
-        waiting: list[_Recording[Key]] = []
+        waiting: list[Recording[Key]] = []
         for key, source in items:
-            recording = _Recording(key, self, options)
+            recording = new(key)
             error: Exception | None = None
             windows = self._windows(source, sample_rate, recording)
             while True:
@@ -234,29 +219,50 @@ class Embedder:
         Raises:
             ValueError: the checkpoint has no classifier; or as `embed`.
         """
-        if self.classifier is None:
+        ((_, result),) = self.logits_stream([(None, source)], sample_rate, per_label=False)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def logits_stream(
+        self, items: Iterable[tuple[Key, Source]], sample_rate: int | None = None, *, per_label: bool | None = None
+    ) -> Iterator[tuple[Key, Tensor | Exception]]:
+        """The classifier's raw outputs for recordings as they come, many at a time; as `embed_stream`.
+
+        Args:
+            items: keys and recordings.
+            sample_rate: of waveforms, as in `embed`.
+            per_label: (labels, classes), an answer for each stretch of the recording (`label_frames` of the classifier,
+                a second where it has none), instead of one for the whole, (classes,); None is as it was trained.
+
+        Raises:
+            ValueError: the checkpoint has no classifier, or one that cannot answer for a part.
+        """
+        head = self.classifier
+        if head is None:
             raise ValueError(
                 f"{self.name} has no classifier: expected a fine-tuned checkpoint, got kind {self.config.kind!r}"
             )
-        recording = _Recording(None, self, EmbedOptions())
-        total, columns = torch.zeros(self.classifier.config.num_classes), 0
-        with torch.no_grad():
-            for window in self._windows(source, sample_rate, recording):
-                total += window.columns * self.classifier(window.features[None])[0].cpu()
-                columns += window.columns
-        return total / columns
+        per_label = head.config.label_frames is not None if per_label is None else per_label
+        if per_label and head.config.pooling != "mean":
+            raise ValueError(
+                f"{self.name} reads its prefix token, which stands for the whole clip: ask for whole clips"
+            )
+        options = EmbedOptions(padding=head.config.padding)
+        kind = LabelledRecording if per_label else ClassifiedRecording
+        yield from self._stream(items, sample_rate, options, lambda key: kind(key, head, self.front_end))
 
     def features(self, source: Source, sample_rate: int | None = None) -> Tensor:
         """The normalised log-mel features of one recording, (T, M), on the CPU; arguments and errors as `embed`."""
-        recording = _Recording(None, self, EmbedOptions())
+        recording = Recording(None, self.encoder.config, self.front_end, EmbedOptions())
         return torch.cat([block.cpu() for block in self._feature_blocks(source, sample_rate, recording)])
 
-    def _windows(self, source: Source, sample_rate: int | None, recording: _Recording[Any]) -> Iterator[Window]:
+    def _windows(self, source: Source, sample_rate: int | None, recording: Recording[Any]) -> Iterator[Window]:
         for features in self._feature_blocks(source, sample_rate, recording):
             yield from recording.cutter.push(features)
         yield from recording.cutter.finish()
 
-    def _feature_blocks(self, source: Source, sample_rate: int | None, recording: _Recording[Any]) -> Iterator[Tensor]:
+    def _feature_blocks(self, source: Source, sample_rate: int | None, recording: Recording[Any]) -> Iterator[Tensor]:
         """Features (T, M) of consecutive stretches of a recording; counts its samples."""
         config = self.front_end
         block_samples = round(_BLOCK_S * config.sample_rate_hz)
@@ -282,7 +288,7 @@ class Embedder:
         return log_mel(torch.from_numpy(np.ascontiguousarray(samples)).to(self.device), config=self.front_end)
 
     @torch.no_grad()
-    def _encode(self, batch: list[tuple[_Recording[Key], Window]], options: EmbedOptions) -> None:
+    def _encode(self, batch: list[tuple[Recording[Key], Window]], options: EmbedOptions) -> None:
         """Encode windows in groups of similar length, and hand their frame embeddings to their recordings."""
         config, prefix = self.encoder.config, self.encoder.num_prefix_tokens
         for group in _similar_lengths(batch):
@@ -295,56 +301,12 @@ class Embedder:
                 lengths = torch.tensor([window.features.shape[0] for _, window in group])
             tokens = self.encoder(features, lengths, layer=options.layer)
             for own, (recording, window) in zip(tokens, group, strict=True):
-                patches = own[prefix : prefix + config.rows * window.columns]
-                grid = tokens_to_grid(patches, config.rows, window.columns, config)
-                recording.add(window, grid.mean(0))
+                recording.add(window, own[: prefix + config.rows * window.columns])
 
 
-class _Recording(Generic[Key]):
-    """One recording on its way: what it was cut into, and what came back."""
-
-    def __init__(self, key: Key, embedder: Embedder, options: EmbedOptions):
-        self.key = key
-        self.num_samples = 0
-        self.front_end = embedder.front_end
-        self.config = embedder.encoder.config
-        self.fill_window = options.padding == "official"
-        self.cutter = WindowCutter(
-            self.config,
-            self.front_end.silent_feature,
-            whole=options.context == "full",
-            fill_window=self.fill_window,
-        )
-        self.merger = FrameMerger()
-
-    def add(self, window: Window, frames: Tensor) -> None:
-        """The frame embeddings (K, D) of one of its windows."""
-        self.merger.add(window.first_column, frames)
-
-    def result_or_error(self) -> Embedding | ValueError:
-        """The embedding, once every window is back; an error where it is not finite."""
-        columns = self.cutter.num_columns
-        duration_s = self.num_samples / self.front_end.sample_rate_hz
-        frames = self.merger.merged(columns)
-        clip = (self.merger.merged() if self.fill_window else frames).mean(0)
-        if not (torch.isfinite(frames).all() and torch.isfinite(clip).all()):
-            return ValueError(
-                "the embedding is not finite: the samples are far outside [-1, 1], or the model's weights are damaged"
-            )
-        return Embedding(clip, frames, _centres_s(columns, duration_s, self.config, self.front_end), duration_s)
-
-
-def _centres_s(columns: int, duration_s: float, config: BaseEncoderConfig, front_end: FrontEndConfig) -> Tensor:
-    """Centre of each column's stretch of audio, cut at the recording's end."""
-    shift_s = front_end.shift_samples / front_end.sample_rate_hz
-    span_s = (config.patch_size[1] - 1) * shift_s + front_end.frame_samples / front_end.sample_rate_hz
-    start_s = torch.arange(columns, dtype=torch.float64) * (config.patch_stride[1] * shift_s)
-    return ((start_s + (start_s + span_s).clamp(max=duration_s)) / 2).float()
-
-
-def _similar_lengths(batch: list[tuple[_Recording[Key], Window]]) -> Iterator[list[tuple[_Recording[Key], Window]]]:
+def _similar_lengths(batch: list[tuple[Recording[Key], Window]]) -> Iterator[list[tuple[Recording[Key], Window]]]:
     """Groups of windows, longest first, whose padding stays within the allowance."""
-    group: list[tuple[_Recording[Key], Window]] = []
+    group: list[tuple[Recording[Key], Window]] = []
     own = 0
     for item in sorted(batch, key=lambda entry: -entry[1].columns):
         columns = item[1].columns

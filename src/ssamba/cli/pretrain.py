@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from ssamba.cli.app import EXIT_CODES, CheckpointOption, app, err, fail, hours_of_audio, out
+from ssamba.cli.app import EXIT_CODES, CheckpointOption, app, fail, hours_of_audio, out
+from ssamba.cli.progress import TrainingBar
 
 if TYPE_CHECKING:
-    from ssamba.training.progress import TrainingProgress, TrainingReport
+    from ssamba.training.progress import TrainingReport
 
 
 @app.command(
@@ -61,7 +62,7 @@ def pretrain(
         length = {"steps": None, "epochs": epochs, "max_minutes": minutes}
         values["run"] = {**values.get("run", {}), **length}
     settings = PretrainRecipe.parse(values, str(recipe) if recipe else "the command line")
-    with _TrainingBar() as bar:
+    with TrainingBar() as bar:
         report = run(
             sources,
             settings,
@@ -74,52 +75,6 @@ def pretrain(
     _print_report(report, output)
     if report.stopped == "SIGINT":
         sys.exit(130)
-
-
-class _TrainingBar:
-    """Progress with rates, losses and time left, on standard error; plain lines now and then where it is no terminal."""
-
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[detail]}"),
-            console=err,
-            transient=True,
-        )
-        self._task = self._progress.add_task("reading", total=1.0, detail="")
-        self._last_line = 0.0
-
-    def __enter__(self) -> _TrainingBar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def decoded(self, name: str, done: int, total: int) -> None:
-        """Show how much of a corpus is in memory."""
-        self._progress.update(self._task, description=f"reading {name}", total=total, completed=done)
-
-    def update(self, state: TrainingProgress) -> None:
-        """Show how far the training is."""
-        if state.message:
-            err.print(f"[yellow]{escape(state.message)}[/]", soft_wrap=True)
-        left = "" if state.left_s is None else f"left {hours_of_audio(state.left_s)}"
-        metrics = " ".join(
-            f"{name} {state.metrics[name]:.3f}"
-            for name in ("loss", "discriminative", "accuracy", "generative", "clip")
-            if name in state.metrics
-        )
-        rates = f"{state.clips_per_s:.0f} clips/s, {3600 * state.audio_h_per_s:.0f} x real time"
-        detail = f"step {state.step}  {rates}  {metrics}  {left}"
-        self._progress.update(self._task, description="training", total=1.0, completed=state.share, detail=detail)
-        if not err.is_terminal and state.elapsed_s - self._last_line >= 30:
-            self._last_line = state.elapsed_s
-            err.print(f"{100 * state.share:.1f} %  {detail}", soft_wrap=True, highlight=False)
 
 
 def _print_report(report: TrainingReport, output: Path) -> None:

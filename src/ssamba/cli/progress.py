@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from ssamba.cli.app import err
+from ssamba.cli.app import err, hours_of_audio
 
 if TYPE_CHECKING:
     from ssamba.audio.collection import Skipped
+    from ssamba.training.progress import TrainingProgress
 
 _SHOWN = 10
+_HELD_OUT = ("accuracy", "balanced_accuracy", "mAP")
 
 
 class Bar:
@@ -44,6 +46,55 @@ class Bar:
     def update(self, done: float, total: float, note: str = "") -> None:
         """Show how far it is."""
         self._progress.update(self._task, completed=done, total=total, note=note)
+
+
+class TrainingBar:
+    """Progress with rates, losses and time left, on standard error; plain lines now and then where it is no terminal."""
+
+    def __init__(self) -> None:
+        self.label = "training"
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=err,
+            transient=True,
+        )
+        self._task = self._progress.add_task("reading", total=1.0, detail="")
+        self._last_line = 0.0
+
+    def __enter__(self) -> TrainingBar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def decoded(self, name: str, done: int, total: int) -> None:
+        """Show how much of a corpus is in memory."""
+        self._progress.update(self._task, description=f"reading {name}", total=total, completed=done)
+
+    def update(self, state: TrainingProgress) -> None:
+        """Show how far the training is."""
+        if state.message:
+            err.print(f"[yellow]{escape(state.message)}[/]", soft_wrap=True)
+        left = "" if state.left_s is None else f"left {hours_of_audio(state.left_s)}"
+        metrics = " ".join(
+            f"{name} {state.metrics[name]:.3f}"
+            for name in ("loss", "discriminative", "accuracy", "generative", "clip")
+            if name in state.metrics
+        )
+        held = " ".join(f"{name} {value:.3f}" for name, value in state.validation.items() if name in _HELD_OUT)
+        metrics += f"  held out: {held}" if held else ""
+        rates = f"{state.clips_per_s:.0f} clips/s, {3600 * state.audio_h_per_s:.0f} x real time"
+        detail = f"step {state.step}  {rates}  {metrics}  {left}"
+        self._progress.update(self._task, description=self.label, total=1.0, completed=state.share, detail=detail)
+        if not err.is_terminal and state.elapsed_s - self._last_line >= 30:
+            self._last_line = state.elapsed_s
+            err.print(f"{100 * state.share:.1f} %  {detail}", soft_wrap=True, highlight=False)
 
 
 def default_workers(most: int = 8) -> int:

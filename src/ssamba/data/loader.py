@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ssamba.data.backgrounds import Backgrounds, add_background
 from ssamba.data.corpus import Corpus, Samples
 from ssamba.data.crashes import crashing_draws
+from ssamba.data.mixup import Mixed, Mixup, mix
 from ssamba.data.plan import BatchPlan, Draw, EpochPlan, Plan
 from ssamba.errors import AudioDecodeError, DataError
 
@@ -54,6 +55,8 @@ class WaveBatch:
     """Labels of each sequence: those of its clips, each once."""
     skipped: tuple[tuple[str, str], ...] = ()
     """(key, reason) of clips that could not be read."""
+    mixed: tuple[Mixed | None, ...] = ()
+    """With mixup: what was mixed into each sequence."""
 
     def __len__(self) -> int:
         return len(self.waves)
@@ -81,6 +84,7 @@ def read_batch(
     padded_samples: int,
     crashing: frozenset[tuple[int, int]] = frozenset(),
     backgrounds: Backgrounds | None = None,
+    mixup: Mixup | None = None,
 ) -> WaveBatch:
     """Read the clips of a batch: what a worker does.
 
@@ -90,6 +94,7 @@ def read_batch(
         padded_samples: S.
         crashing: clips (corpus, index) not to touch.
         backgrounds: what is mixed under the sequences, if anything.
+        mixup: what is mixed into them, with its labels, if anything.
     """
     waves = np.zeros((len(rows), padded_samples), np.float32)
     samples: list[int] = []
@@ -98,6 +103,7 @@ def read_batch(
     pieces: list[tuple[int, ...]] = []
     labels: list[tuple[str, ...]] = []
     skipped: list[tuple[str, str]] = []
+    mixed: list[Mixed | None] = []
     for sequence in rows:
         parts: list[Samples] = []
         clips = []
@@ -114,6 +120,9 @@ def read_batch(
         joined = np.concatenate(parts)
         if backgrounds is not None:
             joined = add_background(joined, sequence[0], corpora, backgrounds, crashing)
+        if mixup is not None:
+            joined, other = mix(joined, sequence[0], corpora, mixup, crashing)
+            mixed.append(other)
         waves[len(samples), : len(joined)] = joined
         samples.append(len(joined))
         seeds.append(sequence[0].seed)
@@ -128,6 +137,7 @@ def read_batch(
         tuple(pieces),
         tuple(labels),
         tuple(skipped),
+        tuple(mixed),
     )
 
 
@@ -158,6 +168,7 @@ class WaveLoader:
         pin_memory: bool | None = None,
         start_method: StartMethod = "spawn",
         backgrounds: Backgrounds | None = None,
+        mixup: Mixup | None = None,
     ):
         """Make a loader; workers start with the first batch.
 
@@ -172,6 +183,7 @@ class WaveLoader:
             start_method: how workers start. A script needs `if __name__ == "__main__":` but for `fork`, which is quicker
                 and shares the corpora's memory, and may hang where threads are running.
             backgrounds: what is mixed under the sequences, if anything.
+            mixup: what is mixed into them, with its labels, if anything.
 
         Raises:
             DataError: the corpora are not those of the plan, or there is no such rank.
@@ -183,7 +195,8 @@ class WaveLoader:
         self.plan, self.rank, self.world = plan, rank, world
         self._corpora = list(corpora)
         self._workers = 0 if all(corpus.in_memory for corpus in corpora) else workers
-        self._prefetch, self._start_method, self._backgrounds = prefetch, start_method, backgrounds
+        self._prefetch, self._start_method = prefetch, start_method
+        self._backgrounds, self._mixup = backgrounds, mixup
         self._pin = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._crashing: frozenset[tuple[int, int]] = frozenset()
         self._order = _Order()
@@ -234,7 +247,7 @@ class WaveLoader:
                 "worker_init_fn": _start_worker,
             }
         return DataLoader(
-            _Batches(self._corpora, self._backgrounds),
+            _Batches(self._corpora, self._backgrounds, self._mixup),
             batch_size=None,
             sampler=self._order,
             num_workers=self._workers,
@@ -299,11 +312,11 @@ class _Order(Sampler[Item]):
 
 
 class _Batches(Dataset[WaveBatch]):
-    def __init__(self, corpora: Sequence[Corpus], backgrounds: Backgrounds | None):
-        self._corpora, self._backgrounds = list(corpora), backgrounds
+    def __init__(self, corpora: Sequence[Corpus], backgrounds: Backgrounds | None, mixup: Mixup | None):
+        self._corpora, self._backgrounds, self._mixup = list(corpora), backgrounds, mixup
 
     def __getitem__(self, item: Item) -> WaveBatch:
-        return read_batch(self._corpora, *item, self._backgrounds)
+        return read_batch(self._corpora, *item, self._backgrounds, self._mixup)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,15 +1,18 @@
 """What stands on an encoder: prediction heads for pretraining, a classifier for fine-tuning.
 
-Shapes: B batch, T frames, M mel bins, L tokens, D channels, V = values of a patch.
+Shapes: B batch, T frames, M mel bins, P prefix tokens, L patch tokens, K columns, D channels, V = values of a patch.
 """
 
 from __future__ import annotations
 
+import torch
+from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ssamba.config import BaseEncoderConfig, ClassifierConfig
 from ssamba.model.create import build_encoder
-from ssamba.model.patches import column_counts
+from ssamba.model.patches import column_counts, tokens_to_grid
 
 
 class PredictionHead(nn.Sequential):
@@ -31,9 +34,19 @@ class Classifier(nn.Module):
         self.linear = nn.Linear(encoder_config.embed_dim, config.num_classes)
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Normalised features (B, T, M) with valid frames `lengths` (B,) -> logits (B, classes)."""
+        """Normalised features (B, T, M) with valid frames `lengths` (B,) -> logits (B, classes).
+
+        With `label_frames`: (B, labels, classes), the labels of the longest clip; what stands behind a clip's own is
+        arbitrary.
+        """
         tokens = self.encoder(features, lengths)
-        logits: Tensor = self.linear(self.norm(self.pool(tokens, lengths)))
+        if self.config.label_frames is None:
+            return self.classify(self.pool(tokens, lengths))
+        return self.classify(self.pool_spans(tokens, features.shape[1], lengths))
+
+    def classify(self, vectors: Tensor) -> Tensor:
+        """Pooled vectors (..., D) -> logits (..., classes)."""
+        logits: Tensor = self.linear(self.norm(vectors))
         return logits
 
     def pool(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -46,3 +59,35 @@ class Classifier(nn.Module):
         columns = column_counts(lengths.to(tokens.device), self.encoder.config)
         # Tokens beyond a clip's own are zero.
         return tokens[:, prefix:].sum(1) / (columns * self.encoder.config.rows)[:, None]
+
+    def pool_spans(self, tokens: Tensor, frames: int, lengths: Tensor | None = None) -> Tensor:
+        """The encoder's tokens (B, P + L, D) of `frames` frames -> a vector for each label (B, labels, D)."""
+        config, encoder, prefix = self.config, self.encoder.config, self.encoder.num_prefix_tokens
+        assert config.label_frames is not None
+        if config.token_segments is not None:
+            each = tokens.shape[1] // config.token_segments
+            return rearrange(tokens[:, : each * config.token_segments], "b (s n) d -> b s n d", n=each).mean(2)
+        columns = [encoder.columns(frames)] * len(tokens)
+        if lengths is not None:
+            columns = column_counts(lengths, encoder).tolist()
+        spans = []
+        for own, count in zip(tokens[:, prefix:], columns, strict=True):
+            grid = tokens_to_grid(own[: encoder.rows * count], encoder.rows, count, encoder)
+            weights = span_weights(count, encoder, config.label_frames).to(own)
+            spans.append(weights @ grid.mean(0))
+        return pad_sequence(spans, batch_first=True)
+
+
+def span_weights(columns: int, config: BaseEncoderConfig, label_frames: int) -> Tensor:
+    """How much each column counts for each label (labels, K): by the frames that they share; rows sum to one."""
+    start = torch.arange(columns) * config.patch_stride[1]
+    labels = -(-config.frames_spanned(columns) // label_frames)
+    first = torch.arange(labels)[:, None] * label_frames
+    shared = (torch.minimum(start + config.patch_size[1], first + label_frames) - torch.maximum(start, first)).clamp(
+        min=0
+    )
+    # A stride above the patch's size leaves frames that no column covers: the nearest column answers for them.
+    nearest = (start + config.patch_size[1] / 2 - first - label_frames / 2).abs().argmin(1)
+    empty = shared.sum(1) == 0
+    shared[empty, nearest[empty]] = 1
+    return shared / shared.sum(1, keepdim=True)

@@ -261,6 +261,8 @@ class _Trainer:
         )
 
     def _is_done(self) -> bool:
+        if self.run.patience is not None and self.schedule.stale >= self.run.patience:
+            return True
         return self._budget_share() >= 1 or (self.total_steps is not None and self.step >= self.total_steps)
 
     def _budget_share(self) -> float:

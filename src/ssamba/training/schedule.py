@@ -27,6 +27,9 @@ class Schedule:
         self.better = better
         self.level = 1.0
         self._epoch = 0
+        self.stale = 0
+        """Validations since the best one."""
+        self._top: float | None = None
         self._best: float | None = None
         self._worse = 0
 
@@ -54,6 +57,10 @@ class Schedule:
     def validated(self, value: float) -> None:
         """Take a validation's best metric into account (torch's ReduceLROnPlateau with a relative threshold)."""
         settings = self.settings
+        is_top = value == value and (
+            self._top is None or (value > self._top if self.better == "max" else value < self._top)
+        )
+        self._top, self.stale = (value, 0) if is_top else (self._top, self.stale + 1)
         if settings.kind != "plateau":
             return
         threshold = settings.plateau_threshold
@@ -70,12 +77,20 @@ class Schedule:
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs."""
-        return {"level": self.level, "epoch": self._epoch, "best": self._best, "worse": self._worse}
+        return {
+            "level": self.level,
+            "epoch": self._epoch,
+            "best": self._best,
+            "worse": self._worse,
+            "top": self._top,
+            "stale": self.stale,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.level, self._epoch = state["level"], state["epoch"]
         self._best, self._worse = state["best"], state["worse"]
+        self._top, self.stale = state["top"], state["stale"]
 
     def _enter(self, epoch: int) -> None:
         settings = self.settings

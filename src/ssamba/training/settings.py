@@ -102,6 +102,8 @@ class RunSettings(Config):
     """Saved states to keep, besides the one with the best validation."""
     validate_every: int | Literal["epoch"] | None = None
     """Steps between two validations, or "epoch"; None only validates at the end."""
+    patience: int | None = Field(None, gt=0)
+    """Validations in a row without a new best one, after which the run ends; None never ends it early."""
     log_every: int = Field(10, gt=0)
     """Steps between two lines of the log."""
     picture_every: int | None = Field(None, gt=0)
@@ -121,6 +123,8 @@ class RunSettings(Config):
             raise ValueError("a run needs a length: set steps, epochs or max_minutes")
         if isinstance(self.validate_every, int) and self.validate_every < 1:
             raise ValueError(f"validate_every must be at least 1, got {self.validate_every}")
+        if self.patience is not None and self.validate_every is None:
+            raise ValueError("patience counts validations: set validate_every")
         if self.average_epochs is not None and not 1 <= self.average_epochs[0] <= self.average_epochs[1]:
             raise ValueError(f"average_epochs must be (first, last) counted from 1, got {self.average_epochs}")
         return self
@@ -142,6 +146,7 @@ FREE_ON_RESUME = frozenset(
         "steps",
         "epochs",
         "max_minutes",
+        "patience",
         "checkpoint_every_steps",
         "checkpoint_every_minutes",
         "keep_last",

@@ -1,0 +1,140 @@
+"""`ssamba finetune`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from ssamba.cli.app import EXIT_CODES, CheckpointOption, app, err, out
+from ssamba.cli.progress import TrainingBar
+
+if TYPE_CHECKING:
+    from ssamba.training.finetune import FinetuneReport
+
+
+@app.command(
+    epilog="[bold]Examples[/]\n\n"
+    "ssamba finetune --data birds/ --out runs/birds   (birds/ has a folder for each class)\n\n"
+    "ssamba finetune --data manifest.parquet --task cpu --minutes 10 --out runs/mine\n\n"
+    "ssamba finetune --task esc50 --data esc50.csv --checkpoint ssamba_base.pth --official --out runs/esc50\n\n"
+    "ssamba finetune --data manifest.csv --frozen --out runs/probe\n\n"
+    "torchrun --nproc-per-node 8 -m ssamba finetune --task audioset20k --data audioset.parquet --out runs/as20k\n\n"
+    + EXIT_CODES
+)
+def finetune(
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            "-d",
+            help="A folder with a folder for each class, a manifest with labels, a folder of shards, or hf:OWNER/NAME.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Folder of the results; its model/ is the classifier.", show_default=False),
+    ],
+    checkpoint: CheckpointOption = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            "-t",
+            help="A shipped recipe: audioset20k, esc50, speech-commands-v1, speech-commands-v2, urbansound8k-1min, "
+            "voxceleb1, iemocap, or cpu (anything, on a CPU).",
+        ),
+    ] = None,
+    official: Annotated[bool, typer.Option("--official", help="The original's settings for the task.")] = False,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", "-r", help="TOML file instead of a shipped recipe.")
+    ] = None,
+    scratch: Annotated[bool, typer.Option("--scratch", help="Forget the checkpoint's weights, to compare.")] = False,
+    frozen: Annotated[bool, typer.Option("--frozen", help="Train the classifier alone, not the encoder.")] = False,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.001, help="At most so long for each round, in place of the recipe's length.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each round, whatever the recipe says.")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--no-resume", help="Refuse to go on with what is in the folder already.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")] = None,
+) -> None:
+    """Teach a pretrained encoder the labels of recordings, and test it.
+
+    Splits are those of the manifest (train, valid, test, or folds, which are cross-validated); without any, test and
+    validation clips are held out by groups, classes evenly. A run that was interrupted goes on where it was: repeat the
+    command. Scores are in OUT/results.json, what is taken for what in OUT/confusion.png.
+    """
+    from ssamba.training.finetune import finetune as run
+    from ssamba.training.finetune_recipe import FinetuneRecipe, recipe_file
+    from ssamba.training.recipe import read_toml
+
+    if task is not None and recipe is not None:
+        raise typer.BadParameter("--task and --recipe exclude each other")
+    if official and task is None:
+        raise typer.BadParameter("--official needs a --task")
+    file = recipe_file(task, official=official) if task is not None else recipe
+    values: dict[str, Any] = read_toml(file) if file else {}
+    start = {name: True for name, chosen in (("scratch", scratch), ("frozen", frozen)) if chosen}
+    values["start"] = {**values.get("start", {}), **start}
+    settings = FinetuneRecipe.parse(values, str(file) if file else "the command line")
+    changes: dict[str, Any] = {}
+    if minutes is not None:
+        changes = {"max_minutes": minutes, "steps": None, "epochs": None}
+    if epochs is not None:
+        changes |= {"epochs": epochs}
+    settings = settings.with_changes(run={**settings.run.model_dump(), **changes})
+
+    with TrainingBar() as bar:
+
+        def on_round(name: str, number: int, count: int) -> None:
+            bar.label = "training" if count == 1 else f"{name} ({number} of {count})"
+
+        report = run(
+            data,
+            settings,
+            output,
+            checkpoint=checkpoint,
+            resume=False if fresh else "auto",
+            device=device,
+            on_progress=bar.update,
+            on_decoded=bar.decoded,
+            on_round=on_round,
+        )
+    _print_report(report, output)
+    if report.stopped == "SIGINT":
+        sys.exit(130)
+
+
+def _print_report(report: FinetuneReport, output: Path) -> None:
+    from rich.table import Table
+
+    for note in report.notes:
+        err.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True, highlight=False)
+    scores = report.scores()
+    table = Table(
+        "round", "train", "valid", "test", "epoch", f"valid {report.metric}", *(f"test {name}" for name in scores)
+    )
+    for part in report.rounds:
+        valid = "" if part.valid is None else f"{part.valid:.3f}"
+        tests = (f"{part.scores[name]:.3f}" if name in part.scores else "" for name in scores)
+        table.add_row(part.name, *(str(count) for count in part.clips.values()), str(part.epoch), valid, *tests)
+    if report.rounds:
+        out.print(table)
+    if len(report.rounds) > 1:
+        means = "  ".join(
+            f"{name} {mean:.3f} ± {spread:.3f}" for name, (mean, spread) in scores.items() if spread is not None
+        )
+        out.print(f"mean over {len(report.rounds)} rounds: {means}", highlight=False, soft_wrap=True)
+    if report.model is None:
+        out.print(f"{report.stopped}: repeat the command to go on", highlight=False)
+        return
+    out.print(
+        f"{len(report.classes)} labels, classifier in {escape(str(report.model))}", highlight=False, soft_wrap=True
+    )
+    out.print(f"try it: ssamba predict AUDIO --checkpoint {escape(str(output))}", highlight=False, soft_wrap=True)

@@ -1,0 +1,135 @@
+"""Labels of recordings, from a fine-tuned classifier: for whole recordings, or for each second of them.
+
+    model = ssamba.load_model("runs/birds/model")
+    for path, found in predict_stream(model, ["dawn.flac"]):
+        print(path, found[0].best(3))
+
+Shapes: C classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssamba.checkpoint.load import CONFIG_FILE
+from ssamba.embedder import Embedder
+from ssamba.files import write_atomically
+
+FORMATS = (".csv", ".json")
+_COLUMNS = ("path", "start_s", "end_s", "label", "probability")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of a recording, or of a stretch of it."""
+
+    path: str
+    """The recording."""
+    start_s: float
+    """Where the stretch begins, seconds."""
+    end_s: float | None
+    """Where it ends; None is the recording's end."""
+    labels: tuple[str, ...]
+    """Names of the classes."""
+    probabilities: np.ndarray[Any, np.dtype[np.float32]]
+    """Of each class (C,): together 1 where a clip has one label, each for itself where it may have several."""
+
+    def best(self, count: int = 1) -> list[tuple[str, float]]:
+        """The most probable labels and their probabilities; 0 gives all."""
+        order = np.argsort(-self.probabilities, kind="stable")[: count or None]
+        return [(self.labels[i], float(self.probabilities[i])) for i in order]
+
+
+def classifier_folder(checkpoint: str | Path) -> str | Path:
+    """The checkpoint itself, or `model/` in it where it is the folder of a fine-tuning."""
+    inner = Path(checkpoint).expanduser() / "model"
+    return inner if (inner / CONFIG_FILE).is_file() and not (inner.parent / CONFIG_FILE).is_file() else checkpoint
+
+
+def predict_stream(
+    model: Embedder, paths: Iterable[str | Path], *, per_second: bool | None = None
+) -> Iterator[tuple[Path, list[Prediction] | Exception]]:
+    """Classify recordings as they come, many at a time.
+
+    Args:
+        model: a fine-tuned classifier.
+        paths: audio files.
+        per_second: an answer for each second instead of one for the recording; None is as the model was trained. A
+            model that was trained on whole clips answers for a second with its head on that second's frames.
+
+    Returns:
+        Each file with its predictions, one or one for each second, or with the error that it gave (`ValueError` or
+        `OSError`); others go on. The order may be another than that of `paths`.
+
+    Raises:
+        ValueError: the checkpoint has no classifier, or one that cannot answer for a part.
+    """
+    items = ((Path(path), path) for path in paths)
+    for path, result in model.logits_stream(items, per_label=per_second):
+        if isinstance(result, Exception):
+            yield path, result
+            continue
+        assert model.classifier is not None
+        config = model.classifier.config
+        logits = result[None] if result.ndim == 1 else result
+        probabilities = (logits.softmax(-1) if config.activation == "softmax" else logits.sigmoid()).numpy()
+        names = config.labels or tuple(map(str, range(config.num_classes)))
+        length_s = (config.label_frames or model.front_end.frames_per_second) / model.front_end.frames_per_second
+        stretches = (
+            [(0.0, None)] if result.ndim == 1 else [(k * length_s, (k + 1) * length_s) for k in range(len(logits))]
+        )
+        yield (
+            path,
+            [
+                Prediction(str(path), start_s, end_s, names, row)
+                for (start_s, end_s), row in zip(stretches, probabilities, strict=True)
+            ],
+        )
+
+
+def as_csv(predictions: Sequence[Prediction], count: int = 1) -> str:
+    """A row for each of the `count` most probable labels of each prediction (0: all): path, start_s, end_s, label, probability."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for found in predictions:
+        for label, probability in found.best(count):
+            end = "" if found.end_s is None else f"{found.end_s:g}"
+            writer.writerow((found.path, f"{found.start_s:g}", end, label, f"{probability:.4f}"))
+    return text.getvalue()
+
+
+def as_json(predictions: Sequence[Prediction], count: int = 0) -> str:
+    """A JSON list of objects with path, start_s, end_s and labels (name to probability, the most probable first)."""
+    rows = [
+        {
+            "path": found.path,
+            "start_s": found.start_s,
+            "end_s": found.end_s,
+            "labels": {label: round(probability, 4) for label, probability in found.best(count)},
+        }
+        for found in predictions
+    ]
+    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_predictions(predictions: Sequence[Prediction], path: str | Path, count: int = 0) -> None:
+    """Write a `.csv` or `.json` file, whole or not at all.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path}: expected a file name that ends in {' or '.join(FORMATS)}")
+    text = as_csv(predictions, count) if path.suffix == ".csv" else as_json(predictions, count)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))

@@ -1,0 +1,302 @@
+"""Fine-tuning: a pretrained encoder learns the labels of recordings, in one round or one for each fold.
+
+    OUT/model            the classifier: `ssamba predict --checkpoint OUT`, `ssamba.load_model("OUT/model")`
+    OUT/results.json     scores of each round with mean and deviation, the chosen epoch, the confusion, the recipe
+    OUT/confusion.png    what is taken for what, over all test clips
+    OUT/rounds/NAME      each round's run as the loop writes it, and `chosen/`, its classifier
+
+With folds each has its own classifier, and OUT/model is that of the best validation (the first, where there is none).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ssamba.checkpoint import Checkpoint, has_bundled, load_bundled, load_checkpoint
+from ssamba.checkpoint.files import write_json
+from ssamba.config import BaseEncoderConfig, FrontEndConfig
+from ssamba.errors import CheckpointError, MissingExtraError
+from ssamba.files import write_atomically
+from ssamba.model.heads import Classifier
+from ssamba.training.distributed import World, join_world
+from ssamba.training.finetune_recipe import FinetuneRecipe
+from ssamba.training.finetune_task import Answers, FinetuneTask, window_s
+from ssamba.training.labelled import Labelled, open_labelled
+from ssamba.training.loop import train
+from ssamba.training.progress import TrainingProgress, TrainingReport
+from ssamba.training.recipe import ModelSettings
+from ssamba.training.release import BEST_FOLDER, MODEL_FOLDER, replace_folder
+from ssamba.training.rounds import Round, check_leaks, make_rounds
+from ssamba.training.scores import confusion, confusion_figure
+
+RESULTS_FILE = "results.json"
+CONFUSION_FILE = "confusion.png"
+CHOSEN_FOLDER = "chosen"
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """How one round went."""
+
+    name: str
+    """`all`, or the fold that was tested."""
+    clips: Mapping[str, int]
+    """Clips of `train`, `valid` and `test`."""
+    step: int
+    """Steps done by the model that was chosen."""
+    epoch: int
+    """Epochs it had seen, the one it was in included."""
+    valid: float | None
+    """Its validation by the recipe's metric."""
+    scores: Mapping[str, float]
+    """Its test, empty where nothing is tested."""
+    model: Path
+    """Its folder."""
+    skipped: tuple[tuple[str, str], ...] = ()
+    """Test clips that could not be read, and why."""
+
+
+@dataclass(frozen=True)
+class FinetuneReport:
+    """How a fine-tuning ended."""
+
+    stopped: str
+    """`finished`, or the signal that ended it early; repeat it to go on."""
+    metric: str
+    """What validation is judged by."""
+    classes: tuple[str, ...]
+    """The labels."""
+    rounds: tuple[RoundResult, ...]
+    """Those that are done."""
+    notes: tuple[str, ...]
+    """What was held out, and what else should be known."""
+    model: Path | None
+    """Folder of the classifier, once all is done."""
+
+    def scores(self) -> dict[str, tuple[float, float | None]]:
+        """Mean of each test score over the rounds, and their standard deviation where there are several."""
+        names = self.rounds[0].scores if self.rounds else {}
+        values = {name: [part.scores[name] for part in self.rounds if name in part.scores] for name in names}
+        return {
+            name: (float(np.mean(found)), float(np.std(found, ddof=1)) if len(found) > 1 else None)
+            for name, found in values.items()
+        }
+
+
+def finetune(
+    source: Any,
+    recipe: FinetuneRecipe,
+    out: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    resume: bool | Literal["auto"] = False,
+    device: str | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
+    on_decoded: Callable[[str, int, int], None] | None = None,
+    on_round: Callable[[str, int, int], None] | None = None,
+) -> FinetuneReport:
+    """Teach a pretrained encoder the labels of recordings, and test what it learned.
+
+    Args:
+        source: a folder with a folder for each class, a manifest with labels (and splits, or folds), or a corpus.
+        recipe: everything else; `read_finetune_recipe` reads one from a file.
+        out: folder of the results, see the head of this file.
+        checkpoint: the encoder, as `load_checkpoint` takes it; None is the one that ships with ssamba.
+        resume: go on with what is in `out`; "auto" does so if there is something.
+        device: where to compute; None is a GPU if there is one.
+        on_progress: called after each step.
+        on_decoded: called while recordings are decoded into memory: name, clips done, clips in all.
+        on_round: called as each round begins: its name, its number from 1, rounds in all.
+
+    Raises:
+        DataError: there are no labels, the splits leak, or the recordings are not those of the run to resume.
+        CheckpointError: the checkpoint cannot be loaded, or something is in `out` already and `resume` is not set.
+        ConfigError: the recipe contradicts the run to resume, or the checkpoint.
+        TrainingError: a run diverged or could not be saved.
+    """
+    out = Path(out)
+    start = _start(checkpoint, recipe)
+    encoder, front_end = _configs(start, recipe)
+    seconds = window_s(encoder.num_frames, front_end)
+    data = open_labelled(source, recipe, front_end.sample_rate_hz, seconds, on_decoded)
+    rounds, notes = _rounds(data, recipe)
+    weights = None if recipe.start.scratch or start is None else start.model.encoder.state_dict()
+    settings = recipe.model_dump(mode="json", exclude={"optimiser", "schedule", "run"})
+    settings["encoder"], settings["front_end"] = encoder.digest(), front_end.digest()
+    settings["started_from"] = _digest(weights)
+    results: list[RoundResult] = []
+    matrix = np.zeros((len(data.classes),) * 2, np.int64)
+    stopped, metric = "finished", ""
+    with join_world(device) as world:
+        for number, part in enumerate(rounds, start=1):
+            if on_round is not None and world.is_first:
+                on_round(part.name, number, len(rounds))
+            task = FinetuneTask(recipe, data, part, encoder, front_end, weights)
+            metric = task.best_metric[0]
+            folder = out / "rounds" / part.name
+            report = train(
+                task,
+                recipe.optimiser,
+                recipe.schedule,
+                recipe.run,
+                folder,
+                resume=resume,
+                recipe=settings,
+                device=device,
+                on_progress=on_progress,
+            )
+            if report.stopped != "finished":
+                stopped = report.stopped
+                break
+            result, answers = _test(task, report, folder, world)
+            results.append(result)
+            if answers is not None and not data.multi and len(answers.logits):
+                matrix += confusion(answers.logits, answers.targets)
+        final = FinetuneReport(
+            stopped,
+            metric,
+            data.classes,
+            tuple(results),
+            tuple(notes),
+            out / MODEL_FOLDER if stopped == "finished" else None,
+        )
+        if stopped == "finished":
+            if world.is_first:
+                _publish(final, out, matrix, recipe, task)
+            world.from_first(None)  # the others wait
+    return final
+
+
+def _start(checkpoint: str | Path | None, recipe: FinetuneRecipe) -> Checkpoint | None:
+    """The checkpoint to start from; None where there is none and none is needed."""
+    stride = recipe.start.patch_stride
+    if checkpoint is not None:
+        return load_checkpoint(checkpoint, stride)
+    if has_bundled():
+        return load_bundled(stride)
+    if recipe.start.scratch:
+        return None
+    raise CheckpointError(
+        "this installation of ssamba came without weights: name a checkpoint to start from (a folder, an official .pth "
+        "file, or hf:OWNER/NAME), or start from scratch"
+    )
+
+
+def _configs(start: Checkpoint | None, recipe: FinetuneRecipe) -> tuple[BaseEncoderConfig, FrontEndConfig]:
+    """The encoder and front end of a recipe: the checkpoint's, with its changes."""
+    encoder: BaseEncoderConfig = ModelSettings().config() if start is None else start.config.encoder
+    front_end = FrontEndConfig() if start is None else start.front_end
+    if start is None and recipe.start.patch_stride is not None:
+        encoder = encoder.with_patch_stride(recipe.start.patch_stride)
+    clips = recipe.clips
+    frames = clips.frames or encoder.num_frames
+    drop_path = 0.0 if recipe.start.frozen else encoder.drop_path
+    if recipe.start.drop_path is not None:
+        drop_path = recipe.start.drop_path
+    # The table of positions stays as it was pretrained, whatever the window.
+    encoder = encoder.with_changes(num_frames=frames, position_grid=encoder.grid, drop_path=drop_path)
+    changes = {name: value for name, value in (("mean", clips.mean), ("std", clips.std)) if value is not None}
+    return encoder, front_end.with_changes(**changes)
+
+
+def _rounds(data: Labelled, recipe: FinetuneRecipe) -> tuple[list[Round], list[str]]:
+    rounds, notes = make_rounds(
+        data.splits,
+        data.groups,
+        data.files,
+        data.clip_targets(),
+        valid_share=recipe.clips.valid_share,
+        test_share=recipe.clips.test_share,
+        validate=recipe.choice.state == "best",
+    )
+    check_leaks(rounds, data.groups, data.files)
+    if data.corpus.skipped:
+        notes.append(f"{len(data.corpus.skipped)} recordings cannot be read and were left out")
+    return rounds, notes
+
+
+def _digest(weights: Mapping[str, torch.Tensor] | None) -> str:
+    total = hashlib.sha256()
+    for name, tensor in (weights or {}).items():
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()[:16] if weights else "scratch"
+
+
+def _test(task: FinetuneTask, report: TrainingReport, folder: Path, world: World) -> tuple[RoundResult, Answers | None]:
+    """Keep the model that the recipe chooses, and test it."""
+    part = task.part
+    best = report.best if task.recipe.choice.state == "best" and (folder / BEST_FOLDER).is_dir() else None
+    best = world.from_first(best)
+    chosen = folder / CHOSEN_FOLDER
+    if world.is_first:
+        kept = folder / (BEST_FOLDER if best else MODEL_FOLDER)
+        replace_folder(chosen, lambda target: shutil.copytree(kept, target, dirs_exist_ok=True))
+    world.from_first(None)  # the folder is there
+    model = load_checkpoint(chosen).model
+    assert isinstance(model, Classifier)
+    answers = task.answers(model.to(world.device), part.test) if len(part.test) else None
+    scores = task.figures(answers) if answers is not None and len(answers.logits) else {}
+    step = best[0] if best else report.step
+    last = report.validation.get(task.best_metric[0], float("nan"))
+    valid = best[1] if best else last if last == last else None
+    result = RoundResult(
+        part.name,
+        {"train": len(part.train), "valid": len(part.valid), "test": len(part.test)},
+        step,
+        _epoch(task, step),
+        valid,
+        scores,
+        chosen,
+        answers.skipped if answers is not None else (),
+    )
+    return result, answers
+
+
+def _epoch(task: FinetuneTask, step: int) -> int:
+    """Epochs, counted from 1, that so many steps reach into."""
+    epoch, steps = 0, 0
+    while steps < step:
+        steps += -(-task.batches_in_epoch(epoch) // task.recipe.run.accumulate)
+        epoch += 1
+    return epoch
+
+
+def _publish(
+    report: FinetuneReport, out: Path, matrix: npt.NDArray[np.int64], recipe: FinetuneRecipe, task: FinetuneTask
+) -> None:
+    """Write the model, the results and the picture."""
+    sign = 1 if task.best_metric[1] == "max" else -1
+    judged = [part for part in report.rounds if part.valid is not None]
+    best = max(judged, key=lambda part: sign * (part.valid or 0.0)) if judged else report.rounds[0]
+    replace_folder(out / MODEL_FOLDER, lambda target: shutil.copytree(best.model, target, dirs_exist_ok=True))
+    notes = list(report.notes)
+    if len(report.rounds) > 1:
+        notes.append(f"model/ is the classifier of round {best.name}")
+    if matrix.any():
+        mean = report.scores().get("accuracy", (float("nan"), None))[0]
+        try:
+            figure = confusion_figure(matrix, report.classes, f"{matrix.sum()} test answers, accuracy {mean:.3f}")
+            write_atomically(out / CONFUSION_FILE, lambda path: figure.savefig(path, dpi=120, format="png"))
+        except MissingExtraError as error:
+            notes.append(f"{CONFUSION_FILE} was not drawn: {error}")
+    content = {
+        "metric": report.metric,
+        "scores": {name: {"mean": mean, "deviation": spread} for name, (mean, spread) in report.scores().items()},
+        "rounds": [{**asdict(part), "model": part.model.relative_to(out).as_posix()} for part in report.rounds],
+        "classes": report.classes,
+        "confusion": matrix.tolist() if matrix.any() else None,
+        "notes": notes,
+        "recipe": json.loads(recipe.model_dump_json()),
+    }
+    write_json(out / RESULTS_FILE, content)
