@@ -20,7 +20,7 @@ import numpy as np
 import soundfile as sf
 import torch
 
-from benchmarks.timing import save, surroundings, table
+from benchmarks.timing import save
 from ssamba.audio.decode import decode
 from ssamba.data.cache import CachedCorpus
 from ssamba.data.corpus import Corpus, open_corpus
@@ -28,6 +28,7 @@ from ssamba.data.loader import WaveLoader
 from ssamba.data.manifest import Clip, Manifest
 from ssamba.data.plan import Plan, PlanConfig
 from ssamba.data.shards import write_shards
+from ssamba.measuring import surroundings, table
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE_HZ = 16_000
