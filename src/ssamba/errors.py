@@ -23,6 +23,10 @@ class DataError(SsambaError, ValueError):
     """A manifest, a folder of shards or a data set is missing, damaged, or contradicts itself."""
 
 
+class DatasetStructureError(DataError):
+    """A folder does not hold the public data set that it was said to hold; the message shows what is expected."""
+
+
 class WorkerDiedError(SsambaError, RuntimeError):
     """A worker process ended without a word on a piece of work, as it does when a codec crashes."""
 

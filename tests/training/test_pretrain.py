@@ -19,7 +19,7 @@ from ssamba.model.pretraining import PretrainingModel
 from ssamba.training.contrast import gather_views
 from ssamba.training.corpora import open_corpora
 from ssamba.training.pretrain import PretrainingTask, pretrain
-from ssamba.training.recipe import PretrainRecipe, read_recipe
+from ssamba.training.recipe import PretrainRecipe, find_recipe, read_recipe
 from ssamba.training.task import StepContext
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
@@ -113,6 +113,12 @@ def test_wrong_recipes_are_refused_by_name(tmp_path):
     path.write_text("[objectives\n")
     with pytest.raises(ConfigError, match="TOML"):
         read_recipe(path)
+
+
+def test_recipes_are_found_by_name():
+    assert find_recipe("laptop").name == "laptop.toml"
+    with pytest.raises(ConfigError, match="official-tiny-400"):
+        find_recipe("desktop")
 
 
 def losses_of(settings, recordings, training=True):

@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 @app.command(
     epilog="[bold]Examples[/]\n\n"
     "ssamba pretrain recordings/ --minutes 60 --out runs/mine\n\n"
-    "ssamba pretrain manifest.parquet --recipe recipes/laptop.toml --out runs/mine\n\n"
-    "ssamba pretrain audioset/ librispeech/ --recipe recipes/official-tiny-400.toml --out runs/tiny\n\n"
-    "torchrun --nproc-per-node 8 -m ssamba pretrain shards/ --recipe recipes/one-gpu.toml --out runs/eight\n\n"
-    + EXIT_CODES
+    "ssamba pretrain manifest.parquet --recipe laptop --out runs/mine\n\n"
+    "ssamba pretrain audioset/ librispeech/ --recipe official-tiny-400 --out runs/tiny\n\n"
+    "torchrun --nproc-per-node 8 -m ssamba pretrain shards/ --recipe one-gpu --out runs/eight\n\n" + EXIT_CODES
 )
 def pretrain(
     sources: Annotated[
@@ -35,7 +34,8 @@ def pretrain(
         Path, typer.Option("--out", "-o", help="Folder of the run; its model/ is the result.", show_default=False)
     ],
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", "-r", help="TOML file with everything else; see recipes/.")
+        str | None,
+        typer.Option("--recipe", "-r", help="TOML file with everything else, or one by name: laptop, one-gpu, ..."),
     ] = None,
     size: Annotated[str | None, typer.Option(help="tiny, small or base. Default: the recipe's, else tiny.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Train for so long, whatever the recipe says.")] = None,
@@ -51,9 +51,9 @@ def pretrain(
     OUT/skipped.csv. Watch OUT/log.jsonl and OUT/pictures/.
     """
     from ssamba.training.pretrain import pretrain as run
-    from ssamba.training.recipe import PretrainRecipe, read_toml
+    from ssamba.training.recipe import PretrainRecipe, find_recipe, read_toml
 
-    values: dict[str, Any] = read_toml(recipe) if recipe else {}
+    values: dict[str, Any] = read_toml(find_recipe(recipe)) if recipe else {}
     if size is not None:
         values.setdefault("model", {})["size"] = size
     if minutes is not None and epochs is not None:
@@ -61,7 +61,7 @@ def pretrain(
     if minutes is not None or epochs is not None:
         length = {"steps": None, "epochs": epochs, "max_minutes": minutes}
         values["run"] = {**values.get("run", {}), **length}
-    settings = PretrainRecipe.parse(values, str(recipe) if recipe else "the command line")
+    settings = PretrainRecipe.parse(values, recipe or "the command line")
     with TrainingBar() as bar:
         report = run(
             sources,

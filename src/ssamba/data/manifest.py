@@ -136,6 +136,23 @@ class Manifest(Sequence[Clip]):
         if problems:
             raise DataError(f"{self._name}: " + "; ".join(problems))
 
+    def check_duplicates(self) -> None:
+        """Look for clips that are listed twice.
+
+        Raises:
+            DataError: there are such; the message names some.
+        """
+        if problems := self._duplicates():
+            raise DataError(f"{self._name}: {problems[0]}")
+
+    def divided_groups(self) -> dict[str, tuple[str, ...]]:
+        """The groups that are in more than one split, and the names of their splits."""
+        splits: dict[str, set[str]] = {}
+        for group, split in zip(self._groups, self._splits, strict=True):
+            if group is not None and split is not None:
+                splits.setdefault(group, set()).add(split)
+        return {group: tuple(sorted(names)) for group, names in splits.items() if len(names) > 1}
+
     @property
     def _name(self) -> str:
         return str(self.source or "the manifest")
@@ -153,11 +170,7 @@ class Manifest(Sequence[Clip]):
         return [f"{len(twice)} clips are listed twice: {_some(twice)}. Remove one of each"]
 
     def _divided_groups(self) -> list[str]:
-        splits: dict[str, set[str]] = {}
-        for group, split in zip(self._groups, self._splits, strict=True):
-            if group is not None and split is not None:
-                splits.setdefault(group, set()).add(split)
-        divided = [f"{group} ({', '.join(sorted(names))})" for group, names in splits.items() if len(names) > 1]
+        divided = [f"{group} ({', '.join(names)})" for group, names in self.divided_groups().items()]
         if not divided:
             return []
         return [

@@ -189,6 +189,23 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe: a path, or the name of one that comes with ssamba (`laptop`, `official-tiny-400`).
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    # Beside the package in an installation, beside src/ in a copy of the sources.
+    folders = [Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes"]
+    shipped = {file.stem: file for folder in reversed(folders) for file in sorted(folder.glob("*.toml"))}
+    if path.name in shipped and path.parent == Path():
+        return shipped[path.name]
+    raise ConfigError(f"{name} does not exist: expected a recipe (TOML), or one of {', '.join(shipped)}")
+
+
 def read_recipe(path: Path) -> PretrainRecipe:
     """Read a pretraining recipe.
 

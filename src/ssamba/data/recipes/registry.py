@@ -1,0 +1,47 @@
+"""The data sets that can be prepared, by name."""
+
+from __future__ import annotations
+
+import difflib
+
+from ssamba.data.recipes.audioset import AUDIOSET_2M, AUDIOSET_20K
+from ssamba.data.recipes.esc50 import ESC50
+from ssamba.data.recipes.fsd50k import FSD50K
+from ssamba.data.recipes.iemocap import IEMOCAP
+from ssamba.data.recipes.librispeech import LIBRISPEECH
+from ssamba.data.recipes.recipe import Recipe
+from ssamba.data.recipes.speech_commands import SPEECH_COMMANDS_V1, SPEECH_COMMANDS_V1_SUPERB, SPEECH_COMMANDS_V2
+from ssamba.data.recipes.urbansound8k import URBANSOUND8K, URBANSOUND8K_SCENES
+from ssamba.data.recipes.voxceleb1 import VOXCELEB1
+from ssamba.errors import DataError
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        AUDIOSET_20K,
+        AUDIOSET_2M,
+        ESC50,
+        FSD50K,
+        IEMOCAP,
+        LIBRISPEECH,
+        SPEECH_COMMANDS_V1,
+        SPEECH_COMMANDS_V1_SUPERB,
+        SPEECH_COMMANDS_V2,
+        URBANSOUND8K,
+        URBANSOUND8K_SCENES,
+        VOXCELEB1,
+    )
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        DataError: there is none; the message has the nearest.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), RECIPES, n=1, cutoff=0.5)
+    hint = f": did you mean {near[0]!r}? " if near else ". "
+    raise DataError(f"{name!r} is no data set that is known{hint}There are: {', '.join(RECIPES)}")
