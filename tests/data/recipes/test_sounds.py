@@ -121,6 +121,13 @@ def test_audioset_20k(audioset):
     assert len(prepared.classes) == len(prepared.codes) == 527
 
 
+def test_audioset_tables_may_lie_in_a_folder_of_their_own(audioset):
+    (audioset / "metadata").mkdir()
+    for table in list(audioset.glob("*.csv")):
+        table.rename(audioset / "metadata" / table.name)
+    assert len(prepare("audioset-20k", audioset).clips) == 5
+
+
 def test_audioset_2m_has_both_training_tables(audioset):
     prepared = prepare("audioset-2m", audioset)
     assert prepared.counts == {"train": 4, "test": 2}

@@ -135,6 +135,9 @@ def test_iemocap_with_parts_moved_or_gone(iemocap, sound):
     notes = prepare("iemocap", iemocap).notes
     assert any("Session5" in note and "left out" in note for note in notes)
     assert any("Session3: 1 recordings are in no table" in note for note in notes)
+    (iemocap / "Session1").rename(iemocap / ".Session1")
+    assert prepare("iemocap", iemocap).counts == {"fold2": 5, "fold3": 5, "fold4": 5}
+    (iemocap / ".Session1").rename(iemocap / "Session1")
     (folder / ".Ses05F_impro01.txt").rename(iemocap / "Session4" / "dialog" / "EmoEvaluation" / "Ses05F_impro01.txt")
     with pytest.raises(DataError, match="Ses05F_impro01_F000, which is of another session"):
         prepare("iemocap", iemocap)
