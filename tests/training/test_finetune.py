@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -389,3 +392,29 @@ def test_the_commands_finetune_and_predict(classes, start, tmp_path):
     assert run_cli("predict", text, "-c", tmp_path / "run").exit_code == 1
     assert run_cli("predict", wave, "-c", start).exit_code == 1
     assert run_cli("predict", wave, "-c", start, "--format", "xml").exit_code == 2
+
+
+def test_two_processes_give_what_one_gives(classes, start, tmp_path):
+    write_manifest(listed(classes, lambda p: f"fold{int(p.stem) % 2 + 1}"), tmp_path / "m.csv")
+    file = tmp_path / "r.toml"
+    file.write_text(
+        "[clips]\nbatch_size = 5\nworkers = 0\nframes = 96\nmixup = {share = 0.5}\n"
+        "[run]\nepochs = 2\nvalidate_every = 'epoch'\nema_decay = 'none'\n"
+    )
+    results = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        options = ["--data", tmp_path / "m.csv", "-c", start, "-r", file, "-o", out]
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", "ssamba", "finetune", *map(str, options)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("classifier in") == 1
+        results.append(json.loads((out / "results.json").read_text()))
+    one, two = (result["rounds"] for result in results)
+    for a, b in zip(one, two, strict=True):
+        assert a["clips"] == b["clips"]
+        assert a["scores"]["loss"] == pytest.approx(b["scores"]["loss"], rel=2e-3)

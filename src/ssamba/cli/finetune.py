@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,7 +107,8 @@ def finetune(
             on_decoded=bar.decoded,
             on_round=on_round,
         )
-    _print_report(report, output)
+    if os.environ.get("RANK", "0") == "0":  # the first of several processes speaks for all
+        _print_report(report, output)
     if report.stopped == "SIGINT":
         sys.exit(130)
 

@@ -47,7 +47,7 @@ def _find(source: Path, train: tuple[str, ...]) -> Listing:
     root = find_root(source, *tables)
     own = root / "class_labels_indices.csv"
     names = audioset_classes(own if own.is_file() else _SHIPPED)
-    files = _files(root)
+    files = _files(source)  # the tables may lie in a folder of their own
     if not files:
         raise DatasetStructureError("the tables are there, and no audio file is named like a clip (ID, YID, ID_START)")
     clips: list[Clip] = []
@@ -62,10 +62,10 @@ def _find(source: Path, train: tuple[str, ...]) -> Listing:
     return Listing(clips, tuple(names.values()), tuple(names), missing)
 
 
-def _files(root: Path) -> dict[str, Path]:
+def _files(folder: Path) -> dict[str, Path]:
     """Files by the identifier in their names; of several for one, the first."""
     files: dict[str, Path] = {}
-    for path in audio_below(root):
+    for path in audio_below(folder):
         found = _NAME.fullmatch(path.stem)  # an identifier may itself begin with Y
         if found is not None:
             files.setdefault(found[2], path)

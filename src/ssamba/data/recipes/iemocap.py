@@ -11,14 +11,14 @@ from collections import Counter
 from pathlib import Path
 
 from ssamba.data.manifest import Clip
-from ssamba.data.recipes.recipe import Listing, Recipe, audio_below, files_in, find_root, read_lines
-from ssamba.errors import DataError
+from ssamba.data.recipes.recipe import Listing, Recipe, audio_below, files_in, read_lines, subfolders
+from ssamba.errors import DataError, DatasetStructureError
 
 _CLASSES = {"neu": "neutral", "hap": "happy", "exc": "happy", "ang": "angry", "sad": "sad"}
 
 
 def _find(source: Path) -> Listing:
-    root = find_root(source, "Session1/dialog/EmoEvaluation", "Session1/sentences/wav")
+    root = _root(source)
     clips: list[Clip] = []
     others: Counter[str] = Counter()
     notes: list[str] = []
@@ -45,6 +45,14 @@ def _find(source: Path) -> Listing:
         listed = ", ".join(f"{emotion} {count}" for emotion, count in others.most_common())
         notes.append(f"turns of other emotions, left out: {listed}")
     return Listing(clips, tuple(dict.fromkeys(_CLASSES.values())), notes=notes)
+
+
+def _root(source: Path) -> Path:
+    """The folder with the sessions, of which some may be absent."""
+    for folder in (source, *subfolders(source)):
+        if any((folder / f"Session{n}" / "dialog" / "EmoEvaluation").is_dir() for n in range(1, 6)):
+            return folder
+    raise DatasetStructureError("there is no Session1/dialog/EmoEvaluation, nor that of another session")
 
 
 def _turns(table: Path) -> list[tuple[str, str]]:

@@ -46,6 +46,9 @@ def _find(source: Path) -> Listing:
 def _chapter(folder: Path, split: str) -> list[Clip]:
     names = {path.stem for path in files_in(folder, ".flac")}
     name = f"{folder.parent.name}-{folder.name}"
+    foreign = sorted(stem for stem in names if not stem.startswith(f"{name}-"))
+    if foreign:
+        raise DataError(f"{folder}: holds {foreign[0]}.flac, which is of another reader or chapter: move it back")
     transcript = folder / f"{name}.trans.txt"
     if transcript.is_file():
         for line in read_lines(transcript):

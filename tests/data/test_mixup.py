@@ -1,0 +1,63 @@
+"""Mixup: waveforms and labels mixed alike, whatever the workers and processes."""
+
+import numpy as np
+import pytest
+from tests.data.corpora import NoiseCorpus
+
+from ssamba.data.loader import WaveLoader, read_batch
+from ssamba.data.mixup import Mixup
+from ssamba.data.plan import Plan, PlanConfig
+
+ALWAYS = Mixup(share=1.0)
+
+
+def planned(corpora):
+    return Plan(PlanConfig(crop_s=1.0, short_clips="bucket", batch_size=8), corpora)
+
+
+def test_wave_and_labels_are_mixed_by_the_same_share():
+    corpora = [NoiseCorpus([1.0] * 20), NoiseCorpus([0.5] * 10, name="short")]
+    keys = {corpus.key(i): corpus.read(i) for corpus in corpora for i in range(len(corpus))}
+    epoch = planned(corpora).batches(0)
+    shares = []
+    for k in range(len(epoch)):
+        batch = read_batch(corpora, epoch[k], epoch.padded_samples(k), mixup=ALWAYS)
+        for wave, count, own, mixed in zip(batch.waves, batch.samples, batch.keys, batch.mixed, strict=True):
+            assert mixed is not None
+            first, other = keys[own[0]], keys[mixed.key]
+            expected = (first - first.mean()) * (1 - mixed.share)
+            # A longer partner is cut somewhere: its ramp is the same everywhere but for the mean, which goes.
+            part = other[: len(first)]
+            expected[: len(part)] += (part - part.mean()) * mixed.share
+            np.testing.assert_allclose(wave[: int(count)], expected, atol=2e-4)
+            assert mixed.labels
+            shares.append(mixed.share)
+    assert abs(np.mean(shares) - 0.5) < 0.08
+    assert np.std(shares) == pytest.approx(0.109, abs=0.05)  # of Beta(10, 10)
+
+
+def test_some_clips_stay_as_they_are():
+    corpora = [NoiseCorpus([1.0] * 60)]
+    batches = list(WaveLoader(corpora, planned(corpora), mixup=Mixup(share=0.5)).batches(0))
+    mixed = [entry for batch in batches for entry in batch.mixed]
+    assert 15 < sum(entry is None for entry in mixed) < 45
+    plain = next(WaveLoader(corpora, planned(corpora)).batches(0))
+    assert plain.mixed == ()
+
+
+def test_two_processes_mix_as_one_does():
+    corpora = [NoiseCorpus([1.0] * 20)]
+    plan = planned(corpora)
+    whole = list(WaveLoader(corpora, plan, mixup=ALWAYS).batches(0))
+    parts = [list(WaveLoader(corpora, plan, rank=r, world=2, mixup=ALWAYS).batches(0)) for r in range(2)]
+    for batch, first, second in zip(whole, *parts, strict=True):
+        assert batch.mixed[0::2] == first.mixed
+        assert batch.mixed[1::2] == second.mixed
+
+
+def test_a_broken_partner_is_left_out():
+    corpora = [NoiseCorpus([1.0] * 4, broken=(1, 2, 3))]
+    epoch = planned(corpora).batches(0)
+    batch = read_batch(corpora, epoch[0], epoch.padded_samples(0), mixup=ALWAYS)
+    assert [key for keys in batch.keys for key in keys] == ["noise-0"]
+    assert batch.mixed[0] is None or batch.mixed[0].key == "noise-0"
