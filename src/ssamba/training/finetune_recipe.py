@@ -56,7 +56,7 @@ class ClipSettings(Config):
     short_clips: Literal["bucket", "pad"] = "bucket"
     """Shorter clips are batched with their like, or (the original) filled up with silence that counts."""
     batch_size: int = Field(32, gt=0)
-    """Clips of the longest kind in a batch, over all processes; a batch of shorter ones has more."""
+    """Clips of middling length in a batch, over all processes; a batch of shorter ones has more, one of longer ones fewer."""
     crop: Literal["random", "start"] = "random"
     """Which stretch of a longer clip: any, or (the original) its first."""
     balanced: bool = False

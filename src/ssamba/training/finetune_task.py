@@ -118,10 +118,13 @@ class FinetuneTask:
         recipe, clips, front_end = self.recipe, self.recipe.clips, self.front_end
         config = self.model.encoder.config
         crop_s = window_s(config.num_frames, front_end)
+        batch_size = clips.batch_size
         if clips.short_clips == "bucket":
-            # A batch has so many seconds: counted in clips as long as there are, not in windows that none fills.
-            longest_s = max(float(corpus.seconds.max()) for corpus in self.training)
-            crop_s = min(crop_s, max(longest_s, front_end.frame_samples / front_end.sample_rate_hz))
+            # The plan counts a batch in seconds: here those of so many clips of middling length.
+            seconds = np.concatenate([corpus.seconds for corpus in self.training])
+            shortest_s = front_end.frame_samples / front_end.sample_rate_hz
+            crop_s = min(crop_s, max(float(seconds.max()), shortest_s))
+            batch_size = max(1, round(batch_size * float(np.median(seconds.clip(shortest_s, crop_s))) / crop_s))
         return PlanConfig(
             seed=recipe.run.seed,
             sample_rate_hz=front_end.sample_rate_hz,
@@ -129,7 +132,7 @@ class FinetuneTask:
             # Labels of seconds stand at their seconds.
             crop="start" if recipe.labels.unit == "second" else clips.crop,
             short_clips=clips.short_clips,
-            batch_size=clips.batch_size,
+            batch_size=batch_size,
             length_step_s=config.patch_stride[1] * front_end.shift_samples / front_end.sample_rate_hz,
             weights=(1.0,) * len(self.training) if len(self.training) > 1 else None,
         )
