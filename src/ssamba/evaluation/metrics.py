@@ -159,7 +159,8 @@ def bootstrap_interval(
     Raises:
         ValueError: the metric hardly ever exists on samples of these clips.
     """
-    generator, values, failed = np.random.default_rng(seed), [], 0
+    generator, failed = np.random.default_rng(seed), 0
+    values: list[float] = []
     scores, targets = np.asarray(scores), np.asarray(targets)
     while len(values) < samples:
         drawn = generator.integers(0, len(scores), len(scores))
