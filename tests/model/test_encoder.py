@@ -123,6 +123,17 @@ def test_hidden_states_lead_to_the_output(make_encoder):
             encoder(features, layer=layer)
 
 
+@pytest.mark.parametrize("layout", ["paired", "sequential"])
+def test_all_hidden_states_from_one_pass(make_encoder, layout):
+    encoder = make_encoder(block_layout=layout, pair_residual="mean")
+    features, lengths = torch.randn(2, 64, 128), torch.tensor([64, 32])
+    with torch.no_grad():
+        states = encoder.hidden_states(encoder.embed_patches(features, lengths))
+        layers = [*range(encoder.config.num_layers + 1), None]
+        for state, layer in zip(states, layers, strict=True):
+            assert torch.equal(state, encoder(features, lengths, layer=layer))
+
+
 def test_the_second_block_of_a_pair_equals_the_original_flips(make_encoder):
     mixer = make_encoder().blocks[1].mixer
     x = torch.randn(2, 9, 32)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     "ssamba evaluate checkpoint/ --suite suite/\n\n"
     "ssamba evaluate checkpoint/ --suite open --suite-dir suite/ --layers all --pooling mean --pooling cls --json card.json\n\n"
     "ssamba evaluate checkpoint/ --suite suite/ --inner --task sfx14\n\n"
+    "ssamba evaluate checkpoint/ --suite suite/ --figure card.png --details classes/\n\n"
     "ssamba evaluate logmel --suite suite/\n\n" + EXIT_CODES
 )
 def evaluate(
@@ -42,9 +43,17 @@ def evaluate(
         list[str] | None, typer.Option(help="'mean', 'cls' or 'rows'; may be repeated. Default: mean.")
     ] = None,
     padding: Annotated[str, typer.Option(help="'patch' or 'official', as in ssamba embed.")] = "patch",
+    probe: Annotated[str, typer.Option(help="'linear', 'knn' or 'mlp'.")] = "linear",
+    weighted: Annotated[
+        bool, typer.Option("--weighted", help="With --layers all: also learn a mixture of the layers.")
+    ] = False,
     level: Annotated[
         float, typer.Option(min=0, help="Peak that clips are scaled to; 0 leaves them as they are.")
     ] = 0.9,
+    figure: Annotated[Path | None, typer.Option(help="Also draw the scores beside the reference rows.")] = None,
+    details: Annotated[
+        Path | None, typer.Option(help="Also write, for each task, the scores of its classes and a confusion picture.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the scorecard here.")] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for decoded clips and embeddings. Default: the user's cache folder.")
@@ -53,21 +62,25 @@ def evaluate(
     workers: Annotated[int | None, typer.Option(min=1, help="Probes side by side. Default: the cores.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")] = None,
 ) -> None:
-    """Score a model's frozen embeddings on a suite of labelled tasks, with a linear probe.
+    """Score a model's frozen embeddings on a suite of labelled tasks.
 
-    The table gives accuracies. With --layers all each layer has a row, and "best" takes in each round the layer that
-    was best on the validation part of the training clips.
+    The table gives accuracies, and 95 % intervals of its last row over test clips. With --layers all each layer has a
+    row, and "best" takes in each round the layer that was best on the validation part of the training clips.
     """
     from ssamba.checkpoint.files import write_json
     from ssamba.errors import ConfigError
     from ssamba.evaluation import EvaluateOptions, VectorOptions, cache_folder, read_suite
     from ssamba.evaluation import evaluate as run
+    from ssamba.evaluation.figures import plot_scorecard, write_details
+    from ssamba.evaluation.reference import reference_rows
 
     try:
         vectors = VectorOptions.parse(
             {"layers": layers, "poolings": tuple(pooling or ["mean"]), "padding": padding}, "options"
         )
-        options = EvaluateOptions.parse({"inner": inner, "level": level or None}, "options")
+        options = EvaluateOptions.parse(
+            {"inner": inner, "probe": probe, "weighted": weighted, "level": level or None}, "options"
+        )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
     if suite == "open" and suite_dir is None:
@@ -78,6 +91,10 @@ def evaluate(
     with _ProgressBar(tasks) as bar:
         card = run(scored, tasks, options, cache=folder, workers=workers or os.cpu_count() or 1, on_progress=bar.update)
     _show(card)
+    if figure is not None:
+        plot_scorecard(card, figure, [] if inner else reference_rows())
+    if details is not None:
+        write_details(card, tasks, details)
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(json_file, card.as_json())
@@ -96,12 +113,15 @@ def _show(card: Scorecard) -> None:
     from rich.table import Table
 
     inside = "inside the training parts" if card.options.inner else "test accuracy"
-    table = Table(title=f"{escape(card.model)}: {inside}, linear probe", title_justify="left")
+    table = Table(title=f"{escape(card.model)}: {inside}, {card.options.probe} probe", title_justify="left")
     table.add_column("layer.pooling")
     for name in (*card.tasks, "mean"):
         table.add_column(escape(name), justify="right")
     for row in card.rows:
         table.add_row(row.view, *(f"{row.scores[name]:.3f}" for name in card.tasks), f"{row.mean:.3f}")
+    interval = card.best().intervals
+    names = (*card.tasks, "mean")
+    table.add_row("95 %", *(f"{interval[name].low:.3f}-{interval[name].high:.3f}" for name in names), style="dim")
     out.print(table)
     err.print(f"{card.seconds:.0f} s", highlight=False)
 

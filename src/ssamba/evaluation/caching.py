@@ -31,19 +31,22 @@ def cache_folder() -> Path:
 
 
 def cached_arrays(path: Path | None, compute: Callable[[], Mapping[str, Array]]) -> dict[str, Array]:
-    """The arrays in the safetensors file `path`; where it is missing or damaged they are computed and written.
+    """The arrays in the safetensors file `path`, in the order in which they were computed; where it is missing or damaged they are computed and written.
 
     None computes them without keeping them.
     """
     if path is not None and path.exists():
         try:
-            return {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
+            kept = read_tensors(path)
+            return {name.split(" ", 1)[1]: kept[name].numpy() for name in sorted(kept)}
         except CheckpointError:
             pass  # half a file, or a disk that failed: what it held can be had again
     arrays = dict(compute())
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()})
+        # Safetensors files have no order of their own: numbers keep ours.
+        numbered = {f"{number:04d} {name}": array for number, (name, array) in enumerate(arrays.items())}
+        write_tensors(path, {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in numbered.items()})
     return arrays
 
 

@@ -5,7 +5,8 @@
     print(card.best().mean, card.best().scores)
 
 With `inner=True` no test clip is read: for choosing between recipes, layers and poolings. The row "best" chooses a
-view for each round by the accuracy on its validation part, so that no test clip chooses it either.
+view for each round by the accuracy on its validation part, so that no test clip chooses it either. The rows
+"weighted" learn a mixture of all layers (`weighting.py`).
 """
 
 from __future__ import annotations
@@ -15,18 +16,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache as remembered
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from ssamba.config import Config
 from ssamba.evaluation.caching import Array
-from ssamba.evaluation.probe import ProbeJob, RoundResult, accuracy_of, run_jobs
+from ssamba.evaluation.details import accuracy_intervals
+from ssamba.evaluation.metrics import Interval
+from ssamba.evaluation.probe import PROBES, Probe, ProbeJob, RoundResult, accuracy_of, run_jobs
 from ssamba.evaluation.suite import Task, Waves, read_waves
-from ssamba.evaluation.vectors import ClipModel, task_vectors
+from ssamba.evaluation.vectors import ClipModel, pooling_of, task_vectors, view_name
+from ssamba.evaluation.weighting import weighted_probe
 
 BEST = "best"
+WEIGHTED = "weighted"
 
 
 class EvaluateOptions(Config):
@@ -35,6 +40,10 @@ class EvaluateOptions(Config):
     inner: bool = False
     """Score inside the training part of each task's first round, by cross-validation over groups: no test clip is
     read. For choosing between recipes."""
+    probe: Literal["linear", "knn", "mlp"] = "linear"
+    """Logistic regression, nearest neighbours, or a perceptron with one hidden layer."""
+    weighted: bool = False
+    """Also learn a mixture of all layers, with a linear classifier on it, for each pooling of several layers."""
     level: float | None = Field(0.9, gt=0)
     """Peak that each clip is scaled to before it is embedded, as for the published rows; None leaves it."""
 
@@ -58,11 +67,15 @@ class Row:
     """The scores of one view of the model."""
 
     view: str
-    """`LAYER.POOLING`, or `best`: for each round the view with the best validation accuracy."""
+    """`LAYER.POOLING`; `weighted.POOLING`; or `best`: for each round the layer with the best validation accuracy."""
     scores: dict[str, float]
     """Accuracy by task."""
+    intervals: dict[str, Interval]
+    """By task, and under `mean`: 95 % bootstrap intervals over test clips."""
     chosen: dict[str, list[str]] = field(default_factory=dict)
     """For `best`: the view of each round, by task."""
+    weights: dict[str, list[list[float]]] = field(default_factory=dict)
+    """For `weighted`: of each layer in each round, by task."""
 
     @property
     def mean(self) -> float:
@@ -83,11 +96,11 @@ class Scorecard:
     tasks: dict[str, dict[str, Any]]
     """By task: its digest, clips and classes."""
     rows: list[Row]
-    """One for each view, and `best` when there are several."""
+    """One for each view, weighted ones after, and last `best` when there are several layers or poolings."""
     seconds: float
     """Time it took."""
     results: dict[str, dict[str, list[RoundResult]]] = field(repr=False, default_factory=dict)
-    """By task and view: what the probe said in each round."""
+    """By row and task: what the probe said in each round."""
 
     def row(self, view: str) -> Row:
         """The row of a view.
@@ -138,13 +151,14 @@ def evaluate(
         MissingExtraError: scikit-learn is not installed.
     """
     options, started_s = options or EvaluateOptions(), time.monotonic()
-    results: dict[str, dict[str, list[RoundResult]]] = {}
-    for task in tasks:
-        results[task.name] = _evaluate_task(model, task, options, cache, workers, on_progress)
-    views = list(results[tasks[0].name]) if tasks else []
-    rows = [Row(view, {task: accuracy_of(found[view]) for task, found in results.items()}) for view in views]
-    if len(views) > 1:
-        rows.append(_best(results))
+    found = [_evaluate_task(model, task, options, cache, workers, on_progress) for task in tasks]
+    views = list(found[0]) if found else []
+    results = {view: {task.name: own[view] for task, own in zip(tasks, found, strict=True)} for view in views}
+    layers = {view: own for view, own in results.items() if not view.startswith(WEIGHTED)}
+    rows = [_row(view, own) for view, own in results.items()]
+    if len(layers) > 1:
+        results[BEST], chosen = _best(layers)
+        rows.append(_row(BEST, results[BEST], chosen))
     return Scorecard(
         model=model.name,
         model_digest=model.digest(),
@@ -175,24 +189,63 @@ def _evaluate_task(
         return read_waves(task, model.sample_rate_hz, cache, report("decoding", len(task.clips)))
 
     views = task_vectors(model, task, used, options.level, waves, cache, report("embedding", len(used)))
-    jobs = []
-    for vectors in views.values():
-        spread: Array = np.zeros((len(task.clips), vectors.shape[1]), dtype=vectors.dtype)
-        spread[used] = vectors
-        jobs += [ProbeJob(spread, task.labels, task.groups, part) for part in rounds]
-    found = run_jobs(jobs, workers=workers, on_progress=report("probing", len(jobs)))
-    return {view: found[k * len(rounds) : (k + 1) * len(rounds)] for k, view in enumerate(views)}
+    mixtures = _stacks(views) if options.weighted else {}
+    heard = report("probing", (len(views) + len(mixtures)) * len(rounds))
+
+    def probed(views: dict[str, Array], probe: Probe, before: int) -> dict[str, list[RoundResult]]:
+        jobs = [
+            ProbeJob(everything, task.labels, task.groups, part)
+            for everything in (_spread(vectors, used, len(task.clips)) for vectors in views.values())
+            for part in rounds
+        ]
+        answers = iter(run_jobs(jobs, probe, workers=workers, on_progress=lambda done: heard(before + done)))
+        return {view: [next(answers) for _ in rounds] for view in views}
+
+    own = probed(views, PROBES[options.probe], 0)
+    return own | probed(mixtures, weighted_probe, len(views) * len(rounds))
 
 
-def _best(results: dict[str, dict[str, list[RoundResult]]]) -> Row:
-    """The row that takes, in each round, the view with the best validation accuracy (the deepest of equals)."""
-    scores, chosen = {}, {}
-    for task, found in results.items():
-        views, taken, picked = list(found), [], []
-        for in_views in zip(*found.values(), strict=True):
+def _spread(vectors: Array, used: Array, clips: int) -> Array:
+    """The vectors (..., n, D) of the clips `used` in place of the whole task's, (..., clips, D); zeros elsewhere."""
+    whole: Array = np.zeros((*vectors.shape[:-2], clips, vectors.shape[-1]), dtype=vectors.dtype)
+    whole[..., used, :] = vectors
+    return whole
+
+
+def _stacks(views: dict[str, Array]) -> dict[str, Array]:
+    """All layers of each pooling, (V, N, D), where there are several."""
+    poolings = dict.fromkeys(pooling_of(view) for view in views)
+    stacks = {
+        view_name(WEIGHTED, pooling): [vectors for view, vectors in views.items() if pooling_of(view) == pooling]
+        for pooling in poolings
+    }
+    return {view: np.stack(layers) for view, layers in stacks.items() if len(layers) > 1}
+
+
+def _row(view: str, results: dict[str, list[RoundResult]], chosen: dict[str, list[str]] | None = None) -> Row:
+    return Row(
+        view=view,
+        scores={task: accuracy_of(rounds) for task, rounds in results.items()},
+        intervals=accuracy_intervals(results),
+        chosen=chosen or {},
+        weights={
+            task: [[round(float(w), 4) for w in r.weights] for r in rounds if r.weights is not None]
+            for task, rounds in results.items()
+            if any(r.weights is not None for r in rounds)
+        },
+    )
+
+
+def _best(layers: dict[str, dict[str, list[RoundResult]]]) -> tuple[dict[str, list[RoundResult]], dict[str, list[str]]]:
+    """For each task and round the view with the best validation accuracy (the last of equals), and its name."""
+    views = list(layers)
+    taken: dict[str, list[RoundResult]] = {}
+    chosen: dict[str, list[str]] = {}
+    for task in layers[views[0]]:
+        taken[task], chosen[task] = [], []
+        for in_views in zip(*(layers[view][task] for view in views), strict=True):
             validation = [result.validation for result in in_views]
             best = len(views) - 1 - int(np.argmax(validation[::-1]))
-            picked.append(views[best])
-            taken.append(in_views[best])
-        scores[task], chosen[task] = accuracy_of(taken), picked
-    return Row(BEST, scores, chosen)
+            taken[task].append(in_views[best])
+            chosen[task].append(views[best])
+    return taken, chosen

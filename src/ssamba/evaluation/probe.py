@@ -5,6 +5,9 @@ chosen from `C_GRID` on a fifth of the training groups (of the training clips wh
 refit on all training clips; predict the others. No clip that is scored chooses anything. The protocol is that of the
 open suite, to the digit, and the fits are scikit-learn's own.
 
+The other probes go the same way: nearest neighbours by cosine, their number chosen from `K_GRID`; and a perceptron with
+one hidden layer of 256 (Adam, 100 epochs), its weight decay chosen from `ALPHA_GRID`.
+
 Shapes: N clips, D dimensions.
 """
 
@@ -23,7 +26,11 @@ from ssamba.evaluation.caching import Array
 from ssamba.evaluation.suite import Round
 
 C_GRID = (0.001, 0.01, 0.1, 1.0)
+K_GRID = (1, 3, 5, 10, 20)
+ALPHA_GRID = (1e-4, 1e-2, 1.0)
 _ITERATIONS = 500
+_HIDDEN = 256
+_EPOCHS = 100
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,9 @@ class RoundResult:
     validation: float
     """Accuracy on the validation part, with the setting that was chosen there."""
     setting: float
-    """That setting: C of the linear probe."""
+    """That setting: C, the number of neighbours, or the weight decay."""
+    weights: Array | None = None
+    """Of the layers, (V,), where they are learned."""
 
     @property
     def score(self) -> float:
@@ -77,24 +86,41 @@ def linear_probe(vectors: Array, labels: Array, groups: Array, part: Round) -> R
     return _chosen(_fit_linear, C_GRID, vectors, labels, groups, part)
 
 
-Fit = Callable[[Array, Array, float], Any]
+def neighbours_probe(vectors: Array, labels: Array, groups: Array, part: Round) -> RoundResult:
+    """One round of the nearest-neighbour probe; arguments and errors as `linear_probe`."""
+    return _chosen(_fit_neighbours, K_GRID, vectors, labels, groups, part)
+
+
+def perceptron_probe(vectors: Array, labels: Array, groups: Array, part: Round) -> RoundResult:
+    """One round of the perceptron probe, its weights drawn from a fixed seed; arguments and errors as `linear_probe`."""
+    return _chosen(_fit_perceptron, ALPHA_GRID, vectors, labels, groups, part)
+
+
+Probe = Callable[[Array, Array, Array, Round], RoundResult]
+
+PROBES: dict[str, Probe] = {"linear": linear_probe, "knn": neighbours_probe, "mlp": perceptron_probe}
 
 
 def _chosen(
-    fit: Fit, settings: Sequence[float], vectors: Array, labels: Array, groups: Array, part: Round
+    fit: Callable[[Array, Array, Any], Any],
+    settings: Sequence[float],
+    vectors: Array,
+    labels: Array,
+    groups: Array,
+    part: Round,
 ) -> RoundResult:
     """Choose a setting on the validation part, refit, predict."""
+    _require_sklearn()
     x, train = np.nan_to_num(np.asarray(vectors, dtype=np.float64)), part.train
     held = validation_part(groups[train])
     fitting, choosing = train[~held], train[held]
     scores = [fit(x[fitting], labels[fitting], setting).score(x[choosing], labels[choosing]) for setting in settings]
     best = int(np.argmax(scores))  # the first of equals: the strongest regularisation
     predicted = fit(x[train], labels[train], settings[best]).predict(x[part.test])
-    return RoundResult(part.test, predicted, predicted == labels[part.test], float(scores[best]), settings[best])
+    return RoundResult(part.test, predicted, predicted == labels[part.test], float(scores[best]), float(settings[best]))
 
 
 def _fit_linear(x: Array, y: Array, c: float) -> Any:
-    _require_sklearn()
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -102,19 +128,42 @@ def _fit_linear(x: Array, y: Array, c: float) -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=_ITERATIONS)).fit(x, y)
 
 
+def _fit_neighbours(x: Array, y: Array, k: int) -> Any:
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    # `brute` is what the cosine needs, and gives the same neighbours on every machine.
+    nearest = KNeighborsClassifier(min(k, len(x)), metric="cosine", algorithm="brute")
+    return make_pipeline(StandardScaler(), nearest).fit(x, y)
+
+
+def _fit_perceptron(x: Array, y: Array, alpha: float) -> Any:
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    network = MLPClassifier((_HIDDEN,), alpha=alpha, max_iter=_EPOCHS, random_state=0)
+    return make_pipeline(StandardScaler(), network).fit(x, y)
+
+
 @dataclass(frozen=True)
 class ProbeJob:
-    """One round of one view of one task, to be run by `run_jobs`."""
+    """One round of one view of one task, to be run by `run_jobs`: the arguments of a probe."""
 
     vectors: Array
+    """(N, D), or (V, N, D) for a probe that weights layers."""
     labels: Array
+    """(N,)."""
     groups: Array
+    """(N,)."""
     part: Round
+    """Training and test clips."""
 
 
 def run_jobs(
     jobs: Sequence[ProbeJob],
-    probe: Callable[[Array, Array, Array, Round], RoundResult] = linear_probe,
+    probe: Probe = linear_probe,
     *,
     workers: int = 1,
     on_progress: Callable[[int], None] | None = None,

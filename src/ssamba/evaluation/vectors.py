@@ -42,6 +42,11 @@ def view_name(layer: int | str, pooling: str) -> str:
     return f"{layer}.{pooling}"
 
 
+def pooling_of(view: str) -> str:
+    """The pooling in a view's name."""
+    return view.rpartition(".")[2]
+
+
 class ClipModel(Protocol):
     """What can be scored."""
 

@@ -1,0 +1,121 @@
+"""The whole way, from a suite's folder to a scorecard, and the linear probe against scikit-learn by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ssamba.embedder import Embedder
+from ssamba.evaluation import EncoderModel, EvaluateOptions, FunctionModel, LogMelStatistics, VectorOptions, evaluate
+from ssamba.evaluation.probe import C_GRID, validation_part
+from ssamba.evaluation.suite import read_suite, read_waves
+
+
+def by_hand(vectors, task):
+    """The protocol in scikit-learn's own words: mean accuracy over rounds."""
+    scores = []
+    for part in task.rounds():
+        held = validation_part(task.groups[part.train])
+        fit, choose = part.train[~held], part.train[held]
+
+        def trained(c, clips):
+            pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=500))
+            return pipeline.fit(vectors[clips].astype(float), task.labels[clips])
+
+        best = max(C_GRID, key=lambda c: trained(c, fit).score(vectors[choose].astype(float), task.labels[choose]))
+        scores.append(trained(best, part.train).score(vectors[part.test].astype(float), task.labels[part.test]))
+    return float(np.mean(scores))
+
+
+def test_the_linear_probe_is_scikit_learns(suite):
+    tasks, model = read_suite(suite), LogMelStatistics()
+    card = evaluate(model, tasks, workers=2)
+    for task in tasks:
+        waves = read_waves(task).chosen(np.arange(len(task.clips)), 0.9)
+        assert card.rows[0].scores[task.name] == by_hand(model.vectors(waves)["final.mean"], task)
+    assert card.best().mean == pytest.approx(np.mean(list(card.best().scores.values())))
+    assert card.best().scores["drum8"] > 0.4  # five kinds, and pieces of the same recordings to learn from
+
+
+def test_validation_takes_whole_groups_where_there_are_enough():
+    groups = np.repeat(list("abcdefghij"), 3)
+    held = validation_part(groups)
+    assert held.sum() == 6
+    assert not set(groups[held]) & set(groups[~held])
+    assert 0 < validation_part(np.repeat(["a", "b"], 50)).sum() < 50
+
+
+def test_inner_scores_never_see_a_test_clip(suite):
+    tasks, seen = read_suite(suite), []
+
+    def embed(waves):
+        seen.append(len(waves))
+        return np.stack([np.abs(np.fft.rfft(wave, 64)) for wave in waves])
+
+    outer = evaluate(FunctionModel("spectrum", embed), tasks)
+    inner = evaluate(FunctionModel("spectrum", embed), tasks, EvaluateOptions(inner=True))
+    assert seen == [30, 30, 20, 20]
+    assert inner.rows[0].scores != outer.rows[0].scores
+    for task in tasks:
+        results = inner.results["final.mean"][task.name]
+        scored = np.concatenate([result.test for result in results])
+        assert sorted(scored) == list(task.rounds()[0].train)
+
+
+def test_all_layers_have_rows_and_the_best_is_chosen_on_validation(make_encoder, suite, tmp_path):
+    model = EncoderModel(Embedder(make_encoder(), device="cpu"), VectorOptions(layers="all", poolings=("mean", "cls")))
+    tasks, steps = read_suite(suite), []
+    card = evaluate(model, tasks, cache=tmp_path, on_progress=lambda state: steps.append(state.step))
+    assert [row.view for row in card.rows] == [
+        *(f"{layer}.{pooling}" for pooling in ("mean", "cls") for layer in (0, 1, 2, "final")),
+        "best",
+    ]
+    assert list(dict.fromkeys(steps)) == ["decoding", "embedding", "probing"]
+    for task, views in card.best().chosen.items():
+        for number, view in enumerate(views):
+            validation = {row.view: card.results[row.view][task][number].validation for row in card.rows}
+            assert validation[view] == max(validation.values())
+    content = json.loads(json.dumps(card.as_json()))
+    assert content["rows"][0]["scores"] == card.rows[0].scores
+    assert content["model_digest"] == model.digest()
+    steps.clear()
+    again = evaluate(model, tasks, cache=tmp_path, on_progress=lambda state: steps.append(state.step))
+    assert [row.scores for row in again.rows] == [row.scores for row in card.rows]
+    assert set(steps) == {"probing"}
+
+
+def test_a_mixture_of_layers_is_learned_for_each_pooling(make_encoder, suite):
+    model = EncoderModel(Embedder(make_encoder(), device="cpu"), VectorOptions(layers="all", poolings=("mean", "cls")))
+    options = EvaluateOptions(weighted=True, probe="knn")
+    card = evaluate(model, read_suite(suite, ["kinds"]), options)
+    assert [row.view for row in card.rows[-3:]] == ["weighted.mean", "weighted.cls", "best"]
+    (weights,) = card.row("weighted.cls").weights["kinds"]
+    assert len(weights) == 4
+    assert sum(weights) == pytest.approx(1, abs=1e-3)
+    assert not card.row("0.mean").weights
+    assert all(view.startswith(("0", "1", "2", "final")) for view in card.best().chosen["kinds"])
+
+
+def test_the_command_prints_the_table_and_writes_json(suite, tmp_path, ssamba_pth):
+    def run(*arguments):
+        command = [sys.executable, "-m", "ssamba", "evaluate", *map(str, arguments), "--cache", str(tmp_path / "cache")]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    card = tmp_path / "card.json"
+    done = run(
+        ssamba_pth, "--suite", suite, "--layers", "all", "--json", card, "--task", "kinds", "--details", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "best" in done.stdout
+    assert (tmp_path / "kinds.classes.csv").exists()
+    assert set(json.loads(card.read_text())["tasks"]) == {"kinds"}
+    refused = run("logmel", "--suite", tmp_path / "nowhere")
+    assert refused.returncode == 1
+    assert "not a folder" in refused.stderr

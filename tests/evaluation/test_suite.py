@@ -1,0 +1,134 @@
+"""Reading suites, the rounds of their tasks, and their clips."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssamba.errors import SuiteError
+from ssamba.evaluation.suite import Task, read_suite, read_waves
+
+
+def make_task(splits, groups=None, labels=None, name="task"):
+    count = len(splits)
+    labels = [str(i % 2) for i in range(count)] if labels is None else labels
+    groups = ["one"] * count if groups is None else groups
+    clips = np.array([f"{i}.wav" for i in range(count)])
+    return Task(name, None, None, clips, np.array(labels), np.array(splits), np.array(groups))
+
+
+def test_reads_the_open_suite_first_and_in_order(suite):
+    assert [task.name for task in read_suite(suite)] == ["drum8", "kinds"]
+    assert [task.name for task in read_suite(suite, ["kinds"])] == ["kinds"]
+    drum8 = read_suite(suite)[0]
+    assert len(drum8.clips) == 30
+    assert drum8.num_classes == 5
+    assert drum8.audio.suffix == ".tar"
+
+
+def test_waves_are_those_of_the_files_at_any_level(suite, tmp_path):
+    for task in read_suite(suite):
+        heard = []
+        for _ in range(2):  # the second time from the cache
+            waves = read_waves(task, cache=tmp_path, on_progress=heard.append)
+            for index, clip in enumerate(task.clips):
+                samples, _ = soundfile.read(suite / clip, dtype="float32")
+                np.testing.assert_allclose(waves[index], samples, atol=1.6e-5 * np.abs(samples).max())
+        assert heard == list(range(1, len(task.clips) + 1))
+        chosen = waves.chosen(np.array([3, 1]), 0.9)
+        assert list(chosen.lengths) == [len(chosen[0]), len(chosen[1])]
+        assert np.abs(chosen[1]).max() == pytest.approx(0.9)
+        np.testing.assert_allclose(chosen[0] / 0.9, waves[3] / np.abs(waves[3]).max(), atol=1e-6)
+        assert len(chosen[:]) == 2
+
+
+def test_a_damaged_cache_is_computed_again(suite, tmp_path):
+    task = read_suite(suite, ["kinds"])[0]
+    waves = read_waves(task, cache=tmp_path)
+    (file,) = (tmp_path / "waves").iterdir()
+    file.write_bytes(file.read_bytes()[:1000])
+    np.testing.assert_array_equal(read_waves(task, cache=tmp_path)[5], waves[5])
+
+
+def test_the_digest_follows_table_and_recordings(suite, tmp_path):
+    folder = shutil.copytree(suite, tmp_path / "suite")
+    digests = {task.name: task.digest for task in read_suite(suite)}
+    assert {task.name: task.digest for task in read_suite(folder)} == digests
+    clip = next((folder / "kinds").iterdir())
+    clip.write_bytes(clip.read_bytes() + b" ")
+    (folder / "drum8.csv").write_text((folder / "drum8.csv").read_text().replace("tabla", "table"))
+    changed = {task.name: task.digest for task in read_suite(folder)}
+    assert all(changed[name] != digests[name] for name in digests)
+
+
+def test_training_and_test_part_are_one_round_or_two():
+    task = make_task(["train", "test", "train", "test", "test"])
+    (only,) = task.rounds()
+    assert list(only.train) == [0, 2]
+    assert list(only.test) == [1, 3, 4]
+    there, back = dataclasses.replace(task, name="zh_final").rounds()
+    assert list(there.train) == list(back.test) == [0, 2]
+    assert list(there.test) == list(back.train) == [1, 3, 4]
+
+
+def test_each_fold_is_scored_once():
+    rounds = make_task(["b", "a", "c", "a"]).rounds()
+    assert [list(part.test) for part in rounds] == [[1, 3], [0], [2]]
+    assert all(sorted([*part.train, *part.test]) == [0, 1, 2, 3] for part in rounds)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_inner_rounds_never_see_a_test_clip_nor_tear_a_group(data):
+    count = data.draw(st.integers(8, 60))
+    splits = ["train", "test", *data.draw(st.lists(st.sampled_from(["train", "test"]), min_size=count, max_size=count))]
+    splits += ["train"] * 4
+    groups = data.draw(st.lists(st.sampled_from("abcdef"), min_size=len(splits), max_size=len(splits)))
+    task = make_task(splits, groups)
+    inner, (outer,) = task.inner_rounds(), task.rounds()
+    assert sorted(np.concatenate([part.test for part in inner])) == list(outer.train)
+    for part in inner:
+        assert set(part.train) | set(part.test) == set(outer.train)
+        assert len(part.train)
+        assert len(part.test)
+        if len(np.unique(task.groups[outer.train])) > 1:
+            assert not set(task.groups[part.train]) & set(task.groups[part.test])
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("clip,label,split\na,b,c\n", "no column 'group'"),
+        ("clip,label,split,group\na,x,train,1\na,y,test,1\n", "names a clip twice"),
+        ("clip,label,split,group\na,x,train,1\nb,x,test,1\n", "1 label"),
+        ("clip,label,split,group\na,x,train,1\nb,y,train,1\n", "expected train and test"),
+        ("clip,label,split,group\na,x,dev,1\nb,y,test,1\n", "expected train and test"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(tmp_path, table, message):
+    (tmp_path / "task.csv").write_text(table)
+    with pytest.raises(SuiteError, match=message):
+        read_suite(tmp_path)
+
+
+def test_missing_things_are_named(suite, tmp_path):
+    with pytest.raises(SuiteError, match="not a folder"):
+        read_suite(tmp_path / "nowhere")
+    with pytest.raises(SuiteError, match=r"no TASK\.csv"):
+        read_suite(tmp_path)
+    with pytest.raises(SuiteError, match="has no task 'other'"):
+        read_suite(suite, ["other"])
+    folder = shutil.copytree(suite, tmp_path / "suite")
+    gone = read_suite(folder, ["kinds"])[0].clips[0]
+    (folder / gone).unlink()
+    with pytest.raises(SuiteError, match="kinds/"):
+        read_waves(read_suite(folder, ["kinds"])[0])
+    (folder / "drum8.csv").write_text((folder / "drum8.csv").read_text().replace(gone, "kinds/other.flac"))
+    with pytest.raises(SuiteError, match=r"not in drum8\.tar"):
+        read_waves(read_suite(folder, ["drum8"])[0])
