@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ssamba.checkpoint.files import write_atomically
 from ssamba.evaluation.caching import Array
 from ssamba.evaluation.metrics import Interval
 from ssamba.evaluation.probe import RoundResult
+from ssamba.files import write_atomically
 
 _SAMPLES = 2000
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ssamba.checkpoint.files import write_atomically
 from ssamba.errors import MissingExtraError
 from ssamba.evaluation.caching import Array
 from ssamba.evaluation.details import class_scores, confusion, write_class_scores
 from ssamba.evaluation.evaluate import Row, Scorecard
 from ssamba.evaluation.reference import ReferenceRow
 from ssamba.evaluation.suite import Task
+from ssamba.files import write_atomically
 
 _MARKERS = "osv^Dph<>*X"
 _MOST_NAMES = 60  # labels that can still be read along an axis
