@@ -237,7 +237,13 @@ def live(options: argparse.Namespace) -> None:
 
     resume = "auto" if options.resume else False
     report = run(task, options.out, resume=resume, on_progress=terminate, **options.run)
-    print(json.dumps(report.as_json()))
+    print(json.dumps({**report.as_json(), "gloo_threads": _gloo_threads()}))
+
+
+def _gloo_threads() -> list[str]:
+    """Threads of process groups that are still alive (Linux)."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return sorted(name for name in names if "gloo" in name)
 
 
 def _kill_in_save(number: int) -> None:

@@ -7,6 +7,8 @@ from the last saved state, on however many processes there now are.
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -80,6 +82,10 @@ def join_world(device: str | torch.device | None = None) -> Iterator[World]:
         torch.cuda.set_device(where)
     started = size > 1 and not dist.is_initialized()
     if started:
+        # Threads of a group that is still alive when Python ends abort the process now and then
+        # (https://github.com/pytorch/pytorch/issues/190489). DistributedDataParallel imports torch._dynamo, and what is
+        # imported while there is a group keeps it for good: import it before.
+        importlib.import_module("torch._dynamo")
         backend = "nccl" if where.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_meeting_place(), rank=rank, world_size=size, timeout=_TIMEOUT)
     try:
@@ -87,6 +93,7 @@ def join_world(device: str | torch.device | None = None) -> Iterator[World]:
     finally:
         if started:
             dist.destroy_process_group()
+            gc.collect()  # the wrapped model, in cycles, holds the group too
 
 
 class _Shares(nn.Module):

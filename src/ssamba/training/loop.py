@@ -204,6 +204,7 @@ class _Trainer:
     def close(self) -> None:
         """End what runs beside the loop."""
         self.stream.close()
+        self.stepped = self.model  # the wrapper would keep the processes' group, with its threads, beyond the run
         if self.log is not None:
             self.log.close()
 
