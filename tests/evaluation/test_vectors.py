@@ -92,11 +92,12 @@ def test_log_mel_statistics_say_level_and_change(medley):
     model = LogMelStatistics()
     quiet, loud = model.vectors([0.01 * medley, 0.1 * medley])["final.mean"]
     assert quiet.shape == (192,)
-    np.testing.assert_allclose(loud[:64] - quiet[:64], 2 * np.log(10), atol=0.2)
+    np.testing.assert_allclose(loud[:64] - quiet[:64], np.log(10), atol=1e-3)  # of magnitudes, not powers
     steady = np.sin(np.arange(16_000) * 2 * np.pi * 1000 / 16_000, dtype=np.float32)
     vector = model.vectors([steady, steady[:200]])["final.mean"]
     assert np.isfinite(vector).all()
-    assert 1 <= vector[0, :64].argmax() / 64 * 2840 / 1000 <= 1.1  # 1 kHz is 1000 mel of 2840
+    # 1 kHz is 1000 mel of 2840; band m of 64 is centred on the (m + 1)th of 65 equal steps.
+    assert (vector[0, :64].argmax() + 1) / 65 * 2840 == pytest.approx(1000, abs=2840 / 65 / 2)
 
 
 def test_a_clip_below_one_frame_is_filled_up(windowed):

@@ -18,7 +18,7 @@ from ssamba.model.tokens import DropPath, PatchEncoder
 
 
 class Block(nn.Module):
-    """Residual add, LayerNorm, mixer: takes what the blocks before gave, returns its output and the new residual."""
+    """LayerNorm and mixer over the residual stream, and the stochastic depth of what enters it."""
 
     def __init__(self, config: EncoderConfig, drop_path: float):
         super().__init__()
@@ -26,12 +26,14 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         self.mixer = BiMambaMixer(config)
 
-    def forward(
-        self, hidden: Tensor, residual: Tensor | None, lengths: Tensor | None, reversed_time: bool
-    ) -> tuple[Tensor, Tensor]:
-        """hidden, residual (B, P + L, D) -> the same pair."""
-        residual = hidden if residual is None else residual + self.drop_path(hidden)
-        return self.mixer(self.norm(residual), lengths, reversed_time), residual
+    def enter(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
+        """The residual stream (B, P + L, D) with what the blocks before gave."""
+        return hidden if residual is None else residual + self.drop_path(hidden)
+
+    def forward(self, stream: Tensor, lengths: Tensor | None, reversed_time: bool) -> Tensor:
+        """stream (B, P + L, D) -> what this block adds to it."""
+        out: Tensor = self.mixer(self.norm(stream), lengths, reversed_time)
+        return out
 
 
 class SSAMBAEncoder(PatchEncoder):
@@ -57,14 +59,19 @@ class SSAMBAEncoder(PatchEncoder):
             if states is not None:
                 states.append(_state(hidden, residual))
             if self.config.block_layout == "sequential":
-                hidden, residual = self.blocks[layer](hidden, residual, lengths, False)
+                block = self.blocks[layer]
+                residual = block.enter(hidden, residual)
+                hidden = block(residual, lengths, False)
                 continue
-            ahead, residual_ahead = self.blocks[2 * layer](hidden, residual, lengths, False)
-            behind, residual_behind = self.blocks[2 * layer + 1](hidden, residual, lengths, True)
-            hidden = ahead + behind
-            residual = residual_ahead + residual_behind
-            if self.config.pair_residual == "mean":
-                residual = residual * 0.5
+            ahead, behind = self.blocks[2 * layer], self.blocks[2 * layer + 1]
+            stream = ahead.enter(hidden, residual)
+            # The two streams differ only where one of them drops what enters.
+            other = behind.enter(hidden, residual) if ahead.drop_path.is_active or behind.drop_path.is_active else stream
+            hidden = ahead(stream, lengths, False) + behind(other, lengths, True)
+            if self.config.pair_residual == "sum":
+                residual = stream + other
+            else:
+                residual = stream if other is stream else (stream + other) * 0.5
         if states is not None:
             states.append(_state(hidden, residual))
         if not finish:
@@ -86,7 +93,9 @@ class AlternatingBlocks(nn.ModuleList):
         """(B, L, D) with `lengths` (B,) valid tokens -> (B, L, D), before any final norm."""
         residual: Tensor | None = None
         for index, block in enumerate(self):
-            hidden, residual = block(hidden, residual, lengths, bool(index % 2))
+            assert isinstance(block, Block)
+            residual = block.enter(hidden, residual)
+            hidden = block(residual, lengths, bool(index % 2))
         return hidden if residual is None else residual + hidden
 
 

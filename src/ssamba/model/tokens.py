@@ -37,9 +37,14 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
+    @property
+    def is_active(self) -> bool:
+        """Whether anything is dropped now."""
+        return self.training and self.rate > 0.0
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        if not self.training or self.rate == 0.0:
+        if not self.is_active:
             return x
         keep = torch.empty(x.shape[0], 1, 1, device=x.device, dtype=x.dtype).bernoulli_(1 - self.rate)
         return x * keep / (1 - self.rate)

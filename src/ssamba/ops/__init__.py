@@ -1,7 +1,8 @@
-"""The operators of the BiMamba block: the selective scan and the depthwise causal convolution."""
+"""The operators of the BiMamba block: the selective scan, the depthwise causal convolution, and the whole mixer."""
 
 from ssamba.ops.backends import BackendStatus, available_backends
 from ssamba.ops.conv import causal_conv
+from ssamba.ops.mixer import DirectionWeights, bimamba_mixer
 from ssamba.ops.scan import selective_scan
 
-__all__ = ["BackendStatus", "available_backends", "causal_conv", "selective_scan"]
+__all__ = ["BackendStatus", "DirectionWeights", "available_backends", "bimamba_mixer", "causal_conv", "selective_scan"]

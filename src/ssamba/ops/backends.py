@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ssamba.errors import BackendUnavailableError
-from ssamba.ops import cpu, eager, reference, triton
+from ssamba.ops import cpu, cpu_mixer, eager, reference, triton
 
 
 class ScanKernel(Protocol):
@@ -57,6 +57,23 @@ class ConvKernel(Protocol):
         ...
 
 
+class MixerKernel(Protocol):
+    """The whole bidirectional mixer over validated arguments; returns (B, L, D)."""
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        in_weight: Tensor,
+        out_weight: Tensor,
+        ahead: tuple[Tensor, ...],
+        behind: tuple[Tensor, ...],
+        lengths: Tensor | None,
+        reversed_time: bool,
+    ) -> Tensor:
+        """Run it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Backend:
     """One implementation. `why_not(device, dtype)` is None where it can run, else the reason."""
@@ -65,6 +82,8 @@ class Backend:
     why_not: Callable[[torch.device, torch.dtype], str | None]
     selective_scan: ScanKernel
     causal_conv: ConvKernel
+    bimamba_mixer: MixerKernel | None = None
+    """None: `ssamba.ops.mixer.compose` puts it together from the other two."""
     automatic: bool = True
     automatic_on: str | None = None
     """The only type of device where `auto` picks it; None: any."""
@@ -91,7 +110,7 @@ def _runs_everywhere(device: torch.device, dtype: torch.dtype) -> str | None:
 # In the order of preference: `auto` takes the first automatic one that can run on the tensors' device.
 _BACKENDS: tuple[Backend, ...] = (
     Backend("triton", triton.why_not, triton.selective_scan, triton.causal_conv, automatic_on="cuda"),
-    Backend("cpp", cpu.why_not, cpu.selective_scan, cpu.causal_conv),
+    Backend("cpp", cpu.why_not, cpu.selective_scan, cpu.causal_conv, cpu_mixer.bimamba_mixer),
     Backend("eager", _runs_everywhere, eager.selective_scan, eager.causal_conv),
     Backend("reference", _runs_everywhere, reference.selective_scan, reference.causal_conv, automatic=False),
 )

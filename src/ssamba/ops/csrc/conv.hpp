@@ -89,6 +89,11 @@ static int64_t conv_backward_scratch(const Conv& in, int64_t blocks) {
   return vectors * 2 * in.taps * W + (CHUNK + in.taps) * W;
 }
 
+static inline void store_grad_x(const ConvBackward& args, int64_t clip, int64_t row, int64_t channel, V grad, int64_t count) {
+  if (args.accumulate) grad = add(grad, load_row(args.grad_x, clip, row, channel, count));
+  store_row(args.grad_x, clip, row, channel, grad, count);
+}
+
 // The common case, K = TAPS, of one vector in one tile: inputs, weights and their gradients stay in registers.
 static void conv_backward_tile(const ConvBackward& args, int64_t clip, int64_t length, int64_t s0, int64_t steps,
                                int64_t channel, int64_t count, float* grad_p, float* grad_weight, float* grad_bias) {
@@ -128,7 +133,7 @@ static void conv_backward_tile(const ConvBackward& args, int64_t clip, int64_t l
     V sum = set1(0.0f);
 #pragma GCC unroll 4
     for (int k = 0; k < TAPS; ++k) sum = fma(weight[k], load(grad_p + (i + TAPS - 1 - k) * W), sum);
-    store_row(args.grad_x, clip, row_of(in.reverse, length, s0 + i), channel, sum, count);
+    store_grad_x(args, clip, row_of(in.reverse, length, s0 + i), channel, sum, count);
   }
 }
 
@@ -165,7 +170,7 @@ static void conv_backward(const ConvBackward& args, int64_t clip, int64_t first_
           V sum = set1(0.0f);
           for (int64_t tap = 0; tap < K; ++tap)
             sum = fma(load_floats(in.weight + tap * in.channels + channel, count), load(grad_p + (k + K - 1 - tap) * W), sum);
-          store_row(args.grad_x, clip, row_of(in.reverse, length, s0 + k), channel, sum, count);
+          store_grad_x(args, clip, row_of(in.reverse, length, s0 + k), channel, sum, count);
         }
         for (int64_t tap = 0; tap < K; ++tap) {
           V sum = load(grad_weight + tap * W);

@@ -23,6 +23,7 @@ namespace {
 #include "math.hpp"
 #include "scan.hpp"
 #include "conv.hpp"
+#include "gate.hpp"
 
 }  // namespace
 
@@ -34,6 +35,6 @@ const Kernels kernels_avx2 = {"avx2",
 const Kernels kernels_generic = {"generic",
 #endif
                                 scan_forward_scratch, scan_forward, scan_backward_scratch, scan_backward,
-                                conv_forward, conv_backward_scratch, conv_backward};
+                                conv_forward, conv_backward_scratch, conv_backward, gate};
 
 }  // namespace ssamba

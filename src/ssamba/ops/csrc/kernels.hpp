@@ -4,7 +4,7 @@
 // baseline) picks a table at run time, cuts the work into pieces and runs them on the threads. Nothing here may be
 // an inline function or a std:: template: the linker keeps one copy, and it could keep the one with the wrong instructions.
 //
-// Shapes: B batch, L tokens, D channels, N state size, K taps.
+// Shapes: B batch, L tokens, D channels, N state size, R rank of delta, K taps.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +33,9 @@ struct Scan {
   int64_t batch, length, channels, state;
   bool softplus, reverse;
   Rows u, delta, z;             // (B, L, D)
+  Rows low;                     // (B, L, R): with R > 0, delta is low . low_weight and `delta` is absent
+  const float* low_weight;      // (D, R)
+  int64_t rank;                 // R
   Rows B, C;                    // (B, L, N)
   const float* A;               // (D, N)
   const float* D;               // (D) or null
@@ -44,6 +47,7 @@ struct Scan {
 
 struct ScanForward {
   Scan in;
+  bool accumulate;    // add to what stands in `out`, before the gate
   Rows out;           // (B, L, D)
   float* last_state;  // (B, D, N)
 };
@@ -75,9 +79,18 @@ struct ConvForward {
 
 struct ConvBackward {
   Conv in;
+  bool accumulate;        // add to what stands in `grad_x`
   Rows grad_out, grad_x;  // (B, L, D)
   float* part_weight;     // (B, K, D): one clip's share
   float* part_bias;       // (B, D), or null: not wanted
+};
+
+// gated = y silu(z), and with `grad` the way back: grad, of `gated`, becomes that of y.
+struct Gate {
+  int64_t batch, length, channels;
+  const int64_t* lengths;   // (B) or null
+  Rows y, z, gated;         // (B, L, D)
+  Rows grad, grad_z;        // (B, L, D), or absent
 };
 
 // One instruction set. Each function does one clip and a range of channel blocks (or of steps), on the calling thread.
@@ -90,6 +103,7 @@ struct Kernels {
   void (*conv_forward)(const ConvForward&, int64_t clip, int64_t first_step, int64_t last_step);
   int64_t (*conv_backward_scratch)(const Conv&, int64_t blocks);                // floats
   void (*conv_backward)(const ConvBackward&, int64_t clip, int64_t first_block, int64_t last_block, float* scratch);
+  void (*gate)(const Gate&, int64_t clip, int64_t first_row, int64_t last_row);
 };
 
 extern const Kernels kernels_generic;

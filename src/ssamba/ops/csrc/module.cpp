@@ -8,31 +8,18 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <limits>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-#if defined(__x86_64__) || defined(_M_X64)
-#include <xmmintrin.h>
-#define SSAMBA_X86 1
-#endif
-#if defined(SSAMBA_X86) && defined(_MSC_VER)
+#if defined(_M_X64) && defined(_MSC_VER)
 #include <intrin.h>
 #endif
 
 #include "kernels.hpp"
+#include "threads.hpp"
 
 namespace nb = nanobind;
 
@@ -90,173 +77,6 @@ const Kernels& kernels_called(const std::string& name) {
   throw std::invalid_argument("no kernels for " + name);
 }
 
-// --- Threads ------------------------------------------------------------------------------------------------------
-
-// Numbers below 1.2e-38 count as zero while a kernel runs: a state that fades away would otherwise slow it down tenfold.
-class FlushToZero {
- public:
-#if defined(SSAMBA_X86)
-  FlushToZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-  ~FlushToZero() { _mm_setcsr(before_); }
-
- private:
-  unsigned before_;
-#elif defined(__aarch64__) && defined(__GNUC__)
-  FlushToZero() {
-    __asm__ __volatile__("mrs %0, fpcr" : "=r"(before_));
-    set(before_ | (1ull << 24));
-  }
-  ~FlushToZero() { set(before_); }
-
- private:
-  static void set(unsigned long long value) { __asm__ __volatile__("msr fpcr, %0" : : "r"(value)); }
-  unsigned long long before_;
-#else
-  FlushToZero() {}
-#endif
-};
-
-// Each thread keeps its working memory: getting it fresh from the system costs more than a short scan.
-float* scratch(int64_t floats) {
-  struct Memory {
-    float* data = nullptr;
-    int64_t size = 0;
-    ~Memory() { std::free(data); }
-  };
-  static thread_local Memory memory;
-  if (memory.size < floats) {
-    std::free(memory.data);
-    memory.size = 0;
-    memory.data = static_cast<float*>(std::malloc(static_cast<size_t>(floats) * sizeof(float) + 64));
-    if (memory.data == nullptr) throw std::bad_alloc();
-    memory.size = floats;
-  }
-  const auto address = reinterpret_cast<uintptr_t>(memory.data);
-  const auto aligned = reinterpret_cast<float*>((address + 63) / 64 * 64);
-#ifdef SSAMBA_POISON
-  std::fill(aligned, aligned + floats, std::numeric_limits<float>::quiet_NaN());
-#endif
-  return aligned;
-}
-
-// What a backward pass adds up at the end. The calling thread keeps it for the next pass, unless it is large.
-class PartsMemory {
- public:
-  explicit PartsMemory(int64_t floats) {
-    constexpr size_t KEPT = size_t{1} << 22;
-    static thread_local std::vector<float> kept;
-    const auto size = static_cast<size_t>(floats);
-    if (size > KEPT) {
-      own_.reset(new float[size]);
-      data_ = own_.get();
-    } else {
-      if (kept.size() < size) kept.resize(size);
-      data_ = kept.data();
-    }
-#ifdef SSAMBA_POISON
-    std::fill(data_, data_ + size, std::numeric_limits<float>::quiet_NaN());
-#endif
-  }
-  float* data() { return data_; }
-
- private:
-  std::unique_ptr<float[]> own_;
-  float* data_;
-};
-
-// Fresh memory comes in pages, and the first touch of each costs about as much as the scan of a row: for big results, ask for pages
-// of 2 MiB instead of 4 KiB. A hint only.
-void expect_writes(const void* data, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t HUGE_PAGE = uintptr_t{1} << 21;
-  const auto address = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t first = (address + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-  const uintptr_t last = (address + static_cast<uintptr_t>(bytes)) / HUGE_PAGE * HUGE_PAGE;
-  if (data != nullptr && last >= first + 2 * HUGE_PAGE)
-    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-  (void)data;
-  (void)bytes;
-#endif
-}
-
-void expect_writes(const Rows& rows, int64_t batch, int64_t length, int64_t channels) {
-  if (rows.row_stride == channels) expect_writes(rows.data, batch * length * channels * (rows.dtype == FLOAT32 ? 4 : 2));
-}
-
-// Runs work(thread) for each of `threads` threads.
-template <typename Work>
-void on_threads(int threads, const Work& work) {
-#ifdef _OPENMP
-  if (threads > 1) {
-    bool out_of_memory = false;
-#pragma omp parallel num_threads(threads)
-    {
-      const FlushToZero guard;
-      try {
-        // Fewer threads may come than were asked for; the work is the same whoever does it.
-        for (int i = omp_get_thread_num(); i < threads; i += omp_get_num_threads()) work(i);
-      } catch (const std::bad_alloc&) {
-#pragma omp atomic write
-        out_of_memory = true;
-      }
-    }
-    if (out_of_memory) throw std::bad_alloc();
-    return;
-  }
-#endif
-  const FlushToZero guard;
-  for (int i = 0; i < threads; ++i) work(i);
-}
-
-// Never beyond the arrays, whatever a compiled graph (which cannot check) passes on.
-int64_t clip_length(const int64_t* lengths, int64_t clip, int64_t length) {
-  return lengths == nullptr ? length : std::clamp<int64_t>(lengths[clip], 0, length);
-}
-
-// Cuts the (clip, unit) pairs into one run per thread of nearly equal work, a unit of a clip being worth its length, and calls
-// piece(clip, first unit, last unit) for the parts of the calling thread's run that lie in one clip.
-template <typename Piece>
-void deal_out(int threads, int64_t batch, int64_t units, int64_t length, const int64_t* lengths, const Piece& piece) {
-  const auto worth = [=](int64_t clip) { return clip_length(lengths, clip, length) + length / 16 + 1; };
-  int64_t total = 0;
-  for (int64_t clip = 0; clip < batch; ++clip) total += worth(clip) * units;
-  if (total == 0) return;
-  threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, batch * units)));
-  on_threads(threads, [&](int thread) {
-    const int64_t from = total / threads * thread + total % threads * thread / threads;
-    const int64_t to = total / threads * (thread + 1) + total % threads * (thread + 1) / threads;
-    int64_t before = 0;
-    for (int64_t clip = 0; clip < batch && before < to; ++clip) {
-      const int64_t each = worth(clip);
-      // A unit belongs to the thread in whose share its middle lies.
-      const auto first_after = [&](int64_t limit) {
-        const int64_t position = limit - before - each / 2;
-        return position <= 0 ? 0 : std::min(units, (position + each - 1) / each);
-      };
-      const int64_t first = first_after(from), last = first_after(to);
-      if (first < last) piece(clip, first, last);
-      before += each * units;
-    }
-  });
-}
-
-// out[row, :] = sum over parts of part[i, row, :], in that order. `parts` are `distance` floats apart.
-void add_parts(const float* part, int64_t parts, int64_t distance, int64_t size, float* out) {
-  std::memcpy(out, part, static_cast<size_t>(size) * sizeof(float));
-  for (int64_t i = 1; i < parts; ++i)
-    for (int64_t j = 0; j < size; ++j) out[j] += part[i * distance + j];
-}
-
-void store_bfloat16(const float* from, int64_t size, uint16_t* to) {
-  for (int64_t j = 0; j < size; ++j) {
-    uint32_t bits;
-    std::memcpy(&bits, from + j, sizeof bits);
-    const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-    to[j] = nan ? uint16_t{0x7fc0} : static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-  }
-}
-
 // --- Arguments ----------------------------------------------------------------------------------------------------
 
 using Address = uintptr_t;
@@ -272,7 +92,10 @@ Rows rows(const RowsTuple& t) {
   return {at<void>(std::get<0>(t)), std::get<1>(t), std::get<2>(t), std::get<3>(t) ? BFLOAT16 : FLOAT32};
 }
 
-Scan scan_of(const Sizes& sizes, bool softplus, bool reverse, const RowsTuple& u, const RowsTuple& delta, Address A,
+// Where a step size comes from: rows of delta (B, L, D), or with a rank R > 0 rows of its factor (B, L, R) and weights (D, R).
+using StepTuple = std::tuple<RowsTuple, Address, int64_t>;
+
+Scan scan_of(const Sizes& sizes, bool softplus, bool reverse, const RowsTuple& u, const StepTuple& step, Address A,
              const RowsTuple& B, const RowsTuple& C, Address D, const RowsTuple& z, Address bias, Address lengths,
              Address initial_state, Address borders) {
   Scan in;
@@ -280,7 +103,10 @@ Scan scan_of(const Sizes& sizes, bool softplus, bool reverse, const RowsTuple& u
   in.softplus = softplus;
   in.reverse = reverse;
   in.u = rows(u);
-  in.delta = rows(delta);
+  in.rank = std::get<2>(step);
+  in.low_weight = at<const float>(std::get<1>(step));
+  in.low = in.rank > 0 ? rows(std::get<0>(step)) : Rows{nullptr, 0, 0, FLOAT32};
+  in.delta = in.rank > 0 ? Rows{nullptr, 0, 0, FLOAT32} : rows(std::get<0>(step));
   in.z = rows(z);
   in.B = rows(B);
   in.C = rows(C);
@@ -315,12 +141,12 @@ std::vector<float> taps_first(const float* weight, int64_t channels, int64_t tap
 // --- What Python calls --------------------------------------------------------------------------------------------
 
 void scan_forward(const std::string& capability, int threads, const Sizes& sizes, bool softplus, bool reverse,
-                  const RowsTuple& u, const RowsTuple& delta, Address A, const RowsTuple& B, const RowsTuple& C, Address D,
+                  const RowsTuple& u, const StepTuple& step, Address A, const RowsTuple& B, const RowsTuple& C, Address D,
                   const RowsTuple& z, Address bias, Address lengths, Address initial_state, Address borders,
                   const RowsTuple& out, Address last_state) {
   const Kernels& kernels = kernels_called(capability);
   const ScanForward args = {
-      scan_of(sizes, softplus, reverse, u, delta, A, B, C, D, z, bias, lengths, initial_state, borders), rows(out),
+      scan_of(sizes, softplus, reverse, u, step, A, B, C, D, z, bias, lengths, initial_state, borders), false, rows(out),
       at<float>(last_state)};
   const nb::gil_scoped_release release;
   expect_writes(args.out, args.in.batch, args.in.length, args.in.channels);
@@ -336,14 +162,14 @@ void scan_forward(const std::string& capability, int threads, const Sizes& sizes
 // The gradients of A, D and the bias come in float32, those of B and C as (B, L, N) of `projections_bf16`; an address of 0 leaves
 // one out (z's with z).
 void scan_backward(const std::string& capability, int threads, const Sizes& sizes, bool softplus, bool reverse,
-                   const RowsTuple& u, const RowsTuple& delta, Address A, const RowsTuple& B, const RowsTuple& C, Address D,
+                   const RowsTuple& u, const StepTuple& step, Address A, const RowsTuple& B, const RowsTuple& C, Address D,
                    const RowsTuple& z, Address bias, Address lengths, Address borders, const RowsTuple& grad_out,
                    Address grad_last, const RowsTuple& grad_u, const RowsTuple& grad_delta, Address grad_A,
                    const RowsTuple& grad_B, const RowsTuple& grad_C, Address grad_D, const RowsTuple& grad_z,
                    Address grad_bias, Address grad_initial) {
   const Kernels& kernels = kernels_called(capability);
   ScanBackward args;
-  args.in = scan_of(sizes, softplus, reverse, u, delta, A, B, C, D, z, bias, lengths, 0, borders);
+  args.in = scan_of(sizes, softplus, reverse, u, step, A, B, C, D, z, bias, lengths, 0, borders);
   const int64_t batch = args.in.batch, length = args.in.length, channels = args.in.channels, N = args.in.state;
   const int64_t groups = (channels + GROUP - 1) / GROUP, matrix = channels * N;
   args.grad_out = rows(grad_out);
@@ -377,11 +203,13 @@ void scan_backward(const std::string& capability, int threads, const Sizes& size
         const float* part = (i == 0 ? args.part_B : args.part_C) + (clip * groups * length + t0) * N;
         add_parts(part, size > 0 ? groups : 0, length * N, size, sums);
         std::memset(sums + size, 0, static_cast<size_t>(steps * N - size) * sizeof(float));
-        const int64_t offset = clip * targets[i].batch_stride + t0 * N;
-        if (targets[i].dtype == BFLOAT16)
-          store_bfloat16(sums, steps * N, static_cast<uint16_t*>(targets[i].data) + offset);
-        else
-          std::memcpy(static_cast<float*>(targets[i].data) + offset, sums, static_cast<size_t>(steps * N) * sizeof(float));
+        for (int64_t k = 0; k < steps; ++k) {
+          const int64_t offset = clip * targets[i].batch_stride + (t0 + k) * targets[i].row_stride;
+          if (targets[i].dtype == BFLOAT16)
+            store_bfloat16(sums + k * N, N, static_cast<uint16_t*>(targets[i].data) + offset);
+          else
+            std::memcpy(static_cast<float*>(targets[i].data) + offset, sums + k * N, static_cast<size_t>(N) * sizeof(float));
+        }
       }
     }
   });
@@ -408,10 +236,11 @@ void conv_forward(const std::string& capability, int threads, const Sizes& sizes
 
 void conv_backward(const std::string& capability, int threads, const Sizes& sizes, bool silu, bool reverse,
                    const RowsTuple& x, Address weight, Address bias, Address lengths, const RowsTuple& grad_out,
-                   const RowsTuple& grad_x, Address grad_weight, Address grad_bias) {
+                   const RowsTuple& grad_x, bool accumulate, Address grad_weight, Address grad_bias) {
   const Kernels& kernels = kernels_called(capability);
   ConvBackward args;
   args.in = conv_of(sizes, silu, reverse, x, bias, lengths);
+  args.accumulate = accumulate;
   args.grad_out = rows(grad_out);
   args.grad_x = rows(grad_x);
   const int64_t batch = args.in.batch, channels = args.in.channels, taps = args.in.taps;
@@ -434,6 +263,78 @@ void conv_backward(const std::string& capability, int threads, const Sizes& size
   }
 }
 
+// --- The two directions of a block --------------------------------------------------------------------------------
+
+// One direction's convolution: whether it is reversed, weight (D, K), bias, and where row `first_row` of its output stands.
+using ConvTuple = std::tuple<bool, Address, Address, RowsTuple>;
+
+// The convolutions of one or two directions over the same x (B, L, D), with their SiLU: rows [first_row, last_row) of each clip.
+void mixer_conv(const std::string& capability, int threads, const Sizes& sizes, const RowsTuple& x, Address lengths,
+                int64_t first_row, int64_t last_row, const std::vector<ConvTuple>& directions) {
+  const Kernels& kernels = kernels_called(capability);
+  std::vector<ConvForward> convs;
+  std::vector<std::vector<float>> weights;
+  for (const auto& [reverse, weight, bias, out] : directions) {
+    ConvForward args = {conv_of(sizes, true, reverse, x, bias, lengths), rows(out)};
+    const int64_t size = args.out.dtype == FLOAT32 ? 4 : 2;
+    args.out.data = at<void>(std::get<0>(out) - static_cast<Address>(first_row * args.out.row_stride * size));
+    weights.push_back(taps_first(at<const float>(weight), args.in.channels, args.in.taps));
+    args.in.weight = weights.back().data();
+    convs.push_back(args);
+  }
+  const nb::gil_scoped_release release;
+  constexpr int64_t STEPS = 32;
+  const int64_t blocks = (last_row - first_row + STEPS - 1) / STEPS, count = static_cast<int64_t>(convs.size());
+  deal_out(threads, std::get<0>(sizes), blocks * count, last_row - first_row, nullptr,
+           [&](int64_t clip, int64_t first, int64_t last) {
+             for (int64_t i = first / blocks; i * blocks < last; ++i) {
+               const int64_t from = std::max<int64_t>(first - i * blocks, 0), to = std::min(last - i * blocks, blocks);
+               kernels.conv_forward(convs[static_cast<size_t>(i)], clip, first_row + from * STEPS,
+                                    std::min(first_row + to * STEPS, last_row));
+             }
+           });
+}
+
+// One direction's scan: whether it is reversed, u, delta's factor with its weights, A, B, C, D, the step's bias, the state
+// before (0: zeros) and after (which may be the same), and where chunk states are kept (0: nowhere).
+using ScanTuple = std::tuple<bool, RowsTuple, StepTuple, Address, RowsTuple, RowsTuple, Address, Address, Address, Address, Address>;
+
+// The scans of one or two directions. `y` takes their sum, on top of what stands there if `accumulate`; with z it is gated after
+// the last of them.
+void mixer_scan(const std::string& capability, int threads, const Sizes& sizes, const RowsTuple& z, const RowsTuple& y,
+                Address lengths, bool accumulate, const std::vector<ScanTuple>& directions) {
+  const Kernels& kernels = kernels_called(capability);
+  std::vector<ScanForward> scans;
+  for (const auto& [reverse, u, step, A, B, C, D, bias, before, after, borders] : directions) {
+    const bool last = scans.size() + 1 == directions.size();
+    const RowsTuple absent = {0, 0, 0, false};
+    scans.push_back({scan_of(sizes, true, reverse, u, step, A, B, C, D, last ? z : absent, bias, lengths, before, borders),
+                     accumulate || !scans.empty(), rows(y), at<float>(after)});
+  }
+  const nb::gil_scoped_release release;
+  const Scan& in = scans.front().in;
+  expect_writes(rows(y), in.batch, in.length, in.channels);
+  deal_out(threads, in.batch, (in.channels + BLOCK - 1) / BLOCK, in.length, in.lengths,
+           [&](int64_t clip, int64_t first, int64_t last) {
+             for (const ScanForward& scan : scans)
+               kernels.scan_forward(scan, clip, first, last, scratch(kernels.scan_forward_scratch(scan.in, last - first)));
+           });
+}
+
+// gated = y silu(z); with `grad` (of gated, becomes that of y) also `grad_z`.
+void mixer_gate(const std::string& capability, int threads, const std::tuple<int64_t, int64_t, int64_t>& sizes,
+                const RowsTuple& y, const RowsTuple& z, Address lengths, const RowsTuple& gated, const RowsTuple& grad,
+                const RowsTuple& grad_z) {
+  const Kernels& kernels = kernels_called(capability);
+  const auto [batch, length, channels] = sizes;
+  const Gate args = {batch, length, channels, at<const int64_t>(lengths), rows(y), rows(z), rows(gated), rows(grad), rows(grad_z)};
+  const nb::gil_scoped_release release;
+  constexpr int64_t STEPS = 32;
+  deal_out(threads, batch, (length + STEPS - 1) / STEPS, length, nullptr, [&](int64_t clip, int64_t first, int64_t last) {
+    kernels.gate(args, clip, first * STEPS, std::min(last * STEPS, args.length));
+  });
+}
+
 }  // namespace
 }  // namespace ssamba
 
@@ -451,4 +352,7 @@ NB_MODULE(_cpu, m) {
   m.def("scan_backward", &ssamba::scan_backward);
   m.def("conv_forward", &ssamba::conv_forward);
   m.def("conv_backward", &ssamba::conv_backward);
+  m.def("mixer_conv", &ssamba::mixer_conv);
+  m.def("mixer_scan", &ssamba::mixer_scan);
+  m.def("mixer_gate", &ssamba::mixer_gate);
 }

@@ -34,7 +34,8 @@ static inline void from_lanes(const float* lanes, int64_t channel, int64_t count
     for (int64_t n = 0; n < state; ++n) matrix[(channel + i) * state + n] = lanes[n * W + i];
 }
 
-// What a vector of channels needs in every tile, kept as (N + 3, W): A log2(e), its largest magnitude, D and the bias.
+// What a vector of channels needs in every tile, kept as (N + 3 + R, W): A log2(e), its largest magnitude, D, the bias, and the
+// weights of delta's low-rank factor.
 static void prepare_constants(const Scan& in, int64_t channel, int64_t count, float* constants) {
   to_lanes(in.A, channel, count, in.state, constants);
   V magnitude = set1(0.0f);
@@ -48,27 +49,63 @@ static void prepare_constants(const Scan& in, int64_t channel, int64_t count, fl
   store(rest, magnitude);
   store(rest + W, in.D == nullptr ? set1(0.0f) : load_floats(in.D + channel, count));
   store(rest + 2 * W, in.bias == nullptr ? set1(0.0f) : load_floats(in.bias + channel, count));
+  if (in.rank > 0) to_lanes(in.low_weight, channel, count, in.rank, rest + 3 * W);
 }
 
-// The rows of B or C of a tile in float32: where they are, or converted into `buffer`.
+static inline int64_t constants_size(const Scan& in) { return (in.state + 3 + in.rank) * W; }
+
+// The rows of B, C or delta's factor of a tile in float32: where they are, or converted into `buffer`.
 struct Coefficients {
   const float* first;  // of the tile's first step
   int64_t step;        // to the next step
 };
 
-static inline Coefficients coefficients(const Scan& in, const Rows& rows, int64_t clip, int64_t length, int64_t s0,
-                                        int64_t steps, float* buffer) {
+static inline Coefficients coefficients(const Scan& in, const Rows& rows, int64_t columns, int64_t clip, int64_t length,
+                                        int64_t s0, int64_t steps, float* buffer) {
   const int64_t row = row_of(in.reverse, length, s0);
   const int64_t offset = clip * rows.batch_stride + row * rows.row_stride;
   const int64_t step = in.reverse ? -rows.row_stride : rows.row_stride;
   if (rows.dtype == FLOAT32) return {static_cast<const float*>(rows.data) + offset, step};
   const uint16_t* p = static_cast<const uint16_t*>(rows.data) + offset;
   for (int64_t k = 0; k < steps; ++k)
-    for (int64_t n = 0; n < in.state; ++n) {
+    for (int64_t n = 0; n < columns; ++n) {
       const uint32_t bits = static_cast<uint32_t>(p[k * step + n]) << 16;
-      std::memcpy(buffer + k * in.state + n, &bits, sizeof bits);
+      std::memcpy(buffer + k * columns + n, &bits, sizeof bits);
     }
-  return {buffer, in.state};
+  return {buffer, columns};
+}
+
+// The steps of a tile before softplus, with their bias, into `delta` (CHUNK, W): as given, or from their low-rank factor with
+// `weight` (R, W).
+static inline void load_steps(const Scan& in, Coefficients low, const float* weight, V bias, int64_t clip, int64_t length,
+                              int64_t s0, int64_t steps, int64_t channel, int64_t count, float* delta) {
+  if (in.rank == 0) {
+    for (int64_t k = 0; k < steps; ++k)
+      store(delta + k * W, add(load_row(in.delta, clip, row_of(in.reverse, length, s0 + k), channel, count), bias));
+    return;
+  }
+  constexpr int64_t TOGETHER = 8;  // sums in registers for as many steps
+  for (int64_t k = 0; k < steps; k += TOGETHER) {
+    if (k + TOGETHER <= steps) {
+      V sums[TOGETHER];
+#pragma GCC unroll 8
+      for (int i = 0; i < TOGETHER; ++i) sums[i] = bias;
+      for (int64_t r = 0; r < in.rank; ++r) {
+        const V w = load(weight + r * W);
+        const float* factor = low.first + k * low.step + r;
+#pragma GCC unroll 8
+        for (int i = 0; i < TOGETHER; ++i) sums[i] = fma(w, set1(factor[i * low.step]), sums[i]);
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < TOGETHER; ++i) store(delta + (k + i) * W, sums[i]);
+    } else {
+      for (int64_t i = k; i < steps; ++i) {
+        V sum = bias;
+        for (int64_t r = 0; r < in.rank; ++r) sum = fma(load(weight + r * W), set1(low.first[i * low.step + r]), sum);
+        store(delta + i * W, sum);
+      }
+    }
+  }
 }
 
 // What will be read and written soon. The hardware does not see it coming, because the vectors of a tile walk down columns;
@@ -167,7 +204,7 @@ static void advance_all(int64_t state, const float* A, Coefficients B, Coefficie
 
 static int64_t scan_forward_scratch(const Scan& in, int64_t blocks) {
   const int64_t vectors = blocks * (BLOCK / W);
-  return vectors * (2 * in.state + 3) * W + 3 * TILE + 2 * CHUNK * in.state;
+  return vectors * (constants_size(in) + in.state * W) + 3 * TILE + CHUNK * (2 * in.state + in.rank);
 }
 
 static void scan_forward(const ScanForward& args, int64_t clip, int64_t first_block, int64_t last_block, float* scratch) {
@@ -176,13 +213,14 @@ static void scan_forward(const ScanForward& args, int64_t clip, int64_t first_bl
   const int64_t first_channel = first_block * BLOCK;
   const int64_t width = smaller(last_block * BLOCK, in.channels) - first_channel, vectors = (width + W - 1) / W;
   const Rows* const streams[] = {&in.u, &in.delta, &in.z, &args.out};
-  float *constants = scratch, *states = constants + vectors * (size + 3 * W);
+  const int64_t stride = constants_size(in);
+  float *constants = scratch, *states = constants + vectors * stride;
   float *delta = states + vectors * size, *drive = delta + TILE, *y = drive + TILE;
-  float *buffer_B = y + TILE, *buffer_C = buffer_B + CHUNK * N;
+  float *buffer_B = y + TILE, *buffer_C = buffer_B + CHUNK * N, *buffer_low = buffer_C + CHUNK * N;
 
   for (int64_t j = 0; j < vectors; ++j) {
     const int64_t channel = first_channel + j * W, count = smaller(W, in.channels - channel);
-    prepare_constants(in, channel, count, constants + j * (size + 3 * W));
+    prepare_constants(in, channel, count, constants + j * stride);
     if (in.initial_state != nullptr)
       to_lanes(in.initial_state + clip * in.channels * N, channel, count, N, states + j * size);
     else
@@ -190,25 +228,28 @@ static void scan_forward(const ScanForward& args, int64_t clip, int64_t first_bl
   }
   for (int64_t s0 = 0; s0 < length; s0 += CHUNK) {
     const int64_t steps = smaller(CHUNK, length - s0);
-    const Coefficients B = coefficients(in, in.B, clip, length, s0, steps, buffer_B);
-    const Coefficients C = coefficients(in, in.C, clip, length, s0, steps, buffer_C);
+    const Coefficients B = coefficients(in, in.B, N, clip, length, s0, steps, buffer_B);
+    const Coefficients C = coefficients(in, in.C, N, clip, length, s0, steps, buffer_C);
+    const Coefficients low = in.rank > 0 ? coefficients(in, in.low, in.rank, clip, length, s0, steps, buffer_low) : B;
     for (int64_t j = 0; j < vectors; ++j) {
       const int64_t channel = first_channel + j * W, count = smaller(W, in.channels - channel);
-      const float *A = constants + j * (size + 3 * W), *rest = A + size;
+      const float *A = constants + j * stride, *rest = A + size;
       const V D = load(rest + W), bias = load(rest + 2 * W);
       float* h = states + j * size;
       if (in.borders != nullptr)
         std::memcpy(border_of(in, clip, s0 / CHUNK, channel), h, static_cast<size_t>(size) * sizeof(float));
+      load_steps(in, low, rest + 3 * W, bias, clip, length, s0, steps, channel, count, delta);
       V longest = set1(0.0f);
       for (int64_t k = 0; k < steps; ++k) {
         const int64_t row = row_of(in.reverse, length, s0 + k);
         const V u = load_row(in.u, clip, row, channel, count);
-        V d = add(load_row(in.delta, clip, row, channel, count), bias);
+        V d = load(delta + k * W);
         if (in.softplus) d = softplus(d);
         longest = maximum(absolute(d), longest);
         store(delta + k * W, d);
         store(drive + k * W, mul(d, u));
-        store(y + k * W, mul(D, u));
+        const V skip = mul(D, u);
+        store(y + k * W, args.accumulate ? add(skip, load_row(args.out, clip, row, channel, count)) : skip);
       }
       const Ahead ahead = look_ahead(in, streams, clip, length, s0, first_channel, width, j * W, false);
       if (ALWAYS_SAFE || all_below(mul(longest, load(rest)), 1e5f))
@@ -295,10 +336,10 @@ static void sweep_back(int64_t N, const float* A, Coefficients B, Coefficients C
 // Where one vector works in a tile: each (CHUNK, W) but B, C (CHUNK, N), h (CHUNK + 1, N, W) and decays (CHUNK, N, W).
 struct Workbench {
   float *u, *delta, *drive, *slope, *grad_y, *gate_slope, *y, *drive_slope, *step_slope;
-  float *buffer_B, *buffer_C, *grad_B, *grad_C, *h, *decays;
+  float *buffer_B, *buffer_C, *grad_B, *grad_C, *h, *decays, *buffer_low;
 };
 
-static float* lay_out(Workbench* bench, int64_t N, float* scratch) {
+static float* lay_out(Workbench* bench, int64_t N, int64_t rank, float* scratch) {
   float** quantities[] = {&bench->u,          &bench->delta, &bench->drive,       &bench->slope,     &bench->grad_y,
                           &bench->gate_slope, &bench->y,     &bench->drive_slope, &bench->step_slope};
   for (float** quantity : quantities) {
@@ -312,7 +353,8 @@ static float* lay_out(Workbench* bench, int64_t N, float* scratch) {
   }
   bench->h = scratch;
   bench->decays = bench->h + (CHUNK + 1) * N * W;
-  return bench->decays + CHUNK * N * W;
+  bench->buffer_low = bench->decays + CHUNK * N * W;
+  return bench->buffer_low + CHUNK * rank;
 }
 
 template <bool SAFE>
@@ -358,7 +400,7 @@ static void sweep_back_all(int64_t N, const float* A, Coefficients B, Coefficien
 
 static int64_t scan_backward_scratch(const Scan& in, int64_t groups) {
   const int64_t vectors = groups * (GROUP / W), N = in.state;
-  return vectors * (3 * N + 5) * W + 9 * TILE + 4 * CHUNK * N + (2 * CHUNK + 1) * N * W;
+  return vectors * (constants_size(in) + (2 * N + 2) * W) + 9 * TILE + CHUNK * (4 * N + in.rank) + (2 * CHUNK + 1) * N * W;
 }
 
 static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_group, int64_t last_group,
@@ -370,25 +412,27 @@ static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_
   const Rows* const reads[] = {&in.u, &in.delta, &in.z, &args.grad_out};
   const Rows* const writes[] = {&args.grad_u, &args.grad_delta, &args.grad_z, &args.grad_u};
   const bool gated = in.z.data != nullptr;
-  // Of each vector: constants (N + 3, W), then the running gradients: state (N, W), A (N, W), D and bias (W) each.
-  const int64_t stride = (3 * N + 5) * W;
+  // Of each vector: constants, then the running gradients: state (N, W), A (N, W), D and bias (W) each.
+  const int64_t own = constants_size(in), stride = own + (2 * N + 2) * W;
   Workbench bench;
-  float* vector_data = lay_out(&bench, N, scratch);
+  float* vector_data = lay_out(&bench, N, in.rank, scratch);
 
   for (int64_t j = 0; j < vectors; ++j) {
     const int64_t channel = first_channel + j * W, count = smaller(W, in.channels - channel);
-    float *constants = vector_data + j * stride, *carry = constants + size + 3 * W;
+    float *constants = vector_data + j * stride, *carry = constants + own;
     prepare_constants(in, channel, count, constants);
     std::memset(carry, 0, static_cast<size_t>(2 * size + 2 * W) * sizeof(float));
     if (args.grad_last != nullptr) to_lanes(args.grad_last + clip * in.channels * N, channel, count, N, carry);
   }
   for (int64_t chunk = (length + CHUNK - 1) / CHUNK - 1; chunk >= 0; --chunk) {
     const int64_t s0 = chunk * CHUNK, steps = smaller(CHUNK, length - s0);
-    const Coefficients B = coefficients(in, in.B, clip, length, s0, steps, bench.buffer_B);
-    const Coefficients C = coefficients(in, in.C, clip, length, s0, steps, bench.buffer_C);
+    const Coefficients B = coefficients(in, in.B, N, clip, length, s0, steps, bench.buffer_B);
+    const Coefficients C = coefficients(in, in.C, N, clip, length, s0, steps, bench.buffer_C);
+    const Coefficients low =
+        in.rank > 0 ? coefficients(in, in.low, in.rank, clip, length, s0, steps, bench.buffer_low) : B;
     for (int64_t j = 0; j < vectors; ++j) {
       const int64_t channel = first_channel + j * W, count = smaller(W, in.channels - channel);
-      float *A = vector_data + j * stride, *rest = A + size, *carry = rest + 3 * W, *grad_A = carry + size;
+      float *A = vector_data + j * stride, *rest = A + size, *carry = A + own, *grad_A = carry + size;
       float* grad_rest = grad_A + size;
       const V D = load(rest + W), bias = load(rest + 2 * W);
       if (channel % GROUP == 0) {
@@ -399,11 +443,12 @@ static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_
       std::memset(bench.drive_slope, 0, static_cast<size_t>(steps * W) * sizeof(float));
       std::memset(bench.step_slope, 0, static_cast<size_t>(steps * W) * sizeof(float));
 
+      load_steps(in, low, rest + 3 * W, bias, clip, length, s0, steps, channel, count, bench.delta);
       V longest = set1(0.0f);
       for (int64_t k = 0; k < steps; ++k) {
         const int64_t row = row_of(in.reverse, length, s0 + k);
         const V u = load_row(in.u, clip, row, channel, count);
-        V d = add(load_row(in.delta, clip, row, channel, count), bias), slope = set1(1.0f);
+        V d = load(bench.delta + k * W), slope = set1(1.0f);
         if (in.softplus) d = softplus(d, &slope);
         longest = maximum(absolute(d), longest);
         V dy = load_row(args.grad_out, clip, row, channel, count);
@@ -460,7 +505,7 @@ static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_
   }
   for (int64_t j = 0; j < vectors; ++j) {
     const int64_t channel = first_channel + j * W, count = smaller(W, in.channels - channel);
-    const float *carry = vector_data + j * stride + size + 3 * W, *grad_A = carry + size, *grad_rest = grad_A + size;
+    const float *carry = vector_data + j * stride + own, *grad_A = carry + size, *grad_rest = grad_A + size;
     const int64_t matrix = clip * in.channels * N, row = clip * in.channels + channel;
     from_lanes(grad_A, channel, count, N, args.part_A + matrix);
     if (args.grad_initial != nullptr) from_lanes(carry, channel, count, N, args.grad_initial + matrix);
