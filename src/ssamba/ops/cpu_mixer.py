@@ -12,16 +12,23 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ssamba.ops import cpu_extension
-from ssamba.ops.cpu import _ABSENT, _address, _border_size, _int64, _library, _rows
+from ssamba.ops.cpu import _ABSENT, Rows, _address, _border_size, _int64, _library, _rows
 
 _STRETCH = 1024
 """Tokens that are worked on together."""
+_VECTOR = 16
+"""Columns of a matrix product come in so many, where they are ours to choose."""
+_KEPT_ELEMENTS = 2**25
+"""Working memory of more is not kept."""
+_STRETCHES = 64
+"""Shapes of working memory that are remembered."""
 
 
 class _Side(NamedTuple):
@@ -78,29 +85,83 @@ def _side(weights: tuple[Tensor, ...], dtype: torch.dtype, reverse: bool) -> _Si
 
 
 def _plain(x: Tensor) -> Tensor:
-    return x.to(torch.float32).contiguous()
+    return x if x.dtype == torch.float32 and x.is_contiguous() else x.to(torch.float32).contiguous()
 
 
 class _Memory(threading.local):
-    """Working memory of the calling thread, by name, for one stretch of tokens."""
+    """Working memory of the calling thread, by name, up to a limit; what is larger is made anew each time."""
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.stretches: dict[tuple[Any, ...], _Stretch] = {}
 
     def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor, which the next call with this name gives again."""
         size = math.prod(shape)
+        if size > _KEPT_ELEMENTS:
+            return torch.empty(shape, dtype=dtype)
         memory = self.kept.get((name, dtype))
-        if memory is None or len(memory) < size:
+        if memory is None or memory.numel() < size:
             memory = self.kept[name, dtype] = torch.empty(size, dtype=dtype)
+            self.stretches.clear()  # they stand in the old one
         return memory[:size].view(shape)
+
+    def stretch(self, batch: int, length: int, side: _Side, count: int, dtype: torch.dtype) -> _Stretch:
+        """What `count` directions work in on `length` tokens of `batch` clips."""
+        key = batch, length, side.x_weight.shape, side.A.shape[1], side.rank, count, dtype
+        found = self.stretches.get(key)
+        if found is None:
+            # Making one may clear those before, so it is kept afterwards.
+            found = _Stretch(self, batch, length, side, count, dtype)
+            if len(self.stretches) >= _STRETCHES:
+                self.stretches.clear()
+            self.stretches[key] = found
+        return found
+
+
+class _Stretch:
+    """Working memory of some tokens, with the views of it that the kernels and matrix products take."""
+
+    def __init__(self, memory: _Memory, batch: int, length: int, side: _Side, count: int, dtype: torch.dtype):
+        columns, inner = side.x_weight.shape
+        state, tokens, padded = side.A.shape[1], batch * length, -(-columns // _VECTOR) * _VECTOR
+        self.u = memory.get("u", (count, batch, length, inner), dtype)
+        self.projected = memory.get("projected", (count, batch, length, padded), dtype)
+        self.x_weight = memory.get("x_weight", (count, padded, inner), dtype)
+        self.state = memory.get("state", (batch, inner, state), torch.float32)
+        self.u_rows = [_rows(u) for u in self.u]
+        self.projected_rows = [_columns_of(p, side) for p in self.projected]
+        self.u_flat, self.projected_flat = self.u.view(count, tokens, inner), self.projected.view(count, tokens, padded)
+        self.x_weight_used = [weight[:columns] for weight in self.x_weight]
+        self.x_weight_padding = self.x_weight[:, columns:]
+        self.x_weight_transposed = self.x_weight.transpose(1, 2)
+
+    def project(self, sides: Sequence[_Side]) -> None:
+        """W_x u of each direction, in rows of whole vectors: products of 44 columns are slow."""
+        self.x_weight_padding.zero_()
+        for weight, side in zip(self.x_weight_used, sides, strict=True):
+            weight.copy_(side.x_weight)
+        torch.bmm(self.u_flat, self.x_weight_transposed, out=self.projected_flat)
 
 
 _memory = _Memory()
 
 
+def _columns_of(projected: Tensor, side: _Side) -> tuple[Rows, Rows, Rows]:
+    """Where delta's factor, B and C stand in (B, L, R + 2 N or more)."""
+    state = side.A.shape[1]
+    address, batch_stride, row_stride, is_bf16 = _rows(projected)
+    size = projected.element_size()
+    B, C = address + side.rank * size, address + (side.rank + state) * size
+    return (
+        (address, batch_stride, row_stride, is_bf16),
+        (B, batch_stride, row_stride, is_bf16),
+        (C, batch_stride, row_stride, is_bf16),
+    )
+
+
 def _convolve(
-    x: Tensor, lengths: Tensor | None, first: int, last: int, sides: tuple[_Side, ...], out: tuple[Tensor, ...]
+    x: Tensor, lengths: Tensor | None, first: int, last: int, sides: Sequence[_Side], out: Sequence[Rows]
 ) -> None:
     """Rows [first, last) of the directions' convolutions over x (B, L, E), into (B, last - first, E)."""
     cpu_extension.module().mixer_conv(
@@ -111,58 +172,44 @@ def _convolve(
         _address(lengths),
         first,
         last,
-        [
-            (s.reverse, s.conv_weight.data_ptr(), s.conv_bias.data_ptr(), _rows(o))
-            for s, o in zip(sides, out, strict=True)
-        ],
+        [(s.reverse, s.conv_weight.data_ptr(), s.conv_bias.data_ptr(), o) for s, o in zip(sides, out, strict=True)],
     )
 
 
-def _step(projected: Tensor, side: _Side) -> tuple[Any, int, int]:
-    """Where delta comes from: its factor, the first columns of `projected`."""
-    return _rows(projected), side.dt_weight.data_ptr(), side.rank
-
-
 def _scan(
-    u: tuple[Tensor, ...],
-    projected: tuple[Tensor, ...],
+    u: Sequence[Rows],
+    projected: Sequence[tuple[Rows, Rows, Rows]],
     z: Tensor | None,
     y: Tensor,
     lengths: Tensor | None,
-    sides: tuple[_Side, ...],
+    sides: Sequence[_Side],
     *,
     accumulate: bool = False,
     before: Tensor | None = None,
     after: Tensor,
-    borders: tuple[Tensor, ...] | None = None,
+    borders: Sequence[Tensor] | None = None,
 ) -> None:
-    """The directions' scans over u (B, L, E) and projected (B, L, R + 2 N), their sum into y; `after` takes a last state."""
-    state = sides[0].A.shape[1]
-    size = y.element_size()
-    directions = []
-    for i, side in enumerate(sides):
-        address, batch_stride, row_stride, is_bf16 = _rows(projected[i])
-        B = address + side.rank * size, batch_stride, row_stride, is_bf16
-        C = address + (side.rank + state) * size, batch_stride, row_stride, is_bf16
-        directions.append(
-            (
-                side.reverse,
-                _rows(u[i]),
-                _step(projected[i], side),
-                side.A.data_ptr(),
-                B,
-                C,
-                side.D.data_ptr(),
-                side.dt_bias.data_ptr(),
-                _address(before),
-                after.data_ptr(),
-                0 if borders is None else borders[i].data_ptr(),
-            )
+    """The directions' scans over rows of u (B, L, E), delta's factor, B and C; their sum into y; `after`: a last state."""
+    directions = [
+        (
+            side.reverse,
+            u[i],
+            (projected[i][0], side.dt_weight.data_ptr(), side.rank),
+            side.A.data_ptr(),
+            projected[i][1],
+            projected[i][2],
+            side.D.data_ptr(),
+            side.dt_bias.data_ptr(),
+            _address(before),
+            after.data_ptr(),
+            0 if borders is None else borders[i].data_ptr(),
         )
+        for i, side in enumerate(sides)
+    ]
     cpu_extension.module().mixer_scan(
         cpu_extension.capability(),
         cpu_extension.threads(),
-        (*y.shape, state),
+        (*y.shape, sides[0].A.shape[1]),
         _ABSENT if z is None else _rows(z),
         _rows(y),
         _address(lengths),
@@ -211,18 +258,14 @@ def _mix_short(
 ) -> None:
     """A few whole clips."""
     batch, length, channels = hidden.shape
-    inner, (columns, _), dtype = out_weight.shape[1], sides[0].x_weight.shape, hidden.dtype
-    tokens = batch * length
+    tokens, inner, dtype = batch * length, out_weight.shape[1], hidden.dtype
     xz = _memory.get("xz", (batch, length, 2 * inner), dtype)
     y = _memory.get("y", (batch, length, inner), dtype)
-    u = _memory.get("u", (2, batch, length, inner), dtype).unbind()
-    projected = _memory.get("projected", (2, batch, length, columns), dtype).unbind()
+    work = _memory.stretch(batch, length, sides[0], 2, dtype)
     _product(hidden.view(tokens, channels), in_weight, xz.view(tokens, -1))
-    _convolve(xz[..., :inner], lengths, 0, length, sides, u)
-    for side, u_side, projected_side in zip(sides, u, projected, strict=True):
-        _product(u_side.view(tokens, inner), side.x_weight, projected_side.view(tokens, columns))
-    after = _memory.get("state", (batch, inner, sides[0].A.shape[1]), torch.float32)
-    _scan(u, projected, xz[..., inner:], y, lengths, sides, after=after)
+    _convolve(xz[..., :inner], lengths, 0, length, sides, work.u_rows)
+    work.project(sides)
+    _scan(work.u_rows, work.projected_rows, xz[..., inner:], y, lengths, sides, after=work.state)
     _product(y.view(tokens, inner), out_weight, out.view(tokens, channels), 0.5)
 
 
@@ -231,26 +274,33 @@ def _mix_long(
 ) -> None:
     """One clip (L, D), of which `valid` tokens count, stretch by stretch: first along time, then against it."""
     length, inner, dtype = hidden.shape[0], out_weight.shape[1], hidden.dtype
-    columns, state_size = sides[0].x_weight.shape[0], sides[0].A.shape[1]
     along, against = sorted(sides, key=lambda side: side.reverse)
-    xz, y = hidden.new_empty(length, 2 * inner), hidden.new_empty(length, inner)
+    xz, y = _memory.get("xz", (length, 2 * inner), dtype), _memory.get("y", (length, inner), dtype)
     _product(hidden, in_weight, xz)
     xz, all_valid = xz[None], torch.tensor([valid])
-    state = _memory.get("state", (1, inner, state_size), torch.float32)
     starts = range(0, length, _STRETCH)
     for side, order in ((along, starts), (against, reversed(starts))):
-        state.zero_()
+        state: Tensor | None = None
         for first in order:
             last = min(first + _STRETCH, length)
-            u = _memory.get("u", (1, last - first, inner), dtype)
-            projected = _memory.get("projected", (1, last - first, columns), dtype)
-            _convolve(xz[..., :inner], all_valid, first, last, (side,), (u,))
-            _product(u[0], side.x_weight, projected[0])
-            here = (all_valid - first).clamp(0, last - first)
-            z = xz[:, first:last, inner:] if side.reverse else None
-            y_here = y[None, first:last]
-            options = {"accumulate": side.reverse, "before": state, "after": state}
-            _scan((u,), (projected,), z, y_here, here, (side,), **options)  # type: ignore[arg-type]
+            work = _memory.stretch(1, last - first, side, 1, dtype)
+            _convolve(xz[..., :inner], all_valid, first, last, (side,), work.u_rows)
+            work.project((side,))
+            here = torch.tensor([min(max(valid - first, 0), last - first)])
+            z, y_here = xz[:, first:last, inner:] if side.reverse else None, y[None, first:last]
+            # The state after a stretch replaces the one before it; a stretch of another length works in the same memory.
+            _scan(
+                work.u_rows,
+                work.projected_rows,
+                z,
+                y_here,
+                here,
+                (side,),
+                accumulate=side.reverse,
+                before=state,
+                after=work.state,
+            )
+            state = work.state
             if side.reverse:
                 _product(y_here[0], out_weight, out[first:last], 0.5)
 
@@ -274,11 +324,13 @@ def _mix_keeping(
     tokens, inner = batch * length, out_weight.shape[1]
     u, projected = (u_ahead, u_behind), (projected_ahead, projected_behind)
     _product(hidden.view(tokens, channels), in_weight, xz.view(tokens, -1))
-    _convolve(xz[..., :inner], lengths, 0, length, sides, u)
+    u_rows = [_rows(side) for side in u]
+    _convolve(xz[..., :inner], lengths, 0, length, sides, u_rows)
     for side, u_side, projected_side in zip(sides, u, projected, strict=True):
         _product(u_side.view(tokens, inner), side.x_weight, projected_side.view(tokens, -1))
     after = _memory.get("state", (batch, inner, sides[0].A.shape[1]), torch.float32)
-    _scan(u, projected, None, y, lengths, sides, after=after, borders=tuple(borders))
+    columns = [_columns_of(p, side) for p, side in zip(projected, sides, strict=True)]
+    _scan(u_rows, columns, None, y, lengths, sides, after=after, borders=borders)
     gated = torch.empty_like(y)
     _gate(y, xz[..., inner:], lengths, gated)
     _product(gated.view(tokens, inner), out_weight, out.view(tokens, channels), 0.5)
@@ -384,6 +436,8 @@ def _side_backward(
     tokens, state, rank, columns = batch * length, side.A.shape[1], side.rank, projected.shape[2]
     extension, capability, threads = cpu_extension.module(), cpu_extension.capability(), cpu_extension.threads()
     grad_projected = torch.empty_like(projected)
+    low, B, C = _columns_of(projected, side)
+    _, grad_B, grad_C = _columns_of(grad_projected, side)
     initial = _memory.get("state", (batch, inner, state), torch.float32)  # its gradient is not wanted
     extension.scan_backward(
         capability,
@@ -392,10 +446,10 @@ def _side_backward(
         True,
         side.reverse,
         _rows(u),
-        _step(projected, side),
+        (low, side.dt_weight.data_ptr(), rank),
         side.A.data_ptr(),
-        _rows(projected[..., rank : rank + state]),
-        _rows(projected[..., rank + state :]),
+        B,
+        C,
         side.D.data_ptr(),
         _ABSENT,
         side.dt_bias.data_ptr(),
@@ -406,8 +460,8 @@ def _side_backward(
         _rows(grad_u),
         _rows(grad_delta),
         grad_A.data_ptr(),
-        _rows(grad_projected[..., rank : rank + state]),
-        _rows(grad_projected[..., rank + state :]),
+        grad_B,
+        grad_C,
         grad_D.data_ptr(),
         _ABSENT,
         grad_dt_bias.data_ptr(),
@@ -447,11 +501,14 @@ def _mix_backward_fake(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, lengths, reversed_time = inputs
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *output[1:], lengths)
     ctx.reversed_time = reversed_time
 
 
-def _autograd(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _autograd(ctx: Any, grad_out: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return (None,) * 19
     *saved, lengths = ctx.saved_tensors
     grads = torch.ops.ssamba.bimamba_cpp_backward(grad_out, *saved, lengths, ctx.reversed_time)
     return (*grads, None, None)
