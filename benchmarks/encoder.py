@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from benchmarks.timing import disagreement, medians_s, save
 from ssamba.embedder import Embedder
 from ssamba.measuring import surroundings, table
 from ssamba.model import SSAMBAEncoder, create_encoder, mixer
+from ssamba.ops.mixer import compose
 
 Row = dict[str, Any]
 INFERENCE = (("tiny", 512), ("tiny", 2048), ("tiny", 8192), ("tiny", 22_000), ("base", 512), ("base", 2048))
@@ -125,8 +127,8 @@ def training(budget_s: float) -> Iterator[Row]:
 
 @contextmanager
 def replaced_scan(scan: Callable[..., Tensor]) -> Iterator[None]:
-    """Let the encoder use another implementation of the scan."""
-    original = getattr(mixer, "selective_scan")  # noqa: B009 - not a name that the mixer exports
+    """Let the encoder use another implementation of the scan, everything else as it is composed without a fused mixer."""
+    original = getattr(mixer, "bimamba_mixer")  # noqa: B009 - not a name that the model's mixer exports
 
     def adapted(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Tensor, **options: Any) -> Tensor:
         inputs = [u, delta, A, B, C, *rest]
@@ -135,11 +137,11 @@ def replaced_scan(scan: Callable[..., Tensor]) -> Iterator[None]:
             return scan(*inputs).flip(1)
         return scan(*inputs)
 
-    setattr(mixer, "selective_scan", adapted)  # noqa: B010
+    setattr(mixer, "bimamba_mixer", partial(compose, scan=adapted))  # noqa: B010
     try:
         yield
     finally:
-        setattr(mixer, "selective_scan", original)  # noqa: B010
+        setattr(mixer, "bimamba_mixer", original)  # noqa: B010
 
 
 def loop_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor) -> Tensor:
@@ -153,10 +155,31 @@ def loop_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tens
     return (torch.stack(steps, dim=1) + D * u) * F.silu(z)
 
 
+def mamba_reference_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor
+) -> Tensor:
+    """The steps of the reference in Mamba's repository, which the official code falls back on: channel-first, with every
+    decay and drive (B, D, L, N) made beforehand."""
+    u, delta, z = (x.transpose(1, 2) for x in (u, delta, z))
+    B, C = B.transpose(1, 2), C.transpose(1, 2)
+    delta = F.softplus(delta + bias[:, None])
+    decay = torch.exp(torch.einsum("bdl,dn->bdln", delta, A))
+    drive = torch.einsum("bdl,bnl,bdl->bdln", delta, B, u)
+    h = torch.zeros(u.shape[0], *A.shape)
+    steps = []
+    for t in range(u.shape[2]):
+        h = decay[:, :, t] * h + drive[:, :, t]
+        steps.append(torch.einsum("bdn,bn->bd", h, C[:, :, t]))
+    return ((torch.stack(steps, dim=2) + D[:, None] * u) * F.silu(z)).transpose(1, 2)
+
+
 @torch.no_grad()
 def scans(budget_s: float) -> Iterator[Row]:
     """The same encoder over other people's scans."""
-    others: list[tuple[str, Callable[..., Tensor], int]] = [("loop over steps in Python", loop_scan, 512)]
+    others: list[tuple[str, Callable[..., Tensor], int]] = [
+        ("loop over steps in Python", loop_scan, 512),
+        ("Mamba's reference scan", mamba_reference_scan, 512),
+    ]
     pscan = pscan_side()
     if pscan is not None:
         others = [("mambapy's pscan", pscan, 512), ("mambapy's pscan", pscan, 2048), *others]

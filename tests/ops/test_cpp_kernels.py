@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.ops.tolerance import FLOOR, loss, poison
 
 from ssamba.errors import BackendUnavailableError, ConfigError
 from ssamba.ops import available_backends, causal_conv, cpu, cpu_extension, selective_scan
@@ -43,10 +43,6 @@ COVERING = [
     (65, 16, 1), (65, 384, 4), (513, 7, 16), (513, 384, 16), (1025, 1, 16), (1025, 17, 1), (130, 33, 21),
 ]  # fmt: skip
 
-# What a kernel may lose, relative to a result's largest value: twice what the reference operations lose in the same dtype on
-# the same inputs, and this much more.
-FLOOR = {torch.float32: 1e-6, torch.bfloat16: 2e-3}
-
 
 @pytest.fixture(autouse=True)
 def _one_thread_and_the_default_capability():
@@ -56,19 +52,6 @@ def _one_thread_and_the_default_capability():
     yield
     torch.set_num_threads(threads)
     cpu_extension._found = found
-
-
-@contextmanager
-def poison():
-    """Fills every new tensor with NaN, so that an element which a kernel leaves out shows up."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    assert torch.empty(3).isnan().all()
-    assert torch.zeros(1).new_empty(3).isnan().all()
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 def random_inputs(length, channels, state, batch=2, options=OPTIONS[0], seed=0):
@@ -116,21 +99,6 @@ def run_conv(inputs, backend, **options):
     g = torch.Generator().manual_seed(1)
     (out * torch.randn(out.shape, generator=g, dtype=torch.float64).to(out.dtype)).sum().backward()
     return {"out": out.detach(), **{f"grad_{k}": v.grad for k, v in leaves.items() if v is not None}}
-
-
-def loss(result, exact, terms=None):
-    """Largest error relative to the largest exact value (values below 1e-25 count as zero); infinite if not finite.
-
-    Where `exact` is the sum of `terms` over clips and steps, it may cancel to nearly nothing: it then counts as large as a
-    random walk with these terms goes.
-    """
-    if exact.numel() == 0:
-        return 0.0
-    size = exact.abs().max().clamp(min=1e-25)
-    if terms is not None:
-        size = torch.maximum(size, terms.square().sum((0, 1)).sqrt().max())
-    error = (result.double() - exact).abs().max() / size
-    return error.item() if torch.isfinite(error) else float("inf")
 
 
 def check_every_capability(run_one, inputs, dtype, **options):

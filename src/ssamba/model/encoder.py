@@ -55,18 +55,21 @@ class SSAMBAEncoder(PatchEncoder):
         self, hidden: Tensor, lengths: Tensor | None, layers: int, *, finish: bool, states: list[Tensor] | None = None
     ) -> Tensor:
         residual: Tensor | None = None
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
         for layer in range(layers):
             if states is not None:
                 states.append(_state(hidden, residual))
             if self.config.block_layout == "sequential":
-                block = self.blocks[layer]
+                block = blocks[layer]
                 residual = block.enter(hidden, residual)
                 hidden = block(residual, lengths, False)
                 continue
-            ahead, behind = self.blocks[2 * layer], self.blocks[2 * layer + 1]
+            ahead, behind = blocks[2 * layer], blocks[2 * layer + 1]
             stream = ahead.enter(hidden, residual)
             # The two streams differ only where one of them drops what enters.
-            other = behind.enter(hidden, residual) if ahead.drop_path.is_active or behind.drop_path.is_active else stream
+            other = (
+                behind.enter(hidden, residual) if ahead.drop_path.is_active or behind.drop_path.is_active else stream
+            )
             hidden = ahead(stream, lengths, False) + behind(other, lengths, True)
             if self.config.pair_residual == "sum":
                 residual = stream + other

@@ -226,9 +226,7 @@ def _product(a: Tensor, weight: Tensor, out: Tensor, scale: float = 1.0) -> None
         torch.addmm(out, a, weight.t(), beta=0, alpha=scale, out=out)
 
 
-def _mix(
-    hidden: Tensor, in_weight: Tensor, out_weight: Tensor, *rest: Any
-) -> Tensor:
+def _mix(hidden: Tensor, in_weight: Tensor, out_weight: Tensor, *rest: Any) -> Tensor:
     *weights, lengths, reversed_time = rest
     sides = _sides(tuple(weights), hidden.dtype, reversed_time)
     hidden, lengths = hidden.contiguous(), _int64(lengths)

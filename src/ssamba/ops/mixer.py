@@ -105,9 +105,7 @@ def bimamba_mixer(
             scan=lambda *inputs, **options: selective_scan(*inputs, **options, backend=backend),
             conv=lambda *inputs, **options: causal_conv(*inputs, **options, backend=backend),
         )
-    return fused(
-        hidden.to(dtype), in_weight.to(dtype), out_weight.to(dtype), ahead, behind, lengths, reversed_time
-    )
+    return fused(hidden.to(dtype), in_weight.to(dtype), out_weight.to(dtype), ahead, behind, lengths, reversed_time)
 
 
 def compose(
@@ -128,7 +126,7 @@ def compose(
     def one_way(weights: DirectionWeights, direction: Direction) -> Tensor:
         u = conv(x, weights.conv_weight, weights.conv_bias, direction=direction, lengths=lengths)
         rank, state = weights.dt_weight.shape[1], weights.A_log.shape[1]
-        low, B, C = F.linear(u, weights.x_weight).split((rank, state, state), dim=-1)
+        low, B, C = F.linear(u, weights.x_weight).split_with_sizes((rank, state, state), dim=-1)
         # The bias of delta's projection is added inside the scan, in the state's precision.
         delta = F.linear(low, weights.dt_weight)
         A = -torch.exp(weights.A_log if weights.A_log.dtype == torch.float64 else weights.A_log.float())

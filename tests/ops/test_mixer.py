@@ -1,0 +1,257 @@
+"""The bidirectional mixer as one operator: the fused C++ one against float64, and what surrounds it."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.ops.tolerance import FLOOR, loss, poison
+
+from ssamba.model import create_encoder
+from ssamba.ops import DirectionWeights, bimamba_mixer, cpu_extension, cpu_mixer
+from ssamba.ops.mixer import compose
+
+HAS_CPP = cpu_extension.why_missing() is None
+if not HAS_CPP and any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++", "cl")):
+    pytest.fail(f"the C++ kernels are missing although there is a compiler: {cpu_extension.why_missing()}")
+needs_cpp = pytest.mark.skipif(not HAS_CPP, reason="no C++ compiler, no C++ kernels")
+CAPABILITIES = cpu_extension.module().capabilities() if HAS_CPP else []
+SIDES = [f"{side}.{name}" for side in ("ahead", "behind") for name in DirectionWeights._fields]
+NAMES = ("hidden", "in_weight", "out_weight", *SIDES)
+# batch, length, channels, inner, states, rank
+SHAPES = [
+    (1, 1, 8, 16, 4, 2), (2, 2, 5, 7, 1, 1), (2, 63, 8, 16, 16, 3), (1, 64, 8, 17, 4, 2), (2, 65, 12, 48, 16, 12),
+    (3, 130, 8, 33, 7, 5), (1, 513, 8, 40, 16, 9), (1, 1025, 6, 16, 16, 2),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_fresh_memory(monkeypatch):
+    threads, found = torch.get_num_threads(), cpu_extension._found
+    torch.set_num_threads(1)
+    monkeypatch.setattr(cpu_mixer, "_memory", cpu_mixer._Memory())
+    yield
+    torch.set_num_threads(threads)
+    cpu_extension._found = found
+
+
+def random_tensors(batch, length, channels, inner, state, rank, taps=4, seed=0):
+    """float64: hidden, in_weight, out_weight, then the weights of both directions."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    def side():
+        return [
+            draw(inner, taps) * 0.5, draw(inner) * 0.1, draw(rank + 2 * state, inner) / inner**0.5,
+            draw(inner, rank) / rank**0.5, draw(inner) - 2, draw(inner, state).abs(), draw(inner),
+        ]  # fmt: skip
+
+    weights = [draw(2 * inner, channels) / channels**0.5, draw(channels, inner) / inner**0.5]
+    return [draw(batch, length, channels), *weights, *side(), *side()]
+
+
+def apply(tensors, function=bimamba_mixer, **options):
+    hidden, in_weight, out_weight, *rest = tensors
+    ahead, behind = DirectionWeights(*rest[:7]), DirectionWeights(*rest[7:])
+    return function(hidden, in_weight, out_weight, ahead, behind, **options)
+
+
+def run(tensors, backend, **options):
+    """The output without gradients, the one with, and every gradient under a fixed weighting."""
+    with torch.no_grad():
+        plain = apply(tensors, backend=backend, **options)
+    leaves = [t.detach().clone().requires_grad_() for t in tensors]
+    out = apply(leaves, backend=backend, **options)
+    g = torch.Generator().manual_seed(1)
+    grads = torch.autograd.grad(out, leaves, torch.randn(out.shape, generator=g, dtype=torch.float64).to(out.dtype))
+    return {"plain": plain, "out": out.detach(), **{f"grad {name}": x for name, x in zip(NAMES, grads, strict=True)}}
+
+
+def in_dtype(tensors, dtype):
+    """The dtype for what is multiplied with tokens; float32 for the rest, as a model under autocast holds it."""
+    return [t.to(dtype if i < 3 else torch.float32) for i, t in enumerate(tensors)]
+
+
+def check_every_capability(tensors, dtype, **options):
+    low = in_dtype(tensors, dtype)
+    exact = run([t.double() for t in low], "reference", **options)
+    reference = run([t.to(dtype) for t in low], "reference", **options)
+    for capability in CAPABILITIES:
+        cpu_extension.use_capability(capability)
+        cpu_mixer._memory.__init__()
+        with poison():
+            ours = run(low, "cpp", **options)
+        for name, expected in exact.items():
+            assert ours[name].shape == expected.shape, name
+            allowed = 2 * loss(reference[name], expected) + FLOOR[dtype]
+            assert loss(ours[name], expected) <= allowed, (capability, name)
+
+
+@needs_cpp
+@pytest.mark.parametrize("reversed_time", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_fused_mixer_and_every_gradient_agree_with_float64(shape, reversed_time):
+    check_every_capability(random_tensors(*shape), torch.float32, reversed_time=reversed_time)
+
+
+@needs_cpp
+@pytest.mark.parametrize("reversed_time", [False, True])
+@pytest.mark.parametrize("lengths", [[70, 9, 0], [1, 70, 64]], ids=str)
+def test_lengths_are_honoured(lengths, reversed_time):
+    tensors = random_tensors(3, 70, 8, 24, 16, 3)
+    lengths = torch.tensor(lengths)
+    check_every_capability(tensors, torch.float32, lengths=lengths, reversed_time=reversed_time)
+    out = apply([t.float() for t in tensors], lengths=lengths, backend="cpp")
+    for clip, length in enumerate(lengths.tolist()):
+        assert not out[clip, length:].any()
+        if length:
+            alone = apply([t.float()[clip : clip + 1, :length] if t is tensors[0] else t.float() for t in tensors])
+            torch.testing.assert_close(out[clip : clip + 1, :length], alone, rtol=1e-5, atol=1e-6)
+
+
+@needs_cpp
+@pytest.mark.parametrize("shape", [(1, 17, 8, 16, 16, 3), (2, 130, 8, 40, 16, 5)], ids=str)
+def test_bfloat16_loses_no_more_than_twice_the_reference(shape):
+    check_every_capability(random_tensors(*shape), torch.bfloat16)
+
+
+@needs_cpp
+@pytest.mark.parametrize("stretch", [1, 7, 64, 100])
+@pytest.mark.parametrize("reversed_time", [False, True])
+def test_stretches_change_nothing(stretch, reversed_time, monkeypatch):
+    tensors = [t.float() for t in random_tensors(3, 100, 8, 24, 16, 3)]
+    for lengths in (None, torch.tensor([100, 37, 0])):
+        whole = apply(tensors, lengths=lengths, reversed_time=reversed_time, backend="cpp")
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu_mixer, "_STRETCH", stretch)
+            patch.setattr(cpu_mixer, "_STRETCHES", 2)
+            parts = apply(tensors, lengths=lengths, reversed_time=reversed_time, backend="cpp")
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+
+
+@needs_cpp
+def test_memory_above_the_limit_is_made_anew(monkeypatch):
+    tensors = [t.float() for t in random_tensors(2, 40, 8, 24, 16, 3)]
+    expected = apply(tensors, backend="cpp")
+    monkeypatch.setattr(cpu_mixer, "_KEPT_ELEMENTS", 100)
+    cpu_mixer._memory.__init__()
+    torch.testing.assert_close(apply(tensors, backend="cpp"), expected, rtol=0, atol=0)
+    assert all(memory.numel() <= 100 for memory in cpu_mixer._memory.kept.values())
+
+
+@needs_cpp
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 3), length=st.integers(1, 90), channels=st.integers(1, 9), inner=st.integers(1, 40),
+    state=st.integers(1, 18), rank=st.integers(1, 13), taps=st.integers(1, 5), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_shape(batch, length, channels, inner, state, rank, taps, seed):
+    tensors = random_tensors(batch, length, channels, inner, state, rank, taps, seed)
+    exact, reference = run(tensors, "reference"), run([t.float() for t in tensors], "reference")
+    for name, value in run([t.float() for t in tensors], "cpp").items():
+        # A gradient that cancels to nearly nothing is as exact as the terms it is the sum of.
+        assert loss(value, exact[name]) <= 2 * loss(reference[name], exact[name]) + 1e-5, name
+
+
+@needs_cpp
+def test_padding_reaches_no_valid_output():
+    tensors = [t.float() for t in random_tensors(2, 70, 8, 24, 16, 3)]
+    lengths = torch.tensor([70, 20])
+    expected = apply(tensors, lengths=lengths, backend="cpp")
+    tensors[0][1, 20:] = torch.nan
+    with torch.no_grad():
+        torch.testing.assert_close(apply(tensors, lengths=lengths, backend="cpp"), expected, rtol=0, atol=0)
+
+
+@needs_cpp
+def test_threads_and_repetition_change_nothing():
+    tensors = [t.float() for t in random_tensors(2, 300, 16, 96, 16, 3)]
+    expected = run(tensors, "cpp")
+    for threads in (1, 2, 3):  # PyTorch's products add up in another order on another number of threads
+        torch.set_num_threads(threads)
+        once, again = run(tensors, "cpp"), run(tensors, "cpp")
+        for name, value in once.items():
+            assert torch.equal(value, again[name]), name
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+@needs_cpp
+def test_slices_and_frozen_weights():
+    tensors = [t.float() for t in random_tensors(2, 40, 8, 24, 16, 3)]
+    wide = torch.randn(2, 40, 16)
+    sliced = [wide[..., ::2], *tensors[1:]]
+    torch.testing.assert_close(apply(sliced, backend="cpp"), apply([wide[..., ::2].contiguous(), *tensors[1:]]))
+    sliced[0].requires_grad_()
+    (grad,) = torch.autograd.grad(apply(sliced, backend="cpp").sum(), sliced[0])
+    (expected,) = torch.autograd.grad(apply(sliced, compose).sum(), sliced[0])
+    torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_decides_the_dtype():
+    tensors = [t.float() for t in random_tensors(2, 40, 8, 24, 16, 3)]
+    expected = apply(tensors)
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = apply(leaves)
+    assert out.dtype == torch.bfloat16
+    out.float().sum().backward()
+    assert all(t.grad is not None and t.grad.dtype == torch.float32 and t.grad.isfinite().all() for t in leaves)
+    assert loss(out.detach(), expected.double()) < 0.03
+
+
+@pytest.mark.parametrize("backend", ["reference", "eager"])
+def test_gradcheck(backend):
+    tensors = [t.requires_grad_() for t in random_tensors(2, 9, 3, 4, 2, 2)]
+    lengths = torch.tensor([9, 5])
+    assert torch.autograd.gradcheck(
+        lambda *inputs: apply(inputs, lengths=lengths, backend=backend), tensors, fast_mode=True
+    )
+
+
+@needs_cpp
+@pytest.mark.parametrize(("batch", "length"), [(0, 5), (2, 0)])
+def test_empty_batches_and_empty_sequences(batch, length):
+    tensors = [t.float() for t in random_tensors(batch, length, 8, 24, 16, 3)]
+    results = run(tensors, "cpp")
+    assert results["plain"].shape == (batch, length, 8)
+    assert not any(results[f"grad {name}"].any() for name in NAMES)
+
+
+@needs_cpp
+def test_operators_pass_opcheck():
+    tensors = [t.float().requires_grad_() for t in random_tensors(2, 20, 4, 6, 3, 2)]
+    lengths, ops = torch.tensor([20, 7]), torch.ops.ssamba
+    detached = [t.detach() for t in tensors]
+    torch.library.opcheck(ops.bimamba_cpp.default, (*detached, lengths, False))
+    torch.library.opcheck(ops.bimamba_cpp_keeping.default, (*tensors, lengths, True))
+    out, *kept = ops.bimamba_cpp_keeping(*detached, None, False)
+    torch.library.opcheck(ops.bimamba_cpp_backward.default, (out, *detached, *kept, None, False))
+
+
+def test_the_encoder_compiles_and_exports_in_one_graph_with_dynamic_batch_and_length():
+    encoder = create_encoder("tiny", "ssamba2", embed_dim=32, depth=2, num_frames=64).eval()
+    features, lengths = torch.randn(2, 64, 128), torch.tensor([64, 40])
+    with torch.no_grad():
+        compiled = torch.compile(encoder, fullgraph=True, backend="aot_eager", dynamic=True)
+        torch.testing.assert_close(compiled(features, lengths), encoder(features, lengths))
+    trained = torch.compile(encoder, fullgraph=True, backend="aot_eager")
+    trained(features, lengths).sum().backward()
+    assert all(p.grad is not None for name, p in encoder.named_parameters() if "mixer" in name)
+    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    with torch.no_grad():
+        exported = torch.export.export(encoder, (features, lengths), dynamic_shapes=(dynamic, {0: dynamic[0]}))
+        longer = torch.randn(3, 96, 128), torch.tensor([96, 4, 70])
+        torch.testing.assert_close(exported.module()(*longer), encoder(*longer))
+
+
+@pytest.mark.parametrize(("index", "name"), [(1, "in_weight"), (2, "out_weight|in_weight"), (5, "x_weight"), (16, "D")])
+def test_a_wrong_shape_is_named(index, name):
+    tensors = random_tensors(2, 5, 3, 4, 2, 2)
+    tensors[index] = torch.zeros(*[n + 1 for n in tensors[index].shape], dtype=torch.float64)
+    with pytest.raises(ValueError, match=f"({name}) must have shape"):
+        apply(tensors)
