@@ -49,7 +49,8 @@ def main() -> int:
             "ASAN_OPTIONS": "detect_leaks=0,halt_on_error=1,abort_on_error=0",
             "SSAMBA_SANITIZED": "1",
         }
-        tests = sys.argv[1:] or ["-q", str(ROOT / "tests" / "ops" / "test_cpp_kernels.py")]
+        files = [str(ROOT / "tests" / "ops" / name) for name in ("test_cpp_kernels.py", "test_mixer.py")]
+        tests = sys.argv[1:] or ["-q", *files]
         return subprocess.run([sys.executable, "-c", _RUN, str(package), *tests], env=environment, cwd=ROOT).returncode
 
 

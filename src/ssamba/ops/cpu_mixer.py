@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,10 +21,12 @@ from torch import Tensor
 from ssamba.ops import cpu_extension
 from ssamba.ops.cpu import _ABSENT, Rows, _address, _border_size, _int64, _library, _rows
 
-_STRETCH = 1024
-"""Tokens that are worked on together."""
+_STRETCH = 2048
+"""Tokens that are worked on together; a clip of up to half as many more stays in one piece."""
 _VECTOR = 16
 """Columns of a matrix product come in so many, where they are ours to choose."""
+_PADDED = 1.1
+"""Clips of different lengths are worked on together if that makes no more than so many times their tokens."""
 _KEPT_ELEMENTS = 2**25
 """Working memory of more is not kept."""
 _STRETCHES = 64
@@ -234,16 +236,34 @@ def _mix(hidden: Tensor, in_weight: Tensor, out_weight: Tensor, *rest: Any) -> T
     batch, length, _ = hidden.shape
     if not out.numel():
         return out
-    if length > _STRETCH:
+    if length > _STRETCH * 3 // 2:
         for clip in range(batch):
             valid = length if lengths is None else min(max(int(lengths[clip]), 0), length)
             _mix_long(hidden[clip], in_weight, out_weight, sides, valid, out[clip])
         return out
-    together = max(1, _STRETCH // length)
-    for first in range(0, batch, together):
-        part = slice(first, first + together)
-        _mix_short(hidden[part], in_weight, out_weight, sides, None if lengths is None else lengths[part], out[part])
+    valid = [length] * batch if lengths is None else [min(max(n, 0), length) for n in lengths.tolist()]
+    for part, longest in _groups(valid):
+        out[part, longest:] = 0
+        if longest:
+            some = None if lengths is None else lengths[part]
+            shape = out[part, :longest].shape
+            mixed = out[part] if longest == length else _memory.get("mixed", shape, out.dtype)
+            _mix_short(hidden[part, :longest].contiguous(), in_weight, out_weight, sides, some, mixed)
+            if longest < length:
+                out[part, :longest] = mixed
     return out
+
+
+def _groups(valid: list[int]) -> Iterator[tuple[slice, int]]:
+    """Neighbouring clips to be worked on together, and the longest of them: a stretch of tokens, little of it padding."""
+    first, longest, tokens = 0, 0, 0
+    for clip, length in enumerate(valid):
+        padded, own = max(longest, length) * (clip + 1 - first), tokens + length
+        if clip > first and (padded > _STRETCH or padded > max(_PADDED * own, own + _VECTOR)):
+            yield slice(first, clip), longest
+            first, longest, tokens = clip, 0, 0
+        longest, tokens = max(longest, length), tokens + length
+    yield slice(first, len(valid)), longest
 
 
 def _mix_short(
@@ -276,11 +296,12 @@ def _mix_long(
     xz, y = _memory.get("xz", (length, 2 * inner), dtype), _memory.get("y", (length, inner), dtype)
     _product(hidden, in_weight, xz)
     xz, all_valid = xz[None], torch.tensor([valid])
-    starts = range(0, length, _STRETCH)
+    count = -(-length // _STRETCH)
+    starts = range(0, length, -(-length // count))  # stretches of equal length
     for side, order in ((along, starts), (against, reversed(starts))):
         state: Tensor | None = None
         for first in order:
-            last = min(first + _STRETCH, length)
+            last = min(first + starts.step, length)
             work = _memory.stretch(1, last - first, side, 1, dtype)
             _convolve(xz[..., :inner], all_valid, first, last, (side,), work.u_rows)
             work.project((side,))
