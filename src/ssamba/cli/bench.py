@@ -79,7 +79,7 @@ def efficiency(
 
     from ssamba.errors import ConfigError
     from ssamba.evaluation.efficiency import EfficiencyOptions, measure_efficiency
-    from ssamba.evaluation.efficiency_report import crossovers, save_study
+    from ssamba.evaluation.efficiency_report import crossovers, growths, save_study
 
     asked = {
         "sizes": _words(sizes),
@@ -120,6 +120,10 @@ def efficiency(
     for found in crossovers(study):
         what = f"{found.size}, {found.mode}, batch {found.batch}: {found}"
         out.print(escape(what), highlight=False, soft_wrap=True)
+    for grown in growths(study):
+        if grown.quantity == "time":
+            what = f"{grown.size}, {grown.mode}, batch {grown.batch}: the time of {grown.side} grows with patches^{grown.exponent:.2f}"
+            out.print(escape(f"{what} from {grown.first:,} to {grown.last:,}"), highlight=False, soft_wrap=True)
     for path in save_study(study, output):
         out.print(escape(str(path)), highlight=False, soft_wrap=True)
 
