@@ -82,11 +82,11 @@ def efficiency(
     from ssamba.evaluation.efficiency_report import crossovers, growths, save_study
 
     asked = {
-        "sizes": _words(sizes),
+        "sizes": words(sizes),
         "patches": None if patches is None else parse_patches(patches),
-        "batches": None if batch is None else _numbers(batch, "--batch"),
-        "passes": _words(passes),
-        "sides": _words(sides),
+        "batches": None if batch is None else integers(batch, "--batch"),
+        "passes": words(passes),
+        "sides": words(sides),
         "throughput": throughput,
         "depth": depth,
     }
@@ -131,8 +131,8 @@ def efficiency(
 def parse_patches(text: str) -> tuple[int, ...]:
     """`512,2048` as it stands; `512:32768` every doubling from the first up to the second, which is included."""
     if ":" not in text:
-        return _numbers(text, "--patches")
-    ends = _numbers(text.replace(":", ","), "--patches")
+        return integers(text, "--patches")
+    ends = integers(text.replace(":", ","), "--patches")
     if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
         raise typer.BadParameter(f"--patches: expected FIRST:LAST with FIRST up to LAST, got {text!r}")
     counts = [ends[0]]
@@ -141,14 +141,24 @@ def parse_patches(text: str) -> tuple[int, ...]:
     return (*counts, ends[1]) if ends[1] > counts[-1] else tuple(counts)
 
 
-def _numbers(text: str, option: str) -> tuple[int, ...]:
+def integers(text: str, option: str) -> tuple[int, ...]:
+    """`1,2,3`; wrong usage says which option is meant."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(f"{option}: expected whole numbers with commas between, got {text!r}") from None
 
 
-def _words(text: str | None) -> tuple[str, ...] | None:
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """`1,2.5,60`; wrong usage says which option is meant."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{option}: expected numbers with commas between, got {text!r}") from None
+
+
+def words(text: str | None) -> tuple[str, ...] | None:
+    """`a,b`; None stays None."""
     return None if text is None else tuple(part.strip() for part in text.split(","))
 
 
