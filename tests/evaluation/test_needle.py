@@ -108,9 +108,9 @@ def test_a_copy_of_the_query_is_its_nearest_place():
     random = np.random.default_rng(0)
     frames = random.standard_normal((200, 8)).astype(np.float32)
     times_s = np.arange(200) * 0.04
-    for rule in ("frame", "stretch"):
+    for rule in ("frame", "sequence"):
         scores, at_s = similarity_over_time(
-            frames, times_s, frames[50:60] if rule == "stretch" else frames[50:51], rule
+            frames, times_s, frames[50:60] if rule == "sequence" else frames[50:51], rule
         )
         assert scores.max() == pytest.approx(1, abs=1e-5)
         assert at_s[np.argmax(scores)] == pytest.approx(times_s[50] if rule == "frame" else times_s[50:60].mean())

@@ -80,8 +80,8 @@ def _megabytes(size: int | None) -> str:
     return "-" if size is None else f"{size / 2**20:,.0f}"
 
 
-def save_long(study: LongStudy, folder: str | Path, *, picture: bool = True) -> list[Path]:
-    """Write `long.json`, `long.md` and `long.png` into a folder, each atomically.
+def save_long(study: LongStudy, folder: str | Path, *, picture: bool = True, name: str = "long") -> list[Path]:
+    """Write `long.json`, `long.md` and `long.png` (or another name) into a folder, each atomically.
 
     Returns:
         The files.
@@ -91,12 +91,12 @@ def save_long(study: LongStudy, folder: str | Path, *, picture: bool = True) -> 
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "long.json", folder / "long.md"]
+    files = [folder / f"{name}.json", folder / f"{name}.md"]
     write_json(files[0], {**asdict(study), "options": study.options.model_dump(mode="json")})
     text = markdown(study)
     write_atomically(files[1], lambda target: target.write_text(text, encoding="utf-8"))
     if picture:
-        files.append(plot_long(study, folder / "long.png"))
+        files.append(plot_long(study, folder / f"{name}.png"))
     return files
 
 

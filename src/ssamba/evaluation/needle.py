@@ -3,8 +3,8 @@
 In the spirit of DASS's Audio-NIAH (Bhati et al., 2024, arXiv:2407.04082): needles are placed at known times in joined
 recordings of a minute to hours (`needle_plan`); the sound embedded alone is the query, and the time step of the haystack
 whose embedding is most like it is where the model would look. Similarity is the cosine after the haystack's mean was
-subtracted from both. Two ways to compare: single time steps (`frame`), and means over a stretch as long as the needle
-(`stretch`). A needle is found where the best time lies within it. Further places are counted at least a needle's length
+subtracted from both. Two ways to compare: each time step with the needle's mean (`frame`), and as many steps as the needle
+has with its own, one by one (`sequence`). A needle is found where the best time lies within it. Further places are counted at least a needle's length
 apart from better ones, the first five of them.
 
 Shapes: S samples, K time steps, D channels.
@@ -29,8 +29,8 @@ from ssamba.evaluation.material import Material, Samples
 from ssamba.evaluation.needle_plan import Haystack, Needle, NeedleOptions, Side, choose_needles, hide, identity, plan
 from ssamba.measuring import is_out_of_memory, surroundings
 
-Rule = Literal["frame", "stretch"]
-RULES: tuple[Rule, ...] = ("frame", "stretch")
+Rule = Literal["frame", "sequence"]
+RULES: tuple[Rule, ...] = ("frame", "sequence")
 _PLACES = 5
 _CURVE_POINTS = 600
 _LOG_MEL_COST = 0.03  # of a pass through the model, for the time left
@@ -224,7 +224,7 @@ class _Run:
                         *judge(scores, at_s, start_s, end_s),
                     )
                 )  # fmt: skip
-                if keep_curve and rule == "stretch" and placement == loudest:
+                if keep_curve and rule == "sequence" and placement == loudest:
                     curves.append(
                         Curve(stack.minutes, side, name, placement.level_db, start_s, end_s, *_thinned(scores, at_s))
                     )
@@ -252,21 +252,20 @@ def similarity_over_time(frames: Array, times_s: Array, query: Array, rule: Rule
         frames: of the haystack, (K, D).
         times_s: their centres, (K,).
         query: the needle's own time steps, (K_q, D).
-        rule: `frame` compares single time steps, `stretch` means over K_q of them.
+        rule: `frame` compares single time steps with the query's mean, `sequence` K_q steps with the query's one by one.
 
     Returns:
-        Cosine with the query's mean, the haystack's mean subtracted from both, (K',), and where, in seconds (K',).
+        Cosine (of a sequence: the mean over its steps), the haystack's mean subtracted from both sides, (K',); and where
+        that is, in seconds (K',).
     """
-    steps = torch.from_numpy(np.ascontiguousarray(frames))
+    steps, wanted = torch.from_numpy(np.ascontiguousarray(frames)), torch.from_numpy(np.ascontiguousarray(query))
+    if rule == "frame":
+        wanted = wanted.mean(0, keepdim=True)
+    width = min(len(wanted), len(steps))
     centre = steps.mean(0)
-    wanted = torch.from_numpy(np.ascontiguousarray(query)).mean(0) - centre
-    at_s = times_s
-    if rule == "stretch":
-        width = min(len(query), len(frames))
-        steps = F.avg_pool1d(steps.T[None], width, stride=1)[0].T
-        at_s = (times_s[: len(steps)] + times_s[width - 1 :]) / 2
-    steps = steps - centre
-    return torch.cosine_similarity(steps, wanted[None]).numpy(), at_s
+    kernel = F.normalize(wanted[:width] - centre, dim=1) / width
+    scores = F.conv1d(F.normalize(steps - centre, dim=1).T[None], kernel.T[None])[0, 0]
+    return scores.numpy(), (times_s[: len(scores)] + times_s[width - 1 :]) / 2
 
 
 def judge(scores: Array, at_s: Array, start_s: float, end_s: float) -> tuple[float, int | None, float, float]:
