@@ -17,7 +17,7 @@ from ssamba.cli import app, bench_long
 from ssamba.errors import ConfigError, DataError
 from ssamba.evaluation import needle as module
 from ssamba.evaluation.material import LEVEL
-from ssamba.evaluation.needle import judge, measure_needles, similarity_over_time, time_steps
+from ssamba.evaluation.needle import Matcher, judge, measure_needles, time_steps
 from ssamba.evaluation.needle_plan import NeedleOptions, choose_needles, hide, plan
 from ssamba.evaluation.needle_report import headlines, markdown, read_needles, save_needles
 
@@ -104,16 +104,28 @@ def test_ranks_agree_with_counting_places_one_by_one(seed, count, first, width):
     assert rank == (len(places) + 1 if len(places) < 5 else None)
 
 
-def test_a_copy_of_the_query_is_its_nearest_place():
-    random = np.random.default_rng(0)
-    frames = random.standard_normal((200, 8)).astype(np.float32)
+@pytest.mark.parametrize("rule", ["frame", "matched"])
+def test_a_copy_of_the_query_is_its_nearest_place(rule):
+    frames = np.random.default_rng(0).standard_normal((200, 8)).astype(np.float32)
     times_s = np.arange(200) * 0.04
-    for rule in ("frame", "sequence"):
-        scores, at_s = similarity_over_time(
-            frames, times_s, frames[50:60] if rule == "sequence" else frames[50:51], rule
+    last = 60 if rule == "matched" else 51
+    scores, at_s = Matcher(frames, times_s, rule).similarity(frames[50:last])
+    assert scores.max() == pytest.approx(1, abs=1e-5)
+    assert at_s[np.argmax(scores)] == pytest.approx(times_s[50:last].mean())
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 999))
+def test_matching_does_not_depend_on_how_channels_are_mixed(seed):
+    random = np.random.default_rng(seed)
+    frames = random.standard_normal((300, 4))
+    mix, shift = np.linalg.qr(random.standard_normal((4, 4)))[0], random.standard_normal(4)
+    for rule, change in (("frame", mix), ("matched", mix @ np.diag([0.8, 1, 1, 1.25]))):
+        one, other = (
+            Matcher(x.astype(np.float32), np.arange(300.0), rule).similarity(x[:5].astype(np.float32))[0]
+            for x in (frames, frames @ change + shift)
         )
-        assert scores.max() == pytest.approx(1, abs=1e-5)
-        assert at_s[np.argmax(scores)] == pytest.approx(times_s[50] if rule == "frame" else times_s[50:60].mean())
+        np.testing.assert_allclose(one, other, atol=5e-3)
 
 
 def test_log_mel_steps_lie_on_the_models_grid(embedder, medley):

@@ -2,9 +2,10 @@
 
 In the spirit of DASS's Audio-NIAH (Bhati et al., 2024, arXiv:2407.04082): needles are placed at known times in joined
 recordings of a minute to hours (`needle_plan`); the sound embedded alone is the query, and the time step of the haystack
-whose embedding is most like it is where the model would look. Similarity is the cosine after the haystack's mean was
-subtracted from both. Two ways to compare: each time step with the needle's mean (`frame`), and as many steps as the needle
-has with its own, one by one (`sequence`). A needle is found where the best time lies within it. Further places are counted at least a needle's length
+whose embedding is most like it is where the model would look. Two ways to compare (`Matcher`): each time step with the
+needle's mean, by their cosine after the haystack's mean was subtracted (`frame`); and as many steps as the needle has with its
+own, one by one, after the haystack was whitened as well (`matched`, the matched filter for noise of its covariance: what is
+common in the haystack counts little). A needle is found where the best time lies within it. Further places are counted at least a needle's length
 apart from better ones, the first five of them.
 
 Shapes: S samples, K time steps, D channels.
@@ -29,9 +30,10 @@ from ssamba.evaluation.material import Material, Samples
 from ssamba.evaluation.needle_plan import Haystack, Needle, NeedleOptions, Side, choose_needles, hide, identity, plan
 from ssamba.measuring import is_out_of_memory, surroundings
 
-Rule = Literal["frame", "sequence"]
-RULES: tuple[Rule, ...] = ("frame", "sequence")
+Rule = Literal["frame", "matched"]
+RULES: tuple[Rule, ...] = ("frame", "matched")
 _PLACES = 5
+_RIDGE = 1e-3  # of the mean variance, added to each before whitening
 _CURVE_POINTS = 600
 _LOG_MEL_COST = 0.03  # of a pass through the model, for the time left
 
@@ -211,20 +213,21 @@ class _Run:
         if side not in self._queries:
             self._queries[side] = [time_steps(self.model, needle.wave, side)[0] for needle in self.needles]
         trials, curves = [], []
+        matchers = {rule: Matcher(frames, times_s, rule) for rule in RULES}
         loudest = max(stack.placements, key=lambda placement: placement.level_db)
         for placement in stack.placements:
             query, name = self._queries[side][placement.needle], self.needles[placement.needle].name
             start_s = placement.start / rate_hz
             end_s = start_s + len(self.needles[placement.needle].wave) / rate_hz
             for rule in RULES:
-                scores, at_s = similarity_over_time(frames, times_s, query, rule)
+                scores, at_s = matchers[rule].similarity(query)
                 trials.append(
                     Trial(
                         stack.minutes, stack.number, side, rule, name, placement.level_db, start_s, end_s,
                         *judge(scores, at_s, start_s, end_s),
                     )
                 )  # fmt: skip
-                if keep_curve and rule == "sequence" and placement == loudest:
+                if keep_curve and rule == "matched" and placement == loudest:
                     curves.append(
                         Curve(stack.minutes, side, name, placement.level_db, start_s, end_s, *_thinned(scores, at_s))
                     )
@@ -245,27 +248,35 @@ def time_steps(model: Embedder, wave: Samples, side: Side) -> tuple[Array, Array
     return steps, (np.arange(len(steps)) + 0.5) * step_s
 
 
-def similarity_over_time(frames: Array, times_s: Array, query: Array, rule: Rule) -> tuple[Array, Array]:
-    """How like the query each place of a haystack is.
+class Matcher:
+    """Compares the time steps of a haystack with those of needles, by one rule.
 
-    Args:
-        frames: of the haystack, (K, D).
-        times_s: their centres, (K,).
-        query: the needle's own time steps, (K_q, D).
-        rule: `frame` compares single time steps with the query's mean, `sequence` K_q steps with the query's one by one.
-
-    Returns:
-        Cosine (of a sequence: the mean over its steps), the haystack's mean subtracted from both sides, (K',); and where
-        that is, in seconds (K',).
+    Attributes:
+        steps: of the haystack, centred, whitened for `matched`, each of length 1, (K, D).
     """
-    steps, wanted = torch.from_numpy(np.ascontiguousarray(frames)), torch.from_numpy(np.ascontiguousarray(query))
-    if rule == "frame":
-        wanted = wanted.mean(0, keepdim=True)
-    width = min(len(wanted), len(steps))
-    centre = steps.mean(0)
-    kernel = F.normalize(wanted[:width] - centre, dim=1) / width
-    scores = F.conv1d(F.normalize(steps - centre, dim=1).T[None], kernel.T[None])[0, 0]
-    return scores.numpy(), (times_s[: len(scores)] + times_s[width - 1 :]) / 2
+
+    def __init__(self, frames: Array, times_s: Array, rule: Rule):
+        """Args: the haystack's time steps (K, D), their centres in seconds (K,), and how to compare."""
+        steps = torch.from_numpy(np.ascontiguousarray(frames))
+        self.rule, self.times_s, self._centre = rule, times_s, steps.mean(0)
+        steps = steps - self._centre
+        self._whiten = torch.eye(steps.shape[1])
+        if rule == "matched":
+            covariance = (steps.T @ steps).double() / len(steps)
+            values, vectors = torch.linalg.eigh(covariance)
+            self._whiten = (vectors / (values.clamp(min=0) + _RIDGE * values.mean()).clamp(min=1e-12).sqrt()).float()
+            steps = steps @ self._whiten
+        self.steps = F.normalize(steps, dim=1)
+
+    def similarity(self, query: Array) -> tuple[Array, Array]:
+        """How like a needle's time steps (K_q, D) each place is: (K',) from -1 to 1, and where that is in seconds (K',)."""
+        wanted = torch.from_numpy(np.ascontiguousarray(query))
+        if self.rule == "frame":
+            wanted = wanted.mean(0, keepdim=True)
+        width = min(len(wanted), len(self.steps))
+        kernel = F.normalize((wanted[:width] - self._centre) @ self._whiten, dim=1) / width
+        scores = F.conv1d(self.steps.T[None], kernel.T[None])[0, 0].numpy()
+        return scores, (self.times_s[: len(scores)] + self.times_s[width - 1 :]) / 2
 
 
 def judge(scores: Array, at_s: Array, start_s: float, end_s: float) -> tuple[float, int | None, float, float]:

@@ -21,7 +21,10 @@ from ssamba.measuring import table
 JSON, MARKDOWN, PICTURE = "needle.json", "needle.md", "needle.png"
 _COLOURS: dict[Side, str] = {"windows": "#0b6e4f", "full": "#b23a48", "log-mel": "#777777"}
 _LINES: dict[Side, str] = {"windows": "o-", "full": "s--", "log-mel": "^:"}
-_RULES: dict[Rule, str] = {"frame": "single time steps, to the needle's mean", "sequence": "sequences of time steps"}
+_RULES: dict[Rule, str] = {
+    "frame": "single time steps, to the needle's mean",
+    "matched": "sequences of time steps, the haystack whitened",
+}
 _DEPTHS = 5
 
 
@@ -62,11 +65,11 @@ def select(study: NeedleStudy, side: Side, rule: Rule, **fields: Any) -> list[Tr
 
 
 def headlines(study: NeedleStudy) -> list[str]:
-    """For each length and side one sentence: needles found by sequences, all levels together."""
+    """For each length and side one sentence: needles found by the matched filter, all levels together."""
     lines = []
     for minutes in sorted(study.options.minutes):
         for side in study.options.sides:
-            found = score(select(study, side, "sequence", minutes=minutes))
+            found = score(select(study, side, "matched", minutes=minutes))
             if found is not None:
                 lines.append(
                     f"{minutes:g} min, {side}: {100 * found.first:.0f} % found first, {100 * found.five:.0f} % among five, "
@@ -88,7 +91,7 @@ def markdown(study: NeedleStudy) -> str:
     )
     for rule in RULES:
         parts += [f"## By {_RULES[rule]}", _by_length(study, rule)]
-    parts += ["## By place in the haystack (sequences, all lengths and levels)", _by_depth(study)]
+    parts += ["## By place in the haystack (matched, all lengths and levels)", _by_depth(study)]
     parts += ["## Seconds of a haystack", _seconds(study)]
     stopped = [f"- {p.minutes:g} min, {p.side}: {p.stopped}" for p in study.passes if p.stopped]
     if stopped:
@@ -126,7 +129,7 @@ def _by_depth(study: NeedleStudy) -> str:
 
 
 def _in_fifth(study: NeedleStudy, side: Side, fifth: int) -> list[Trial]:
-    return [t for t in select(study, side, "sequence") if min(int(depth(t) * _DEPTHS), _DEPTHS - 1) == fifth]
+    return [t for t in select(study, side, "matched") if min(int(depth(t) * _DEPTHS), _DEPTHS - 1) == fifth]
 
 
 def _seconds(study: NeedleStudy) -> str:
@@ -216,7 +219,7 @@ def _plot_lengths(axis: Any, study: NeedleStudy, level_db: float) -> None:
         points = {
             minutes: found
             for minutes in sorted(study.options.minutes)
-            if (found := score(select(study, side, "sequence", minutes=minutes, level_db=level_db)))
+            if (found := score(select(study, side, "matched", minutes=minutes, level_db=level_db)))
         }
         axis.plot(
             list(points), [p.first for p in points.values()], _LINES[side], ms=4, color=_COLOURS[side], label=side
