@@ -59,7 +59,7 @@ def markdown(study: LongStudy) -> str:
     if stopped:
         parts += ["## What did not run", "\n".join(stopped)]
     if study.skipped:
-        parts += ["## Left out", "\n".join(f"- {entry.path}: {entry.reason}" for entry in study.skipped)]
+        parts += ["## Left out", "\n".join(f"- {entry.reason}" for entry in study.skipped)]
     return "\n\n".join(parts) + "\n"
 
 

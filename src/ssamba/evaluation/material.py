@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.audio.collection import Skipped, path_text
+from ssamba.audio.collection import Skipped
 from ssamba.audio.decode import decode
 from ssamba.errors import DataError
 
@@ -68,9 +68,15 @@ class Material:
                     yield self._levelled(path)
                 except (ValueError, OSError) as error:
                     self._unusable.add(path)
-                    self.skipped.append(Skipped(path_text(path), str(error)))
+                    self.skipped.append(skipped(path, error))
         reasons = "; ".join(entry.reason for entry in self.skipped[:3])
         raise DataError(f"none of {len(self.files)} recordings can be used: {reasons}")
+
+
+def skipped(path: Path, error: Exception) -> Skipped:
+    """A recording that was left out, by its name alone: reports are made to be shown, folders are nobody's business."""
+    reason = str(error).replace(str(path), path.name)
+    return Skipped(path.name, reason if path.name in reason else f"{path.name}: {reason}")
 
 
 def check_there(files: Sequence[Path]) -> None:

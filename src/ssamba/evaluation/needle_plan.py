@@ -19,7 +19,7 @@ from ssamba.audio.collection import Skipped, path_text
 from ssamba.audio.decode import decode
 from ssamba.config import Config
 from ssamba.errors import DataError
-from ssamba.evaluation.material import LEVEL, Samples, check_there, faded, levelled, loudest
+from ssamba.evaluation.material import LEVEL, Samples, check_there, faded, levelled, loudest, skipped
 
 Side = Literal["windows", "full", "log-mel"]
 
@@ -107,7 +107,7 @@ def choose_needles(
         most = min(most, len(candidates) // 2)
     chosen: list[Needle] = []
     taken: set[Path] = set()
-    skipped: list[Skipped] = []
+    unusable: list[Skipped] = []
     for path in candidates:
         if len(chosen) == most:
             break
@@ -116,19 +116,19 @@ def choose_needles(
             wave = decode(path, sample_rate_hz=sample_rate_hz)
             wave = loudest(wave, round(options.needle_s * sample_rate_hz))
             if len(wave) < _SHORTEST_S * sample_rate_hz:
-                raise ValueError(f"{path}: shorter than {_SHORTEST_S:g} s, too short for a needle")
+                raise ValueError(f"shorter than {_SHORTEST_S:g} s, too short for a needle")
             chosen.append(Needle(path.stem, faded(levelled(wave), sample_rate_hz)))
         except (ValueError, OSError) as error:
-            skipped.append(Skipped(path_text(path), str(error)))
+            unusable.append(skipped(path, error))
     rest = [path for path in haystack if path.resolve() not in taken]
     if not chosen or not rest:
         what = "no needle can be used" if not chosen else "nothing is left for the haystack"
-        reasons = "".join(f"; {entry.reason}" for entry in skipped[:3])
+        reasons = "".join(f"; {entry.reason}" for entry in unusable[:3])
         raise DataError(
             f"{what}: got {len(haystack)} recordings for the haystack and {len(needles)} needles, expected at least two "
             f"recordings, or one and needles of their own{reasons}"
         )
-    return chosen, rest, skipped
+    return chosen, rest, unusable
 
 
 def plan(options: NeedleOptions, lengths: Sequence[int], sample_rate_hz: int) -> list[Haystack]:

@@ -97,7 +97,7 @@ def markdown(study: NeedleStudy) -> str:
     if stopped:
         parts += ["## Where sides stopped", "\n".join(stopped)]
     if study.skipped:
-        parts += ["## Left out", "\n".join(f"- {entry.path}: {entry.reason}" for entry in study.skipped)]
+        parts += ["## Left out", "\n".join(f"- {entry.reason}" for entry in study.skipped)]
     return "\n\n".join(parts) + "\n"
 
 
