@@ -77,17 +77,14 @@ def test_agreement_is_whole_for_scaled_copies_and_centred_agreement_ignores_what
     assert 0 <= moved.times_s[0] <= moved.times_s[-1] <= 10
 
 
-def test_a_child_embeds_a_file_as_it_is_and_says_what_it_took(clips):
-    study = measure_long(clips[:1], LongOptions(device="cpu"))
-    assert [(p.context, p.stopped) for p in study.passes] == [("windows", None), ("full", None)]
-    for done in study.passes:
-        assert done.duration_s == pytest.approx(1.57, abs=0.01)
-        assert done.frames == 39
-        assert 0 < done.seconds < 60
-        if sys.platform == "linux" and done.peak_bytes is not None:
-            assert done.process_bytes > max(50 * 2**20, done.peak_bytes)
-    # One window holds it: both contexts are the same.
-    assert study.agreements[0].low == pytest.approx(1, abs=1e-5)
+def test_a_child_embeds_a_file_as_it_is_and_says_what_it_took(clips, monkeypatch):
+    monkeypatch.setattr(long_audio, "CONTEXTS", ("full",))  # a process takes seconds to start: one is enough
+    (done,) = measure_long(clips[:1], LongOptions(device="cpu")).passes
+    assert (done.context, done.stopped, done.frames) == ("full", None, 39)
+    assert done.duration_s == pytest.approx(1.57, abs=0.01)
+    assert 0 < done.seconds < 60
+    if sys.platform == "linux" and done.peak_bytes is not None:
+        assert done.process_bytes > max(50 * 2**20, done.peak_bytes)
 
 
 def test_files_that_are_not_there_or_cannot_be_read_are_named(no_children, tmp_path, monkeypatch):

@@ -62,7 +62,7 @@ def needle(
 
     Each needle is placed once at each level into recordings joined to each length, and searched for by the similarity
     of its embedding to that of every time step, in windows and in full context. Repeat the command to go on where it
-    was interrupted. Full context needs about 0.6 GB for each 15 minutes (tiny).
+    was interrupted. Full context takes about 2 GB for an hour with the weights that ship.
     """
     import torch
 
