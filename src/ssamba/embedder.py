@@ -293,9 +293,12 @@ class Embedder:
         config, prefix = self.encoder.config, self.encoder.num_prefix_tokens
         for group in _similar_lengths(batch):
             longest = max(window.features.shape[0] for _, window in group)
-            features = torch.zeros(len(group), longest, config.num_mel_bins, device=self.device)
-            for row, (_, window) in zip(features, group, strict=True):
-                row[: window.features.shape[0]] = window.features
+            if len(group) == 1:  # it may be hours in one window: no copy of it
+                features = group[0][1].features[None]
+            else:
+                features = torch.zeros(len(group), longest, config.num_mel_bins, device=self.device)
+                for row, (_, window) in zip(features, group, strict=True):
+                    row[: window.features.shape[0]] = window.features
             lengths = None
             if any(window.features.shape[0] < longest for _, window in group):
                 lengths = torch.tensor([window.features.shape[0] for _, window in group])

@@ -7,7 +7,11 @@ memory that an earlier call left behind would hide it.
 
 from __future__ import annotations
 
+import json
 import platform
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
@@ -80,6 +84,14 @@ def resident_peak(run: Run) -> int | None:
     return max(0, _status_bytes("VmHWM") - before)
 
 
+def process_peak() -> int | None:
+    """Most resident bytes of this process since it started or `resident_peak` began; None where the system does not tell."""
+    try:
+        return _status_bytes("VmHWM")
+    except OSError:
+        return None
+
+
 def _status_bytes(name: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
@@ -120,6 +132,41 @@ def _free_bytes() -> int | None:
         if limit_text.strip().isdigit():
             free.append(int(limit_text) - int(used_text))
     return max(0, min(free)) if free else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator gave up; on CPUs torch says so in a plain RuntimeError."""
+    told = ("allocate memory", "out of memory", "bad_alloc")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in told)
+
+
+def in_child(code: str, arguments: Sequence[str], limit_s: float | None = None) -> Any:
+    """Run Python code in a process of its own, where memory of earlier calls hides nothing and too much ends only that.
+
+    Args:
+        code: prints JSON as its last line.
+        arguments: its `sys.argv[1:]`.
+        limit_s: how long to wait for it.
+
+    Returns:
+        What it printed last.
+
+    Raises:
+        TimeoutError: it did not end in time.
+        MemoryError: the system ended it.
+        RuntimeError: it failed; the message is the last line that it wrote.
+    """
+    command = [sys.executable, "-c", code, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"a call in a process of its own did not end within {limit_s:.0f} s") from None
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if done.returncode == -signal.SIGKILL:  # the system's last resort
+        raise MemoryError(f"out of memory: {reason}")
+    raise RuntimeError(reason)
 
 
 def surroundings(device: str | torch.device = "cpu") -> dict[str, Any]:

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ssamba.cli import app
@@ -15,7 +17,7 @@ from ssamba.cli.bench import parse_patches
 from ssamba.errors import ConfigError
 from ssamba.evaluation import efficiency
 from ssamba.evaluation.efficiency import SIDES, EfficiencyOptions, Job, Point, Study, measure_efficiency, prepare
-from ssamba.evaluation.efficiency_report import crossing, crossovers, markdown, save_study
+from ssamba.evaluation.efficiency_report import crossing, crossovers, growth, growths, markdown, save_study
 
 SMALL = {"sizes": ("tiny",), "patches": (8, 16), "batches": (1,), "device": "cpu", "depth": 2, "each_s": 0.01}
 
@@ -134,6 +136,16 @@ def test_crossings_of_power_laws_are_found_where_they_are():
     assert crossing({512: 1.0}, theirs) is None
 
 
+@settings(deadline=None)
+@given(exponent=st.floats(0.2, 3.0), scale=st.floats(1e-6, 1e3))
+def test_the_exponent_of_a_power_law_is_found_whatever_its_scale(exponent, scale):
+    values = {n: scale * n**exponent for n in (2048, 4096, 8192, 32_768)}
+    found, first, last = growth({512: 1e9, **values, 65_536: 1e-9})  # what is outside the range changes nothing
+    assert found == pytest.approx(exponent, abs=1e-6)
+    assert (first, last) == (2048, 32_768)
+    assert growth({2048: 1.0, 4096: 2.0}) is None
+
+
 def test_crossovers_are_named_and_written():
     chosen = options(throughput=False, passes=("inference",), patches=(512, 1024, 2048, 4096))
     study = Study(chosen, {"processor": "x", "threads": 1}, finished=True)
@@ -148,9 +160,19 @@ def test_crossovers_are_named_and_written():
         ("ssamba-bf16", "ssast-bf16"),
     }
     assert all(c.patches == pytest.approx(2000) for c in found)
+    assert growths(study) == []
     assert "is faster than SSAST fp32 from about 2,000 patches on, 40 s of audio" in markdown(study)
     study.finished = False
     assert "interrupted" in markdown(study)
+
+
+def test_growth_is_in_the_table_of_a_long_study():
+    chosen = options(throughput=False, passes=("inference",), patches=(2048, 4096, 8192), sides=("ssast-fp32",))
+    study = Study(chosen, {"processor": "x", "threads": 1}, finished=True)
+    for n in chosen.patches:
+        study.points.append(Point("length", "ssast-fp32", "tiny", "inference", 1, n, n * n, n * n, n * n, 3, n))
+    assert [(g.quantity, round(g.exponent, 6)) for g in growths(study)] == [("time", 2.0), ("memory", 1.0)]
+    assert "SSAST fp32 | time     | 2.00" in markdown(study)
 
 
 @pytest.mark.parametrize(

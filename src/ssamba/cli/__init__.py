@@ -8,7 +8,20 @@ from __future__ import annotations
 import sys
 
 # Importing a module adds its commands.
-from ssamba.cli import bench, embed, evaluate, finetune, info, manifest, predict, prepare, pretrain, shard, stats  # noqa: F401
+from ssamba.cli import (  # noqa: F401
+    bench,
+    bench_long,
+    embed,
+    evaluate,
+    finetune,
+    info,
+    manifest,
+    predict,
+    prepare,
+    pretrain,
+    shard,
+    stats,
+)
 from ssamba.cli.app import EXIT_INTERRUPTED, app, err, fail
 from ssamba.errors import SsambaError
 

@@ -79,14 +79,14 @@ def efficiency(
 
     from ssamba.errors import ConfigError
     from ssamba.evaluation.efficiency import EfficiencyOptions, measure_efficiency
-    from ssamba.evaluation.efficiency_report import crossovers, save_study
+    from ssamba.evaluation.efficiency_report import crossovers, growths, save_study
 
     asked = {
-        "sizes": _words(sizes),
+        "sizes": words(sizes),
         "patches": None if patches is None else parse_patches(patches),
-        "batches": None if batch is None else _numbers(batch, "--batch"),
-        "passes": _words(passes),
-        "sides": _words(sides),
+        "batches": None if batch is None else integers(batch, "--batch"),
+        "passes": words(passes),
+        "sides": words(sides),
         "throughput": throughput,
         "depth": depth,
     }
@@ -120,6 +120,10 @@ def efficiency(
     for found in crossovers(study):
         what = f"{found.size}, {found.mode}, batch {found.batch}: {found}"
         out.print(escape(what), highlight=False, soft_wrap=True)
+    for grown in growths(study):
+        if grown.quantity == "time":
+            what = f"{grown.size}, {grown.mode}, batch {grown.batch}: the time of {grown.side} grows with patches^{grown.exponent:.2f}"
+            out.print(escape(f"{what} from {grown.first:,} to {grown.last:,}"), highlight=False, soft_wrap=True)
     for path in save_study(study, output):
         out.print(escape(str(path)), highlight=False, soft_wrap=True)
 
@@ -127,8 +131,8 @@ def efficiency(
 def parse_patches(text: str) -> tuple[int, ...]:
     """`512,2048` as it stands; `512:32768` every doubling from the first up to the second, which is included."""
     if ":" not in text:
-        return _numbers(text, "--patches")
-    ends = _numbers(text.replace(":", ","), "--patches")
+        return integers(text, "--patches")
+    ends = integers(text.replace(":", ","), "--patches")
     if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
         raise typer.BadParameter(f"--patches: expected FIRST:LAST with FIRST up to LAST, got {text!r}")
     counts = [ends[0]]
@@ -137,14 +141,24 @@ def parse_patches(text: str) -> tuple[int, ...]:
     return (*counts, ends[1]) if ends[1] > counts[-1] else tuple(counts)
 
 
-def _numbers(text: str, option: str) -> tuple[int, ...]:
+def integers(text: str, option: str) -> tuple[int, ...]:
+    """`1,2,3`; wrong usage says which option is meant."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(f"{option}: expected whole numbers with commas between, got {text!r}") from None
 
 
-def _words(text: str | None) -> tuple[str, ...] | None:
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """`1,2.5,60`; wrong usage says which option is meant."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{option}: expected numbers with commas between, got {text!r}") from None
+
+
+def words(text: str | None) -> tuple[str, ...] | None:
+    """`a,b`; None stays None."""
     return None if text is None else tuple(part.strip() for part in text.split(","))
 
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -24,7 +22,17 @@ from torch import nn
 
 from ssamba.config import Config
 from ssamba.errors import ConfigError
-from ssamba.measuring import Run, allocated_peak, limit_memory, once_s, resident_peak, surroundings, timings_s
+from ssamba.measuring import (
+    Run,
+    allocated_peak,
+    in_child,
+    is_out_of_memory,
+    limit_memory,
+    once_s,
+    resident_peak,
+    surroundings,
+    timings_s,
+)
 from ssamba.model import create_encoder
 
 Size = Literal["tiny", "small", "base"]
@@ -310,12 +318,6 @@ class _Guarded:
             self.failed[self.side] = "out of memory beside the other sides"
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator gave up; on CPUs torch says so in a plain RuntimeError."""
-    told = ("allocate memory", "out of memory", "bad_alloc")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in told)
-
-
 def prepare(job: Job, device: torch.device) -> Run:
     """The model and input of a job, and the call to be measured."""
     side = SIDES[job.side]
@@ -350,19 +352,9 @@ def prepare(job: Job, device: torch.device) -> Run:
 def _cost_in_child(job: Job, options: EfficiencyOptions) -> tuple[int | None, float]:
     """Peak extra memory and seconds of a first call, in a process of its own."""
     code = "import sys; from ssamba.evaluation.efficiency import child_main; child_main(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, json.dumps(job), str(torch.get_num_threads())]
     limit_s = _CHILD_START_S + _CHILD_PATIENCE * options.budget_s
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        raise TimeoutError(f"a first call did not end within {limit_s:.0f} s") from None
-    if done.returncode == 0:
-        peak, seconds = json.loads(done.stdout.splitlines()[-1])
-        return peak, seconds
-    reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    if done.returncode == -9:  # the system's last resort
-        raise MemoryError(f"out of memory: {reason}")
-    raise RuntimeError(f"{job}: {reason}")
+    peak, seconds = in_child(code, [json.dumps(job), str(torch.get_num_threads())], limit_s)
+    return peak, seconds
 
 
 def child_main(job: str, threads: str) -> None:

@@ -1,7 +1,8 @@
-"""What the efficiency study found: where one side overtakes another, a Markdown table, JSON, and a picture.
+"""What the efficiency study found: where one side overtakes another, how each grows, Markdown, JSON, and a picture.
 
 A crossover is where SSAMBA becomes cheaper than SSAST and stays so up to the longest input that both ran: between two
-measured lengths it is interpolated on logarithmic axes.
+measured lengths it is interpolated on logarithmic axes. Growth is the exponent p of cost = c * patches^p, fitted by least
+squares on logarithmic axes to the lengths from 2,048 to 32,768 patches: 1 is linear, 2 quadratic.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ Quantity = Literal["time", "memory"]
 _SECONDS_PER_PATCH = FRAMES_PER_PATCH * 0.01 / ROWS
 _COLOURS = {"official": ("#0b6e4f", "#5fb49c"), "ssast": ("#b23a48", "#e08e79"), "unfused": ("#555555", "#aaaaaa")}
 _SCALES: dict[Quantity, float] = {"time": 1e3, "memory": 2**-20}  # to ms and MB
+_GROWTH_FROM, _GROWTH_TO = 2048, 32_768
 _STYLES = {"fp32": "-", "bf16": "--"}
 
 
@@ -107,6 +109,46 @@ def crossing(ours: dict[int, float], theirs: dict[int, float]) -> tuple[float | 
     return at, common[0], common[-1], factor
 
 
+class Growth(NamedTuple):
+    """How the cost of a side grows with the number of patches."""
+
+    mode: Pass
+    size: Size
+    batch: int
+    side: str
+    quantity: Quantity
+    exponent: float
+    """p of cost = c * patches^p."""
+    first: int
+    """Fewest patches of the fit."""
+    last: int
+    """Most patches of the fit."""
+
+
+def growths(study: Study) -> list[Growth]:
+    """The exponent of every side that ran at least three lengths of the fit's range."""
+    found = []
+    options = study.options
+    for mode in options.passes:
+        for size in options.sizes:
+            for batch in options.batches:
+                for side in options.sides:
+                    for quantity in ("time", "memory"):
+                        fit = growth(curve(study, mode, size, batch, side, quantity))
+                        if fit is not None:
+                            found.append(Growth(mode, size, batch, side, quantity, *fit))
+    return found
+
+
+def growth(values: dict[int, float]) -> tuple[float, int, int] | None:
+    """The fitted exponent, fewest and most patches of the fit; None with fewer than three lengths in its range."""
+    lengths = [n for n in sorted(values) if _GROWTH_FROM <= n <= _GROWTH_TO]
+    if len(lengths) < 3:
+        return None
+    slope = np.polyfit(np.log(lengths), np.log([values[n] for n in lengths]), 1)[0]
+    return float(slope), lengths[0], lengths[-1]
+
+
 def _rounded(value: float) -> int:
     """Two digits: more were not measured."""
     digits = 10 ** max(0, math.floor(math.log10(value)) - 1)
@@ -114,7 +156,7 @@ def _rounded(value: float) -> int:
 
 
 def markdown(study: Study) -> str:
-    """The whole study as Markdown: what it ran on, crossovers, throughput, every point, and why sides stopped."""
+    """The whole study as Markdown: what it ran on, crossovers, growth, throughput, every point, and why sides stopped."""
     parts = ["# What the encoders cost", "\n".join(f"- {name}: {value}" for name, value in study.environment.items())]
     if not study.finished:
         parts.append("**The study was interrupted: the figures below are what it had.**")
@@ -127,6 +169,23 @@ def markdown(study: Study) -> str:
         heads = ["pass", "size", "batch", "quantity", "finding"]
         rows = [[c.mode, c.size, str(c.batch), c.quantity, str(c)] for c in found]
         parts += ["## Crossovers", table(heads, rows)]
+    grown = growths(study)
+    if grown:
+        heads = ["pass", "size", "batch", "side", "quantity", "exponent", "from", "to patches"]
+        rows = [
+            [
+                g.mode,
+                g.size,
+                str(g.batch),
+                SIDES[g.side].title,
+                g.quantity,
+                f"{g.exponent:.2f}",
+                str(g.first),
+                str(g.last),
+            ]
+            for g in grown
+        ]
+        parts += ["## Growth (1 is linear, 2 quadratic)", table(heads, rows)]
     best = study.best_batches()
     if best:
         heads = ["pass", "size", "side", "patches", "best batch", "clips/s"]
@@ -183,6 +242,7 @@ def save_study(study: Study, folder: str | Path, *, pictures: bool = True) -> li
         "finished": study.finished,
         "points": [asdict(point) for point in study.points],
         "crossovers": [c._asdict() for c in crossovers(study)],
+        "growths": [g._asdict() for g in growths(study)],
     }
     write_json(files[0], content)
     text = markdown(study)

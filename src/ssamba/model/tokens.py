@@ -121,9 +121,10 @@ class PatchEncoder(nn.Module):
 
     def encode(self, patches: PatchTokens, *, layer: int | None = None) -> Tensor:
         """Run the blocks over patch tokens; returns and `layer` as `forward`."""
-        tokens, columns, longest = patches
-        tokens = tokens + self.positions(columns, longest)
-        return self.encode_tokens(tokens, None if columns is None else columns * self.config.rows, layer=layer)
+        columns = patches.columns
+        entering = [self._with_prefix(patches.tokens + self.positions(columns, patches.longest))]
+        del patches  # what nobody else holds is free while the blocks run: 140 MB for an hour
+        return self._through_blocks(entering, None if columns is None else columns * self.config.rows, layer)
 
     def encode_tokens(self, tokens: Tensor, counts: Tensor | None = None, *, layer: int | None = None) -> Tensor:
         """Run the blocks over tokens that have their positions already, a clip's whole grid or some of it.
@@ -136,9 +137,7 @@ class PatchEncoder(nn.Module):
         Returns:
             (B, P + L, D), the prefix tokens first, zeros behind a clip's own tokens.
         """
-        stop_after = self.config.num_layers if layer is None else self.layer_index(layer)
-        hidden, lengths = self._with_prefix(tokens, counts)
-        return _zero_padding(self._run_blocks(hidden, lengths, stop_after, finish=layer is None), lengths)
+        return self._through_blocks([self._with_prefix(tokens)], counts, layer)
 
     def hidden_states(self, patches: PatchTokens) -> list[Tensor]:
         """Every layer's tokens from one pass over the blocks.
@@ -148,17 +147,26 @@ class PatchEncoder(nn.Module):
             then the final output (`layer=None`).
         """
         tokens, columns, longest = patches
-        tokens = tokens + self.positions(columns, longest)
-        hidden, lengths = self._with_prefix(tokens, None if columns is None else columns * self.config.rows)
+        hidden = self._with_prefix(tokens + self.positions(columns, longest))
+        lengths = self._with_prefix_lengths(None if columns is None else columns * self.config.rows)
         states: list[Tensor] = []
         states.append(self._run_blocks(hidden, lengths, self.config.num_layers, finish=True, states=states))
         return [_zero_padding(state, lengths) for state in states]
 
-    def _with_prefix(self, tokens: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What enters the first block (B, P + L, D), and its valid tokens (B,)."""
+    def _with_prefix(self, tokens: Tensor) -> Tensor:
+        """What enters the first block, (B, P + L, D)."""
         prefix = self.prefix_tokens() + self.position_embed[:, : self.num_prefix_tokens]
-        hidden = torch.cat((prefix.expand(tokens.shape[0], -1, -1), tokens), dim=1)
-        return hidden, None if counts is None else self.num_prefix_tokens + counts
+        return torch.cat((prefix.expand(tokens.shape[0], -1, -1), tokens), dim=1)
+
+    def _with_prefix_lengths(self, counts: Tensor | None) -> Tensor | None:
+        """Valid tokens of each clip with its prefix (B,), for `counts` of patch tokens."""
+        return None if counts is None else self.num_prefix_tokens + counts
+
+    def _through_blocks(self, entering: list[Tensor], counts: Tensor | None, layer: int | None) -> Tensor:
+        """`encode_tokens` for what enters the first block, which is taken out of its list: the blocks may free it."""
+        stop_after = self.config.num_layers if layer is None else self.layer_index(layer)
+        lengths = self._with_prefix_lengths(counts)
+        return _zero_padding(self._run_blocks(entering.pop(), lengths, stop_after, finish=layer is None), lengths)
 
     def layer_index(self, layer: int) -> int:
         """A layer as `forward` takes it, counted from the first; ValueError if there is none such."""
