@@ -330,6 +330,12 @@ class PretrainingConfig(Config):
     """Outputs of the projection of the clip vector that the clip objective compares; 0 is none."""
     statistics: bool = False
     """Whether a linear head predicts the clip's log-mel statistics from the clip vector."""
+    profile: int = Field(0, ge=0)
+    """Segments of the clip whose mean spectra a linear head predicts from the clip vector; 0 is none."""
+    texture: bool = False
+    """Whether a linear head predicts the clip's texture from the clip vector (`ssamba.model.objectives.log_mel_texture`)."""
+    units: int = Field(0, ge=0)
+    """Classes of sound that linear heads tell tokens apart by, at visible and at hidden patches; 0 is none."""
     teacher: bool = False
     """Whether a head predicts the tokens of a slowly moving copy of the encoder that sees the whole clip."""
 

@@ -5,7 +5,7 @@ from ssamba.audio.crops import cut, draw_crop
 from ssamba.audio.decode import decode
 from ssamba.audio.fbank import fbank
 
-STRONG = Augmentation(gain_db=6, tilt_db=3, band_share=0.5, shift_bins=4, noise=0.1)
+STRONG = Augmentation(gain_db=6, tilt_db=3, equaliser_db=2, band_share=0.5, shift_bins=4, noise=0.1)
 
 
 def spectrograms(clips, count=4, frames=120):
@@ -33,6 +33,15 @@ def test_gain_and_tilt_are_what_they_say(clips):
     change = (augment(x, torch.arange(200), Augmentation(gain_db=6)) - x)[x > -9].reshape(-1) / 0.2302585
     assert -6.001 < float(change.min()) < -5.5
     assert 5.5 < float(change.max()) < 6.001
+
+
+def test_an_equaliser_is_smooth_steady_and_as_strong_as_it_says():
+    x = torch.zeros(300, 5, 128)
+    change = (augment(x, torch.arange(300), Augmentation(equaliser_db=2)) - x) / 0.2302585
+    assert torch.equal(change, change[:, :1].expand_as(change))
+    assert 4 < float(change.abs().max()) <= 10.001  # five cosines of 2 dB
+    assert float(change.diff(dim=2).abs().max()) < 0.75  # five of 2 dB, none quicker than 5 pi / 128 a bin
+    torch.testing.assert_close(change.mean((0, 1)), torch.zeros(128), atol=0.6, rtol=0)
 
 
 def test_crops_stay_inside_and_come_from_the_clip(clips):

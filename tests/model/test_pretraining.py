@@ -27,9 +27,8 @@ def model_and_batch(pretraining, **overrides):
     return model, features, lengths, mask
 
 
-BOTH = pytest.mark.parametrize(
-    "pretraining", [{}, {"encode": "visible", "decoder_depth": 1, "clip_dim": 8, "teacher": True, "statistics": True}]
-)
+OURS = {"encode": "visible", "decoder_depth": 1, "clip_dim": 8, "teacher": True, "statistics": True}
+BOTH = pytest.mark.parametrize("pretraining", [{"units": 5}, {**OURS, "profile": 3, "texture": True, "units": 5}])
 
 
 @BOTH
@@ -48,7 +47,12 @@ def test_a_batch_gives_what_single_clips_give_and_padding_never_counts(pretraini
                 theirs = getattr(together, name)
                 if theirs is not None:
                     torch.testing.assert_close(theirs[i, :count], getattr(alone, name)[0], atol=1e-5, rtol=1e-5)
-            for name in ("clip", "projection", "statistics"):
+            scores, own = together.units, alone.units
+            torch.testing.assert_close(scores.hidden[i, :count], own.hidden[0], atol=1e-5, rtol=1e-5)
+            seen = own.seen.shape[1]
+            assert scores.places.valid[i].sum() == seen == length // 8 * 2 - count
+            torch.testing.assert_close(scores.seen[i, :seen], own.seen[0], atol=1e-5, rtol=1e-5)
+            for name in ("clip", "projection", "statistics", "profile", "texture"):
                 if getattr(together, name) is not None:
                     torch.testing.assert_close(
                         getattr(together, name)[i], getattr(alone, name)[0], atol=1e-5, rtol=1e-5
@@ -64,6 +68,7 @@ def test_hidden_values_reach_the_predictions_through_nothing(pretraining):
         before, after = (model(x.reshape(3, 128, 32), mask, lengths) for x in (features, changed))
     valid = before.hidden.valid
     torch.testing.assert_close(before.generative[valid], after.generative[valid])
+    torch.testing.assert_close(before.units.hidden[valid], after.units.hidden[valid])
     assert not torch.allclose(before.values[valid], after.values[valid])
 
 
@@ -79,8 +84,8 @@ def test_targets_can_be_normalised_patch_by_patch():
 def test_every_parameter_learns(pretraining):
     model, features, lengths, mask = model_and_batch(pretraining)
     out = model(features, mask, lengths)
-    outputs = (out.discriminative, out.generative, out.projection, out.latent, out.statistics)
-    loss = sum(x.square().mean() for x in outputs if x is not None)
+    outputs = (out.discriminative, out.generative, out.projection, out.latent, out.statistics, out.profile, out.texture)
+    loss = sum(x.square().mean() for x in (*outputs, out.units.seen, out.units.hidden) if x is not None)
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name

@@ -31,7 +31,16 @@ SMALL = {
 }
 OURS = {
     "views": {"count": 2, "longest_s": 0.8},
-    "objectives": {"clip": 1.0, "statistics": 1.0, "teacher": 1.0, "clip_dim": 8},
+    "objectives": {
+        "clip": 1.0,
+        "statistics": 1.0,
+        "profile": 1.0,
+        "texture": 1.0,
+        "units": 1.0,
+        "unit_count": 8,
+        "teacher": 1.0,
+        "clip_dim": 8,
+    },
     "augmentation": {"gain_db": 6.0, "shift_bins": 2},
 }
 OFFICIAL = {
@@ -163,6 +172,29 @@ def test_a_clips_views_do_not_depend_on_its_batch(recordings):
         )
 
 
+def test_a_patchs_unit_is_that_of_its_column_before_augmentation(recordings):
+    changes = (
+        {"model": {"encoder": {"embed_dim": 24, "depth": 2, "patch_size": [64, 4], "patch_stride": [64, 4]}}},
+        OURS,
+    )
+    task, _, inputs = losses_of(recipe(*changes), recordings)
+    assert not torch.equal(inputs.clean, inputs.features)
+    units = task.unit_targets(inputs).view(len(inputs.features), -1, 2)
+    assert torch.equal(units[..., 0], units[..., 1])  # time-major: two rows to a column
+    assert torch.equal(units[..., 0], task.units.units(inputs.clean, inputs.lengths)[:, : units.shape[1]])
+    again = PretrainingTask(task.recipe, task.corpora)
+    assert torch.equal(again.units.centres, task.units.centres)
+
+
+def test_a_run_starts_from_another_ones_model(recordings, tmp_path):
+    pretrain([recordings], recipe(), tmp_path / "first")
+    first = load_checkpoint(tmp_path / "first" / "model").model.state_dict()
+    settings = recipe(OURS, {"model": {"start": str(tmp_path / "first" / "model")}})
+    task = PretrainingTask(settings, open_corpora([recordings], settings))
+    for name, value in task.model.encoder.state_dict().items():
+        assert torch.equal(value, first[f"encoder.{name}"])
+
+
 def test_an_empty_share_is_no_loss(recordings):
     task, batch, _ = losses_of(recipe(OURS), recordings)
     empty = type(batch)(batch.waves[:0], batch.samples[:0], batch.seeds[:0], (), (), (), (("a", "broken"),))
@@ -255,7 +287,17 @@ def test_two_processes_give_the_curve_of_one(recordings, tmp_path):
         command(recordings, file, two, processes=2), env=ENVIRONMENT, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    for key in ("loss", "clip", "statistics", "discriminative", "grad_norm"):
+    for key in (
+        "loss",
+        "clip",
+        "statistics",
+        "profile",
+        "texture",
+        "units_seen",
+        "units_hidden",
+        "discriminative",
+        "grad_norm",
+    ):
         torch.testing.assert_close(
             torch.tensor(logged(two, key=key)), torch.tensor(logged(one, key=key)), rtol=2e-3, atol=2e-4
         )

@@ -17,6 +17,7 @@ from ssamba import draws
 from ssamba.config import Config
 
 _DB = 0.2302585  # one decibel of power in natural logarithm
+_COSINES = 5  # of a random equaliser
 _SILENCE = -15.9424  # log of float32's epsilon, the least value that fbank returns
 
 
@@ -27,6 +28,9 @@ class Augmentation(Config):
     """Level change, uniform between minus this and this."""
     tilt_db: float = Field(0.0, ge=0)
     """Tilt of the spectrum: change at its ends, of opposite sign."""
+    equaliser_db: float = Field(0.0, ge=0)
+    """A smooth random change over frequency, as other microphones and rooms make it: most that each of its five cosines
+    changes."""
     band_share: float = Field(0.0, ge=0, le=1)
     """Share of clips whose low and high ends are attenuated."""
     band_low: float = Field(0.3, ge=0, le=1)
@@ -41,7 +45,7 @@ class Augmentation(Config):
     @property
     def changes_nothing(self) -> bool:
         """Whether no clip is ever changed."""
-        return not (self.gain_db or self.tilt_db or self.band_share or self.shift_bins or self.noise)
+        return not any((self.gain_db, self.tilt_db, self.equaliser_db, self.band_share, self.shift_bins, self.noise))
 
 
 def augment(features: Tensor, seeds: Tensor, settings: Augmentation, lengths: Tensor | None = None) -> Tensor:
@@ -63,6 +67,7 @@ def augment(features: Tensor, seeds: Tensor, settings: Augmentation, lengths: Te
     bins = torch.linspace(-1, 1, features.shape[2], device=features.device)
     change = _spread(seeds, "gain", settings.gain_db * _DB)[:, None]
     change = change + _spread(seeds, "tilt", settings.tilt_db * _DB)[:, None] * bins
+    change = change + _equaliser(seeds, settings.equaliser_db * _DB, features.shape[2])
     change = change + _band(seeds, settings, features.shape[2])
     out = (out + change[:, None].to(out.dtype)).clamp(min=_SILENCE)
     if settings.noise:
@@ -90,6 +95,15 @@ def _shift(features: Tensor, seeds: Tensor, most: int) -> Tensor:
     bins = features.shape[2]
     source = torch.arange(bins, device=seeds.device) + draws.integers(seeds, "augment.shift", -most, most)[:, None]
     return features.gather(2, source.clamp(0, bins - 1)[:, None].expand_as(features))
+
+
+def _equaliser(seeds: Tensor, width: float, bins: int) -> Tensor:
+    """(B, M): a sum of cosines of half a period over all bins to five halves, their weights within `width`."""
+    weights = (2 * draws.uniform(seeds, "augment.equaliser", _COSINES) - 1) * width
+    waves = torch.arange(1, _COSINES + 1, device=seeds.device)[:, None] * (
+        torch.arange(bins, device=seeds.device) + 0.5
+    )
+    return weights @ torch.cos(torch.pi / bins * waves)
 
 
 def _band(seeds: Tensor, settings: Augmentation, bins: int) -> Tensor:

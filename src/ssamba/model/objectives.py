@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_CEPSTRA = 40
+_LAGS = (4, 8, 16, 32)  # frames
+
 
 class Contrast(NamedTuple):
     """A discriminative objective's loss and how often the right partner was picked."""
@@ -94,6 +97,82 @@ def log_mel_statistics(features: Tensor, lengths: Tensor | None = None) -> Tenso
     spread = torch.where(valid, (features - mean[:, None]).square(), 0).sum(1) / count
     change = torch.where(valid[:, 1:], features.diff(dim=1).square(), 0).sum(1) / (count - 1).clamp(min=1)
     return torch.cat((mean, spread.sqrt(), change.sqrt()), dim=1)
+
+
+def profile_bands(bins: int) -> int:
+    """Frequency bands of `temporal_profile`: four mel bins each."""
+    return -(-bins // 4)
+
+
+def temporal_profile(features: Tensor, lengths: Tensor | None, segments: int) -> Tensor:
+    """How a clip sounds in each part of it: what a mean over time forgets, as a target for the clip vector.
+
+    Args:
+        features: log-mel values, normalised or not (B, T, M).
+        lengths: valid frames of each clip (B,), None when all are.
+        segments: parts of equal length that a clip is cut into; frames on a border count by their share.
+
+    Returns:
+        (B, segments * bands): the mean of each segment in each band, segment after segment.
+    """
+    frames = torch.arange(features.shape[1], device=features.device)
+    count = torch.full_like(features[:, 0, 0], features.shape[1]) if lengths is None else lengths.to(features)
+    borders = count[:, None] * torch.arange(segments + 1, device=features.device) / segments
+    overlap = torch.minimum(borders[:, 1:, None], frames + 1) - torch.maximum(borders[:, :-1, None], frames)
+    valid = (frames < count[:, None])[..., None]
+    bands = F.avg_pool1d(torch.where(valid, features, 0), 4, ceil_mode=True)
+    means = overlap.clamp(min=0) @ bands / (count / segments)[:, None, None]
+    return means.flatten(1)
+
+
+def texture_values(bins: int) -> int:
+    """How many numbers `log_mel_texture` gives for so many mel bins."""
+    return 2 * min(_CEPSTRA, bins) + (bins - 1) + len(_LAGS) * -(-bins // 8)
+
+
+def log_mel_texture(features: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """How a clip's spectra vary together, over time and along frequency: a target for the clip vector.
+
+    Args:
+        features: log-mel values, normalised or not (B, T, M).
+        lengths: valid frames of each clip (B,), None when all are.
+
+    Returns:
+        (B, `texture_values(M)`): the deviation over time of each of 40 cepstra and the root mean square of its change
+        from frame to frame; the root mean square of the difference of neighbouring bins; and that of the change over
+        4, 8, 16 and 32 frames in bands of 8 bins (0 where the clip is no longer than that).
+    """
+    bins = features.shape[2]
+    frames = torch.arange(features.shape[1], device=features.device)
+    count = torch.full_like(features[:, 0, :1], features.shape[1]) if lengths is None else lengths[:, None].to(features)
+    features = torch.where((frames < count)[..., None], features, 0)
+    order = torch.arange(min(_CEPSTRA, bins), device=features.device)
+    middles = torch.arange(bins, device=features.device) + 0.5
+    cosines = torch.cos(torch.pi / bins * middles[:, None] * order) * (2 / bins) ** 0.5
+    cepstra = features @ cosines.to(features)
+    parts = [log_mel_statistics(cepstra, lengths)[:, len(order) :]]
+    parts.append((features.diff(dim=2).square().sum(1) / count).sqrt())
+    bands = F.avg_pool1d(features, 8, ceil_mode=True)
+    for lag in _LAGS:
+        change = (bands[:, lag:] - bands[:, :-lag]).square()
+        change = torch.where((frames[lag:] < count)[..., None], change, 0).sum(1) / (count - lag).clamp(min=1)
+        parts.append(change.sqrt())
+    return torch.cat(parts, dim=1)
+
+
+def unit_cross_entropy(scores: Tensor, units: Tensor, valid: Tensor) -> Contrast:
+    """Tell which class of sound each token is (HuBERT: Hsu et al., 2021, arXiv:2106.07447, equation 1).
+
+    Args:
+        scores: (B, K, U), logits of the classes.
+        units: the right classes (B, K), int64.
+        valid: which of the K are the clip's own (B, K), bool.
+
+    Returns:
+        The loss in nats and the share of right classes; means as in `info_nce`.
+    """
+    loss = F.cross_entropy(scores.flatten(0, 1), units.flatten(), reduction="none").view_as(units)
+    return Contrast(_mean(loss, valid), _mean((scores.argmax(-1) == units).float(), valid))
 
 
 def _mean(x: Tensor, valid: Tensor | None) -> Tensor:

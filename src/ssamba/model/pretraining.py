@@ -6,7 +6,8 @@ for a shallow decoder (He et al., 2022, arXiv:2111.06377; Huang et al., 2022, ar
 hidden the encoder does a quarter of the work. The decoder is thrown away afterwards.
 
 Shapes: B batch, T frames, M mel bins, L patch tokens, D channels, K hidden patches of the clip with most of them,
-V = values of a patch, C channels of the clip projection.
+V = values of a patch, C channels of the clip projection, S visible patches of the clip with most of them, U classes of
+sound.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from ssamba.config import BaseEncoderConfig, PretrainingConfig
 from ssamba.model.create import build_blocks, build_encoder
 from ssamba.model.heads import PredictionHead
 from ssamba.model.initialise import initialise_encoder, initialise_mask_token
+from ssamba.model.objectives import profile_bands, texture_values
 from ssamba.model.patches import order_tokens, patch_values
 from ssamba.model.tokens import PatchTokens
 
 
 class Hidden(NamedTuple):
-    """What stands at the hidden patches of each clip; entries beyond a clip's own count are padding."""
+    """Some patches of each clip, such as the hidden ones; entries beyond a clip's own count are padding."""
 
     places: Tensor
     """Their places in the token sequence without the prefix (B, K)."""
@@ -35,6 +37,21 @@ class Hidden(NamedTuple):
     def take(self, x: Tensor) -> Tensor:
         """(B, L, C) -> (B, K, C)."""
         return x.gather(1, self.places[..., None].expand(-1, -1, x.shape[2]))
+
+    def pick(self, x: Tensor) -> Tensor:
+        """(B, L) -> (B, K)."""
+        return x.gather(1, self.places)
+
+
+class Units(NamedTuple):
+    """Scores (logits) of the classes of sound."""
+
+    seen: Tensor
+    """At the visible patches, from the encoder's tokens (B, S, U)."""
+    places: Hidden
+    """Where these stand."""
+    hidden: Tensor
+    """At the hidden patches, from the tokens that the heads read (B, K, U)."""
 
 
 class PretrainingOutput(NamedTuple):
@@ -56,6 +73,12 @@ class PretrainingOutput(NamedTuple):
     """Projection of `clip` (B, C) for the clip objective, None without."""
     statistics: Tensor | None
     """Prediction from `clip` of the clip's log-mel statistics (B, 3 M), None without that objective."""
+    profile: Tensor | None
+    """Prediction from `clip` of the clip's course over time (B, segments * bands), None without that objective."""
+    texture: Tensor | None
+    """Prediction from `clip` of the clip's texture (B, values), None without that objective."""
+    units: Units | None
+    """Scores of the classes of sound, None without that objective."""
     latent: Tensor | None
     """Prediction of the teacher's tokens at the hidden patches (B, K, D), None without teacher."""
 
@@ -103,6 +126,13 @@ class PretrainingModel(nn.Module):
             )
         if self.pretraining.statistics:
             self.statistics_head = nn.Linear(dim, 3 * config.num_mel_bins)
+        if self.pretraining.profile:
+            self.profile_head = nn.Linear(dim, self.pretraining.profile * profile_bands(config.num_mel_bins))
+        if self.pretraining.texture:
+            self.texture_head = nn.Linear(dim, texture_values(config.num_mel_bins))
+        if self.pretraining.units:
+            self.seen_units_head = nn.Linear(dim, self.pretraining.units)
+            self.hidden_units_head = nn.Linear(dim, self.pretraining.units)
         if self.pretraining.teacher:
             self.latent_head = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
         initialise_mask_token(self.mask_token)
@@ -130,8 +160,9 @@ class PretrainingModel(nn.Module):
         if self.pretraining.normalise_targets:
             values = (values - values.mean(-1, keepdim=True)) / (values.var(-1, keepdim=True) + 1e-4).sqrt()
         encode = self._encode_visible if self.pretraining.encode == "visible" else self._encode_all
-        tokens, clip = encode(patches, mask)
-        tokens = hidden.take(tokens)
+        seen = hidden_patches(self._valid(patches) & ~mask)
+        tokens, visible = encode(patches, mask, seen)
+        tokens, clip = hidden.take(tokens), _mean(visible, seen.valid)
         return PretrainingOutput(
             tokens=tokens,
             discriminative=self.discriminative_head(tokens),
@@ -141,19 +172,24 @@ class PretrainingModel(nn.Module):
             clip=clip,
             projection=self.clip_head(clip) if self.pretraining.clip_dim else None,
             statistics=self.statistics_head(clip) if self.pretraining.statistics else None,
+            profile=self.profile_head(clip) if self.pretraining.profile else None,
+            texture=self.texture_head(clip) if self.pretraining.texture else None,
+            units=Units(self.seen_units_head(visible), seen, self.hidden_units_head(tokens))
+            if self.pretraining.units
+            else None,
             latent=self.latent_head(tokens) if self.pretraining.teacher else None,
         )
 
-    def _encode_all(self, patches: PatchTokens, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode_all(self, patches: PatchTokens, mask: Tensor, seen: Hidden) -> tuple[Tensor, Tensor]:
+        """All tokens (B, L, D), and the encoder's at the visible patches (B, S, D)."""
         tokens = torch.where(mask[..., None], self.mask_token, patches.tokens)
         encoded = self.encoder.encode(PatchTokens(tokens, patches.columns, patches.longest))
         encoded = encoded[:, self.encoder.num_prefix_tokens :]
-        seen = self._valid(patches) & ~mask
-        return encoded, _mean(encoded, seen)
+        return encoded, seen.take(encoded)
 
-    def _encode_visible(self, patches: PatchTokens, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode_visible(self, patches: PatchTokens, mask: Tensor, seen: Hidden) -> tuple[Tensor, Tensor]:
+        """The same, the first from the decoder."""
         positions = self.encoder.positions(patches.columns, patches.longest).expand_as(patches.tokens)
-        seen = hidden_patches(self._valid(patches) & ~mask)
         counts = seen.valid.sum(1)
         visible = seen.take(patches.tokens + positions)
         encoded = self.encoder.encode_tokens(visible, counts)[:, self.encoder.num_prefix_tokens :]
@@ -163,7 +199,7 @@ class PretrainingModel(nn.Module):
         tokens = torch.cat((self.mask_token.expand_as(positions), self.mask_token.expand(len(mask), 1, -1)), dim=1)
         tokens = tokens.scatter(1, place[..., None].expand_as(entering), entering)[:, :-1] + positions
         lengths = None if patches.columns is None else patches.columns * self.encoder.config.rows
-        return self.decoder(tokens, lengths), _mean(encoded, seen.valid)
+        return self.decoder(tokens, lengths), encoded
 
     def _valid(self, patches: PatchTokens) -> Tensor:
         length = patches.tokens.shape[1]

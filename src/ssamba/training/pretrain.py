@@ -25,18 +25,34 @@ from ssamba.checkpoint import save_checkpoint
 from ssamba.config import ModelConfig
 from ssamba.data.loader import WaveBatch
 from ssamba.model.masking import draw_mask
-from ssamba.model.objectives import clip_contrast, info_nce, log_mel_statistics, reconstruction_error
-from ssamba.model.patches import column_counts
+from ssamba.model.objectives import (
+    clip_contrast,
+    info_nce,
+    log_mel_statistics,
+    log_mel_texture,
+    profile_bands,
+    reconstruction_error,
+    temporal_profile,
+    texture_values,
+    unit_cross_entropy,
+)
+from ssamba.model.patches import column_counts, order_tokens
 from ssamba.model.pretraining import PretrainingModel, PretrainingOutput
 from ssamba.model.tokens import PatchTokens
 from ssamba.training.contrast import as_own_mean, gather_views
 from ssamba.training.corpora import Corpora, open_corpora
 from ssamba.training.loop import TrainingProgress, TrainingReport, train
 from ssamba.training.recipe import PretrainRecipe
+from ssamba.training.running_scale import RunningScale
+from ssamba.training.start import start_from
 from ssamba.training.task import StepContext, StepOutcome
+from ssamba.training.units import SoundUnits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_UNIT_EPOCHS = 3  # that are read at most to find classes of sound in
 
 
 class Inputs(NamedTuple):
@@ -48,6 +64,8 @@ class Inputs(NamedTuple):
     """Valid frames (V,)."""
     seeds: Tensor
     """A seed for each view (V,)."""
+    clean: Tensor
+    """The features before augmentation (V, T, M), normalised."""
 
 
 class PretrainingTask:
@@ -60,12 +78,16 @@ class PretrainingTask:
         self.recipe = recipe
         self.corpora = corpora
         self.model = PretrainingModel(recipe.model.config(), recipe.pretraining())
+        if recipe.model.start is not None:
+            start_from(self.model, recipe.model.start, recipe.front_end)
         self.teacher = (
             copy.deepcopy(self.model.encoder).requires_grad_(False).eval() if recipe.objectives.teacher else None
         )
-        bins = 3 * recipe.front_end.num_mel_bins
-        self.statistics_mean, self.statistics_var = torch.zeros(bins), torch.ones(bins)
-        self.statistics_seen = 0
+        bins = recipe.front_end.num_mel_bins
+        self.statistics = RunningScale(3 * bins)
+        self.profile = RunningScale(recipe.objectives.profile_segments * profile_bands(bins))
+        self.texture = RunningScale(texture_values(bins))
+        self.units = self._find_units() if recipe.objectives.units else None
         self.best_metric = ("loss", "min")
         # Reported with the first step: what was found broken when the corpora were opened.
         self.unreported = corpora.skipped
@@ -118,12 +140,13 @@ class PretrainingTask:
         features = torch.cat([cut(features, crop, fill=0.0, multiple=multiple) for crop in crops])
         lengths = torch.cat([crop.lengths for crop in crops])
         seeds = torch.cat([seeds + i for i in range(len(crops))])
+        clean = normalise(features, front_end)
         if training:
             features = augment(features, seeds, recipe.augmentation, lengths)
         features = normalise(features, front_end)
         # The last patch of a clip is filled with frames of log-mel 0 and counts, as when a clip is embedded.
         lengths = -(-lengths // patch) * patch
-        return Inputs(features, lengths, seeds)
+        return Inputs(features, lengths, seeds, clean)
 
     def losses(
         self, model: nn.Module, inputs: Inputs, *, training: bool, ratio: float | None = None
@@ -138,9 +161,24 @@ class PretrainingTask:
         metrics["generative"] = reconstruction_error(second.generative.float(), second.values, second.hidden.valid)
         total = weights.discriminative * metrics["discriminative"] + weights.generative * metrics["generative"]
         if out.statistics is not None:
-            target = self.statistics_target(inputs, training)
+            target = self.statistics.scaled(log_mel_statistics(inputs.features, inputs.lengths), training)
             metrics["statistics"] = F.mse_loss(out.statistics.float(), target)
             total = total + weights.statistics * metrics["statistics"]
+        if out.profile is not None:
+            course = temporal_profile(inputs.features, inputs.lengths, weights.profile_segments)
+            metrics["profile"] = F.mse_loss(out.profile.float(), self.profile.scaled(course, training))
+            total = total + weights.profile * metrics["profile"]
+        if out.texture is not None:
+            texture = self.texture.scaled(log_mel_texture(inputs.features, inputs.lengths), training)
+            metrics["texture"] = F.mse_loss(out.texture.float(), texture)
+            total = total + weights.texture * metrics["texture"]
+        if out.units is not None:
+            units = self.unit_targets(inputs)
+            seen = unit_cross_entropy(out.units.seen.float(), out.units.places.pick(units), out.units.places.valid)
+            hidden = unit_cross_entropy(out.units.hidden.float(), out.hidden.pick(units), valid)
+            metrics["units_seen"], metrics["units_seen_accuracy"] = seen
+            metrics["units_hidden"], metrics["units_hidden_accuracy"] = hidden
+            total = total + weights.units * (seen.loss + hidden.loss) / 2
         if out.latent is not None:
             metrics["teacher"] = reconstruction_error(out.latent.float(), self.teacher_tokens(inputs, out), valid)
             total = total + weights.teacher * metrics["teacher"]
@@ -169,21 +207,28 @@ class PretrainingTask:
         return out
 
     @torch.no_grad()
-    def statistics_target(self, inputs: Inputs, training: bool) -> Tensor:
-        """The views' log-mel statistics, standardised by their running mean and deviation over the run."""
-        statistics = log_mel_statistics(inputs.features, inputs.lengths)
-        self.statistics_mean = self.statistics_mean.to(statistics)
-        self.statistics_var = self.statistics_var.to(statistics)
-        if training:
-            sums = torch.stack((statistics.sum(0), statistics.square().sum(0), torch.ones_like(statistics).sum(0)))
-            if _in_company():
-                torch.distributed.all_reduce(sums)
-            mean = sums[0] / sums[2]
-            self.statistics_seen += 1
-            share = max(1 / self.statistics_seen, 0.01)
-            self.statistics_mean.lerp_(mean, share)
-            self.statistics_var.lerp_((sums[1] / sums[2] - mean.square()).clamp(min=0), share)
-        return (statistics - self.statistics_mean) / (self.statistics_var + 1e-4).sqrt()
+    def unit_targets(self, inputs: Inputs) -> Tensor:
+        """The class of sound of every patch (V, L), the same over a column; arbitrary beyond a clip's end."""
+        assert self.units is not None
+        config = self.model.encoder.config
+        units = self.units.units(inputs.clean, inputs.lengths)[:, : config.columns(inputs.features.shape[1])]
+        grid = units[:, None, :, None].expand(-1, config.rows, -1, -1)
+        return order_tokens(grid, config, column_counts(inputs.lengths, config))[..., 0]
+
+    def _find_units(self) -> SoundUnits:
+        """Clusters of the first training batches, the same in every process."""
+        config, front_end = self.recipe.model.config(), self.recipe.front_end
+        units = SoundUnits(self.recipe.objectives.unit_count, config.patch_size[1], 2 * front_end.std)
+
+        def clean() -> Iterator[tuple[Tensor, Tensor]]:
+            for epoch in range(_UNIT_EPOCHS):
+                for batch in self.corpora.batches(epoch, 0, 0, 1):
+                    if len(batch):
+                        inputs = self.inputs(batch, torch.device("cpu"), training=False)
+                        yield inputs.clean, inputs.lengths
+
+        units.fit(clean(), self.recipe.run.seed)
+        return units
 
     @torch.no_grad()
     def teacher_tokens(self, inputs: Inputs, out: PretrainingOutput) -> Tensor:
@@ -251,10 +296,12 @@ class PretrainingTask:
         """What a resumed run needs besides the model."""
         state: dict[str, Any] = {
             "corpora": self.corpora.fingerprint(),
-            "statistics_mean": self.statistics_mean,
-            "statistics_var": self.statistics_var,
-            "statistics_seen": self.statistics_seen,
+            "statistics": self.statistics.state_dict(),
+            "profile": self.profile.state_dict(),
+            "texture": self.texture.state_dict(),
         }
+        if self.units is not None:
+            state["units"] = self.units.state_dict()
         if self.teacher is not None:
             state["teacher"] = self.teacher.state_dict()
         return state
@@ -266,8 +313,11 @@ class PretrainingTask:
             DataError: the corpora are not those of the saved run.
         """
         self.corpora.check_fingerprint(state["corpora"])
-        self.statistics_mean, self.statistics_var = state["statistics_mean"], state["statistics_var"]
-        self.statistics_seen = int(state["statistics_seen"])
+        self.statistics.load_state_dict(state["statistics"])
+        self.profile.load_state_dict(state["profile"])
+        self.texture.load_state_dict(state["texture"])
+        if self.units is not None:
+            self.units.load_state_dict(state["units"])
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])
 
@@ -276,10 +326,6 @@ class PretrainingTask:
         assert isinstance(model, PretrainingModel)
         config = ModelConfig(kind="pretraining", encoder=model.encoder.config, pretraining=model.pretraining)
         save_checkpoint(folder, model, config, self.recipe.front_end)
-
-
-def _in_company() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def pretrain(

@@ -34,6 +34,8 @@ class ModelSettings(Config):
     """Structure: `official`, `ssamba2` (ours), or an SSAST (see `ssamba.create_encoder`)."""
     encoder: dict[str, Any] = Field(default_factory=dict)
     """Fields of the encoder's configuration to change."""
+    start: str | None = None
+    """Checkpoint to start from, or `shipped`: the weights that come with ssamba. None starts from random weights."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:
@@ -102,6 +104,16 @@ class ObjectiveSettings(Config):
     """Of the clip objective."""
     statistics: float = Field(0.0, ge=0)
     """Squared error of the clip's log-mel statistics, predicted from its vector (ours)."""
+    profile: float = Field(0.0, ge=0)
+    """Squared error of the mean spectra of the clip's segments, predicted from its vector (ours)."""
+    profile_segments: int = Field(4, gt=0)
+    """Segments of equal length that a clip is cut into for it."""
+    texture: float = Field(0.0, ge=0)
+    """Squared error of how the clip's spectra vary over time and along frequency, predicted from its vector (ours)."""
+    units: float = Field(0.0, ge=0)
+    """Cross entropy of the class of sound of each patch, heard as it was before augmentation (ours, after HuBERT)."""
+    unit_count: int = Field(512, gt=1)
+    """Classes of sound: clusters that are found in the training clips when a run starts."""
     teacher: float = Field(0.0, ge=0)
     """Squared error of the momentum teacher's tokens at the hidden patches (ours)."""
     teacher_decay: float = Field(0.99, gt=0, lt=1)
@@ -153,7 +165,17 @@ class PretrainRecipe(Config):
             raise ValueError("objectives.clip needs one clip to a sequence: set data.short_clips = 'bucket'")
         if objectives.clip and objectives.passes == 2:
             raise ValueError("objectives.passes = 2 is the original's, which has no clip objective")
-        if not any((objectives.discriminative, objectives.generative, objectives.clip, objectives.teacher)):
+        learned = (
+            objectives.discriminative,
+            objectives.generative,
+            objectives.clip,
+            objectives.statistics,
+            objectives.profile,
+            objectives.texture,
+            objectives.units,
+            objectives.teacher,
+        )
+        if not any(learned):
             raise ValueError("every objective has weight 0: nothing would be learned")
         if self.front_end.num_mel_bins != self.model.config().num_mel_bins:
             raise ValueError(
@@ -171,6 +193,9 @@ class PretrainRecipe(Config):
             normalise_targets=objectives.normalise_targets,
             clip_dim=objectives.clip_dim if objectives.clip else 0,
             statistics=objectives.statistics > 0,
+            profile=objectives.profile_segments if objectives.profile else 0,
+            texture=objectives.texture > 0,
+            units=objectives.unit_count if objectives.units else 0,
             teacher=objectives.teacher > 0,
         )
 

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.fft import dct
+
+from ssamba.model.objectives import (
+    log_mel_texture,
+    profile_bands,
+    temporal_profile,
+    texture_values,
+    unit_cross_entropy,
+)
+
+
+def test_a_profile_is_the_mean_of_each_segment_in_each_band():
+    features = torch.randn(2, 12, 8)
+    profile = temporal_profile(features, None, 3)
+    assert profile.shape == (2, 3 * profile_bands(8))
+    expected = features.view(2, 3, 4, 2, 4).mean((2, 4))
+    torch.testing.assert_close(profile, expected.flatten(1))
+
+
+def test_frames_on_a_border_count_by_their_share():
+    ramp = torch.arange(3.0)[None, :, None].expand(1, 3, 4)
+    torch.testing.assert_close(temporal_profile(ramp, None, 2), torch.tensor([[1 / 3, 5 / 3]]))
+    # More segments than frames: each frame stands for several.
+    torch.testing.assert_close(temporal_profile(ramp, None, 6), torch.tensor([[0.0, 0, 1, 1, 2, 2]]))
+
+
+@pytest.mark.parametrize("length", [1, 5, 12])
+def test_padding_is_no_part_of_a_profile(length):
+    features = torch.randn(1, 12, 8)
+    padded = features.clone()
+    padded[:, length:] = torch.nan
+    torch.testing.assert_close(
+        temporal_profile(padded, torch.tensor([length]), 4), temporal_profile(features[:, :length], None, 4)
+    )
+
+
+def test_bins_that_do_not_fill_a_band_are_averaged_among_themselves():
+    features = torch.tensor([1.0, 1, 1, 1, 3, 5]).expand(1, 4, 6)
+    torch.testing.assert_close(temporal_profile(features, None, 1), torch.tensor([[1.0, 4.0]]))
+
+
+def test_a_texture_is_what_scipy_and_plain_means_give():
+    x = torch.randn(1, 20, 64, dtype=torch.float64)
+    texture = log_mel_texture(x)[0].numpy()
+    cepstra = dct(x[0].numpy(), type=2, norm="ortho")[:, :40]
+    cepstra[:, 0] *= 2**0.5  # scipy's first basis vector is shorter
+    expected = [cepstra.std(0), (np.diff(cepstra, axis=0) ** 2).mean(0) ** 0.5]
+    expected.append((np.diff(x[0].numpy(), axis=1) ** 2).mean(0) ** 0.5)
+    bands = x[0].view(20, 8, 8).mean(2).numpy()
+    expected += [((bands[lag:] - bands[:-lag]) ** 2).mean(0) ** 0.5 for lag in (4, 8, 16)]
+    expected.append(np.zeros(8))  # a change over 32 frames does not fit into 20
+    np.testing.assert_allclose(texture, np.concatenate(expected), rtol=1e-4, atol=1e-5)
+    assert len(texture) == texture_values(64)
+
+
+@pytest.mark.parametrize("length", [1, 7, 40])
+def test_padding_is_no_part_of_a_texture(length):
+    features = torch.randn(1, 40, 20)
+    padded = features.clone()
+    padded[:, length:] = torch.nan
+    own = log_mel_texture(features[:, :length])
+    torch.testing.assert_close(log_mel_texture(padded, torch.tensor([length])), own)
+    assert own.shape == (1, texture_values(20))
+
+
+def test_unit_cross_entropy_averages_over_a_clips_own_tokens_then_over_clips():
+    scores, units = torch.randn(2, 3, 5), torch.tensor([[0, 4, 2], [1, 0, 0]])
+    valid = torch.tensor([[True, True, True], [True, False, False]])
+    loss, accuracy = unit_cross_entropy(scores, units, valid)
+    expected = (F.cross_entropy(scores[0], units[0]) + F.cross_entropy(scores[1, :1], units[1, :1])) / 2
+    torch.testing.assert_close(loss, expected)
+    right = (scores.argmax(-1) == units).float()
+    torch.testing.assert_close(accuracy, (right[0].mean() + right[1, 0]) / 2)
