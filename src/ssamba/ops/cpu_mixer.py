@@ -241,8 +241,8 @@ def _mix(hidden: Tensor, in_weight: Tensor, out_weight: Tensor, *rest: Any) -> T
             valid = length if lengths is None else min(max(int(lengths[clip]), 0), length)
             _mix_long(hidden[clip], in_weight, out_weight, sides, valid, out[clip])
         return out
-    valid = [length] * batch if lengths is None else [min(max(n, 0), length) for n in lengths.tolist()]
-    for part, longest in _groups(valid):
+    counts = [length] * batch if lengths is None else [min(max(n, 0), length) for n in lengths.tolist()]
+    for part, longest in _groups(counts):
         out[part, longest:] = 0
         if longest:
             some = None if lengths is None else lengths[part]
