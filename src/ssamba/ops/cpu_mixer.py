@@ -188,10 +188,10 @@ def _scan(
     *,
     accumulate: bool = False,
     before: Tensor | None = None,
-    after: Tensor,
+    after: Tensor | None = None,
     borders: Sequence[Tensor] | None = None,
 ) -> None:
-    """The directions' scans over rows of u (B, L, E), delta's factor, B and C; their sum into y; `after`: a last state."""
+    """The directions' scans over rows of u (B, L, E), delta's factor, B and C; their sum into y. `after`: the last state."""
     directions = [
         (
             side.reverse,
@@ -203,7 +203,7 @@ def _scan(
             side.D.data_ptr(),
             side.dt_bias.data_ptr(),
             _address(before),
-            after.data_ptr(),
+            _address(after),
             0 if borders is None else borders[i].data_ptr(),
         )
         for i, side in enumerate(sides)
@@ -283,7 +283,7 @@ def _mix_short(
     _product(hidden.view(tokens, channels), in_weight, xz.view(tokens, -1))
     _convolve(xz[..., :inner], lengths, 0, length, sides, work.u_rows)
     work.project(sides)
-    _scan(work.u_rows, work.projected_rows, xz[..., inner:], y, lengths, sides, after=work.state)
+    _scan(work.u_rows, work.projected_rows, xz[..., inner:], y, lengths, sides)
     _product(y.view(tokens, inner), out_weight, out.view(tokens, channels), 0.5)
 
 
@@ -347,9 +347,8 @@ def _mix_keeping(
     _convolve(xz[..., :inner], lengths, 0, length, sides, u_rows)
     for side, u_side, projected_side in zip(sides, u, projected, strict=True):
         _product(u_side.view(tokens, inner), side.x_weight, projected_side.view(tokens, -1))
-    after = _memory.get("state", (batch, inner, sides[0].A.shape[1]), torch.float32)
     columns = [_columns_of(p, side) for p, side in zip(projected, sides, strict=True)]
-    _scan(u_rows, columns, None, y, lengths, sides, after=after, borders=borders)
+    _scan(u_rows, columns, None, y, lengths, sides, borders=borders)
     gated = torch.empty_like(y)
     _gate(y, xz[..., inner:], lengths, gated)
     _product(gated.view(tokens, inner), out_weight, out.view(tokens, channels), 0.5)
@@ -457,7 +456,6 @@ def _side_backward(
     grad_projected = torch.empty_like(projected)
     low, B, C = _columns_of(projected, side)
     _, grad_B, grad_C = _columns_of(grad_projected, side)
-    initial = _memory.get("state", (batch, inner, state), torch.float32)  # its gradient is not wanted
     extension.scan_backward(
         capability,
         threads,
@@ -484,7 +482,7 @@ def _side_backward(
         grad_D.data_ptr(),
         _ABSENT,
         grad_dt_bias.data_ptr(),
-        initial.data_ptr(),
+        0,
     )
     grad_A.mul_(side.A)  # A = -exp(A_log), so that dA / dA_log = A
     flat_u, flat_grad_u = u.view(tokens, inner), grad_u.view(tokens, inner)

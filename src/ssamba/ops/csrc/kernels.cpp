@@ -34,7 +34,7 @@ const Kernels kernels_avx2 = {"avx2",
 #else
 const Kernels kernels_generic = {"generic",
 #endif
-                                scan_forward_scratch, scan_forward, scan_backward_scratch, scan_backward,
+                                scan_constants_size, scan_constants, scan_forward_scratch, scan_forward, scan_backward_scratch, scan_backward,
                                 conv_forward, conv_backward_scratch, conv_backward, gate};
 
 }  // namespace ssamba

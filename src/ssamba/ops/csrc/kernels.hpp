@@ -43,13 +43,14 @@ struct Scan {
   const int64_t* lengths;       // (B) or null
   const float* initial_state;   // (B, D, N) or null: zeros
   float* borders;               // (B, chunks, padded D, N) in the kernels' own order, or null: do not keep
+  const float* constants;       // what scan_constants made, once for all clips; null: each piece makes its own
 };
 
 struct ScanForward {
   Scan in;
   bool accumulate;    // add to what stands in `out`, before the gate
   Rows out;           // (B, L, D)
-  float* last_state;  // (B, D, N)
+  float* last_state;  // (B, D, N) or null: not wanted
 };
 
 struct ScanBackward {
@@ -96,6 +97,8 @@ struct Gate {
 // One instruction set. Each function does one clip and a range of channel blocks (or of steps), on the calling thread.
 struct Kernels {
   const char* name;
+  int64_t (*scan_constants_size)(const Scan&, int64_t blocks);                  // floats
+  void (*scan_constants)(const Scan&, float* constants);
   int64_t (*scan_forward_scratch)(const Scan&, int64_t blocks);                 // floats
   void (*scan_forward)(const ScanForward&, int64_t clip, int64_t first_block, int64_t last_block, float* scratch);
   int64_t (*scan_backward_scratch)(const Scan&, int64_t groups);                // floats

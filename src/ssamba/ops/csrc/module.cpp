@@ -116,6 +116,7 @@ Scan scan_of(const Sizes& sizes, bool softplus, bool reverse, const RowsTuple& u
   in.lengths = at<const int64_t>(lengths);
   in.initial_state = at<const float>(initial_state);
   in.borders = at<float>(borders);
+  in.constants = nullptr;
   return in;
 }
 
@@ -138,6 +139,17 @@ std::vector<float> taps_first(const float* weight, int64_t channels, int64_t tap
   return transposed;
 }
 
+// What a scan's clips share, made once where there are several.
+std::vector<float> make_constants(const Kernels& kernels, Scan* in) {
+  std::vector<float> constants;
+  if (in->batch > 1) {
+    constants.resize(static_cast<size_t>(kernels.scan_constants_size(*in, (in->channels + BLOCK - 1) / BLOCK)));
+    kernels.scan_constants(*in, constants.data());
+    in->constants = constants.data();
+  }
+  return constants;
+}
+
 // --- What Python calls --------------------------------------------------------------------------------------------
 
 void scan_forward(const std::string& capability, int threads, const Sizes& sizes, bool softplus, bool reverse,
@@ -145,10 +157,11 @@ void scan_forward(const std::string& capability, int threads, const Sizes& sizes
                   const RowsTuple& z, Address bias, Address lengths, Address initial_state, Address borders,
                   const RowsTuple& out, Address last_state) {
   const Kernels& kernels = kernels_called(capability);
-  const ScanForward args = {
+  ScanForward args = {
       scan_of(sizes, softplus, reverse, u, step, A, B, C, D, z, bias, lengths, initial_state, borders), false, rows(out),
       at<float>(last_state)};
   const nb::gil_scoped_release release;
+  const std::vector<float> constants = make_constants(kernels, &args.in);
   expect_writes(args.out, args.in.batch, args.in.length, args.in.channels);
   if (args.in.borders != nullptr)
     expect_writes(args.in.borders, args.in.batch * ((args.in.length + CHUNK - 1) / CHUNK) * args.in.channels * args.in.state * 4);
@@ -179,6 +192,7 @@ void scan_backward(const std::string& capability, int threads, const Sizes& size
   args.grad_z = rows(grad_z);
   args.grad_initial = at<float>(grad_initial);
   const nb::gil_scoped_release release;
+  const std::vector<float> constants = make_constants(kernels, &args.in);
   for (const Rows& target : {args.grad_u, args.grad_delta, args.grad_z}) expect_writes(target, batch, length, channels);
   const int64_t part_B = batch * groups * length * N;
   PartsMemory parts(2 * part_B + batch * (matrix + 2 * channels));
@@ -296,7 +310,7 @@ void mixer_conv(const std::string& capability, int threads, const Sizes& sizes, 
 }
 
 // One direction's scan: whether it is reversed, u, delta's factor with its weights, A, B, C, D, the step's bias, the state
-// before (0: zeros) and after (which may be the same), and where chunk states are kept (0: nowhere).
+// before (0: zeros) and after (0: not wanted; may be the one before), and where chunk states are kept (0: nowhere).
 using ScanTuple = std::tuple<bool, RowsTuple, StepTuple, Address, RowsTuple, RowsTuple, Address, Address, Address, Address, Address>;
 
 // The scans of one or two directions. `y` takes their sum, on top of what stands there if `accumulate`; with z it is gated after
@@ -312,6 +326,8 @@ void mixer_scan(const std::string& capability, int threads, const Sizes& sizes, 
                      accumulate || !scans.empty(), rows(y), at<float>(after)});
   }
   const nb::gil_scoped_release release;
+  std::vector<std::vector<float>> constants;
+  for (ScanForward& scan : scans) constants.push_back(make_constants(kernels, &scan.in));
   const Scan& in = scans.front().in;
   expect_writes(rows(y), in.batch, in.length, in.channels);
   deal_out(threads, in.batch, (in.channels + BLOCK - 1) / BLOCK, in.length, in.lengths,

@@ -54,6 +54,23 @@ static void prepare_constants(const Scan& in, int64_t channel, int64_t count, fl
 
 static inline int64_t constants_size(const Scan& in) { return (in.state + 3 + in.rank) * W; }
 
+static int64_t scan_constants_size(const Scan& in, int64_t blocks) { return blocks * (BLOCK / W) * constants_size(in); }
+
+// Of `width` channels from `first` on.
+static void prepare_all_constants(const Scan& in, int64_t first, int64_t width, float* constants) {
+  for (int64_t offset = 0; offset < width; offset += W)
+    prepare_constants(in, first + offset, smaller(W, width - offset), constants + offset / W * constants_size(in));
+}
+
+static void scan_constants(const Scan& in, float* constants) { prepare_all_constants(in, 0, in.channels, constants); }
+
+// Those of a piece: of the whole scan's, or made in `own`.
+static inline const float* constants_of(const Scan& in, int64_t first, int64_t width, float* own) {
+  if (in.constants != nullptr) return in.constants + first / W * constants_size(in);
+  prepare_all_constants(in, first, width, own);
+  return own;
+}
+
 // The rows of B, C or delta's factor of a tile in float32: where they are, or converted into `buffer`.
 struct Coefficients {
   const float* first;  // of the tile's first step
@@ -204,7 +221,7 @@ static void advance_all(int64_t state, const float* A, Coefficients B, Coefficie
 
 static int64_t scan_forward_scratch(const Scan& in, int64_t blocks) {
   const int64_t vectors = blocks * (BLOCK / W);
-  return vectors * (constants_size(in) + in.state * W) + 3 * TILE + CHUNK * (2 * in.state + in.rank);
+  return scan_constants_size(in, blocks) + vectors * in.state * W + 3 * TILE + CHUNK * (2 * in.state + in.rank);
 }
 
 static void scan_forward(const ScanForward& args, int64_t clip, int64_t first_block, int64_t last_block, float* scratch) {
@@ -214,13 +231,13 @@ static void scan_forward(const ScanForward& args, int64_t clip, int64_t first_bl
   const int64_t width = smaller(last_block * BLOCK, in.channels) - first_channel, vectors = (width + W - 1) / W;
   const Rows* const streams[] = {&in.u, &in.delta, &in.z, &args.out};
   const int64_t stride = constants_size(in);
-  float *constants = scratch, *states = constants + vectors * stride;
+  const float* constants = constants_of(in, first_channel, width, scratch);
+  float* states = scratch + vectors * stride;
   float *delta = states + vectors * size, *drive = delta + TILE, *y = drive + TILE;
   float *buffer_B = y + TILE, *buffer_C = buffer_B + CHUNK * N, *buffer_low = buffer_C + CHUNK * N;
 
   for (int64_t j = 0; j < vectors; ++j) {
     const int64_t channel = first_channel + j * W, count = smaller(W, in.channels - channel);
-    prepare_constants(in, channel, count, constants + j * stride);
     if (in.initial_state != nullptr)
       to_lanes(in.initial_state + clip * in.channels * N, channel, count, N, states + j * size);
     else
@@ -265,6 +282,7 @@ static void scan_forward(const ScanForward& args, int64_t clip, int64_t first_bl
     }
   }
   for (int64_t row = length; row < in.length; ++row) zero_row(args.out, clip, row, first_channel, width);
+  if (args.last_state == nullptr) return;
   for (int64_t j = 0; j < vectors; ++j)
     from_lanes(states + j * size, first_channel + j * W, smaller(W, width - j * W), N,
                args.last_state + clip * in.channels * N);
@@ -400,7 +418,7 @@ static void sweep_back_all(int64_t N, const float* A, Coefficients B, Coefficien
 
 static int64_t scan_backward_scratch(const Scan& in, int64_t groups) {
   const int64_t vectors = groups * (GROUP / W), N = in.state;
-  return vectors * (constants_size(in) + (2 * N + 2) * W) + 9 * TILE + CHUNK * (4 * N + in.rank) + (2 * CHUNK + 1) * N * W;
+  return scan_constants_size(in, groups * (GROUP / BLOCK)) + vectors * (2 * N + 2) * W + 9 * TILE + CHUNK * (4 * N + in.rank) + (2 * CHUNK + 1) * N * W;
 }
 
 static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_group, int64_t last_group,
@@ -412,15 +430,15 @@ static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_
   const Rows* const reads[] = {&in.u, &in.delta, &in.z, &args.grad_out};
   const Rows* const writes[] = {&args.grad_u, &args.grad_delta, &args.grad_z, &args.grad_u};
   const bool gated = in.z.data != nullptr;
-  // Of each vector: constants, then the running gradients: state (N, W), A (N, W), D and bias (W) each.
-  const int64_t own = constants_size(in), stride = own + (2 * N + 2) * W;
+  // Of each vector the running gradients: state (N, W), A (N, W), D and bias (W) each.
+  const int64_t own = constants_size(in), stride = (2 * N + 2) * W;
   Workbench bench;
-  float* vector_data = lay_out(&bench, N, in.rank, scratch);
+  float *made = lay_out(&bench, N, in.rank, scratch), *vector_data = made + vectors * own;
+  const float* constants = constants_of(in, first_channel, width, made);
 
   for (int64_t j = 0; j < vectors; ++j) {
     const int64_t channel = first_channel + j * W, count = smaller(W, in.channels - channel);
-    float *constants = vector_data + j * stride, *carry = constants + own;
-    prepare_constants(in, channel, count, constants);
+    float* carry = vector_data + j * stride;
     std::memset(carry, 0, static_cast<size_t>(2 * size + 2 * W) * sizeof(float));
     if (args.grad_last != nullptr) to_lanes(args.grad_last + clip * in.channels * N, channel, count, N, carry);
   }
@@ -432,8 +450,8 @@ static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_
         in.rank > 0 ? coefficients(in, in.low, in.rank, clip, length, s0, steps, bench.buffer_low) : B;
     for (int64_t j = 0; j < vectors; ++j) {
       const int64_t channel = first_channel + j * W, count = smaller(W, in.channels - channel);
-      float *A = vector_data + j * stride, *rest = A + size, *carry = A + own, *grad_A = carry + size;
-      float* grad_rest = grad_A + size;
+      const float *A = constants + j * own, *rest = A + size;
+      float *carry = vector_data + j * stride, *grad_A = carry + size, *grad_rest = grad_A + size;
       const V D = load(rest + W), bias = load(rest + 2 * W);
       if (channel % GROUP == 0) {
         std::memset(bench.grad_B, 0, static_cast<size_t>(steps * N) * sizeof(float));
@@ -505,7 +523,7 @@ static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_
   }
   for (int64_t j = 0; j < vectors; ++j) {
     const int64_t channel = first_channel + j * W, count = smaller(W, in.channels - channel);
-    const float *carry = vector_data + j * stride + own, *grad_A = carry + size, *grad_rest = grad_A + size;
+    const float *carry = vector_data + j * stride, *grad_A = carry + size, *grad_rest = grad_A + size;
     const int64_t matrix = clip * in.channels * N, row = clip * in.channels + channel;
     from_lanes(grad_A, channel, count, N, args.part_A + matrix);
     if (args.grad_initial != nullptr) from_lanes(carry, channel, count, N, args.grad_initial + matrix);
