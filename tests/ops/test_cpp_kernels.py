@@ -511,5 +511,5 @@ def test_the_compiled_code_is_small():
 
 def test_saved_states_have_the_size_that_the_kernels_write():
     extension = cpu_extension.module()
-    size = cpu._border_size(2, 3 * extension.CHUNK + 1, extension.BLOCK + 1, 5)
+    size = cpu.border_size(2, 3 * extension.CHUNK + 1, extension.BLOCK + 1, 5)
     assert size == 2 * 4 * (2 * extension.BLOCK) * 5

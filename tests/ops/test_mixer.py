@@ -192,6 +192,19 @@ def test_slices_and_frozen_weights():
     torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-5)
 
 
+@needs_cpp
+@pytest.mark.parametrize("stretch", [8, 2048])
+def test_memory_from_inference_mode_serves_outside_of_it(stretch, monkeypatch):
+    monkeypatch.setattr(cpu_mixer, "_STRETCH", stretch)
+    tensors = [t.float() for t in random_tensors(2, 40, 8, 24, 16, 3)]
+    with torch.inference_mode():
+        expected = apply(tensors, lengths=torch.tensor([40, 20])).clone()
+    assert torch.equal(apply(tensors, lengths=torch.tensor([40, 20])), expected)
+    run(tensors, "cpp")
+    with torch.inference_mode():
+        assert torch.equal(apply(tensors, lengths=torch.tensor([40, 20])), expected)
+
+
 def test_autocast_decides_the_dtype():
     tensors = [t.float() for t in random_tensors(2, 40, 8, 24, 16, 3)]
     expected = apply(tensors)

@@ -83,19 +83,21 @@ def _lined_up(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
 
 
-def _rows(x: Tensor) -> Rows:
+def rows(x: Tensor) -> Rows:
+    """How the kernels find a (B, L, channels) tensor whose last dimension is contiguous."""
     stride = x.stride()
     return x.data_ptr(), stride[0], stride[1], x.dtype == torch.bfloat16
 
 
-_ABSENT: Rows = (0, 0, 0, False)
+ABSENT: Rows = (0, 0, 0, False)
 
 
 def _optional_rows(x: Tensor | None) -> Rows:
-    return _ABSENT if x is None else _rows(x)
+    return ABSENT if x is None else rows(x)
 
 
-def _address(x: Tensor | None) -> int:
+def address(x: Tensor | None) -> int:
+    """Where its first element is; 0 for what is absent."""
     return 0 if x is None else x.data_ptr()
 
 
@@ -103,11 +105,12 @@ def _dense(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _int64(lengths: Tensor | None) -> Tensor | None:
+def int64(lengths: Tensor | None) -> Tensor | None:
+    """Lengths as the kernels read them."""
     return None if lengths is None else lengths.to(torch.int64).contiguous()
 
 
-def _border_size(batch: int, length: int, channels: int, state: int) -> int:
+def border_size(batch: int, length: int, channels: int, state: int) -> int:
     """Elements of the saved states: one state per chunk, channels padded to whole blocks, in an order of the kernels' own.
 
     One dimension, because torch.export would take a number of chunks that is 1 for a constant.
@@ -116,21 +119,21 @@ def _border_size(batch: int, length: int, channels: int, state: int) -> int:
     return batch * -(-length // chunk) * (-(-channels // block) * block) * state
 
 
-_library: Any = torch.library.Library("ssamba", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define(
+library: Any = torch.library.Library("ssamba", "FRAGMENT")  # type: ignore[no-untyped-call]
+library.define(
     "selective_scan_cpp(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
     "bool delta_softplus, bool reverse, Tensor? lengths, Tensor? initial_state, bool keep_states) "
     "-> (Tensor, Tensor, Tensor)"
 )
-_library.define(
+library.define(
     "selective_scan_cpp_backward(Tensor grad_out, Tensor grad_last, Tensor borders, Tensor u, Tensor delta, Tensor A, "
     "Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, bool reverse, Tensor? lengths) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-_library.define(
+library.define(
     "causal_conv_cpp(Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse, Tensor? lengths) -> Tensor"
 )
-_library.define(
+library.define(
     "causal_conv_cpp_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse, "
     "Tensor? lengths) -> (Tensor, Tensor, Tensor)"
 )
@@ -160,25 +163,25 @@ def _scan(
     u, delta, B, C = _lined_up(u), _lined_up(delta), _lined_up(B), _lined_up(C)
     z = None if z is None else _lined_up(z)
     A, D, delta_bias, initial_state = A.contiguous(), _dense(D), _dense(delta_bias), _dense(initial_state)
-    lengths = _int64(lengths)
+    lengths = int64(lengths)
     cpu_extension.module().scan_forward(
         cpu_extension.capability(),
         cpu_extension.threads(),
         (batch, length, channels, state),
         delta_softplus,
         reverse,
-        _rows(u),
-        (_rows(delta), 0, 0),
+        rows(u),
+        (rows(delta), 0, 0),
         A.data_ptr(),
-        _rows(B),
-        _rows(C),
-        _address(D),
+        rows(B),
+        rows(C),
+        address(D),
         _optional_rows(z),
-        _address(delta_bias),
-        _address(lengths),
-        _address(initial_state),
+        address(delta_bias),
+        address(lengths),
+        address(initial_state),
         borders.data_ptr() if keep_states else 0,
-        _rows(out),
+        rows(out),
         last_state.data_ptr(),
     )
     return out, last_state, borders
@@ -203,7 +206,7 @@ def _scan_fake(
     return (
         u.new_empty((batch, length, channels)),
         A.new_empty((batch, channels, state)),
-        A.new_empty(_border_size(batch, length, channels, state) if keep_states else 0),
+        A.new_empty(border_size(batch, length, channels, state) if keep_states else 0),
     )
 
 
@@ -237,32 +240,32 @@ def _scan_backward(
     u, delta, B, C = _lined_up(u), _lined_up(delta), _lined_up(B), _lined_up(C)
     z = None if z is None else _lined_up(z)
     A, D, delta_bias, grad_last = A.contiguous(), _dense(D), _dense(delta_bias), grad_last.contiguous()
-    grad_out, lengths = _lined_up(grad_out), _int64(lengths)
+    grad_out, lengths = _lined_up(grad_out), int64(lengths)
     cpu_extension.module().scan_backward(
         cpu_extension.capability(),
         cpu_extension.threads(),
         (batch, length, channels, state),
         delta_softplus,
         reverse,
-        _rows(u),
-        (_rows(delta), 0, 0),
+        rows(u),
+        (rows(delta), 0, 0),
         A.data_ptr(),
-        _rows(B),
-        _rows(C),
-        _address(D),
+        rows(B),
+        rows(C),
+        address(D),
         _optional_rows(z),
-        _address(delta_bias),
-        _address(lengths),
+        address(delta_bias),
+        address(lengths),
         borders.data_ptr(),
-        _rows(grad_out),
+        rows(grad_out),
         grad_last.data_ptr(),
-        _rows(grad_u),
-        _rows(grad_delta),
+        rows(grad_u),
+        rows(grad_delta),
         grad_A.data_ptr(),
-        _rows(grad_B),
-        _rows(grad_C),
+        rows(grad_B),
+        rows(grad_C),
         0 if D is None else grad_D.data_ptr(),
-        _ABSENT if z is None else _rows(grad_z),
+        ABSENT if z is None else rows(grad_z),
         0 if delta_bias is None else grad_bias.data_ptr(),
         grad_initial.data_ptr(),
     )
@@ -313,18 +316,18 @@ def _scan_autograd(ctx: Any, grad_out: Tensor, grad_last: Tensor, _: Tensor) -> 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, lengths: Tensor | None) -> Tensor:
     batch, length, channels = x.shape
     out = _conv_fake(x, weight, bias, silu, reverse, lengths)
-    x, weight, bias, lengths = _lined_up(x), weight.contiguous(), _dense(bias), _int64(lengths)
+    x, weight, bias, lengths = _lined_up(x), weight.contiguous(), _dense(bias), int64(lengths)
     cpu_extension.module().conv_forward(
         cpu_extension.capability(),
         cpu_extension.threads(),
         (batch, length, channels, weight.shape[1]),
         silu,
         reverse,
-        _rows(x),
+        rows(x),
         weight.data_ptr(),
-        _address(bias),
-        _address(lengths),
-        _rows(out),
+        address(bias),
+        address(lengths),
+        rows(out),
     )
     return out
 
@@ -352,7 +355,7 @@ def _conv_backward(
         grad_weight.zero_()
         grad_bias.zero_()
         return grads
-    x, weight, bias, lengths = _lined_up(x), weight.contiguous(), _dense(bias), _int64(lengths)
+    x, weight, bias, lengths = _lined_up(x), weight.contiguous(), _dense(bias), int64(lengths)
     grad_out = _lined_up(grad_out)
     cpu_extension.module().conv_backward(
         cpu_extension.capability(),
@@ -360,12 +363,12 @@ def _conv_backward(
         (batch, length, channels, weight.shape[1]),
         silu,
         reverse,
-        _rows(x),
+        rows(x),
         weight.data_ptr(),
-        _address(bias),
-        _address(lengths),
-        _rows(grad_out),
-        _rows(grad_x),
+        address(bias),
+        address(lengths),
+        rows(grad_out),
+        rows(grad_x),
         False,
         grad_weight.data_ptr(),
         0 if bias is None else grad_bias.data_ptr(),
@@ -405,7 +408,7 @@ for _name, _run, _fake in (
     ("causal_conv_cpp", _conv, _conv_fake),
     ("causal_conv_cpp_backward", _conv_backward, _conv_backward_fake),
 ):
-    _library.impl(_name, _run, "CPU")
-    torch.library.register_fake(f"ssamba::{_name}", _fake, lib=_library)
-torch.library.register_autograd("ssamba::selective_scan_cpp", _scan_autograd, setup_context=_scan_setup, lib=_library)
-torch.library.register_autograd("ssamba::causal_conv_cpp", _conv_autograd, setup_context=_conv_setup, lib=_library)
+    library.impl(_name, _run, "CPU")
+    torch.library.register_fake(f"ssamba::{_name}", _fake, lib=library)
+torch.library.register_autograd("ssamba::selective_scan_cpp", _scan_autograd, setup_context=_scan_setup, lib=library)
+torch.library.register_autograd("ssamba::causal_conv_cpp", _conv_autograd, setup_context=_conv_setup, lib=library)

@@ -1,0 +1,157 @@
+"""The pieces of the bidirectional mixer in C++: a direction's weights as the kernels want them, and calls of the kernels.
+
+Shapes: B batch, L tokens, M = B L, E channels inside, N states, R rank of delta, K taps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssamba.ops import cpu_extension
+from ssamba.ops.cpu import ABSENT, Rows, address, rows
+
+
+class Side(NamedTuple):
+    """One direction's weights as the kernels want them: contiguous, float32 but for x_weight."""
+
+    conv_weight: Tensor
+    conv_bias: Tensor
+    x_weight: Tensor
+    dt_weight: Tensor
+    dt_bias: Tensor
+    A: Tensor
+    D: Tensor
+    reverse: bool
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return self.dt_weight.shape[1]
+
+
+def both_sides(weights: tuple[Tensor, ...], dtype: torch.dtype, reversed_time: bool) -> tuple[Side, Side]:
+    """Both directions' weights, first the seven of the one ahead; `dtype` is that of the tokens."""
+    return _side(weights[:7], dtype, reversed_time), _side(weights[7:], dtype, not reversed_time)
+
+
+def _side(weights: tuple[Tensor, ...], dtype: torch.dtype, reverse: bool) -> Side:
+    conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D = weights
+    return Side(
+        _plain(conv_weight),
+        _plain(conv_bias),
+        x_weight.to(dtype),
+        _plain(dt_weight),
+        _plain(dt_bias),
+        torch.exp(_plain(A_log)).neg_(),
+        _plain(D),
+        reverse,
+    )
+
+
+def _plain(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float32 and x.is_contiguous() else x.to(torch.float32).contiguous()
+
+
+def columns_of(projected: Tensor, side: Side) -> tuple[Rows, Rows, Rows]:
+    """Where delta's factor, B and C stand in (B, L, R + 2 N or more)."""
+    state = side.A.shape[1]
+    address, batch_stride, row_stride, is_bf16 = rows(projected)
+    size = projected.element_size()
+    B, C = address + side.rank * size, address + (side.rank + state) * size
+    return (
+        (address, batch_stride, row_stride, is_bf16),
+        (B, batch_stride, row_stride, is_bf16),
+        (C, batch_stride, row_stride, is_bf16),
+    )
+
+
+def convolve(
+    x: Tensor, lengths: Tensor | None, first: int, last: int, sides: Sequence[Side], out: Sequence[Rows]
+) -> None:
+    """Rows [first, last) of the directions' convolutions over x (B, L, E), into (B, last - first, E)."""
+    cpu_extension.module().mixer_conv(
+        cpu_extension.capability(),
+        cpu_extension.threads(),
+        (*x.shape, sides[0].conv_weight.shape[1]),
+        rows(x),
+        address(lengths),
+        first,
+        last,
+        [(s.reverse, s.conv_weight.data_ptr(), s.conv_bias.data_ptr(), o) for s, o in zip(sides, out, strict=True)],
+    )
+
+
+def scan(
+    u: Sequence[Rows],
+    projected: Sequence[tuple[Rows, Rows, Rows]],
+    z: Tensor | None,
+    y: Tensor,
+    lengths: Tensor | None,
+    sides: Sequence[Side],
+    *,
+    accumulate: bool = False,
+    before: Tensor | None = None,
+    after: Tensor | None = None,
+    borders: Sequence[Tensor] | None = None,
+) -> None:
+    """The directions' scans over rows of u (B, L, E), delta's factor, B and C; their sum into y. `after`: the last state."""
+    directions = [
+        (
+            side.reverse,
+            u[i],
+            (projected[i][0], side.dt_weight.data_ptr(), side.rank),
+            side.A.data_ptr(),
+            projected[i][1],
+            projected[i][2],
+            side.D.data_ptr(),
+            side.dt_bias.data_ptr(),
+            address(before),
+            address(after),
+            0 if borders is None else borders[i].data_ptr(),
+        )
+        for i, side in enumerate(sides)
+    ]
+    cpu_extension.module().mixer_scan(
+        cpu_extension.capability(),
+        cpu_extension.threads(),
+        (*y.shape, sides[0].A.shape[1]),
+        ABSENT if z is None else rows(z),
+        rows(y),
+        address(lengths),
+        accumulate,
+        directions,
+    )
+
+
+def product(a: Tensor, weight: Tensor, out: Tensor, scale: float = 1.0) -> None:
+    """out (M, O) = scale a (M, I) weight (O, I)^T."""
+    if scale == 1.0:
+        torch.mm(a, weight.t(), out=out)
+    else:
+        torch.addmm(out, a, weight.t(), beta=0, alpha=scale, out=out)
+
+
+def gate(
+    y: Tensor,
+    z: Tensor,
+    lengths: Tensor | None,
+    gated: Tensor,
+    grad: Tensor | None = None,
+    grad_z: Tensor | None = None,
+) -> None:
+    """gated = y silu(z), all (B, L, E); `grad`, of gated, becomes that of y, and `grad_z` is filled."""
+    cpu_extension.module().mixer_gate(
+        cpu_extension.capability(),
+        cpu_extension.threads(),
+        tuple(y.shape),
+        rows(y),
+        rows(z),
+        address(lengths),
+        rows(gated),
+        ABSENT if grad is None else rows(grad),
+        ABSENT if grad_z is None else rows(grad_z),
+    )

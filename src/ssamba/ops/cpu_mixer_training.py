@@ -1,0 +1,203 @@
+"""The bidirectional mixer in C++ with gradients: the pass that keeps what the way back needs, and the way back.
+
+Kept for each token: x, z, both directions' inputs and projections of the scan, the sum of the scans before the gate, and
+every 64th state. Delta and the inside of a chunk are computed again.
+
+Shapes: B batch, L tokens, M = B L, D channels outside, E inside, N states, R rank of delta, K taps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssamba.ops import cpu_extension
+from ssamba.ops.cpu import ABSENT, address, border_size, int64, rows
+from ssamba.ops.cpu_mixer_kernels import Side, both_sides, columns_of, convolve, gate, product, scan
+
+
+def mix_keeping(
+    hidden: Tensor, in_weight: Tensor, out_weight: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The output, and what the way back needs: xz, u, the projections and borders of both directions, and y before the gate."""
+    *weights, lengths, reversed_time = rest
+    outputs = mix_keeping_fake(hidden, in_weight, out_weight, *rest)
+    if not hidden.numel():
+        return outputs
+    out, xz, u_ahead, u_behind, projected_ahead, projected_behind, y, *borders = outputs
+    sides = both_sides(tuple(weights), hidden.dtype, reversed_time)
+    hidden, lengths = hidden.contiguous(), int64(lengths)
+    batch, length, channels = hidden.shape
+    tokens, inner = batch * length, out_weight.shape[1]
+    u, projected = (u_ahead, u_behind), (projected_ahead, projected_behind)
+    product(hidden.view(tokens, channels), in_weight, xz.view(tokens, -1))
+    u_rows = [rows(side) for side in u]
+    convolve(xz[..., :inner], lengths, 0, length, sides, u_rows)
+    for side, u_side, projected_side in zip(sides, u, projected, strict=True):
+        product(u_side.view(tokens, inner), side.x_weight, projected_side.view(tokens, -1))
+    columns = [columns_of(p, side) for p, side in zip(projected, sides, strict=True)]
+    scan(u_rows, columns, None, y, lengths, sides, borders=borders)
+    gated = torch.empty_like(y)
+    gate(y, xz[..., inner:], lengths, gated)
+    product(gated.view(tokens, inner), out_weight, out.view(tokens, channels), 0.5)
+    return outputs
+
+
+def mix_keeping_fake(
+    hidden: Tensor, in_weight: Tensor, out_weight: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What `mix_keeping` returns, unfilled."""
+    batch, length, channels = hidden.shape
+    inner, columns, state = out_weight.shape[1], rest[2].shape[0], rest[5].shape[1]
+    borders = border_size(batch, length, inner, state)
+
+    def new(width: int) -> Tensor:
+        return hidden.new_empty((batch, length, width))
+
+    u = new(inner), new(inner)
+    projected = new(columns), new(columns)
+    kept = [hidden.new_empty(borders, dtype=torch.float32) for _ in range(2)]
+    return new(channels), new(2 * inner), *u, *projected, new(inner), kept[0], kept[1]
+
+
+def mix_backward(
+    grad_out: Tensor, hidden: Tensor, in_weight: Tensor, out_weight: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    """Gradients of hidden, in_weight, out_weight and the seven weights of each direction."""
+    weights, kept, (lengths, reversed_time) = rest[:14], rest[14:22], rest[22:]
+    grads = mix_backward_fake(grad_out, hidden, in_weight, out_weight, *rest)
+    if not hidden.numel():
+        for grad in grads:
+            grad.zero_()
+        return grads
+    grad_hidden, grad_in, grad_out_weight = grads[:3]
+    xz, u_ahead, u_behind, projected_ahead, projected_behind, y, borders_ahead, borders_behind = kept
+    sides = both_sides(weights, hidden.dtype, reversed_time)
+    hidden, grad_out, lengths = hidden.contiguous(), grad_out.contiguous(), int64(lengths)
+    batch, length, channels = hidden.shape
+    tokens, inner = batch * length, out_weight.shape[1]
+    grad_rows = grad_out.view(tokens, channels)
+
+    grad_y, grad_xz, gated = torch.empty_like(y), torch.empty_like(xz), torch.empty_like(y)
+    flat_grad_y = grad_y.view(tokens, inner)
+    torch.addmm(flat_grad_y, grad_rows, out_weight, beta=0, alpha=0.5, out=flat_grad_y)
+    gate(y, xz[..., inner:], lengths, gated, grad_y, grad_xz[..., inner:])
+    torch.addmm(grad_out_weight, grad_rows.t(), gated.view(tokens, inner), beta=0, alpha=0.5, out=grad_out_weight)
+    grad_u, grad_delta = gated, torch.empty_like(y)  # gated has done its work
+    for i, (side, u, projected, borders) in enumerate(
+        zip(
+            sides,
+            (u_ahead, u_behind),
+            (projected_ahead, projected_behind),
+            (borders_ahead, borders_behind),
+            strict=True,
+        )
+    ):
+        into = grads[3 + 7 * i : 10 + 7 * i]
+        _side_backward(side, xz, u, projected, borders, grad_y, lengths, grad_u, grad_delta, grad_xz, bool(i), into)
+    flat = grad_xz.view(tokens, 2 * inner)
+    torch.mm(flat, in_weight, out=grad_hidden.view(tokens, channels))
+    torch.mm(flat.t(), hidden.view(tokens, channels), out=grad_in)
+    return grads
+
+
+def _side_backward(
+    side: Side,
+    xz: Tensor,
+    u: Tensor,
+    projected: Tensor,
+    borders: Tensor,
+    grad_y: Tensor,
+    lengths: Tensor | None,
+    grad_u: Tensor,
+    grad_delta: Tensor,
+    grad_xz: Tensor,
+    accumulate: bool,
+    into: tuple[Tensor, ...],
+) -> None:
+    """One direction: its weights' gradients into `into`, that of x into the first half of `grad_xz`; grad_u, grad_delta: memory."""
+    grad_conv_weight, grad_conv_bias, grad_x_weight, grad_dt_weight, grad_dt_bias, grad_A, grad_D = into
+    batch, length, inner = u.shape
+    tokens, state, rank, columns = batch * length, side.A.shape[1], side.rank, projected.shape[2]
+    extension, capability, threads = cpu_extension.module(), cpu_extension.capability(), cpu_extension.threads()
+    grad_projected = torch.empty_like(projected)
+    low, B, C = columns_of(projected, side)
+    _, grad_B, grad_C = columns_of(grad_projected, side)
+    extension.scan_backward(
+        capability,
+        threads,
+        (batch, length, inner, state),
+        True,
+        side.reverse,
+        rows(u),
+        (low, side.dt_weight.data_ptr(), rank),
+        side.A.data_ptr(),
+        B,
+        C,
+        side.D.data_ptr(),
+        ABSENT,
+        side.dt_bias.data_ptr(),
+        address(lengths),
+        borders.data_ptr(),
+        rows(grad_y),
+        0,
+        rows(grad_u),
+        rows(grad_delta),
+        grad_A.data_ptr(),
+        grad_B,
+        grad_C,
+        grad_D.data_ptr(),
+        ABSENT,
+        grad_dt_bias.data_ptr(),
+        0,
+    )
+    grad_A.mul_(side.A)  # A = -exp(A_log), so that dA / dA_log = A
+    flat_u, flat_grad_u = u.view(tokens, inner), grad_u.view(tokens, inner)
+    flat_projected, flat_grad = projected.view(tokens, columns), grad_projected.view(tokens, columns)
+    flat_grad_delta = grad_delta.view(tokens, inner)
+    flat_grad[:, :rank] = flat_grad_delta @ side.dt_weight.to(u.dtype)
+    grad_dt_weight.copy_(flat_grad_delta.t() @ flat_projected[:, :rank])
+    grad_x_weight.copy_(flat_grad.t() @ flat_u)
+    torch.addmm(flat_grad_u, flat_grad, side.x_weight, out=flat_grad_u)
+    extension.conv_backward(
+        capability,
+        threads,
+        (batch, length, inner, side.conv_weight.shape[1]),
+        True,
+        side.reverse,
+        rows(xz[..., :inner]),
+        side.conv_weight.data_ptr(),
+        side.conv_bias.data_ptr(),
+        address(lengths),
+        rows(grad_u),
+        rows(grad_xz[..., :inner]),
+        accumulate,
+        grad_conv_weight.data_ptr(),
+        grad_conv_bias.data_ptr(),
+    )
+
+
+def mix_backward_fake(
+    grad_out: Tensor, hidden: Tensor, in_weight: Tensor, out_weight: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    """What `mix_backward` returns, unfilled."""
+    return tuple(t.new_empty(t.shape) for t in (hidden, in_weight, out_weight, *rest[:14]))
+
+
+def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Save what `autograd` reads."""
+    *tensors, lengths, reversed_time = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *output[1:], lengths)
+    ctx.reversed_time = reversed_time
+
+
+def autograd(ctx: Any, grad_out: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradient of every input of `mix_keeping`."""
+    if grad_out is None:
+        return (None,) * 19
+    *saved, lengths = ctx.saved_tensors
+    grads = torch.ops.ssamba.bimamba_cpp_backward(grad_out, *saved, lengths, ctx.reversed_time)
+    return (*grads, None, None)
