@@ -19,7 +19,7 @@ from ssamba.audio.decode import decode
 from ssamba.checkpoint import load_checkpoint, save_checkpoint
 from ssamba.cli import app
 from ssamba.data.manifest import Clip, Manifest, write_manifest
-from ssamba.errors import CheckpointError, ConfigError, DataError
+from ssamba.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ssamba.library.predict import classifier_folder, predict_stream
 from ssamba.model import create_encoder
 from ssamba.training.finetune import finetune
@@ -177,6 +177,14 @@ def test_a_frozen_encoder_stays_as_it_was(classes, start, tmp_path):
     finetune(classes, recipe(), tmp_path / "whole", checkpoint=start)
     after = load_checkpoint(tmp_path / "whole" / "model").model.encoder.state_dict()
     assert not torch.equal(before["blocks.0.mixer.in_proj.weight"], after["blocks.0.mixer.in_proj.weight"])
+
+
+def test_the_default_recipe_takes_a_frozen_encoder_beyond_the_warm_up(classes, start, tmp_path):
+    settings = FinetuneRecipe.parse({"start": {"frozen": True}, "clips": SMALL["clips"]}, "test")
+    settings = settings.with_changes(run={**settings.run.model_dump(), "epochs": 30})
+    finetune(classes, settings, tmp_path / "run", checkpoint=start)
+    report = json.loads((tmp_path / "run" / "rounds" / "all" / "report.json").read_text())
+    assert report["step"] > settings.schedule.warmup_steps
 
 
 class StopError(Exception):
@@ -365,6 +373,11 @@ def run_cli(*arguments):
     from typer.testing import CliRunner
 
     return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_a_device_that_is_none_is_refused(classes, start, tmp_path):
+    with pytest.raises(TrainingError, match=r"no device 'abacus': expected cpu, cuda"):
+        finetune(classes, recipe(), tmp_path / "run", checkpoint=start, device="abacus")
 
 
 def test_the_commands_finetune_and_predict(classes, start, tmp_path):
