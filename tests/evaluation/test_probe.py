@@ -20,7 +20,7 @@ from ssamba.evaluation.probe import (
     run_jobs,
     validation_part,
 )
-from ssamba.evaluation.suite import Round
+from ssamba.evaluation.task import Round
 from ssamba.evaluation.weighting import weighted_probe
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssamba.errors import SuiteError
-from ssamba.evaluation.suite import Task, read_suite, read_waves
+from ssamba.evaluation.suite import read_suite, read_waves
+from ssamba.evaluation.task import Task
 
 
 def make_task(splits, groups=None, labels=None, name="task"):
@@ -108,6 +109,7 @@ def test_inner_rounds_never_see_a_test_clip_nor_tear_a_group(data):
         ("clip,label,split,group\na,x,train,1\na,y,test,1\n", "names a clip twice"),
         ("clip,label,split,group\na,x,train,1\nb,x,test,1\n", "1 label"),
         ("clip,label,split,group\na,x,train,1\nb,y,train,1\n", "expected train and test"),
+        ("clip,label,split,group\na,x,train,1\nb,y,test,1\nc,y,test,2\n", r"1 groups .*flattered: 1 \(test, train\)"),
         ("clip,label,split,group\na,x,dev,1\nb,y,test,1\n", "expected train and test"),
     ],
 )

@@ -13,7 +13,7 @@ from ssamba.evaluation.caching import Array
 from ssamba.evaluation.details import class_scores, confusion, write_class_scores
 from ssamba.evaluation.evaluate import Row, Scorecard
 from ssamba.evaluation.reference import ReferenceRow
-from ssamba.evaluation.suite import Task
+from ssamba.evaluation.task import Task
 from ssamba.files import write_atomically
 
 _MARKERS = "osv^Dph<>*X"

@@ -23,7 +23,7 @@ import numpy as np
 
 from ssamba.errors import MissingExtraError
 from ssamba.evaluation.caching import Array
-from ssamba.evaluation.suite import Round
+from ssamba.evaluation.task import Round
 
 C_GRID = (0.001, 0.01, 0.1, 1.0)
 K_GRID = (1, 3, 5, 10, 20)
