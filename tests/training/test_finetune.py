@@ -22,7 +22,7 @@ from ssamba.data.manifest import Clip, Manifest, write_manifest
 from ssamba.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ssamba.library.predict import classifier_folder, predict_stream
 from ssamba.model import create_encoder
-from ssamba.training.finetune import finetune
+from ssamba.training.finetune import FinetuneReport, finetune
 from ssamba.training.finetune_recipe import FinetuneRecipe, read_finetune_recipe, recipe_file, shipped_recipes
 from ssamba.training.labelled import open_labelled
 from ssamba.training.rounds import make_rounds
@@ -388,6 +388,8 @@ def test_the_commands_finetune_and_predict(classes, start, tmp_path):
     done = run_cli("finetune", "--data", classes, "-c", start, "-r", file, "-o", tmp_path / "run")
     assert done.exit_code == 0, done.output
     assert "3 labels, classifier in" in done.output
+    for word in ("accuracy", "balanced"):  # of a table in 80 columns
+        assert word in done.output
     wave = next(classes.rglob("*.wav"))
     text = tmp_path / "text.wav"
     text.write_text("no audio")
@@ -405,6 +407,17 @@ def test_the_commands_finetune_and_predict(classes, start, tmp_path):
     assert run_cli("predict", text, "-c", tmp_path / "run").exit_code == 1
     assert run_cli("predict", wave, "-c", start).exit_code == 1
     assert run_cli("predict", wave, "-c", start, "--format", "xml").exit_code == 2
+
+
+def test_a_run_that_was_stopped_is_not_taken_for_done(classes, tmp_path, monkeypatch):
+    stopped = FinetuneReport("SIGTERM", "accuracy", ("a", "b"), (), (), None)
+    monkeypatch.setattr("ssamba.training.finetune.finetune", lambda *_, **__: stopped)
+    done = run_cli("finetune", "--data", classes, "-o", tmp_path / "run")
+    assert done.exit_code == 130
+    assert "SIGTERM: repeat the command to go on" in done.output
+    (tmp_path / "run" / "rounds" / "fold1").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="has not finished: repeat its command"):
+        classifier_folder(tmp_path / "run")
 
 
 def test_two_processes_give_what_one_gives(classes, start, tmp_path):
