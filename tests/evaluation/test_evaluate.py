@@ -123,6 +123,7 @@ def test_the_command_prints_the_table_and_writes_json(suite, tmp_path, ssamba_pt
     assert found["model"] == "random tiny"
     assert run("shipped", "--suite", suite, "--task", "kinds", "--json", card).returncode == 0
     assert json.loads(card.read_text())["model_digest"] != found["model_digest"]
+    assert run("logmel", "--suite", suite, "--figure", tmp_path / "card.bird").returncode == 2
     assert run("logmel", "--suite", suite, "--weighted").returncode == 2  # --layers all is missing
     assert "--suite-dir" in run("logmel", "--suite", "hear").stderr
     refused = run("logmel", "--suite", tmp_path / "nowhere")

@@ -375,6 +375,17 @@ def run_cli(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
+def test_what_was_assumed_and_left_out_is_said(classes, start, tmp_path):
+    write_manifest(listed(classes, lambda p: "dev" if int(p.stem) % 2 else "eval"), tmp_path / "m.csv")
+    report = finetune(tmp_path / "m.csv", recipe({"run": {"epochs": 1}}), tmp_path / "run", checkpoint=start)
+    assert "the splits dev, eval were taken for folds: each tests once" in report.notes
+    folder = shutil.copytree(classes, tmp_path / "classes")
+    (folder / "drum" / "text.wav").write_text("no audio")
+    report = finetune(folder, recipe({"run": {"epochs": 1}}), tmp_path / "text", checkpoint=start)
+    (note,) = (note for note in report.notes if "cannot be read" in note)
+    assert "text.wav" in (tmp_path / "text" / note.split(": ")[1]).read_text()
+
+
 def test_a_device_that_is_none_is_refused(classes, start, tmp_path):
     with pytest.raises(TrainingError, match=r"no device 'abacus': expected cpu, cuda"):
         finetune(classes, recipe(), tmp_path / "run", checkpoint=start, device="abacus")
@@ -406,6 +417,8 @@ def test_the_commands_finetune_and_predict(classes, start, tmp_path):
     assert "recording" in run_cli("predict", wave, "-c", tmp_path / "run").stdout
     assert run_cli("predict", text, "-c", tmp_path / "run").exit_code == 1
     assert run_cli("predict", wave, "-c", start).exit_code == 1
+    with pytest.raises(CheckpointError, match=r"name its model, .*run/model"):
+        load_checkpoint(tmp_path / "run")
     assert run_cli("predict", wave, "-c", start, "--format", "xml").exit_code == 2
 
 

@@ -76,7 +76,7 @@ def evaluate(
     from ssamba.errors import ConfigError
     from ssamba.evaluation import EvaluateOptions, VectorOptions, cache_folder, read_suite
     from ssamba.evaluation import evaluate as run
-    from ssamba.evaluation.figures import plot_scorecard, write_details
+    from ssamba.evaluation.figures import PICTURE_FORMATS, plot_scorecard, write_details
     from ssamba.evaluation.reference import reference_rows
 
     try:
@@ -88,6 +88,8 @@ def evaluate(
         )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
+    if figure is not None and figure.suffix not in PICTURE_FORMATS:
+        raise typer.BadParameter(f"--figure must end in {', '.join(PICTURE_FORMATS)}, got {str(figure)!r}")
     if weighted and layers != "all":
         raise typer.BadParameter("--weighted learns a mixture of the layers: it needs --layers all")
     named = suite in ("open", "hear")

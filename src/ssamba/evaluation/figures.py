@@ -16,6 +16,8 @@ from ssamba.evaluation.reference import ReferenceRow
 from ssamba.evaluation.task import Task
 from ssamba.files import write_atomically
 
+PICTURE_FORMATS = (".png", ".pdf", ".svg")
+"""What a picture's name may end in."""
 _MARKERS = "osv^Dph<>*X"
 _MOST_NAMES = 60  # labels that can still be read along an axis
 
