@@ -134,3 +134,17 @@ def test_missing_things_are_named(suite, tmp_path):
     (folder / "drum8.csv").write_text((folder / "drum8.csv").read_text().replace(gone, "kinds/other.flac"))
     with pytest.raises(SuiteError, match=r"not in drum8\.tar"):
         read_waves(read_suite(folder, ["drum8"])[0])
+
+
+def test_damaged_files_of_a_suite_are_named(suite, tmp_path):
+    folder = shutil.copytree(suite, tmp_path / "suite")
+    (folder / "drum8.tar").write_text("not a tar")
+    with pytest.raises(SuiteError, match=r"drum8\.tar is damaged or no tar"):
+        read_waves(read_suite(folder, ["drum8"])[0])
+    task = read_suite(folder, ["kinds"])[0]
+    (folder / task.clips[0]).unlink()
+    with pytest.raises(SuiteError, match=r"kinds\.csv names kinds/"):
+        read_waves(task, cache=tmp_path / "cache")
+    (folder / "kinds.csv").write_bytes(b"\xa7\xff\n")
+    with pytest.raises(SuiteError, match=r"kinds\.csv is no table"):
+        read_suite(folder, ["kinds"])

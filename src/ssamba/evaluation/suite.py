@@ -77,12 +77,15 @@ def read_suite(
 
 
 def _read_task(table: Path) -> Task:
-    with table.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise SuiteError(f"{table} has no column {missing[0]!r}: expected {', '.join(_COLUMNS)}")
-        rows = list(reader)
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise SuiteError(f"{table} has no column {missing[0]!r}: expected {', '.join(_COLUMNS)}")
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SuiteError(f"{table} is no table ({error}): expected CSV in UTF-8, {', '.join(_COLUMNS)}") from None
     clips, labels, splits, groups = (np.array([row[name] for row in rows], dtype=str) for name in _COLUMNS)
     archive = table.with_suffix(".tar")
     task = Task(table.stem, table, archive if archive.exists() else table.parent, clips, labels, splits, groups)
@@ -196,7 +199,11 @@ def _files(task: Task) -> Iterator[Path]:
                 raise SuiteError(f"{task.table} names {clip}, but neither {task.name}.tar nor that file is beside it")
             yield task.audio / clip
         return
-    with tarfile.open(task.audio) as archive, tempfile.TemporaryDirectory(prefix="ssamba-") as folder:
+    try:
+        opened = tarfile.open(task.audio)  # noqa: SIM115 - the next statement closes it
+    except tarfile.TarError:
+        raise SuiteError(f"{task.audio} is damaged or no tar: pack it again, or unpack it beside the table") from None
+    with opened as archive, tempfile.TemporaryDirectory(prefix="ssamba-") as folder:
         members = {member.name: member for member in archive if member.isfile()}
         for clip in task.clips:
             if clip not in members:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ssamba.errors import SuiteError
 from ssamba.evaluation.caching import Array, digest_of_files
 
 SWAPPED = frozenset({"instr_family", "zh_final"})
@@ -53,9 +54,16 @@ class Task:
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits of the table and the recordings."""
+        """Sixteen hexadecimal digits of the table and the recordings.
+
+        Raises:
+            SuiteError: a recording is missing.
+        """
         if self.audio.is_file():
             return digest_of_files(self.table, self.audio)
+        for clip in self.clips:
+            if not (self.audio / clip).is_file():
+                raise SuiteError(f"{self.table} names {clip}, but neither {self.name}.tar nor that file is beside it")
         return digest_of_files(self.table, *(self.audio / clip for clip in self.clips))
 
     @property
