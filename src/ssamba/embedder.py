@@ -362,11 +362,26 @@ def load_model(
             f"{_SEED}). Give the path of a checkpoint for embeddings that mean something.",
             stacklevel=2,
         )
+        return random_model(device=device, patch_stride=patch_stride, front_end=front_end)
+    return Embedder(load_checkpoint(source, patch_stride), front_end, device=device)
+
+
+def random_model(
+    *,
+    device: str | torch.device | None = None,
+    patch_stride: int | tuple[int, int] | None = None,
+    front_end: FrontEndConfig | None = None,
+) -> Embedder:
+    """The structure of the model that ships (else the tiny one) with random weights from a fixed seed, to see what
+    training is worth; arguments as `load_model`."""
+    if has_bundled():
+        shipped = load_bundled(patch_stride)
+        config, front_end = shipped.config.encoder, front_end or shipped.front_end
+    else:
         config = encoder_config("tiny")
         if patch_stride is not None:
             config = config.with_patch_stride(patch_stride)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SEED)
-            encoder = build_encoder(config)
-        return Embedder(encoder, front_end, device=device, name="random tiny")
-    return Embedder(load_checkpoint(source, patch_stride), front_end, device=device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        encoder = build_encoder(config)
+    return Embedder(encoder, front_end, device=device, name="random tiny")

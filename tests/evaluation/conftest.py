@@ -43,7 +43,7 @@ def suite(clips, tmp_path_factory) -> Path:
                 piece = samples[:4000]
             name = f"kinds/{path.stem}_{number}.flac"
             soundfile.write(folder / name, piece, RATE_HZ)
-            folds.append((name, kind, f"fold{number}", path.stem))
+            folds.append((name, kind, f"fold{number}", f"{path.stem}{number}"))
             parts.append((name, kind, "test" if number == 2 else "train", f"{path.stem}{number}"))
     write_table(folder / "drum8.csv", folds)
     with tarfile.open(folder / "drum8.tar", "w") as archive:

@@ -116,6 +116,16 @@ def test_the_command_prints_the_table_and_writes_json(suite, tmp_path, ssamba_pt
     assert "best" in done.stdout
     assert (tmp_path / "kinds.classes.csv").exists()
     assert set(json.loads(card.read_text())["tasks"]) == {"kinds"}
+    random = tmp_path / "random.json"
+    done = run("random", "--suite", suite, "--task", "kinds", "--json", random)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(random.read_text())
+    assert found["model"] == "random tiny"
+    assert run("shipped", "--suite", suite, "--task", "kinds", "--json", card).returncode == 0
+    assert json.loads(card.read_text())["model_digest"] != found["model_digest"]
+    assert run("logmel", "--suite", suite, "--figure", tmp_path / "card.bird").returncode == 2
+    assert run("logmel", "--suite", suite, "--weighted").returncode == 2  # --layers all is missing
+    assert "--suite-dir" in run("logmel", "--suite", "hear").stderr
     refused = run("logmel", "--suite", tmp_path / "nowhere")
     assert refused.returncode == 1
     assert "not a folder" in refused.stderr

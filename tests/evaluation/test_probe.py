@@ -10,6 +10,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from ssamba.errors import SuiteError
 from ssamba.evaluation.probe import (
     ALPHA_GRID,
     K_GRID,
@@ -20,7 +21,7 @@ from ssamba.evaluation.probe import (
     run_jobs,
     validation_part,
 )
-from ssamba.evaluation.suite import Round
+from ssamba.evaluation.task import Round
 from ssamba.evaluation.weighting import weighted_probe
 
 
@@ -107,3 +108,10 @@ def test_classes_without_a_training_clip_are_never_guessed(job):
         linear_probe(job.vectors, job.labels, job.groups, Round(train, job.part.test)),
     ):
         assert set(found.predicted) == {"a", "b"}
+
+
+def test_too_few_training_clips_are_refused():
+    labels, groups = np.array(["a", "b", "a", "b"]), np.array(["1", "2", "3", "4"])
+    part = Round(np.array([0, 2]), np.array([1, 3]))
+    with pytest.raises(SuiteError, match="2 training clips of 1 labels are too few"):
+        linear_probe(np.eye(4), labels, groups, part)

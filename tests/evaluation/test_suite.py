@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssamba.errors import SuiteError
-from ssamba.evaluation.suite import Task, read_suite, read_waves
+from ssamba.evaluation.suite import read_suite, read_waves
+from ssamba.evaluation.task import Task
 
 
 def make_task(splits, groups=None, labels=None, name="task"):
@@ -108,6 +109,7 @@ def test_inner_rounds_never_see_a_test_clip_nor_tear_a_group(data):
         ("clip,label,split,group\na,x,train,1\na,y,test,1\n", "names a clip twice"),
         ("clip,label,split,group\na,x,train,1\nb,x,test,1\n", "1 label"),
         ("clip,label,split,group\na,x,train,1\nb,y,train,1\n", "expected train and test"),
+        ("clip,label,split,group\na,x,train,1\nb,y,test,1\nc,y,test,2\n", r"1 groups .*flattered: 1 \(test, train\)"),
         ("clip,label,split,group\na,x,dev,1\nb,y,test,1\n", "expected train and test"),
     ],
 )
@@ -132,3 +134,17 @@ def test_missing_things_are_named(suite, tmp_path):
     (folder / "drum8.csv").write_text((folder / "drum8.csv").read_text().replace(gone, "kinds/other.flac"))
     with pytest.raises(SuiteError, match=r"not in drum8\.tar"):
         read_waves(read_suite(folder, ["drum8"])[0])
+
+
+def test_damaged_files_of_a_suite_are_named(suite, tmp_path):
+    folder = shutil.copytree(suite, tmp_path / "suite")
+    (folder / "drum8.tar").write_text("not a tar")
+    with pytest.raises(SuiteError, match=r"drum8\.tar is damaged or no tar"):
+        read_waves(read_suite(folder, ["drum8"])[0])
+    task = read_suite(folder, ["kinds"])[0]
+    (folder / task.clips[0]).unlink()
+    with pytest.raises(SuiteError, match=r"kinds\.csv names kinds/"):
+        read_waves(task, cache=tmp_path / "cache")
+    (folder / "kinds.csv").write_bytes(b"\xa7\xff\n")
+    with pytest.raises(SuiteError, match=r"kinds\.csv is no table"):
+        read_suite(folder, ["kinds"])

@@ -19,10 +19,10 @@ from ssamba.audio.decode import decode
 from ssamba.checkpoint import load_checkpoint, save_checkpoint
 from ssamba.cli import app
 from ssamba.data.manifest import Clip, Manifest, write_manifest
-from ssamba.errors import CheckpointError, ConfigError, DataError
+from ssamba.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ssamba.library.predict import classifier_folder, predict_stream
 from ssamba.model import create_encoder
-from ssamba.training.finetune import finetune
+from ssamba.training.finetune import FinetuneReport, finetune
 from ssamba.training.finetune_recipe import FinetuneRecipe, read_finetune_recipe, recipe_file, shipped_recipes
 from ssamba.training.labelled import open_labelled
 from ssamba.training.rounds import make_rounds
@@ -177,6 +177,14 @@ def test_a_frozen_encoder_stays_as_it_was(classes, start, tmp_path):
     finetune(classes, recipe(), tmp_path / "whole", checkpoint=start)
     after = load_checkpoint(tmp_path / "whole" / "model").model.encoder.state_dict()
     assert not torch.equal(before["blocks.0.mixer.in_proj.weight"], after["blocks.0.mixer.in_proj.weight"])
+
+
+def test_the_default_recipe_takes_a_frozen_encoder_beyond_the_warm_up(classes, start, tmp_path):
+    settings = FinetuneRecipe.parse({"start": {"frozen": True}, "clips": SMALL["clips"]}, "test")
+    settings = settings.with_changes(run={**settings.run.model_dump(), "epochs": 30})
+    finetune(classes, settings, tmp_path / "run", checkpoint=start)
+    report = json.loads((tmp_path / "run" / "rounds" / "all" / "report.json").read_text())
+    assert report["step"] > settings.schedule.warmup_steps
 
 
 class StopError(Exception):
@@ -367,6 +375,22 @@ def run_cli(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
+def test_what_was_assumed_and_left_out_is_said(classes, start, tmp_path):
+    write_manifest(listed(classes, lambda p: "dev" if int(p.stem) % 2 else "eval"), tmp_path / "m.csv")
+    report = finetune(tmp_path / "m.csv", recipe({"run": {"epochs": 1}}), tmp_path / "run", checkpoint=start)
+    assert "the splits dev, eval were taken for folds: each tests once" in report.notes
+    folder = shutil.copytree(classes, tmp_path / "classes")
+    (folder / "drum" / "text.wav").write_text("no audio")
+    report = finetune(folder, recipe({"run": {"epochs": 1}}), tmp_path / "text", checkpoint=start)
+    (note,) = (note for note in report.notes if "cannot be read" in note)
+    assert "text.wav" in (tmp_path / "text" / note.split(": ")[1]).read_text()
+
+
+def test_a_device_that_is_none_is_refused(classes, start, tmp_path):
+    with pytest.raises(TrainingError, match=r"no device 'abacus': expected cpu, cuda"):
+        finetune(classes, recipe(), tmp_path / "run", checkpoint=start, device="abacus")
+
+
 def test_the_commands_finetune_and_predict(classes, start, tmp_path):
     file = tmp_path / "r.toml"
     file.write_text(
@@ -375,6 +399,8 @@ def test_the_commands_finetune_and_predict(classes, start, tmp_path):
     done = run_cli("finetune", "--data", classes, "-c", start, "-r", file, "-o", tmp_path / "run")
     assert done.exit_code == 0, done.output
     assert "3 labels, classifier in" in done.output
+    for word in ("accuracy", "balanced"):  # of a table in 80 columns
+        assert word in done.output
     wave = next(classes.rglob("*.wav"))
     text = tmp_path / "text.wav"
     text.write_text("no audio")
@@ -391,7 +417,20 @@ def test_the_commands_finetune_and_predict(classes, start, tmp_path):
     assert "recording" in run_cli("predict", wave, "-c", tmp_path / "run").stdout
     assert run_cli("predict", text, "-c", tmp_path / "run").exit_code == 1
     assert run_cli("predict", wave, "-c", start).exit_code == 1
+    with pytest.raises(CheckpointError, match=r"name its model, .*run/model"):
+        load_checkpoint(tmp_path / "run")
     assert run_cli("predict", wave, "-c", start, "--format", "xml").exit_code == 2
+
+
+def test_a_run_that_was_stopped_is_not_taken_for_done(classes, tmp_path, monkeypatch):
+    stopped = FinetuneReport("SIGTERM", "accuracy", ("a", "b"), (), (), None)
+    monkeypatch.setattr("ssamba.training.finetune.finetune", lambda *_, **__: stopped)
+    done = run_cli("finetune", "--data", classes, "-o", tmp_path / "run")
+    assert done.exit_code == 130
+    assert "SIGTERM: repeat the command to go on" in done.output
+    (tmp_path / "run" / "rounds" / "fold1").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="has not finished: repeat its command"):
+        classifier_folder(tmp_path / "run")
 
 
 def test_two_processes_give_what_one_gives(classes, start, tmp_path):

@@ -53,6 +53,14 @@ def test_head_and_layers_have_their_own_rates():
     assert {group["multiplier"] for group in bare} == {0.125, 0.25, 0.5, 1.0}
 
 
+def test_layers_decay_around_a_frozen_encoder():
+    model = Classifier(CONFIG, ClassifierConfig(num_classes=3))
+    model.encoder.requires_grad_(False)
+    groups = parameter_groups(model, OptimiserSettings(head_multiplier=3.0, layer_decay=0.5))
+    assert {name.split(".")[0] for group in groups for name in group["names"]} == {"linear", "norm"}
+    assert {group["multiplier"] for group in groups} == {3.0}
+
+
 def test_settings_that_single_out_nothing_are_refused():
     with pytest.raises(ConfigError, match="head_multiplier is 3"):
         build_optimiser(nn.Linear(2, 2), OptimiserSettings(head_multiplier=3))

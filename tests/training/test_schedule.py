@@ -91,3 +91,12 @@ def test_a_schedule_goes_on_from_its_state():
     rates(one, 30, lambda step: step // 10)
     other.load_state_dict(one.state_dict())
     assert one.factor(30, 3, 60) == other.factor(30, 3, 60) == 0.125
+
+
+def test_patience_begins_when_the_warm_up_is_over():
+    schedule = Schedule(ScheduleSettings(warmup_steps=10))
+    stale = []
+    for step in (4, 8, 10, 12):
+        schedule.validated(0.5, step)
+        stale.append(schedule.stale)
+    assert stale == [0, 0, 1, 2]

@@ -84,7 +84,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: expected a folder written by `ssamba convert`") from None
+        inner = path.parent / "model"
+        known = (inner / path.name).is_file()
+        hint = f"name its model, {inner}" if known else "expected a folder written by `ssamba convert`"
+        raise CheckpointError(f"{path} is missing: {hint}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}): restore it from the original") from None
     if not isinstance(content, dict):

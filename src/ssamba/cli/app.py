@@ -73,14 +73,14 @@ def interrupt(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def load_embedder(checkpoint: str | None, device: str | None) -> Embedder:
-    """Load a model; its warnings are printed, an unusable device ends in one message."""
-    from ssamba.embedder import load_model
+def load_embedder(checkpoint: str | None, device: str | None, *, untrained: bool = False) -> Embedder:
+    """Load a model, or an untrained one; its warnings are printed, an unusable device ends in one message."""
+    from ssamba.embedder import load_model, random_model
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            model = load_model(checkpoint, device=device)
+            model = random_model(device=device) if untrained else load_model(checkpoint, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             fail(f"cannot use device {device!r}: {str(error).splitlines()[0]}")
     for warning in caught:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     "ssamba evaluate checkpoint/ --suite open --suite-dir suite/ --layers all --pooling mean --pooling cls --json card.json\n\n"
     "ssamba evaluate checkpoint/ --suite suite/ --inner --task sfx14\n\n"
     "ssamba evaluate checkpoint/ --suite suite/ --figure card.png --details classes/\n\n"
+    "ssamba evaluate checkpoint/ --suite hear --suite-dir hear-2021.0.6/tasks/   (HEAR's folders as published)\n\n"
     "ssamba evaluate logmel --suite suite/\n\n" + EXIT_CODES
 )
 def evaluate(
@@ -28,12 +29,16 @@ def evaluate(
         str,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="Checkpoint folder, official .pth file or hf:OWNER/NAME; 'logmel' (log-mel statistics); 'random' "
-            "(a tiny model, untrained).",
+            help="Checkpoint folder, official .pth file or hf:OWNER/NAME; 'shipped' (the weights of this package); 'random' "
+            "(the same structure, untrained); 'logmel' (log-mel statistics).",
         ),
     ],
-    suite: Annotated[str, typer.Option(help="'open', or a folder with TASK.csv and TASK.tar for each task.")] = "open",
-    suite_dir: Annotated[Path | None, typer.Option(envvar="SSAMBA_SUITE", help="Where the open suite is.")] = None,
+    suite: Annotated[
+        str, typer.Option(help="'open', 'hear', or a folder: TASK.csv and TASK.tar for each task, or tasks of HEAR.")
+    ] = "open",
+    suite_dir: Annotated[
+        Path | None, typer.Option(envvar="SSAMBA_SUITE", help="Where the suite 'open' or 'hear' is.")
+    ] = None,
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
     inner: Annotated[
         bool, typer.Option("--inner", help="Score inside the training parts only, for choosing between recipes.")
@@ -71,7 +76,7 @@ def evaluate(
     from ssamba.errors import ConfigError
     from ssamba.evaluation import EvaluateOptions, VectorOptions, cache_folder, read_suite
     from ssamba.evaluation import evaluate as run
-    from ssamba.evaluation.figures import plot_scorecard, write_details
+    from ssamba.evaluation.figures import PICTURE_FORMATS, plot_scorecard, write_details
     from ssamba.evaluation.reference import reference_rows
 
     try:
@@ -83,9 +88,17 @@ def evaluate(
         )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
-    if suite == "open" and suite_dir is None:
-        fail("the open suite is not part of the package: say where it is with --suite-dir DIR or SSAMBA_SUITE")
-    tasks = read_suite(suite_dir if suite == "open" and suite_dir else suite, task)
+    if figure is not None and figure.suffix not in PICTURE_FORMATS:
+        raise typer.BadParameter(f"--figure must end in {', '.join(PICTURE_FORMATS)}, got {str(figure)!r}")
+    if weighted and layers != "all":
+        raise typer.BadParameter("--weighted learns a mixture of the layers: it needs --layers all")
+    named = suite in ("open", "hear")
+    if named and suite_dir is None:
+        fail(f"the suite {suite!r} is not part of the package: say where it is with --suite-dir DIR or SSAMBA_SUITE")
+    notes: list[str] = []
+    tasks = read_suite(suite_dir if named and suite_dir else suite, task, lambda *note: notes.append(": ".join(note)))
+    for note in notes:
+        err.print(f"[yellow]left out:[/] {escape(note)}", soft_wrap=True, highlight=False)
     scored = _model(model, vectors, device)
     folder = None if no_cache else cache or cache_folder()
     with _ProgressBar(tasks) as bar:
@@ -106,7 +119,9 @@ def _model(source: str, options: object, device: str | None) -> ClipModel:
     assert isinstance(options, VectorOptions)
     if source == "logmel":
         return LogMelStatistics()
-    return EncoderModel(load_embedder(None if source == "random" else source, device), options)
+    untrained = source == "random"
+    checkpoint = None if source in ("random", "shipped") else source
+    return EncoderModel(load_embedder(checkpoint, device, untrained=untrained), options)
 
 
 def _show(card: Scorecard) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from ssamba.cli.app import EXIT_CODES, CheckpointOption, app, err, out
+from ssamba.cli.app import EXIT_CODES, EXIT_INTERRUPTED, CheckpointOption, app, err, out
 from ssamba.cli.progress import TrainingBar
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ def finetune(
         )
     if os.environ.get("RANK", "0") == "0":  # the first of several processes speaks for all
         _print_report(report, output)
-    if report.stopped == "SIGINT":
-        sys.exit(130)
+    if report.model is None:  # by whatever signal: what comes after must not take it for done
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def _print_report(report: FinetuneReport, output: Path) -> None:
@@ -119,13 +119,14 @@ def _print_report(report: FinetuneReport, output: Path) -> None:
     for note in report.notes:
         err.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True, highlight=False)
     scores = report.scores()
-    table = Table(
-        "round", "train", "valid", "test", "epoch", f"valid {report.metric}", *(f"test {name}" for name in scores)
-    )
+    table = Table("round", "train, valid, test clips", "epoch")
+    for name in (f"valid {report.metric}", *(f"test {name}" for name in scores)):
+        name = name.replace("_", " ")
+        table.add_column(name, min_width=max(map(len, name.split())))  # whole words at 80 columns, too
     for part in report.rounds:
         valid = "" if part.valid is None else f"{part.valid:.3f}"
         tests = (f"{part.scores[name]:.3f}" if name in part.scores else "" for name in scores)
-        table.add_row(part.name, *(str(count) for count in part.clips.values()), str(part.epoch), valid, *tests)
+        table.add_row(part.name, ", ".join(map(str, part.clips.values())), str(part.epoch), valid, *tests)
     if report.rounds:
         out.print(table)
     if len(report.rounds) > 1:

@@ -3,7 +3,8 @@
 from ssamba.evaluation.caching import cache_folder
 from ssamba.evaluation.evaluate import EvaluateOptions, Progress, Scorecard, evaluate
 from ssamba.evaluation.log_mel import LogMelStatistics
-from ssamba.evaluation.suite import Round, Task, read_suite, read_waves
+from ssamba.evaluation.suite import read_suite, read_waves
+from ssamba.evaluation.task import Round, Task
 from ssamba.evaluation.vectors import ClipModel, EncoderModel, FunctionModel, VectorOptions
 
 __all__ = [

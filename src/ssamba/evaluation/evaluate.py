@@ -26,7 +26,8 @@ from ssamba.evaluation.caching import Array
 from ssamba.evaluation.details import accuracy_intervals
 from ssamba.evaluation.metrics import Interval
 from ssamba.evaluation.probe import PROBES, Probe, ProbeJob, RoundResult, accuracy_of, run_jobs
-from ssamba.evaluation.suite import Task, Waves, read_waves
+from ssamba.evaluation.suite import Waves, read_waves
+from ssamba.evaluation.task import Task
 from ssamba.evaluation.vectors import ClipModel, pooling_of, task_vectors, view_name
 from ssamba.evaluation.weighting import weighted_probe
 

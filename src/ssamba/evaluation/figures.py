@@ -13,9 +13,11 @@ from ssamba.evaluation.caching import Array
 from ssamba.evaluation.details import class_scores, confusion, write_class_scores
 from ssamba.evaluation.evaluate import Row, Scorecard
 from ssamba.evaluation.reference import ReferenceRow
-from ssamba.evaluation.suite import Task
+from ssamba.evaluation.task import Task
 from ssamba.files import write_atomically
 
+PICTURE_FORMATS = (".png", ".pdf", ".svg")
+"""What a picture's name may end in."""
 _MARKERS = "osv^Dph<>*X"
 _MOST_NAMES = 60  # labels that can still be read along an axis
 

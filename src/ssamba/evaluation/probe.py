@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from ssamba.errors import MissingExtraError
+from ssamba.errors import MissingExtraError, SuiteError
 from ssamba.evaluation.caching import Array
-from ssamba.evaluation.suite import Round
+from ssamba.evaluation.task import Round
 
 C_GRID = (0.001, 0.01, 0.1, 1.0)
 K_GRID = (1, 3, 5, 10, 20)
@@ -82,6 +82,7 @@ def linear_probe(vectors: Array, labels: Array, groups: Array, part: Round) -> R
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
+        SuiteError: there are too few training clips.
     """
     return _chosen(_fit_linear, C_GRID, vectors, labels, groups, part)
 
@@ -114,6 +115,11 @@ def _chosen(
     x, train = np.nan_to_num(np.asarray(vectors, dtype=np.float64)), part.train
     held = validation_part(groups[train])
     fitting, choosing = train[~held], train[held]
+    if not len(choosing) or len(np.unique(labels[fitting])) < 2:
+        raise SuiteError(
+            f"{len(train)} training clips of {len(np.unique(labels[train]))} labels are too few for a probe: a fifth of their "
+            "groups is held out, and at least two labels must be left"
+        )
     scores = [fit(x[fitting], labels[fitting], setting).score(x[choosing], labels[choosing]) for setting in settings]
     best = int(np.argmax(scores))  # the first of equals: the strongest regularisation
     predicted = fit(x[train], labels[train], settings[best]).predict(x[part.test])

@@ -1,12 +1,11 @@
-"""A suite of labelled tasks on disk, and the rounds in which each is scored.
+"""A suite of labelled tasks on disk, and their clips.
 
 A suite is a folder with `TASK.csv` (columns clip, label, split, group) and the recordings beside it, in `TASK.tar` or
 unpacked, for each task. `clip` is a path inside the archive (or from the folder on), `group` is what must not be torn
-apart when a part is held out (a voice, a game, a drum kit).
+apart (a voice, a game, a drum kit); it may be empty.
 
-Rounds: splits `train` and `test` are one round; tasks in `SWAPPED` (the two sides are two recording sources) are also
-scored the other way round. Any other split names are folds: each is scored once, after training on the others.
-Inner rounds never touch a test clip: they divide the training part of the first round by its groups.
+A group on both sides of a split is refused: a score on such a test would not be one. `task.py` says in which rounds a
+task is scored. Folders of the HEAR benchmark (`hear.py`) are suites, too.
 
 Shapes: N clips, S samples.
 """
@@ -17,8 +16,6 @@ import csv
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -26,112 +23,69 @@ import numpy as np
 
 from ssamba.audio.decode import decode
 from ssamba.errors import SuiteError
-from ssamba.evaluation.caching import Array, cached_arrays, digest_of_files
+from ssamba.evaluation.caching import Array, cached_arrays
+from ssamba.evaluation.hear import find_hear, read_hear_task, unscored
+from ssamba.evaluation.task import Task
 
 SUITE_VARIABLE = "SSAMBA_SUITE"
 OPEN_SUITE = ("sfx14", "kws35", "instr_family", "speaker", "zh_final", "drum8")
 """The tasks of the open suite, in the order of its tables."""
-SWAPPED = frozenset({"instr_family", "zh_final"})
-"""Tasks that are scored in both directions."""
-INNER_FOLDS = 3
 _COLUMNS = ("clip", "label", "split", "group")
 
 
-@dataclass(frozen=True)
-class Round:
-    """One training and one scoring: indices of clips."""
-
-    train: Array
-    """(clips to train on,), ascending."""
-    test: Array
-    """(clips to score,), ascending."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A labelled task. The arrays are (N,), of strings."""
-
-    name: str
-    """What it is called: the stem of its table."""
-    table: Path
-    """The table it was read from."""
-    audio: Path
-    """A tar archive, or the folder from which `clips` are paths."""
-    clips: Array
-    """Paths of the recordings."""
-    labels: Array
-    """What they hold."""
-    splits: Array
-    """`train`, `test` or the name of a fold."""
-    groups: Array
-    """What they belong to."""
-
-    @cached_property
-    def digest(self) -> str:
-        """Sixteen hexadecimal digits of the table and the recordings."""
-        if self.audio.is_file():
-            return digest_of_files(self.table, self.audio)
-        return digest_of_files(self.table, *(self.audio / clip for clip in self.clips))
-
-    @property
-    def num_classes(self) -> int:
-        """Different labels."""
-        return len(np.unique(self.labels))
-
-    def rounds(self) -> list[Round]:
-        """The rounds in which the task is scored."""
-        train = self.splits == "train"
-        if "test" in self.splits:
-            ways = [(train, ~train), (~train, train)] if self.name in SWAPPED else [(train, ~train)]
-        else:
-            ways = [(self.splits != fold, self.splits == fold) for fold in np.unique(self.splits)]
-        return [Round(np.flatnonzero(a), np.flatnonzero(b)) for a, b in ways]
-
-    def inner_rounds(self) -> list[Round]:
-        """The training part of the first round, divided by its groups into at most three folds, each scored once.
-
-        Where there is only one group its clips are divided, every class evenly. No test clip is in any of them.
-        """
-        inside = self.rounds()[0].train
-        groups = np.unique(self.groups[inside], return_inverse=True)[1]
-        if groups.max() > 0:
-            fold = _balanced_folds(groups, min(INNER_FOLDS, groups.max() + 1))
-        else:
-            fold = _even_folds(self.labels[inside])
-        return [Round(inside[fold != k], inside[fold == k]) for k in range(fold.max() + 1)]
-
-
-def read_suite(folder: str | Path, names: Sequence[str] | None = None) -> list[Task]:
+def read_suite(
+    folder: str | Path, names: Sequence[str] | None = None, on_left_out: Callable[[str, str], None] | None = None
+) -> list[Task]:
     """The tasks of a suite, those of the open suite first and in its order, others by name.
 
     Args:
-        folder: holds TASK.csv and the recordings.
+        folder: holds TASK.csv and the recordings; or is a task of HEAR, or holds some.
         names: tasks wanted; None is all.
+        on_left_out: hears of each task of HEAR that cannot be scored: its name, and why. One in `names` is an error.
 
     Raises:
         SuiteError: there is no such folder or task, or a table cannot be used; the message says why.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise SuiteError(f"{folder} is not a folder: expected TASK.csv files with TASK.tar beside each")
-    found = {path.stem: path for path in sorted(folder.glob("*.csv"))}
+        raise SuiteError(
+            f"{folder} is not a folder: expected TASK.csv files with TASK.tar beside each, or tasks of HEAR"
+        )
+    hear = find_hear(folder)
+    # A task of HEAR holds a table, too: that of its labels.
+    found = hear or {path.stem: path for path in sorted(folder.glob("*.csv"))}
     if not found:
-        raise SuiteError(f"{folder} holds no TASK.csv: expected tables with the columns {', '.join(_COLUMNS)}")
+        raise SuiteError(
+            f"{folder} holds no TASK.csv: expected tables with the columns {', '.join(_COLUMNS)}, or tasks of HEAR with "
+            "their task_metadata.json"
+        )
     unknown = [name for name in names or () if name not in found]
     if unknown:
         raise SuiteError(f"{folder} has no task {unknown[0]!r}: it has {', '.join(found)}")
     order = {name: rank for rank, name in enumerate(OPEN_SUITE)}
     wanted = sorted(set(names) if names else found, key=lambda name: (order.get(name, len(order)), name))
-    return [_read_task(found[name]) for name in wanted]
+    if not hear:
+        return [_read_task(found[name]) for name in wanted]
+    reasons = {name: reason for name in wanted if (reason := unscored(found[name]))}
+    if reasons and (names or len(reasons) == len(wanted)):
+        name, reason = next(iter(reasons.items()))
+        raise SuiteError(f"{found[name]} cannot be scored: {reason}")
+    for name, reason in reasons.items():
+        if on_left_out is not None:
+            on_left_out(name, reason)
+    return [read_hear_task(found[name]) for name in wanted if name not in reasons]
 
 
 def _read_task(table: Path) -> Task:
-    with table.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise SuiteError(f"{table} has no column {missing[0]!r}: expected {', '.join(_COLUMNS)}")
-        rows = list(reader)
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise SuiteError(f"{table} has no column {missing[0]!r}: expected {', '.join(_COLUMNS)}")
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SuiteError(f"{table} is no table ({error}): expected CSV in UTF-8, {', '.join(_COLUMNS)}") from None
     clips, labels, splits, groups = (np.array([row[name] for row in rows], dtype=str) for name in _COLUMNS)
     archive = table.with_suffix(".tar")
     task = Task(table.stem, table, archive if archive.exists() else table.parent, clips, labels, splits, groups)
@@ -144,7 +98,21 @@ def _read_task(table: Path) -> Task:
         raise SuiteError(
             f"{table} has the splits {', '.join(sorted(names))}: expected train and test, or at least two folds"
         )
+    _check_groups(task)
     return task
+
+
+def _check_groups(task: Task) -> None:
+    """Refuse a group that is in several splits; clips without one stand for themselves."""
+    sides: dict[str, set[str]] = {}
+    for group, split in zip(task.groups, task.splits, strict=True):
+        sides.setdefault(str(group), set()).add(str(split))
+    torn = [f"{name} ({', '.join(sorted(splits))})" for name, splits in sides.items() if name and len(splits) > 1]
+    if torn:
+        raise SuiteError(
+            f"{task.table}: {len(torn)} groups are in more than one split, so that scores would be flattered: "
+            f"{', '.join(torn[:5])}. Move each to one split, or leave its group empty where it does not matter"
+        )
 
 
 class Waves(Sequence[Array]):
@@ -231,7 +199,11 @@ def _files(task: Task) -> Iterator[Path]:
                 raise SuiteError(f"{task.table} names {clip}, but neither {task.name}.tar nor that file is beside it")
             yield task.audio / clip
         return
-    with tarfile.open(task.audio) as archive, tempfile.TemporaryDirectory(prefix="ssamba-") as folder:
+    try:
+        opened = tarfile.open(task.audio)  # noqa: SIM115 - the next statement closes it
+    except tarfile.TarError:
+        raise SuiteError(f"{task.audio} is damaged or no tar: pack it again, or unpack it beside the table") from None
+    with opened as archive, tempfile.TemporaryDirectory(prefix="ssamba-") as folder:
         members = {member.name: member for member in archive if member.isfile()}
         for clip in task.clips:
             if clip not in members:
@@ -240,22 +212,3 @@ def _files(task: Task) -> Iterator[Path]:
             target = Path(folder) / f"clip{Path(clip).suffix}"
             target.write_bytes(content.read())
             yield target
-
-
-def _balanced_folds(groups: Array, folds: int) -> Array:
-    """A fold for each clip: whole groups, the largest first, each to the fold that holds the fewest clips."""
-    sizes = np.bincount(groups)
-    of_group, load = np.zeros(len(sizes), dtype=int), np.zeros(folds, dtype=int)
-    for group in np.argsort(-sizes, kind="stable"):
-        of_group[group] = load.argmin()
-        load[of_group[group]] += sizes[group]
-    return of_group[groups]
-
-
-def _even_folds(labels: Array) -> Array:
-    """A fold for each clip, the clips of every class dealt out in turn."""
-    fold = np.zeros(len(labels), dtype=int)
-    for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
-        fold[own] = np.arange(len(own)) % INNER_FOLDS
-    return fold

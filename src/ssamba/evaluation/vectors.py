@@ -25,7 +25,8 @@ from ssamba.audio.fbank import log_mel
 from ssamba.config import Config
 from ssamba.embedder import Embedder, EmbedOptions
 from ssamba.evaluation.caching import Array, cached_arrays, digest_of
-from ssamba.evaluation.suite import Task, Waves
+from ssamba.evaluation.suite import Waves
+from ssamba.evaluation.task import Task
 from ssamba.model.patches import tokens_to_grid
 from ssamba.model.windows import FrameMerger, Window, WindowCutter
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ssamba.evaluation.caching import Array
 from ssamba.evaluation.probe import C_GRID, RoundResult, validation_part
-from ssamba.evaluation.suite import Round
+from ssamba.evaluation.task import Round
 
 _ITERATIONS = 200
 

@@ -21,9 +21,12 @@ import numpy as np
 
 from ssamba.checkpoint.load import CONFIG_FILE
 from ssamba.embedder import Embedder
+from ssamba.errors import CheckpointError
 from ssamba.files import write_atomically
 
 FORMATS = (".csv", ".json")
+ROUNDS_FOLDER = "rounds"
+"""Of a fine-tuning: its rounds."""
 _COLUMNS = ("path", "start_s", "end_s", "label", "probability")
 
 
@@ -49,8 +52,17 @@ class Prediction:
 
 
 def classifier_folder(checkpoint: str | Path) -> str | Path:
-    """The checkpoint itself, or `model/` in it where it is the folder of a fine-tuning."""
+    """The checkpoint itself, or `model/` in it where it is the folder of a fine-tuning.
+
+    Raises:
+        CheckpointError: it is the folder of a fine-tuning that has not finished.
+    """
     inner = Path(checkpoint).expanduser() / "model"
+    if (inner.parent / ROUNDS_FOLDER).is_dir() and not inner.is_dir():
+        raise CheckpointError(
+            f"{checkpoint} holds a fine-tuning that has not finished: repeat its command to go on, or name a round that has, "
+            f"{checkpoint}/{ROUNDS_FOLDER}/NAME/chosen"
+        )
     return inner if (inner / CONFIG_FILE).is_file() and not (inner.parent / CONFIG_FILE).is_file() else checkpoint
 
 

@@ -150,7 +150,10 @@ def _device(device: str | torch.device | None) -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if device is None:
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-    where = torch.device(device)
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        raise TrainingError(f"there is no device {device!r}: expected cpu, cuda, cuda:1 or the like") from None
     if str(where) == "cuda":
         where = torch.device("cuda", local)
     if where.type == "cuda" and where.index >= torch.cuda.device_count():

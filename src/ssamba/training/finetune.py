@@ -27,6 +27,7 @@ from ssamba.checkpoint.files import write_json
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
 from ssamba.errors import CheckpointError, MissingExtraError
 from ssamba.files import write_atomically
+from ssamba.library.predict import ROUNDS_FOLDER
 from ssamba.model.heads import Classifier
 from ssamba.training.distributed import World, join_world
 from ssamba.training.finetune_recipe import FinetuneRecipe
@@ -143,7 +144,7 @@ def finetune(
                 on_round(part.name, number, len(rounds))
             task = FinetuneTask(recipe, data, part, encoder, front_end, weights)
             metric = task.best_metric[0]
-            folder = out / "rounds" / part.name
+            folder = out / ROUNDS_FOLDER / part.name
             report = train(
                 task,
                 recipe.optimiser,
@@ -221,7 +222,9 @@ def _rounds(data: Labelled, recipe: FinetuneRecipe) -> tuple[list[Round], list[s
     )
     check_leaks(rounds, data.groups, data.files)
     if data.corpus.skipped:
-        notes.append(f"{len(data.corpus.skipped)} recordings cannot be read and were left out")
+        notes.append(
+            f"{len(data.corpus.skipped)} recordings cannot be read and were left out: rounds/{rounds[0].name}/skipped.csv"
+        )
     return rounds, notes
 
 

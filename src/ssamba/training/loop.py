@@ -300,7 +300,7 @@ class _Trainer:
         self.validated_at, self.validation_due = self.step, False
         self.progress.validation = figures
         value = figures[self.best_name]
-        self.schedule.validated(value)
+        self.schedule.validated(value, self.step)
         if self.log is not None:
             self.log.event("validation", self.step, figures)
         sign = 1 if self.best_way == "max" else -1

@@ -36,12 +36,14 @@ def parameter_groups(model: nn.Module, settings: OptimiserSettings) -> list[dict
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ConfigError("the model has no parameter that requires a gradient: nothing to train")
-    in_encoder = {name for name in trainable if "encoder" in name.split(".")[:-1]}
-    if settings.head_multiplier != 1 and (not in_encoder or len(in_encoder) == len(trainable)):
+    # What a part of the model is does not depend on whether it learns: a frozen encoder is one.
+    everything = [name for name, _ in model.named_parameters()]
+    in_encoder = {name for name in everything if "encoder" in name.split(".")[:-1]}
+    if settings.head_multiplier != 1 and (not in_encoder or in_encoder.issuperset(trainable)):
         raise ConfigError(
             f"head_multiplier is {settings.head_multiplier:g}, but the model has no part beside one called `encoder`"
         )
-    layer_of = _layers(model, trainable, settings)
+    layer_of = _layers(model, everything, settings)
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, parameter in trainable.items():
         multiplier = layer_of.get(name, 1.0)
@@ -84,7 +86,7 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["multiplier"]
 
 
-def _layers(model: nn.Module, names: dict[str, nn.Parameter], settings: OptimiserSettings) -> dict[str, float]:
+def _layers(model: nn.Module, names: list[str], settings: OptimiserSettings) -> dict[str, float]:
     """The multiplier of each parameter that layer decay reaches."""
     if settings.layer_decay == 1:
         return {}

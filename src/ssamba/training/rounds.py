@@ -88,6 +88,8 @@ def make_rounds(
     elif set(known) & set(_NAMES) or len(known) < 2:
         raise DataError(f"the splits are {', '.join(known)}: expected train, valid and test, or two or more folds")
     else:
+        if not all(any(map(str.isdigit, name)) for name in known):  # dev and eval, say
+            notes.append(f"the splits {', '.join(_in_order(known))} were taken for folds: each tests once")
         rounds = [(k, np.flatnonzero(names != k), everything[:0], np.flatnonzero(names == k)) for k in _in_order(known)]
     finished = []
     for name, train, valid, test in rounds:

@@ -54,13 +54,17 @@ class Schedule:
             share = max(share, (step - settings.warmup_steps) / after_warmup)
         return warmup * self.level * self._shape(min(1.0, max(0.0, share)))
 
-    def validated(self, value: float) -> None:
-        """Take a validation's best metric into account (torch's ReduceLROnPlateau with a relative threshold)."""
+    def validated(self, value: float, step: int | None = None) -> None:
+        """Take a validation's best metric into account (torch's ReduceLROnPlateau with a relative threshold).
+
+        After so many steps: patience begins when the warm-up is over, since rates near zero say nothing of the run.
+        """
         settings = self.settings
+        is_warm = step is None or step >= settings.warmup_steps
         is_top = value == value and (
             self._top is None or (value > self._top if self.better == "max" else value < self._top)
         )
-        self._top, self.stale = (value, 0) if is_top else (self._top, self.stale + 1)
+        self._top, self.stale = (value, 0) if is_top else (self._top, self.stale + is_warm)
         if settings.kind != "plateau":
             return
         threshold = settings.plateau_threshold

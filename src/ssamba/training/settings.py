@@ -103,7 +103,8 @@ class RunSettings(Config):
     validate_every: int | Literal["epoch"] | None = None
     """Steps between two validations, or "epoch"; None only validates at the end."""
     patience: int | None = Field(None, gt=0)
-    """Validations in a row without a new best one, after which the run ends; None never ends it early."""
+    """Validations in a row without a new best one, those of the warm-up not counted, after which the run ends; None never
+    ends it early."""
     log_every: int = Field(10, gt=0)
     """Steps between two lines of the log."""
     picture_every: int | None = Field(None, gt=0)
