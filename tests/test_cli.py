@@ -67,7 +67,12 @@ def test_interruption_keeps_what_is_done_and_says_how_to_go_on(tmp_path, clips, 
         (tmp_path / f"{index}.flac").symlink_to(clips[6])
     command = ["embed", tmp_path, "-o", tmp_path / "e.npz", "-c", ssamba_pth]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ssamba", *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "ssamba", *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A script's background job, as the tests may be, ignores SIGINT, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not Path(f"{tmp_path / 'e.npz'}.partial").exists() and time.monotonic() < deadline:
