@@ -153,9 +153,18 @@ def test_memory_above_the_limit_is_made_anew(monkeypatch):
 def test_any_shape(batch, length, channels, inner, state, rank, taps, seed):
     tensors = random_tensors(batch, length, channels, inner, state, rank, taps, seed)
     exact, reference = run(tensors, "reference"), run([t.float() for t in tensors], "reference")
-    for name, value in run([t.float() for t in tensors], "cpp").items():
-        # A gradient that cancels to nearly nothing is as exact as the terms it is the sum of.
-        assert loss(value, exact[name]) <= 2 * loss(reference[name], exact[name]) + 1e-5, name
+    # A gradient that cancels to nearly nothing is as exact as the terms it is the sum of: as far as errors go it counts as no
+    # smaller than a hundredth of the largest gradient. (How exact the gradients are is for the tests above.)
+    largest = max(value.abs().max() for name, value in exact.items() if name.startswith("grad"))
+
+    def error(values, name):
+        size = exact[name].abs().max().clamp(min=0.01 * largest if name.startswith("grad") else 1e-25)
+        return ((values[name].double() - exact[name]).abs().max() / size).item()
+
+    ours = run([t.float() for t in tensors], "cpp")
+    for name in exact:
+        floor = 2e-4 if name.startswith("grad") else 1e-5
+        assert error(ours, name) <= 2 * error(reference, name) + floor, name
 
 
 @needs_cpp
