@@ -96,11 +96,10 @@ class _Stretch:
 
     def __init__(self, memory: _Memory, batch: int, length: int, side: Side, count: int, dtype: torch.dtype):
         columns, inner = side.x_weight.shape
-        state, tokens, padded = side.A.shape[1], batch * length, -(-columns // _VECTOR) * _VECTOR
+        tokens, padded = batch * length, -(-columns // _VECTOR) * _VECTOR
         self.u = memory.get("u", (count, batch, length, inner), dtype)
         self.projected = memory.get("projected", (count, batch, length, padded), dtype)
         self.x_weight = memory.get("x_weight", (count, padded, inner), dtype)
-        self.state = memory.get("state", (batch, inner, state), torch.float32)
         self.u_rows = [rows(u) for u in self.u]
         self.projected_rows = [columns_of(p, side) for p in self.projected]
         self.u_flat, self.projected_flat = self.u.view(count, tokens, inner), self.projected.view(count, tokens, padded)
@@ -187,10 +186,11 @@ def _mix_long(
     xz, y = _memory.get("xz", (length, 2 * inner), dtype), _memory.get("y", (length, inner), dtype)
     product(hidden, in_weight, xz)
     xz, all_valid = xz[None], torch.tensor([valid])
+    state = _memory.get("state", (1, *along.A.shape), torch.float32)  # after one stretch, before the next
     count = -(-length // _STRETCH)
     starts = range(0, length, -(-length // count))  # stretches of equal length
     for side, order in ((along, starts), (against, reversed(starts))):
-        state: Tensor | None = None
+        before: Tensor | None = None
         for first in order:
             last = min(first + starts.step, length)
             work = _memory.stretch(1, last - first, side, 1, dtype)
@@ -198,7 +198,6 @@ def _mix_long(
             work.project((side,))
             here = torch.tensor([min(max(valid - first, 0), last - first)])
             z, y_here = xz[:, first:last, inner:] if side.reverse else None, y[None, first:last]
-            # The state after a stretch replaces the one before it; a stretch of another length works in the same memory.
             scan(
                 work.u_rows,
                 work.projected_rows,
@@ -207,10 +206,10 @@ def _mix_long(
                 here,
                 (side,),
                 accumulate=side.reverse,
-                before=state,
-                after=work.state,
+                before=before,
+                after=state,
             )
-            state = work.state
+            before = state
             if side.reverse:
                 product(y_here[0], out_weight, out[first:last], 0.5)
 
