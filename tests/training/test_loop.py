@@ -185,6 +185,15 @@ def test_bfloat16_trains(experiment, tmp_path):
     assert {p.dtype for p in task.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("has_units", [False, True])
+def test_automatic_precision_is_what_the_processor_computes_quickly(experiment, tmp_path, monkeypatch, has_units):
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda: has_units)
+    experiment.run(experiment.DemoTask(), tmp_path, steps=2, precision="auto")
+    start = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert (start["event"], start["precision"]) == ("start", "bf16" if has_units else "fp32")
+
+
 def test_compiled_models_train_alike(experiment, tmp_path, monkeypatch):
     calls = []
 

@@ -31,6 +31,7 @@ from ssamba.training.distributed import World, join_world, share_gradients
 from ssamba.training.guard import BadStep, FiniteGuard, StopRequest, stop_on_signals
 from ssamba.training.log import RunLog
 from ssamba.training.optimiser import build_optimiser, set_learning_rate
+from ssamba.training.precision import chosen_precision
 from ssamba.training.progress import TrainingProgress, TrainingReport, Window, peak_memory_bytes
 from ssamba.training.random_state import seed_generators
 from ssamba.training.release import MODEL_FOLDER, release
@@ -120,6 +121,7 @@ class _Trainer:
             raise ConfigError("schedule.kind 'plateau' follows validations: set run.validate_every")
         self.task, self.run, self.out, self.recipe = task, run, out, recipe
         self.world, self.stop, self.on_progress = world, stop, on_progress
+        self.precision = chosen_precision(run.precision, world.device)
         self.optimiser_settings = optimiser
         self.best_name, self.best_way = task.best_metric
         self.schedule = Schedule(schedule, self.best_way)
@@ -170,8 +172,8 @@ class _Trainer:
             self.log = RunLog(self.out, self.run, self.step, self.wandb_id, self.recipe)
             if self.states.damaged:
                 self.progress.message = "; ".join([*self.states.damaged, f"going on from step {self.step}"])
-            values = {"processes": self.world.size, "device": str(self.world.device), "damaged": self.states.damaged}
-            self.log.event("start", self.step, values)
+            values = {"processes": self.world.size, "device": str(self.world.device), "precision": self.precision}
+            self.log.event("start", self.step, {**values, "damaged": self.states.damaged})
         self.session_step, self.session_elapsed_s = self.step, self.elapsed_s
         self.session_started_s = self.window_started_s = self.saved_s = time.monotonic()
 
@@ -216,7 +218,7 @@ class _Trainer:
         factor = self.schedule.factor(step, self.stream.epoch, self.total_steps, self._budget_share())
         rate = self.optimiser_settings.learning_rate * factor
         set_learning_rate(self.optimiser, rate)
-        context = StepContext(step, self.stream.epoch, run.seed, world.device, run.precision)
+        context = StepContext(step, self.stream.epoch, run.seed, world.device, self.precision)
         seed_generators(run.seed, step, 0, world.rank)
         batches = self.stream.next_step()
         self.optimiser.zero_grad(set_to_none=True)

@@ -83,8 +83,8 @@ class RunSettings(Config):
     """Budget of wall time over all sessions of the run; schedules then follow the share of it that has gone."""
     seed: int = Field(0, ge=0)
     """Everything random in a step follows from it and the step's number."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` is autocast: weights and optimiser stay float32."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """`bf16` is autocast: weights and optimiser stay float32. `auto` is bf16 where the device computes it quickly."""
     accumulate: int = Field(1, gt=0)
     """Batches whose gradients make one step."""
     compile: bool = False

@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from ssamba.training.precision import Precision
+
 
 @dataclass(frozen=True)
 class StepContext:
@@ -28,7 +30,7 @@ class StepContext:
     generators are set from (seed, step, process) before each call."""
     device: torch.device
     """Where the model is; the task moves its batch there."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """Of the model's forward pass."""
 
     def autocast(self) -> torch.autocast:
