@@ -15,10 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ssamba.checkpoint.files import write_json
-from ssamba.errors import MissingExtraError
 from ssamba.evaluation.efficiency import FRAMES_PER_PATCH, ROWS, SIDES, Pass, Point, Size, Study
-from ssamba.files import write_atomically
+from ssamba.evaluation.report_files import blank_figure, save_figure, write_report
 from ssamba.measuring import table
 
 Quantity = Literal["time", "memory"]
@@ -234,8 +232,6 @@ def save_study(study: Study, folder: str | Path, *, pictures: bool = True) -> li
         MissingExtraError: matplotlib is not installed; JSON and Markdown are written before.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "efficiency.json", folder / "efficiency.md"]
     content = {
         "environment": study.environment,
         "options": study.options.model_dump(mode="json"),
@@ -244,9 +240,7 @@ def save_study(study: Study, folder: str | Path, *, pictures: bool = True) -> li
         "crossovers": [c._asdict() for c in crossovers(study)],
         "growths": [g._asdict() for g in growths(study)],
     }
-    write_json(files[0], content)
-    text = markdown(study)
-    write_atomically(files[1], lambda target: target.write_text(text, encoding="utf-8"))
+    files = write_report(folder, "efficiency", content, markdown(study))
     if pictures:
         for batch in study.options.batches:
             files.append(plot_study(study, batch, folder / f"efficiency_batch{batch}.png"))
@@ -259,13 +253,9 @@ def plot_study(study: Study, batch: int, output: Path) -> Path:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError('pictures need matplotlib: pip install "ssamba[figures]"') from None
     options = study.options
     panels: list[tuple[Pass, Quantity]] = [(mode, q) for mode in options.passes for q in ("time", "memory")]
-    figure = Figure(figsize=(1 + 4.2 * len(options.sizes), 1 + 2.9 * len(panels)), layout="constrained")
+    figure = blank_figure(1 + 4.2 * len(options.sizes), 1 + 2.9 * len(panels))
     where = study.environment.get("gpu") or f"{study.environment['processor']}, {study.environment['threads']} threads"
     figure.suptitle(f"Cost of a batch of {batch} ({where})", fontsize=11)
     axes = figure.subplots(len(panels), len(options.sizes), squeeze=False)
@@ -277,8 +267,7 @@ def plot_study(study: Study, batch: int, output: Path) -> Path:
     handles = {h.get_label(): h for axis in axes.flat for h in axis.get_lines() if h.get_label() in _titles()}
     if handles:
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize=8)
-    write_atomically(output, lambda target: figure.savefig(target, dpi=120, format="png"))
-    return output
+    return save_figure(figure, output)
 
 
 def _titles() -> set[str]:

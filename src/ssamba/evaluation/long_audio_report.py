@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ssamba.checkpoint.files import write_json
-from ssamba.errors import MissingExtraError
 from ssamba.evaluation.long_audio import CONTEXTS, Context, LongPass, LongStudy
-from ssamba.files import write_atomically
+from ssamba.evaluation.report_files import blank_figure, save_figure, write_report
 from ssamba.measuring import table
 
 _COLOURS: dict[Context, str] = {"windows": "#0b6e4f", "full": "#b23a48"}
@@ -90,11 +88,8 @@ def save_long(study: LongStudy, folder: str | Path, *, picture: bool = True, nam
         MissingExtraError: matplotlib is not installed; JSON and Markdown are written before.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{name}.json", folder / f"{name}.md"]
-    write_json(files[0], {**asdict(study), "options": study.options.model_dump(mode="json")})
-    text = markdown(study)
-    write_atomically(files[1], lambda target: target.write_text(text, encoding="utf-8"))
+    content = {**asdict(study), "options": study.options.model_dump(mode="json")}
+    files = write_report(folder, name, content, markdown(study))
     if picture:
         files.append(plot_long(study, folder / f"{name}.png"))
     return files
@@ -106,11 +101,7 @@ def plot_long(study: LongStudy, output: Path) -> Path:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError('pictures need matplotlib: pip install "ssamba[figures]"') from None
-    figure = Figure(figsize=(11, 6), layout="constrained")
+    figure = blank_figure(11, 6)
     env = study.environment
     where = env.get("gpu") or f"{env['processor']}, threads: {env['threads']}"
     figure.suptitle(f"Long recordings through {env['model']} ({where})", fontsize=11)
@@ -129,9 +120,7 @@ def plot_long(study: LongStudy, output: Path) -> Path:
         axis.legend(fontsize=7, loc="lower left")
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.25)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, lambda target: figure.savefig(target, dpi=120, format="png"))
-    return output
+    return save_figure(figure, output)
 
 
 def _plot_cost(axis: Any, study: LongStudy, name: str, scale: float, unit: str) -> None:

@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssamba.audio.collection import Skipped
-from ssamba.checkpoint.files import read_json, write_json
-from ssamba.errors import DataError, MissingExtraError
+from ssamba.checkpoint.files import read_json
+from ssamba.errors import DataError
 from ssamba.evaluation.needle import RULES, Curve, NeedleStudy, Pass, Rule, Trial
 from ssamba.evaluation.needle_plan import NeedleOptions, Side
-from ssamba.files import write_atomically
+from ssamba.evaluation.report_files import blank_figure, save_figure, write_report
 from ssamba.measuring import table
 
-JSON, MARKDOWN, PICTURE = "needle.json", "needle.md", "needle.png"
+_NAME = "needle"
+JSON = f"{_NAME}.json"
 _COLOURS: dict[Side, str] = {"windows": "#0b6e4f", "full": "#b23a48", "log-mel": "#777777"}
 _LINES: dict[Side, str] = {"windows": "o-", "full": "s--", "log-mel": "^:"}
 _RULES: dict[Rule, str] = {
@@ -153,14 +154,10 @@ def save_needles(study: NeedleStudy, folder: str | Path, *, picture: bool = True
         MissingExtraError: matplotlib is not installed; JSON and Markdown are written before.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / JSON, folder / MARKDOWN]
     content = {**asdict(study), "options": study.options.model_dump(mode="json")}
-    write_json(files[0], content)
-    text = markdown(study)
-    write_atomically(files[1], lambda target: target.write_text(text, encoding="utf-8"))
+    files = write_report(folder, _NAME, content, markdown(study))
     if picture:
-        files.append(plot_needles(study, folder / PICTURE))
+        files.append(plot_needles(study, folder / f"{_NAME}.png"))
     return files
 
 
@@ -192,13 +189,9 @@ def plot_needles(study: NeedleStudy, output: Path) -> Path:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError('pictures need matplotlib: pip install "ssamba[figures]"') from None
     options = study.options
     levels = options.levels_db
-    figure = Figure(figsize=(3.3 * (len(levels) + 1), 3.4 + 1.5 * len(options.sides)), layout="constrained")
+    figure = blank_figure(3.3 * (len(levels) + 1), 3.4 + 1.5 * len(options.sides))
     figure.suptitle(f"Needles found by {study.environment['model']}, {len(study.needles)} sounds", fontsize=11)
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.0, 1.5 * len(options.sides)))[:, 0]
     axes = above.subplots(1, len(levels) + 1, sharey=True, squeeze=False)[0]
@@ -209,9 +202,7 @@ def plot_needles(study: NeedleStudy, output: Path) -> Path:
     axes[0].legend(fontsize=7, loc="lower left")
     axes[0].set_ylim(-0.03, 1.03)
     _plot_curves(below.subplots(len(options.sides), 1, sharex=True, squeeze=False)[:, 0], study)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, lambda target: figure.savefig(target, dpi=120, format="png"))
-    return output
+    return save_figure(figure, output)
 
 
 def _plot_lengths(axis: Any, study: NeedleStudy, level_db: float) -> None:
