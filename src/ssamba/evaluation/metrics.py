@@ -7,7 +7,7 @@ Absent classes: a class without a positive clip has no average precision and no 
 no AUC either; per-class functions give NaN there, and means leave it out. (scikit-learn's macro average precision counts
 such a class as 0, which makes the figure depend on which classes a fold happens to hold.) Where no class is left the
 mean does not exist, and that is an error. Ties between clips are treated as scikit-learn does: equal scores share one
-threshold.
+threshold. Scores must be finite: infinities cannot be told from each other.
 
 Shapes: N clips (segments, trials), C classes.
 """
@@ -88,6 +88,19 @@ def balanced_accuracy(scores: Array, targets: Array) -> float:
     return _mean(recalls(scores, targets), "a clip")
 
 
+def macro_f1(scores: Array, targets: Array) -> float:
+    """The mean over the classes that are there of F1 = 2 right / (guessed + true); single-label; errors as `accuracy`."""
+    scores, classes = _single_label(scores, targets)
+    counts = confusion_counts(classes, scores.argmax(1), scores.shape[1])
+    has, given = counts.sum(1), counts.sum(0)
+    return _mean(np.where(has > 0, 2 * counts.diagonal() / np.maximum(has + given, 1), np.nan), "a clip")
+
+
+def confusion_counts(truly: Array, guessed: Array, classes: int) -> Array:
+    """How often each class (a row) is taken for each (a column), (C, C), from two (N,) of class indices."""
+    return np.bincount(truly * classes + guessed, minlength=classes * classes).reshape(classes, classes)
+
+
 def equal_error_rate(scores: Array, targets: Array) -> float:
     """EER of trials: where the ROC curve, straight between thresholds, has as many false alarms as misses.
 
@@ -113,6 +126,14 @@ def equal_error_rate(scores: Array, targets: Array) -> float:
     return float(alarmed[after - 1] + share * (alarmed[after] - alarmed[after - 1]))
 
 
+def mean_equal_error_rate(scores: Array, targets: Array) -> float:
+    """The mean of each class's EER against all others, over the classes that are there; (N, C); errors as `mean_average_precision`."""
+    scores, targets = _multilabel(scores, targets)
+    there = targets.any(0) & ~targets.all(0)
+    rates = [equal_error_rate(s, t) if own else math.nan for s, t, own in zip(scores.T, targets.T, there, strict=True)]
+    return _mean(np.array(rates), "a positive and a negative clip")
+
+
 def segment_f1(scores: Array, targets: Array, *, threshold: float = 0.5, macro: bool = False) -> float:
     """F1 = 2 TP / (2 TP + FP + FN) over segments and classes (Mesaros et al., 2016), multilabel.
 
@@ -135,6 +156,23 @@ def segment_f1(scores: Array, targets: Array, *, threshold: float = 0.5, macro: 
     return float(2 * hits.sum() / max(1, denominator.sum()))
 
 
+def segment_error_rate(scores: Array, targets: Array, *, threshold: float = 0.5) -> float:
+    """ER = (substitutions + deletions + insertions) / active classes, over segments (Mesaros et al., 2016), multilabel.
+
+    In each segment a wrong and a missing class are one substitution; what is left are deletions or insertions. It may
+    exceed 1. Arguments as `segment_f1`.
+
+    Raises:
+        ValueError: shapes or values do not fit, or no segment has an active class.
+    """
+    scores, targets = _multilabel(scores, targets)
+    guessed, truly = scores >= threshold, targets.astype(bool)
+    if not truly.any():
+        raise ValueError("an error rate needs active classes: all targets are 0")
+    missed, alarmed = (truly & ~guessed).sum(1), (guessed & ~truly).sum(1)
+    return float(np.maximum(missed, alarmed).sum() / truly.sum())
+
+
 def bootstrap_interval(
     metric: Callable[[Array, Array], float],
     scores: Array,
@@ -143,6 +181,7 @@ def bootstrap_interval(
     confidence: float = 0.95,
     samples: int = 1000,
     seed: int = 0,
+    units: Array | None = None,
 ) -> Interval:
     """Confidence interval of a metric by the percentile bootstrap over clips (Efron, 1979).
 
@@ -155,24 +194,52 @@ def bootstrap_interval(
         confidence: share of samples inside.
         samples: how many.
         seed: of the draws.
+        units: (N,): what is drawn whole, as the recordings of segments; None draws clips.
 
     Raises:
         ValueError: the metric hardly ever exists on samples of these clips.
     """
+    return interval_of(bootstrap_values(metric, scores, targets, samples=samples, seed=seed, units=units), confidence)
+
+
+def bootstrap_values(
+    metric: Callable[[Array, Array], float],
+    scores: Array,
+    targets: Array,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    units: Array | None = None,
+) -> Array:
+    """The metric on each sample, (samples,): what `bootstrap_interval` takes its interval of; arguments and errors as there."""
     generator, failed = np.random.default_rng(seed), 0
     values: list[float] = []
     scores, targets = np.asarray(scores), np.asarray(targets)
+    of_unit = None if units is None else _members(units)
+    count = len(scores) if of_unit is None else len(of_unit)
     while len(values) < samples:
-        drawn = generator.integers(0, len(scores), len(scores))
+        drawn = generator.integers(0, count, count)
+        rows = drawn if of_unit is None else np.concatenate([of_unit[unit] for unit in drawn])
         try:
-            values.append(metric(scores[drawn], targets[drawn]))
+            values.append(metric(scores[rows], targets[rows]))
         except ValueError:
             failed += 1
             if failed > samples:
                 raise
+    return np.array(values)
+
+
+def interval_of(values: Array, confidence: float = 0.95) -> Interval:
+    """The interval that holds the middle share `confidence` of values."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(values, (tail, 1 - tail))
     return Interval(float(low), float(high))
+
+
+def _members(units: Array) -> list[Array]:
+    """The indices of each unit's members."""
+    numbers = np.unique(units, return_inverse=True)[1]
+    return np.split(np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers))[:-1])
 
 
 def _curve(scores: Array, targets: Array) -> tuple[Array, Array]:
@@ -228,13 +295,16 @@ def _single_label(scores: Array, targets: Array) -> tuple[Array, Array]:
         )
     if not np.issubdtype(targets.dtype, np.integer) or targets.min() < 0 or targets.max() >= scores.shape[1]:
         raise ValueError(f"targets must be class indices from 0 to {scores.shape[1] - 1}")
-    if np.isnan(scores).any():
-        raise ValueError("scores hold NaN: the model's outputs are damaged")
+    _check_finite(scores)
     return scores, targets
 
 
+def _check_finite(scores: Array) -> None:
+    if not np.isfinite(scores).all():
+        raise ValueError("scores hold NaN or infinity: the model's outputs are damaged")
+
+
 def _check_values(scores: Array, targets: Array) -> None:
-    if np.isnan(scores).any():
-        raise ValueError("scores hold NaN: the model's outputs are damaged")
+    _check_finite(scores)
     if not np.isin(targets, (0, 1)).all():
         raise ValueError("targets must be 0 or 1")
