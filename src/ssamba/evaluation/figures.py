@@ -20,6 +20,7 @@ PICTURE_FORMATS = (".png", ".pdf", ".svg")
 """What a picture's name may end in."""
 _MARKERS = "osv^Dph<>*X"
 _MOST_NAMES = 60  # labels that can still be read along an axis
+_MOST_COUNTS = 20  # classes whose cells have room for their numbers
 
 
 def plot_scorecard(
@@ -71,7 +72,7 @@ def plot_scorecard(
     return _save(figure, output)
 
 
-def plot_confusion(names: Array, counts: Array, output: str | Path, title: str | None = None) -> Path:
+def plot_confusion(names: Sequence[str] | Array, counts: Array, output: str | Path, title: str | None = None) -> Path:
     """What is taken for what: each true label's clips (a row) by the label they were given.
 
     Args:
@@ -99,6 +100,10 @@ def plot_confusion(names: Array, counts: Array, output: str | Path, title: str |
         axis.set_yticks(range(len(names)), texts, fontsize=7)
     axis.set_xlabel("given label")
     axis.set_ylabel("true label")
+    if len(names) <= _MOST_COUNTS:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            colour = "black" if shares[row, column] > 0.6 else "white"
+            axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
     if title:
         axis.set_title(title, loc="left", fontsize=10)
     return _save(figure, output)

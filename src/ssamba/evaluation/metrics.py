@@ -230,8 +230,11 @@ def bootstrap_values(
 
 
 def interval_of(values: Array, confidence: float = 0.95) -> Interval:
-    """The interval that holds the middle share `confidence` of values."""
+    """The interval that holds the middle share `confidence` of values, which may be infinite."""
     tail = (1 - confidence) / 2
+    if not np.isfinite(values).all():  # d' of perfect samples: nothing lies between a number and infinity
+        ranked, last = np.sort(values), len(values) - 1
+        return Interval(float(ranked[math.floor(tail * last)]), float(ranked[math.ceil((1 - tail) * last)]))
     low, high = np.quantile(values, (tail, 1 - tail))
     return Interval(float(low), float(high))
 
