@@ -1,4 +1,4 @@
-"""What stands behind an accuracy: its confidence interval, the scores of each class, and what is taken for what.
+"""What stands behind a score: its confidence interval, the scores of each class, and what is taken for what.
 
 Shapes: n scored clips, C classes.
 """
@@ -13,8 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from ssamba.evaluation.caching import Array
+from ssamba.evaluation.events import event_counts
 from ssamba.evaluation.metrics import Interval, area_under_curve, average_precision, confusion_counts, interval_of
+from ssamba.evaluation.multilabel import EventsResult, LabelsResult
 from ssamba.evaluation.probe import RoundResult
+from ssamba.evaluation.task import Task
 from ssamba.files import write_atomically
 
 _SAMPLES = 2000
@@ -27,7 +30,7 @@ class ClassScore:
     label: str
     """Its name."""
     clips: int
-    """Scored clips that have it."""
+    """Scored clips that have it; seconds or events where these are scored."""
     precision: float
     """Share of right ones among the clips that were given this label; NaN if none was."""
     recall: float
@@ -88,6 +91,30 @@ def scored_classes(names: Sequence[str], scores: Array, targets: Array, guessed:
     figures = zip(rows, average_precision(scores, targets), area_under_curve(scores, targets), strict=True)
     rows = [replace(row, average_precision=float(ap), auc=float(auc)) for row, ap, auc in figures]
     return sorted(rows, key=lambda row: (row.clips == 0, row.average_precision, row.label))
+
+
+def event_classes(names: Sequence[str], figure: str, results: Sequence[EventsResult]) -> list[ClassScore]:
+    """The classes of a task of events by the counts of a figure of `events.py` that has hits, the worst F1 first."""
+
+    def sums(label: str) -> Array:
+        own = [[[e for e in events if e.label == label] for events in (*r.truly, *r.found)] for r in results]
+        halves = [event_counts(figure, found[: len(found) // 2], found[len(found) // 2 :]).sum(0) for found in own]
+        return np.sum(halves, axis=0).astype(np.int64)
+
+    counts = np.array([sums(name) for name in names])
+    rows = _from_counts(names, counts[:, 0], counts[:, 1], counts[:, 2])
+    return sorted(rows, key=lambda row: (row.clips == 0, row.f1, row.label))
+
+
+def class_rows(task: Task, results: Sequence[RoundResult]) -> list[ClassScore]:
+    """The classes of a task of any kind, over all rounds."""
+    if task.kind == "single":
+        return class_scores(task.labels, results)
+    labels = [result for result in results if isinstance(result, LabelsResult)]
+    if labels:
+        scores, targets = (np.concatenate([getattr(r, name) for r in labels]) for name in ("scores", "targets"))
+        return scored_classes(task.classes, scores, targets, scores >= 0)
+    return event_classes(task.classes, task.metric, [r for r in results if isinstance(r, EventsResult)])
 
 
 def _from_counts(names: Sequence[str] | Array, right: Array, has: Array, given: Array) -> list[ClassScore]:

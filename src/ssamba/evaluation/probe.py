@@ -30,9 +30,9 @@ from ssamba.evaluation.task import Round
 C_GRID = (0.001, 0.01, 0.1, 1.0)
 K_GRID = (1, 3, 5, 10, 20)
 ALPHA_GRID = (1e-4, 1e-2, 1.0)
-_ITERATIONS = 500
-_HIDDEN = 256
-_EPOCHS = 100
+ITERATIONS = 500
+HIDDEN = 256
+EPOCHS = 100
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _fit_linear(x: Array, y: Array, c: float) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=_ITERATIONS)).fit(x, y)
+    return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=ITERATIONS)).fit(x, y)
 
 
 def _fit_neighbours(x: Array, y: Array, k: int) -> Any:
@@ -172,7 +172,7 @@ def _fit_perceptron(x: Array, y: Array, alpha: float) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    network = MLPClassifier((_HIDDEN,), alpha=alpha, max_iter=_EPOCHS, random_state=0)
+    network = MLPClassifier((HIDDEN,), alpha=alpha, max_iter=EPOCHS, random_state=0)
     return make_pipeline(StandardScaler(), network).fit(x, y)
 
 
