@@ -237,6 +237,17 @@ def test_the_linear_probe_of_a_suite_is_scikit_learns(suite):
     assert card.best().scores["both"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_scorecard_in_json_holds_no_infinity(suite):
+    tasks = [dataclasses.replace(task, figures=("d_prime", "mAP")) for task in read_suite(suite, ["both"])]
+    truth = FunctionModel("truth", lambda waves: tasks[0].targets.astype(np.float32))
+    card = evaluate(truth, tasks)
+    assert card.best().scores["both"] == np.inf
+    text = json.dumps(card.as_json())
+    assert "Infinity" not in text
+    assert "NaN" not in text
+    assert json.loads(text)["rows"][0]["figures"]["both"] == {"d_prime": None, "mAP": 1.0}
+
+
 @pytest.mark.parametrize("probe", ["knn", "mlp"])
 def test_other_probes_do_the_new_kinds(suite, probe):
     card = evaluate(LogMelStatistics(), read_suite(suite), EvaluateOptions(probe=probe))

@@ -316,6 +316,26 @@ def test_seconds_are_learned_and_told(minutes, start, tmp_path):
     assert sum(p.best()[0][0] == name for p, name in zip(found, ["drum", "choir", "choir", "drum"], strict=True)) >= 3
 
 
+def test_seconds_may_have_several_labels(minutes, start, tmp_path):
+    rows = list(csv.DictReader(minutes.read_text().splitlines()))
+    clips = [
+        Clip(
+            minutes.parent / row["path"],
+            float(row["start_s"] or 0),
+            float(row["duration_s"]),
+            ("short", row["labels"]) if k % 3 else (row["labels"],),
+            row["split"],
+        )
+        for k, row in enumerate(rows)
+    ]
+    changes = {"labels": {"unit": "second"}, "clips": {"frames": 400}}
+    report = finetune(Manifest(clips), recipe(changes), tmp_path / "run", checkpoint=start)
+    assert {"mAP", "mAUC", "d_prime", "segment_f1", "error_rate"} <= set(report.scores())
+    assert 0 <= report.scores()["segment_f1"][0] <= 1
+    rows = table(tmp_path / "run" / "classes.csv")
+    assert sum(int(row["clips"]) for row in rows if row["label"] != "short") == 4  # its four seconds
+
+
 def test_labels_where_nothing_is_known_count_nowhere(minutes, start, tmp_path):
     rows = list(csv.DictReader(minutes.read_text().splitlines()))
     with (minutes.parent / "gap.csv").open("w", newline="") as file:

@@ -99,7 +99,8 @@ def event_classes(names: Sequence[str], figure: str, results: Sequence[EventsRes
     def sums(label: str) -> Array:
         own = [[[e for e in events if e.label == label] for events in (*r.truly, *r.found)] for r in results]
         halves = [event_counts(figure, found[: len(found) // 2], found[len(found) // 2 :]).sum(0) for found in own]
-        return np.sum(halves, axis=0).astype(np.int64)
+        total: Array = np.sum(halves, axis=0).astype(np.int64)
+        return total
 
     counts = np.array([sums(name) for name in names])
     rows = _from_counts(names, counts[:, 0], counts[:, 1], counts[:, 2])

@@ -28,7 +28,7 @@ from ssamba.config import Config
 from ssamba.evaluation.caching import Array
 from ssamba.evaluation.details import accuracy_intervals
 from ssamba.evaluation.judging import check_weighted, clip_runs, moment_runs, single_runs
-from ssamba.evaluation.metrics import Interval
+from ssamba.evaluation.metrics import Interval, finite_or_none
 from ssamba.evaluation.probe import RoundResult, accuracy_of, run_side_by_side
 from ssamba.evaluation.suite import Waves, read_waves
 from ssamba.evaluation.task import Task
@@ -128,9 +128,18 @@ class Scorecard:
             "model_digest": self.model_digest,
             "options": self.options.model_dump(),
             "tasks": self.tasks,
-            "rows": [{**asdict(row), "mean": row.mean} for row in self.rows],
+            "rows": [_for_json({**asdict(row), "mean": row.mean}) for row in self.rows],
             "seconds": round(self.seconds, 1),
         }
+
+
+def _for_json(value: Any) -> Any:
+    """The same, with None in place of infinities (d' of a perfect ranking), which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _for_json(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_for_json(own) for own in value]
+    return finite_or_none(value) if isinstance(value, float) else value
 
 
 def evaluate(

@@ -170,7 +170,7 @@ def _f1_counts(
 
 def _f1(sums: Array) -> Array:
     """From hits, true and found events; 0 where there is neither."""
-    return 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1)
+    return np.asarray(2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1))
 
 
 def _segment_counts(truly: Sequence[Event], found: Sequence[Event]) -> Array:

@@ -27,6 +27,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,26 +92,26 @@ def read_hear_task(folder: Path) -> Task:
     clips = np.array([f"{rates[-1]}/{part}/{name}" for part, name, _ in rows], dtype=str)
     splits = np.array(["train" if part == "valid" else part for part, _, _ in rows], dtype=str)
     valid = np.array([part == "valid" for part, _, _ in rows])
-    task = {"name": folder.resolve().name, "table": folder / METADATA, "audio": folder, "valid": valid}
-    arrays = {"clips": clips, "splits": splits, "groups": clips}
+    task = Task(folder.resolve().name, folder / METADATA, folder, clips, clips, splits, clips, valid=valid)
     if not several:
         labels = [_label(folder / f"{part}.json", name, truth) for part, name, truth in rows]
-        found = Task(**task, **arrays, labels=np.array(labels, dtype=str))
+        task = replace(task, labels=np.array(labels, dtype=str))
     elif metadata.get("embedding_type") == "event":
-        found = _event_task(folder, metadata, rows, task | arrays)
+        task = _with_events(task, folder, metadata, rows)
     else:
-        found = _multilabel_task(folder, metadata, rows, task | arrays)
-    count, fewest = (len(found.classes), 1) if several else (found.num_classes, 2)
+        task = _with_labels(task, folder, metadata, rows)
+    count, fewest = (len(task.classes), 1) if several else (task.num_classes, 2)
     if count < fewest:
         raise SuiteError(f"{folder} has {count} label(s) in {len(rows)} recordings: expected at least {fewest}")
-    return found
+    return task
 
 
 Rows = Sequence[tuple[str, str, Any]]
 """Split, recording, and what is true of it."""
 
 
-def _multilabel_task(folder: Path, metadata: Mapping[str, Any], rows: Rows, common: dict[str, Any]) -> Task:
+def _with_labels(task: Task, folder: Path, metadata: Mapping[str, Any], rows: Rows) -> Task:
+    """The task with any number of labels for each recording."""
     named = {"mAP": "mAP", "aucroc": "mAUC", "d_prime": "d_prime"}
     wanted = [named[name] for name in _names(metadata) if name in named]
     own = [_labels(folder / f"{part}.json", name, truth) for part, name, truth in rows]
@@ -119,8 +120,8 @@ def _multilabel_task(folder: Path, metadata: Mapping[str, Any], rows: Rows, comm
     targets = np.zeros((len(rows), len(classes)), np.int64)
     for row, labels in zip(targets, own, strict=True):
         row[[place[label] for label in labels]] = 1
-    return Task(
-        **common,
+    return replace(
+        task,
         labels=np.array([";".join(sorted(labels)) for labels in own], dtype=str),
         kind="multi",
         figures=tuple(dict.fromkeys([*wanted[:1], *named.values()])),
@@ -129,11 +130,12 @@ def _multilabel_task(folder: Path, metadata: Mapping[str, Any], rows: Rows, comm
     )
 
 
-def _event_task(folder: Path, metadata: Mapping[str, Any], rows: Rows, common: dict[str, Any]) -> Task:
+def _with_events(task: Task, folder: Path, metadata: Mapping[str, Any], rows: Rows) -> Task:
+    """The task with what is heard in each recording."""
     events = tuple(_events(folder / f"{part}.json", name, truth) for part, name, truth in rows)
     classes = _classes(folder, [event.label for own in events for event in own])
-    return Task(
-        **common,
+    return replace(
+        task,
         labels=np.array([";".join(sorted({event.label for event in own})) for own in events], dtype=str),
         kind="event",
         figures=_event_figures(metadata),

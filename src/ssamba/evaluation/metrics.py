@@ -129,8 +129,10 @@ def equal_error_rate(scores: Array, targets: Array) -> float:
 def mean_equal_error_rate(scores: Array, targets: Array) -> float:
     """The mean of each class's EER against all others, over the classes that are there; (N, C); errors as `mean_average_precision`."""
     scores, targets = _multilabel(scores, targets)
-    there = targets.any(0) & ~targets.all(0)
-    rates = [equal_error_rate(s, t) if own else math.nan for s, t, own in zip(scores.T, targets.T, there, strict=True)]
+    rates = [
+        equal_error_rate(s, t) if t.any() and not t.all() else math.nan
+        for s, t in zip(scores.T, targets.T, strict=True)
+    ]
     return _mean(np.array(rates), "a positive and a negative clip")
 
 
@@ -237,6 +239,11 @@ def interval_of(values: Array, confidence: float = 0.95) -> Interval:
         return Interval(float(ranked[math.floor(tail * last)]), float(ranked[math.ceil((1 - tail) * last)]))
     low, high = np.quantile(values, (tail, 1 - tail))
     return Interval(float(low), float(high))
+
+
+def finite_or_none(value: float) -> float | None:
+    """A number for JSON, which has no infinity and no NaN: None stands for both."""
+    return value if math.isfinite(value) else None
 
 
 def _members(units: Array) -> list[Array]:

@@ -23,7 +23,7 @@ from ssamba.checkpoint.files import write_json
 from ssamba.errors import MissingExtraError
 from ssamba.evaluation.details import scored_classes, write_class_scores
 from ssamba.evaluation.figures import plot_confusion
-from ssamba.evaluation.metrics import Interval, confusion_counts
+from ssamba.evaluation.metrics import Interval, confusion_counts, finite_or_none
 from ssamba.library.predict import ROUNDS_FOLDER
 from ssamba.training.finetune_recipe import FinetuneRecipe
 from ssamba.training.scores import Array, given_labels
@@ -124,7 +124,7 @@ def write_report(
     content = {
         "metric": report.metric,
         "scores": {
-            name: {"mean": finite(mean), "deviation": spread, "interval": bounds(report.intervals.get(name))}
+            name: {"mean": finite_or_none(mean), "deviation": spread, "interval": bounds(report.intervals.get(name))}
             for name, (mean, spread) in report.scores().items()
         },
         "rounds": [_round_json(part, out) for part in report.rounds],
@@ -159,17 +159,12 @@ def round_folder(out: Path, name: str) -> Path:
 def _round_json(part: RoundResult, out: Path) -> dict[str, Any]:
     return {
         **asdict(part),
-        "scores": {name: finite(value) for name, value in part.scores.items()},
+        "scores": {name: finite_or_none(value) for name, value in part.scores.items()},
         "intervals": {name: bounds(interval) for name, interval in part.intervals.items()},
         "model": part.model.relative_to(out).as_posix(),
     }
 
 
-def finite(value: float) -> float | None:
-    """JSON has no infinity and no NaN: null stands for both."""
-    return value if math.isfinite(value) else None
-
-
 def bounds(interval: Interval | None) -> list[float | None] | None:
     """An interval for JSON."""
-    return None if interval is None else [finite(interval.low), finite(interval.high)]
+    return None if interval is None else [finite_or_none(interval.low), finite_or_none(interval.high)]
