@@ -136,7 +136,7 @@ def _model(source: str, options: object, device: str | None) -> ClipModel:
 def _show(card: Scorecard) -> None:
     from rich.table import Table
 
-    metrics = {name: task["metric"] for name, task in card.tasks.items()}
+    metrics = {name: task.get("metric", "accuracy") for name, task in card.tasks.items()}
     plain = set(metrics.values()) == {"accuracy"}
     inside = "inside the training parts" if card.options.inner else "test accuracy" if plain else "test score"
     table = Table(title=f"{escape(card.model)}: {inside}, {card.options.probe} probe", title_justify="left")

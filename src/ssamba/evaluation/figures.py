@@ -48,7 +48,7 @@ def plot_scorecard(
     axis = figure.subplots()
     for line, name in enumerate(lines):
         axis.axhline(line, color="0.92", zorder=0)
-        if name in card.tasks and card.tasks[name]["metric"] == "accuracy":
+        if name in card.tasks and _metric(card, name) == "accuracy":
             chance = 1 / card.tasks[name]["classes"]
             axis.plot([chance, chance], [line - 0.3, line + 0.3], color="0.6", lw=1)
     for number, reference in enumerate(shown):
@@ -63,7 +63,7 @@ def plot_scorecard(
     spread = np.array([[s - i.low, i.high - s] for s, i in zip(scores, intervals, strict=True)]).T.clip(min=0)
     axis.errorbar(scores, range(len(lines)), xerr=spread, fmt="o", ms=8, color="C3", capsize=3, label=card.model)
     axis.plot([], [], color="0.6", lw=1, label="chance")
-    metrics = {name: task["metric"] for name, task in card.tasks.items()}
+    metrics = {name: _metric(card, name) for name in card.tasks}
     named = [f"{name} ({metrics[name]})" if metrics.get(name, "accuracy") != "accuracy" else name for name in lines]
     axis.set_yticks(range(len(lines)), named)
     axis.invert_yaxis()
@@ -73,6 +73,11 @@ def plot_scorecard(
     axis.set_title(f"{card.model} ({row.view})", loc="left", fontsize=10)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     return _save(figure, output)
+
+
+def _metric(card: Scorecard, task: str) -> str:
+    """What a task's score is; cards that were made by hand may not say."""
+    return str(card.tasks[task].get("metric", "accuracy"))
 
 
 def plot_confusion(names: Sequence[str] | Array, counts: Array, output: str | Path, title: str | None = None) -> Path:

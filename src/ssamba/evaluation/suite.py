@@ -87,6 +87,11 @@ def _read_task(table: Path) -> Task:
             if missing:
                 raise SuiteError(f"{table} has no column {missing[0]!r}: expected {', '.join(_COLUMNS)}")
             rows = list(reader)
+            short = [k for k, row in enumerate(rows, 2) if None in row.values() or None in row]
+            if short:
+                raise SuiteError(
+                    f"{table}, row {short[0]}: has another number of values than the first row has columns"
+                )
     except (UnicodeDecodeError, csv.Error) as error:
         raise SuiteError(f"{table} is no table ({error}): expected CSV in UTF-8, {', '.join(_COLUMNS)}") from None
     archive = table.with_suffix(".tar")
