@@ -287,9 +287,10 @@ def test_missing_and_corrupt_files_are_named(sounds, tmp_path):
         read_suite(folder)
     (folder / "valid.json").unlink()
     (folder / "labelvocabulary.csv").unlink()
+    change(folder / "task_metadata.json", lambda content: content.pop("split_mode"))  # as early descriptions
     assert read_suite(folder)[0].valid.sum() == 0
-    (folder / "train.json").unlink()
-    with pytest.raises(SuiteError, match=r"train\.json is missing"):
+    (folder / "test.json").unlink()
+    with pytest.raises(SuiteError, match=r"test\.json is missing"):
         read_suite(folder)
 
 

@@ -60,13 +60,10 @@ def unscored(folder: Path) -> str | None:
     metadata = _read(folder / METADATA)
     kind = metadata.get("embedding_type"), metadata.get("prediction_type")
     if kind == ("event", "multilabel"):
-        return (
-            None
-            if _event_figures(metadata)
-            else (
-                f"its evaluation names {_names(metadata) or 'nothing'}; events are scored by {', '.join(_event_scores())}"
-            )
-        )
+        if _event_figures(metadata):
+            return None
+        named, known = ", ".join(_names(metadata)) or "nothing", ", ".join(_event_scores())
+        return f"its evaluation names {named}; events are scored by {known}"
     if kind in (("scene", "multiclass"), ("scene", "multilabel")):
         return None
     return (
@@ -238,11 +235,12 @@ def _check_copies(folder: Path, of_part: Mapping[str, Mapping[str, Any]]) -> Non
 def _parts(folder: Path) -> list[str]:
     """Names of the split files: train, valid (if there) and test, or folds."""
     metadata = _read(folder / METADATA)
-    if metadata.get("split_mode") == "trainvaltest":
+    mode = metadata.get("split_mode")
+    # Early descriptions have no mode; then the files say it.
+    if mode == "trainvaltest" or (mode is None and (folder / "train.json").exists()):
         return [part for part in _PARTS if part != "valid" or (folder / "valid.json").exists()]
     folds = [str(name) for name in metadata.get("splits") or sorted(path.stem for path in folder.glob("fold*.json"))]
     if len(folds) < 2:
-        mode = metadata.get("split_mode")
         raise SuiteError(
             f"{folder} has split_mode {mode!r} and {len(folds)} folds: expected fold00.json, fold01.json, ..."
         )
