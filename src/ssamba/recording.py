@@ -83,7 +83,7 @@ class Recording(Generic[Key]):
             return ValueError(
                 "the embedding is not finite: the samples are far outside [-1, 1], or the model's weights are damaged"
             )
-        return Embedding(clip, frames, _centres_s(columns, duration_s, self.config, self.front_end), duration_s)
+        return Embedding(clip, frames, centres_s(columns, duration_s, self.config, self.front_end), duration_s)
 
 
 class ClassifiedRecording(Recording[Key]):
@@ -143,7 +143,7 @@ def _finite(logits: Tensor) -> Tensor | ValueError:
     return ValueError("the logits are not finite: samples are far outside [-1, 1], or the model's weights are damaged")
 
 
-def _centres_s(columns: int, duration_s: float, config: BaseEncoderConfig, front_end: FrontEndConfig) -> Tensor:
+def centres_s(columns: int, duration_s: float, config: BaseEncoderConfig, front_end: FrontEndConfig) -> Tensor:
     """Centre of each column's stretch of audio, cut at the recording's end."""
     shift_s = front_end.shift_samples / front_end.sample_rate_hz
     span_s = (config.patch_size[1] - 1) * shift_s + front_end.frame_samples / front_end.sample_rate_hz

@@ -65,6 +65,10 @@ def classes(tmp_path_factory, clips):
     return folder
 
 
+def table(path):
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
 def listed(folder, split=None, group=None):
     paths = sorted(folder.rglob("*.wav"))
     return [Clip(p, labels=(p.parent.name,), split=split and split(p), group=group and group(p)) for p in paths]
@@ -110,6 +114,15 @@ def test_a_folder_per_class_becomes_a_classifier(classes, start, tmp_path):
     assert results["scores"]["accuracy"]["mean"] == only.scores["accuracy"]
     assert np.sum(results["confusion"]) == only.clips["test"]
     assert (tmp_path / "run" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert set(only.scores) == {"loss", "accuracy", "balanced_accuracy", "macro_f1", "mAUC", "EER"}
+    assert set(only.intervals) == set(only.scores) - {"loss"}
+    low, high = results["scores"]["accuracy"]["interval"]
+    assert low <= only.scores["accuracy"] <= high
+    assert results["rounds"][0]["intervals"]["accuracy"] == [low, high]
+    rows = table(tmp_path / "run" / "classes.csv")
+    assert {row["label"] for row in rows} == set(report.classes)
+    assert sum(int(row["clips"]) for row in rows) == only.clips["test"]
+    assert set(rows[0]) == {"label", "clips", "precision", "recall", "f1", "average_precision", "auc"}
     model = ssamba.load_model(tmp_path / "run" / "model")
     assert model.classifier is not None
     assert model.classifier.config.labels == report.classes
@@ -134,7 +147,16 @@ def test_folds_are_cross_validated(classes, start, tmp_path):
     scores = [part.scores["accuracy"] for part in report.rounds]
     assert mean == pytest.approx(np.mean(scores))
     assert spread == pytest.approx(np.std(scores, ddof=1))
-    assert np.sum(json.loads((tmp_path / "run" / "results.json").read_text())["confusion"]) == 24
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert np.sum(results["confusion"]) == 24
+    whole, *folds = (
+        table(folder / "classes.csv")
+        for folder in (tmp_path / "run", *(tmp_path / "run" / "rounds" / name for name in ("fold1", "fold2")))
+    )
+    assert [sum(int(row["clips"]) for row in rows) for rows in (whole, *folds)] == [24, 12, 12]
+    assert (tmp_path / "run" / "rounds" / "fold1" / "confusion.png").exists()
+    low, high = results["scores"]["macro_f1"]["interval"]
+    assert low <= report.scores()["macro_f1"][0] <= high
 
 
 def test_training_never_reads_test_clips(classes, start, tmp_path):
@@ -239,7 +261,14 @@ def test_several_labels_are_scored_by_average_precision(classes, start, tmp_path
     ]
     report = finetune(Manifest(clips), recipe({"clips": {"balanced": True}}), tmp_path / "run", checkpoint=start)
     assert report.metric == "mAP"
-    assert set(report.scores()) == {"loss", "mAP"}
+    assert set(report.scores()) == {"loss", "mAP", "mAUC", "d_prime"}
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["confusion"] is None
+    assert len(results["scores"]["mAP"]["interval"]) == 2
+    rows = table(tmp_path / "run" / "classes.csv")
+    assert {row["label"] for row in rows} == {"choir", "drum", "short", "tabla"}
+    known = [float(row["average_precision"]) for row in rows if row["average_precision"]]
+    assert report.scores()["mAP"][0] == pytest.approx(np.mean(known), abs=1e-3)
     with pytest.raises(DataError, match="use 'bce'"):
         finetune(Manifest(clips), recipe({"loss": {"kind": "ce"}}), tmp_path / "ce", checkpoint=start)
 
@@ -276,11 +305,35 @@ def test_seconds_are_learned_and_told(minutes, start, tmp_path):
     assert data.targets_of(0).argmax(1).tolist() == [0, 1, 1, 0]
     report = finetune(minutes, settings, tmp_path / "run", checkpoint=start)
     assert report.scores()["accuracy"][0] >= 0.75
+    (only,) = report.rounds
+    assert only.scores["segment_f1"] == pytest.approx(only.scores["accuracy"])  # of seconds with one label each
+    assert only.scores["error_rate"] == pytest.approx(1 - only.scores["accuracy"])
+    assert only.intervals["accuracy"].low == only.intervals["accuracy"].high  # its four seconds are of one recording
     model = ssamba.load_model(tmp_path / "run" / "model")
     ((_, found),) = predict_stream(model, [minutes.parent / "5.wav"])
     assert not isinstance(found, Exception)
     assert [(p.start_s, p.end_s) for p in found] == [(0, 1), (1, 2), (2, 3), (3, 4)]
     assert sum(p.best()[0][0] == name for p, name in zip(found, ["drum", "choir", "choir", "drum"], strict=True)) >= 3
+
+
+def test_seconds_may_have_several_labels(minutes, start, tmp_path):
+    rows = list(csv.DictReader(minutes.read_text().splitlines()))
+    clips = [
+        Clip(
+            minutes.parent / row["path"],
+            float(row["start_s"] or 0),
+            float(row["duration_s"]),
+            ("short", row["labels"]) if k % 3 else (row["labels"],),
+            row["split"],
+        )
+        for k, row in enumerate(rows)
+    ]
+    changes = {"labels": {"unit": "second"}, "clips": {"frames": 400}}
+    report = finetune(Manifest(clips), recipe(changes), tmp_path / "run", checkpoint=start)
+    assert {"mAP", "mAUC", "d_prime", "segment_f1", "error_rate"} <= set(report.scores())
+    assert 0 <= report.scores()["segment_f1"][0] <= 1
+    rows = table(tmp_path / "run" / "classes.csv")
+    assert sum(int(row["clips"]) for row in rows if row["label"] != "short") == 4  # its four seconds
 
 
 def test_labels_where_nothing_is_known_count_nowhere(minutes, start, tmp_path):

@@ -34,7 +34,10 @@ def evaluate(
         ),
     ],
     suite: Annotated[
-        str, typer.Option(help="'open', 'hear', or a folder: TASK.csv and TASK.tar for each task, or tasks of HEAR.")
+        str,
+        typer.Option(
+            help="'open', 'hear', or a folder: TASK.csv and TASK.tar for each task, or tasks of HEAR (labels and events)."
+        ),
     ] = "open",
     suite_dir: Annotated[
         Path | None, typer.Option(envvar="SSAMBA_SUITE", help="Where the suite 'open' or 'hear' is.")
@@ -57,7 +60,10 @@ def evaluate(
     ] = 0.9,
     figure: Annotated[Path | None, typer.Option(help="Also draw the scores beside the reference rows.")] = None,
     details: Annotated[
-        Path | None, typer.Option(help="Also write, for each task, the scores of its classes and a confusion picture.")
+        Path | None,
+        typer.Option(
+            help="Also write, for each task, the scores of its classes and (of one label) a confusion picture."
+        ),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the scorecard here.")] = None,
     cache: Annotated[
@@ -71,6 +77,9 @@ def evaluate(
 
     The table gives accuracies, and 95 % intervals of its last row over test clips. With --layers all each layer has a
     row, and "best" takes in each round the layer that was best on the validation part of the training clips.
+
+    Tasks whose clips may have several labels (`dog;rain` in TASK.csv; HEAR's "multilabel") are scored by mAP, those whose
+    rows are stretches of recordings (columns start_s, duration_s) by F1 of seconds, HEAR's events by their own figures.
     """
     from ssamba.checkpoint.files import write_json
     from ssamba.errors import ConfigError
@@ -127,17 +136,23 @@ def _model(source: str, options: object, device: str | None) -> ClipModel:
 def _show(card: Scorecard) -> None:
     from rich.table import Table
 
-    inside = "inside the training parts" if card.options.inner else "test accuracy"
+    metrics = {name: task.get("metric", "accuracy") for name, task in card.tasks.items()}
+    plain = set(metrics.values()) == {"accuracy"}
+    inside = "inside the training parts" if card.options.inner else "test accuracy" if plain else "test score"
     table = Table(title=f"{escape(card.model)}: {inside}, {card.options.probe} probe", title_justify="left")
     table.add_column("layer.pooling")
     for name in (*card.tasks, "mean"):
-        table.add_column(escape(name), justify="right")
+        metric = "" if plain or name not in metrics else f"\n{metrics[name].replace('_', ' ')}"
+        table.add_column(escape(name + metric), justify="right")
     for row in card.rows:
         table.add_row(row.view, *(f"{row.scores[name]:.3f}" for name in card.tasks), f"{row.mean:.3f}")
     interval = card.best().intervals
     names = (*card.tasks, "mean")
     table.add_row("95 %", *(f"{interval[name].low:.3f}-{interval[name].high:.3f}" for name in names), style="dim")
     out.print(table)
+    for name, figures in card.best().figures.items():
+        found = ", ".join(f"{figure.replace('_', ' ')} {value:.3f}" for figure, value in figures.items())
+        out.print(f"{escape(name)}: {found}", highlight=False, soft_wrap=True)
     err.print(f"{card.seconds:.0f} s", highlight=False)
 
 

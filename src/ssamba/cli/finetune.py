@@ -14,6 +14,8 @@ from ssamba.cli.app import EXIT_CODES, EXIT_INTERRUPTED, CheckpointOption, app, 
 from ssamba.cli.progress import TrainingBar
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ssamba.training.finetune import FinetuneReport
 
 
@@ -69,7 +71,8 @@ def finetune(
 
     Splits are those of the manifest (train, valid, test, or folds, which are cross-validated); without any, test and
     validation clips are held out by groups, classes evenly. A run that was interrupted goes on where it was: repeat the
-    command. Scores are in OUT/results.json, what is taken for what in OUT/confusion.png.
+    command. Scores with 95 % intervals are in OUT/results.json, those of each class in OUT/classes.csv, what is taken for
+    what in OUT/confusion.png; with folds, the last two also of each in OUT/rounds/FOLD.
     """
     from ssamba.training.finetune import finetune as run
     from ssamba.training.finetune_recipe import FinetuneRecipe, recipe_file
@@ -119,21 +122,19 @@ def _print_report(report: FinetuneReport, output: Path) -> None:
     for note in report.notes:
         err.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True, highlight=False)
     scores = report.scores()
+    judged = [name for name in ("loss", "accuracy", "balanced_accuracy", "mAP") if name in scores]
     table = Table("round", "train, valid, test clips", "epoch")
-    for name in (f"valid {report.metric}", *(f"test {name}" for name in scores)):
+    for name in (f"valid {report.metric}", *(f"test {name}" for name in judged)):
         name = name.replace("_", " ")
         table.add_column(name, min_width=max(map(len, name.split())))  # whole words at 80 columns, too
     for part in report.rounds:
         valid = "" if part.valid is None else f"{part.valid:.3f}"
-        tests = (f"{part.scores[name]:.3f}" if name in part.scores else "" for name in scores)
+        tests = (f"{part.scores[name]:.3f}" if name in part.scores else "" for name in judged)
         table.add_row(part.name, ", ".join(map(str, part.clips.values())), str(part.epoch), valid, *tests)
     if report.rounds:
         out.print(table)
-    if len(report.rounds) > 1:
-        means = "  ".join(
-            f"{name} {mean:.3f} ± {spread:.3f}" for name, (mean, spread) in scores.items() if spread is not None
-        )
-        out.print(f"mean over {len(report.rounds)} rounds: {means}", highlight=False, soft_wrap=True)
+    if report.intervals:
+        out.print(_figures(report))
     if report.model is None:
         out.print(f"{report.stopped}: repeat the command to go on", highlight=False)
         return
@@ -141,3 +142,19 @@ def _print_report(report: FinetuneReport, output: Path) -> None:
         f"{len(report.classes)} labels, classifier in {escape(str(report.model))}", highlight=False, soft_wrap=True
     )
     out.print(f"try it: ssamba predict AUDIO --checkpoint {escape(str(output))}", highlight=False, soft_wrap=True)
+
+
+def _figures(report: FinetuneReport) -> Table:
+    """Each figure of the test, over all rounds."""
+    from rich.table import Table
+
+    several = len(report.rounds) > 1
+    title = f"mean over {len(report.rounds)} rounds" if several else "test"
+    table = Table(
+        "figure", *(("mean", "deviation") if several else ("test",)), "95 %", title=title, title_justify="left"
+    )
+    for name, (mean, spread) in report.scores().items():
+        bounds = report.intervals.get(name)
+        values = [f"{mean:.3f}", *(["" if spread is None else f"{spread:.3f}"] if several else [])]
+        table.add_row(name.replace("_", " "), *values, f"{bounds.low:.3f}-{bounds.high:.3f}" if bounds else "")
+    return table

@@ -3,6 +3,7 @@
 from ssamba.evaluation.caching import cache_folder
 from ssamba.evaluation.evaluate import EvaluateOptions, Progress, Scorecard, evaluate
 from ssamba.evaluation.log_mel import LogMelStatistics
+from ssamba.evaluation.moments import Moments
 from ssamba.evaluation.suite import read_suite, read_waves
 from ssamba.evaluation.task import Round, Task
 from ssamba.evaluation.vectors import ClipModel, EncoderModel, FunctionModel, VectorOptions
@@ -13,6 +14,7 @@ __all__ = [
     "EvaluateOptions",
     "FunctionModel",
     "LogMelStatistics",
+    "Moments",
     "Progress",
     "Round",
     "Scorecard",

@@ -4,8 +4,11 @@
     card = evaluate(EncoderModel(load_model("checkpoint/")), tasks)
     print(card.best().mean, card.best().scores)
 
+Tasks of one label for each clip are scored by accuracy, others by what they name (`Task.figures`); `Scorecard.tasks` says
+which under `metric`.
+
 With `inner=True` no test clip is read: for choosing between recipes, layers and poolings. The row "best" chooses a
-view for each round by the accuracy on its validation part, so that no test clip chooses it either. The rows
+view for each round by the score on its validation part, so that no test clip chooses it either. The rows
 "weighted" learn a mixture of all layers (`weighting.py`).
 """
 
@@ -24,11 +27,12 @@ from pydantic import Field
 from ssamba.config import Config
 from ssamba.evaluation.caching import Array
 from ssamba.evaluation.details import accuracy_intervals
-from ssamba.evaluation.metrics import Interval
-from ssamba.evaluation.probe import PROBES, Probe, ProbeJob, RoundResult, accuracy_of, run_jobs
+from ssamba.evaluation.judging import check_weighted, clip_runs, moment_runs, single_runs
+from ssamba.evaluation.metrics import Interval, finite_or_none
+from ssamba.evaluation.probe import RoundResult, accuracy_of, run_side_by_side
 from ssamba.evaluation.suite import Waves, read_waves
 from ssamba.evaluation.task import Task
-from ssamba.evaluation.vectors import ClipModel, pooling_of, task_vectors, view_name
+from ssamba.evaluation.vectors import ClipModel, pooling_of, task_moments, task_vectors, view_name
 from ssamba.evaluation.weighting import weighted_probe
 
 BEST = "best"
@@ -68,15 +72,17 @@ class Row:
     """The scores of one view of the model."""
 
     view: str
-    """`LAYER.POOLING`; `weighted.POOLING`; or `best`: for each round the layer with the best validation accuracy."""
+    """`LAYER.POOLING`; `weighted.POOLING`; or `best`: for each round the layer with the best validation score."""
     scores: dict[str, float]
-    """Accuracy by task."""
+    """By task: accuracy, or what the task is scored by."""
     intervals: dict[str, Interval]
     """By task, and under `mean`: 95 % bootstrap intervals over test clips."""
     chosen: dict[str, list[str]] = field(default_factory=dict)
     """For `best`: the view of each round, by task."""
     weights: dict[str, list[list[float]]] = field(default_factory=dict)
     """For `weighted`: of each layer in each round, by task."""
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By task, of those that are not scored by accuracy alone: every figure, the mean over rounds."""
 
     @property
     def mean(self) -> float:
@@ -95,7 +101,7 @@ class Scorecard:
     options: EvaluateOptions
     """How it was scored."""
     tasks: dict[str, dict[str, Any]]
-    """By task: its digest, clips and classes."""
+    """By task: its digest, clips and classes, and what its score is (`metric`)."""
     rows: list[Row]
     """One for each view, weighted ones after, and last `best` when there are several layers or poolings."""
     seconds: float
@@ -122,9 +128,18 @@ class Scorecard:
             "model_digest": self.model_digest,
             "options": self.options.model_dump(),
             "tasks": self.tasks,
-            "rows": [{**asdict(row), "mean": row.mean} for row in self.rows],
+            "rows": [_for_json({**asdict(row), "mean": row.mean}) for row in self.rows],
             "seconds": round(self.seconds, 1),
         }
+
+
+def _for_json(value: Any) -> Any:
+    """The same, with None in place of infinities (d' of a perfect ranking), which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _for_json(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_for_json(own) for own in value]
+    return finite_or_none(value) if isinstance(value, float) else value
 
 
 def evaluate(
@@ -148,10 +163,12 @@ def evaluate(
 
     Raises:
         AudioDecodeError: a clip cannot be read.
-        SuiteError: a clip is missing.
+        SuiteError: a clip is missing, or a model or option cannot do a task; the message says which.
         MissingExtraError: scikit-learn is not installed.
     """
     options, started_s = options or EvaluateOptions(), time.monotonic()
+    if options.weighted:
+        check_weighted(tasks)
     found = [_evaluate_task(model, task, options, cache, workers, on_progress) for task in tasks]
     views = list(found[0]) if found else []
     results = {view: {task.name: own[view] for task, own in zip(tasks, found, strict=True)} for view in views}
@@ -164,7 +181,10 @@ def evaluate(
         model=model.name,
         model_digest=model.digest(),
         options=options,
-        tasks={t.name: {"digest": t.digest, "clips": len(t.clips), "classes": t.num_classes} for t in tasks},
+        tasks={
+            t.name: {"digest": t.digest, "clips": len(t.clips), "classes": t.num_classes, "metric": t.metric}
+            for t in tasks
+        },
         rows=rows,
         seconds=time.monotonic() - started_s,
         results=results,
@@ -189,28 +209,19 @@ def _evaluate_task(
     def waves() -> Waves:
         return read_waves(task, model.sample_rate_hz, cache, report("decoding", len(task.clips)))
 
-    views = task_vectors(model, task, used, options.level, waves, cache, report("embedding", len(used)))
-    mixtures = _stacks(views) if options.weighted else {}
-    heard = report("probing", (len(views) + len(mixtures)) * len(rounds))
-
-    def probed(views: dict[str, Array], probe: Probe, before: int) -> dict[str, list[RoundResult]]:
-        jobs = [
-            ProbeJob(everything, task.labels, task.groups, part)
-            for everything in (_spread(vectors, used, len(task.clips)) for vectors in views.values())
-            for part in rounds
-        ]
-        answers = iter(run_jobs(jobs, probe, workers=workers, on_progress=lambda done: heard(before + done)))
-        return {view: [next(answers) for _ in rounds] for view in views}
-
-    own = probed(views, PROBES[options.probe], 0)
-    return own | probed(mixtures, weighted_probe, len(views) * len(rounds))
-
-
-def _spread(vectors: Array, used: Array, clips: int) -> Array:
-    """The vectors (..., n, D) of the clips `used` in place of the whole task's, (..., clips, D); zeros elsewhere."""
-    whole: Array = np.zeros((*vectors.shape[:-2], clips, vectors.shape[-1]), dtype=vectors.dtype)
-    whole[..., used, :] = vectors
-    return whole
+    embedded = report("embedding", len(used))
+    if task.kind in ("second", "event"):
+        moments = task_moments(model, task, used, options.level, waves, cache, embedded)
+        names, runs = list(moments.views), moment_runs(task, moments, used, rounds, options.probe)
+    else:
+        views = task_vectors(model, task, used, options.level, waves, cache, embedded)
+        names, runs = list(views), clip_runs(task, views, used, rounds, options.probe)
+        if options.weighted:
+            mixtures = _stacks(views)
+            names += mixtures
+            runs += single_runs(task, mixtures, used, rounds, weighted_probe)
+    answers = iter(run_side_by_side(runs, workers, report("probing", len(runs))))
+    return {view: [next(answers) for _ in rounds] for view in names}
 
 
 def _stacks(views: dict[str, Array]) -> dict[str, Array]:
@@ -234,11 +245,19 @@ def _row(view: str, results: dict[str, list[RoundResult]], chosen: dict[str, lis
             for task, rounds in results.items()
             if any(r.weights is not None for r in rounds)
         },
+        figures={task: found for task, rounds in results.items() if set(found := _figures(rounds)) != {"accuracy"}},
     )
 
 
+def _figures(rounds: list[RoundResult]) -> dict[str, float]:
+    """The mean over rounds of each figure, over those where it exists."""
+    values = [result.figures for result in rounds]
+    names = dict.fromkeys(name for found in values for name in found)
+    return {name: float(np.mean([found[name] for found in values if name in found])) for name in names}
+
+
 def _best(layers: dict[str, dict[str, list[RoundResult]]]) -> tuple[dict[str, list[RoundResult]], dict[str, list[str]]]:
-    """For each task and round the view with the best validation accuracy (the last of equals), and its name."""
+    """For each task and round the view with the best validation score (the last of equals), and its name."""
     views = list(layers)
     taken: dict[str, list[RoundResult]] = {}
     chosen: dict[str, list[str]] = {}

@@ -10,7 +10,7 @@ import numpy as np
 
 from ssamba.errors import MissingExtraError
 from ssamba.evaluation.caching import Array
-from ssamba.evaluation.details import class_scores, confusion, write_class_scores
+from ssamba.evaluation.details import class_rows, confusion, write_class_scores
 from ssamba.evaluation.evaluate import Row, Scorecard
 from ssamba.evaluation.reference import ReferenceRow
 from ssamba.evaluation.task import Task
@@ -20,12 +20,13 @@ PICTURE_FORMATS = (".png", ".pdf", ".svg")
 """What a picture's name may end in."""
 _MARKERS = "osv^Dph<>*X"
 _MOST_NAMES = 60  # labels that can still be read along an axis
+_MOST_COUNTS = 20  # classes whose cells have room for their numbers
 
 
 def plot_scorecard(
     card: Scorecard, output: str | Path, references: Sequence[ReferenceRow] = (), row: Row | None = None
 ) -> Path:
-    """Accuracy by task: the model with its confidence interval, reference rows, and chance.
+    """Score by task: the model with its confidence interval, reference rows, and chance where the score is accuracy.
 
     Args:
         card: what was found.
@@ -47,7 +48,7 @@ def plot_scorecard(
     axis = figure.subplots()
     for line, name in enumerate(lines):
         axis.axhline(line, color="0.92", zorder=0)
-        if name in card.tasks:
+        if name in card.tasks and _metric(card, name) == "accuracy":
             chance = 1 / card.tasks[name]["classes"]
             axis.plot([chance, chance], [line - 0.3, line + 0.3], color="0.6", lw=1)
     for number, reference in enumerate(shown):
@@ -62,16 +63,24 @@ def plot_scorecard(
     spread = np.array([[s - i.low, i.high - s] for s, i in zip(scores, intervals, strict=True)]).T.clip(min=0)
     axis.errorbar(scores, range(len(lines)), xerr=spread, fmt="o", ms=8, color="C3", capsize=3, label=card.model)
     axis.plot([], [], color="0.6", lw=1, label="chance")
-    axis.set_yticks(range(len(lines)), lines)
+    metrics = {name: _metric(card, name) for name in card.tasks}
+    named = [f"{name} ({metrics[name]})" if metrics.get(name, "accuracy") != "accuracy" else name for name in lines]
+    axis.set_yticks(range(len(lines)), named)
     axis.invert_yaxis()
     axis.set_xlim(0, 1)
-    axis.set_xlabel("accuracy, with its 95 % interval over test clips")
+    what = "accuracy" if set(metrics.values()) == {"accuracy"} else "score (accuracy where none is named)"
+    axis.set_xlabel(f"{what}, with its 95 % interval over test clips")
     axis.set_title(f"{card.model} ({row.view})", loc="left", fontsize=10)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     return _save(figure, output)
 
 
-def plot_confusion(names: Array, counts: Array, output: str | Path, title: str | None = None) -> Path:
+def _metric(card: Scorecard, task: str) -> str:
+    """What a task's score is; cards that were made by hand may not say."""
+    return str(card.tasks[task].get("metric", "accuracy"))
+
+
+def plot_confusion(names: Sequence[str] | Array, counts: Array, output: str | Path, title: str | None = None) -> Path:
     """What is taken for what: each true label's clips (a row) by the label they were given.
 
     Args:
@@ -99,13 +108,17 @@ def plot_confusion(names: Array, counts: Array, output: str | Path, title: str |
         axis.set_yticks(range(len(names)), texts, fontsize=7)
     axis.set_xlabel("given label")
     axis.set_ylabel("true label")
+    if len(names) <= _MOST_COUNTS:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            colour = "black" if shares[row, column] > 0.6 else "white"
+            axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
     if title:
         axis.set_title(title, loc="left", fontsize=10)
     return _save(figure, output)
 
 
 def write_details(card: Scorecard, tasks: Sequence[Task], folder: str | Path, view: str | None = None) -> None:
-    """For each task `TASK.classes.csv`, the scores of its classes, and `TASK.confusion.png`.
+    """For each task `TASK.classes.csv`, the scores of its classes, and `TASK.confusion.png` where a clip has one label.
 
     Args:
         card: what was found.
@@ -119,7 +132,9 @@ def write_details(card: Scorecard, tasks: Sequence[Task], folder: str | Path, vi
     folder, view = Path(folder), view or card.best().view
     for task in tasks:
         results = card.results[view][task.name]
-        write_class_scores(class_scores(task.labels, results), folder / f"{task.name}.classes.csv")
+        write_class_scores(class_rows(task, results), folder / f"{task.name}.classes.csv")
+        if task.kind != "single":
+            continue
         title = f"{task.name}: {card.model} ({view}), accuracy {card.row(view).scores[task.name]:.3f}"
         plot_confusion(*confusion(task.labels, results), folder / f"{task.name}.confusion.png", title)
 

@@ -7,7 +7,7 @@ Absent classes: a class without a positive clip has no average precision and no 
 no AUC either; per-class functions give NaN there, and means leave it out. (scikit-learn's macro average precision counts
 such a class as 0, which makes the figure depend on which classes a fold happens to hold.) Where no class is left the
 mean does not exist, and that is an error. Ties between clips are treated as scikit-learn does: equal scores share one
-threshold.
+threshold. Scores must be finite: infinities cannot be told from each other.
 
 Shapes: N clips (segments, trials), C classes.
 """
@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ssamba.evaluation.caching import Array
+from ssamba.evaluation.ranking import Ranking
 
 
 class Interval(NamedTuple):
@@ -33,8 +34,7 @@ class Interval(NamedTuple):
 
 def average_precision(scores: Array, targets: Array) -> Array:
     """Average precision of each class, (C,): precision at each threshold, weighted by the gain in recall; NaN if absent."""
-    scores, targets = _multilabel(scores, targets)
-    return np.array([_average_precision(s, t) for s, t in zip(scores.T, targets.T, strict=True)])
+    return Ranking(*_multilabel(scores, targets)).average_precision()
 
 
 def mean_average_precision(scores: Array, targets: Array) -> float:
@@ -43,23 +43,25 @@ def mean_average_precision(scores: Array, targets: Array) -> float:
     Raises:
         ValueError: shapes or values do not fit, or no class has a positive clip.
     """
-    return _mean(average_precision(scores, targets), "a positive clip")
+    return _mean(average_precision(scores, targets), _POSITIVE)
 
 
 def area_under_curve(scores: Array, targets: Array) -> Array:
     """Area under the ROC curve of each class, (C,): how often a positive outranks a negative, ties half; NaN if absent."""
-    scores, targets = _multilabel(scores, targets)
-    return np.array([_area(s, t) for s, t in zip(scores.T, targets.T, strict=True)])
+    return Ranking(*_multilabel(scores, targets)).area()
 
 
 def mean_area_under_curve(scores: Array, targets: Array) -> float:
     """mAUC: the mean of `area_under_curve` over the classes that have it; errors as `mean_average_precision`."""
-    return _mean(area_under_curve(scores, targets), "a positive and a negative clip")
+    return _mean(area_under_curve(scores, targets), _BOTH)
 
 
 def d_prime(scores: Array, targets: Array) -> float:
     """d' = sqrt(2) * inverse normal of the mAUC, as for AudioSet (Gemmeke et al., 2017); infinite at 0 and 1."""
-    area = mean_area_under_curve(scores, targets)
+    return _d_prime(mean_area_under_curve(scores, targets))
+
+
+def _d_prime(area: float) -> float:
     if area in (0.0, 1.0):
         return math.inf if area else -math.inf
     return math.sqrt(2) * NormalDist().inv_cdf(area)
@@ -88,6 +90,19 @@ def balanced_accuracy(scores: Array, targets: Array) -> float:
     return _mean(recalls(scores, targets), "a clip")
 
 
+def macro_f1(scores: Array, targets: Array) -> float:
+    """The mean over the classes that are there of F1 = 2 right / (guessed + true); single-label; errors as `accuracy`."""
+    scores, classes = _single_label(scores, targets)
+    counts = confusion_counts(classes, scores.argmax(1), scores.shape[1])
+    has, given = counts.sum(1), counts.sum(0)
+    return _mean(np.where(has > 0, 2 * counts.diagonal() / np.maximum(has + given, 1), np.nan), "a clip")
+
+
+def confusion_counts(truly: Array, guessed: Array, classes: int) -> Array:
+    """How often each class (a row) is taken for each (a column), (C, C), from two (N,) of class indices."""
+    return np.bincount(truly * classes + guessed, minlength=classes * classes).reshape(classes, classes)
+
+
 def equal_error_rate(scores: Array, targets: Array) -> float:
     """EER of trials: where the ROC curve, straight between thresholds, has as many false alarms as misses.
 
@@ -102,15 +117,15 @@ def equal_error_rate(scores: Array, targets: Array) -> float:
     if scores.ndim != 1 or scores.shape != targets.shape:
         raise ValueError(f"expected scores and targets of one shape (trials,), got {scores.shape} and {targets.shape}")
     _check_values(scores, targets)
-    hits, alarms = _curve(scores, targets)
-    if hits[-1] == 0 or alarms[-1] == 0:
+    (rate,) = Ranking(scores[:, None], targets[:, None]).equal_error()
+    if math.isnan(rate):
         raise ValueError("an equal error rate needs matching and other trials: all targets are alike")
-    missed, alarmed = 1 - hits / hits[-1], alarms / alarms[-1]
-    # `alarmed - missed` never falls, from -1 to 1: it is zero on one segment.
-    gap = alarmed - missed
-    after = int(np.argmax(gap >= 0))
-    share = -gap[after - 1] / (gap[after] - gap[after - 1])
-    return float(alarmed[after - 1] + share * (alarmed[after] - alarmed[after - 1]))
+    return float(rate)
+
+
+def mean_equal_error_rate(scores: Array, targets: Array) -> float:
+    """The mean of each class's EER against all others, over the classes that are there; (N, C); errors as `mean_average_precision`."""
+    return _mean(Ranking(*_multilabel(scores, targets)).equal_error(), _BOTH)
 
 
 def segment_f1(scores: Array, targets: Array, *, threshold: float = 0.5, macro: bool = False) -> float:
@@ -135,6 +150,23 @@ def segment_f1(scores: Array, targets: Array, *, threshold: float = 0.5, macro: 
     return float(2 * hits.sum() / max(1, denominator.sum()))
 
 
+def segment_error_rate(scores: Array, targets: Array, *, threshold: float = 0.5) -> float:
+    """ER = (substitutions + deletions + insertions) / active classes, over segments (Mesaros et al., 2016), multilabel.
+
+    In each segment a wrong and a missing class are one substitution; what is left are deletions or insertions. It may
+    exceed 1. Arguments as `segment_f1`.
+
+    Raises:
+        ValueError: shapes or values do not fit, or no segment has an active class.
+    """
+    scores, targets = _multilabel(scores, targets)
+    guessed, truly = scores >= threshold, targets.astype(bool)
+    if not truly.any():
+        raise ValueError("an error rate needs active classes: all targets are 0")
+    missed, alarmed = (truly & ~guessed).sum(1), (guessed & ~truly).sum(1)
+    return float(np.maximum(missed, alarmed).sum() / truly.sum())
+
+
 def bootstrap_interval(
     metric: Callable[[Array, Array], float],
     scores: Array,
@@ -143,6 +175,7 @@ def bootstrap_interval(
     confidence: float = 0.95,
     samples: int = 1000,
     seed: int = 0,
+    units: Array | None = None,
 ) -> Interval:
     """Confidence interval of a metric by the percentile bootstrap over clips (Efron, 1979).
 
@@ -155,47 +188,79 @@ def bootstrap_interval(
         confidence: share of samples inside.
         samples: how many.
         seed: of the draws.
+        units: (N,): what is drawn whole, as the recordings of segments; None draws clips.
 
     Raises:
         ValueError: the metric hardly ever exists on samples of these clips.
     """
+    return interval_of(bootstrap_values(metric, scores, targets, samples=samples, seed=seed, units=units), confidence)
+
+
+def bootstrap_values(
+    metric: Callable[[Array, Array], float],
+    scores: Array,
+    targets: Array,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    units: Array | None = None,
+) -> Array:
+    """The metric on each sample, (samples,): what `bootstrap_interval` takes its interval of; arguments and errors as there.
+
+    For metrics of the order of clips the order is found once.
+    """
     generator, failed = np.random.default_rng(seed), 0
     values: list[float] = []
     scores, targets = np.asarray(scores), np.asarray(targets)
+    of_unit = None if units is None else _members(units)
+    count = len(scores) if of_unit is None else len(of_unit)
+    by_rank = _BY_RANK.get(metric)
+    ranking = None if by_rank is None else Ranking(*_multilabel(scores, targets))
     while len(values) < samples:
-        drawn = generator.integers(0, len(scores), len(scores))
+        drawn = generator.integers(0, count, count)
+        rows = drawn if of_unit is None else np.concatenate([of_unit[unit] for unit in drawn])
         try:
-            values.append(metric(scores[drawn], targets[drawn]))
+            if by_rank is not None and ranking is not None:
+                values.append(by_rank(ranking, np.bincount(rows, minlength=len(scores))))
+            else:
+                values.append(metric(scores[rows], targets[rows]))
         except ValueError:
             failed += 1
             if failed > samples:
                 raise
+    return np.array(values)
+
+
+def interval_of(values: Array, confidence: float = 0.95) -> Interval:
+    """The interval that holds the middle share `confidence` of values, which may be infinite."""
     tail = (1 - confidence) / 2
+    if not np.isfinite(values).all():  # d' of perfect samples: nothing lies between a number and infinity
+        ranked, last = np.sort(values), len(values) - 1
+        return Interval(float(ranked[math.floor(tail * last)]), float(ranked[math.ceil((1 - tail) * last)]))
     low, high = np.quantile(values, (tail, 1 - tail))
     return Interval(float(low), float(high))
 
 
-def _curve(scores: Array, targets: Array) -> tuple[Array, Array]:
-    """True and false positives from each threshold on, from none to all: (thresholds + 1,) each."""
-    order = np.argsort(-scores, kind="stable")
-    ranked, positive = scores[order], targets[order].astype(np.int64)
-    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
-    hits = np.cumsum(positive)[last]
-    return np.append(0, hits), np.append(0, last + 1 - hits)
+def finite_or_none(value: float) -> float | None:
+    """A number for JSON, which has no infinity and no NaN: None stands for both."""
+    return value if math.isfinite(value) else None
 
 
-def _average_precision(scores: Array, targets: Array) -> float:
-    hits, alarms = _curve(scores, targets)
-    if hits[-1] == 0:
-        return math.nan
-    return float(np.sum(np.diff(hits) * hits[1:] / (hits[1:] + alarms[1:])) / hits[-1])
+_POSITIVE, _BOTH = "a positive clip", "a positive and a negative clip"  # what a class needs
+
+_BY_RANK: dict[Callable[[Array, Array], float], Callable[[Ranking, Array], float]] = {
+    mean_average_precision: lambda ranking, weights: _mean(ranking.average_precision(weights), _POSITIVE),
+    mean_area_under_curve: lambda ranking, weights: _mean(ranking.area(weights), _BOTH),
+    mean_equal_error_rate: lambda ranking, weights: _mean(ranking.equal_error(weights), _BOTH),
+    d_prime: lambda ranking, weights: _d_prime(_mean(ranking.area(weights), _BOTH)),
+}
+"""Metrics of the order of clips, by the weights of clips."""
 
 
-def _area(scores: Array, targets: Array) -> float:
-    hits, alarms = _curve(scores, targets)
-    if hits[-1] == 0 or alarms[-1] == 0:
-        return math.nan
-    return float(np.sum(np.diff(alarms) * (hits[1:] + hits[:-1])) / (2 * hits[-1] * alarms[-1]))
+def _members(units: Array) -> list[Array]:
+    """The indices of each unit's members."""
+    numbers = np.unique(units, return_inverse=True)[1]
+    return np.split(np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers))[:-1])
 
 
 def _mean(values: Array, need: str) -> float:
@@ -228,13 +293,16 @@ def _single_label(scores: Array, targets: Array) -> tuple[Array, Array]:
         )
     if not np.issubdtype(targets.dtype, np.integer) or targets.min() < 0 or targets.max() >= scores.shape[1]:
         raise ValueError(f"targets must be class indices from 0 to {scores.shape[1] - 1}")
-    if np.isnan(scores).any():
-        raise ValueError("scores hold NaN: the model's outputs are damaged")
+    _check_finite(scores)
     return scores, targets
 
 
+def _check_finite(scores: Array) -> None:
+    if not np.isfinite(scores).all():
+        raise ValueError("scores hold NaN or infinity: the model's outputs are damaged")
+
+
 def _check_values(scores: Array, targets: Array) -> None:
-    if np.isnan(scores).any():
-        raise ValueError("scores hold NaN: the model's outputs are damaged")
+    _check_finite(scores)
     if not np.isin(targets, (0, 1)).all():
         raise ValueError("targets must be 0 or 1")

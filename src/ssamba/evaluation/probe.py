@@ -1,7 +1,8 @@
 """Probes: how well a frozen embedding separates labels. The linear probe is the one that tables are made of.
 
 One round: standardise on the training clips; logistic regression (lbfgs, 500 iterations), its inverse regularisation C
-chosen from `C_GRID` on a fifth of the training groups (of the training clips where there are fewer than five groups);
+chosen from `C_GRID` on a fifth of the training groups (of the training clips where there are fewer than five groups), or
+on the validation clips that the task names;
 refit on all training clips; predict the others. No clip that is scored chooses anything. The protocol is that of the
 open suite, to the digit, and the fits are scikit-learn's own.
 
@@ -17,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,9 +30,9 @@ from ssamba.evaluation.task import Round
 C_GRID = (0.001, 0.01, 0.1, 1.0)
 K_GRID = (1, 3, 5, 10, 20)
 ALPHA_GRID = (1e-4, 1e-2, 1.0)
-_ITERATIONS = 500
-_HIDDEN = 256
-_EPOCHS = 100
+ITERATIONS = 500
+HIDDEN = 256
+EPOCHS = 100
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,26 @@ class RoundResult:
 
     @property
     def score(self) -> float:
-        """Accuracy."""
+        """Accuracy, or what the task is scored by."""
         return float(self.correct.mean())
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The score and others beside it, by name."""
+        return {"accuracy": self.score}
+
+    def samples(self, count: int, generator: np.random.Generator) -> Array:
+        """The score on bootstrap samples of the clips, (count,).
+
+        Drawing n clips of which a share p is right, with replacement, is drawing from a binomial distribution, so no
+        clip is touched.
+        """
+        drawn: Array = generator.binomial(len(self.test), self.score, count) / len(self.test)
+        return drawn
 
 
 def accuracy_of(results: Sequence[RoundResult]) -> float:
-    """The accuracy of a task: the mean over its rounds."""
+    """The accuracy of a task, or what it is scored by: the mean over its rounds."""
     return float(np.mean([result.score for result in results]))
 
 
@@ -69,6 +85,13 @@ def validation_part(groups: Array, seed: int = 0) -> Array:
         return np.isin(groups, generator.permutation(names)[: max(1, len(names) // 5)])
     chosen: Array = generator.random(len(groups)) < 0.2
     return chosen
+
+
+def choosing_clips(part: Round, groups: Array) -> Array:
+    """Which of a round's training clips choose the settings, (clips of `train`,) bool: those it names, or `validation_part`."""
+    if part.valid is not None:
+        return np.isin(part.train, part.valid)
+    return validation_part(groups[part.train])
 
 
 def linear_probe(vectors: Array, labels: Array, groups: Array, part: Round) -> RoundResult:
@@ -111,9 +134,9 @@ def _chosen(
     part: Round,
 ) -> RoundResult:
     """Choose a setting on the validation part, refit, predict."""
-    _require_sklearn()
+    require_sklearn()
     x, train = np.nan_to_num(np.asarray(vectors, dtype=np.float64)), part.train
-    held = validation_part(groups[train])
+    held = choosing_clips(part, groups)
     fitting, choosing = train[~held], train[held]
     if not len(choosing) or len(np.unique(labels[fitting])) < 2:
         raise SuiteError(
@@ -131,7 +154,7 @@ def _fit_linear(x: Array, y: Array, c: float) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=_ITERATIONS)).fit(x, y)
+    return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=ITERATIONS)).fit(x, y)
 
 
 def _fit_neighbours(x: Array, y: Array, k: int) -> Any:
@@ -149,7 +172,7 @@ def _fit_perceptron(x: Array, y: Array, alpha: float) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    network = MLPClassifier((_HIDDEN,), alpha=alpha, max_iter=_EPOCHS, random_state=0)
+    network = MLPClassifier((HIDDEN,), alpha=alpha, max_iter=EPOCHS, random_state=0)
     return make_pipeline(StandardScaler(), network).fit(x, y)
 
 
@@ -182,13 +205,22 @@ def run_jobs(
         workers: threads.
         on_progress: hears how many jobs are done.
     """
-    _require_sklearn()
+    return run_side_by_side(
+        [partial(probe, job.vectors, job.labels, job.groups, job.part) for job in jobs], workers, on_progress
+    )
+
+
+def run_side_by_side(
+    rounds: Sequence[Callable[[], RoundResult]], workers: int = 1, on_progress: Callable[[int], None] | None = None
+) -> list[RoundResult]:
+    """Run rounds of probes, each on one thread; `on_progress` hears how many are done."""
+    require_sklearn()
     from joblib import Parallel, delayed  # type: ignore[import-untyped]  # comes with scikit-learn
 
     results: list[RoundResult] = []
     with _one_thread_each():
         pool = Parallel(n_jobs=workers, backend="threading", return_as="generator")
-        for result in pool(delayed(probe)(job.vectors, job.labels, job.groups, job.part) for job in jobs):
+        for result in pool(delayed(one)() for one in rounds):
             results.append(result)
             if on_progress is not None:
                 on_progress(len(results))
@@ -206,7 +238,8 @@ def _one_thread_each() -> Iterator[None]:
         yield
 
 
-def _require_sklearn() -> None:
+def require_sklearn() -> None:
+    """Raise MissingExtraError where scikit-learn is not installed."""
     try:
         import sklearn  # noqa: F401
     except ImportError:

@@ -24,12 +24,15 @@ import numpy as np
 from ssamba.audio.decode import decode
 from ssamba.errors import SuiteError
 from ssamba.evaluation.caching import Array, cached_arrays
+from ssamba.evaluation.events import Event
 from ssamba.evaluation.hear import find_hear, read_hear_task, unscored
 from ssamba.evaluation.task import Task
 
 SUITE_VARIABLE = "SSAMBA_SUITE"
 OPEN_SUITE = ("sfx14", "kws35", "instr_family", "speaker", "zh_final", "drum8")
 """The tasks of the open suite, in the order of its tables."""
+LABEL_SEPARATOR = ";"
+"""Stands between labels, in tables as in manifests."""
 _COLUMNS = ("clip", "label", "split", "group")
 
 
@@ -84,15 +87,21 @@ def _read_task(table: Path) -> Task:
             if missing:
                 raise SuiteError(f"{table} has no column {missing[0]!r}: expected {', '.join(_COLUMNS)}")
             rows = list(reader)
+            short = [k for k, row in enumerate(rows, 2) if None in row.values() or None in row]
+            if short:
+                raise SuiteError(
+                    f"{table}, row {short[0]}: has another number of values than the first row has columns"
+                )
     except (UnicodeDecodeError, csv.Error) as error:
         raise SuiteError(f"{table} is no table ({error}): expected CSV in UTF-8, {', '.join(_COLUMNS)}") from None
-    clips, labels, splits, groups = (np.array([row[name] for row in rows], dtype=str) for name in _COLUMNS)
     archive = table.with_suffix(".tar")
-    task = Task(table.stem, table, archive if archive.exists() else table.parent, clips, labels, splits, groups)
-    if len(np.unique(clips)) < len(clips):
-        raise SuiteError(f"{table} names a clip twice: give each clip one row")
-    if task.num_classes < 2:
-        raise SuiteError(f"{table} has {task.num_classes} label(s) in {len(rows)} rows: expected at least 2")
+    audio = archive if archive.exists() else table.parent
+    task = _labelled(table, audio, rows)
+    splits = task.splits
+    fewest = 2 if task.kind == "single" else 1
+    count, fewest = (task.num_classes, 2) if task.kind == "single" else (len(task.classes), 1)
+    if count < fewest:
+        raise SuiteError(f"{table} has {count} label(s) in {len(rows)} rows: expected at least {fewest}")
     names = set(splits)
     if ("test" in names and names != {"train", "test"}) or len(names) < 2:
         raise SuiteError(
@@ -100,6 +109,71 @@ def _read_task(table: Path) -> Task:
         )
     _check_groups(task)
     return task
+
+
+def _labelled(table: Path, audio: Path, rows: Sequence[dict[str, str]]) -> Task:
+    """The rows of a table as a task: of clips with one label, with several, or of stretches."""
+    stretches = [name for name in ("start_s", "start", "duration_s", "duration") if rows and name in rows[0]]
+    if stretches:
+        return _stretches(table, audio, rows)
+    clips, labels, splits, groups = (np.array([row[name] for row in rows], dtype=str) for name in _COLUMNS)
+    if len(np.unique(clips)) < len(clips):
+        raise SuiteError(f"{table} names a clip twice: give each clip one row")
+    several = [split_labels(label) for label in labels]
+    if all(len(own) == 1 for own in several):
+        return Task(table.stem, table, audio, clips, labels, splits, groups)
+    classes = tuple(sorted({label for own in several for label in own}))
+    targets = np.array([[label in own for label in classes] for own in several], dtype=np.int64)
+    return Task(
+        table.stem, table, audio, clips, labels, splits, groups,
+        kind="multi", figures=("mAP", "mAUC", "d_prime"), classes=classes, targets=targets,
+    )  # fmt: skip
+
+
+def _stretches(table: Path, audio: Path, rows: Sequence[dict[str, str]]) -> Task:
+    """A task of seconds, from rows that are stretches of recordings."""
+
+    def seconds(row: dict[str, str], name: str, empty: float) -> float:
+        text = row.get(f"{name}_s") or row.get(name) or ""
+        try:
+            value = float(text) if text else empty
+        except ValueError:
+            value = float("nan")
+        if not value >= 0:
+            raise SuiteError(f"{table}: {row['clip']} has {name} {text!r}: expected seconds, at least 0, or nothing")
+        return value
+
+    events: dict[str, list[Event]] = {}
+    sides: dict[str, tuple[str, str]] = {}
+    for row in rows:
+        clip, side = row["clip"], (row["split"], row["group"])
+        if sides.setdefault(clip, side) != side:
+            raise SuiteError(
+                f"{table}: the stretches of {clip} are in several splits or groups: put a recording in one"
+            )
+        start_s = seconds(row, "start", 0.0)
+        end_s = start_s + seconds(row, "duration", float("inf"))
+        labels = split_labels(row["label"]) or ("",)
+        events.setdefault(clip, []).extend(Event(label, start_s, end_s) for label in labels)
+    own = [tuple(events[clip]) for clip in sides]
+    return Task(
+        table.stem,
+        table,
+        audio,
+        np.array(list(sides), dtype=str),
+        np.array([";".join(sorted({event.label for event in found} - {""})) for found in own], dtype=str),
+        np.array([split for split, _ in sides.values()], dtype=str),
+        np.array([group for _, group in sides.values()], dtype=str),
+        kind="second",
+        figures=("segment_f1", "error_rate", "mAP"),
+        classes=tuple(sorted({event.label for found in own for event in found} - {""})),
+        events=tuple(own),
+    )
+
+
+def split_labels(text: str) -> tuple[str, ...]:
+    """The labels of a cell, as manifests write them: with `;` between them."""
+    return tuple(dict.fromkeys(part for label in text.split(LABEL_SEPARATOR) if (part := label.strip())))
 
 
 def _check_groups(task: Task) -> None:

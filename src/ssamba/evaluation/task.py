@@ -4,7 +4,10 @@ Rounds: splits `train` and `test` are one round; tasks in `SWAPPED` (the two sid
 scored the other way round. Any other split names are folds: each is scored once, after training on the others.
 Inner rounds never touch a test clip: they divide the training part of the first round by its groups.
 
-Shapes: N clips.
+Kinds: `single`, one label for each clip, scored by accuracy; `multi`, any number of labels for each; `second`, any number
+for each second of a recording; `event`, what is heard from when to when. `figures` says what the others are scored by.
+
+Shapes: N clips, C classes.
 """
 
 from __future__ import annotations
@@ -12,11 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from ssamba.errors import SuiteError
 from ssamba.evaluation.caching import Array, digest_of_files
+from ssamba.evaluation.events import Event, Smoothing
 
 SWAPPED = frozenset({"instr_family", "zh_final"})
 """Tasks that are scored in both directions."""
@@ -31,6 +36,8 @@ class Round:
     """(clips to train on,), ascending."""
     test: Array
     """(clips to score,), ascending."""
+    valid: Array | None = None
+    """Those of `train` that choose a probe's settings, where the task names them; None leaves it to the probe."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,20 @@ class Task:
     """`train`, `test` or the name of a fold."""
     groups: Array
     """What they belong to."""
+    kind: Literal["single", "multi", "second", "event"] = "single"
+    """What a label is of, and how many there may be."""
+    figures: tuple[str, ...] = ("accuracy",)
+    """What it is scored by: the first is its score."""
+    classes: tuple[str, ...] = ()
+    """Not `single`: the classes, in the order of columns."""
+    targets: Array | None = None
+    """`multi`: (N, C), 0 or 1."""
+    events: tuple[tuple[Event, ...], ...] = ()
+    """`second` and `event`: what is heard in each recording; of a second, an empty label says that nothing is."""
+    smoothings: tuple[Smoothing, ...] = ()
+    """`event`: ways of smoothing among which the validation part chooses."""
+    valid: Array | None = None
+    """(N,) bool: training clips that choose a probe's settings, where the task names them."""
 
     @cached_property
     def digest(self) -> str:
@@ -69,7 +90,12 @@ class Task:
     @property
     def num_classes(self) -> int:
         """Different labels."""
-        return len(np.unique(self.labels))
+        return len(self.classes) or len(np.unique(self.labels))
+
+    @property
+    def metric(self) -> str:
+        """What its score is."""
+        return self.figures[0]
 
     def rounds(self) -> list[Round]:
         """The rounds in which the task is scored."""
@@ -78,7 +104,12 @@ class Task:
             ways = [(train, ~train), (~train, train)] if self.name in SWAPPED else [(train, ~train)]
         else:
             ways = [(self.splits != fold, self.splits == fold) for fold in np.unique(self.splits)]
-        return [Round(np.flatnonzero(a), np.flatnonzero(b)) for a, b in ways]
+        return [Round(np.flatnonzero(a), np.flatnonzero(b), self._valid(a)) for a, b in ways]
+
+    def _valid(self, train: Array) -> Array | None:
+        if self.valid is None or not (self.valid & train).any():
+            return None
+        return np.flatnonzero(self.valid & train)
 
     def inner_rounds(self) -> list[Round]:
         """The training part of the first round, divided by its groups into at most three folds, each scored once.

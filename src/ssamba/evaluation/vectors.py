@@ -2,6 +2,7 @@
 
 A model here is anything with a name, a digest, a sample rate and `vectors(waves)`: named views of the clips, each
 (N, dims). An encoder has a view for each layer and pooling (`12.mean`, `final.cls`), others have `final.mean` alone.
+Tasks of seconds and events need `moment_vectors(waves)`, too (`moments.py`).
 
 Poolings: `mean` is `Embedding.clip`, the mean over patch tokens; `cls` the prefix token (of long recordings the mean
 over windows by their length); `rows` the mean over time of each row of patches, side by side, which keeps what the
@@ -24,11 +25,14 @@ from torch import Tensor
 from ssamba.audio.fbank import log_mel
 from ssamba.config import Config
 from ssamba.embedder import Embedder, EmbedOptions
+from ssamba.errors import SuiteError
 from ssamba.evaluation.caching import Array, cached_arrays, digest_of
+from ssamba.evaluation.moments import Moments
 from ssamba.evaluation.suite import Waves
 from ssamba.evaluation.task import Task
 from ssamba.model.patches import tokens_to_grid
 from ssamba.model.windows import FrameMerger, Window, WindowCutter
+from ssamba.recording import centres_s
 
 FINAL = "final"
 Pooling = Literal["mean", "cls", "rows"]
@@ -94,9 +98,43 @@ class EncoderModel:
         """Of weights, configuration and options."""
         return digest_of([self.embedder.digest(EmbedOptions(padding=self.options.padding)), self.options.digest()])
 
-    @torch.no_grad()
     def vectors(self, waves: Sequence[Array], on_progress: OnClips | None = None) -> dict[str, Array]:
         """Views by layer and pooling; clips below one frame (25 ms) are filled up with silence to one."""
+        clips = self._encoded(waves, on_progress)
+        pooled = {pooling: torch.stack([clip.pooled(pooling) for clip in clips]) for pooling in self.options.poolings}
+        return self._by_layer(pooled)
+
+    def moment_vectors(self, waves: Sequence[Array], on_progress: OnClips | None = None) -> Moments:
+        """Views of the time steps, as `Embedding.frames` and `times_s`; the prefix token has none.
+
+        Raises:
+            SuiteError: the pooling `cls` is wanted.
+        """
+        poolings = self.options.poolings
+        if "cls" in poolings:
+            raise SuiteError(
+                "the pooling 'cls' stands for whole recordings, and tasks of seconds and events need their moments: ask for "
+                "the poolings 'mean' or 'rows', or leave these tasks out"
+            )
+        clips = self._encoded(waves, on_progress)
+        config, front_end = self.embedder.encoder.config, self.embedder.front_end
+        views = {pooling: torch.cat([clip.moments(pooling) for clip in clips]) for pooling in poolings}
+        lengths = [max(len(wave), front_end.frame_samples) / front_end.sample_rate_hz for wave in waves]
+        times = [centres_s(clip.kept, length, config, front_end) for clip, length in zip(clips, lengths, strict=True)]
+        return Moments(self._by_layer(views), np.array([clip.kept for clip in clips]), torch.cat(times).numpy())
+
+    def _by_layer(self, pooled: dict[Pooling, Tensor]) -> dict[str, Array]:
+        """Views by layer and pooling, (n, dims), from (n, V * dims) by pooling."""
+        count = self.embedder.encoder.config.num_layers
+        layers = [*range(count + 1), FINAL] if self.options.layers == "all" else [FINAL]
+        return {
+            view_name(layer, pooling): rearrange(vectors, "n (v d) -> v n d", v=len(layers))[place].numpy()
+            for pooling, vectors in pooled.items()
+            for place, layer in enumerate(layers)
+        }
+
+    @torch.no_grad()
+    def _encoded(self, waves: Sequence[Array], on_progress: OnClips | None) -> list[_Clip]:
         encoder = self.embedder.encoder
         on_cpu = self.embedder.device.type == "cpu"
         budget = _TOKENS_PER_BATCH if on_cpu else _TOKENS_PER_BATCH_ELSEWHERE
@@ -106,7 +144,8 @@ class EncoderModel:
         lengths = waves.lengths if isinstance(waves, Waves) else np.array([len(wave) for wave in waves])
         # Longest first: clips of like length share a batch, and what does not fit in memory fails at once.
         for done, index in enumerate(np.argsort(-lengths, kind="stable"), 1):
-            for window in self._windows(waves[int(index)]):
+            windows, clips[index].kept = self._windows(waves[int(index)])
+            for window in windows:
                 batch.append((clips[index], window))
                 tokens += window.columns * encoder.config.rows
                 if tokens >= budget:
@@ -118,20 +157,15 @@ class EncoderModel:
             self._encode(batch)
         if on_progress is not None:
             on_progress(len(clips))
-        layers = [*range(encoder.config.num_layers + 1), FINAL] if self.options.layers == "all" else [FINAL]
-        pooled = {pooling: torch.stack([clip.pooled(pooling) for clip in clips]) for pooling in self.options.poolings}
-        return {
-            view_name(layer, pooling): rearrange(vectors, "n (v d) -> v n d", v=len(layers))[place].numpy()
-            for pooling, vectors in pooled.items()
-            for place, layer in enumerate(layers)
-        }
+        return clips
 
-    def _windows(self, wave: Array) -> list[Window]:
+    def _windows(self, wave: Array) -> tuple[list[Window], int]:
+        """A clip's windows, and how many columns are its own."""
         front_end, config = self.embedder.front_end, self.embedder.encoder.config
         missing = front_end.frame_samples - len(wave)
         samples = torch.from_numpy(np.pad(wave, (0, missing)) if missing > 0 else wave).to(self.embedder.device)
         cutter = WindowCutter(config, front_end.silent_feature, fill_window=self.options.padding == "official")
-        return [*cutter.push(log_mel(samples, config=front_end)), *cutter.finish()]
+        return [*cutter.push(log_mel(samples, config=front_end)), *cutter.finish()], cutter.num_columns
 
     def _encode(self, batch: list[tuple[_Clip, Window]]) -> None:
         encoder, config = self.embedder.encoder, self.embedder.encoder.config
@@ -156,7 +190,8 @@ class _Clip:
     def __init__(self, poolings: Sequence[str]):
         self.mergers = {pooling: FrameMerger() for pooling in poolings if pooling != "cls"}
         self.prefix: Tensor | None = None
-        self.columns = 0
+        self.columns = 0  # of all windows
+        self.kept = 0  # of the recording, without what fills a window up
 
     def add(self, window: Window, prefix: Tensor, grid: Tensor) -> None:
         """A window, its prefix token (V, D) and its patches (V, R, K, D)."""
@@ -174,15 +209,26 @@ class _Clip:
         assert self.prefix is not None
         return self.prefix / self.columns if pooling == "cls" else self.mergers[pooling].merged().mean(0)
 
+    def moments(self, pooling: str) -> Tensor:
+        """The vectors of all layers at each time step, (K, V * dims)."""
+        return self.mergers[pooling].merged(self.kept)
+
 
 class FunctionModel:
     """Any function from clips to vectors as something that can be scored."""
 
     def __init__(
-        self, name: str, embed: Callable[[Sequence[Array]], Any], sample_rate_hz: int = 16_000, version: str = ""
+        self,
+        name: str,
+        embed: Callable[[Sequence[Array]], Any],
+        sample_rate_hz: int = 16_000,
+        version: str = "",
+        embed_moments: Callable[[Sequence[Array]], Sequence[tuple[Any, Any]]] | None = None,
     ):
-        """Args: its name, `embed(waves) -> (N, dims)`, the rate it wants, and what changes when its vectors do."""
+        """Args: its name, `embed(waves) -> (N, dims)`, the rate it wants, what changes when its vectors do, and for tasks
+        of seconds and events `embed_moments(waves)`, for each clip (vectors (K, dims), times in seconds (K,))."""
         self.name, self.embed, self.sample_rate_hz, self.version = name, embed, sample_rate_hz, version
+        self.embed_moments = embed_moments
 
     def digest(self) -> str:
         """Of name and version."""
@@ -196,6 +242,23 @@ class FunctionModel:
         if on_progress is not None:
             on_progress(len(waves))
         return {view_name(FINAL, "mean"): vectors}
+
+    def moment_vectors(self, waves: Sequence[Array], on_progress: OnClips | None = None) -> Moments:
+        """The one view of the moments.
+
+        Raises:
+            SuiteError: it was made without `embed_moments`.
+        """
+        if self.embed_moments is None:
+            raise SuiteError(f"{self.name} has no vectors of moments: give FunctionModel `embed_moments`")
+        found = [(np.asarray(x, np.float32), np.asarray(t, np.float32)) for x, t in self.embed_moments(waves)]
+        if len(found) != len(waves) or any(x.ndim != 2 or t.shape != x.shape[:1] or not len(t) for x, t in found):
+            raise ValueError(f"{self.name} must give (moments, dims) and (moments,) for each of {len(waves)} clips")
+        if on_progress is not None:
+            on_progress(len(waves))
+        vectors = np.concatenate([x for x, _ in found])
+        counts = np.array([len(x) for x, _ in found])
+        return Moments({view_name(FINAL, "mean"): vectors}, counts, np.concatenate([t for _, t in found]))
 
 
 def task_vectors(
@@ -223,3 +286,31 @@ def task_vectors(
         key = digest_of([model.digest(), task.digest, level, indices.tolist()])
         path = cache / "embeddings" / f"{task.name}-{key}.safetensors"
     return cached_arrays(path, lambda: model.vectors(waves().chosen(indices, level), on_progress))
+
+
+def task_moments(
+    model: ClipModel,
+    task: Task,
+    indices: Array,
+    level: float | None,
+    waves: Callable[[], Waves],
+    cache: Path | None = None,
+    on_progress: OnClips | None = None,
+) -> Moments:
+    """The views of the moments of some clips of a task; arguments as `task_vectors`.
+
+    Raises:
+        SuiteError: the model has no vectors of moments.
+    """
+    embed = getattr(model, "moment_vectors", None)
+    if embed is None:
+        raise SuiteError(
+            f"{model.name} has no vectors of moments, which {task.name} needs (it is scored by {task.metric}): leave the "
+            "task out, or give the model a method `moment_vectors`"
+        )
+    path = None
+    if cache is not None:
+        key = digest_of([model.digest(), task.digest, level, indices.tolist(), "moments", 1])
+        path = cache / "embeddings" / f"{task.name}-{key}.safetensors"
+    arrays = cached_arrays(path, lambda: embed(waves().chosen(indices, level), on_progress).arrays())
+    return Moments.from_arrays(arrays)

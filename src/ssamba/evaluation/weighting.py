@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.evaluation.caching import Array
-from ssamba.evaluation.probe import C_GRID, RoundResult, validation_part
+from ssamba.evaluation.probe import C_GRID, RoundResult, choosing_clips
 from ssamba.evaluation.task import Round
 
 _ITERATIONS = 200
@@ -37,7 +37,7 @@ def weighted_probe(layers: Array, labels: Array, groups: Array, part: Round) -> 
     x = torch.from_numpy(np.nan_to_num(np.asarray(layers, dtype=np.float32)))
     names, y = np.unique(labels, return_inverse=True)
     targets, train = torch.from_numpy(y), part.train
-    held = validation_part(groups[train])
+    held = choosing_clips(part, groups)
     fitting, choosing = train[~held], train[held]
     scores = []
     for c in C_GRID:

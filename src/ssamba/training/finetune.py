@@ -1,8 +1,7 @@
 """Fine-tuning: a pretrained encoder learns the labels of recordings, in one round or one for each fold.
 
     OUT/model            the classifier: `ssamba predict --checkpoint OUT`, `ssamba.load_model("OUT/model")`
-    OUT/results.json     scores of each round with mean and deviation, the chosen epoch, the confusion, the recipe
-    OUT/confusion.png    what is taken for what, over all test clips
+    OUT/results.json     and tables and pictures beside it: see `finetune_report.py`
     OUT/rounds/NAME      each round's run as the loop writes it, and `chosen/`, its classifier
 
 With folds each has its own classifier, and OUT/model is that of the best validation (the first, where there is none).
@@ -11,26 +10,28 @@ With folds each has its own classifier, and OUT/model is that of the best valida
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from ssamba.checkpoint import Checkpoint, has_bundled, load_bundled, load_checkpoint
-from ssamba.checkpoint.files import write_json
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
-from ssamba.errors import CheckpointError, MissingExtraError
-from ssamba.files import write_atomically
-from ssamba.library.predict import ROUNDS_FOLDER
+from ssamba.errors import CheckpointError
 from ssamba.model.heads import Classifier
 from ssamba.training.distributed import World, join_world
 from ssamba.training.finetune_recipe import FinetuneRecipe
+from ssamba.training.finetune_report import (
+    FinetuneReport,
+    RoundResult,
+    Verdicts,
+    round_folder,
+    write_report,
+    write_tables,
+)
 from ssamba.training.finetune_task import Answers, FinetuneTask, window_s
 from ssamba.training.labelled import Labelled, open_labelled
 from ssamba.training.loop import train
@@ -38,60 +39,11 @@ from ssamba.training.progress import TrainingProgress, TrainingReport
 from ssamba.training.recipe import ModelSettings
 from ssamba.training.release import BEST_FOLDER, MODEL_FOLDER, replace_folder
 from ssamba.training.rounds import Round, check_leaks, make_rounds
-from ssamba.training.scores import confusion, confusion_figure
+from ssamba.training.scores import Measured, comparable_scores, mean_intervals, measure, wanted_metrics
 
-RESULTS_FILE = "results.json"
-CONFUSION_FILE = "confusion.png"
+__all__ = ["FinetuneReport", "RoundResult", "finetune"]
+
 CHOSEN_FOLDER = "chosen"
-
-
-@dataclass(frozen=True)
-class RoundResult:
-    """How one round went."""
-
-    name: str
-    """`all`, or the fold that was tested."""
-    clips: Mapping[str, int]
-    """Clips of `train`, `valid` and `test`."""
-    step: int
-    """Steps done by the model that was chosen."""
-    epoch: int
-    """Epochs it had seen, the one it was in included."""
-    valid: float | None
-    """Its validation by the recipe's metric."""
-    scores: Mapping[str, float]
-    """Its test, empty where nothing is tested."""
-    model: Path
-    """Its folder."""
-    skipped: tuple[tuple[str, str], ...] = ()
-    """Test clips that could not be read, and why."""
-
-
-@dataclass(frozen=True)
-class FinetuneReport:
-    """How a fine-tuning ended."""
-
-    stopped: str
-    """`finished`, or the signal that ended it early; repeat it to go on."""
-    metric: str
-    """What validation is judged by."""
-    classes: tuple[str, ...]
-    """The labels."""
-    rounds: tuple[RoundResult, ...]
-    """Those that are done."""
-    notes: tuple[str, ...]
-    """What was held out, and what else should be known."""
-    model: Path | None
-    """Folder of the classifier, once all is done."""
-
-    def scores(self) -> dict[str, tuple[float, float | None]]:
-        """Mean of each test score over the rounds, and their standard deviation where there are several."""
-        names = self.rounds[0].scores if self.rounds else {}
-        values = {name: [part.scores[name] for part in self.rounds if name in part.scores] for name in names}
-        return {
-            name: (float(np.mean(found)), float(np.std(found, ddof=1)) if len(found) > 1 else None)
-            for name, found in values.items()
-        }
 
 
 def finetune(
@@ -136,7 +88,8 @@ def finetune(
     settings["encoder"], settings["front_end"] = encoder.digest(), front_end.digest()
     settings["started_from"] = _digest(weights)
     results: list[RoundResult] = []
-    matrix = np.zeros((len(data.classes),) * 2, np.int64)
+    answers: list[Verdicts] = []
+    measured: list[Measured] = []
     stopped, metric = "finished", ""
     with join_world(device) as world:
         for number, part in enumerate(rounds, start=1):
@@ -144,7 +97,7 @@ def finetune(
                 on_round(part.name, number, len(rounds))
             task = FinetuneTask(recipe, data, part, encoder, front_end, weights)
             metric = task.best_metric[0]
-            folder = out / ROUNDS_FOLDER / part.name
+            folder = round_folder(out, part.name)
             report = train(
                 task,
                 recipe.optimiser,
@@ -159,10 +112,12 @@ def finetune(
             if report.stopped != "finished":
                 stopped = report.stopped
                 break
-            result, answers = _test(task, report, folder, world)
+            result, said = _test(task, report, folder, world)
+            if said is not None and len(said.logits):
+                result, of_round = _measure(result, said, task)
+                answers.append(Verdicts(comparable_scores(said.logits, binary_loss=task.binary), said.targets))
+                measured.append(of_round)
             results.append(result)
-            if answers is not None and not data.multi and len(answers.logits):
-                matrix += confusion(answers.logits, answers.targets)
         final = FinetuneReport(
             stopped,
             metric,
@@ -170,10 +125,11 @@ def finetune(
             tuple(results),
             tuple(notes),
             out / MODEL_FOLDER if stopped == "finished" else None,
+            mean_intervals(measured),
         )
         if stopped == "finished":
             if world.is_first:
-                _publish(final, out, matrix, recipe, task)
+                _publish(final, out, answers, recipe, task)
             world.from_first(None)  # the others wait
     return final
 
@@ -275,31 +231,27 @@ def _epoch(task: FinetuneTask, step: int) -> int:
     return epoch
 
 
+def _measure(result: RoundResult, said: Answers, task: FinetuneTask) -> tuple[RoundResult, Measured]:
+    """The result of a round with all figures of its test, and what their intervals are taken of."""
+    wanted = wanted_metrics(multi=task.data.multi, by_second=task.recipe.labels.unit == "second")
+    scores = comparable_scores(said.logits, binary_loss=task.binary)
+    found = measure(scores, said.targets, said.units, wanted)
+    return replace(result, scores={**result.scores, **found.values}, intervals=found.intervals), found
+
+
 def _publish(
-    report: FinetuneReport, out: Path, matrix: npt.NDArray[np.int64], recipe: FinetuneRecipe, task: FinetuneTask
+    report: FinetuneReport, out: Path, answers: list[Verdicts], recipe: FinetuneRecipe, task: FinetuneTask
 ) -> None:
-    """Write the model, the results and the picture."""
+    """Write the model, the results, the tables and the pictures."""
     sign = 1 if task.best_metric[1] == "max" else -1
     judged = [part for part in report.rounds if part.valid is not None]
     best = max(judged, key=lambda part: sign * (part.valid or 0.0)) if judged else report.rounds[0]
     replace_folder(out / MODEL_FOLDER, lambda target: shutil.copytree(best.model, target, dirs_exist_ok=True))
-    notes = list(report.notes)
+    multi = task.data.multi
     if len(report.rounds) > 1:
-        notes.append(f"model/ is the classifier of round {best.name}")
-    if matrix.any():
-        mean = report.scores().get("accuracy", (float("nan"), None))[0]
-        try:
-            figure = confusion_figure(matrix, report.classes, f"{matrix.sum()} test answers, accuracy {mean:.3f}")
-            write_atomically(out / CONFUSION_FILE, lambda path: figure.savefig(path, dpi=120, format="png"))
-        except MissingExtraError as error:
-            notes.append(f"{CONFUSION_FILE} was not drawn: {error}")
-    content = {
-        "metric": report.metric,
-        "scores": {name: {"mean": mean, "deviation": spread} for name, (mean, spread) in report.scores().items()},
-        "rounds": [{**asdict(part), "model": part.model.relative_to(out).as_posix()} for part in report.rounds],
-        "classes": report.classes,
-        "confusion": matrix.tolist() if matrix.any() else None,
-        "notes": notes,
-        "recipe": json.loads(recipe.model_dump_json()),
-    }
-    write_json(out / RESULTS_FILE, content)
+        report = replace(report, notes=(*report.notes, f"model/ is the classifier of round {best.name}"))
+        tested = [part for part in report.rounds if part.scores]
+        for part, said in zip(tested, answers, strict=True):
+            title = f"{part.name}, accuracy {part.scores.get('accuracy', float('nan')):.3f}"
+            write_tables(round_folder(out, part.name), said, report.classes, multi=multi, title=title)
+    write_report(report, out, answers, recipe, multi=multi)

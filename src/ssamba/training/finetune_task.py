@@ -46,6 +46,8 @@ class Answers(NamedTuple):
     """(answers, C)."""
     targets: npt.NDArray[np.float32]
     """(answers, C)."""
+    units: npt.NDArray[np.int64]
+    """(answers,): a number for the recording that each is of."""
     skipped: tuple[tuple[str, str], ...]
     """Name and reason of clips that could not be read."""
 
@@ -251,9 +253,12 @@ class FinetuneTask:
             return own
         parts: list[Any] = [None] * world
         torch.distributed.all_gather_object(parts, own)
-        logits, targets, skipped = zip(*parts, strict=True)
+        logits, targets, units, skipped = zip(*parts, strict=True)
         return Answers(
-            np.concatenate(logits), np.concatenate(targets), tuple(entry for part in skipped for entry in part)
+            np.concatenate(logits),
+            np.concatenate(targets),
+            np.concatenate(units),
+            tuple(entry for part in skipped for entry in part),
         )
 
     def _answers(self, model: Classifier, clips: Ints) -> Answers:
@@ -278,13 +283,16 @@ class FinetuneTask:
                 found[i] = result
         classes = len(self.data.classes)
         logits, targets = [np.zeros((0, classes), np.float32)], [np.zeros((0, classes), np.float32)]
+        units = [np.zeros(0, np.int64)]
+        files = np.unique(self.data.files, return_inverse=True)[1]
         for i in sorted(found):
             truth, said = self.data.targets_of(i), found[i].reshape(-1, classes).numpy()
             count = min(len(truth), len(said))
             known = ~np.isnan(truth[:count]).any(1)
             logits.append(said[:count][known])
             targets.append(truth[:count][known])
-        return Answers(np.concatenate(logits), np.concatenate(targets), tuple(skipped))
+            units.append(np.full(int(known.sum()), files[i], np.int64))
+        return Answers(np.concatenate(logits), np.concatenate(targets), np.concatenate(units), tuple(skipped))
 
     def figures(self, answers: Answers) -> dict[str, float]:
         """Figures of merit of answers."""
