@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ssamba.errors import MissingExtraError
 from ssamba.evaluation.caching import Array
 from ssamba.evaluation.details import class_rows, confusion, write_class_scores
 from ssamba.evaluation.evaluate import Row, Scorecard
 from ssamba.evaluation.reference import ReferenceRow
+from ssamba.evaluation.report_files import blank_figure, save_figure
 from ssamba.evaluation.task import Task
-from ssamba.files import write_atomically
 
 PICTURE_FORMATS = (".png", ".pdf", ".svg")
 """What a picture's name may end in."""
@@ -44,7 +42,7 @@ def plot_scorecard(
     tasks = list(card.tasks)
     shown = [reference for reference in references if any(task in reference.scores for task in tasks)]
     lines = [*tasks, "mean"]
-    figure = _figure((8.5, 1.6 + 0.55 * len(lines)))
+    figure = blank_figure(8.5, 1.6 + 0.55 * len(lines))
     axis = figure.subplots()
     for line, name in enumerate(lines):
         axis.axhline(line, color="0.92", zorder=0)
@@ -72,7 +70,7 @@ def plot_scorecard(
     axis.set_xlabel(f"{what}, with its 95 % interval over test clips")
     axis.set_title(f"{card.model} ({row.view})", loc="left", fontsize=10)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
-    return _save(figure, output)
+    return save_figure(figure, output)
 
 
 def _metric(card: Scorecard, task: str) -> str:
@@ -96,7 +94,7 @@ def plot_confusion(names: Sequence[str] | Array, counts: Array, output: str | Pa
         MissingExtraError: matplotlib is not installed.
     """
     size = min(14.0, 3.5 + 0.22 * len(names))
-    figure = _figure((size + 0.8, size))
+    figure = blank_figure(size + 0.8, size)
     axis = figure.subplots()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     image = axis.imshow(shares, cmap="magma", vmin=0, vmax=1)
@@ -114,7 +112,7 @@ def plot_confusion(names: Sequence[str] | Array, counts: Array, output: str | Pa
             axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
     if title:
         axis.set_title(title, loc="left", fontsize=10)
-    return _save(figure, output)
+    return save_figure(figure, output)
 
 
 def write_details(card: Scorecard, tasks: Sequence[Task], folder: str | Path, view: str | None = None) -> None:
@@ -137,19 +135,3 @@ def write_details(card: Scorecard, tasks: Sequence[Task], folder: str | Path, vi
             continue
         title = f"{task.name}: {card.model} ({view}), accuracy {card.row(view).scores[task.name]:.3f}"
         plot_confusion(*confusion(task.labels, results), folder / f"{task.name}.confusion.png", title)
-
-
-def _figure(size: tuple[float, float]) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError('pictures need matplotlib: pip install "ssamba[figures]"') from None
-    return Figure(figsize=size, layout="constrained")
-
-
-def _save(figure: Any, output: str | Path) -> Path:
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    kind = output.suffix.removeprefix(".") or "png"
-    write_atomically(output, lambda target: figure.savefig(target, dpi=120, format=kind))
-    return output
