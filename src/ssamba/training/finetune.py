@@ -33,6 +33,7 @@ from ssamba.training.finetune_report import (
     write_tables,
 )
 from ssamba.training.finetune_task import Answers, FinetuneTask, window_s
+from ssamba.training.head_start import start_head
 from ssamba.training.labelled import Labelled, open_labelled
 from ssamba.training.loop import train
 from ssamba.training.progress import TrainingProgress, TrainingReport
@@ -40,6 +41,7 @@ from ssamba.training.recipe import ModelSettings
 from ssamba.training.release import BEST_FOLDER, MODEL_FOLDER, replace_folder
 from ssamba.training.rounds import Round, check_leaks, make_rounds
 from ssamba.training.scores import Measured, comparable_scores, mean_intervals, measure, wanted_metrics
+from ssamba.training.state import STATES_FOLDER
 
 __all__ = ["FinetuneReport", "RoundResult", "finetune"]
 
@@ -98,6 +100,8 @@ def finetune(
             task = FinetuneTask(recipe, data, part, encoder, front_end, weights)
             metric = task.best_metric[0]
             folder = round_folder(out, part.name)
+            if recipe.start.fitted_head and weights is not None and not (folder / STATES_FOLDER).is_dir():
+                start_head(task, world.device)
             report = train(
                 task,
                 recipe.optimiser,

@@ -27,6 +27,9 @@ class StartSettings(Config):
     """Keep the checkpoint's structure and forget its weights, to see what pretraining is worth."""
     frozen: bool = False
     """Leave the encoder as it is, and train the classifier on it alone."""
+    fitted_head: bool = False
+    """Fit the classifier to the encoder as it is (logistic regression) before the encoder changes; from scratch there is
+    nothing to fit it to."""
     patch_stride: int | tuple[int, int] | None = None
     """Distance between patches in mel bins and frames; 10 overlaps patches of 16. None is the checkpoint's."""
     drop_path: float | None = Field(None, ge=0, lt=1)

@@ -43,7 +43,7 @@ class Answers(NamedTuple):
     """What a model said of some clips, and what is true."""
 
     logits: npt.NDArray[np.float32]
-    """(answers, C)."""
+    """(answers, C), or as many as the model has classes."""
     targets: npt.NDArray[np.float32]
     """(answers, C)."""
     units: npt.NDArray[np.int64]
@@ -281,12 +281,12 @@ class FinetuneTask:
                 skipped.append((corpus.key(i), str(result)))
             else:
                 found[i] = result
-        classes = len(self.data.classes)
-        logits, targets = [np.zeros((0, classes), np.float32)], [np.zeros((0, classes), np.float32)]
+        width = model.config.num_classes
+        logits, targets = [np.zeros((0, width), np.float32)], [np.zeros((0, len(self.data.classes)), np.float32)]
         units = [np.zeros(0, np.int64)]
         files = np.unique(self.data.files, return_inverse=True)[1]
         for i in sorted(found):
-            truth, said = self.data.targets_of(i), found[i].reshape(-1, classes).numpy()
+            truth, said = self.data.targets_of(i), found[i].reshape(-1, width).numpy()
             count = min(len(truth), len(said))
             known = ~np.isnan(truth[:count]).any(1)
             logits.append(said[:count][known])

@@ -38,6 +38,7 @@ from ssamba.training.release import MODEL_FOLDER, release
 from ssamba.training.schedule import Schedule
 from ssamba.training.settings import OptimiserSettings, RunSettings, ScheduleSettings
 from ssamba.training.state import (
+    STATES_FOLDER,
     StateFolder,
     check_plain,
     on_cpu,
@@ -132,7 +133,7 @@ class _Trainer:
         self.stepped = share_gradients(compiled, world, run.find_unused_parameters)
         self.averages = Averages(self.model, run.ema_decay, run.average_epochs)
         self.guard = FiniteGuard(run.bad_steps_limit)
-        self.states = StateFolder(out / "checkpoints", run.keep_last)
+        self.states = StateFolder(out / STATES_FOLDER, run.keep_last)
         self.stream = BatchStream(task, run.accumulate, world)
         lengths = (run.steps, self.stream.steps_in(run.epochs) if run.epochs else None)
         self.total_steps = min((length for length in lengths if length is not None), default=None)

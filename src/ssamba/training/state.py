@@ -28,6 +28,8 @@ from torch import Tensor
 from ssamba.errors import CheckpointError, ConfigError, TrainingError
 from ssamba.training.settings import FREE_ON_RESUME
 
+STATES_FOLDER = "checkpoints"
+"""Of a run: its saved states."""
 STATE_FILE = "state.pt"
 META_FILE = "meta.json"
 MODEL_FOLDER = "model"
