@@ -91,6 +91,16 @@ def test_without_validation_clips_it_still_fits(encoder, classes):
     assert start_head(task, CPU) == 1e-2
 
 
+def test_the_fitted_start_is_kept_where_nothing_is_better(encoder, classes, tmp_path):
+    settings = recipe(optimiser={"learning_rate": 10.0})  # destroys what was fitted
+    settings = settings.with_changes(run=settings.run.with_changes(validate_first=True))
+    checkpoint = save_checkpoint(tmp_path / "encoder", encoder)
+    (only,) = finetune(classes, settings, tmp_path / "run", checkpoint=checkpoint).rounds
+    assert (only.step, only.epoch) == (0, 0)
+    kept = load_checkpoint(tmp_path / "run" / "model").model.state_dict()
+    assert all(torch.equal(kept[f"encoder.{name}"], value) for name, value in encoder.state_dict().items())
+
+
 def test_a_run_fits_its_head_once_and_none_from_scratch(encoder, classes, tmp_path, monkeypatch):
     fitted = []
     monkeypatch.setattr(finetuning, "start_head", lambda task, device: fitted.append(start_head(task, device)))

@@ -182,6 +182,8 @@ class _Trainer:
         """Steps until the run's length is reached or a signal comes."""
         run = self.run
         signal: str | None = None
+        if self.step == 0 and run.validate_first:
+            self._save_if(self._validate())
         if self.validation_due and not self._is_done():  # a signal came between a step and its validation
             self._save_if(self._validate())
         while not self._is_done():

@@ -102,6 +102,8 @@ class RunSettings(Config):
     """Saved states to keep, besides the one with the best validation."""
     validate_every: int | Literal["epoch"] | None = None
     """Steps between two validations, or "epoch"; None only validates at the end."""
+    validate_first: bool = False
+    """Also validate before the first step: what a run starts from may be the best that it sees."""
     patience: int | None = Field(None, gt=0)
     """Validations in a row without a new best one, those of the warm-up not counted, after which the run ends; None never
     ends it early."""
