@@ -2,8 +2,9 @@
 
 Sections (`--sections` chooses): `inference` (time of one clip over lengths, tiny and base), `memory` (peak extra
 resident memory of one pass, each in a process of its own), `training` (forward and backward at 512 patches), `scans` (the
-same encoder with its scan replaced by mambapy's pscan and by a loop over steps in Python), `floor` (against its matrix
-products alone plus the scan at 0.20 ns per update), `ragged` (16 clips of 0.3 to 10 s against equal clips of the same total).
+same encoder with its scan replaced by mambapy's pscan and by a loop over steps in Python), `blocks` (the same encoder
+made of mamba.py's own blocks), `floor` (against its matrix products alone plus the scan at 0.20 ns per update), `ragged`
+(16 clips of 0.3 to 10 s against equal clips of the same total).
 Float32, same threads, warm, sides taking turns, medians. Writes benchmarks/results/encoder*.json and .md.
 """
 
@@ -24,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.mambapy_blocks import blocks_mixer
 from benchmarks.scan import pscan_side
 from benchmarks.timing import disagreement, medians_s, save
 from ssamba.embedder import Embedder
@@ -126,9 +128,19 @@ def training(budget_s: float) -> Iterator[Row]:
 
 
 @contextmanager
+def replaced_mixer(other: Callable[..., Tensor]) -> Iterator[None]:
+    """Let the encoder use another mixer."""
+    original = getattr(mixer, "bimamba_mixer")  # noqa: B009 - not a name that the model's mixer exports
+    setattr(mixer, "bimamba_mixer", other)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(mixer, "bimamba_mixer", original)  # noqa: B010
+
+
+@contextmanager
 def replaced_scan(scan: Callable[..., Tensor]) -> Iterator[None]:
     """Let the encoder use another implementation of the scan, everything else as it is composed without a fused mixer."""
-    original = getattr(mixer, "bimamba_mixer")  # noqa: B009 - not a name that the model's mixer exports
 
     def adapted(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Tensor, **options: Any) -> Tensor:
         inputs = [u, delta, A, B, C, *rest]
@@ -137,11 +149,8 @@ def replaced_scan(scan: Callable[..., Tensor]) -> Iterator[None]:
             return scan(*inputs).flip(1)
         return scan(*inputs)
 
-    setattr(mixer, "bimamba_mixer", partial(compose, scan=adapted))  # noqa: B010
-    try:
+    with replaced_mixer(partial(compose, scan=adapted)):
         yield
-    finally:
-        setattr(mixer, "bimamba_mixer", original)  # noqa: B010
 
 
 def loop_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor) -> Tensor:
@@ -207,6 +216,38 @@ def scans(budget_s: float) -> Iterator[Row]:
 
 
 @torch.no_grad()
+def blocks(budget_s: float) -> Iterator[Row]:
+    """The same encoder made of mamba.py's own blocks, with its parallel scan and with its loop over steps."""
+    for parallel, name in ((True, "mamba.py's blocks"), (False, "mamba.py's blocks, its loop over steps")):
+        theirs = blocks_mixer(parallel=parallel)
+        if theirs is None:
+            return
+        for patches in (512, 2048):
+            model, features = model_and_input("ssamba", "tiny", patches)
+
+            def other(
+                model: nn.Module = model, features: Tensor = features, theirs: Callable[..., Tensor] = theirs
+            ) -> Tensor:
+                with replaced_mixer(theirs):
+                    found: Tensor = model(features)
+                return found
+
+            error = disagreement([other()], [model(features)])
+            if error > 1e-3:
+                raise SystemExit(f"{name} disagrees with ours by {error:.1e}: no ratio")
+            sides = {"ssamba": lambda m=model, f=features: m(f), "other": other}
+            times = medians_s(sides, budget_s, repeats=5)
+            yield {
+                "section": "blocks",
+                "what": f"tiny, {patches} patches",
+                "ssamba_ms": times["ssamba"] * 1e3,
+                "other": name,
+                "other_ms": times["other"] * 1e3,
+                "ratio": times["ssamba"] / times["other"],
+            }
+
+
+@torch.no_grad()
 def floor(budget_s: float) -> Iterator[Row]:
     """The encoder against its own matrix products through torch.mm, plus the scan at 0.20 ns per update and thread."""
     for size, patches in (("tiny", 512), ("tiny", 2048), ("base", 512)):
@@ -265,6 +306,7 @@ SECTIONS: dict[str, Callable[[float], Iterator[Row]]] = {
     "memory": memory,
     "training": training,
     "scans": scans,
+    "blocks": blocks,
     "floor": floor,
     "ragged": ragged,
 }

@@ -1,0 +1,72 @@
+"""The bidirectional mixer made of mamba.py's own blocks (`mambapy` on PyPI): its convolution, projections and scan.
+
+Their blocks know one direction: two of them share the projections into and out of the mixer, as in SSAMBA, the second
+hears the sequence flipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssamba.ops.mixer import DirectionWeights
+
+Mixer = Callable[..., Tensor]
+
+
+def blocks_mixer(*, parallel: bool) -> Mixer | None:
+    """`bimamba_mixer` over mamba.py's blocks, with its parallel scan or its loop over steps; None where it is missing."""
+    try:
+        from mambapy.mamba import MambaBlock, MambaConfig
+    except ImportError:
+        return None
+    blocks: dict[int, tuple[Any, DirectionWeights]] = {}
+
+    def block_of(weights: DirectionWeights) -> Any:
+        if id(weights.A_log) not in blocks:
+            inner, state = weights.A_log.shape
+            config = MambaConfig(
+                d_model=inner // 2,
+                n_layers=1,
+                dt_rank=weights.dt_weight.shape[1],
+                d_state=state,
+                d_conv=weights.conv_weight.shape[1],
+                pscan=parallel,
+            )
+            block = MambaBlock(config)
+            block.conv1d.weight = nn.Parameter(weights.conv_weight.detach()[:, None])
+            block.conv1d.bias = nn.Parameter(weights.conv_bias.detach())
+            block.x_proj.weight = nn.Parameter(weights.x_weight.detach())
+            block.dt_proj.weight = nn.Parameter(weights.dt_weight.detach())
+            block.dt_proj.bias = nn.Parameter(weights.dt_bias.detach())
+            block.A_log, block.D = nn.Parameter(weights.A_log.detach()), nn.Parameter(weights.D.detach())
+            blocks[id(weights.A_log)] = block, weights  # kept, so that no other tensor gets this id
+        return blocks[id(weights.A_log)][0]
+
+    def one_way(x: Tensor, weights: DirectionWeights, flipped: bool) -> Tensor:
+        block, x = block_of(weights), x.flip(1) if flipped else x
+        u = F.silu(block.conv1d(x.transpose(1, 2))[:, :, : x.shape[1]].transpose(1, 2))
+        y: Tensor = block.ssm(u, None)
+        return y.flip(1) if flipped else y
+
+    def mixer(
+        hidden: Tensor,
+        in_weight: Tensor,
+        out_weight: Tensor,
+        ahead: DirectionWeights,
+        behind: DirectionWeights,
+        *,
+        lengths: Tensor | None = None,
+        reversed_time: bool = False,
+    ) -> Tensor:
+        if lengths is not None:
+            raise ValueError("mamba.py's blocks know no lengths")
+        x, z = torch.chunk(F.linear(hidden, in_weight), 2, dim=-1)
+        y = one_way(x, ahead, reversed_time) + one_way(x, behind, not reversed_time)
+        return F.linear(y * F.silu(z), out_weight * 0.5)
+
+    return mixer
