@@ -22,9 +22,9 @@ from ssamba.data.open_audio.debs import zstd_stream
 from ssamba.errors import DataError
 
 INNER = "_inner"
-SOUND_SUFFIXES = frozenset(".wav .ogg .oga .opus .mp3 .flac .g722 .gsm .aif .aiff .au".split())
+SOUND_SUFFIXES = frozenset([".wav", ".ogg", ".oga", ".opus", ".mp3", ".flac", ".g722", ".gsm", ".aif", ".aiff", ".au"])
 """Names of recordings, in packages and in archives."""
-_ZIPS = frozenset(".pk3 .pk4 .wz .zip .dat .pak".split())
+_ZIPS = frozenset([".pk3", ".pk4", ".wz", ".zip", ".dat", ".pak"])
 _LARGEST_BYTES = 1 << 28
 _ERRORS = (struct.error, zlib.error, zipfile.BadZipFile, IndexError, ValueError, RuntimeError, OSError, EOFError)
 

@@ -15,6 +15,7 @@ import lzma
 import shutil
 import subprocess
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from ssamba.errors import DataError
 
 _ERRORS = (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError, ValueError)
 _MAGIC = b"!<arch>\n"
+_IN_MEMORY_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ def find_debs(folder: Path, names: Iterable[str]) -> dict[str, Deb]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder. Expected one with .deb files, such as `apt-get download` writes")
-    wanted, found = set(names), {}
+    wanted = set(names)
+    found: dict[str, Deb] = {}
     for file in sorted(folder.glob("*.deb")):
         name, _, rest = file.stem.partition("_")
         if name not in wanted:
@@ -88,10 +91,10 @@ def fetch_deb(name: str, folder: Path) -> str | None:
     return None
 
 
-def read_deb(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, IO[bytes]]]:
+def read_deb(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Any]]:
     """The paths (`usr/share/...`) and contents of those regular files of a package that are wanted, in its order.
 
-    A content can be read until the next one is asked for.
+    A content can be read, and searched, until the next one is asked for.
 
     Raises:
         DataError: it is no package, or is damaged.
@@ -101,9 +104,13 @@ def read_deb(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, I
             for member in tar:
                 path = member.name.removeprefix("./").lstrip("/")
                 if member.isfile() and wanted(path):
-                    content = tar.extractfile(member)
-                    assert content is not None, "a regular file has a content"
-                    yield path, content
+                    packed = tar.extractfile(member)
+                    assert packed is not None, "a regular file has a content"
+                    # Copied here, so that damage shows here.
+                    with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES) as content:
+                        shutil.copyfileobj(packed, content)
+                        content.seek(0)
+                        yield path, content
     except DataError:
         raise
     except _ERRORS as error:
@@ -117,13 +124,15 @@ def _data_tar(file: Path, opened: IO[bytes]) -> Iterator[tarfile.TarFile]:
     while len(header := opened.read(60)) == 60:
         name, size = header[:16].decode("ascii").rstrip(" /"), int(header[48:58])
         if name.startswith("data.tar"):
-            member: IO[bytes] = _Part(opened, size)
+            member: Any = _Part(opened, size)
             if name.endswith(".zst"):
                 with zstd_stream(file, member) as plain, tarfile.open(fileobj=plain, mode="r|") as tar:
                     yield tar
             else:
                 with tarfile.open(fileobj=member, mode="r|*") as tar:
                     yield tar
+            while member.read(1 << 20):  # a cut that is behind the last file shows, too
+                pass
             return
         opened.seek(size + size % 2, io.SEEK_CUR)
     raise DataError(f"{file}: the package is cut off: its files (data.tar) are missing. Fetch it again")
@@ -166,8 +175,6 @@ def zstd_stream(name: Path | str, compressed: IO[bytes]) -> Iterator[IO[bytes]]:
         raise DataError(
             f"{name}: is compressed with Zstandard. Install the program zstd, or `pip install zstandard`, to read it"
         )
-    import tempfile
-
     with tempfile.TemporaryFile() as packed, tempfile.TemporaryFile() as plain:
         shutil.copyfileobj(compressed, packed)
         packed.seek(0)

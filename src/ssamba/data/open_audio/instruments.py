@@ -26,9 +26,8 @@ from ssamba.data.open_audio.sounds import RATE_HZ
 from ssamba.errors import DataError
 from ssamba.files import write_atomically
 
-FAMILIES = (
-    "piano chromatic_perc organ guitar bass strings ensemble brass reed pipe synth_lead synth_pad synth_fx ethnic"
-).split()
+_ORDER = "piano chromatic_perc organ guitar bass strings ensemble brass reed pipe synth_lead synth_pad synth_fx ethnic"
+FAMILIES = tuple(_ORDER.split())
 FONTS = {
     "fluid": ("fluid-soundfont-gm", "train"),
     "timgm": ("timgm6mb-soundfont", "test"),
@@ -89,7 +88,7 @@ def play_font(font: str, package: Path, folder: Path) -> Path:
     score, played = folder / f"{font}.mid", folder / f"{font}.wav"
     music = midi_file([note for note in notes() if note.font == font])
     write_atomically(score, lambda target: target.write_bytes(music))
-    options = f"-ni -q -r {_RENDERED_HZ} -g 0.6 -R 0 -C 0 -F {{}}".split()
+    options = ["-ni", "-q", "-r", f"{_RENDERED_HZ}", "-g", "0.6", "-R", "0", "-C", "0", "-F", "{}"]
     run_to_file(["fluidsynth", *options, str(files[0]), str(score)], played)
     return played
 

@@ -76,4 +76,5 @@ def _read_headerless(path: Path) -> Samples:
     except Exception as error:  # PyAV raises many kinds
         raise AudioDecodeError(f"{path}: cannot be decoded ({error}). Fetch its package again") from None
     samples = np.concatenate(frames or [np.zeros(0, np.int16)]).astype(np.float32) / 32768
-    return samples if rate_hz == RATE_HZ else soxr.resample(samples, rate_hz, RATE_HZ, quality="HQ")
+    resampled: Samples = samples if rate_hz == RATE_HZ else soxr.resample(samples, rate_hz, RATE_HZ, quality="HQ")
+    return resampled

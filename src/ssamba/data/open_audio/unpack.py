@@ -6,7 +6,6 @@ A package becomes a folder of its name, renamed to it when all of it is there, s
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,14 +43,11 @@ def unpack(deb: Deb, folder: Path, wanted: Callable[[str, str], bool]) -> list[s
         if wanted(deb.name, path):
             keep(path, content.read())
             continue
-        with tempfile.TemporaryFile() as archive:  # zips are read from their end
-            shutil.copyfileobj(content, archive)
-            archive.seek(0)
-            try:
-                for inner, data in inner_sounds(path, archive):
-                    if wanted(deb.name, inner):
-                        keep(inner, data)
-            except DataError as error:
-                damaged.append(f"{deb.name}: {error}")
+        try:
+            for inner, data in inner_sounds(path, content):
+                if wanted(deb.name, inner):
+                    keep(inner, data)
+        except DataError as error:
+            damaged.append(f"{deb.name}: {error}")
     part.replace(done)
     return damaged

@@ -15,22 +15,24 @@ from pathlib import Path
 from ssamba.data.open_audio.labels import Label
 from ssamba.data.open_audio.programs import run_to_file
 
-WORDS = (
+_SPOKEN = (
     "backward bed bird cat dog down eight five follow forward four go happy house learn left marvin nine no off on one "
     "right seven sheila six stop three tree two up visual wow yes zero"
-).split()
-_ACCENTS = "en-us en-gb en-gb-scotland en-029 en-gb-x-rp en-gb-x-gbclan en-gb-x-gbcwmd".split()
-_VARIANTS = """
+)
+WORDS = tuple(_SPOKEN.split())
+_ACCENTS = ["en-us", "en-gb", "en-gb-scotland", "en-029", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd"]
+_NAMES = """
 Alex Alicia Andrea Andy Annie AnxiousAndy Demonic Denis Diogo Gene Gene2 Henrique Hugo Jacky Lee Marco Mario
 Michael Mike Mr Nguyen RicishayMax RicishayMax2 RicishayMax3 Storm Tweaky UniRobot adam anika anikaRobot announcer
 antonio aunty belinda benjamin boris caleb croak david ed edward edward2 f1 f2 f3 f4 f5 fast grandma grandpa
 gustave iven iven2 iven3 iven4 john kaukovalta klatt klatt2 klatt3 klatt4 klatt5 klatt6 linda m1 m2 m3 m4 m5 m6 m7
 m8 marcelo max michel miguel norbert pablo paul pedro quincy rob robert robosoft robosoft2 robosoft3 robosoft4
 robosoft5 robosoft6 robosoft7 robosoft8 sandro shelby steph steph2 steph3 travis victor whisper whisperf zac
-""".split()
+"""  # of espeak-ng 1.51, sorted
+_VARIANTS = _NAMES.split()
 _DRAWN = 40
-_FLITE = "kal kal16 awb rms slt".split()
-_FESTIVAL = "kal_diphone ked_diphone cmu_us_slt_arctic_hts".split()
+_FLITE = ["kal", "kal16", "awb", "rms", "slt"]
+_FESTIVAL = ["kal_diphone", "ked_diphone", "cmu_us_slt_arctic_hts"]
 _STRETCHES = (0.9, 1.1)
 
 
@@ -87,11 +89,11 @@ def utterances() -> Iterator[Utterance]:
     for voice in _FLITE:
         for word in WORDS:
             for take, stretch in enumerate(_STRETCHES):
-                command = ("flite", "-voice", voice, "--setf", f"duration_stretch={stretch}", "-t", word, "-o", "{}")
-                yield Utterance(f"flite_{voice}/{word}_{take}", word, command)
+                said = ("flite", "-voice", voice, "--setf", f"duration_stretch={stretch}", "-t", word, "-o", "{}")
+                yield Utterance(f"flite_{voice}/{word}_{take}", word, said)
     for voice in _FESTIVAL:
         for word in WORDS:
             for take, stretch in enumerate(_STRETCHES):
                 setting = f"(Parameter.set 'Duration_Stretch {stretch})"
-                command = ("text2wave", "-eval", f"(voice_{voice})", "-eval", setting, "-o", "{}")
-                yield Utterance(f"festival_{voice}/{word}_{take}", word, command, word)
+                made = ("text2wave", "-eval", f"(voice_{voice})", "-eval", setting, "-o", "{}")
+                yield Utterance(f"festival_{voice}/{word}_{take}", word, made, word)
