@@ -9,6 +9,7 @@ that is there is not built again, and a killed job goes on with the packages tha
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from ssamba.audio.collection import Skipped, write_skipped
 from ssamba.data.open_audio.debs import Deb, fetch_deb, find_debs
 from ssamba.data.open_audio.instruments import FONTS, notes, play_font
 from ssamba.data.open_audio.programs import PROGRAMS, missing_programs
-from ssamba.data.open_audio.tasks import OPEN_TASKS, OpenTask, chosen, is_taken, label_of
+from ssamba.data.open_audio.tasks import OPEN_TASKS, OpenTask, chosen, counted, is_taken, label_of
 from ssamba.data.open_audio.unpack import unpack
 from ssamba.data.open_audio.words import utterances
 from ssamba.data.open_audio.write import Source, Written, write_task
@@ -169,6 +170,7 @@ def _build(task: OpenTask, folder: Path, workers: int, built: BuiltSuite, on_pro
     sources = named
     if places:
         sources = sorted((source for source in named if source.name in places), key=lambda s: places[s.name])
+        sources += _counted(task, named)
         missing = set(places) - {source.name for source in sources}
         built.skipped += [
             Skipped(name, f"{name}: missing. Its package is of another version than Debian 12's")
@@ -194,6 +196,15 @@ def _recorded(task: OpenTask, work: Path) -> list[Source]:
             if label is not None:
                 sources.append(Source(f"{package}/{inside}", label, path, task.longest_s))
     return sources
+
+
+def _counted(task: OpenTask, sources: Sequence[Source]) -> list[Source]:
+    """As many of a package's recordings of a class as the task has, the first by a hash of their names."""
+    picked = []
+    for (package, label), count in counted(task.name).items():
+        of_class = [s for s in sources if s.label.label == label and s.name.startswith(f"{package}/")]
+        picked += sorted(of_class, key=lambda s: hashlib.sha256(s.name.encode()).digest())[:count]
+    return picked
 
 
 def _write_packages(folder: Path, found: dict[str, Deb]) -> None:

@@ -39,6 +39,8 @@ FONT_SUFFIXES = (".sf2", ".sf3")
 NOTE_S = 2.0
 _HELD_S, _EACH_S = 1.5, 2.5
 _RENDERED_HZ = 44_100
+_LATE = 64
+"""Frames, of one of fluidsynth's blocks, by which a note sounds later than a MIDI file says."""
 _TICKS_PER_S = 960
 
 
@@ -101,7 +103,7 @@ def cut_note(played: Path, note: Note) -> Samples:
     """
     try:
         with soundfile.SoundFile(str(played)) as file:
-            file.seek(min(file.frames, round(note.start_s * file.samplerate)))
+            file.seek(min(file.frames, round(note.start_s * file.samplerate) + _LATE))
             stereo = file.read(round(NOTE_S * file.samplerate), dtype="float32", always_2d=True)
             rate_hz = file.samplerate
     except soundfile.SoundFileError as error:

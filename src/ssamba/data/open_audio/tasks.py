@@ -3,7 +3,8 @@
 Recorded tasks label the files of packages by their paths (`labels.py`); `kws35` and `instr_family` are synthesised
 (`words.py`, `instruments.py`). Where there are more candidates than a balanced task of this size needs, `chosen.txt.gz`
 says which are its clips, so that the suite is the same everywhere; it holds one line `TASK<tab>NAME` for each, where
-NAME is `PACKAGE/PATH`, `VOICE/WORD_TAKE` or `FONT/PROGRAM_PITCH`.
+NAME is `PACKAGE/PATH`, `VOICE/WORD_TAKE` or `FONT/PROGRAM_PITCH`. A line `TASK<tab>PACKAGE<tab>LABEL<tab>COUNT` instead says
+how many of a package's recordings of a class are clips: the first by a hash of their names.
 """
 
 from __future__ import annotations
@@ -89,11 +90,22 @@ OPEN_TASKS: Mapping[str, OpenTask] = MappingProxyType(
 def chosen(task: str) -> Mapping[str, int]:
     """The names of a task's clips and their places; empty where every candidate is one."""
     names: dict[str, int] = {}
-    for line in gzip.decompress(_CHOSEN.read_bytes()).decode("utf-8").splitlines():
-        of, _, name = line.partition("\t")
-        if of == task:
-            names[name] = len(names)
+    for of, *rest in _lines():
+        if of == task and len(rest) == 1:
+            names[rest[0]] = len(names)
     return MappingProxyType(names)
+
+
+@cache
+def counted(task: str) -> Mapping[tuple[str, str], int]:
+    """(package, label) -> how many of its recordings are clips of a task, where they are not chosen by name."""
+    return MappingProxyType(
+        {(rest[0], rest[1]): int(rest[2]) for of, *rest in _lines() if of == task and len(rest) == 3}
+    )
+
+
+def _lines() -> list[list[str]]:
+    return [line.split("\t") for line in gzip.decompress(_CHOSEN.read_bytes()).decode("utf-8").splitlines()]
 
 
 def label_of(task: OpenTask, package: str, path: str) -> labels.Label | None:
@@ -101,7 +113,10 @@ def label_of(task: OpenTask, package: str, path: str) -> labels.Label | None:
     if task.rule is None or package not in task.packages:
         return None
     names = chosen(task.name)
-    return task.rule(package, path) if not names or f"{package}/{path}" in names else None
+    label = task.rule(package, path)
+    if label is None or not names or f"{package}/{path}" in names:
+        return label
+    return label if (package, label.label) in counted(task.name) else None
 
 
 def is_taken(package: str, path: str) -> bool:
