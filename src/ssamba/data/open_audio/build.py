@@ -200,9 +200,11 @@ def _recorded(task: OpenTask, work: Path) -> list[Source]:
 
 def _counted(task: OpenTask, sources: Sequence[Source]) -> list[Source]:
     """As many of a package's recordings of a class as the task has, the first by a hash of their names."""
-    picked = []
+    picked, named = [], chosen(task.name)
     for (package, label), count in counted(task.name).items():
-        of_class = [s for s in sources if s.label.label == label and s.name.startswith(f"{package}/")]
+        of_class = [
+            s for s in sources if s.label.label == label and s.name.startswith(f"{package}/") and s.name not in named
+        ]
         picked += sorted(of_class, key=lambda s: hashlib.sha256(s.name.encode()).digest())[:count]
     return picked
 
