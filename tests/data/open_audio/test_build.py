@@ -26,7 +26,7 @@ def table(path):
 
 @pytest.fixture
 def mandarin(debs, wav):
-    """Six clips, of which one is silent, one damaged, and one the same in both splits."""
+    """Seven clips, of which one is silent, one damaged, and one the same in both splits."""
     same = wav(0.2)
     silent = wav(0.1)[:44] + bytes(3_200)
     files = {
@@ -47,10 +47,11 @@ def test_a_recorded_task_is_built_and_evaluated(mandarin, tmp_path):
     built = build_suite(
         tmp_path / "suite", mandarin, tasks=["zh_final"], on_progress=lambda step, done, total: steps.append(step)
     )
-    assert built.written["zh_final"].clips == 4
-    assert [entry.path.rpartition("ogg/")[2] for entry in built.skipped] == ["ㄍㄨ/5.wav", "ㄦ2/3.wav", "ㄦ2/5.wav"]
-    assert "the same recording is in train" in built.skipped[0].reason
-    assert "zh_final: 4 of the 2358 clips" in built.notes[0]
+    assert built.written["zh_final"].clips == 5
+    assert [entry.path.rpartition("ogg/")[2] for entry in built.skipped] == ["ㄦ2/3.wav", "ㄦ2/5.wav"]
+    assert "is silent" in built.skipped[0].reason
+    assert built.notes[0] == "zh_final: 1 clips are the same recording as one of another split"
+    assert "zh_final: 5 of the 2358 clips" in built.notes[1]
     assert steps[0] == "unpacking gcin-voice"
     assert steps[-1] == "zh_final"
     rows = table(tmp_path / "suite" / "zh_final.csv")
@@ -58,11 +59,12 @@ def test_a_recorded_task_is_built_and_evaluated(mandarin, tmp_path):
         ("ㄚ", "train", "3"),
         ("ㄚ", "test", "5"),
         ("ㄨ", "train", "3"),
+        ("ㄨ", "test", "5"),
         ("ㄨ", "train", "3"),
     ]
     (task,) = read_suite(tmp_path / "suite")
     waves = read_waves(task)
-    assert waves.lengths.tolist() == [4_800, 6_400, 4_800, 64_000]  # filled, whole, filled, cut
+    assert waves.lengths.tolist() == [4_800, 6_400, 4_800, 4_800, 64_000]  # filled, whole, filled, cut
     assert "gcin-voice 1:2.0-1: usr/share/doc/gcin-voice/copyright" in (tmp_path / "suite" / "PACKAGES.txt").read_text()
     assert files_below(tmp_path / "suite") == ["PACKAGES.txt", "zh_final.csv", "zh_final.tar"]
 
@@ -92,7 +94,7 @@ def test_a_killed_job_does_not_read_its_packages_again(mandarin, tmp_path, monke
     monkeypatch.undo()
     file = next(mandarin.glob("*.deb"))
     file.write_bytes(b"")
-    assert build_suite(suite, mandarin, tasks=["zh_final"]).written["zh_final"].clips == 4
+    assert build_suite(suite, mandarin, tasks=["zh_final"]).written["zh_final"].clips == 5
 
 
 def test_what_cannot_be_built_is_left_out_with_what_to_do(mandarin, program, tmp_path):
@@ -203,7 +205,7 @@ def test_the_command_end_to_end(mandarin, tmp_path):
         "open-audio", "--debs", mandarin, "-o", suite, "--workers", 0, "--task", "zh_final", "--task", "drum8"
     )
     assert done.returncode == 0, done.stderr
-    assert "zh_final: 4 clips, 2 classes" in done.stdout
+    assert "zh_final: 5 clips, 2 classes" in done.stdout
     assert "1 tasks, 1 left out" in done.stdout
     assert "drum8 is left out: packages are missing" in done.stderr
     assert "suite.skipped.csv" in done.stderr

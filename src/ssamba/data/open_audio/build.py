@@ -42,7 +42,7 @@ class BuiltSuite:
     left_out: list[Skipped] = field(default_factory=list)
     """Tasks that cannot be built here, and why."""
     skipped: list[Skipped] = field(default_factory=list)
-    """Clips that are missing, damaged, or in two splits."""
+    """Clips that are missing or damaged."""
     notes: list[str] = field(default_factory=list)
     """What a user should know."""
 
@@ -179,6 +179,8 @@ def _build(task: OpenTask, folder: Path, workers: int, built: BuiltSuite, on_pro
     written = write_task(task.name, sources, folder, workers, lambda done, n: on_progress(task.name, done, n))
     built.written[task.name] = written
     built.skipped += written.skipped
+    if written.repeated:
+        built.notes.append(f"{task.name}: {written.repeated} clips are the same recording as one of another split")
     if written.clips != task.clips:
         built.notes.append(
             f"{task.name}: {written.clips} of the {task.clips} clips that it has with Debian 12's packages"

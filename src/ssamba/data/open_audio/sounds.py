@@ -49,7 +49,7 @@ def as_clip(samples: Samples, longest_s: float, name: str) -> Samples:
         AudioDecodeError: they are silent.
     """
     samples = samples[: round(longest_s * RATE_HZ)]
-    if not len(samples) or np.abs(samples).max() < 1e-3:
+    if not len(samples) or not samples.any():
         raise AudioDecodeError(f"{name}: is silent. Leave it out")
     return np.pad(samples, (0, max(0, round(SHORTEST_S * RATE_HZ) - len(samples))))
 
