@@ -75,7 +75,7 @@ def _read_headerless(path: Path) -> Samples:
             frames = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
     except Exception as error:  # PyAV raises many kinds
         raise AudioDecodeError(f"{path}: cannot be decoded ({error}). Fetch its package again") from None
-    samples: Samples = np.concatenate(frames or [np.zeros(0, np.int16)]).astype(np.float32) / 32768
+    samples: Samples = np.concatenate(frames or [np.zeros(0, np.int16)]).astype(np.float32) / np.float32(32768)
     if rate_hz == RATE_HZ:
         return samples
     resampled: Samples = soxr.resample(samples, rate_hz, RATE_HZ, quality="HQ").astype(np.float32, copy=False)
