@@ -64,7 +64,7 @@ def encoded_pieces(clip: Clip, settings: ShardSettings) -> Iterator[tuple[bytes,
     """
     rate_hz = settings.sample_rate_hz
     for samples in pieces(clip, rate_hz, settings.max_clip_s):
-        data = _encode(samples, settings)
+        data = encode(samples, settings)
         back = decode(AudioBytes(f"{clip.path} as {settings.codec}", data), sample_rate_hz=rate_hz)
         if len(back) != len(samples):
             raise AudioDecodeError(
@@ -91,7 +91,8 @@ def pieces(clip: Clip, rate_hz: int, max_clip_s: float) -> Iterator[Samples]:
         yield decode(clip.path, sample_rate_hz=rate_hz, start_s=(first + at) / rate_hz, duration_s=length / rate_hz)
 
 
-def _encode(samples: Samples, settings: ShardSettings) -> bytes:
+def encode(samples: Samples, settings: ShardSettings) -> bytes:
+    """Samples at the rate of the settings, as a whole file of their codec."""
     options: dict[str, Any] = {"format": "FLAC", "subtype": "PCM_16"}
     if settings.codec == "opus":
         # libsndfile's level runs from 256 kbit/s at 0 to 6 at 1.
