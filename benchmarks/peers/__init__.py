@@ -1,0 +1,1 @@
+"""Other models on the open suite, beside ours: `python -m benchmarks.peers`."""
