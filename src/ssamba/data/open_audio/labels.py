@@ -139,7 +139,11 @@ def drum8(package: str, path: str) -> Label | None:
     name = PurePosixPath(path)
     lower = name.name.lower()
     drum = next((drum for drum, pattern in _DRUMS.items() if re.search(pattern, lower)), None)
-    if drum is None or not is_sound(path) or any(word in lower for word in ("loop", "roll", "beats")):
+    if (
+        drum is None
+        or name.suffix.lower() not in (".wav", ".ogg", ".flac")
+        or any(word in lower for word in ("loop", "roll", "beats"))
+    ):
         return None
     kit = "sonicpi" if "sonic" in package else name.parent.name
     return Label(drum, kit, f"fold{_hashed(kit + 'a', 3)}")
