@@ -32,7 +32,8 @@ def load(folder: Path) -> Loaded:
         blocks = package.blocking(spectrum, block_size=frames, hop_size=frames // 2, drop_partial_block=True)
         with torch.no_grad():
             vectors: Array = model.get_embedding(torch.from_numpy(blocks).float()).numpy()
-        return vectors.mean(0)
+        mean: Array = vectors.mean(0)
+        return mean
 
     return Loaded(embed, parameters_of(model.embedding_net))
 

@@ -27,8 +27,8 @@ def load(folder: Path) -> Loaded:
     network = package.SpeechEmbedding(resources / "embedding_model.onnx", options)
 
     def embed(wave: Array) -> Array:
-        vectors: Array = network.extract_embeddings(bands(filled(wave, _LEAST)))
-        return vectors[0].mean(0)
+        vector: Array = network.extract_embeddings(bands(filled(wave, _LEAST)))[0].mean(0)
+        return vector
 
     return Loaded(embed, float32_weights(resources / "embedding_model.onnx"))
 

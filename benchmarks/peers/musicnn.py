@@ -96,7 +96,8 @@ def load(folder: Path) -> Loaded:
         bands = np.log10(10_000 * bands.astype(np.float32) + 1)  # in half precision, as there, loud clips overflow
         with torch.no_grad():
             vectors: Array = torch.cat([network(torch.from_numpy(part)[None]) for part in parts(bands)]).numpy()
-        return vectors.mean(0)
+        mean: Array = vectors.mean(0)
+        return mean
 
     return Loaded(embed, sum(parameter.numel() for parameter in network.parameters()))
 

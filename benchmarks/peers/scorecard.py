@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def save(content: Content, folder: Path) -> None:
     texts = {"json": json.dumps(asdict(content), indent=1) + "\n", "md": text(content) + "\n"}
     for suffix, written in texts.items():
         path = folder / f"scorecard.{suffix}"
-        write_atomically(path, lambda target, written=written: target.write_text(written, encoding="utf-8"))
+        write_atomically(path, partial(Path.write_text, data=written, encoding="utf-8"))
     plot(content, folder / "scorecard.png")
 
 
