@@ -255,6 +255,23 @@ def test_operators_pass_opcheck():
     torch.library.opcheck(ops.bimamba_cpp_backward.default, (out, *detached, *kept, None, False))
 
 
+@needs_cpp
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("inner", [6, 16])
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_everything_that_the_keeping_pass_returns_is_defined(inner, ragged, capability):
+    cpu_extension.use_capability(capability)
+    tensors = [t.float() for t in random_tensors(2, 130, 4, inner, 3, 2)]
+    lengths = torch.tensor([130, 7]) if ragged else None
+    found = []
+    for filler in (1e30, -1e30):
+        poison = [torch.full((n,), filler) for n in (192, 384, 1536, 3072) for _ in range(8)]
+        del poison  # the allocator hands this memory out again
+        found.append([t.clone() for t in torch.ops.ssamba.bimamba_cpp_keeping(*tensors, lengths, False)])
+    for once, again in zip(*found, strict=True):
+        assert torch.equal(once, again)
+
+
 def test_the_encoder_compiles_and_exports_in_one_graph_with_dynamic_batch_and_length():
     encoder = create_encoder("tiny", "ssamba2", embed_dim=32, depth=2, num_frames=64).eval()
     features, lengths = torch.randn(2, 64, 128), torch.tensor([64, 40])

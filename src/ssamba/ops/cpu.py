@@ -17,6 +17,7 @@ from torch import Tensor
 from ssamba.ops import cpu_extension
 
 _DTYPES = (torch.float32, torch.bfloat16)
+_CHUNK, _BLOCK = 64, 16  # of csrc/kernels.hpp
 
 Rows = tuple[int, int, int, bool]  # address, batch stride, row stride, whether bfloat16
 
@@ -115,8 +116,17 @@ def border_size(batch: int, length: int, channels: int, state: int) -> int:
 
     One dimension, because torch.export would take a number of chunks that is 1 for a constant.
     """
-    chunk, block = 64, 16  # CHUNK and BLOCK of csrc/kernels.hpp; a fake tensor needs them without the extension
-    return batch * -(-length // chunk) * (-(-channels // block) * block) * state
+    # A fake tensor needs these without the extension.
+    return batch * -(-length // _CHUNK) * (-(-channels // _BLOCK) * _BLOCK) * state
+
+
+def clear_borders(borders: Tensor, channels: int, lengths: Tensor | None) -> None:
+    """Zero saved states where kernels leave some unwritten: chunks beyond a sequence's end, lanes that no channel fills.
+
+    Nothing reads those, but what an operator returns must be defined.
+    """
+    if lengths is not None or channels % _BLOCK:
+        borders.zero_()
 
 
 library: Any = torch.library.Library("ssamba", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -160,6 +170,7 @@ def _scan(
     out, last_state, borders = _scan_fake(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths, initial_state, keep_states
     )
+    clear_borders(borders, channels, lengths)
     u, delta, B, C = _lined_up(u), _lined_up(delta), _lined_up(B), _lined_up(C)
     z = None if z is None else _lined_up(z)
     A, D, delta_bias, initial_state = A.contiguous(), _dense(D), _dense(delta_bias), _dense(initial_state)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ssamba.ops import cpu_extension
-from ssamba.ops.cpu import ABSENT, address, border_size, int64, rows
+from ssamba.ops.cpu import ABSENT, address, border_size, clear_borders, int64, rows
 from ssamba.ops.cpu_mixer_kernels import Side, both_sides, columns_of, convolve, gate, product, scan
 
 
@@ -27,6 +27,8 @@ def mix_keeping(
     if not hidden.numel():
         return outputs
     out, xz, u_ahead, u_behind, projected_ahead, projected_behind, y, *borders = outputs
+    for border in borders:
+        clear_borders(border, out_weight.shape[1], lengths)
     sides = both_sides(tuple(weights), hidden.dtype, reversed_time)
     hidden, lengths = hidden.contiguous(), int64(lengths)
     batch, length, channels = hidden.shape
