@@ -37,12 +37,7 @@ from ssamba.training.random_state import seed_generators
 from ssamba.training.release import MODEL_FOLDER, release
 from ssamba.training.schedule import Schedule
 from ssamba.training.settings import OptimiserSettings, RunSettings, ScheduleSettings
-from ssamba.training.state import (
-    STATES_FOLDER,
-    StateFolder,
-    check_plain,
-    on_cpu,
-)
+from ssamba.training.state import STATES_FOLDER, StateFolder, check_plain, on_cpu
 from ssamba.training.step import accumulate_gradients, agree, keys_of_bad_shares, scale_gradients
 from ssamba.training.stream import BatchStream
 from ssamba.training.task import StepContext, StepOutcome, Task
