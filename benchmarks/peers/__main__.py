@@ -95,16 +95,16 @@ def measure(
     if card is None:
         print(f"{candidate.name}: embedding and probing", flush=True)
         card = evaluate(model, tasks, cache=cache, workers=workers)
-    elif card.model_digest != model.digest() or card.options != EvaluateOptions() or card.tasks != tasks_of(tasks):
+    elif card.model_digest != model.digest() or card.options != EvaluateOptions() or card.tasks != facts_of(tasks):
         raise PeerError("the card is of another model, other options or other tasks")
     found = {"seconds": round(card.seconds, 1), "digest": card.model_digest}
     measured = {**surroundings(), **about.pop("measured", {}), **found}
     return lines_of(replace(card, model=model.name), views, measured=measured, **about)
 
 
-def tasks_of(tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
+def facts_of(tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
     """What a card says of its tasks."""
-    return {task.name: {"digest": task.digest, "clips": len(task.clips), "classes": task.num_classes} for task in tasks}
+    return {task.name: task.facts for task in tasks}
 
 
 def main() -> None:
@@ -124,9 +124,7 @@ def main() -> None:
     known = list(candidates(args.wheels, args.seeds))
     if unknown := set(args.only or ()) - {candidate.name for candidate in known}:
         parser.error(f"no candidate {unknown.pop()!r}: there are {', '.join(c.name for c in known)}")
-    about = {
-        task.name: {"digest": task.digest, "clips": len(task.clips), "classes": task.num_classes} for task in tasks
-    }
+    about = facts_of(tasks)
     content = merged(read(args.out / "scorecard.json"), Content(about))
     for candidate in known:
         if args.only and candidate.name not in args.only:

@@ -283,3 +283,11 @@ def test_a_written_card_is_read_as_it_was(suite, tmp_path):
     assert again.as_json() == card.as_json()
     about = {"kind": "ours", "how": "whole"}
     assert lines_of(again, ["final.mean"], **about) == lines_of(card, ["final.mean"], **about)
+
+
+def test_a_card_of_the_same_model_and_tasks_is_taken(suite):
+    tasks = read_suite(suite, ["kinds"])
+    candidate = next(iter(command.candidates(None, [])))
+    card = evaluate(LogMelStatistics(), tasks)
+    (taken,) = command.measure(candidate, tasks, None, 1, card)
+    assert taken.scores == card.rows[0].scores

@@ -181,10 +181,7 @@ def evaluate(
         model=model.name,
         model_digest=model.digest(),
         options=options,
-        tasks={
-            t.name: {"digest": t.digest, "clips": len(t.clips), "classes": t.num_classes, "metric": t.metric}
-            for t in tasks
-        },
+        tasks={task.name: task.facts for task in tasks},
         rows=rows,
         seconds=time.monotonic() - started_s,
         results=results,

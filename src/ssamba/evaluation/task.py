@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -86,6 +86,16 @@ class Task:
             if not (self.audio / clip).is_file():
                 raise SuiteError(f"{self.table} names {clip}, but neither {self.name}.tar nor that file is beside it")
         return digest_of_files(self.table, *(self.audio / clip for clip in self.clips))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a scorecard says of it: its digest, clips and classes, and what its score is."""
+        return {
+            "digest": self.digest,
+            "clips": len(self.clips),
+            "classes": self.num_classes,
+            "metric": self.metric,
+        }
 
     @property
     def num_classes(self) -> int:
