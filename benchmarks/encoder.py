@@ -16,7 +16,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -182,6 +182,31 @@ def mamba_reference_scan(
     return ((torch.stack(steps, dim=2) + D[:, None] * u) * F.silu(z)).transpose(1, 2)
 
 
+def over_another(
+    section: str, name: str, patches: int, replaced: Callable[[], AbstractContextManager[None]], budget_s: float
+) -> Row:
+    """Tiny at so many patches, as it is and while `replaced()` holds."""
+    model, features = model_and_input("ssamba", "tiny", patches)
+
+    def other() -> Tensor:
+        with replaced():
+            found: Tensor = model(features)
+        return found
+
+    error = disagreement([other()], [model(features)])
+    if error > 1e-3:
+        raise SystemExit(f"{name} disagrees with ours by {error:.1e}: no ratio")
+    times = medians_s({"ssamba": lambda: model(features), "other": other}, budget_s, repeats=5)
+    return {
+        "section": section,
+        "what": f"tiny, {patches} patches",
+        "ssamba_ms": times["ssamba"] * 1e3,
+        "other": name,
+        "other_ms": times["other"] * 1e3,
+        "ratio": times["ssamba"] / times["other"],
+    }
+
+
 @torch.no_grad()
 def scans(budget_s: float) -> Iterator[Row]:
     """The same encoder over other people's scans."""
@@ -193,26 +218,7 @@ def scans(budget_s: float) -> Iterator[Row]:
     if pscan is not None:
         others = [("mambapy's pscan", pscan, 512), ("mambapy's pscan", pscan, 2048), *others]
     for name, scan, patches in others:
-        model, features = model_and_input("ssamba", "tiny", patches)
-        with replaced_scan(scan):
-            theirs = model(features)
-        error = disagreement([theirs], [model(features)])
-        if error > 1e-3:
-            raise SystemExit(f"{name} disagrees with ours by {error:.1e}: no ratio")
-
-        def other(model: nn.Module = model, features: Tensor = features, scan: Callable[..., Tensor] = scan) -> None:
-            with replaced_scan(scan):
-                model(features)
-
-        times = medians_s({"ssamba": lambda m=model, f=features: m(f), "other": other}, budget_s, repeats=5)  # type: ignore[misc]
-        yield {
-            "section": "scans",
-            "what": f"tiny, {patches} patches",
-            "ssamba_ms": times["ssamba"] * 1e3,
-            "other": name,
-            "other_ms": times["other"] * 1e3,
-            "ratio": times["ssamba"] / times["other"],
-        }
+        yield over_another("scans", name, patches, partial(replaced_scan, scan), budget_s)
 
 
 @torch.no_grad()
@@ -223,28 +229,7 @@ def blocks(budget_s: float) -> Iterator[Row]:
         if theirs is None:
             return
         for patches in (512, 2048):
-            model, features = model_and_input("ssamba", "tiny", patches)
-
-            def other(
-                model: nn.Module = model, features: Tensor = features, theirs: Callable[..., Tensor] = theirs
-            ) -> Tensor:
-                with replaced_mixer(theirs):
-                    found: Tensor = model(features)
-                return found
-
-            error = disagreement([other()], [model(features)])
-            if error > 1e-3:
-                raise SystemExit(f"{name} disagrees with ours by {error:.1e}: no ratio")
-            sides = {"ssamba": lambda m=model, f=features: m(f), "other": other}
-            times = medians_s(sides, budget_s, repeats=5)
-            yield {
-                "section": "blocks",
-                "what": f"tiny, {patches} patches",
-                "ssamba_ms": times["ssamba"] * 1e3,
-                "other": name,
-                "other_ms": times["other"] * 1e3,
-                "ratio": times["ssamba"] / times["other"],
-            }
+            yield over_another("blocks", name, patches, partial(replaced_mixer, theirs), budget_s)
 
 
 @torch.no_grad()

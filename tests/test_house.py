@@ -17,6 +17,7 @@ FLOORS = {
     "processes": 1,
     "config": 1,
     "draws": 1,
+    "drawing": 1,
     "measuring": 1,
     "ops": 1,
     "model": 2,

@@ -10,7 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import soundfile
 import torch
+
+from ssamba.audio.decode import decode
 
 SCRIPT = Path(__file__).with_name("experiment.py")
 
@@ -26,6 +29,19 @@ def experiment() -> ModuleType:
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory, clips):
+    """A folder for each of three classes, eight clips of half a second to one second in each."""
+    folder = tmp_path_factory.mktemp("classes")
+    for name, sources in {"drum": clips[6:8], "tabla": clips[10:12], "choir": clips[:2]}.items():
+        (folder / name).mkdir()
+        for k in range(8):
+            wave = decode(sources[k % 2])
+            part = wave[k * 1600 : k * 1600 + 8000 + 1000 * k]
+            soundfile.write(folder / name / f"{k}.wav", part, 16_000)
+    return folder
 
 
 @pytest.fixture

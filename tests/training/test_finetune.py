@@ -52,19 +52,6 @@ def start(tmp_path_factory):
     return save_checkpoint(tmp_path_factory.mktemp("encoder"), encoder)
 
 
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory, clips):
-    """A folder for each of three classes, eight clips of half a second to one second in each."""
-    folder = tmp_path_factory.mktemp("classes")
-    for name, sources in {"drum": clips[6:8], "tabla": clips[10:12], "choir": clips[:2]}.items():
-        (folder / name).mkdir()
-        for k in range(8):
-            wave = decode(sources[k % 2])
-            part = wave[k * 1600 : k * 1600 + 8000 + 1000 * k]
-            soundfile.write(folder / name / f"{k}.wav", part, 16_000)
-    return folder
-
-
 def table(path):
     return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 

@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from ssamba.audio.decode import decode
 from ssamba.checkpoint import load_checkpoint, save_checkpoint
 from ssamba.config import FrontEndConfig
 from ssamba.embedder import Embedder
@@ -37,17 +35,6 @@ def recipe(**changes):
 def encoder():
     torch.manual_seed(0)
     return create_encoder("tiny", "ssamba2", embed_dim=24, depth=2).eval()
-
-
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory, clips):
-    folder = tmp_path_factory.mktemp("classes")
-    for name, sources in {"drum": clips[6:8], "tabla": clips[10:12], "choir": clips[:2]}.items():
-        (folder / name).mkdir()
-        for k in range(8):
-            part = decode(sources[k % 2])[k * 1600 : k * 1600 + 8000 + 100 * k]
-            soundfile.write(folder / name / f"{k}.wav", part, 16_000)
-    return folder
 
 
 def task_of(encoder, classes, settings, train, valid):

@@ -19,7 +19,8 @@ from ssamba.files import write_atomically
 FORMATS = (".csv", ".jsonl", ".parquet")
 COLUMNS = ("path", "start_s", "duration_s", "labels", "split", "group")
 _ALIASES = {"start": "start_s", "duration": "duration_s", "label": "labels"}
-_LABEL_SEPARATOR = ";"
+LABEL_SEPARATOR = ";"
+"""Stands between labels, in manifests as in tables of suites."""
 _ROWS_AT_ONCE = 65_536
 
 
@@ -116,7 +117,7 @@ def _read_csv(path: Path) -> Records:
                     raise DataError(f"{path}, {where}: more values than the {len(names)} columns of the first line")
                 yield where, record
 
-    return names, _LABEL_SEPARATOR, records()
+    return names, LABEL_SEPARATOR, records()
 
 
 def _read_jsonl(path: Path) -> Records:
@@ -136,7 +137,7 @@ def _read_jsonl(path: Path) -> Records:
                 )
             names.update(dict.fromkeys(record))
             records.append((f"line {number}", record))
-    return names, _LABEL_SEPARATOR, records
+    return names, LABEL_SEPARATOR, records
 
 
 def _read_official(path: Path) -> Records:
@@ -175,7 +176,7 @@ def _read_parquet(path: Path) -> Records:
                 number += 1
                 yield f"row {number}", record
 
-    return names, _LABEL_SEPARATOR, records()
+    return names, LABEL_SEPARATOR, records()
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -197,13 +198,13 @@ def _write_csv(target: Path, rows: Iterable[Row]) -> None:
         writer.writerow(COLUMNS)
         for row in rows:
             for label in row.labels:
-                if _LABEL_SEPARATOR in label:
+                if LABEL_SEPARATOR in label:
                     raise DataError(
                         f"{row.path}: the label {label!r} holds a ';', which separates labels in CSV: use .jsonl"
                     )
             start = repr(row.start_s) if row.start_s else ""
             duration = "" if row.duration_s is None else repr(row.duration_s)
-            writer.writerow([row.path, start, duration, _LABEL_SEPARATOR.join(row.labels), row.split, row.group])
+            writer.writerow([row.path, start, duration, LABEL_SEPARATOR.join(row.labels), row.split, row.group])
 
 
 def _write_jsonl(target: Path, rows: Iterable[Row]) -> None:

@@ -15,8 +15,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ssamba.drawing import blank_figure, save_figure
 from ssamba.evaluation.efficiency import FRAMES_PER_PATCH, ROWS, SIDES, Pass, Point, Size, Study
-from ssamba.evaluation.report_files import blank_figure, save_figure, write_report
+from ssamba.evaluation.report_files import write_report
 from ssamba.measuring import table
 
 Quantity = Literal["time", "memory"]

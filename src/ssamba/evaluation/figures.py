@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ssamba.drawing import blank_figure, save_figure
 from ssamba.evaluation.caching import Array
 from ssamba.evaluation.details import class_rows, confusion, write_class_scores
 from ssamba.evaluation.evaluate import Row, Scorecard
 from ssamba.evaluation.reference import ReferenceRow
-from ssamba.evaluation.report_files import blank_figure, save_figure
 from ssamba.evaluation.task import Task
 
 PICTURE_FORMATS = (".png", ".pdf", ".svg")

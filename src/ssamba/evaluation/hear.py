@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from ssamba.data.formats import LABEL_SEPARATOR
 from ssamba.errors import SuiteError
 from ssamba.evaluation.events import EVENT_FIGURES, Event, Smoothing
 from ssamba.evaluation.task import Task
@@ -119,7 +120,7 @@ def _with_labels(task: Task, folder: Path, metadata: Mapping[str, Any], rows: Ro
         row[[place[label] for label in labels]] = 1
     return replace(
         task,
-        labels=np.array([";".join(sorted(labels)) for labels in own], dtype=str),
+        labels=np.array([LABEL_SEPARATOR.join(sorted(labels)) for labels in own], dtype=str),
         kind="multi",
         figures=tuple(dict.fromkeys([*wanted[:1], *named.values()])),
         classes=classes,
@@ -133,7 +134,7 @@ def _with_events(task: Task, folder: Path, metadata: Mapping[str, Any], rows: Ro
     classes = _classes(folder, [event.label for own in events for event in own])
     return replace(
         task,
-        labels=np.array([";".join(sorted({event.label for event in own})) for own in events], dtype=str),
+        labels=np.array([LABEL_SEPARATOR.join(sorted({event.label for event in own})) for own in events], dtype=str),
         kind="event",
         figures=_event_figures(metadata),
         classes=classes,

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ssamba.drawing import blank_figure, save_figure
 from ssamba.evaluation.long_audio import CONTEXTS, Context, LongPass, LongStudy
-from ssamba.evaluation.report_files import blank_figure, save_figure, write_report
+from ssamba.evaluation.report_files import write_report
 from ssamba.measuring import table
 
 _COLOURS: dict[Context, str] = {"windows": "#0b6e4f", "full": "#b23a48"}

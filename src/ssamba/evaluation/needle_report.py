@@ -12,10 +12,11 @@ import numpy as np
 
 from ssamba.audio.collection import Skipped
 from ssamba.checkpoint.files import read_json
+from ssamba.drawing import blank_figure, save_figure
 from ssamba.errors import DataError
 from ssamba.evaluation.needle import RULES, Curve, NeedleStudy, Pass, Rule, Trial
 from ssamba.evaluation.needle_plan import NeedleOptions, Side
-from ssamba.evaluation.report_files import blank_figure, save_figure, write_report
+from ssamba.evaluation.report_files import write_report
 from ssamba.measuring import table
 
 _NAME = "needle"

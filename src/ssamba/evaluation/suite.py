@@ -22,6 +22,7 @@ from typing import Any, overload
 import numpy as np
 
 from ssamba.audio.decode import decode
+from ssamba.data.formats import LABEL_SEPARATOR
 from ssamba.errors import SuiteError
 from ssamba.evaluation.caching import Array, cached_arrays
 from ssamba.evaluation.events import Event
@@ -31,8 +32,6 @@ from ssamba.evaluation.task import Task
 SUITE_VARIABLE = "SSAMBA_SUITE"
 OPEN_SUITE = ("sfx14", "kws35", "instr_family", "speaker", "zh_final", "drum8")
 """The tasks of the open suite, in the order of its tables."""
-LABEL_SEPARATOR = ";"
-"""Stands between labels, in tables as in manifests."""
 _COLUMNS = ("clip", "label", "split", "group")
 
 
@@ -161,7 +160,7 @@ def _stretches(table: Path, audio: Path, rows: Sequence[dict[str, str]]) -> Task
         table,
         audio,
         np.array(list(sides), dtype=str),
-        np.array([";".join(sorted({event.label for event in found} - {""})) for found in own], dtype=str),
+        np.array([LABEL_SEPARATOR.join(sorted({event.label for event in found} - {""})) for found in own], dtype=str),
         np.array([split for split, _ in sides.values()], dtype=str),
         np.array([group for _, group in sides.values()], dtype=str),
         kind="second",

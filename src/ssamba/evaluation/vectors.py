@@ -281,10 +281,7 @@ def task_vectors(
         cache: folder; None keeps nothing.
         on_progress: hears how many clips are done.
     """
-    path = None
-    if cache is not None:
-        key = digest_of([model.digest(), task.digest, level, indices.tolist()])
-        path = cache / "embeddings" / f"{task.name}-{key}.safetensors"
+    path = _kept(cache, task, [model.digest(), task.digest, level, indices.tolist()])
     return cached_arrays(path, lambda: model.vectors(waves().chosen(indices, level), on_progress))
 
 
@@ -308,9 +305,11 @@ def task_moments(
             f"{model.name} has no vectors of moments, which {task.name} needs (it is scored by {task.metric}): leave the "
             "task out, or give the model a method `moment_vectors`"
         )
-    path = None
-    if cache is not None:
-        key = digest_of([model.digest(), task.digest, level, indices.tolist(), "moments", 1])
-        path = cache / "embeddings" / f"{task.name}-{key}.safetensors"
+    path = _kept(cache, task, [model.digest(), task.digest, level, indices.tolist(), "moments", 1])
     arrays = cached_arrays(path, lambda: embed(waves().chosen(indices, level), on_progress).arrays())
     return Moments.from_arrays(arrays)
+
+
+def _kept(cache: Path | None, task: Task, parts: list[Any]) -> Path | None:
+    """Where a task's embeddings are kept that `parts` tell from others; None where nothing is kept."""
+    return cache / "embeddings" / f"{task.name}-{digest_of(parts)}.safetensors" if cache else None

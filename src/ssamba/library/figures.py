@@ -10,9 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from ssamba.config import FrontEndConfig
+from ssamba.drawing import blank_figure, save_figure
 from ssamba.embedder import Embedding
-from ssamba.errors import MissingExtraError
-from ssamba.files import write_atomically
 from ssamba.library.search import centred_similarity
 
 
@@ -40,11 +39,7 @@ def plot_recordings(
     if not recordings:
         raise ValueError("no recordings to plot")
     front_end = front_end or FrontEndConfig()
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError('pictures need matplotlib: pip install "ssamba[figures]"') from None
-    figure = Figure(figsize=(10, 2.6 * len(recordings) + 0.6), layout="constrained")
+    figure = blank_figure(10, 2.6 * len(recordings) + 0.6)
     if title:
         figure.suptitle(title)
     axes = figure.subplots(len(recordings), 2, width_ratios=(2.2, 1), squeeze=False)
@@ -53,11 +48,7 @@ def plot_recordings(
         image = _plot_similarity(right, embedding)
         figure.colorbar(image, ax=right, shrink=0.8)
     axes[0, 1].set_title("frame similarity (centred cosine)", fontsize=9)
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    kind = output.suffix.removeprefix(".") or "png"
-    write_atomically(output, lambda target: figure.savefig(target, dpi=110, format=kind))
-    return output
+    return save_figure(figure, output, dpi=110)
 
 
 def _plot_features(axis: Any, name: str, features: Tensor, duration_s: float, front_end: FrontEndConfig) -> None:

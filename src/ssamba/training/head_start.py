@@ -42,12 +42,14 @@ def start_head(task: FinetuneTask, device: torch.device) -> float | None:
     x, targets = torch.from_numpy(training.logits).double(), torch.from_numpy(training.targets).double()
     mean, deviation = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)
     standard = (x - mean) / deviation
-    judged = validation is not None and len(validation.logits)
+    if validation is not None and not len(validation.logits):
+        validation = None
     best: tuple[float, float, Tensor, Tensor] | None = None
-    for strength in _STRENGTHS if judged else (_UNJUDGED,):
+    for strength in _STRENGTHS if validation else (_UNJUDGED,):
         weight, bias = _fit(standard, targets, strength, task.loss)
-        weight, bias = weight / deviation, bias - (weight / deviation) @ mean
-        merit = _merit(task, validation, weight, bias) if judged and validation is not None else 0.0
+        weight = weight / deviation
+        bias = bias - weight @ mean
+        merit = _merit(task, validation, weight, bias) if validation else 0.0
         if best is None or merit >= best[0]:  # the strongest of equals
             best = (merit, strength, weight, bias)
     assert best is not None

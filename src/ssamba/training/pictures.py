@@ -18,7 +18,8 @@ from ssamba.audio.fbank import log_mel
 from ssamba.audio.inversion import features_to_waveform
 from ssamba.checkpoint import load_bundled, load_checkpoint
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
-from ssamba.errors import CheckpointError, MissingExtraError
+from ssamba.drawing import blank_figure
+from ssamba.errors import CheckpointError
 from ssamba.files import write_atomically
 from ssamba.model.masking import draw_mask
 from ssamba.model.patches import order_tokens, patch_values, tokens_to_grid
@@ -87,11 +88,7 @@ def reconstruction_figure(shown: Sequence[Reconstruction], names: Sequence[str],
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise MissingExtraError('pictures need matplotlib: pip install "ssamba[figures]"') from None
-    figure = Figure(figsize=(12, 0.8 + 2.2 * len(shown)), layout="constrained")
+    figure = blank_figure(12, 0.8 + 2.2 * len(shown))
     axes = figure.subplots(len(shown), 3, squeeze=False)
     for row, clip, name in zip(axes, shown, names, strict=True):
         low, high = (float(torch.quantile(clip.original.float(), q)) for q in (0.02, 0.995))

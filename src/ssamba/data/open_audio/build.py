@@ -131,7 +131,8 @@ def _lacks_packages(task: OpenTask, found: dict[str, Deb], debs: Path, built: Bu
 
 def _fetch(tasks: Sequence[OpenTask], debs: Path, built: BuiltSuite, on_progress: Report) -> None:
     names = sorted({name for task in tasks for name in task.packages})
-    missing = [name for name in names if name not in find_debs(debs, names)]
+    there = find_debs(debs, names)
+    missing = [name for name in names if name not in there]
     for done, name in enumerate(missing):
         on_progress(f"fetching {name}", done, len(missing))
         failed = fetch_deb(name, debs)

@@ -60,15 +60,16 @@ def write_task(
     rows: list[tuple[str, str, str, str]] = []
     skipped: list[Skipped] = []
     split_of: dict[str, str] = {}
-    repeated = [0]
+    repeated = 0
 
     def write(target: Path) -> None:
+        nonlocal repeated
         with tarfile.open(target, "w") as tar:
             for source, key, data in _made(sources, workers, skipped, lambda done: on_clip(done, len(sources))):
                 member = tarfile.TarInfo(f"{name}/{len(rows):05d}.opus")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-                repeated[0] += split_of.setdefault(key, source.label.split) != source.label.split
+                repeated += split_of.setdefault(key, source.label.split) != source.label.split
                 rows.append((member.name, source.label.label, source.label.split, source.label.group))
         if not rows:
             raise DataError(
@@ -78,7 +79,7 @@ def write_task(
     table.unlink(missing_ok=True)  # it says that the archive is whole
     write_atomically(archive, write)
     write_atomically(table, lambda target: _write_table(target, rows))
-    return Written(len(rows), len({row[1] for row in rows}), tuple(skipped), repeated[0])
+    return Written(len(rows), len({row[1] for row in rows}), tuple(skipped), repeated)
 
 
 def _made(
