@@ -213,6 +213,7 @@ def scans(budget_s: float) -> Iterator[Row]:
     others: list[tuple[str, Callable[..., Tensor], int]] = [
         ("loop over steps in Python", loop_scan, 512),
         ("Mamba's reference scan", mamba_reference_scan, 512),
+        ("Mamba's reference scan", mamba_reference_scan, 2048),
     ]
     pscan = pscan_side()
     if pscan is not None:

@@ -10,7 +10,7 @@ Shapes: B batch, T frames, M mel bins.
 from __future__ import annotations
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ssamba import draws
@@ -18,6 +18,7 @@ from ssamba.config import Config
 
 _DB = 0.2302585  # one decibel of power in natural logarithm
 _COSINES = 5  # of a random equaliser
+_FLOOR_TILT_DB = 10.0  # most that a noise floor rises or falls over all bins, to either side of its middle
 _SILENCE = -15.9424  # log of float32's epsilon, the least value that fbank returns
 
 
@@ -39,13 +40,24 @@ class Augmentation(Config):
     """The upper edge lies uniformly between this share of the mel bins and 1."""
     shift_bins: int = Field(0, ge=0)
     """Shift along frequency in mel bins, uniform between minus this and this; edges repeat."""
+    floor_share: float = Field(0.0, ge=0, le=1)
+    """Share of clips that get a noise floor: steady noise of any recording chain, which fills what is quieter than it."""
+    floor_db: tuple[float, float] = (25.0, 75.0)
+    """Its level below the clip's loudest value, uniform between these."""
     noise: float = Field(0.0, ge=0)
     """Standard deviation of Gaussian noise added to the values, up to this, uniform from 0."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Augmentation:
+        if not self.floor_db[0] <= self.floor_db[1]:
+            raise ValueError(f"floor_db must rise, got {self.floor_db}")
+        return self
 
     @property
     def changes_nothing(self) -> bool:
         """Whether no clip is ever changed."""
-        return not any((self.gain_db, self.tilt_db, self.equaliser_db, self.band_share, self.shift_bins, self.noise))
+        levels = (self.gain_db, self.tilt_db, self.equaliser_db, self.band_share)
+        return not any((*levels, self.shift_bins, self.floor_share, self.noise))
 
 
 def augment(features: Tensor, seeds: Tensor, settings: Augmentation, lengths: Tensor | None = None) -> Tensor:
@@ -70,6 +82,8 @@ def augment(features: Tensor, seeds: Tensor, settings: Augmentation, lengths: Te
     change = change + _equaliser(seeds, settings.equaliser_db * _DB, features.shape[2])
     change = change + _band(seeds, settings, features.shape[2])
     out = (out + change[:, None].to(out.dtype)).clamp(min=_SILENCE)
+    if settings.floor_share:
+        out = _with_floor(out, seeds, settings, valid)
     if settings.noise:
         level = draws.uniform(seeds, "augment.noise.level", 1)[:, 0] * settings.noise
         noise = draws.normal(seeds, "augment.noise", out.shape[1] * out.shape[2]).view_as(out)
@@ -114,3 +128,17 @@ def _band(seeds: Tensor, settings: Augmentation, bins: int) -> Tensor:
     step = torch.arange(bins, device=seeds.device)
     slope = -0.3 * ((low[:, None] - step).clamp(min=0) + (step - high[:, None]).clamp(min=0))
     return torch.where((chosen < settings.band_share)[:, None], slope, 0)
+
+
+def _with_floor(x: Tensor, seeds: Tensor, settings: Augmentation, valid: Tensor) -> Tensor:
+    """Some clips with steady noise added in power: a straight line over the bins, each value scattered as the power of
+    noise is in an analysis frame (exponentially, as in one bin of a Fourier transform)."""
+    chosen, level, tilt = draws.uniform(seeds, "augment.floor", 3).unbind(1)
+    low, high = settings.floor_db
+    loudest = torch.where(valid[..., None], x, _SILENCE).amax((1, 2))
+    middle = loudest - (low + level * (high - low)) * _DB
+    bins = torch.linspace(-1, 1, x.shape[2], device=x.device)
+    line = middle[:, None] + ((2 * tilt - 1) * _FLOOR_TILT_DB * _DB)[:, None] * bins
+    power = -torch.log1p(-draws.uniform(seeds, "augment.floor.noise", x.shape[1] * x.shape[2])).view_as(x)
+    noisy = torch.logaddexp(x, line[:, None] + power.clamp(min=1e-6).log())
+    return torch.where((chosen < settings.floor_share)[:, None, None], noisy, x)

@@ -22,7 +22,9 @@ class Crop(NamedTuple):
     """Frames of each clip (B,)."""
 
 
-def draw_crop(lengths: Tensor, seeds: Tensor, stream: str, *, longest: int, shortest_share: float, step: int) -> Crop:
+def draw_crop(
+    lengths: Tensor, seeds: Tensor, stream: str, *, longest: int, shortest_share: float, step: int, whole: int = 0
+) -> Crop:
     """Choose a stretch of each clip.
 
     Args:
@@ -32,12 +34,13 @@ def draw_crop(lengths: Tensor, seeds: Tensor, stream: str, *, longest: int, shor
         longest: most frames of a stretch.
         shortest_share: a stretch is at least this share of what it could be at most.
         step: a stretch is a multiple of this many frames where the clip is long enough.
+        whole: a clip of at most so many frames is not cut (but to `longest`).
     """
     share, place = draws.uniform(seeds, f"crop.{stream}", 2).unbind(1)
     most = lengths.clamp(max=longest)
     wanted = (most * (shortest_share + share * (1 - shortest_share))).long()
-    whole = torch.div(wanted, step, rounding_mode="floor").clamp(min=1) * step
-    count = torch.minimum(whole, lengths)
+    stretch = torch.div(wanted, step, rounding_mode="floor").clamp(min=1) * step
+    count = torch.where(lengths <= whole, most, torch.minimum(stretch, lengths))
     starts = (place * (lengths - count + 1)).long()
     return Crop(starts, count)
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_RANGE = 9.2  # 40 dB of power, in natural logarithm
 _CEPSTRA = 40
 _LAGS = (4, 8, 16, 32)  # frames
 
@@ -123,6 +124,23 @@ def temporal_profile(features: Tensor, lengths: Tensor | None, segments: int) ->
     bands = F.avg_pool1d(torch.where(valid, features, 0), 4, ceil_mode=True)
     means = overlap.clamp(min=0) @ bands / (count / segments)[:, None, None]
     return means.flatten(1)
+
+
+def without_channel(levels: Tensor, lengths: Tensor) -> Tensor:
+    """What is heard, whatever the loudness, colour and noise of the recording: 40 dB of range, less the mean spectrum.
+
+    Args:
+        levels: log-mel values or bands of them in natural logarithm of power (B, T, F).
+        lengths: valid frames of each clip (B,).
+
+    Returns:
+        (B, T, F): values below 40 dB under the clip's loudest raised to that, then less the clip's mean over time;
+        arbitrary beyond a clip's end.
+    """
+    valid = (torch.arange(levels.shape[1], device=levels.device) < lengths[:, None])[..., None]
+    loudest = torch.where(valid, levels, -torch.inf).amax((1, 2), keepdim=True)
+    levels = torch.maximum(levels, loudest - _RANGE)
+    return levels - torch.where(valid, levels, 0).sum(1, keepdim=True) / lengths[:, None, None]
 
 
 def texture_values(bins: int) -> int:

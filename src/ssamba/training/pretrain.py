@@ -35,6 +35,7 @@ from ssamba.model.objectives import (
     temporal_profile,
     texture_values,
     unit_cross_entropy,
+    without_channel,
 )
 from ssamba.model.patches import column_counts, order_tokens
 from ssamba.model.pretraining import PretrainingModel, PretrainingOutput
@@ -129,9 +130,9 @@ class PretrainingTask:
         frames = frame_lengths(samples, front_end)
         if training and recipe.views.count == 2:
             longest = max(patch, int(recipe.views.longest_s * 1000 / front_end.shift_ms) // patch * patch)
-            share = recipe.views.shortest_share
+            share, whole = recipe.views.shortest_share, int(recipe.views.whole_s * 1000 / front_end.shift_ms)
             crops = [
-                draw_crop(frames, seeds, f"view{i}", longest=longest, shortest_share=share, step=patch)
+                draw_crop(frames, seeds, f"view{i}", longest=longest, shortest_share=share, step=patch, whole=whole)
                 for i in range(2)
             ]
         else:
@@ -165,7 +166,10 @@ class PretrainingTask:
             metrics["statistics"] = F.mse_loss(out.statistics.float(), target)
             total = total + weights.statistics * metrics["statistics"]
         if out.profile is not None:
-            course = temporal_profile(inputs.features, inputs.lengths, weights.profile_segments)
+            heard = inputs.features
+            if weights.profile_target == "clean":
+                heard = without_channel(inputs.clean * (2 * self.recipe.front_end.std), inputs.lengths)
+            course = temporal_profile(heard, inputs.lengths, weights.profile_segments)
             metrics["profile"] = F.mse_loss(out.profile.float(), self.profile.scaled(course, training))
             total = total + weights.profile * metrics["profile"]
         if out.texture is not None:

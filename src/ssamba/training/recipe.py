@@ -89,6 +89,8 @@ class ViewSettings(Config):
     """Longest view, seconds."""
     shortest_share: float = Field(0.7, gt=0, le=1)
     """A view is at least this share of the clip (or of the longest view)."""
+    whole_s: float = Field(0.0, ge=0)
+    """Clips of at most so many seconds are not cut: a hit without its beginning is another sound."""
 
 
 class ObjectiveSettings(Config):
@@ -108,6 +110,9 @@ class ObjectiveSettings(Config):
     """Squared error of the mean spectra of the clip's segments, predicted from its vector (ours)."""
     profile_segments: int = Field(4, gt=0)
     """Segments of equal length that a clip is cut into for it."""
+    profile_target: Literal["heard", "clean"] = "heard"
+    """`heard`: as augmented, level and colour included; `clean`: as it was before, within 40 dB and less the clip's mean
+    spectrum, so that voices, rooms and noise floors matter less than what is said."""
     texture: float = Field(0.0, ge=0)
     """Squared error of how the clip's spectra vary over time and along frequency, predicted from its vector (ours)."""
     units: float = Field(0.0, ge=0)

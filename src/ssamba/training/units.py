@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from ssamba.model.objectives import without_channel
+
 _BANDS = 32
 _PARTS = 6  # averages over time in a moment, two of them in its column
-_RANGE = 9.2  # 40 dB of power, in natural logarithm
 _COMPONENTS = 48
 _MOMENTS = 40_000  # that clusters are found in
 _ROUNDS = 15  # of k-means
@@ -44,10 +45,7 @@ class SoundUnits:
         frames = torch.arange(features.shape[1], device=features.device)
         valid = (frames < lengths[:, None])[..., None]
         bands = F.adaptive_avg_pool1d(torch.where(valid, features, 0) * self.log_scale, _BANDS)
-        loudest = torch.where(valid, bands, -torch.inf).amax((1, 2), keepdim=True)
-        bands = torch.maximum(bands, loudest - _RANGE)
-        mean = torch.where(valid, bands, 0).sum(1, keepdim=True) / lengths[:, None, None]
-        bands = bands - mean
+        bands = without_channel(bands, lengths)
         # The last valid frame stands for what would follow, the first for what was before.
         last = bands.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, _BANDS))
         bands = torch.where(valid, bands, last)
