@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -67,6 +69,23 @@ def test_inner_scores_never_see_a_test_clip(suite):
         results = inner.results["final.mean"][task.name]
         scored = np.concatenate([result.test for result in results])
         assert sorted(scored) == list(task.rounds()[0].train)
+
+
+def test_a_recording_on_both_sides_under_another_name_is_said(suite, tmp_path):
+    folder = tmp_path / "suite"
+    shutil.copytree(suite, folder)
+    with (folder / "kinds.csv").open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    trained = next(row for row in rows if row[2] == "train")
+    shutil.copy(folder / trained[0], folder / "kinds" / "again.flac")
+    with (folder / "kinds.csv").open("a", newline="") as file:
+        csv.writer(file).writerow(["kinds/again.flac", trained[1], "test", "another"])
+    tasks = read_suite(folder)
+    already = evaluate(LogMelStatistics(), read_suite(suite), cache=tmp_path / "cache").repeated
+    card = evaluate(LogMelStatistics(), tasks, cache=tmp_path / "cache")
+    assert card.repeated["kinds"] == already.get("kinds", 0) + 1
+    assert card.repeated.get("drum8") == already.get("drum8")
+    assert evaluate(LogMelStatistics(), tasks, cache=tmp_path / "cache").as_json()["repeated"] == card.repeated
 
 
 def test_all_layers_have_rows_and_the_best_is_chosen_on_validation(make_encoder, suite, tmp_path):

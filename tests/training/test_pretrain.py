@@ -186,6 +186,22 @@ def test_a_patchs_unit_is_that_of_its_column_before_augmentation(recordings):
     assert torch.equal(again.units.centres, task.units.centres)
 
 
+def test_a_clean_course_does_not_depend_on_the_augmentation(recordings):
+    changes = (OURS, {"objectives": {"profile": 1.0}, "augmentation": {"gain_db": 20.0, "floor_share": 1.0}})
+    plain, clean = ({"objectives": {"profile_target": target}} for target in ("heard", "clean"))
+    task, _, inputs = losses_of(recipe(*changes, plain), recordings)
+    other = PretrainingTask(recipe(*changes, clean), task.corpora)
+    other.model.load_state_dict(task.model.state_dict())
+    louder = inputs._replace(clean=inputs.clean + 0.1)
+    with torch.no_grad():
+        (_, heard), (_, first), (_, second) = (
+            one.losses(one.model, given, training=False)
+            for one, given in ((task, inputs), (other, inputs), (other, louder))
+        )
+    assert not torch.allclose(heard["profile"], first["profile"])
+    torch.testing.assert_close(first["profile"], second["profile"])
+
+
 def test_a_run_starts_from_another_ones_model(recordings, tmp_path):
     pretrain([recordings], recipe(), tmp_path / "first")
     first = load_checkpoint(tmp_path / "first" / "model").model.state_dict()

@@ -153,6 +153,13 @@ def _show(card: Scorecard) -> None:
     for name, figures in card.best().figures.items():
         found = ", ".join(f"{figure.replace('_', ' ')} {value:.3f}" for figure, value in figures.items())
         out.print(f"{escape(name)}: {found}", highlight=False, soft_wrap=True)
+    for name, count in card.repeated.items():
+        err.print(
+            f"[yellow]{escape(name)}:[/] {count} clips are tested with the very samples, under another name, that were trained "
+            "on: they flatter every model",
+            soft_wrap=True,
+            highlight=False,
+        )
     err.print(f"{card.seconds:.0f} s", highlight=False)
 
 

@@ -30,7 +30,7 @@ from ssamba.evaluation.details import accuracy_intervals
 from ssamba.evaluation.judging import check_weighted, clip_runs, moment_runs, single_runs
 from ssamba.evaluation.metrics import Interval, finite_or_none
 from ssamba.evaluation.probe import RoundResult, accuracy_of, run_side_by_side
-from ssamba.evaluation.suite import Waves, read_waves
+from ssamba.evaluation.suite import Waves, read_waves, recording_digests
 from ssamba.evaluation.task import Task
 from ssamba.evaluation.vectors import ClipModel, pooling_of, task_moments, task_vectors, view_name
 from ssamba.evaluation.weighting import weighted_probe
@@ -106,6 +106,8 @@ class Scorecard:
     """One for each view, weighted ones after, and last `best` when there are several layers or poolings."""
     seconds: float
     """Time it took."""
+    repeated: dict[str, int] = field(default_factory=dict)
+    """By task, where there are some: clips tested although the same samples, under another name, were trained on."""
     results: dict[str, dict[str, list[RoundResult]]] = field(repr=False, default_factory=dict)
     """By row and task: what the probe said in each round."""
 
@@ -128,6 +130,7 @@ class Scorecard:
             "model_digest": self.model_digest,
             "options": self.options.model_dump(),
             "tasks": self.tasks,
+            "repeated": self.repeated,
             "rows": [_for_json({**asdict(row), "mean": row.mean}) for row in self.rows],
             "seconds": round(self.seconds, 1),
         }
@@ -169,7 +172,8 @@ def evaluate(
     options, started_s = options or EvaluateOptions(), time.monotonic()
     if options.weighted:
         check_weighted(tasks)
-    found = [_evaluate_task(model, task, options, cache, workers, on_progress) for task in tasks]
+    both = [_evaluate_task(model, task, options, cache, workers, on_progress) for task in tasks]
+    found = [own for own, _ in both]
     views = list(found[0]) if found else []
     results = {view: {task.name: own[view] for task, own in zip(tasks, found, strict=True)} for view in views}
     layers = {view: own for view, own in results.items() if not view.startswith(WEIGHTED)}
@@ -184,6 +188,7 @@ def evaluate(
         tasks={task.name: task.facts for task in tasks},
         rows=rows,
         seconds=time.monotonic() - started_s,
+        repeated={task.name: count for task, (_, count) in zip(tasks, both, strict=True) if count},
         results=results,
     )
 
@@ -195,7 +200,9 @@ def _evaluate_task(
     cache: Path | None,
     workers: int,
     on_progress: Callable[[Progress], None] | None,
-) -> dict[str, list[RoundResult]]:
+) -> tuple[dict[str, list[RoundResult]], int]:
+    """By view, the rounds; and how many clips are tested that were trained on under another name."""
+
     def report(step: str, total: int) -> Callable[[int], None]:
         return lambda done: on_progress(Progress(step, task.name, done, total)) if on_progress else None
 
@@ -218,7 +225,9 @@ def _evaluate_task(
             names += mixtures
             runs += single_runs(task, mixtures, used, rounds, weighted_probe)
     answers = iter(run_side_by_side(runs, workers, report("probing", len(runs))))
-    return {view: [next(answers) for _ in rounds] for view in names}
+    recordings = recording_digests(task, waves, cache)
+    repeated = sum(int(np.isin(recordings[r.test], recordings[r.train]).sum()) for r in rounds)
+    return {view: [next(answers) for _ in rounds] for view in names}, repeated
 
 
 def _stacks(views: dict[str, Array]) -> dict[str, Array]:

@@ -90,7 +90,11 @@ def read_hear_task(folder: Path) -> Task:
     clips = np.array([f"{rates[-1]}/{part}/{name}" for part, name, _ in rows], dtype=str)
     splits = np.array(["train" if part == "valid" else part for part, _, _ in rows], dtype=str)
     valid = np.array([part == "valid" for part, _, _ in rows])
-    task = Task(folder.resolve().name, folder / METADATA, folder, clips, clips, splits, clips, valid=valid)
+    beside = [folder / f"{part}.json" for part in of_part]
+    beside += [path for path in [folder / VOCABULARY] if path.is_file()]
+    task = Task(
+        folder.resolve().name, folder / METADATA, folder, clips, clips, splits, clips, valid=valid, beside=tuple(beside)
+    )
     if not several:
         labels = [_label(folder / f"{part}.json", name, truth) for part, name, truth in rows]
         task = replace(task, labels=np.array(labels, dtype=str))

@@ -13,6 +13,7 @@ Shapes: N clips, S samples.
 from __future__ import annotations
 
 import csv
+import hashlib
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -96,12 +97,10 @@ def _read_task(table: Path) -> Task:
     archive = table.with_suffix(".tar")
     audio = archive if archive.exists() else table.parent
     task = _labelled(table, audio, rows)
-    splits = task.splits
-    fewest = 2 if task.kind == "single" else 1
     count, fewest = (task.num_classes, 2) if task.kind == "single" else (len(task.classes), 1)
     if count < fewest:
         raise SuiteError(f"{table} has {count} label(s) in {len(rows)} rows: expected at least {fewest}")
-    names = set(splits)
+    names = set(task.splits)
     if ("test" in names and names != {"train", "test"}) or len(names) < 2:
         raise SuiteError(
             f"{table} has the splits {', '.join(sorted(names))}: expected train and test, or at least two folds"
@@ -215,6 +214,10 @@ class Waves(Sequence[Array]):
         starts, ends, peaks = self._starts[indices], self._ends[indices], self._peaks[indices]
         return Waves(self._samples, starts, ends, peaks, self.sample_rate_hz, level)
 
+    def digests(self) -> Array:
+        """A number for each clip, (N,) int64, the same for clips with the same samples at the same peak."""
+        return np.array([_digest(self._samples[a:b]) for a, b in zip(self._starts, self._ends, strict=True)], np.int64)
+
     def __len__(self) -> int:
         return len(self._ends)
 
@@ -262,6 +265,22 @@ def read_waves(
     arrays = cached_arrays(path, compute)
     ends = arrays["ends"]
     return Waves(arrays["samples"], np.concatenate(([0], ends[:-1])), ends, arrays["peaks"], sample_rate_hz)
+
+
+def recording_digests(task: Task, waves: Callable[[], Waves], cache: Path | None = None) -> Array:
+    """A number for each clip of a task, (N,) int64, that tells recordings apart whatever they are called.
+
+    Args:
+        task: the task.
+        waves: gives its decoded clips, when they are needed.
+        cache: folder; None keeps nothing.
+    """
+    path = cache / "waves" / f"{task.name}-{task.digest}-digests.safetensors" if cache else None
+    return cached_arrays(path, lambda: {"digests": waves().digests()})["digests"]
+
+
+def _digest(samples: Array) -> int:
+    return int.from_bytes(hashlib.blake2b(samples.tobytes(), digest_size=8).digest(), "little", signed=True)
 
 
 def _files(task: Task) -> Iterator[Path]:

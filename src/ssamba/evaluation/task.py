@@ -72,20 +72,22 @@ class Task:
     """`event`: ways of smoothing among which the validation part chooses."""
     valid: Array | None = None
     """(N,) bool: training clips that choose a probe's settings, where the task names them."""
+    beside: tuple[Path, ...] = ()
+    """Further files that say what the recordings hold."""
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits of the table and the recordings.
+        """Sixteen hexadecimal digits of the table, what stands beside it, and the recordings.
 
         Raises:
             SuiteError: a recording is missing.
         """
         if self.audio.is_file():
-            return digest_of_files(self.table, self.audio)
+            return digest_of_files(self.table, *self.beside, self.audio)
         for clip in self.clips:
             if not (self.audio / clip).is_file():
                 raise SuiteError(f"{self.table} names {clip}, but neither {self.name}.tar nor that file is beside it")
-        return digest_of_files(self.table, *(self.audio / clip for clip in self.clips))
+        return digest_of_files(self.table, *self.beside, *(self.audio / clip for clip in self.clips))
 
     @property
     def facts(self) -> dict[str, Any]:

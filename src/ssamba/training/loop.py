@@ -304,7 +304,7 @@ class _Trainer:
         if self.log is not None:
             self.log.event("validation", self.step, figures)
         sign = 1 if self.best_way == "max" else -1
-        is_best = self.best is None or sign * value > sign * self.best[1]
+        is_best = self.best is None or sign * value >= sign * self.best[1]  # of equals the later, which has seen more
         if is_best and value == value:
             self.best = (self.step, value)
             return True
