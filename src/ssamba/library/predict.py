@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ssamba.audio.decode import probe
 from ssamba.checkpoint.load import CONFIG_FILE
 from ssamba.embedder import Embedder
 from ssamba.errors import CheckpointError
@@ -95,9 +96,7 @@ def predict_stream(
         probabilities = (logits.softmax(-1) if config.activation == "softmax" else logits.sigmoid()).numpy()
         names = config.labels or tuple(map(str, range(config.num_classes)))
         length_s = (config.label_frames or model.front_end.frames_per_second) / model.front_end.frames_per_second
-        stretches = (
-            [(0.0, None)] if result.ndim == 1 else [(k * length_s, (k + 1) * length_s) for k in range(len(logits))]
-        )
+        stretches = [(0.0, None)] if result.ndim == 1 else _stretches(path, len(logits), length_s)
         yield (
             path,
             [
@@ -105,6 +104,15 @@ def predict_stream(
                 for (start_s, end_s), row in zip(stretches, probabilities, strict=True)
             ],
         )
+
+
+def _stretches(path: Path, count: int, length_s: float) -> list[tuple[float, float | None]]:
+    """Where each of `count` answers begins and ends, the last one with the recording where its header says how long it is."""
+    whole_s = probe(path).duration_s
+    ends_s = [(k + 1) * length_s for k in range(count)]
+    if whole_s is not None and whole_s > (count - 1) * length_s:
+        ends_s[-1] = min(ends_s[-1], whole_s)
+    return [(k * length_s, end_s) for k, end_s in enumerate(ends_s)]
 
 
 def as_csv(predictions: Sequence[Prediction], count: int = 1) -> str:
