@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import numpy as np
 import pytest
 import torch
 from tests.data.corpora import CrashingCorpus, NoiseCorpus
 
+from ssamba.data.backgrounds import Backgrounds
 from ssamba.data.corpus import open_corpus
 from ssamba.data.loader import WaveLoader, make_loader
 from ssamba.data.plan import Plan, PlanConfig
@@ -116,6 +118,30 @@ def test_a_clip_that_kills_a_worker_is_left_out_like_others():
     assert sum(map(len, batches)) == 10
     again = list(loader.batches(1))
     assert sum(map(len, again)) == 10, "it is not touched again"
+
+
+def test_a_clip_that_kills_a_worker_as_a_background_is_found_and_not_touched_again():
+    corpus = CrashingCorpus(np.full(12, 1.0))
+    plan = Plan(PlanConfig(batch_size=2, short_clips="pad"), [corpus])
+    loader = WaveLoader([corpus], plan, workers=1, prefetch=1, backgrounds=Backgrounds(share=1.0))
+    for epoch in range(2):
+        batches = list(loader.batches(epoch))
+        names = {key for batch in batches for row in batch.keys for key in row}
+        assert names == {corpus.key(i) for i in range(12) if i != 7}
+        assert {key for batch in batches for key, _ in batch.skipped} == {corpus.key(7)}
+
+
+def test_a_dying_worker_does_not_interrupt_what_the_trainer_is_at():
+    corpus = CrashingCorpus(np.full(12, 1.0))
+    plan = Plan(PlanConfig(batch_size=2, short_clips="pad"), [corpus])
+    batches = WaveLoader([corpus], plan, workers=1, prefetch=4).batches(0)
+    seen = 0
+    for batch in batches:
+        seen += len(batch)
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:  # a worker that is ahead dies meanwhile
+            time.sleep(0.01)
+    assert seen == 11
 
 
 def test_other_corpora_and_ranks_are_refused(corpus):

@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 import ssamba
@@ -20,6 +22,7 @@ from ssamba.training.contrast import gather_views
 from ssamba.training.corpora import open_corpora
 from ssamba.training.pretrain import PretrainingTask, pretrain
 from ssamba.training.recipe import PretrainRecipe, find_recipe, read_recipe
+from ssamba.training.running_scale import RunningScale
 from ssamba.training.task import StepContext
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
@@ -71,6 +74,8 @@ def recordings(tmp_path, clips):
 def test_every_shipped_recipe_is_one(path):
     settings = read_recipe(path)
     if path.stem.startswith("official"):
+        assert settings.best == "accuracy"
+        assert settings.data.crop == "start"
         _, size, count = path.stem.split("-")
         assert settings.model.size == size
         assert round(512 * settings.masking.ratio) == int(count)
@@ -106,6 +111,46 @@ def test_broken_files_are_left_out_and_listed(recordings, tmp_path):
     listed = (tmp_path / "run" / "skipped.csv").read_text()
     for name in ("text0.wav", "text3.wav", "cut.flac"):
         assert listed.count(name) >= 1, listed
+
+
+def test_a_folder_smaller_than_a_batch_trains_and_scraps_are_named(recordings, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(recordings.iterdir())[:3]:
+        shutil.copy(path, few)
+    soundfile.write(few / "scrap.wav", np.full(300, 0.1), 16_000)  # 19 ms: no frame
+    changes = {
+        "data": {"batch_s": 640.0, "valid_share": 0.0},
+        "objectives": {"statistics": 1.0},
+        "run": {"steps": 2, "picture_every": 1},
+    }
+    report = pretrain([few], recipe(OURS, changes), tmp_path / "run")
+    assert report.step == 2
+    assert report.clips == 6
+    assert "scrap.wav" in (tmp_path / "run" / "skipped.csv").read_text()
+    assert "shorter than one frame" in (tmp_path / "run" / "skipped.csv").read_text()
+
+
+def test_broken_clips_among_those_held_out_are_named(recordings, tmp_path):
+    whole = next(recordings.glob("*.flac")).read_bytes()
+    for i in range(40):
+        (recordings / f"cut{i}.flac").write_bytes(whole[: len(whole) // 2])
+    settings = recipe(
+        {"data": {"cache_gb": 0.0, "valid_share": 0.5}, "run": {"steps": None, "epochs": 2, "validate_every": 1}}
+    )
+    pretrain([recordings], settings, tmp_path / "run")
+    listed = (tmp_path / "run" / "skipped.csv").read_text()
+    assert all(f"cut{i}.flac" in listed for i in range(40))
+
+
+def test_what_is_not_finite_leaves_a_running_scale_as_it_is():
+    scale = RunningScale(3)
+    scale.scaled(torch.randn(8, 3), training=True)
+    before = {name: torch.as_tensor(value).clone() for name, value in scale.state_dict().items()}
+    scale.scaled(torch.full((2, 3), torch.inf), training=True)
+    scale.scaled(torch.zeros(0, 3), training=True)
+    for name, value in scale.state_dict().items():
+        assert torch.equal(torch.as_tensor(value), before[name])
 
 
 def test_wrong_recipes_are_refused_by_name(tmp_path):
@@ -181,7 +226,7 @@ def test_a_patchs_unit_is_that_of_its_column_before_augmentation(recordings):
     assert not torch.equal(inputs.clean, inputs.features)
     units = task.unit_targets(inputs).view(len(inputs.features), -1, 2)
     assert torch.equal(units[..., 0], units[..., 1])  # time-major: two rows to a column
-    assert torch.equal(units[..., 0], task.units.units(inputs.clean, inputs.lengths)[:, : units.shape[1]])
+    assert torch.equal(units[..., 0], task.units.units(inputs.clean, inputs.frames)[:, : units.shape[1]])
     again = PretrainingTask(task.recipe, task.corpora)
     assert torch.equal(again.units.centres, task.units.centres)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,7 +73,8 @@ def pretrain(
             on_progress=bar.update,
             on_decoded=bar.decoded,
         )
-    _print_report(report, output)
+    if os.environ.get("RANK", "0") == "0":
+        _print_report(report, output)
     if report.stopped == "SIGINT":
         sys.exit(130)
 

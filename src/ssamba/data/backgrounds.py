@@ -7,6 +7,7 @@ number of workers and processes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,28 @@ class Backgrounds(Config):
         return self
 
 
+class Background(NamedTuple):
+    """What is mixed under a sequence."""
+
+    corpus: int
+    """Number of the corpus."""
+    clip: int
+    """Number of the clip in it."""
+    below_db: float
+    """Its level below the sequence's."""
+    place: float
+    """Where it, or the part of it that is used, begins: a share of what is left."""
+
+
+def chosen_background(draw: Draw, corpora: Sequence[Corpus], settings: Backgrounds) -> Background | None:
+    """What the first clip's seed chooses for a sequence; None is nothing."""
+    random = np.random.default_rng([draw.seed, 0x6D6978])
+    if random.random() >= settings.share:
+        return None
+    index, below_db = int(random.integers(len(corpora[draw.corpus]))), random.uniform(*settings.below_db)
+    return Background(draw.corpus, index, below_db, random.random())
+
+
 def add_background(
     wave: Samples,
     draw: Draw,
@@ -46,13 +69,11 @@ def add_background(
     A background that is shorter than the wave stands somewhere in it. One that cannot be read is left out: it will be
     reported when its own turn comes.
     """
-    random = np.random.default_rng([draw.seed, 0x6D6978])
-    if random.random() >= settings.share:
+    background = chosen_background(draw, corpora, settings)
+    if background is None or background[:2] in crashing:
         return wave
-    corpus = corpora[draw.corpus]
-    i, below_db, place = int(random.integers(len(corpus))), random.uniform(*settings.below_db), random.random()
-    if (draw.corpus, i) in crashing:
-        return wave
+    number, i, below_db, place = background
+    corpus = corpora[number]
     rate_hz = corpus.sample_rate_hz
     seconds = float(corpus.seconds[i])
     length_s = len(wave) / rate_hz

@@ -14,7 +14,9 @@ Features are computed from the waves by the trainer, on the model's device. Shap
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -24,10 +26,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ssamba.data.backgrounds import Backgrounds, add_background
+from ssamba.data.backgrounds import Backgrounds, add_background, chosen_background
 from ssamba.data.corpus import Corpus, Samples
 from ssamba.data.crashes import crashing_draws
-from ssamba.data.mixup import Mixed, Mixup, mix
+from ssamba.data.mixup import Mixed, Mixup, chosen_partner, mix
 from ssamba.data.plan import BatchPlan, Draw, EpochPlan, Plan
 from ssamba.errors import AudioDecodeError, DataError
 
@@ -65,6 +67,14 @@ class WaveBatch:
     def num_samples(self) -> int:
         """Valid samples of all its sequences."""
         return int(self.samples.sum())
+
+    def chosen(self, rows: Sequence[int]) -> WaveBatch:
+        """Some of the sequences."""
+        changes: dict[str, Any] = {name: getattr(self, name)[list(rows)] for name in ("waves", "samples", "seeds")}
+        for name in ("keys", "pieces", "labels", "mixed"):
+            if own := getattr(self, name):
+                changes[name] = tuple(own[i] for i in rows)
+        return dataclasses.replace(self, **changes)
 
     def pin_memory(self) -> WaveBatch:
         """The same in memory from which a GPU copies without waiting."""
@@ -216,7 +226,7 @@ class WaveLoader:
         while True:
             self._order.items = _Items(epoch, next_batch, self.rank, self.world, self._crashing)
             try:
-                for batch in self._loader:
+                for batch in self._iterator():
                     yield batch
                     next_batch += 1
                 return
@@ -226,7 +236,8 @@ class WaveLoader:
                 ahead = range(next_batch, min(len(epoch), next_batch + self._workers * (self._prefetch + 1)))
             del self._loader
             rows = [row for k in ahead for row in epoch.rows(k, self.rank, self.world)]
-            suspects = [draw for row in rows for draw in row if (draw.corpus, draw.index) not in self._crashing]
+            suspects = [draw for row in rows for draw in self._read_for(row)]
+            suspects = [draw for draw in suspects if (draw.corpus, draw.index) not in self._crashing]
             found = crashing_draws(self._corpora, suspects)
             self._crashing |= {(draw.corpus, draw.index) for draw in found}
             deaths = 0 if found else deaths + 1
@@ -236,6 +247,28 @@ class WaveLoader:
                     "fewer workers, a smaller prefetch or smaller batches; in a container, allow more shared memory"
                 )
             self._loader = self._started()
+
+    def _iterator(self) -> Iterator[WaveBatch]:
+        """The loader's batches. Its first start makes a worker's death an error wherever this process is at that moment, in
+        the middle of a step perhaps; it is noticed soon enough where the next batch is waited for."""
+        if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+            return iter(self._loader)
+        before = signal.getsignal(signal.SIGCHLD)
+        iterator = iter(self._loader)
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
+        return iterator
+
+    def _read_for(self, row: Sequence[Draw]) -> Iterator[Draw]:
+        """Everything that a sequence is made of: its clips, and what is mixed into it."""
+        yield from row
+        for other in (
+            None if self._backgrounds is None else chosen_background(row[0], self._corpora, self._backgrounds),
+            None if self._mixup is None else chosen_partner(row[0], self._corpora, self._mixup),
+        ):
+            if other is not None:
+                seconds = float(self._corpora[other.corpus].seconds[other.clip])
+                yield Draw(other.corpus, other.clip, 0.0, seconds, row[0].seed)
 
     def _started(self) -> DataLoader[WaveBatch]:
         options: dict[str, Any] = {}
@@ -294,8 +327,7 @@ class _Items(Sequence[Item]):
             raise IndexError(k)
         batch = self._start + k
         rows = self._epoch.rows(batch, self._rank, self._world)
-        draws = {(draw.corpus, draw.index) for row in rows for draw in row} if self._crashing else set()
-        return rows, self._epoch.padded_samples(batch), self._crashing & draws
+        return rows, self._epoch.padded_samples(batch), self._crashing
 
 
 class _Order(Sampler[Item]):
@@ -326,3 +358,5 @@ def _as_it_is(batch: Any) -> Any:
 def _start_worker(number: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles the interrupt and ends its workers
+    if hasattr(os, "setsid"):
+        os.setsid()  # what is sent to the parent's group (torchrun, timeout, systemd) is the parent's to handle, too

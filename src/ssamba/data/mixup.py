@@ -42,6 +42,32 @@ class Mixed(NamedTuple):
     """Its part of the mixture."""
 
 
+class Partner(NamedTuple):
+    """What is mixed into a clip."""
+
+    corpus: int
+    """Number of the corpus."""
+    clip: int
+    """Number of the clip in it."""
+    share: float
+    """Its part of the mixture."""
+    place: float
+    """Where the part of it that is used begins: a share of what is left."""
+
+
+def chosen_partner(draw: Draw, corpora: Sequence[Corpus], settings: Mixup) -> Partner | None:
+    """What a clip's seed chooses for it, of any corpus; None is nothing."""
+    random = np.random.default_rng([draw.seed, 0x6D697875])
+    if random.random() >= settings.share:
+        return None
+    i, place = int(random.integers(sum(map(len, corpora)))), random.random()
+    share = 1 - random.beta(settings.alpha, settings.alpha)
+    number = 0
+    while i >= len(corpora[number]):
+        i, number = i - len(corpora[number]), number + 1
+    return Partner(number, i, share, place)
+
+
 def mix(
     wave: Samples,
     draw: Draw,
@@ -54,17 +80,11 @@ def mix(
     Both lose their mean first. A clip that is shorter than the wave is filled with zeros; one that cannot be read is
     left out: it will be reported when its own turn comes.
     """
-    random = np.random.default_rng([draw.seed, 0x6D697875])
-    if random.random() >= settings.share:
+    partner = chosen_partner(draw, corpora, settings)
+    if partner is None or partner[:2] in crashing:
         return wave, None
-    i, place = int(random.integers(sum(map(len, corpora)))), random.random()
-    share = 1 - random.beta(settings.alpha, settings.alpha)
-    number = 0
-    while i >= len(corpora[number]):
-        i, number = i - len(corpora[number]), number + 1
+    number, i, share, place = partner
     corpus = corpora[number]
-    if (number, i) in crashing:
-        return wave, None
     length_s = len(wave) / corpus.sample_rate_hz
     try:
         other = corpus.read(i, max(0.0, float(corpus.seconds[i]) - length_s) * place, length_s)[: len(wave)]

@@ -65,8 +65,8 @@ class PlanConfig(Config):
     """Share of each corpus in an epoch's clips; None: by their numbers of clips, so that each clip appears once."""
     epoch_clips: int | None = Field(None, gt=0)
     """Clips of an epoch; None: as many as the corpora have."""
-    drop_last: bool = False
-    """Leave out a last batch that is not full."""
+    fewest: int = Field(1, gt=0)
+    """A remainder of fewer sequences than this is no batch, and left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +282,7 @@ class EpochPlan(Sequence[BatchPlan]):
         order = np.arange(len(lengths))
         if self.config.short_clips != "bucket":
             batches = [order[first : first + size] for first in range(0, len(order), size)]
-            return [rows for rows in batches if len(rows) == size or not self.config.drop_last]
+            return [rows for rows in batches if len(rows) >= min(size, self.config.fewest)]
         batches = []
         budget = size * self._padded(self._crop)
         window = int(_BUCKET_BATCHES * budget / max(1.0, float(lengths.mean()))) if len(lengths) else 1
@@ -296,7 +296,7 @@ class EpochPlan(Sequence[BatchPlan]):
         first = 0
         while first < len(rows):
             count = max(1, budget // self._padded(int(lengths[rows[first]])))
-            if not (self.config.drop_last and first + count > len(rows)):
+            if len(rows) - first >= min(count, self.config.fewest):
                 batches.append(rows[first : first + count])
             first += count
         # Long and short batches in turn; the hash of a batch's first clip stands for the epoch, too.

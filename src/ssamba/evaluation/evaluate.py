@@ -225,8 +225,10 @@ def _evaluate_task(
             names += mixtures
             runs += single_runs(task, mixtures, used, rounds, weighted_probe)
     answers = iter(run_side_by_side(runs, workers, report("probing", len(runs))))
-    recordings = recording_digests(task, waves, cache)
-    repeated = sum(int(np.isin(recordings[r.test], recordings[r.train]).sum()) for r in rounds)
+    repeated = 0
+    if not options.inner:
+        recordings = recording_digests(task, waves, cache)
+        repeated = sum(int(np.isin(recordings[r.test], recordings[r.train]).sum()) for r in rounds)
     return {view: [next(answers) for _ in rounds] for view in names}, repeated
 
 

@@ -43,6 +43,8 @@ def info_nce(predictions: Tensor, targets: Tensor, valid: Tensor | None = None) 
         The loss in nats and the share of right matches: means over a clip's valid patches, then over clips.
     """
     scores = targets @ predictions.transpose(1, 2)
+    if not scores.shape[1]:  # nothing is hidden
+        return Contrast(predictions.sum(), predictions.new_zeros(()))
     if valid is not None:
         scores = scores.masked_fill(~valid[:, None], -torch.inf)
     log_probability = F.log_softmax(scores, dim=2)

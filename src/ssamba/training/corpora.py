@@ -37,16 +37,20 @@ class Corpora:
             PlanConfig(
                 seed=recipe.run.seed,
                 crop_s=crop_s,
+                crop=data.crop,
                 short_clips=data.short_clips,
+                shuffle_window=data.shuffle_window,
                 batch_size=max(1, round(data.batch_s / crop_s)),
                 weights=data.weights,
-                drop_last=recipe.objectives.clip > 0,
+                fewest=2 if recipe.objectives.clip else 1,  # a clip is told from others
                 **shared,
             ),
             self.training,
         )
         self._loader: WaveLoader | None = None
         self._validation: list[WaveBatch] | None = None
+        self.unreadable_held_out: tuple[tuple[str, str], ...] = ()
+        """Name and reason of held-out clips that could not be read, once they have been."""
         self._shared = shared
 
     def batches(self, epoch: int, start: int, rank: int, world: int) -> Iterator[WaveBatch]:
@@ -84,7 +88,9 @@ class Corpora:
             **self._shared,
         )
         loader = WaveLoader(self.held_out, Plan(config, self.held_out), workers=0)
-        return [batch for batch in loader.batches(0) if len(batch)]
+        batches = list(loader.batches(0))
+        self.unreadable_held_out = tuple(entry for batch in batches for entry in batch.skipped)
+        return [batch for batch in batches if len(batch)]
 
     @cached_property
     def hours(self) -> float:

@@ -62,7 +62,9 @@ class Inputs(NamedTuple):
     features: Tensor
     """Normalised (V, T, M)."""
     lengths: Tensor
-    """Valid frames (V,)."""
+    """Valid frames (V,), with those that fill up the last patch."""
+    frames: Tensor
+    """Valid frames of the recording itself (V,)."""
     seeds: Tensor
     """A seed for each view (V,)."""
     clean: Tensor
@@ -89,7 +91,7 @@ class PretrainingTask:
         self.profile = RunningScale(recipe.objectives.profile_segments * profile_bands(bins))
         self.texture = RunningScale(texture_values(bins))
         self.units = self._find_units() if recipe.objectives.units else None
-        self.best_metric = ("loss", "min")
+        self.best_metric = ("loss", "min") if recipe.best == "loss" else ("accuracy", "max")
         # Reported with the first step: what was found broken when the corpora were opened.
         self.unreported = corpora.skipped
 
@@ -103,10 +105,10 @@ class PretrainingTask:
 
     def step_loss(self, model: nn.Module, batch: WaveBatch, context: StepContext) -> StepOutcome:
         """The weighted sum of the objectives on a share of a batch."""
-        skipped, self.unreported = (*self.unreported, *batch.skipped), ()
+        batch, scraps = self._without_scraps(batch)
+        skipped, self.unreported = (*self.unreported, *batch.skipped, *scraps), ()
         if not len(batch):
-            if self.recipe.objectives.clip:
-                gather_views(torch.zeros(0, self.recipe.objectives.clip_dim, device=context.device))
+            self._share_nothing(context.device)
             return StepOutcome(None, 0.0, skipped=skipped)
         inputs = self.inputs(batch, context.device, training=True)
         with context.autocast():
@@ -120,6 +122,28 @@ class PretrainingTask:
             keys=[key for keys in batch.keys for key in keys],
             skipped=skipped,
         )
+
+    def _without_scraps(self, batch: WaveBatch) -> tuple[WaveBatch, tuple[tuple[str, str], ...]]:
+        """The sequences that hold a frame, and name and reason of those that do not."""
+        front_end = self.recipe.front_end
+        short = batch.samples < front_end.frame_samples
+        if not short.any():
+            return batch, ()
+        reason = f"shorter than one frame of {front_end.frame_ms:g} ms"
+        names = tuple((key, reason) for i in short.nonzero()[:, 0].tolist() for key in batch.keys[i])
+        return batch.chosen((~short).nonzero()[:, 0].tolist()), names
+
+    def _share_nothing(self, device: torch.device) -> None:
+        """Take part in what the processes exchange in a step, in the order of `losses`, with no clip."""
+        weights = self.recipe.objectives
+        parts = (
+            (weights.statistics, self.statistics), (weights.profile, self.profile), (weights.texture, self.texture)
+        )  # fmt: skip
+        for weight, scale in parts:
+            if weight:
+                scale.scaled(torch.zeros(0, len(scale.mean), device=device), training=True)
+        if weights.clip:
+            gather_views(torch.zeros(0, weights.clip_dim, device=device))
 
     def inputs(self, batch: WaveBatch, device: torch.device, *, training: bool) -> Inputs:
         """Features of a batch: views and changes while training, the whole crop unchanged otherwise."""
@@ -146,8 +170,7 @@ class PretrainingTask:
             features = augment(features, seeds, recipe.augmentation, lengths)
         features = normalise(features, front_end)
         # The last patch of a clip is filled with frames of log-mel 0 and counts, as when a clip is embedded.
-        lengths = -(-lengths // patch) * patch
-        return Inputs(features, lengths, seeds, clean)
+        return Inputs(features, -(-lengths // patch) * patch, lengths, seeds, clean)
 
     def losses(
         self, model: nn.Module, inputs: Inputs, *, training: bool, ratio: float | None = None
@@ -168,8 +191,9 @@ class PretrainingTask:
         if out.profile is not None:
             heard = inputs.features
             if weights.profile_target == "clean":
-                heard = without_channel(inputs.clean * (2 * self.recipe.front_end.std), inputs.lengths)
-            course = temporal_profile(heard, inputs.lengths, weights.profile_segments)
+                heard = without_channel(inputs.clean * (2 * self.recipe.front_end.std), inputs.frames)
+            lengths = inputs.frames if weights.profile_target == "clean" else inputs.lengths
+            course = temporal_profile(heard, lengths, weights.profile_segments)
             metrics["profile"] = F.mse_loss(out.profile.float(), self.profile.scaled(course, training))
             total = total + weights.profile * metrics["profile"]
         if out.texture is not None:
@@ -215,7 +239,7 @@ class PretrainingTask:
         """The class of sound of every patch (V, L), the same over a column; arbitrary beyond a clip's end."""
         assert self.units is not None
         config = self.model.encoder.config
-        units = self.units.units(inputs.clean, inputs.lengths)[:, : config.columns(inputs.features.shape[1])]
+        units = self.units.units(inputs.clean, inputs.frames)[:, : config.columns(inputs.features.shape[1])]
         grid = units[:, None, :, None].expand(-1, config.rows, -1, -1)
         return order_tokens(grid, config, column_counts(inputs.lengths, config))[..., 0]
 
@@ -226,10 +250,11 @@ class PretrainingTask:
 
         def clean() -> Iterator[tuple[Tensor, Tensor]]:
             for epoch in range(_UNIT_EPOCHS):
-                for batch in self.corpora.batches(epoch, 0, 0, 1):
+                for found in self.corpora.batches(epoch, 0, 0, 1):
+                    batch, _ = self._without_scraps(found)
                     if len(batch):
                         inputs = self.inputs(batch, torch.device("cpu"), training=False)
-                        yield inputs.clean, inputs.lengths
+                        yield inputs.clean, inputs.frames
 
         units.fit(clean(), self.recipe.run.seed)
         return units
@@ -259,7 +284,8 @@ class PretrainingTask:
         sums: dict[str, float] = {}
         clips = 0
         device = next(model.parameters()).device
-        for batch in self.corpora.validation():
+        for found in self.corpora.validation():
+            batch, _ = self._without_scraps(found)
             if not len(batch):
                 continue
             inputs = self.inputs(batch, device, training=False)
@@ -270,10 +296,14 @@ class PretrainingTask:
                     key = f"{name}@{count}"
                     sums[key] = sums.get(key, 0.0) + float(value) * len(batch)
         figures = {name: value / clips for name, value in sums.items()}
-        figures["loss"] = math.nan
+        best = self.best_metric[0]
+        figures[best] = math.nan
         if clips:
             nearest = min(self.recipe.validation_counts, key=lambda count: abs(count / 512 - self.recipe.masking.ratio))
-            figures["loss"] = figures[f"loss@{nearest}"]
+            figures[best] = figures[f"{best}@{nearest}"]
+        self.unreported, self.corpora.unreadable_held_out = (
+            (*self.unreported, *self.corpora.unreadable_held_out), ()
+        )  # fmt: skip
         return figures
 
     @torch.no_grad()
@@ -284,8 +314,9 @@ class PretrainingTask:
         assert isinstance(model, PretrainingModel)
         device = next(model.parameters()).device
         # The longest clips show most.
-        batch = max(self.corpora.validation(), key=lambda batch: batch.waves.shape[1] if len(batch) else 0)
-        if not len(batch):
+        batches = [self._without_scraps(batch)[0] for batch in self.corpora.validation()]
+        batch = max(batches, key=lambda batch: batch.waves.shape[1] if len(batch) else 0, default=None)
+        if batch is None or not len(batch):
             return {}
         inputs = self.inputs(batch, device, training=False)
         shown = []

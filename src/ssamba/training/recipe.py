@@ -55,10 +55,15 @@ class DataSettings(Config):
 
     crop_s: float = Field(10.24, gt=0)
     """Longest stretch of a recording that is used at once, seconds."""
+    crop: Literal["random", "start"] = "random"
+    """Where in a longer recording that stretch is: anywhere, or (the original) at its start."""
     short_clips: Literal["join", "bucket", "pad"] = "bucket"
     """Clips shorter than that: joined in time, put in batches of clips of like length, or padded (the original)."""
     batch_s: float = Field(640.0, gt=0)
     """Seconds of audio in a batch, over all processes."""
+    shuffle_window: int | None = Field(None, gt=0)
+    """Shards are read one after the other, in a new order in each epoch, and clips are shuffled within so many of them: for disks and
+    networks that are slow at random access. None shuffles all clips."""
     weights: tuple[float, ...] | None = None
     """Shares of several corpora; None is by their length."""
     valid_share: float = Field(0.02, ge=0, lt=1)
@@ -154,6 +159,9 @@ class PretrainRecipe(Config):
     """What is minimised."""
     validation_counts: tuple[int, ...] = (250, 300, 400)
     """Masked patches of 512 at which validation is reported."""
+    best: Literal["loss", "accuracy"] = "loss"
+    """What is best in validation, at the count nearest to the masked share: the sum of all objectives, or (the original) how often
+    the right patch is picked."""
     optimiser: OptimiserSettings = OptimiserSettings()
     """The optimiser."""
     schedule: ScheduleSettings = ScheduleSettings()

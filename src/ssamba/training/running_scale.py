@@ -23,12 +23,18 @@ class RunningScale:
 
     @torch.no_grad()
     def scaled(self, targets: Tensor, training: bool) -> Tensor:
-        """(B, F) -> (B, F), standardised; while training, after the batch has been taken into account."""
+        """(B, F) -> (B, F), standardised; while training, after the batch has been taken into account.
+
+        In company every process must call it, with no rows if it has none. A batch with values that are not finite is
+        not taken into account.
+        """
         self.mean, self.variance = self.mean.to(targets), self.variance.to(targets)
         if training:
             sums = torch.stack((targets.sum(0), targets.square().sum(0), torch.ones_like(targets).sum(0)))
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 torch.distributed.all_reduce(sums)
+            if not (sums[2] > 0).all() or not sums.isfinite().all():
+                return (targets - self.mean) / (self.variance + 1e-4).sqrt()
             mean = sums[0] / sums[2]
             self.seen += 1
             share = max(1 / self.seen, _SHARE)

@@ -65,7 +65,7 @@ class Schedule:
             self._top is None or (value > self._top if self.better == "max" else value < self._top)
         )
         self._top, self.stale = (value, 0) if is_top else (self._top, self.stale + is_warm)
-        if settings.kind != "plateau":
+        if settings.kind != "plateau" or value != value:
             return
         threshold = settings.plateau_threshold
         improved = self._best is None or (

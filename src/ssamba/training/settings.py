@@ -143,7 +143,7 @@ OFFICIAL_SCHEDULE = ScheduleSettings(
 )
 """The original's pretraining, which validates every 4,000 steps."""
 
-FREE_ON_RESUME = frozenset(
+FREE_ON_RESUME = frozenset({"task.data.workers"}) | frozenset(
     f"run.{name}"
     for name in (
         "steps",
@@ -160,4 +160,4 @@ FREE_ON_RESUME = frozenset(
         "bad_steps_limit",
     )
 )
-"""Settings that may change when a run is resumed: its length, and what is written when."""
+"""Settings that may change when a run is resumed: its length, what is written when, and how many processes decode."""
