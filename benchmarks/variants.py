@@ -92,6 +92,13 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     kept = RESULTS / "variants.json"
     found = json.loads(kept.read_text())["rows"] if kept.exists() and not arguments.again else {}
+    where = {**surroundings(), "minutes": arguments.minutes}
+    same = ("processor", "threads", "torch", "minutes")
+    other = [name for name, row in found.items() if [row["where"].get(k) for k in same] != [where[k] for k in same]]
+    if other:
+        raise SystemExit(
+            f"{kept} holds {other[0]!r} from another machine or of another length: give --again, or move it"
+        )
     tasks = read_suite(arguments.suite)
 
     def score(model: Any) -> Values:
@@ -101,9 +108,9 @@ def main() -> None:
         return {**scored.best().scores, "mean": scored.best().mean}
 
     def finish(name: str, row: Values) -> None:
-        found[name] = row
+        found[name] = {**row, "where": where}
         print(name, json.dumps(row), flush=True)
-        _save(found, arguments)
+        _save(found)
 
     if "log-mel statistics" not in found:
         finish("log-mel statistics", {"scores": score(LogMelStatistics())})
@@ -154,7 +161,7 @@ def _row(report: TrainingReport, seconds: float) -> Values:
     return {"steps": report.step, "clips": report.clips, "wall_s": round(seconds, 1), "held_out": held_out}
 
 
-def _save(found: dict[str, Values], arguments: argparse.Namespace) -> None:
+def _save(found: dict[str, Values]) -> None:
     tasks = [name for name in next(iter(found.values()))["scores"] if name != "mean"]
 
     def held_out(row: Values, name: str) -> str:
@@ -170,10 +177,9 @@ def _save(found: dict[str, Values], arguments: argparse.Namespace) -> None:
         ]
         for name, row in found.items()
     ]
-    where = {**surroundings(), "minutes": arguments.minutes}
-    heading = ", ".join(f"{key} {value}" for key, value in where.items())
+    heading = ", ".join(f"{key} {value}" for key, value in next(iter(found.values()))["where"].items())
     head = ["run", "clips", "InfoNCE", "accuracy", "MSE", *tasks, "mean"]
-    save("variants", {"where": where, "rows": found}, f"{heading}\n\n{table(head, rows)}")
+    save("variants", {"rows": found}, f"{heading}\n\n{table(head, rows)}")
 
 
 if __name__ == "__main__":
