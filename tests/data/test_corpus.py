@@ -197,8 +197,10 @@ def test_a_hugging_face_dataset(clips, tmp_path, monkeypatch):
     assert open_corpus(tmp_path / "saved").fingerprint() == corpus.fingerprint()
     both = datasets.DatasetDict({"train": dataset})
     assert open_corpus(both, split="train").clip(0).split == "train"
-    with pytest.raises(DataError, match="name one of its splits: train"):
-        open_corpus(both)
+    both.save_to_disk(tmp_path / "both")
+    assert open_corpus(tmp_path / "both").fingerprint() == open_corpus(both).fingerprint()
+    with pytest.raises(DataError, match="name one of its splits: night"):
+        open_corpus(datasets.DatasetDict({"night": dataset}))
     with pytest.raises(DataError, match="no audio column"):
         open_corpus(dataset.remove_columns("sound"))
     with pytest.raises(DataError, match="streaming=False"):

@@ -3,7 +3,7 @@
     corpus = open_corpus("recordings/")                 # a folder of audio: headers are scanned
     corpus = open_corpus("manifest.parquet", split="train")
     corpus = open_corpus("shards/")                     # tars of `ssamba shard`, or anyone's WebDataset tars
-    corpus = open_corpus("hf:ashraq/esc50")             # Hugging Face, or a `datasets.Dataset` itself
+    corpus = open_corpus("hf:ashraq/esc50")             # (or hf:OWNER/NAME:CONFIGURATION) Hugging Face, or a `datasets.Dataset` itself
     corpus = CachedCorpus(corpus)                       # decoded once, kept in memory (`cache.py`)
 
 A corpus is picklable and small: worker processes get their own. Shapes: waveforms are (samples,), float32.
@@ -288,7 +288,8 @@ def open_corpus(
         return ShardCorpus(open_index(path, workers), sample_rate_hz, split, path.stem)
     if not path.is_dir():
         raise DataError(f"{path}: is neither a manifest ({', '.join(_MANIFESTS)}) nor a tar, nor a folder of audio")
-    if (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
+    one = (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
+    if one or (path / "dataset_dict.json").is_file():
         from ssamba.data.huggingface import HuggingFaceCorpus
 
         return HuggingFaceCorpus.open(path, sample_rate_hz, split)

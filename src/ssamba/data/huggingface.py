@@ -92,7 +92,8 @@ class HuggingFaceCorpus(Corpus):
 
     @classmethod
     def open(cls, source: Any, sample_rate_hz: int = 16_000, split: str | None = None) -> HuggingFaceCorpus:
-        """A corpus of a dataset, of a split of a `DatasetDict`, of a saved folder, or of `hf:OWNER/NAME`.
+        """A corpus of a dataset, of a split of a `DatasetDict` (`train` unless named), of a saved folder, or of
+        `hf:OWNER/NAME` or `hf:OWNER/NAME:CONFIGURATION`.
 
         Raises:
             DataError: as the class, and where there is no such split.
@@ -101,11 +102,13 @@ class HuggingFaceCorpus(Corpus):
         name = type(source).__name__
         if isinstance(source, str) and source.startswith("hf:"):
             name = source.removeprefix("hf:")
-            source = datasets.load_dataset(name, split=split or "train")
+            place, _, configuration = name.partition(":")
+            source = datasets.load_dataset(place, configuration or None, split=split or "train")
         elif isinstance(source, str | Path):
             name = Path(source).name
             source = datasets.load_from_disk(str(source))
         if isinstance(source, datasets.DatasetDict):
+            split = "train" if split is None and "train" in source else split
             if split is None or split not in source:
                 raise DataError(f"{name}: name one of its splits: {', '.join(source)} (got {split!r})")
             source = source[split]
