@@ -99,7 +99,13 @@ def card_of(path: Path) -> Scorecard:
     ]
     options = EvaluateOptions.parse(content["options"], str(path))
     return Scorecard(
-        content["model"], content["model_digest"], options, content["tasks"], rows, seconds=content["seconds"]
+        content["model"],
+        content["model_digest"],
+        options,
+        content["tasks"],
+        rows,
+        seconds=content["seconds"],
+        repeated=content.get("repeated", {}),
     )
 
 
