@@ -38,7 +38,7 @@ def encoder():
 
 
 def task_of(encoder, classes, settings, train, valid):
-    data = open_labelled(classes, settings, 16_000, 0.96, None)
+    data = open_labelled(classes, settings, FrontEndConfig(), 0.96, None)
     part = Round("all", np.array(train), np.array(valid, dtype=np.int64), np.zeros(0, np.int64))
     return FinetuneTask(settings, data, part, encoder.config, FrontEndConfig(), encoder.state_dict())
 

@@ -61,7 +61,9 @@ def finetune(
     minutes: Annotated[
         float | None, typer.Option(min=0.001, help="At most so long for each round, in place of the recipe's length.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each round, whatever the recipe says.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of each round at most, in place of the recipe's length.")
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--no-resume", help="Refuse to go on with what is in the folder already.")
     ] = False,
@@ -91,7 +93,7 @@ def finetune(
     if minutes is not None:
         changes = {"max_minutes": minutes, "steps": None, "epochs": None}
     if epochs is not None:
-        changes |= {"epochs": epochs}
+        changes = {"max_minutes": None, "steps": None} | changes | {"epochs": epochs}
     settings = settings.with_changes(run={**settings.run.model_dump(), **changes})
 
     with TrainingBar() as bar:

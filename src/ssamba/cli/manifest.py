@@ -27,7 +27,10 @@ def manifest(
         Path, typer.Option("--output", "-o", help="Manifest to write: .parquet, .csv or .jsonl.", show_default=False)
     ],
     labels: Annotated[
-        str | None, typer.Option(help="'folder': the name of the folder that a file is in is its label.")
+        str | None,
+        typer.Option(
+            help="'folder': labels are the names of the first folders, or of the second where the first are train, valid, test or folds."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a manifest that is there.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if any file was skipped.")] = False,

@@ -31,6 +31,7 @@ import numpy as np
 from ssamba.audio.collection import Skipped, find_audio, path_text
 from ssamba.audio.decode import AudioBytes, probe, stream
 from ssamba.data.columns import CategoryColumn, TextColumn
+from ssamba.data.folders import read_places
 from ssamba.data.formats import FORMATS, Row, read_rows, write_rows
 from ssamba.errors import DataError, WorkerDiedError
 from ssamba.processes import map_in_processes
@@ -234,13 +235,14 @@ def write_manifest(clips: Iterable[Clip], path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = path.parent.absolute()
     rows = (
-        Row(_relative(clip.path, folder), clip.start_s, clip.duration_s, clip.labels, clip.split, clip.group)
+        Row(relative_path(clip.path, folder), clip.start_s, clip.duration_s, clip.labels, clip.split, clip.group)
         for clip in clips
     )
     write_rows(path, rows)
 
 
-def _relative(path: Path, folder: Path) -> str:
+def relative_path(path: Path, folder: Path) -> str:
+    """A path as a manifest in `folder` (absolute) writes it: below the folder, else whole."""
     path = Path(os.path.normpath(path.expanduser().absolute()))
     return os.fspath(path.relative_to(folder)) if path.is_relative_to(folder) else os.fspath(path)
 
@@ -270,7 +272,8 @@ def scan_folder(
         source: where to look, as `ssamba.audio.collection.find_audio` takes it.
         workers: processes that read headers; 0 reads in this one.
         on_progress: called after each file.
-        labels: `folder` takes the name of the folder that a file is in as its label.
+        labels: `folder` takes labels, and splits where there are any, from the folders that files are in (`folders.py`);
+            a file that is in no class's folder is skipped.
 
     Returns:
         The clips in order of their paths, and what cannot be read, with the reason: neither is the other's end.
@@ -282,9 +285,15 @@ def scan_folder(
     progress = ScanProgress(len(files))
     clips: list[Clip] = []
     skipped: list[Skipped] = []
+    places = iter(read_places(files) if labels == "folder" else [])
     for path, found in map_in_processes(header_duration_s, files, workers, ahead=256):
-        if isinstance(found, float):
-            clips.append(Clip(path, 0.0, found, (path.absolute().parent.name,) if labels == "folder" else ()))
+        place = next(places, None)
+        if isinstance(found, float) and place is not None and place.label is None:
+            skipped.append(Skipped(path_text(path), "is in no class's folder: move it into one, or make a manifest"))
+            progress.skipped += 1
+        elif isinstance(found, float):
+            own = () if place is None or place.label is None else (place.label,)
+            clips.append(Clip(path, 0.0, found, own, None if place is None else place.split))
             progress.audio_s += found
         else:
             skipped.append(Skipped(path_text(path), _reason(path, found)))

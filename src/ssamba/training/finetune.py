@@ -41,7 +41,7 @@ from ssamba.training.recipe import ModelSettings
 from ssamba.training.release import BEST_FOLDER, MODEL_FOLDER, replace_folder
 from ssamba.training.rounds import Round, check_leaks, make_rounds
 from ssamba.training.scores import Measured, comparable_scores, mean_intervals, measure, wanted_metrics
-from ssamba.training.state import STATES_FOLDER
+from ssamba.training.state import has_state
 
 __all__ = ["FinetuneReport", "RoundResult", "finetune"]
 
@@ -83,7 +83,7 @@ def finetune(
     start = _start(checkpoint, recipe)
     encoder, front_end = _configs(start, recipe)
     seconds = window_s(encoder.num_frames, front_end)
-    data = open_labelled(source, recipe, front_end.sample_rate_hz, seconds, on_decoded)
+    data = open_labelled(source, recipe, front_end, seconds, on_decoded)
     rounds, notes = _rounds(data, recipe)
     weights = None if recipe.start.scratch or start is None else start.model.encoder.state_dict()
     settings = recipe.model_dump(mode="json", exclude={"optimiser", "schedule", "run"})
@@ -100,7 +100,7 @@ def finetune(
             task = FinetuneTask(recipe, data, part, encoder, front_end, weights)
             metric = task.best_metric[0]
             folder = round_folder(out, part.name)
-            if recipe.start.fitted_head and weights is not None and not (folder / STATES_FOLDER).is_dir():
+            if recipe.start.fitted_head and weights is not None and not has_state(folder):
                 start_head(task, world.device)
             report = train(
                 task,
@@ -131,6 +131,7 @@ def finetune(
             out / MODEL_FOLDER if stopped == "finished" else None,
             mean_intervals(measured),
         )
+        final = replace(final, notes=(*notes, *final.partly_scored()))
         if stopped == "finished":
             if world.is_first:
                 _publish(final, out, answers, recipe, task)
@@ -179,11 +180,13 @@ def _rounds(data: Labelled, recipe: FinetuneRecipe) -> tuple[list[Round], list[s
         valid_share=recipe.clips.valid_share,
         test_share=recipe.clips.test_share,
         validate=recipe.choice.state == "best",
+        classes=data.classes,
+        copies=data.copies,
     )
     check_leaks(rounds, data.groups, data.files)
     if data.corpus.skipped:
         notes.append(
-            f"{len(data.corpus.skipped)} recordings cannot be read and were left out: rounds/{rounds[0].name}/skipped.csv"
+            f"{len(data.corpus.skipped)} recordings cannot be used and were left out: rounds/{rounds[0].name}/skipped.csv"
         )
     return rounds, notes
 

@@ -5,6 +5,7 @@ The defaults are ours, for recordings of one's own; `official-*.toml` hold the o
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -160,8 +161,10 @@ def recipe_file(task: str, *, official: bool = False) -> Path:
     Raises:
         ConfigError: there is none of that name; those that there are are named.
     """
-    name = f"official-{task}" if official else task
     known = shipped_recipes()
+    of_plain = {re.sub("[-_]", "", name): name for name in known}
+    name = f"official-{task}" if official else task
+    name = of_plain.get(re.sub("[-_]", "", name.lower()), name)  # audioset-20k
     if name not in known:
         names = ", ".join(sorted(other for other in known if other.startswith("official-") == official))
         raise ConfigError(f"no recipe is called {name!r}: expected one of {names or '(none are installed)'}")

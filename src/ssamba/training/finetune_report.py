@@ -77,16 +77,35 @@ class FinetuneReport:
     """95 % bootstrap intervals of the means over the rounds, over test recordings."""
 
     def scores(self) -> dict[str, tuple[float, float | None]]:
-        """Mean of each test score over the rounds, and their standard deviation where there are several."""
+        """Mean of each test score over the rounds that have it, and their standard deviation where these are several.
+
+        A round may have none: no clip of its test has a label, say, so that there is no average precision.
+        """
         names = dict.fromkeys(name for part in self.rounds for name in part.scores)
-        values = {name: [part.scores[name] for part in self.rounds if name in part.scores] for name in names}
+        values = {
+            name: [part.scores[name] for part in self.rounds if not math.isnan(part.scores.get(name, math.nan))]
+            for name in names
+        }
         return {
             name: (
-                float(np.mean(found)),
+                float(np.mean(found)) if found else math.nan,
                 float(np.std(found, ddof=1)) if len(found) > 1 and np.isfinite(found).all() else None,
             )
             for name, found in values.items()
         }
+
+    def partly_scored(self) -> list[str]:
+        """What to say of scores that some of several rounds lack."""
+        tested = [part.scores for part in self.rounds if part.scores]
+        found = {
+            name: sum(not math.isnan(scores.get(name, math.nan)) for scores in tested)
+            for name in dict.fromkeys(name for scores in tested for name in scores)
+        }
+        return [
+            f"{name} is of {count} of {len(tested)} rounds: the test clips of the others have no label, or all the same"
+            for name, count in found.items()
+            if 0 < count < len(tested)
+        ]
 
 
 @dataclass(frozen=True)

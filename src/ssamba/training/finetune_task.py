@@ -8,7 +8,10 @@ Shapes: B clips, T frames, M mel bins, S labels of a clip, C classes, N clips.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -114,6 +117,7 @@ class FinetuneTask:
         )
         self.plan = Plan(self._plan_config(), self.training)
         self._loader: WaveLoader | None = None
+        self._unheard: set[str] = set()
         self.unreported = tuple((entry.path, entry.reason) for entry in data.corpus.skipped)
 
     def _plan_config(self) -> PlanConfig:
@@ -242,6 +246,9 @@ class FinetuneTask:
             return nothing
         assert isinstance(model, Classifier)
         answers = self.answers(model, self.part.valid)
+        fresh = tuple(entry for entry in answers.skipped if entry[0] not in self._unheard)
+        self._unheard |= {name for name, _ in fresh}
+        self.unreported = (*self.unreported, *fresh)
         return self.figures(answers) if len(answers.logits) else nothing
 
     def answers(self, model: Classifier, clips: Ints) -> Answers:
@@ -304,7 +311,7 @@ class FinetuneTask:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides the model."""
-        return {"clips": self.plan.fingerprint(), "classes": list(self.data.classes)}
+        return {"clips": self.plan.fingerprint(), "classes": list(self.data.classes), "labels": self._labels_digest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state.
@@ -317,6 +324,16 @@ class FinetuneTask:
                 "the recordings are not those of the saved run (clips or classes were added, removed or changed, or "
                 "other clips train): resume with the same data, or start a new run in another folder"
             )
+
+    @cached_property
+    def _labels_digest(self) -> str:
+        """Sixteen hexadecimal digits of which clips train, validate and test, and of what is true of each."""
+        total = hashlib.sha256()
+        for clips in (self.part.train, self.part.valid, self.part.test):
+            total.update(f"{len(clips)}\n".encode())
+            for i in map(int, clips):
+                total.update(os.fsencode(self.data.corpus.key(i)) + b"\n" + self.data.targets_of(i).tobytes())
+        return total.hexdigest()[:16]
 
     def as_checkpoint(self, model: Classifier) -> Checkpoint:
         """The classifier with everything that using it needs."""

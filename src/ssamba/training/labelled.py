@@ -8,8 +8,9 @@ Shapes: N clips, C classes, S labels of a clip (1, or its seconds).
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,7 +18,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ssamba.audio.collection import Skipped
+from ssamba.config import FrontEndConfig
 from ssamba.data.cache import CachedCorpus
+from ssamba.data.copies import copies_of
 from ssamba.data.corpus import Corpus, ManifestCorpus, open_corpus
 from ssamba.data.manifest import Clip, Manifest, read_manifest, with_durations
 from ssamba.data.subset import Subset
@@ -25,6 +29,7 @@ from ssamba.errors import DataError
 from ssamba.training.finetune_recipe import FinetuneRecipe
 
 Floats: TypeAlias = "npt.NDArray[np.float32]"
+_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Labelled:
     """Where each clip's audio is (N)."""
     multi: bool
     """Whether a clip may have any number of labels, rather than one."""
+    copies: tuple[str | None, ...] = ()
+    """Of each clip (N), a name that it shares with clips that are the very same recording; None where there are none."""
 
     def targets_of(self, i: int) -> Floats:
         """What is true of clip `i`, (S, C)."""
@@ -63,7 +70,7 @@ class Labelled:
 def open_labelled(
     source: Any,
     recipe: FinetuneRecipe,
-    sample_rate_hz: int,
+    front_end: FrontEndConfig,
     window_s: float,
     on_decoded: Callable[..., None] | None = None,
 ) -> Labelled:
@@ -72,18 +79,20 @@ def open_labelled(
     Args:
         source: a folder with a folder for each class, a manifest, or anything else that `open_corpus` takes.
         recipe: unit and kind of the labels, and how much may be kept in memory.
-        sample_rate_hz: what recordings are resampled to.
+        front_end: what recordings are resampled to, and how long a frame is.
         window_s: longest stretch that is used at once.
         on_decoded: called while recordings are decoded into memory: name, clips done, clips in all.
 
     Raises:
         DataError: there are no labels, fewer than two classes, or they are not of the kind that was asked for.
     """
-    settings = recipe.clips
+    settings, sample_rate_hz = recipe.clips, front_end.sample_rate_hz
     if recipe.labels.unit == "second":
         corpus, targets, classes = _by_second(source, sample_rate_hz, math.floor(window_s), settings.workers)
+        corpus, files = _usable(corpus, front_end, leave_unlabelled=False)
     else:
-        corpus = _with_labels(open_corpus(source, sample_rate_hz, workers=settings.workers, labels="folder"))
+        corpus = open_corpus(source, sample_rate_hz, workers=settings.workers, labels="folder")
+        corpus, files = _usable(corpus, front_end, leave_unlabelled=recipe.labels.kind != "multi")
         classes = tuple(sorted({label for i in range(len(corpus)) for label in corpus.clip(i).labels}))
         targets = {}
         for i in range(len(corpus)):
@@ -94,14 +103,20 @@ def open_labelled(
             f"{corpus.name}: {len(classes)} label(s) found ({', '.join(classes) or 'none'}), expected at least two. "
             "Give a folder with a folder for each class, or a manifest with a `labels` column"
         )
-    files = _files(corpus)
     counts = np.concatenate([np.unique(target[~np.isnan(target).any(1)].sum(1)) for target in targets.values()])
     single = bool((counts == 1).all())
     if recipe.labels.kind == "single" and not single:
-        raise DataError(f"{corpus.name}: labels.kind is 'single', but some clips have none or several labels")
+        some = _some(key for key, target in targets.items() if (np.nansum(target, 1) > 1).any())
+        raise DataError(
+            f"{corpus.name}: labels.kind is 'single', but some clips have several labels: {some}. Give each one, or set "
+            "labels.kind to 'multi'"
+        )
     multi = recipe.labels.kind == "multi" or not single
     if multi and recipe.loss.kind == "ce":
-        raise DataError(f"{corpus.name}: clips have none or several labels, and loss.kind 'ce' needs one: use 'bce'")
+        some = _some(key for key, target in targets.items() if (np.nansum(target, 1) != 1).any())
+        raise DataError(
+            f"{corpus.name}: clips have none or several labels ({some}), and loss.kind 'ce' needs one: use 'bce'"
+        )
     need_gb = 2e-9 * corpus.hours * 3600 * sample_rate_hz * 1.01
     if need_gb <= settings.cache_gb and not corpus.in_memory:
         opened, name = corpus, corpus.name
@@ -109,25 +124,50 @@ def open_labelled(
         corpus = CachedCorpus(corpus, limit_gb=max(need_gb * 1.5, 0.1), workers=settings.workers, on_progress=report)
         file_of = dict(zip((opened.key(i) for i in range(len(opened))), files, strict=True))
         files = tuple(file_of[corpus.key(i)] for i in range(len(corpus)))
-    return Labelled(corpus, classes, targets, files, multi)
+    return Labelled(corpus, classes, targets, files, multi, copies_of(corpus, files))
 
 
 def balanced_parts(data: Labelled, clips: npt.NDArray[np.int64]) -> list[Subset]:
-    """The clips as one corpus for each class; a clip with several labels is in that of its rarest."""
+    """The clips as one corpus for each class; a clip with several labels is in that of its rarest, those without in one of
+    their own."""
     targets = data.clip_targets()[clips]
-    counts = targets.sum(0)
-    rarest = np.where(targets > 0, counts, np.inf).argmin(1)
-    return [Subset(data.corpus, clips[rarest == c]) for c in range(len(data.classes)) if (rarest == c).any()]
+    none = len(data.classes)
+    rarest = np.where(targets > 0, targets.sum(0), np.inf).argmin(1)
+    rarest[~(targets > 0).any(1)] = none
+    return [Subset(data.corpus, clips[rarest == c]) for c in range(none + 1) if (rarest == c).any()]
 
 
-def _with_labels(corpus: Corpus) -> Corpus:
-    """The corpus without the clips that have no label, where others do and none is meant."""
-    if any(corpus.clip(i).labels for i in range(len(corpus))):
-        return corpus
-    raise DataError(
-        f"{corpus.name}: no clip has a label. Give a folder with a folder for each class, or a manifest with a `labels` "
-        "column"
-    )
+def _usable(corpus: Corpus, front_end: FrontEndConfig, *, leave_unlabelled: bool) -> tuple[Corpus, tuple[str, ...]]:
+    """The corpus without clips that say nothing, which count as skipped, and where each clip's audio is.
+
+    Left out is what is shorter than a frame, and, where all others have exactly one label, what has none.
+    """
+    files = _files(corpus)
+    least = front_end.frame_samples / front_end.sample_rate_hz
+    reasons = ["" if s >= least else f"shorter than one frame of {front_end.frame_ms:g} ms" for s in corpus.seconds]
+    if leave_unlabelled:
+        counts = [len(corpus.clip(i).labels) for i in range(len(corpus))]
+        if not any(counts):
+            raise DataError(
+                f"{corpus.name}: no clip has a label. Give a folder with a folder for each class, or a manifest with a "
+                "`labels` column"
+            )
+        if max(counts) == 1:
+            why = "has no label, where the others have one (if none is meant: labels.kind = 'multi')"
+            reasons = [reason or ("" if count else why) for reason, count in zip(reasons, counts, strict=True)]
+    kept = np.flatnonzero([not reason for reason in reasons])
+    if len(kept) == len(corpus):
+        return corpus, files
+    if not len(kept):
+        raise DataError(f"{corpus.name}: no clip can be used: {corpus.key(0)} is {reasons[0]}")
+    subset = Subset(corpus, kept)
+    subset.skipped = (*corpus.skipped, *(Skipped(corpus.key(i), why) for i, why in enumerate(reasons) if why))
+    return subset, tuple(files[i] for i in kept)
+
+
+def _some(keys: Iterable[str]) -> str:
+    """A few of the names."""
+    return ", ".join(itertools.islice(keys, _EXAMPLES))
 
 
 def _row(labels: Sequence[str], classes: Sequence[str]) -> Floats:

@@ -57,15 +57,16 @@ class Schedule:
     def validated(self, value: float, step: int | None = None) -> None:
         """Take a validation's best metric into account (torch's ReduceLROnPlateau with a relative threshold).
 
-        After so many steps: patience begins when the warm-up is over, since rates near zero say nothing of the run.
+        After so many steps: patience begins when the warm-up is over, since rates near zero say nothing of the run. A
+        validation without a value (there are no such clips) judges nothing and tries nobody's patience.
         """
+        if value != value:
+            return
         settings = self.settings
         is_warm = step is None or step >= settings.warmup_steps
-        is_top = value == value and (
-            self._top is None or (value > self._top if self.better == "max" else value < self._top)
-        )
+        is_top = self._top is None or (value > self._top if self.better == "max" else value < self._top)
         self._top, self.stale = (value, 0) if is_top else (self._top, self.stale + is_warm)
-        if settings.kind != "plateau" or value != value:
+        if settings.kind != "plateau":
             return
         threshold = settings.plateau_threshold
         improved = self._best is None or (

@@ -185,6 +185,11 @@ class StateFolder:
                 shutil.rmtree(state.folder, ignore_errors=True)
 
 
+def has_state(run: Path) -> bool:
+    """Whether a run's folder holds a complete state, from which it would go on."""
+    return bool(StateFolder(run / STATES_FOLDER, 1).complete())
+
+
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write tensors and plain values as a PyTorch file.
 

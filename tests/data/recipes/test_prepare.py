@@ -55,8 +55,10 @@ def test_published_numbers_agree_with_each_other(recipe):
 
 
 def test_names_of_data_sets_are_guessed():
+    assert find_recipe("audioset20k").name == "audioset-20k"
+    assert find_recipe("Speech_Commands_v1").name == "speech-commands-v1"
     with pytest.raises(DataError, match="did you mean 'urbansound8k'"):
-        find_recipe("UrbanSound8k")
+        find_recipe("UrbanSounds8k")
     with pytest.raises(DataError, match="There are: audioset-20k"):
         find_recipe("?")
 

@@ -99,7 +99,8 @@ def build_suite(
         try:
             _build(task, folder, workers, built, on_progress)
         except (DataError, MissingExtraError) as error:
-            built.left_out.append(Skipped(task.name, f"{task.name} is left out: {error}"))
+            voices = f" Its voices are in {' '.join(task.voices)}" if task.voices else ""
+            built.left_out.append(Skipped(task.name, f"{task.name} is left out: {error}{voices}"))
     _write_packages(folder, found)
     write_skipped(Path(f"{folder}.skipped.csv"), [*built.left_out, *built.skipped])
     if not built.left_out:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ssamba.audio.collection import Skipped, path_text, write_skipped
 from ssamba.data.balance import balanced_weights
-from ssamba.data.manifest import Clip, Manifest, ScanProgress, header_duration_s, write_manifest
+from ssamba.data.manifest import Clip, Manifest, ScanProgress, header_duration_s, relative_path, write_manifest
 from ssamba.data.recipes.checksums import verify_archives
 from ssamba.data.recipes.recipe import Recipe
 from ssamba.data.recipes.registry import find_recipe
@@ -202,8 +202,9 @@ def _differences(clips: Sequence[Clip], counts: Mapping[str, int], recipe: Recip
 def write_prepared(prepared: Prepared, output: str | Path) -> list[Path]:
     """Write the manifest, and beside it what belongs to it.
 
-    `OUTPUT.classes.csv` (index, label, code) has the classes in official order; `OUTPUT.weights.csv` (path, split,
-    weight) how often to draw each training clip of a set that is trained balanced; `OUTPUT.skipped.csv` (path,
+    `OUTPUT.classes.csv` (index, label, code) has the classes in official order; `OUTPUT.weights.csv` (path, start_s,
+    weight; paths as in the manifest) how often AST and SSAST draw each training clip of a set that is trained balanced
+    (ssamba's own `clips.balanced` draws classes alike, a clip for its rarest); `OUTPUT.skipped.csv` (path,
     reason) what is missing or damaged. What does not apply is removed if it is there from before.
 
     Returns:
@@ -219,7 +220,10 @@ def write_prepared(prepared: Prepared, output: str | Path) -> list[Path]:
     classes = ((i, *row) for i, row in enumerate(zip(prepared.classes, codes, strict=True)))
     training = [clip for clip in prepared.clips if clip.split == "train"] if prepared.recipe.balanced else []
     weights = balanced_weights([clip.labels for clip in training])
-    weighted = ((path_text(c.path), c.start_s, f"{w:.9g}") for c, w in zip(training, weights, strict=True))
+    weighted = (
+        (relative_path(c.path, output.parent.absolute()), c.start_s, f"{w:.9g}")
+        for c, w in zip(training, weights, strict=True)
+    )
     written = [
         output,
         _write_or_remove(Path(f"{output}.classes.csv"), ("index", "label", "code"), list(classes)),

@@ -40,8 +40,13 @@ def find_recipe(name: str) -> Recipe:
     Raises:
         DataError: there is none; the message has the nearest.
     """
-    if name in RECIPES:
-        return RECIPES[name]
+    of_plain = {_plain(known): known for known in RECIPES}
+    if _plain(name) in of_plain:  # audioset20k, speech_commands_v1
+        return RECIPES[of_plain[_plain(name)]]
     near = difflib.get_close_matches(name.lower().replace("_", "-"), RECIPES, n=1, cutoff=0.5)
     hint = f": did you mean {near[0]!r}? " if near else ". "
     raise DataError(f"{name!r} is no data set that is known{hint}There are: {', '.join(RECIPES)}")
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
