@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssamba.errors import SuiteError
+from ssamba.evaluation.probe import validation_part
 from ssamba.evaluation.suite import read_suite, read_waves
 from ssamba.evaluation.task import Task
 
@@ -150,3 +151,18 @@ def test_damaged_files_of_a_suite_are_named(suite, tmp_path):
     (folder / "kinds.csv").write_bytes(b"\xa7\xff\n")
     with pytest.raises(SuiteError, match=r"kinds\.csv is no table"):
         read_suite(folder, ["kinds"])
+
+
+def test_clips_without_a_group_stand_for_themselves_where_others_have_one(tmp_path):
+    (tmp_path / "some.csv").write_text(
+        "clip,label,split,group\n"
+        + "".join(
+            f"{i}.wav,{i % 2},{'test' if i % 5 == 0 else 'train'},{'x' if i % 5 == 1 else ''}\n" for i in range(50)
+        )
+    )
+    (task,) = read_suite(tmp_path)
+    assert len(set(task.groups)) == 41
+    held = validation_part(task.groups[task.rounds()[0].train])
+    assert 6 <= held.sum() <= 17  # a fifth of 31 groups, one of which has ten clips
+    (tmp_path / "some.csv").write_text((tmp_path / "some.csv").read_text().replace(",x\n", ",\n"))
+    assert set(read_suite(tmp_path)[0].groups) == {""}

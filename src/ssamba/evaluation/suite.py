@@ -17,6 +17,7 @@ import hashlib
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -106,7 +107,7 @@ def _read_task(table: Path) -> Task:
             f"{table} has the splits {', '.join(sorted(names))}: expected train and test, or at least two folds"
         )
     _check_groups(task)
-    return task
+    return _with_groups_apart(task)
 
 
 def _labelled(table: Path, audio: Path, rows: Sequence[dict[str, str]]) -> Task:
@@ -185,6 +186,14 @@ def _check_groups(task: Task) -> None:
             f"{task.table}: {len(torn)} groups are in more than one split, so that scores would be flattered: "
             f"{', '.join(torn[:5])}. Move each to one split, or leave its group empty where it does not matter"
         )
+
+
+def _with_groups_apart(task: Task) -> Task:
+    """The task with a group of its own for each clip that has none, where others have one (as validation takes groups)."""
+    alone = task.groups == ""
+    if not alone.any() or alone.all():
+        return task
+    return replace(task, groups=np.where(alone, np.char.add("clip ", task.clips), task.groups))
 
 
 class Waves(Sequence[Array]):
