@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
-from ssamba.measuring import surroundings, table, timings_s
+from ssamba.measuring import in_child, is_out_of_memory, surroundings, table, timings_s
 
 
 def test_sides_take_turns_after_a_warm_call():
@@ -17,6 +18,31 @@ def test_sides_take_turns_after_a_warm_call():
     assert calls == ["a", "b"] * 5
     assert {name: len(values) for name, values in times.items()} == {"a": 4, "b": 4}
     assert len(timings_s({"a": lambda: None}, budget_s=0)["a"]) == 3
+
+
+def test_a_slow_side_does_not_use_up_the_rounds_of_a_quick_one():
+    times = timings_s({"quick": lambda: time.sleep(0.001), "slow": lambda: time.sleep(0.02)}, repeats=30, each_s=0.02)
+    assert len(times["slow"]) == 5
+    assert len(times["quick"]) > 5
+
+
+def test_what_says_that_memory_ended():
+    for text in ("Unable to allocate 3 GiB", "libgomp: Out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "MemoryError"):
+        assert is_out_of_memory(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError("num_frames"))
+    with pytest.raises(RuntimeError, match="SIGABRT"):
+        in_child("import os; os.abort()", [])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident peaks are Linux's")
+def test_memory_that_was_freed_does_not_hide_a_peak():
+    code = (
+        "import torch; from ssamba.measuring import resident_peak\n"
+        "parts = [torch.ones(2**14) for _ in range(1000)]; del parts\n"  # 64 MB of the allocator's own heap
+        "print(resident_peak(lambda: [torch.ones(2**14) for _ in range(1000)]))"
+    )
+    peak = in_child(code, [])
+    assert peak is None or peak > 50 * 2**20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

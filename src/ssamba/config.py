@@ -178,8 +178,17 @@ class BaseEncoderConfig(Config):
         return self
 
     def with_patch_stride(self: E, stride: int | tuple[int, int]) -> E:
-        """The same model with another patch stride (one number for both axes) and the same table of positions."""
+        """The same model with another patch stride (one number for both axes) and the same table of positions.
+
+        Raises:
+            ConfigError: patches so far apart would leave mel bins or frames between them unread.
+        """
         pair = (stride, stride) if isinstance(stride, int) else stride
+        if pair[0] > self.patch_size[0] or pair[1] > self.patch_size[1]:
+            raise ConfigError(
+                f"patch_stride={stride} leaves gaps between patches of {self.patch_size[0]} mel bins x {self.patch_size[1]} "
+                f"frames: choose at most {self.patch_size}. (The original's 10 is for patches of 16 x 16.)"
+            )
         return self.with_changes(patch_stride=pair, position_grid=self.grid)
 
     @property

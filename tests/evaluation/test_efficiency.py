@@ -17,7 +17,7 @@ from ssamba.cli.bench import parse_patches
 from ssamba.errors import ConfigError
 from ssamba.evaluation import efficiency
 from ssamba.evaluation.efficiency import SIDES, EfficiencyOptions, Job, Point, Study, measure_efficiency, prepare
-from ssamba.evaluation.efficiency_report import crossing, crossovers, growth, growths, markdown, save_study
+from ssamba.evaluation.efficiency_report import crossing, crossovers, curve, growth, growths, markdown, save_study
 
 SMALL = {"sizes": ("tiny",), "patches": (8, 16), "batches": (1,), "device": "cpu", "depth": 2, "each_s": 0.01}
 
@@ -29,7 +29,7 @@ def no_children(monkeypatch):
     def cost(job, options):
         if "unfused" in job.side and job.patches > 8:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
-        return job.patches * job.batch * 1000, 0.01
+        return job.patches * job.batch * 1000, 10**9, 0.01
 
     monkeypatch.setattr(efficiency, "_cost_in_child", cost)
 
@@ -60,17 +60,36 @@ def test_every_side_is_measured_and_a_side_without_memory_stops_politely(no_chil
 
 def test_a_side_past_its_budget_is_recorded_once_and_stops(no_children, monkeypatch):
     monkeypatch.setattr(
-        efficiency, "_cost_in_child", lambda job, options: (1, 99.0 if job.side == "ssast-fp32" else 0.01)
+        efficiency, "_cost_in_child", lambda job, options: (1, 2, 99.0 if job.side == "ssast-fp32" else 0.01)
     )
     study = measure_efficiency(options(throughput=False, passes=("inference",), sides=("ssamba-fp32", "ssast-fp32")))
     slow = [p for p in study.points if p.side == "ssast-fp32"]
     assert [(p.patches, p.median_s, p.rounds) for p in slow] == [(8, 99.0, 1)]
     assert "longer than the budget of 20 s" in slow[0].stopped
+    assert "once" in markdown(study)
+    # One call is no median: nothing is fitted to it.
+    assert slow[0].is_single
+    assert 8 not in curve(study, "inference", "tiny", 1, "ssast-fp32", "time")
+    assert curve(study, "inference", "tiny", 1, "ssast-fp32", "time", single=True) == {8: 99.0}
     assert [p.patches for p in study.points if p.side == "ssamba-fp32"] == [8, 16]
 
 
+def test_a_side_that_fails_leaves_the_others(no_children, monkeypatch):
+    def cost(job, options):
+        if job.side == "ssast-fp32":
+            raise RuntimeError("could not create a primitive")
+        return 1, 2, 0.01
+
+    monkeypatch.setattr(efficiency, "_cost_in_child", cost)
+    study = measure_efficiency(options(throughput=False, passes=("inference",), sides=("ssamba-fp32", "ssast-fp32")))
+    assert [p.stopped for p in study.points if p.side == "ssast-fp32"] == ["failed: could not create a primitive"]
+    assert [p.median_s is not None for p in study.points if p.side == "ssamba-fp32"] == [True, True]
+    with pytest.raises(RuntimeError, match="primitive"):
+        measure_efficiency(options(throughput=False, passes=("inference",), sides=("ssast-fp32",)))
+
+
 def test_the_batch_is_doubled_while_clips_per_second_grow(no_children, monkeypatch):
-    def timings(runs, *_):
+    def timings(runs, **_):
         return {name: [0.1 if run.run.batch < 8 else 0.1 * run.run.batch / 8] * 3 for name, run in runs.items()}
 
     class Stub:
@@ -91,9 +110,10 @@ def test_the_batch_is_doubled_while_clips_per_second_grow(no_children, monkeypat
 @pytest.mark.skipif(sys.platform != "linux", reason="resident peaks are Linux's")
 def test_a_child_measures_memory_and_reports_its_failure(monkeypatch):
     job = Job("ssast-unfused-fp32", "tiny", "inference", 1, 512, 1)
-    peak, seconds = efficiency._cost_in_child(job, options())
+    peak, total, seconds = efficiency._cost_in_child(job, options())
     matrix = 3 * 514**2 * 4
     assert peak is None or matrix <= peak <= 12 * matrix
+    assert total is None or total > peak
     assert 0 < seconds < 60
     with pytest.raises(RuntimeError, match="num_frames"):
         efficiency._cost_in_child(job._replace(patches=0), options())
@@ -201,7 +221,7 @@ def test_an_absent_gpu_is_named(monkeypatch):
 def test_the_papers_setting_is_one_flag():
     paper = EfficiencyOptions.paper(device="cpu")
     assert paper.batches == (4, 2)
-    assert paper.patches[-1] == 22_000
+    assert paper.patches[-2:] == (22_000, 40_704)
     assert all(side.endswith("fp32") for side in paper.sides)
     assert EfficiencyOptions.paper(sizes=("tiny",)).sizes == ("tiny",)
 
@@ -250,3 +270,16 @@ def test_an_interrupted_command_keeps_what_it_measured(no_children, tmp_path, mo
     content = json.loads((tmp_path / "e" / "efficiency.json").read_text())
     assert not content["finished"]
     assert len(content["points"]) == 5
+    # The same command goes on; another one does not.
+    monkeypatch.setattr(efficiency, "_measure", measure)
+    other = CliRunner().invoke(app, [*command, "--device", "cpu", "--depth", "1", "-o", str(tmp_path / "e")])
+    assert other.exit_code == 1
+    assert "differs in options" in other.output
+    seen = []
+    monkeypatch.setattr(efficiency, "_measure", lambda *a: seen.append(a[1][0]) or measure(*a))
+    done = CliRunner().invoke(app, [*command, "--device", "cpu", "--depth", "2", "-o", str(tmp_path / "e")])
+    assert done.exit_code == 0, done.output
+    assert ("inference", 8, 1) not in [(job.mode, job.patches, job.batch) for job in seen[:1]]
+    whole = json.loads((tmp_path / "e" / "efficiency.json").read_text())
+    assert whole["finished"]
+    assert whole["points"][:5] == content["points"]

@@ -61,7 +61,7 @@ def efficiency(
     ] = None,
     paper: Annotated[
         bool,
-        typer.Option("--paper", help="The paper's setting: batches of 4 and 2, fp32, inference, up to 22,000 patches."),
+        typer.Option("--paper", help="The paper's setting: batches of 4 and 2, fp32, inference, up to 40,704 patches."),
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU. Default: torch's own choice.")] = None,
@@ -73,13 +73,13 @@ def efficiency(
     """Time and memory of SSAMBA and SSAST over input length, for inference and training, and where they cross.
 
     A side that runs out of memory or past its budget stops, and the others go on. An interrupted study keeps what it
-    measured.
+    measured: repeat the command to go on.
     """
     import torch
 
     from ssamba.errors import ConfigError
     from ssamba.evaluation.efficiency import EfficiencyOptions, measure_efficiency
-    from ssamba.evaluation.efficiency_report import crossovers, growths, save_study
+    from ssamba.evaluation.efficiency_report import crossovers, growths, read_study, save_study
 
     asked = {
         "sizes": words(sizes),
@@ -97,7 +97,8 @@ def efficiency(
         options = make(**values)
     except (ConfigError, RuntimeError) as error:  # torch's, for a device of no known kind
         raise typer.BadParameter(str(error).splitlines()[0]) from None
-    if (output / "efficiency.json").exists() and not overwrite:
+    before = read_study(output) if (output / "efficiency.json").exists() and not overwrite else None
+    if before is not None and before.finished:
         fail(f"{output} holds a study already: choose another folder, or --overwrite")
     if threads is not None:
         torch.set_num_threads(threads)
@@ -110,7 +111,10 @@ def efficiency(
             save_study(study, output, pictures=False)
 
         try:
-            study = measure_efficiency(options, show)
+            study = measure_efficiency(options, show, before=before)
+        except ConfigError as error:
+            bar.stop()
+            fail(f"{output}: {error}; choose another folder, or --overwrite")
         except KeyboardInterrupt:
             bar.stop()
             files = save_study(latest[0], output) if latest else []

@@ -106,7 +106,10 @@ def reconstruct(
     checkpoint: CheckpointOption = None,
     audio: Annotated[Path | None, typer.Option(help="Also write what was imagined as sound, to this .wav.")] = None,
     ratio: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of the patches that is hidden.")] = 400 / 512,
-    style: Annotated[str, typer.Option(help="clustered, frames, or official.")] = "clustered",
+    style: Annotated[
+        str | None,
+        typer.Option(help="clustered, frames, or official. Default: what the model is best pretrained with."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another number hides other patches.")] = 0,
     start: Annotated[float, typer.Option(min=0, help="Where in the recording to begin, seconds.")] = 0.0,
 ) -> None:

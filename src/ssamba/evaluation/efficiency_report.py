@@ -1,5 +1,7 @@
 """What the efficiency study found: where one side overtakes another, how each grows, Markdown, JSON, and a picture.
 
+Times past the budget are of one call each: they are listed and drawn (hollow), and no crossover or growth is made of them.
+
 A crossover is where SSAMBA becomes cheaper than SSAST and stays so up to the longest input that both ran: between two
 measured lengths it is interpolated on logarithmic axes. Growth is the exponent p of cost = c * patches^p, fitted by least
 squares on logarithmic axes to the lengths from 2,048 to 32,768 patches: 1 is linear, 2 quadratic.
@@ -15,8 +17,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ssamba.checkpoint.files import read_json
 from ssamba.drawing import blank_figure, save_figure
-from ssamba.evaluation.efficiency import FRAMES_PER_PATCH, ROWS, SIDES, Pass, Point, Size, Study
+from ssamba.errors import DataError
+from ssamba.evaluation.efficiency import FRAMES_PER_PATCH, ROWS, SIDES, EfficiencyOptions, Pass, Point, Size, Study
 from ssamba.evaluation.report_files import write_report
 from ssamba.measuring import table
 
@@ -80,12 +84,18 @@ def crossovers(study: Study) -> list[Crossover]:
     return found
 
 
-def curve(study: Study, mode: Pass, size: Size, batch: int, side: str, quantity: Quantity) -> dict[int, float]:
-    """Seconds or bytes of one side by number of patches; what was not measured, or is nothing, is left out."""
+def curve(
+    study: Study, mode: Pass, size: Size, batch: int, side: str, quantity: Quantity, *, single: bool = False
+) -> dict[int, float]:
+    """Seconds or bytes of one side by number of patches; what was not measured, or is nothing, is left out.
+
+    Times of single calls, past the budget, are only among them where `single` asks for these.
+    """
     values: dict[int, float | None] = {
         p.patches: p.median_s if quantity == "time" else p.peak_bytes
         for p in study.points
         if (p.section, p.mode, p.size, p.batch, p.side) == ("length", mode, size, batch, side)
+        and (single or quantity == "memory" or not p.is_single)
     }
     return {patches: value for patches, value in sorted(values.items()) if value}
 
@@ -160,8 +170,9 @@ def markdown(study: Study) -> str:
     if not study.finished:
         parts.append("**The study was interrupted: the figures below are what it had.**")
     parts.append(
-        "Random input; medians of calls in turns, quartiles in brackets; memory beyond model and input; training is forward "
-        "and backward, its gradients included."
+        "Random input; medians of calls in turns, quartiles in brackets ('once': a single call, past the budget); memory "
+        "beyond model and input, and of the whole process or, on a GPU, of all that its allocator gave out; training is "
+        "forward and backward, its gradients included."
     )
     found = crossovers(study)
     if found:
@@ -193,10 +204,15 @@ def markdown(study: Study) -> str:
         ]
         parts += ["## Clips per second at the best batch", table(heads, rows)]
     lengths = [p for p in study.points if p.section == "length"]
-    heads = ["pass", "size", "batch", "patches", "side", "ms", "quartiles", "peak MB", "clips/s"]
+    heads = ["pass", "size", "batch", "patches", "side", "ms", "quartiles", "peak MB", "in all", "clips/s"]
     parts += ["## Every length", table(heads, [_row(p) for p in lengths])]
+    swept = [p for p in study.points if p.section == "batch"]
+    if swept:
+        parts += ["## Every batch", table(heads, [_row(p) for p in swept])]
     stopped = [
-        f"- {p.mode}, {p.size}, batch {p.batch}, {p.patches:,} patches: {_reason(p)}" for p in lengths if p.stopped
+        f"- {p.mode}, {p.size}, batch {p.batch}, {p.patches:,} patches: {_reason(p)}"
+        for p in [*lengths, *swept]
+        if p.stopped
     ]
     if stopped:
         parts += ["## Where sides stopped", "\n".join(stopped)]
@@ -206,10 +222,10 @@ def markdown(study: Study) -> str:
 def _row(p: Point) -> list[str]:
     shape = [p.mode, p.size, str(p.batch), str(p.patches), SIDES[p.side].title]
     if p.median_s is None or p.low_s is None or p.high_s is None:
-        return [*shape, "-", "-", "-", "-"]
-    quartiles = f"[{_figure(1e3 * p.low_s)}, {_figure(1e3 * p.high_s)}]"
-    peak = "-" if p.peak_bytes is None else _figure(p.peak_bytes / 2**20)
-    return [*shape, _figure(1e3 * p.median_s), quartiles, peak, _figure(p.clips_per_s)]
+        return [*shape, "-", "-", "-", "-", "-"]
+    quartiles = "once" if p.is_single else f"[{_figure(1e3 * p.low_s)}, {_figure(1e3 * p.high_s)}]"
+    memory = ["-" if count is None else _figure(count / 2**20) for count in (p.peak_bytes, p.total_bytes)]
+    return [*shape, _figure(1e3 * p.median_s), quartiles, *memory, _figure(p.clips_per_s)]
 
 
 def _reason(p: Point) -> str:
@@ -248,6 +264,22 @@ def save_study(study: Study, folder: str | Path, *, pictures: bool = True) -> li
     return files
 
 
+def read_study(folder: str | Path) -> Study:
+    """The study in a folder, as `save_study` wrote it.
+
+    Raises:
+        DataError: there is none, or the file is something else.
+    """
+    path = Path(folder) / "efficiency.json"
+    content = read_json(path)
+    try:
+        points = [Point(**entry) for entry in content["points"]]
+        options = EfficiencyOptions.parse(content["options"], str(path))
+        return Study(options, content["environment"], points, content["finished"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is not an efficiency study ({error}): choose another folder") from None
+
+
 def plot_study(study: Study, batch: int, output: Path) -> Path:
     """Time and memory against patches on logarithmic axes, a column for each size; crossovers are marked and named.
 
@@ -278,7 +310,8 @@ def _titles() -> set[str]:
 def _plot_panel(axis: Any, study: Study, mode: Pass, size: Size, batch: int, quantity: Quantity) -> None:
     for name in study.options.sides:
         side = SIDES[name]
-        values = curve(study, mode, size, batch, name, quantity)
+        values = curve(study, mode, size, batch, name, quantity, single=True)
+        medians = curve(study, mode, size, batch, name, quantity)
         if not values:
             continue
         shades = _COLOURS["unfused" if side.attention == "unfused" else side.variant]
@@ -292,6 +325,8 @@ def _plot_panel(axis: Any, study: Study, mode: Pass, size: Size, batch: int, qua
             linewidth=1.4,
             label=side.title,
         )
+        single = {n: _SCALES[quantity] * value for n, value in values.items() if n not in medians}
+        axis.plot(list(single), list(single.values()), "o", markersize=3, markerfacecolor="white", color=shades[0])
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(study.options.patches, [f"{n:,}" for n in study.options.patches], fontsize=7, rotation=45)

@@ -153,8 +153,14 @@ def measure_needles(
     if before is not None:
         if before.identity != study.identity:
             raise ValueError("the study to go on with was made with another model, other recordings or other options")
+        changed = {n for n, v in study.environment.items() if n != "date" and before.environment.get(n) != v}
+        if changed:  # what is found depends on neither, seconds do
+            earlier = ", ".join(f"{name} {before.environment.get(name)}" for name in sorted(changed))
+            before.environment = {**study.environment, "begun_with": earlier}
+        before.passes = [p for p in before.passes if not p.stopped]  # there may be more memory now
         study = before
     run = _Run(model, chosen, Material(rest, rate_hz), study)
+    time_steps(model, np.tile(chosen[0].wave, 4), "windows")  # warm: seconds are of what follows
     stacks = plan(options, [len(needle.wave) for needle in chosen], rate_hz)
     costs = {
         (s, side): s.minutes * (_LOG_MEL_COST if side == "log-mel" else 1) for s in stacks for side in options.sides

@@ -181,7 +181,7 @@ class EncoderModel:
         prefix = encoder.num_prefix_tokens
         for own, (clip, window) in zip(states, batch, strict=True):
             patches = own[:, prefix : prefix + config.rows * window.columns]
-            clip.add(window, own[:, 0], tokens_to_grid(patches, config.rows, window.columns, config))
+            clip.add(window, own[:, :prefix].mean(1), tokens_to_grid(patches, config.rows, window.columns, config))
 
 
 class _Clip:
@@ -194,7 +194,7 @@ class _Clip:
         self.kept = 0  # of the recording, without what fills a window up
 
     def add(self, window: Window, prefix: Tensor, grid: Tensor) -> None:
-        """A window, its prefix token (V, D) and its patches (V, R, K, D)."""
+        """A window, the mean of its prefix tokens (V, D) and its patches (V, R, K, D)."""
         for pooling, merger in self.mergers.items():
             if pooling == "mean":
                 merger.add(window.first_column, rearrange(grid.mean(1), "v k d -> k (v d)"))

@@ -96,7 +96,7 @@ def reconstruction_figure(shown: Sequence[Reconstruction], names: Sequence[str],
         for axis, title, image in zip(row, ("recorded", "what the model sees", "what it imagines"), clip, strict=True):
             axis.set_facecolor("0.6")
             axis.imshow(
-                image.float().cpu().T,
+                image.float().cpu().T.numpy(),
                 origin="lower",
                 aspect="auto",
                 interpolation="nearest",

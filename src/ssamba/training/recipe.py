@@ -81,8 +81,8 @@ class MaskSettings(Config):
 
     ratio: float = Field(400 / 512, gt=0, lt=1)
     """Share of a clip's patches."""
-    style: MaskStyle = "clustered"
-    """`clustered`, `frames`, or `official`."""
+    style: MaskStyle | None = None
+    """`clustered`, `frames`, or `official`; left out, `frames` for SSAST's frame model and else `clustered`."""
 
 
 class ViewSettings(Config):
