@@ -59,6 +59,7 @@ def _print_environment() -> None:
     import torch
 
     from ssamba.ops import available_backends
+    from ssamba.ops.products import library
 
     extras = {"codecs": "av", "store": "pyarrow", "hf": "huggingface_hub", "figures": "matplotlib"}
     rows = [
@@ -72,6 +73,7 @@ def _print_environment() -> None:
         for status in available_backends(device):
             mark = "used" if status.chosen else "available" if status.available else "not available"
             rows.append((f"scan on {device}", f"{status.name}: {mark} ({status.reason})"))
+    rows.append(("float32 products on cpu", {"mkl": "PyTorch's own", "onednn": "oneDNN"}[library()]))
     for extra, module in extras.items():
         state = "installed" if find_spec(module) else f'not installed: pip install "ssamba[{extra}]"'
         rows.append((f"extra {extra}", state))

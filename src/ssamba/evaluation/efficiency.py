@@ -36,6 +36,7 @@ from ssamba.measuring import (
 )
 from ssamba.model import create_encoder
 from ssamba.ops.backends import resolve
+from ssamba.ops.products import library
 
 Size = Literal["tiny", "small", "base"]
 Pass = Literal["inference", "training"]
@@ -229,7 +230,7 @@ def measure_efficiency(
         ConfigError: the device is not there, or `before` has other options or was made on something else.
     """
     device = options.resolved_device()
-    study = Study(options, {**surroundings(device), "kernels": resolve("auto", device, torch.float32).name})
+    study = Study(options, {**surroundings(device), **_kernels(device)})
     known: dict[tuple[Any, ...], list[Point]] = {}
     if before is not None:
         _check_same(before, study)
@@ -261,6 +262,12 @@ def measure_efficiency(
     if on_progress is not None:
         on_progress(Progress(total, total, "done"), study)
     return study
+
+
+def _kernels(device: torch.device) -> dict[str, str]:
+    """What computes the scan, and the matrix products of both models."""
+    kernels = {"scan": resolve("auto", device, torch.float32).name}
+    return {**kernels, "products": library()} if device.type == "cpu" else kernels
 
 
 def _check_same(before: Study, now: Study) -> None:

@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssamba.config import BaseEncoderConfig
+from ssamba.ops.products import linear
 
 
 class PatchEmbedding(nn.Module):
@@ -32,7 +33,7 @@ class PatchEmbedding(nn.Module):
         """(B, T, M) -> (B, R, K, D). Frames and bins after the last whole patch are dropped, as the original does."""
         if self.config.patch_size == self.config.patch_stride:
             # Without overlap one matrix product does it, several times faster backward than a convolution.
-            return F.linear(patch_values(features, self.config), self.proj.weight.flatten(1), self.proj.bias)
+            return linear(patch_values(features, self.config), self.proj.weight.flatten(1), self.proj.bias)
         patches: Tensor = self.proj(rearrange(features, "b t m -> b 1 m t"))
         return rearrange(patches, "b d r k -> b r k d")
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ssamba.config import SSASTConfig
 from ssamba.model.initialise import initialise_encoder
 from ssamba.model.tokens import DropPath, PatchEncoder
+from ssamba.ops.products import Linear
 
 
 class Attention(nn.Module):
@@ -26,8 +27,8 @@ class Attention(nn.Module):
     def __init__(self, config: SSASTConfig):
         super().__init__()
         self.heads, self.fused = config.num_heads, config.attention == "fused"
-        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
-        self.proj = nn.Linear(config.embed_dim, config.embed_dim)
+        self.qkv = Linear(config.embed_dim, 3 * config.embed_dim)
+        self.proj = Linear(config.embed_dim, config.embed_dim)
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """(B, L, D) -> (B, L, D); `valid` (B, 1, 1, L) are the keys to look at, None for all."""
@@ -54,7 +55,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=config.norm_eps)
         self.attention = Attention(config)
         self.norm2 = nn.LayerNorm(dim, eps=config.norm_eps)
-        self.mlp = nn.Sequential(nn.Linear(dim, inner), nn.GELU(), nn.Linear(inner, dim))
+        self.mlp = nn.Sequential(Linear(dim, inner), nn.GELU(), Linear(inner, dim))
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """(B, L, D) -> (B, L, D); `valid` as `Attention`."""

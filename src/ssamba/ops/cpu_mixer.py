@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ssamba.ops.cpu import int64, library, rows
-from ssamba.ops.cpu_mixer_kernels import Side, both_sides, columns_of, convolve, product, scan
+from ssamba.ops.cpu_mixer_kernels import Side, both_sides, columns_of, convolve, scan
 from ssamba.ops.cpu_mixer_training import (
     autograd,
     mix_backward,
@@ -28,6 +28,8 @@ from ssamba.ops.cpu_mixer_training import (
     mix_keeping_fake,
     setup,
 )
+from ssamba.ops.products import library as products_by
+from ssamba.ops.products import product
 
 _STRETCH = 2048
 """Tokens that are worked on together; a clip of up to half as many more stays in one piece."""
@@ -108,7 +110,11 @@ class _Stretch:
         self.x_weight_transposed = self.x_weight.transpose(1, 2)
 
     def project(self, sides: Sequence[Side]) -> None:
-        """W_x u of each direction, in rows of whole vectors: products of 44 columns are slow."""
+        """W_x u of each direction, in rows of whole vectors: MKL's products of 44 columns are slow."""
+        if self.u.dtype == torch.float32 and products_by() == "onednn":
+            for side, u, projected in zip(sides, self.u_flat, self.projected_flat, strict=True):
+                product(u, side.x_weight, projected[:, : side.x_weight.shape[0]])
+            return
         self.x_weight_padding.zero_()
         for weight, side in zip(self.x_weight_used, sides, strict=True):
             weight.copy_(side.x_weight)

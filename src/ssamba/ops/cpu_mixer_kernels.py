@@ -127,14 +127,6 @@ def scan(
     )
 
 
-def product(a: Tensor, weight: Tensor, out: Tensor, scale: float = 1.0) -> None:
-    """out (M, O) = scale a (M, I) weight (O, I)^T."""
-    if scale == 1.0:
-        torch.mm(a, weight.t(), out=out)
-    else:
-        torch.addmm(out, a, weight.t(), beta=0, alpha=scale, out=out)
-
-
 def gate(
     y: Tensor,
     z: Tensor,

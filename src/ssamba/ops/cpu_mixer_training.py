@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ssamba.ops import cpu_extension
 from ssamba.ops.cpu import ABSENT, address, border_size, clear_borders, int64, rows
-from ssamba.ops.cpu_mixer_kernels import Side, both_sides, columns_of, convolve, gate, product, scan
+from ssamba.ops.cpu_mixer_kernels import Side, both_sides, columns_of, convolve, gate, scan
+from ssamba.ops.products import product
 
 
 def mix_keeping(
@@ -84,9 +85,9 @@ def mix_backward(
 
     grad_y, grad_xz, gated = torch.empty_like(y), torch.empty_like(xz), torch.empty_like(y)
     flat_grad_y = grad_y.view(tokens, inner)
-    torch.addmm(flat_grad_y, grad_rows, out_weight, beta=0, alpha=0.5, out=flat_grad_y)
+    product(grad_rows, out_weight.t(), flat_grad_y, 0.5)
     gate(y, xz[..., inner:], lengths, gated, grad_y, grad_xz[..., inner:])
-    torch.addmm(grad_out_weight, grad_rows.t(), gated.view(tokens, inner), beta=0, alpha=0.5, out=grad_out_weight)
+    product(grad_rows.t(), gated.view(tokens, inner).t(), grad_out_weight, 0.5)
     grad_u, grad_delta = gated, torch.empty_like(y)  # gated has done its work
     for i, (side, u, projected, borders) in enumerate(
         zip(
@@ -100,8 +101,8 @@ def mix_backward(
         into = grads[3 + 7 * i : 10 + 7 * i]
         _side_backward(side, xz, u, projected, borders, grad_y, lengths, grad_u, grad_delta, grad_xz, bool(i), into)
     flat = grad_xz.view(tokens, 2 * inner)
-    torch.mm(flat, in_weight, out=grad_hidden.view(tokens, channels))
-    torch.mm(flat.t(), hidden.view(tokens, channels), out=grad_in)
+    product(flat, in_weight.t(), grad_hidden.view(tokens, channels))
+    product(flat.t(), hidden.view(tokens, channels).t(), grad_in)
     return grads
 
 
@@ -159,9 +160,9 @@ def _side_backward(
     flat_u, flat_grad_u = u.view(tokens, inner), grad_u.view(tokens, inner)
     flat_projected, flat_grad = projected.view(tokens, columns), grad_projected.view(tokens, columns)
     flat_grad_delta = grad_delta.view(tokens, inner)
-    flat_grad[:, :rank] = flat_grad_delta @ side.dt_weight.to(u.dtype)
+    product(flat_grad_delta, side.dt_weight.to(u.dtype).t(), flat_grad[:, :rank])
     grad_dt_weight.copy_(flat_grad_delta.t() @ flat_projected[:, :rank])
-    grad_x_weight.copy_(flat_grad.t() @ flat_u)
+    product(flat_grad.t(), flat_u.t(), grad_x_weight)
     torch.addmm(flat_grad_u, flat_grad, side.x_weight, out=flat_grad_u)
     extension.conv_backward(
         capability,

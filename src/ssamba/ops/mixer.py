@@ -16,11 +16,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.ops.backends import resolve
 from ssamba.ops.conv import causal_conv
+from ssamba.ops.products import linear
 from ssamba.ops.scan import Direction, check_lengths, check_shape, selective_scan
 
 
@@ -121,14 +121,14 @@ def compose(
     conv: Callable[..., Tensor] = causal_conv,
 ) -> Tensor:
     """`bimamba_mixer` step by step, over any `selective_scan` and `causal_conv`; arguments as there."""
-    x, z = F.linear(hidden, in_weight).chunk(2, dim=-1)
+    x, z = linear(hidden, in_weight).chunk(2, dim=-1)
 
     def one_way(weights: DirectionWeights, direction: Direction) -> Tensor:
         u = conv(x, weights.conv_weight, weights.conv_bias, direction=direction, lengths=lengths)
         rank, state = weights.dt_weight.shape[1], weights.A_log.shape[1]
-        low, B, C = F.linear(u, weights.x_weight).split_with_sizes((rank, state, state), dim=-1)
+        low, B, C = linear(u, weights.x_weight).split_with_sizes((rank, state, state), dim=-1)
         # The bias of delta's projection is added inside the scan, in the state's precision.
-        delta = F.linear(low, weights.dt_weight)
+        delta = linear(low, weights.dt_weight)
         A = -torch.exp(weights.A_log if weights.A_log.dtype == torch.float64 else weights.A_log.float())
         return scan(u, delta, A, B, C, weights.D, z, weights.dt_bias, direction=direction, lengths=lengths)
 
@@ -136,4 +136,4 @@ def compose(
     second: Direction = "forward" if reversed_time else "reverse"
     y = one_way(ahead, first) + one_way(behind, second)
     # Halving the weight gives the same digits as halving y, for a fraction of the work.
-    return F.linear(y, out_weight * 0.5)
+    return linear(y, out_weight * 0.5)

@@ -1,0 +1,92 @@
+"""Matrix products by either library: values and gradients, transposed views, and when which one is taken."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ssamba.errors import ConfigError
+from ssamba.ops import products
+from ssamba.ops.products import Linear, linear, product
+
+
+@pytest.fixture(params=["mkl", "onednn"])
+def library(request):
+    if request.param == "onednn" and not torch.backends.mkldnn.is_available():
+        pytest.skip("this PyTorch has no oneDNN")
+    products.use_library(request.param)
+    yield request.param
+    products.use_library(None)
+
+
+def drawn(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(1, 1, 1), (63, 192, 768), (512, 384, 44), (1025, 65, 63)])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_products_are_those_of_float64_whatever_the_layout(library, rows, inner, columns, scale):
+    a, weight = drawn(rows, inner), drawn(columns, inner)
+    exact = scale * a.double() @ weight.double().t()
+    tolerance = 4 * (scale * a @ weight.t() - exact).abs().max().item() + 1e-6
+    wide = torch.full((rows, columns + 4), 7.0)
+    product(a, weight, wide[:, :columns], scale)
+    assert (wide[:, :columns] - exact).abs().max() <= tolerance
+    assert (wide[:, columns:] == 7).all()
+    out = torch.empty(columns, rows)
+    product(weight.t().contiguous().t(), a.t().contiguous().t(), out, scale)
+    assert (out - exact.t()).abs().max() <= tolerance
+
+
+def test_bfloat16_goes_its_usual_way(library):
+    a, weight = drawn(300, 192).bfloat16(), drawn(96, 192).bfloat16()
+    out, wide = torch.empty(300, 96, dtype=torch.bfloat16), torch.empty(300, 96)
+    product(a, weight, out)
+    product(a, weight, wide, 0.5)
+    torch.testing.assert_close(out, F.linear(a, weight))
+    torch.testing.assert_close(wide, 0.5 * F.linear(a, weight).float())
+
+
+def test_a_layer_and_its_gradients_are_torchs(library):
+    layer = Linear(192, 96)
+    usual = torch.nn.Linear(192, 96)
+    usual.load_state_dict(layer.state_dict())
+    x = drawn(2, 80, 192)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    weights = drawn(2, 80, 96)
+    (layer(ours) * weights).sum().backward()
+    (usual(theirs) * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+    for own, other in zip(layer.parameters(), usual.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-3)
+    # Gradients of gradients, too.
+    (first,) = torch.autograd.grad((layer(ours) ** 2).sum(), ours, create_graph=True)
+    (second,) = torch.autograd.grad((first**2).sum(), ours)
+    (first,) = torch.autograd.grad((usual(theirs) ** 2).sum(), theirs, create_graph=True)
+    torch.testing.assert_close(second, torch.autograd.grad((first**2).sum(), theirs)[0], rtol=1e-3, atol=1e-1)
+
+
+def test_what_is_not_for_onednn_is_pytorchs(library):
+    layer, x = Linear(192, 96), drawn(400, 192)
+    with torch.no_grad():
+        assert torch.equal(linear(x[:1], layer.weight), F.linear(x[:1], layer.weight))  # small
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        batched = torch.func.vmap(layer)(x[None])
+        torch.testing.assert_close(batched[0], F.linear(x, layer.weight, layer.bias))
+    exported = torch.export.export(layer, (x,))
+    assert "mkldnn" not in str(exported.graph)
+
+
+def test_the_variable_chooses_and_is_checked():
+    code = "from ssamba.ops import products; print(products.library())"
+    for name, said in (("mkl", "mkl"), ("onednn", "onednn"), ("blas", "expected mkl or onednn")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={"SSAMBA_CPU_PRODUCTS": name, "PATH": ""}, capture_output=True, text=True
+        )
+        assert said in done.stdout + done.stderr
+    with pytest.raises(ConfigError, match="expected mkl or onednn"):
+        products.use_library("blas")
+    products.use_library(None)
