@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from ssamba.library.tables import read_embeddings
 
@@ -21,7 +23,7 @@ def ssamba(*arguments, **options):
     )
 
 
-@pytest.mark.parametrize("arguments", [(), ("embed",), ("info",), ("convert",)])
+@pytest.mark.parametrize("arguments", [(), ("embed",), ("info",), ("convert",), ("average",)])
 def test_help_has_examples_and_exit_codes(arguments):
     done = ssamba(*arguments, "--help")
     assert done.returncode == 0
@@ -117,6 +119,27 @@ def test_convert_writes_our_format(tmp_path, ssamba_pth, ssast_pth):
     assert ssamba("convert", ssamba_pth, tmp_path / "c", "--overwrite").returncode == 0
     assert ssamba("convert", ssast_pth, tmp_path / "d").returncode == 0
     assert "SSAST, 2 blocks, width 24, 3 heads" in ssamba("info", tmp_path / "d").stdout
+
+
+def test_average_is_the_weighted_mean_and_refuses_other_structures(tmp_path, ssamba_pth, ssast_pth):
+    ssamba("convert", ssamba_pth, tmp_path / "a")
+    tensors = load_file(tmp_path / "a" / "model.safetensors")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, tmp_path / "b" / "model.safetensors")
+    done = ssamba("average", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "c", "--weights", "1,3")
+    assert done.returncode == 0, done.stderr
+    mean = load_file(tmp_path / "c" / "model.safetensors")
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(mean[name], tensor + 0.75)
+    assert "mean of 1 of" in (tmp_path / "c" / "config.json").read_text()
+    other = ssamba("average", tmp_path / "a", ssast_pth, "-o", tmp_path / "d")
+    assert other.returncode == 1
+    assert "of another structure" in other.stderr
+    short = ssamba("average", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "d", "--weights", "1")
+    assert short.returncode == 1
+    assert "need as many weights" in short.stderr
+    assert ssamba("average", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "c").returncode == 1
+    assert not (tmp_path / "d").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Loading and writing checkpoints: our folders, official files, hub names."""
 
+from ssamba.checkpoint.average import average_checkpoints
 from ssamba.checkpoint.bundled import has_bundled, load_bundled
 from ssamba.checkpoint.load import (
     Checkpoint,
@@ -16,6 +17,7 @@ __all__ = [
     "Checkpoint",
     "EncoderOnly",
     "LoadReport",
+    "average_checkpoints",
     "build_model",
     "convert_checkpoint",
     "has_bundled",

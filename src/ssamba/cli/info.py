@@ -1,4 +1,4 @@
-"""`ssamba info` and `ssamba convert`."""
+"""`ssamba info`, `ssamba convert` and `ssamba average`."""
 
 from __future__ import annotations
 
@@ -148,4 +148,33 @@ def convert(
 
     report = convert_checkpoint(source, output, overwrite=overwrite, half=half, origin=origin)
     out.print(escape(str(report)), highlight=False, soft_wrap=True)
+    out.print(f"written to {escape(str(output))}", highlight=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="[bold]Examples[/]\n\nssamba average runs/first/model runs/second/model -o runs/mean\n\n"
+    "ssamba average runs/a/model runs/b/model -o mean/ --weights 1,3 --half\n\n" + EXIT_CODES
+)
+def average(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCES...", help="Checkpoints of one structure, as of convert.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)],
+    weights: Annotated[
+        str | None, typer.Option(help="How much each counts: numbers with commas between. Default: all alike.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Write float16, half the size.")] = False,
+    origin: Annotated[str | None, typer.Option(help="A line that says where the weights come from.")] = None,
+) -> None:
+    """Average the weights of models that were trained from one another.
+
+    Their mean often generalises better than each, to recordings of another source above all. Models that were trained apart do
+    not average: judge the result (`ssamba evaluate`).
+    """
+    from ssamba.checkpoint import average_checkpoints
+    from ssamba.cli.bench import numbers
+
+    shares = None if weights is None else numbers(weights, "--weights")
+    average_checkpoints(sources, output, weights=shares, overwrite=overwrite, half=half, origin=origin)
     out.print(f"written to {escape(str(output))}", highlight=False, soft_wrap=True)
