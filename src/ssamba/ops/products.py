@@ -24,6 +24,7 @@ from ssamba.errors import ConfigError
 Library = Literal["mkl", "onednn"]
 _VARIABLE = "SSAMBA_CPU_PRODUCTS"
 _SMALLEST = 2**20  # M I O below which oneDNN's start costs more than it saves
+_FEWEST_ROWS = 32  # M, likewise: it lays the weight out anew for each product
 
 
 def library() -> Library:
@@ -113,6 +114,7 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == weight.device.type == "cpu"
         and x.dim() > 1
         and x.numel() * weight.shape[0] >= _SMALLEST
+        and x.numel() >= _FEWEST_ROWS * weight.shape[1]
     )
 
 
