@@ -29,7 +29,7 @@ from ssamba.ops.cpu_mixer_training import (
     setup,
 )
 from ssamba.ops.products import library as products_by
-from ssamba.ops.products import product
+from ssamba.ops.products import multiplied, product
 
 _STRETCH = 2048
 """Tokens that are worked on together; a clip of up to half as many more stays in one piece."""
@@ -143,9 +143,11 @@ def _mix(hidden: Tensor, in_weight: Tensor, out_weight: Tensor, *rest: Any) -> T
         if longest:
             some = None if lengths is None else lengths[part]
             shape = out[part, :longest].shape
-            mixed = out[part] if longest == length else _memory.get("mixed", shape, out.dtype)
-            _mix_short(hidden[part, :longest].contiguous(), in_weight, out_weight, sides, some, mixed)
-            if longest < length:
+            memory = out[part] if longest == length else _memory.get("mixed", shape, out.dtype)
+            mixed = _mix_short(hidden[part, :longest].contiguous(), in_weight, out_weight, sides, some, memory)
+            if mixed is not memory and mixed.shape == out.shape:
+                return mixed
+            if longest < length or mixed is not memory:
                 out[part, :longest] = mixed
     return out
 
@@ -168,19 +170,21 @@ def _mix_short(
     out_weight: Tensor,
     sides: tuple[Side, Side],
     lengths: Tensor | None,
-    out: Tensor,
-) -> None:
-    """A few whole clips."""
+    memory: Tensor,
+) -> Tensor:
+    """A few whole clips, mixed into `memory` or, where that saves a copy, into memory of their own."""
     batch, length, channels = hidden.shape
     tokens, inner, dtype = batch * length, out_weight.shape[1], hidden.dtype
-    xz = _memory.get("xz", (batch, length, 2 * inner), dtype)
     y = _memory.get("y", (batch, length, inner), dtype)
     work = _memory.stretch(batch, length, sides[0], 2, dtype)
-    product(hidden.view(tokens, channels), in_weight, xz.view(tokens, -1))
+    xz = multiplied(hidden.view(tokens, channels), in_weight, _memory.get("xz", (tokens, 2 * inner), dtype))
+    xz = xz.view(batch, length, 2 * inner)
     convolve(xz[..., :inner], lengths, 0, length, sides, work.u_rows)
     work.project(sides)
     scan(work.u_rows, work.projected_rows, xz[..., inner:], y, lengths, sides)
-    product(y.view(tokens, inner), out_weight, out.view(tokens, channels), 0.5)
+    flat = memory.view(tokens, channels)
+    mixed = multiplied(y.view(tokens, inner), out_weight, flat, 0.5)
+    return memory if mixed is flat else mixed.view(memory.shape)
 
 
 def _mix_long(

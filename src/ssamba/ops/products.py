@@ -45,6 +45,15 @@ def use_library(name: Library | None) -> None:
     library()
 
 
+def multiplied(a: Tensor, weight: Tensor, memory: Tensor, scale: float = 1.0) -> Tensor:
+    """scale a (M, I) weight (O, I)^T, (M, O), in `memory` or, where oneDNN makes it, in memory of its own: that saves a copy."""
+    if _takes_onednn(a, weight):
+        found = _onednn(a, weight, None)
+        return found if scale == 1.0 else found.mul_(scale)
+    product(a, weight, memory, scale)
+    return memory
+
+
 def product(a: Tensor, weight: Tensor, out: Tensor, scale: float = 1.0) -> None:
     """out (M, O) = scale a (M, I) weight (O, I)^T, without a gradient; any of them may be a transposed view."""
     if _takes_onednn(a, weight):
