@@ -40,6 +40,13 @@ def test_products_are_those_of_float64_whatever_the_layout(library, rows, inner,
     assert (out - exact.t()).abs().max() <= tolerance
 
 
+def test_large_results_come_in_pieces(library, monkeypatch):
+    monkeypatch.setattr(products, "_PIECE", 96 * 50)
+    a, weight, out = drawn(333, 192), drawn(96, 192), torch.empty(333, 96)
+    product(a, weight, out, 0.5)
+    torch.testing.assert_close(out, 0.5 * a @ weight.t(), rtol=1e-4, atol=1e-4)
+
+
 def test_bfloat16_goes_its_usual_way(library):
     a, weight = drawn(300, 192).bfloat16(), drawn(96, 192).bfloat16()
     out, wide = torch.empty(300, 96, dtype=torch.bfloat16), torch.empty(300, 96)

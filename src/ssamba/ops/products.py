@@ -24,6 +24,9 @@ from ssamba.errors import ConfigError
 Library = Literal["mkl", "onednn"]
 _VARIABLE = "SSAMBA_CPU_PRODUCTS"
 _SMALLEST = 2**20  # M I O below which oneDNN's start costs more than it saves
+_PIECE = (
+    2**21
+)  # elements of a result that is copied on: larger memory is given back to the system, and zeroed by it, each time
 _FEWEST_ROWS = 32  # M, likewise: it lays the weight out anew for each product
 
 
@@ -57,11 +60,13 @@ def multiplied(a: Tensor, weight: Tensor, memory: Tensor, scale: float = 1.0) ->
 def product(a: Tensor, weight: Tensor, out: Tensor, scale: float = 1.0) -> None:
     """out (M, O) = scale a (M, I) weight (O, I)^T, without a gradient; any of them may be a transposed view."""
     if _takes_onednn(a, weight):
-        found = _onednn(a, weight, None)
-        if scale == 1.0:
-            out.copy_(found)
-        else:
-            torch.mul(found, scale, out=out)
+        rows = max(_FEWEST_ROWS, _PIECE // weight.shape[0])
+        for first in range(0, len(a), rows):
+            found, into = _onednn(a[first : first + rows], weight, None), out[first : first + rows]
+            if scale == 1.0:
+                into.copy_(found)
+            else:
+                torch.mul(found, scale, out=into)
     elif out.dtype != a.dtype:
         out.copy_(a @ weight.t()).mul_(scale)
     elif scale == 1.0:
