@@ -221,6 +221,11 @@ def surroundings(device: str | torch.device = "cpu") -> dict[str, Any]:
     }
 
 
+def changed_surroundings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs of two results' surroundings, but for the date."""
+    return [name for name, value in now.items() if name != "date" and before.get(name) != value]
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]

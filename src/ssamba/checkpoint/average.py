@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ssamba.checkpoint.load import CONFIG_FILE, Checkpoint, load_checkpoint, save_checkpoint
+from ssamba.checkpoint.load import Checkpoint, check_output, load_checkpoint, save_checkpoint
 from ssamba.errors import CheckpointError
 
 
@@ -47,10 +47,7 @@ def average_checkpoints(
         raise CheckpointError(f"averaging takes two checkpoints or more, got {len(sources)}")
     if len(shares) != len(sources) or min(shares) < 0 or not 0 < sum(shares) < float("inf"):
         raise CheckpointError(f"{len(sources)} checkpoints need as many weights, none below 0, got {shares}")
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file: give the name of a folder to write")
-    if (folder / CONFIG_FILE).exists() and not overwrite:
-        raise CheckpointError(f"{folder} holds a checkpoint already: choose another folder, or --overwrite")
+    check_output(folder, overwrite=overwrite)
     loaded = [load_checkpoint(source) for source in sources]
     first = loaded[0]
     for source, other in zip(sources[1:], loaded[1:], strict=True):

@@ -179,6 +179,18 @@ def save_checkpoint(
     return folder
 
 
+def check_output(folder: Path, *, overwrite: bool) -> None:
+    """Refuse to write a checkpoint over a file, or over another one unless that is asked for.
+
+    Raises:
+        CheckpointError: as said.
+    """
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file: give the name of a folder to write")
+    if (folder / CONFIG_FILE).exists() and not overwrite:
+        raise CheckpointError(f"{folder} holds a checkpoint already: choose another folder, or --overwrite")
+
+
 def convert_checkpoint(
     source: str | Path, folder: str | Path, *, overwrite: bool = False, half: bool = False, origin: str | None = None
 ) -> LoadReport:
@@ -195,10 +207,7 @@ def convert_checkpoint(
         CheckpointError: the source cannot be loaded, or the folder holds a checkpoint and `overwrite` is not set.
     """
     folder = Path(folder)
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file: give the name of a folder to write")
-    if (folder / CONFIG_FILE).exists() and not overwrite:
-        raise CheckpointError(f"{folder} holds a checkpoint already: choose another folder, or --overwrite")
+    check_output(folder, overwrite=overwrite)
     loaded = load_checkpoint(source)
     config = loaded.config if origin is None else loaded.config.with_changes(origin=origin)
     save_checkpoint(folder, loaded.model, config, loaded.front_end, half=half)

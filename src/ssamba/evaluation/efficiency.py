@@ -25,6 +25,7 @@ from ssamba.errors import ConfigError
 from ssamba.measuring import (
     Run,
     allocated_peak,
+    changed_surroundings,
     in_child,
     is_out_of_memory,
     limit_memory,
@@ -272,8 +273,7 @@ def _kernels(device: torch.device) -> dict[str, str]:
 
 def _check_same(before: Study, now: Study) -> None:
     changed = [] if before.options == now.options else ["options"]
-    kept = before.environment
-    changed += [name for name, value in now.environment.items() if name != "date" and kept.get(name) != value]
+    changed += changed_surroundings(before.environment, now.environment)
     if changed:
         raise ConfigError(
             f"the study to go on with differs in {', '.join(changed)}: repeat its command on the same machine, or start a "

@@ -28,7 +28,7 @@ from ssamba.embedder import Embedder, EmbedOptions
 from ssamba.evaluation.caching import Array
 from ssamba.evaluation.material import Material, Samples
 from ssamba.evaluation.needle_plan import Haystack, Needle, NeedleOptions, Side, choose_needles, hide, identity, plan
-from ssamba.measuring import is_out_of_memory, surroundings
+from ssamba.measuring import changed_surroundings, is_out_of_memory, surroundings
 
 Rule = Literal["frame", "matched"]
 RULES: tuple[Rule, ...] = ("frame", "matched")
@@ -153,8 +153,8 @@ def measure_needles(
     if before is not None:
         if before.identity != study.identity:
             raise ValueError("the study to go on with was made with another model, other recordings or other options")
-        changed = {n for n, v in study.environment.items() if n != "date" and before.environment.get(n) != v}
-        if changed:  # what is found depends on neither, seconds do
+        changed = changed_surroundings(before.environment, study.environment)
+        if changed:  # seconds depend on it, what is found does not
             earlier = ", ".join(f"{name} {before.environment.get(name)}" for name in sorted(changed))
             before.environment = {**study.environment, "begun_with": earlier}
         before.passes = [p for p in before.passes if not p.stopped]  # there may be more memory now

@@ -44,7 +44,7 @@ def draw_mask(
         longest: columns of the batch, K_max.
         ratio: share of a clip's valid patches to hide (of its columns, for `frames`).
         style: `clustered`, `official` or `frames`; None is `frames` for SSAST's frame model, whose authors found clusters of
-            frames to be worse (Gong et al., 2022, section 3.2), and `clustered` for every other.
+            frames to be worse (Gong et al., AAAI 2022), and `clustered` for every other.
 
     Returns:
         (B, L) bool in token order, each clip's tokens first; True is hidden. Exactly round(ratio * R * K) of a clip's

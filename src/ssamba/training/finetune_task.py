@@ -117,7 +117,6 @@ class FinetuneTask:
         )
         self.plan = Plan(self._plan_config(), self.training)
         self._loader: WaveLoader | None = None
-        self._unheard: set[str] = set()
         self.unreported = tuple((entry.path, entry.reason) for entry in data.corpus.skipped)
 
     def _plan_config(self) -> PlanConfig:
@@ -246,9 +245,7 @@ class FinetuneTask:
             return nothing
         assert isinstance(model, Classifier)
         answers = self.answers(model, self.part.valid)
-        fresh = tuple(entry for entry in answers.skipped if entry[0] not in self._unheard)
-        self._unheard |= {name for name, _ in fresh}
-        self.unreported = (*self.unreported, *fresh)
+        self.unreported = (*self.unreported, *answers.skipped)  # the log lists each once
         return self.figures(answers) if len(answers.logits) else nothing
 
     def answers(self, model: Classifier, clips: Ints) -> Answers:
