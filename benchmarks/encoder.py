@@ -19,18 +19,19 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.mambapy_blocks import blocks_mixer
+from benchmarks.mambapy_blocks import How, blocks_mixer
 from benchmarks.scan import pscan_side
 from benchmarks.timing import disagreement, medians_s, save
 from ssamba.embedder import Embedder
 from ssamba.measuring import surroundings, table
-from ssamba.model import SSAMBAEncoder, create_encoder, mixer
+from ssamba.model import SSAMBAEncoder, create_encoder, encoder, mixer
 from ssamba.ops.mixer import compose
 from ssamba.ops.products import library, linear
 
@@ -131,12 +132,8 @@ def training(budget_s: float) -> Iterator[Row]:
 @contextmanager
 def replaced_mixer(other: Callable[..., Tensor]) -> Iterator[None]:
     """Let the encoder use another mixer."""
-    original = getattr(mixer, "bimamba_mixer")  # noqa: B009 - not a name that the model's mixer exports
-    setattr(mixer, "bimamba_mixer", other)  # noqa: B010
-    try:
+    with patch.object(mixer, "bimamba_mixer", other), patch.object(encoder, "can_mix_into", lambda stream: False):
         yield
-    finally:
-        setattr(mixer, "bimamba_mixer", original)  # noqa: B010
 
 
 @contextmanager
@@ -225,9 +222,14 @@ def scans(budget_s: float) -> Iterator[Row]:
 
 @torch.no_grad()
 def blocks(budget_s: float) -> Iterator[Row]:
-    """The same encoder made of mamba.py's own blocks, with its parallel scan and with its loop over steps."""
-    for parallel, name in ((True, "mamba.py's blocks"), (False, "mamba.py's blocks, its loop over steps")):
-        theirs = blocks_mixer(parallel=parallel)
+    """The same encoder made of mamba.py's own blocks, with its parallel scan, with its loop over the scan's steps, and token by token."""
+    names: tuple[tuple[How, str], ...] = (
+        ("parallel scan", "mamba.py's blocks"),
+        ("loop over steps", "mamba.py's blocks, their scan a loop over steps"),
+        ("step", "mamba.py's blocks, step by step"),
+    )
+    for how, name in names:
+        theirs = blocks_mixer(how)
         if theirs is None:
             return
         for patches in (512, 2048):

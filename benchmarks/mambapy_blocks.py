@@ -7,7 +7,7 @@ hears the sequence flipped.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +16,22 @@ from torch import Tensor, nn
 from ssamba.ops.mixer import DirectionWeights
 
 Mixer = Callable[..., Tensor]
+How = Literal["parallel scan", "loop over steps", "step"]
 
 
-def blocks_mixer(*, parallel: bool) -> Mixer | None:
-    """`bimamba_mixer` over mamba.py's blocks, with its parallel scan or its loop over steps; None where it is missing."""
+def blocks_mixer(how: How) -> Mixer | None:
+    """`bimamba_mixer` over mamba.py's blocks; None where it is missing.
+
+    `how`: with its parallel scan; with its loop over the steps of the scan alone; or one token after the other through the whole
+    block, by its `step`.
+    """
     try:
         from mambapy.mamba import MambaBlock, MambaConfig
     except ImportError:
         return None
     blocks: dict[int, tuple[Any, DirectionWeights]] = {}
 
-    def block_of(weights: DirectionWeights) -> Any:
+    def block_of(weights: DirectionWeights, in_weight: Tensor, out_weight: Tensor) -> Any:
         if id(weights.A_log) not in blocks:
             inner, state = weights.A_log.shape
             config = MambaConfig(
@@ -35,7 +40,7 @@ def blocks_mixer(*, parallel: bool) -> Mixer | None:
                 dt_rank=weights.dt_weight.shape[1],
                 d_state=state,
                 d_conv=weights.conv_weight.shape[1],
-                pscan=parallel,
+                pscan=how == "parallel scan",
             )
             block = MambaBlock(config)
             block.conv1d.weight = nn.Parameter(weights.conv_weight.detach()[:, None])
@@ -44,13 +49,28 @@ def blocks_mixer(*, parallel: bool) -> Mixer | None:
             block.dt_proj.weight = nn.Parameter(weights.dt_weight.detach())
             block.dt_proj.bias = nn.Parameter(weights.dt_bias.detach())
             block.A_log, block.D = nn.Parameter(weights.A_log.detach()), nn.Parameter(weights.D.detach())
+            block.in_proj.weight, block.out_proj.weight = (
+                nn.Parameter(in_weight.detach()),
+                nn.Parameter(out_weight.detach()),
+            )
             blocks[id(weights.A_log)] = block, weights  # kept, so that no other tensor gets this id
         return blocks[id(weights.A_log)][0]
 
-    def one_way(x: Tensor, weights: DirectionWeights, flipped: bool) -> Tensor:
-        block, x = block_of(weights), x.flip(1) if flipped else x
+    def by_step(block: Any, hidden: Tensor) -> Tensor:
+        cache: Any = None, hidden.new_zeros(len(hidden), block.config.d_inner, block.config.d_conv - 1)
+        outputs = []
+        for token in hidden.unbind(1):
+            output, cache = block.step(token, cache)
+            outputs.append(output)
+        return torch.stack(outputs, dim=1)
+
+    def one_way(x: Tensor, block: Any, flipped: bool) -> Tensor:
+        x = x.flip(1) if flipped else x
+        if how == "step":
+            y: Tensor = by_step(block, x)
+            return y.flip(1) if flipped else y
         u = F.silu(block.conv1d(x.transpose(1, 2))[:, :, : x.shape[1]].transpose(1, 2))
-        y: Tensor = block.ssm(u, None)
+        y = block.ssm(u, None)
         return y.flip(1) if flipped else y
 
     def mixer(
@@ -65,8 +85,11 @@ def blocks_mixer(*, parallel: bool) -> Mixer | None:
     ) -> Tensor:
         if lengths is not None:
             raise ValueError("mamba.py's blocks know no lengths")
+        first, second = (block_of(side, in_weight, out_weight) for side in (ahead, behind))
+        if how == "step":  # its blocks have the projections, and the gate, inside
+            return (one_way(hidden, first, reversed_time) + one_way(hidden, second, not reversed_time)) * 0.5
         x, z = torch.chunk(F.linear(hidden, in_weight), 2, dim=-1)
-        y = one_way(x, ahead, reversed_time) + one_way(x, behind, not reversed_time)
+        y = one_way(x, first, reversed_time) + one_way(x, second, not reversed_time)
         return F.linear(y * F.silu(z), out_weight * 0.5)
 
     return mixer

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.ops.tolerance import FLOOR, loss, poison
 
 from ssamba.model import create_encoder
-from ssamba.ops import DirectionWeights, bimamba_mixer, cpu_extension, cpu_mixer
+from ssamba.ops import DirectionWeights, bimamba_mixer, can_mix_into, cpu_extension, cpu_mixer, mix_into
 from ssamba.ops.mixer import compose
 
 HAS_CPP = cpu_extension.why_missing() is None
@@ -250,6 +250,8 @@ def test_operators_pass_opcheck():
     lengths, ops = torch.tensor([20, 7]), torch.ops.ssamba
     detached = [t.detach() for t in tensors]
     torch.library.opcheck(ops.bimamba_cpp.default, (*detached, lengths, False))
+    norm, into = (torch.ones(4), torch.zeros(4)), ops.bimamba_cpp_into.default
+    torch.library.opcheck(into, (detached[0].clone(), detached[0], *norm, *detached[1:], lengths, 1e-5, False, True))
     torch.library.opcheck(ops.bimamba_cpp_keeping.default, (*tensors, lengths, True))
     out, *kept = ops.bimamba_cpp_keeping(*detached, None, False)
     torch.library.opcheck(ops.bimamba_cpp_backward.default, (out, *detached, *kept, None, False))
@@ -294,3 +296,72 @@ def test_a_wrong_shape_is_named(index, name):
     tensors[index] = torch.zeros(*[n + 1 for n in tensors[index].shape], dtype=torch.float64)
     with pytest.raises(ValueError, match=f"({name}) must have shape"):
         apply(tensors)
+
+
+def mixed_into(tensors, norm, accumulate, **options):
+    """What `mix_into` makes of a stream of ones, and of the tokens themselves."""
+    hidden, in_weight, out_weight, *rest = tensors
+    sides = DirectionWeights(*rest[:7]), DirectionWeights(*rest[7:])
+    with torch.no_grad():
+        assert can_mix_into(hidden)
+        apart, itself = torch.full_like(hidden, 1.0), hidden.clone()
+        mix_into(apart, hidden, norm, in_weight, out_weight, *sides, accumulate=accumulate, **options)
+        mix_into(itself, itself, norm, in_weight, out_weight, *sides, accumulate=accumulate, **options)
+    return apart, itself
+
+
+@needs_cpp
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("stretch", [8, 30, 2048])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_into_memory_that_is_there(dtype, stretch, ragged, accumulate, monkeypatch):
+    tensors = in_dtype(random_tensors(3, 70, 8, 24, 16, 3), dtype)
+    norm = (torch.rand(8).to(dtype), torch.rand(8).to(dtype), 1e-5)
+    options = {"lengths": torch.tensor([70, 9, 0]) if ragged else None, "reversed_time": ragged}
+    normed = torch.nn.functional.layer_norm(tensors[0], (8,), *norm)
+    expected = apply([normed, *tensors[1:]], backend="cpp", **options)
+    monkeypatch.setattr(cpu_mixer, "_STRETCH", stretch)
+    with poison():
+        apart, itself = mixed_into(tensors, norm, accumulate, **options)
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(apart, expected + 1 if accumulate else expected, **tolerance)
+    torch.testing.assert_close(itself, tensors[0] + expected if accumulate else expected, **tolerance)
+
+
+@needs_cpp
+@pytest.mark.parametrize("layout", [{}, {"variant": "ssamba2"}, {"pair_residual": "mean"}], ids=str)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_encoder_in_place_gives_what_it_gives_with_gradients(layout, autocast):
+    torch.manual_seed(0)
+    encoder = create_encoder("tiny", **{"variant": "official", **layout}, embed_dim=32, depth=4, num_frames=64).eval()
+    features, lengths = torch.randn(3, 64, 128), torch.tensor([64, 40, 17])
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for arguments in ({}, {"lengths": lengths}, {"layer": 1}):
+            expected = encoder(features, **arguments).detach()
+            with torch.no_grad():
+                found = encoder(features, **arguments)
+            assert found.dtype == expected.dtype
+            exact = {"rtol": 1e-5, "atol": 1e-5} if not autocast else {"rtol": 0.1, "atol": 0.1}
+            torch.testing.assert_close(found, expected, **exact)
+
+
+@needs_cpp
+def test_what_is_written_over_is_the_encoders_own():
+    encoder = create_encoder("tiny", "ssamba2", embed_dim=32, depth=2, num_frames=64).eval()
+    tokens, features = torch.randn(2, 40, 32), torch.randn(1, 64, 128)
+    before = tokens.clone()
+    with torch.inference_mode():
+        encoder.encode_tokens(tokens)
+        assert torch.equal(tokens, before)
+        patches = encoder.embed_patches(features)
+        once, states = encoder.encode(patches), encoder.hidden_states(patches)
+        assert torch.equal(encoder.encode(patches), once)
+        torch.testing.assert_close(states[-1], once, rtol=1e-5, atol=1e-5)
+    assert not can_mix_into(tokens)  # gradients might be wanted
+    with torch.no_grad():
+        assert not can_mix_into(tokens.double())
+        compiled = torch.compile(encoder, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(features), encoder(features))
+        each = torch.func.vmap(lambda x: encoder(x[None])[0])(features.expand(2, -1, -1))
+        torch.testing.assert_close(each[0], once[0], rtol=1e-4, atol=1e-4)

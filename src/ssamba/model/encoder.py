@@ -9,12 +9,14 @@ Shapes: B batch, T frames, M mel bins, L patch tokens, P = 1 prefix token, D cha
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ssamba.config import EncoderConfig
 from ssamba.model.initialise import initialise_encoder
 from ssamba.model.mixer import BiMambaMixer
 from ssamba.model.tokens import DropPath, PatchEncoder
+from ssamba.ops import can_mix_into, mixing_dtype
 
 
 class Block(nn.Module):
@@ -34,6 +36,12 @@ class Block(nn.Module):
         """stream (B, P + L, D) -> what this block adds to it."""
         out: Tensor = self.mixer(self.norm(stream), lengths, reversed_time)
         return out
+
+    def add_to(
+        self, out: Tensor, stream: Tensor, lengths: Tensor | None, reversed_time: bool, *, accumulate: bool = True
+    ) -> None:
+        """Add to `out`, where it may be the stream itself, what `forward` returns, or put it there."""
+        self.mixer.add_to(out, stream, self.norm, lengths, reversed_time=reversed_time, accumulate=accumulate)
 
 
 class SSAMBAEncoder(PatchEncoder):
@@ -56,6 +64,9 @@ class SSAMBAEncoder(PatchEncoder):
     ) -> Tensor:
         residual: Tensor | None = None
         blocks = [block for block in self.blocks if isinstance(block, Block)]
+        if states is None and not any(block.drop_path.is_active for block in blocks) and can_mix_into(hidden):
+            self._run_in_place(hidden, lengths, blocks, layers)
+            return self._final_norm(hidden) if finish else hidden
         for layer in range(layers):
             if states is not None:
                 states.append(_state(hidden, residual))
@@ -80,7 +91,23 @@ class SSAMBAEncoder(PatchEncoder):
         if not finish:
             return _state(hidden, residual)
         assert residual is not None
-        tokens: Tensor = residual + self.drop_path(hidden)
+        return self._final_norm(residual + self.drop_path(hidden))
+
+    def _run_in_place(self, stream: Tensor, lengths: Tensor | None, blocks: list[Block], layers: int) -> None:
+        """The same for inference, without new memory: the stream (B, P + L, D) becomes what leaves the last layer."""
+        if self.config.block_layout == "sequential":
+            for block in blocks[:layers]:
+                block.add_to(stream, stream, lengths, False)
+            return
+        added = torch.empty_like(stream, dtype=mixing_dtype(stream))
+        for ahead, behind in zip(blocks[: 2 * layers : 2], blocks[1 : 2 * layers : 2], strict=True):
+            ahead.add_to(added, stream, lengths, False, accumulate=False)
+            behind.add_to(added, stream, lengths, True)
+            if self.config.pair_residual == "sum":
+                stream.mul_(2)
+            stream.add_(added)
+
+    def _final_norm(self, tokens: Tensor) -> Tensor:
         for _ in range(self.config.final_norms):
             tokens = self.norm(tokens)
         return tokens

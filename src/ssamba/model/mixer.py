@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ssamba.config import EncoderConfig
-from ssamba.ops import DirectionWeights, bimamba_mixer
+from ssamba.ops import DirectionWeights, bimamba_mixer, mix_into
 
 
 class DirectionalScan(nn.Module):
@@ -63,4 +63,28 @@ class BiMambaMixer(nn.Module):
             self.backward_scan.weights(),
             lengths=lengths,
             reversed_time=reversed_time,
+        )
+
+    def add_to(
+        self,
+        out: Tensor,
+        stream: Tensor,
+        norm: nn.LayerNorm,
+        lengths: Tensor | None,
+        *,
+        reversed_time: bool = False,
+        accumulate: bool = True,
+    ) -> None:
+        """out += mixer(norm(stream)), or out = that: `ssamba.ops.mix_into`, where `can_mix_into`."""
+        mix_into(
+            out,
+            stream,
+            (norm.weight, norm.bias, norm.eps),
+            self.in_proj.weight,
+            self.out_proj.weight,
+            self.forward_scan.weights(),
+            self.backward_scan.weights(),
+            lengths=lengths,
+            reversed_time=reversed_time,
+            accumulate=accumulate,
         )

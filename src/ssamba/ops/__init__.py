@@ -2,7 +2,17 @@
 
 from ssamba.ops.backends import BackendStatus, available_backends
 from ssamba.ops.conv import causal_conv
-from ssamba.ops.mixer import DirectionWeights, bimamba_mixer
+from ssamba.ops.mixer import DirectionWeights, bimamba_mixer, can_mix_into, mix_into, mixing_dtype
 from ssamba.ops.scan import selective_scan
 
-__all__ = ["BackendStatus", "DirectionWeights", "available_backends", "bimamba_mixer", "causal_conv", "selective_scan"]
+__all__ = [
+    "BackendStatus",
+    "DirectionWeights",
+    "available_backends",
+    "bimamba_mixer",
+    "can_mix_into",
+    "causal_conv",
+    "mix_into",
+    "mixing_dtype",
+    "selective_scan",
+]

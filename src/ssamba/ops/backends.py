@@ -74,6 +74,26 @@ class MixerKernel(Protocol):
         ...
 
 
+class IntoKernel(Protocol):
+    """Norm and mixer without gradients, into memory that is there; see `ssamba.ops.mix_into`."""
+
+    def __call__(
+        self,
+        out: Tensor,
+        stream: Tensor,
+        norm: tuple[Tensor, Tensor, float],
+        in_weight: Tensor,
+        out_weight: Tensor,
+        ahead: tuple[Tensor, ...],
+        behind: tuple[Tensor, ...],
+        lengths: Tensor | None,
+        reversed_time: bool,
+        accumulate: bool,
+    ) -> None:
+        """Run it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Backend:
     """One implementation. `why_not(device, dtype)` is None where it can run, else the reason."""
@@ -84,6 +104,8 @@ class Backend:
     causal_conv: ConvKernel
     bimamba_mixer: MixerKernel | None = None
     """None: `ssamba.ops.mixer.compose` puts it together from the other two."""
+    mix_into: IntoKernel | None = None
+    """None: it has none."""
     automatic: bool = True
     automatic_on: str | None = None
     """The only type of device where `auto` picks it; None: any."""
@@ -110,7 +132,7 @@ def _runs_everywhere(device: torch.device, dtype: torch.dtype) -> str | None:
 # In the order of preference: `auto` takes the first automatic one that can run on the tensors' device.
 _BACKENDS: tuple[Backend, ...] = (
     Backend("triton", triton.why_not, triton.selective_scan, triton.causal_conv, automatic_on="cuda"),
-    Backend("cpp", cpu.why_not, cpu.selective_scan, cpu.causal_conv, cpu_mixer.bimamba_mixer),
+    Backend("cpp", cpu.why_not, cpu.selective_scan, cpu.causal_conv, cpu_mixer.bimamba_mixer, cpu_mixer.mix_into),
     Backend("eager", _runs_everywhere, eager.selective_scan, eager.causal_conv),
     Backend("reference", _runs_everywhere, reference.selective_scan, reference.causal_conv, automatic=False),
 )

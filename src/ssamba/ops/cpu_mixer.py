@@ -13,9 +13,10 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.ops.cpu import int64, library, rows
@@ -59,6 +60,25 @@ def bimamba_mixer(
         return out
     out = torch.ops.ssamba.bimamba_cpp(*inputs, lengths, reversed_time)
     return out
+
+
+def mix_into(
+    out: Tensor,
+    stream: Tensor,
+    norm: tuple[Tensor, Tensor, float],
+    in_weight: Tensor,
+    out_weight: Tensor,
+    ahead: tuple[Tensor, ...],
+    behind: tuple[Tensor, ...],
+    lengths: Tensor | None,
+    reversed_time: bool,
+    accumulate: bool,
+) -> None:
+    """`ssamba.ops.mix_into`: norm and mixer without memory of their own, for inference."""
+    weight, bias, eps = norm
+    torch.ops.ssamba.bimamba_cpp_into(
+        out, stream, weight, bias, in_weight, out_weight, *ahead, *behind, lengths, eps, reversed_time, accumulate
+    )
 
 
 class _Memory(threading.local):
@@ -124,32 +144,78 @@ class _Stretch:
 _memory = _Memory()
 
 
+class _Work(NamedTuple):
+    """What is to be mixed, and where it goes: out (B, L, D) becomes mixer(norm(tokens)), or takes it on top."""
+
+    tokens: Tensor
+    norm: tuple[Tensor, Tensor, float] | None
+    """Weight, bias and epsilon of a LayerNorm."""
+    in_weight: Tensor
+    out_weight: Tensor
+    sides: tuple[Side, Side]
+    out: Tensor
+    accumulate: bool
+
+    def normed(self, clips: slice | int, tokens: slice) -> Tensor:
+        """Some rows of it, (M, D)."""
+        rows, width = self.tokens[clips, tokens], self.tokens.shape[2]
+        if self.norm is not None:
+            weight, bias, eps = self.norm
+            rows = F.layer_norm(rows, (width,), weight, bias, eps).to(self.in_weight.dtype)
+        return rows.reshape(-1, width)
+
+    def give(self, clips: slice | int, tokens: slice, y: Tensor) -> None:
+        """The last product of y (M, E), twice the mean of both directions, and where it belongs."""
+        into = self.out[clips, tokens]
+        memory = _memory.get("mixed", (len(y), into.shape[-1]), y.dtype)
+        mixed = multiplied(y, self.out_weight, memory).view(into.shape)
+        if self.accumulate:
+            into.add_(mixed, alpha=0.5)
+        else:
+            torch.mul(mixed, 0.5, out=into)
+
+
 def _mix(hidden: Tensor, in_weight: Tensor, out_weight: Tensor, *rest: Any) -> Tensor:
     *weights, lengths, reversed_time = rest
+    out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
     sides = both_sides(tuple(weights), hidden.dtype, reversed_time)
-    hidden, lengths = hidden.contiguous(), int64(lengths)
-    out = torch.empty_like(hidden)
-    batch, length, _ = hidden.shape
-    if not out.numel():
-        return out
-    if length > _STRETCH * 3 // 2:
-        for clip in range(batch):
-            valid = length if lengths is None else min(max(int(lengths[clip]), 0), length)
-            _mix_long(hidden[clip], in_weight, out_weight, sides, valid, out[clip])
-        return out
-    counts = [length] * batch if lengths is None else [min(max(n, 0), length) for n in lengths.tolist()]
-    for part, longest in _groups(counts):
-        out[part, longest:] = 0
-        if longest:
-            some = None if lengths is None else lengths[part]
-            shape = out[part, :longest].shape
-            memory = out[part] if longest == length else _memory.get("mixed", shape, out.dtype)
-            mixed = _mix_short(hidden[part, :longest].contiguous(), in_weight, out_weight, sides, some, memory)
-            if mixed is not memory and mixed.shape == out.shape:
-                return mixed
-            if longest < length or mixed is not memory:
-                out[part, :longest] = mixed
+    _mix_all(_Work(hidden, None, in_weight, out_weight, sides, out, False), lengths)
     return out
+
+
+def _mix_into(
+    out: Tensor,
+    stream: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    in_weight: Tensor,
+    out_weight: Tensor,
+    *rest: Any,
+) -> None:
+    *weights, lengths, eps, reversed_time, accumulate = rest
+    sides, norm = both_sides(tuple(weights), in_weight.dtype, reversed_time), (norm_weight, norm_bias, eps)
+    _mix_all(_Work(stream, norm, in_weight, out_weight, sides, out, accumulate), lengths)
+
+
+def _mix_all(work: _Work, lengths: Tensor | None) -> None:
+    batch, length, _ = work.out.shape
+    if not work.out.numel():
+        return
+    if lengths is None and batch * length <= _STRETCH:
+        _mix_short(work, slice(0, batch), length, None)
+        return
+    counts = [length] * batch if lengths is None else [min(max(n, 0), length) for n in lengths.tolist()]
+    parts = _groups(counts)
+    if length > _STRETCH * 3 // 2:
+        parts = ((slice(clip, clip + 1), count) for clip, count in enumerate(counts))
+    lengths = int64(lengths)
+    for part, longest in parts:
+        if longest < length and not work.accumulate:
+            work.out[part, longest:] = 0
+        if longest > _STRETCH * 3 // 2:
+            _mix_long(work, part.start, longest)
+        elif longest:
+            _mix_short(work, part, longest, None if lengths is None else lengths[part])
 
 
 def _groups(valid: list[int]) -> Iterator[tuple[slice, int]]:
@@ -164,56 +230,47 @@ def _groups(valid: list[int]) -> Iterator[tuple[slice, int]]:
     yield slice(first, len(valid)), longest
 
 
-def _mix_short(
-    hidden: Tensor,
-    in_weight: Tensor,
-    out_weight: Tensor,
-    sides: tuple[Side, Side],
-    lengths: Tensor | None,
-    memory: Tensor,
-) -> Tensor:
-    """A few whole clips, mixed into `memory` or, where that saves a copy, into memory of their own."""
-    batch, length, channels = hidden.shape
-    tokens, inner, dtype = batch * length, out_weight.shape[1], hidden.dtype
+def _mix_short(work: _Work, part: slice, length: int, lengths: Tensor | None) -> None:
+    """The first `length` tokens of a few clips at once."""
+    batch, inner, dtype = part.stop - part.start, work.out_weight.shape[1], work.in_weight.dtype
+    tokens = batch * length
     y = _memory.get("y", (batch, length, inner), dtype)
-    work = _memory.stretch(batch, length, sides[0], 2, dtype)
-    xz = multiplied(hidden.view(tokens, channels), in_weight, _memory.get("xz", (tokens, 2 * inner), dtype))
-    xz = xz.view(batch, length, 2 * inner)
-    convolve(xz[..., :inner], lengths, 0, length, sides, work.u_rows)
-    work.project(sides)
-    scan(work.u_rows, work.projected_rows, xz[..., inner:], y, lengths, sides)
-    flat = memory.view(tokens, channels)
-    mixed = multiplied(y.view(tokens, inner), out_weight, flat, 0.5)
-    return memory if mixed is flat else mixed.view(memory.shape)
+    place = _memory.stretch(batch, length, work.sides[0], 2, dtype)
+    hidden = work.normed(part, slice(0, length))
+    xz = multiplied(hidden, work.in_weight, _memory.get("xz", (tokens, 2 * inner), dtype)).view(
+        batch, length, 2 * inner
+    )
+    convolve(xz[..., :inner], lengths, 0, length, work.sides, place.u_rows)
+    place.project(work.sides)
+    scan(place.u_rows, place.projected_rows, xz[..., inner:], y, lengths, work.sides)
+    work.give(part, slice(0, length), y.view(tokens, inner))
 
 
-def _mix_long(
-    hidden: Tensor, in_weight: Tensor, out_weight: Tensor, sides: tuple[Side, Side], valid: int, out: Tensor
-) -> None:
-    """One clip (L, D), of which `valid` tokens count, stretch by stretch: first along time, then against it."""
-    length, inner, dtype = hidden.shape[0], out_weight.shape[1], hidden.dtype
-    along, against = sorted(sides, key=lambda side: side.reverse)
+def _mix_long(work: _Work, clip: int, length: int) -> None:
+    """The first `length` tokens of one clip, stretch by stretch: first along time, then against it."""
+    inner, dtype = work.out_weight.shape[1], work.in_weight.dtype
+    along, against = sorted(work.sides, key=lambda side: side.reverse)
     xz, y = _memory.get("xz", (length, 2 * inner), dtype), _memory.get("y", (length, inner), dtype)
-    product(hidden, in_weight, xz)
-    xz, all_valid = xz[None], torch.tensor([valid])
-    state = _memory.get("state", (1, *along.A.shape), torch.float32)  # after one stretch, before the next
     count = -(-length // _STRETCH)
     starts = range(0, length, -(-length // count))  # stretches of equal length
+    for first in starts:
+        here = slice(first, min(first + starts.step, length))
+        product(work.normed(clip, here), work.in_weight, xz[here])
+    xz = xz[None]
+    state = _memory.get("state", (1, *along.A.shape), torch.float32)  # after one stretch, before the next
     for side, order in ((along, starts), (against, reversed(starts))):
         before: Tensor | None = None
         for first in order:
-            last = min(first + starts.step, length)
-            work = _memory.stretch(1, last - first, side, 1, dtype)
-            convolve(xz[..., :inner], all_valid, first, last, (side,), work.u_rows)
-            work.project((side,))
-            here = torch.tensor([min(max(valid - first, 0), last - first)])
-            z, y_here = xz[:, first:last, inner:] if side.reverse else None, y[None, first:last]
+            here = slice(first, min(first + starts.step, length))
+            place = _memory.stretch(1, here.stop - first, side, 1, dtype)
+            convolve(xz[..., :inner], None, first, here.stop, (side,), place.u_rows)
+            place.project((side,))
             scan(
-                work.u_rows,
-                work.projected_rows,
-                z,
-                y_here,
-                here,
+                place.u_rows,
+                place.projected_rows,
+                xz[:, here, inner:] if side.reverse else None,
+                y[None, here],
+                None,
                 (side,),
                 accumulate=side.reverse,
                 before=before,
@@ -221,14 +278,18 @@ def _mix_long(
             )
             before = state
             if side.reverse:
-                product(y_here[0], out_weight, out[first:last], 0.5)
+                work.give(clip, here, y[here])
 
 
 def _mix_fake(hidden: Tensor, *rest: Any) -> Tensor:
     return hidden.new_empty(hidden.shape)
 
 
-_WEIGHTS = "Tensor hidden, Tensor in_weight, Tensor out_weight, " + ", ".join(
+def _mix_into_fake(*_: Any) -> None:
+    return None
+
+
+_WEIGHTS = "Tensor in_weight, Tensor out_weight, " + ", ".join(
     f"Tensor {name}_{side}"
     for side in ("ahead", "behind")
     for name in ("conv_weight", "conv_bias", "x_weight", "dt_weight", "dt_bias", "A_log", "D")
@@ -242,10 +303,16 @@ def _results(count: int) -> str:
 
 
 for _schema, _run, _fake in (
-    (f"bimamba_cpp({_WEIGHTS}, {_OPTIONS}) -> Tensor", _mix, _mix_fake),
-    (f"bimamba_cpp_keeping({_WEIGHTS}, {_OPTIONS}) -> {_results(9)}", mix_keeping, mix_keeping_fake),
+    (f"bimamba_cpp(Tensor hidden, {_WEIGHTS}, {_OPTIONS}) -> Tensor", _mix, _mix_fake),
     (
-        f"bimamba_cpp_backward(Tensor grad_out, {_WEIGHTS}, {_KEPT}, {_OPTIONS}) -> {_results(17)}",
+        f"bimamba_cpp_into(Tensor(a!) out, Tensor stream, Tensor norm_weight, Tensor norm_bias, {_WEIGHTS}, "
+        "Tensor? lengths, float eps, bool reversed_time, bool accumulate) -> ()",
+        _mix_into,
+        _mix_into_fake,
+    ),
+    (f"bimamba_cpp_keeping(Tensor hidden, {_WEIGHTS}, {_OPTIONS}) -> {_results(9)}", mix_keeping, mix_keeping_fake),
+    (
+        f"bimamba_cpp_backward(Tensor grad_out, Tensor hidden, {_WEIGHTS}, {_KEPT}, {_OPTIONS}) -> {_results(17)}",
         mix_backward,
         mix_backward_fake,
     ),
