@@ -75,6 +75,14 @@ def product(a: Tensor, weight: Tensor, out: Tensor, scale: float = 1.0) -> None:
         torch.addmm(out, a, weight.t(), beta=0, alpha=scale, out=out)
 
 
+def add_product(out: Tensor, a: Tensor, weight: Tensor) -> None:
+    """out (M, O) += a (M, I) weight (O, I)^T, without a gradient; all of one dtype."""
+    if _takes_onednn(a, weight):
+        out.add_(_onednn(a, weight, None))
+    else:
+        torch.addmm(out, a, weight.t(), out=out)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, by the library that is quicker here; x (..., I), weight (O, I), bias (O,) -> (..., O)."""
     if (
