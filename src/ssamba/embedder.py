@@ -38,7 +38,8 @@ Key = TypeVar("Key")
 _BLOCK_S = 30.0
 _TOKENS_PER_BATCH = {"cpu": 4096}
 _TOKENS_PER_BATCH_ELSEWHERE = 32_768
-_PADDING_ALLOWANCE = 1.1  # a batch may hold so many times its windows' own columns
+_PADDING_ALLOWANCE = 1.1  # a batch may hold so many times its windows' own columns,
+_UNPADDED_ALLOWANCE = 2.0  # or so many where the blocks leave padding out
 
 
 class Embedder:
@@ -291,7 +292,8 @@ class Embedder:
     def _encode(self, batch: list[tuple[Recording[Key], Window]], options: EmbedOptions) -> None:
         """Encode windows in groups of similar length, and hand their frame embeddings to their recordings."""
         config, prefix = self.encoder.config, self.encoder.num_prefix_tokens
-        for group in _similar_lengths(batch):
+        unpadded = self.encoder.leaves_padding_out(batch[0][1].features) if batch else False
+        for group in _similar_lengths(batch, _UNPADDED_ALLOWANCE if unpadded else _PADDING_ALLOWANCE):
             longest = max(window.features.shape[0] for _, window in group)
             if len(group) == 1:  # it may be hours in one window: no copy of it
                 features = group[0][1].features[None]
@@ -307,13 +309,15 @@ class Embedder:
                 recording.add(window, own[: prefix + config.rows * window.columns])
 
 
-def _similar_lengths(batch: list[tuple[Recording[Key], Window]]) -> Iterator[list[tuple[Recording[Key], Window]]]:
+def _similar_lengths(
+    batch: list[tuple[Recording[Key], Window]], allowance: float
+) -> Iterator[list[tuple[Recording[Key], Window]]]:
     """Groups of windows, longest first, whose padding stays within the allowance."""
     group: list[tuple[Recording[Key], Window]] = []
     own = 0
     for item in sorted(batch, key=lambda entry: -entry[1].columns):
         columns = item[1].columns
-        if group and (len(group) + 1) * group[0][1].columns > _PADDING_ALLOWANCE * (own + columns):
+        if group and (len(group) + 1) * group[0][1].columns > allowance * (own + columns):
             yield group
             group, own = [], 0
         group.append(item)

@@ -330,6 +330,30 @@ def test_into_memory_that_is_there(dtype, stretch, ragged, accumulate, monkeypat
 
 
 @needs_cpp
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("counts", [[70, 9, 0, 33], [1], [3, 64, 1, 65]], ids=str)
+@pytest.mark.parametrize("stretch", [8, 30, 100, 2048])
+def test_clips_one_behind_the_other(stretch, counts, accumulate, monkeypatch):
+    monkeypatch.setattr(cpu_mixer, "_STRETCH", stretch)
+    tensors = [t.float() for t in random_tensors(1, sum(counts), 8, 40, 16, 3)]
+    norm, lengths = (torch.rand(8), torch.rand(8), 1e-5), torch.tensor(counts)
+    normed = torch.nn.functional.layer_norm(tensors[0], (8,), *norm)
+    each = [apply([x, *tensors[1:]], backend="reference", reversed_time=True) for x in normed.split(counts, dim=1) if x.numel()]
+    expected = torch.cat(each, dim=1)[0]
+    flat = [tensors[0][0], *tensors[1:]]
+    for capability in CAPABILITIES:
+        cpu_extension.use_capability(capability)
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            with poison():
+                apart, itself = mixed_into(flat, norm, accumulate, lengths=lengths, reversed_time=True)
+            torch.testing.assert_close(apart, expected + 1 if accumulate else expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(itself, flat[0] + expected if accumulate else expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="must make up the"):
+        mixed_into(flat, norm, accumulate, lengths=lengths + 1)
+
+
+@needs_cpp
 @pytest.mark.parametrize("layout", [{}, {"variant": "ssamba2"}, {"pair_residual": "mean"}], ids=str)
 @pytest.mark.parametrize("autocast", [False, True])
 def test_the_encoder_in_place_gives_what_it_gives_with_gradients(layout, autocast):

@@ -59,14 +59,26 @@ class SSAMBAEncoder(PatchEncoder):
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         initialise_encoder(self, config)
 
+    def leaves_padding_out(self, hidden: Tensor) -> bool:
+        """True for inference where the mixer can work in memory that is there, clips one behind the other."""
+        return not (self.training and self.config.drop_path) and can_mix_into(hidden)
+
     def _run_blocks(
         self, hidden: Tensor, lengths: Tensor | None, layers: int, *, finish: bool, states: list[Tensor] | None = None
     ) -> Tensor:
         residual: Tensor | None = None
         blocks = [block for block in self.blocks if isinstance(block, Block)]
-        if states is None and not any(block.drop_path.is_active for block in blocks) and can_mix_into(hidden):
-            self._run_in_place(hidden, lengths, blocks, layers)
-            return self._final_norm(hidden) if finish else hidden
+        if states is None and self.leaves_padding_out(hidden):
+            if lengths is None:
+                self._run_in_place(hidden, None, blocks, layers)
+                return self._final_norm(hidden) if finish else hidden
+            valid = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+            stream = hidden[valid]
+            self._run_in_place(stream, lengths, blocks, layers)
+            tokens = self._final_norm(stream) if finish else stream
+            padded = tokens.new_zeros(hidden.shape)
+            padded[valid] = tokens
+            return padded
         for layer in range(layers):
             if states is not None:
                 states.append(_state(hidden, residual))
@@ -94,7 +106,10 @@ class SSAMBAEncoder(PatchEncoder):
         return self._final_norm(residual + self.drop_path(hidden))
 
     def _run_in_place(self, stream: Tensor, lengths: Tensor | None, blocks: list[Block], layers: int) -> None:
-        """The same for inference, without new memory: the stream (B, P + L, D) becomes what leaves the last layer."""
+        """The same for inference, without new memory and padding: the stream becomes what leaves the last layer.
+
+        (B, P + L, D), or with `lengths` (M, D): clips one behind the other.
+        """
         if self.config.block_layout == "sequential":
             for block in blocks[:layers]:
                 block.add_to(stream, stream, lengths, False)

@@ -62,6 +62,10 @@ class PatchEncoder(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
         self.position_embed = nn.Parameter(torch.empty(1, config.num_prefix_tokens + rows * columns, config.embed_dim))
 
+    def leaves_padding_out(self, hidden: Tensor) -> bool:
+        """Whether the blocks spend no time on padding for tokens or features of this device and dtype, here and now."""
+        return False
+
     @abstractmethod
     def _run_blocks(
         self, hidden: Tensor, lengths: Tensor | None, layers: int, *, finish: bool, states: list[Tensor] | None = None

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.ops.cpu import int64, library, rows
-from ssamba.ops.cpu_mixer_kernels import Side, both_sides, columns_of, convolve, scan
+from ssamba.ops.cpu_mixer_kernels import Packed, Side, both_sides, columns_of, convolve, scan
 from ssamba.ops.cpu_mixer_training import (
     autograd,
     mix_backward,
@@ -145,7 +145,7 @@ _memory = _Memory()
 
 
 class _Work(NamedTuple):
-    """What is to be mixed, and where it goes: out (B, L, D) becomes mixer(norm(tokens)), or takes it on top."""
+    """What is to be mixed, and where it goes: out, (B, L, D) or packed (M, D), becomes mixer(norm(tokens)), or takes it on top."""
 
     tokens: Tensor
     norm: tuple[Tensor, Tensor, float] | None
@@ -198,9 +198,13 @@ def _mix_into(
 
 
 def _mix_all(work: _Work, lengths: Tensor | None) -> None:
-    batch, length, _ = work.out.shape
     if not work.out.numel():
         return
+    if work.out.ndim == 2:
+        assert lengths is not None
+        _mix_packed(work, lengths)
+        return
+    batch, length, _ = work.out.shape
     if lengths is None and batch * length <= _STRETCH:
         _mix_short(work, slice(0, batch), length, None)
         return
@@ -218,6 +222,28 @@ def _mix_all(work: _Work, lengths: Tensor | None) -> None:
             _mix_short(work, part, longest, None if lengths is None else lengths[part])
 
 
+def _mix_packed(work: _Work, lengths: Tensor) -> None:
+    """Clips that stand one behind the other: short ones together, as if they were one."""
+    lengths, counts = lengths.to(torch.int64).contiguous(), lengths.tolist()
+    if sum(counts) != len(work.out) or min(counts) < 0:
+        raise ValueError(f"lengths must make up the {len(work.out)} tokens, got {sum(counts)}")
+    starts = lengths.cumsum(0) - lengths
+    clip, row = 0, 0
+    while clip < len(counts):
+        end, tokens = clip + 1, counts[clip]
+        while end < len(counts) and tokens + counts[end] <= _STRETCH:
+            tokens += counts[end]
+            end += 1
+        rows = slice(row, row + tokens)
+        part = work._replace(tokens=work.tokens[None, rows], out=work.out[None, rows])
+        if tokens > _STRETCH * 3 // 2:
+            _mix_long(part, 0, tokens)
+        elif tokens:
+            clips = Packed(lengths[clip:end], starts[clip:end] - row, max(counts[clip:end]))
+            _mix_short(part, slice(0, 1), tokens, None, clips)
+        clip, row = end, rows.stop
+
+
 def _groups(valid: list[int]) -> Iterator[tuple[slice, int]]:
     """Neighbouring clips to be worked on together, and the longest of them: a stretch of tokens, little of it padding."""
     first, longest, tokens = 0, 0, 0
@@ -230,7 +256,7 @@ def _groups(valid: list[int]) -> Iterator[tuple[slice, int]]:
     yield slice(first, len(valid)), longest
 
 
-def _mix_short(work: _Work, part: slice, length: int, lengths: Tensor | None) -> None:
+def _mix_short(work: _Work, part: slice, length: int, lengths: Tensor | None, packed: Packed | None = None) -> None:
     """The first `length` tokens of a few clips at once."""
     batch, inner, dtype = part.stop - part.start, work.out_weight.shape[1], work.in_weight.dtype
     tokens = batch * length
@@ -240,9 +266,9 @@ def _mix_short(work: _Work, part: slice, length: int, lengths: Tensor | None) ->
     xz = multiplied(hidden, work.in_weight, _memory.get("xz", (tokens, 2 * inner), dtype)).view(
         batch, length, 2 * inner
     )
-    convolve(xz[..., :inner], lengths, 0, length, work.sides, place.u_rows)
+    convolve(xz[..., :inner], lengths, 0, length, work.sides, place.u_rows, packed)
     place.project(work.sides)
-    scan(place.u_rows, place.projected_rows, xz[..., inner:], y, lengths, work.sides)
+    scan(place.u_rows, place.projected_rows, xz[..., inner:], y, lengths, work.sides, packed=packed)
     work.give(part, slice(0, length), y.view(tokens, inner))
 
 

@@ -15,6 +15,16 @@ from ssamba.ops import cpu_extension
 from ssamba.ops.cpu import ABSENT, Rows, address, rows
 
 
+class Packed(NamedTuple):
+    """Clips that stand one behind the other in (1, M, channels), without padding."""
+
+    lengths: Tensor
+    """int64 (B,)."""
+    starts: Tensor
+    """The row where each begins, int64 (B,)."""
+    longest: int
+
+
 class Side(NamedTuple):
     """One direction's weights as the kernels want them: contiguous, float32 but for x_weight."""
 
@@ -70,17 +80,25 @@ def columns_of(projected: Tensor, side: Side) -> tuple[Rows, Rows, Rows]:
 
 
 def convolve(
-    x: Tensor, lengths: Tensor | None, first: int, last: int, sides: Sequence[Side], out: Sequence[Rows]
+    x: Tensor,
+    lengths: Tensor | None,
+    first: int,
+    last: int,
+    sides: Sequence[Side],
+    out: Sequence[Rows],
+    packed: Packed | None = None,
 ) -> None:
-    """Rows [first, last) of the directions' convolutions over x (B, L, E), into (B, last - first, E)."""
+    """Rows [first, last) of the directions' convolutions over x (B, L, E), into (B, last - first, E); all rows of `packed` clips."""
+    batch, length, inner = x.shape if packed is None else (len(packed.lengths), packed.longest, x.shape[2])
     cpu_extension.module().mixer_conv(
         cpu_extension.capability(),
         cpu_extension.threads(),
-        (*x.shape, sides[0].conv_weight.shape[1]),
+        (batch, length, inner, sides[0].conv_weight.shape[1]),
         rows(x),
-        address(lengths),
-        first,
-        last,
+        address(lengths if packed is None else packed.lengths),
+        0 if packed is None else packed.starts.data_ptr(),
+        first if packed is None else 0,
+        last if packed is None else 0,
         [(s.reverse, s.conv_weight.data_ptr(), s.conv_bias.data_ptr(), o) for s, o in zip(sides, out, strict=True)],
     )
 
@@ -97,8 +115,10 @@ def scan(
     before: Tensor | None = None,
     after: Tensor | None = None,
     borders: Sequence[Tensor] | None = None,
+    packed: Packed | None = None,
 ) -> None:
     """The directions' scans over rows of u (B, L, E), delta's factor, B and C; their sum into y. `after`: the last state."""
+    batch, length, inner = y.shape if packed is None else (len(packed.lengths), packed.longest, y.shape[2])
     directions = [
         (
             side.reverse,
@@ -118,10 +138,11 @@ def scan(
     cpu_extension.module().mixer_scan(
         cpu_extension.capability(),
         cpu_extension.threads(),
-        (*y.shape, sides[0].A.shape[1]),
+        (batch, length, inner, sides[0].A.shape[1]),
         ABSENT if z is None else rows(z),
         rows(y),
-        address(lengths),
+        address(lengths if packed is None else packed.lengths),
+        0 if packed is None else packed.starts.data_ptr(),
         accumulate,
         directions,
     )

@@ -133,10 +133,11 @@ def mix_into(
     over long recordings that was a sixth of the time.)
 
     Args:
-        out: (B, L, D), contiguous.
-        stream: (B, L, D), finite beyond `lengths`.
+        out: (B, L, D), contiguous; or (M, D), clips of different lengths one behind the other, without padding.
+        stream: as `out`.
         norm: weight and bias (D,) and epsilon of the LayerNorm.
-        in_weight, out_weight, ahead, behind, lengths, reversed_time: as `bimamba_mixer`, of fitting shapes.
+        in_weight, out_weight, ahead, behind, reversed_time: as `bimamba_mixer`, of fitting shapes.
+        lengths: valid steps of each sequence (B,), or None; of clips one behind the other, their lengths, M in sum.
         accumulate: add to what stands in `out`; zeros beyond `lengths`.
     """
     dtype = mixing_dtype(stream)

@@ -279,12 +279,38 @@ void conv_backward(const std::string& capability, int threads, const Sizes& size
 
 // --- The two directions of a block --------------------------------------------------------------------------------
 
+// With `starts` (B), clips do not fill rows of a batch: they stand one behind the other, clip b from row starts[b] on, and `sizes` has
+// their number and the length of the longest. A clip alone is then what its kernel sees:
+Rows from_row(Rows rows, int64_t row) {
+  const int64_t size = rows.dtype == FLOAT32 ? 4 : 2;
+  if (rows.data != nullptr) rows.data = static_cast<char*>(rows.data) + row * rows.row_stride * size;
+  return rows;
+}
+
+ConvForward alone(ConvForward args, int64_t start, int64_t length) {
+  args.in.batch = 1;
+  args.in.length = length;
+  args.in.lengths = nullptr;
+  args.in.x = from_row(args.in.x, start);
+  args.out = from_row(args.out, start);
+  return args;
+}
+
+ScanForward alone(ScanForward args, int64_t start, int64_t length) {
+  args.in.batch = 1;
+  args.in.length = length;
+  args.in.lengths = nullptr;
+  for (Rows* rows : {&args.in.u, &args.in.low, &args.in.z, &args.in.B, &args.in.C, &args.out}) *rows = from_row(*rows, start);
+  return args;
+}
+
 // One direction's convolution: whether it is reversed, weight (D, K), bias, and where row `first_row` of its output stands.
 using ConvTuple = std::tuple<bool, Address, Address, RowsTuple>;
 
 // The convolutions of one or two directions over the same x (B, L, D), with their SiLU: rows [first_row, last_row) of each clip.
+// With starts: all rows.
 void mixer_conv(const std::string& capability, int threads, const Sizes& sizes, const RowsTuple& x, Address lengths,
-                int64_t first_row, int64_t last_row, const std::vector<ConvTuple>& directions) {
+                Address starts, int64_t first_row, int64_t last_row, const std::vector<ConvTuple>& directions) {
   const Kernels& kernels = kernels_called(capability);
   std::vector<ConvForward> convs;
   std::vector<std::vector<float>> weights;
@@ -297,8 +323,21 @@ void mixer_conv(const std::string& capability, int threads, const Sizes& sizes, 
     convs.push_back(args);
   }
   const nb::gil_scoped_release release;
+  const int64_t count = static_cast<int64_t>(convs.size());
+  if (starts != 0) {
+    constexpr int64_t PIECES = 8;  // of each clip and direction
+    const Conv& in = convs.front().in;
+    deal_out(threads, in.batch, PIECES * count, in.length, in.lengths, [&](int64_t clip, int64_t first, int64_t last) {
+      const int64_t length = clip_length(in.lengths, clip, in.length), start = at<const int64_t>(starts)[clip];
+      for (int64_t i = first / PIECES; i * PIECES < last; ++i) {
+        const int64_t from = std::max<int64_t>(first - i * PIECES, 0), to = std::min(last - i * PIECES, PIECES);
+        kernels.conv_forward(alone(convs[static_cast<size_t>(i)], start, length), 0, length * from / PIECES, length * to / PIECES);
+      }
+    });
+    return;
+  }
   constexpr int64_t STEPS = 32;
-  const int64_t blocks = (last_row - first_row + STEPS - 1) / STEPS, count = static_cast<int64_t>(convs.size());
+  const int64_t blocks = (last_row - first_row + STEPS - 1) / STEPS;
   deal_out(threads, std::get<0>(sizes), blocks * count, last_row - first_row, nullptr,
            [&](int64_t clip, int64_t first, int64_t last) {
              for (int64_t i = first / blocks; i * blocks < last; ++i) {
@@ -314,9 +353,9 @@ void mixer_conv(const std::string& capability, int threads, const Sizes& sizes, 
 using ScanTuple = std::tuple<bool, RowsTuple, StepTuple, Address, RowsTuple, RowsTuple, Address, Address, Address, Address, Address>;
 
 // The scans of one or two directions. `y` takes their sum, on top of what stands there if `accumulate`; with z it is gated after
-// the last of them.
+// the last of them. With starts, states before and after are not wanted.
 void mixer_scan(const std::string& capability, int threads, const Sizes& sizes, const RowsTuple& z, const RowsTuple& y,
-                Address lengths, bool accumulate, const std::vector<ScanTuple>& directions) {
+                Address lengths, Address starts, bool accumulate, const std::vector<ScanTuple>& directions) {
   const Kernels& kernels = kernels_called(capability);
   std::vector<ScanForward> scans;
   for (const auto& [reverse, u, step, A, B, C, D, bias, before, after, borders] : directions) {
@@ -329,11 +368,18 @@ void mixer_scan(const std::string& capability, int threads, const Sizes& sizes, 
   std::vector<std::vector<float>> constants;
   for (ScanForward& scan : scans) constants.push_back(make_constants(kernels, &scan.in));
   const Scan& in = scans.front().in;
-  expect_writes(rows(y), in.batch, in.length, in.channels);
+  if (starts == 0) expect_writes(rows(y), in.batch, in.length, in.channels);
   deal_out(threads, in.batch, (in.channels + BLOCK - 1) / BLOCK, in.length, in.lengths,
            [&](int64_t clip, int64_t first, int64_t last) {
-             for (const ScanForward& scan : scans)
-               kernels.scan_forward(scan, clip, first, last, scratch(kernels.scan_forward_scratch(scan.in, last - first)));
+             for (const ScanForward& scan : scans) {
+               float* memory = scratch(kernels.scan_forward_scratch(scan.in, last - first));
+               if (starts == 0) {
+                 kernels.scan_forward(scan, clip, first, last, memory);
+               } else {
+                 const int64_t length = clip_length(in.lengths, clip, in.length);
+                 kernels.scan_forward(alone(scan, at<const int64_t>(starts)[clip], length), 0, first, last, memory);
+               }
+             }
            });
 }
 
