@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from tests.ops.tolerance import FLOOR, loss, poison
 
 from ssamba.model import create_encoder
-from ssamba.ops import DirectionWeights, bimamba_mixer, can_mix_into, cpu_extension, cpu_mixer, mix_into
+from ssamba.ops import (
+    DirectionWeights,
+    bimamba_mixer,
+    can_mix_into,
+    cpu_extension,
+    cpu_mixer,
+    cpu_mixer_memory,
+    mix_into,
+)
 from ssamba.ops.mixer import compose
 
 HAS_CPP = cpu_extension.why_missing() is None
@@ -32,7 +40,8 @@ SHAPES = [
 def _one_thread_and_fresh_memory(monkeypatch):
     threads, found = torch.get_num_threads(), cpu_extension._found
     torch.set_num_threads(1)
-    monkeypatch.setattr(cpu_mixer, "_memory", cpu_mixer._Memory())
+    monkeypatch.setattr(cpu_mixer_memory.memory, "kept", {})
+    monkeypatch.setattr(cpu_mixer_memory.memory, "stretches", {})
     yield
     torch.set_num_threads(threads)
     cpu_extension._found = found
@@ -83,7 +92,7 @@ def check_every_capability(tensors, dtype, **options):
     reference = run([t.to(dtype) for t in low], "reference", **options)
     for capability in CAPABILITIES:
         cpu_extension.use_capability(capability)
-        cpu_mixer._memory.__init__()
+        cpu_mixer_memory.memory.__init__()
         with poison():
             ours = run(low, "cpp", **options)
         for name, expected in exact.items():
@@ -129,7 +138,7 @@ def test_stretches_change_nothing(stretch, reversed_time, monkeypatch):
         whole = apply(tensors, lengths=lengths, reversed_time=reversed_time, backend="cpp")
         with monkeypatch.context() as patch:
             patch.setattr(cpu_mixer, "_STRETCH", stretch)
-            patch.setattr(cpu_mixer, "_STRETCHES", 2)
+            patch.setattr(cpu_mixer_memory, "STRETCHES", 2)
             parts = apply(tensors, lengths=lengths, reversed_time=reversed_time, backend="cpp")
         torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
 
@@ -138,10 +147,10 @@ def test_stretches_change_nothing(stretch, reversed_time, monkeypatch):
 def test_memory_above_the_limit_is_made_anew(monkeypatch):
     tensors = [t.float() for t in random_tensors(2, 40, 8, 24, 16, 3)]
     expected = apply(tensors, backend="cpp")
-    monkeypatch.setattr(cpu_mixer, "_KEPT_ELEMENTS", 100)
-    cpu_mixer._memory.__init__()
+    monkeypatch.setattr(cpu_mixer_memory, "KEPT_ELEMENTS", 100)
+    cpu_mixer_memory.memory.__init__()
     torch.testing.assert_close(apply(tensors, backend="cpp"), expected, rtol=0, atol=0)
-    assert all(memory.numel() <= 100 for memory in cpu_mixer._memory.kept.values())
+    assert all(memory.numel() <= 100 for memory in cpu_mixer_memory.memory.kept.values())
 
 
 @needs_cpp
@@ -338,7 +347,11 @@ def test_clips_one_behind_the_other(stretch, counts, accumulate, monkeypatch):
     tensors = [t.float() for t in random_tensors(1, sum(counts), 8, 40, 16, 3)]
     norm, lengths = (torch.rand(8), torch.rand(8), 1e-5), torch.tensor(counts)
     normed = torch.nn.functional.layer_norm(tensors[0], (8,), *norm)
-    each = [apply([x, *tensors[1:]], backend="reference", reversed_time=True) for x in normed.split(counts, dim=1) if x.numel()]
+    each = [
+        apply([x, *tensors[1:]], backend="reference", reversed_time=True)
+        for x in normed.split(counts, dim=1)
+        if x.numel()
+    ]
     expected = torch.cat(each, dim=1)[0]
     flat = [tensors[0][0], *tensors[1:]]
     for capability in CAPABILITIES:

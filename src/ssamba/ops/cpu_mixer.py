@@ -10,17 +10,16 @@ Shapes: B batch, L tokens, M = B L, D channels outside, E inside, N states, R ra
 
 from __future__ import annotations
 
-import math
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.ops.cpu import int64, library, rows
-from ssamba.ops.cpu_mixer_kernels import Packed, Side, both_sides, columns_of, convolve, scan
+from ssamba.ops.cpu import int64, library
+from ssamba.ops.cpu_mixer_kernels import Packed, Side, both_sides, convolve, scan
+from ssamba.ops.cpu_mixer_memory import VECTOR, memory
 from ssamba.ops.cpu_mixer_training import (
     autograd,
     mix_backward,
@@ -29,19 +28,12 @@ from ssamba.ops.cpu_mixer_training import (
     mix_keeping_fake,
     setup,
 )
-from ssamba.ops.products import library as products_by
 from ssamba.ops.products import multiplied, product
 
 _STRETCH = 2048
 """Tokens that are worked on together; a clip of up to half as many more stays in one piece."""
-_VECTOR = 16
-"""Columns of a matrix product come in so many, where they are ours to choose."""
 _PADDED = 1.1
 """Clips of different lengths are worked on together if that makes no more than so many times their tokens."""
-_KEPT_ELEMENTS = 2**25
-"""Working memory of more is not kept."""
-_STRETCHES = 64
-"""Shapes of working memory that are remembered."""
 
 
 def bimamba_mixer(
@@ -81,69 +73,6 @@ def mix_into(
     )
 
 
-class _Memory(threading.local):
-    """Working memory of the calling thread, by name, up to a limit; what is larger is made anew each time."""
-
-    def __init__(self) -> None:
-        self.kept: dict[tuple[str, torch.dtype], Tensor] = {}
-        self.stretches: dict[tuple[Any, ...], _Stretch] = {}
-
-    def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor, which the next call with this name gives again."""
-        size = math.prod(shape)
-        if size > _KEPT_ELEMENTS:
-            return torch.empty(shape, dtype=dtype)
-        memory = self.kept.get((name, dtype))
-        if memory is None or memory.numel() < size:
-            with torch.inference_mode(False):  # what is made in that mode may not be written to outside
-                memory = self.kept[name, dtype] = torch.empty(size, dtype=dtype)
-            self.stretches.clear()  # they stand in the old one
-        return memory[:size].view(shape)
-
-    def stretch(self, batch: int, length: int, side: Side, count: int, dtype: torch.dtype) -> _Stretch:
-        """What `count` directions work in on `length` tokens of `batch` clips."""
-        key = batch, length, side.x_weight.shape, side.A.shape[1], side.rank, count, dtype
-        found = self.stretches.get(key)
-        if found is None:
-            # Making one may clear those before, so it is kept afterwards.
-            found = _Stretch(self, batch, length, side, count, dtype)
-            if len(self.stretches) >= _STRETCHES:
-                self.stretches.clear()
-            self.stretches[key] = found
-        return found
-
-
-class _Stretch:
-    """Working memory of some tokens, with the views of it that the kernels and matrix products take."""
-
-    def __init__(self, memory: _Memory, batch: int, length: int, side: Side, count: int, dtype: torch.dtype):
-        columns, inner = side.x_weight.shape
-        tokens, padded = batch * length, -(-columns // _VECTOR) * _VECTOR
-        self.u = memory.get("u", (count, batch, length, inner), dtype)
-        self.projected = memory.get("projected", (count, batch, length, padded), dtype)
-        self.x_weight = memory.get("x_weight", (count, padded, inner), dtype)
-        self.u_rows = [rows(u) for u in self.u]
-        self.projected_rows = [columns_of(p, side) for p in self.projected]
-        self.u_flat, self.projected_flat = self.u.view(count, tokens, inner), self.projected.view(count, tokens, padded)
-        self.x_weight_used = [weight[:columns] for weight in self.x_weight]
-        self.x_weight_padding = self.x_weight[:, columns:]
-        self.x_weight_transposed = self.x_weight.transpose(1, 2)
-
-    def project(self, sides: Sequence[Side]) -> None:
-        """W_x u of each direction, in rows of whole vectors: MKL's products of 44 columns are slow."""
-        if self.u.dtype == torch.float32 and products_by() == "onednn":
-            for side, u, projected in zip(sides, self.u_flat, self.projected_flat, strict=True):
-                product(u, side.x_weight, projected[:, : side.x_weight.shape[0]])
-            return
-        self.x_weight_padding.zero_()
-        for weight, side in zip(self.x_weight_used, sides, strict=True):
-            weight.copy_(side.x_weight)
-        torch.bmm(self.u_flat, self.x_weight_transposed, out=self.projected_flat)
-
-
-_memory = _Memory()
-
-
 class _Work(NamedTuple):
     """What is to be mixed, and where it goes: out, (B, L, D) or packed (M, D), becomes mixer(norm(tokens)), or takes it on top."""
 
@@ -167,8 +96,8 @@ class _Work(NamedTuple):
     def give(self, clips: slice | int, tokens: slice, y: Tensor) -> None:
         """The last product of y (M, E), twice the mean of both directions, and where it belongs."""
         into = self.out[clips, tokens]
-        memory = _memory.get("mixed", (len(y), into.shape[-1]), y.dtype)
-        mixed = multiplied(y, self.out_weight, memory).view(into.shape)
+        room = memory.get("mixed", (len(y), into.shape[-1]), y.dtype)
+        mixed = multiplied(y, self.out_weight, room).view(into.shape)
         if self.accumulate:
             into.add_(mixed, alpha=0.5)
         else:
@@ -249,7 +178,7 @@ def _groups(valid: list[int]) -> Iterator[tuple[slice, int]]:
     first, longest, tokens = 0, 0, 0
     for clip, length in enumerate(valid):
         padded, own = max(longest, length) * (clip + 1 - first), tokens + length
-        if clip > first and (padded > _STRETCH or padded > max(_PADDED * own, own + _VECTOR)):
+        if clip > first and (padded > _STRETCH or padded > max(_PADDED * own, own + VECTOR)):
             yield slice(first, clip), longest
             first, longest, tokens = clip, 0, 0
         longest, tokens = max(longest, length), tokens + length
@@ -260,12 +189,10 @@ def _mix_short(work: _Work, part: slice, length: int, lengths: Tensor | None, pa
     """The first `length` tokens of a few clips at once."""
     batch, inner, dtype = part.stop - part.start, work.out_weight.shape[1], work.in_weight.dtype
     tokens = batch * length
-    y = _memory.get("y", (batch, length, inner), dtype)
-    place = _memory.stretch(batch, length, work.sides[0], 2, dtype)
+    y = memory.get("y", (batch, length, inner), dtype)
+    place = memory.stretch(batch, length, work.sides[0], 2, dtype)
     hidden = work.normed(part, slice(0, length))
-    xz = multiplied(hidden, work.in_weight, _memory.get("xz", (tokens, 2 * inner), dtype)).view(
-        batch, length, 2 * inner
-    )
+    xz = multiplied(hidden, work.in_weight, memory.get("xz", (tokens, 2 * inner), dtype)).view(batch, length, 2 * inner)
     convolve(xz[..., :inner], lengths, 0, length, work.sides, place.u_rows, packed)
     place.project(work.sides)
     scan(place.u_rows, place.projected_rows, xz[..., inner:], y, lengths, work.sides, packed=packed)
@@ -276,19 +203,19 @@ def _mix_long(work: _Work, clip: int, length: int) -> None:
     """The first `length` tokens of one clip, stretch by stretch: first along time, then against it."""
     inner, dtype = work.out_weight.shape[1], work.in_weight.dtype
     along, against = sorted(work.sides, key=lambda side: side.reverse)
-    xz, y = _memory.get("xz", (length, 2 * inner), dtype), _memory.get("y", (length, inner), dtype)
+    xz, y = memory.get("xz", (length, 2 * inner), dtype), memory.get("y", (length, inner), dtype)
     count = -(-length // _STRETCH)
     starts = range(0, length, -(-length // count))  # stretches of equal length
     for first in starts:
         here = slice(first, min(first + starts.step, length))
         product(work.normed(clip, here), work.in_weight, xz[here])
     xz = xz[None]
-    state = _memory.get("state", (1, *along.A.shape), torch.float32)  # after one stretch, before the next
+    state = memory.get("state", (1, *along.A.shape), torch.float32)  # after one stretch, before the next
     for side, order in ((along, starts), (against, reversed(starts))):
         before: Tensor | None = None
         for first in order:
             here = slice(first, min(first + starts.step, length))
-            place = _memory.stretch(1, here.stop - first, side, 1, dtype)
+            place = memory.stretch(1, here.stop - first, side, 1, dtype)
             convolve(xz[..., :inner], None, first, here.stop, (side,), place.u_rows)
             place.project((side,))
             scan(
@@ -320,7 +247,9 @@ _WEIGHTS = "Tensor in_weight, Tensor out_weight, " + ", ".join(
     for side in ("ahead", "behind")
     for name in ("conv_weight", "conv_bias", "x_weight", "dt_weight", "dt_bias", "A_log", "D")
 )
-_KEPT = "Tensor xz, Tensor u_ahead, Tensor u_behind, Tensor projected_ahead, Tensor projected_behind, Tensor y, Tensor borders_ahead, Tensor borders_behind"
+_KEPT = (
+    "Tensor xz, Tensor projected_ahead, Tensor projected_behind, Tensor y, Tensor borders_ahead, Tensor borders_behind"
+)
 _OPTIONS = "Tensor? lengths, bool reversed_time"
 
 
@@ -336,7 +265,7 @@ for _schema, _run, _fake in (
         _mix_into,
         _mix_into_fake,
     ),
-    (f"bimamba_cpp_keeping(Tensor hidden, {_WEIGHTS}, {_OPTIONS}) -> {_results(9)}", mix_keeping, mix_keeping_fake),
+    (f"bimamba_cpp_keeping(Tensor hidden, {_WEIGHTS}, {_OPTIONS}) -> {_results(7)}", mix_keeping, mix_keeping_fake),
     (
         f"bimamba_cpp_backward(Tensor grad_out, Tensor hidden, {_WEIGHTS}, {_KEPT}, {_OPTIONS}) -> {_results(17)}",
         mix_backward,

@@ -1,7 +1,7 @@
 """The bidirectional mixer in C++ with gradients: the pass that keeps what the way back needs, and the way back.
 
-Kept for each token: x, z, both directions' inputs and projections of the scan, the sum of the scans before the gate, and
-every 64th state. Delta and the inside of a chunk are computed again.
+Kept for each token: x, z, both directions' projections, the sum of the scans before the gate, and every 64th state. The
+convolutions, delta and the inside of a chunk are computed again.
 
 Shapes: B batch, L tokens, M = B L, D channels outside, E inside, N states, R rank of delta, K taps.
 """
@@ -16,41 +16,50 @@ from torch import Tensor
 from ssamba.ops import cpu_extension
 from ssamba.ops.cpu import ABSENT, address, border_size, clear_borders, int64, rows
 from ssamba.ops.cpu_mixer_kernels import Side, both_sides, columns_of, convolve, gate, scan
-from ssamba.ops.products import add_product, product
+from ssamba.ops.cpu_mixer_memory import memory
+from ssamba.ops.products import add_product, made, product
 
 
 def mix_keeping(
     hidden: Tensor, in_weight: Tensor, out_weight: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The output, and what the way back needs: xz, u, the projections and borders of both directions, and y before the gate."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The output, and what the way back needs: xz, the projections and borders of both directions, and y before the gate."""
     *weights, lengths, reversed_time = rest
-    outputs = mix_keeping_fake(hidden, in_weight, out_weight, *rest)
     if not hidden.numel():
-        return outputs
-    out, xz, u_ahead, u_behind, projected_ahead, projected_behind, y, *borders = outputs
-    for border in borders:
-        clear_borders(border, out_weight.shape[1], lengths)
+        return mix_keeping_fake(hidden, in_weight, out_weight, *rest)
     sides = both_sides(tuple(weights), hidden.dtype, reversed_time)
     hidden, lengths = hidden.contiguous(), int64(lengths)
     batch, length, channels = hidden.shape
-    tokens, inner = batch * length, out_weight.shape[1]
-    u, projected = (u_ahead, u_behind), (projected_ahead, projected_behind)
-    product(hidden.view(tokens, channels), in_weight, xz.view(tokens, -1))
-    u_rows = [rows(side) for side in u]
-    convolve(xz[..., :inner], lengths, 0, length, sides, u_rows)
-    for side, u_side, projected_side in zip(sides, u, projected, strict=True):
-        product(u_side.view(tokens, inner), side.x_weight, projected_side.view(tokens, -1))
+    tokens, inner, state = batch * length, out_weight.shape[1], sides[0].A.shape[1]
+    # What a product makes is kept as it comes: a copy into other memory would cost as much as the scan's way there.
+    xz = made(hidden.view(tokens, channels), in_weight).view(batch, length, 2 * inner)
+    u = _convolved(xz, lengths, sides)
+    projected = [
+        made(u_side.view(tokens, inner), side.x_weight).view(batch, length, -1)
+        for side, u_side in zip(sides, u, strict=True)
+    ]
+    y, gated = hidden.new_empty(u[0].shape), memory.get("gated", (batch, length, inner), hidden.dtype)
+    borders = [hidden.new_empty(border_size(batch, length, inner, state), dtype=torch.float32) for _ in sides]
+    for border in borders:
+        clear_borders(border, inner, lengths)
     columns = [columns_of(p, side) for p, side in zip(projected, sides, strict=True)]
-    scan(u_rows, columns, None, y, lengths, sides, borders=borders)
-    gated = torch.empty_like(y)
+    scan([rows(side) for side in u], columns, None, y, lengths, sides, borders=borders)
     gate(y, xz[..., inner:], lengths, gated)
-    product(gated.view(tokens, inner), out_weight, out.view(tokens, channels), 0.5)
-    return outputs
+    out = made(gated.view(tokens, inner), out_weight, 0.5).view(hidden.shape)
+    return out, xz, projected[0], projected[1], y, borders[0], borders[1]
+
+
+def _convolved(xz: Tensor, lengths: Tensor | None, sides: tuple[Side, Side]) -> list[Tensor]:
+    """What both directions' scans take in, (B, L, E), in memory that the next block uses again."""
+    batch, length, inner = *xz.shape[:2], xz.shape[2] // 2
+    u = [memory.get(f"u {way}", (batch, length, inner), xz.dtype) for way in ("ahead", "behind")]
+    convolve(xz[..., :inner], lengths, 0, length, sides, [rows(side) for side in u])
+    return u
 
 
 def mix_keeping_fake(
     hidden: Tensor, in_weight: Tensor, out_weight: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What `mix_keeping` returns, unfilled."""
     batch, length, channels = hidden.shape
     inner, columns, state = out_weight.shape[1], rest[2].shape[0], rest[5].shape[1]
@@ -59,55 +68,52 @@ def mix_keeping_fake(
     def new(width: int) -> Tensor:
         return hidden.new_empty((batch, length, width))
 
-    u = new(inner), new(inner)
     projected = new(columns), new(columns)
     kept = [hidden.new_empty(borders, dtype=torch.float32) for _ in range(2)]
-    return new(channels), new(2 * inner), *u, *projected, new(inner), kept[0], kept[1]
+    return new(channels), new(2 * inner), *projected, new(inner), kept[0], kept[1]
 
 
 def mix_backward(
     grad_out: Tensor, hidden: Tensor, in_weight: Tensor, out_weight: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
     """Gradients of hidden, in_weight, out_weight and the seven weights of each direction."""
-    weights, kept, (lengths, reversed_time) = rest[:14], rest[14:22], rest[22:]
-    grads = mix_backward_fake(grad_out, hidden, in_weight, out_weight, *rest)
+    weights, kept, (lengths, reversed_time) = rest[:14], rest[14:20], rest[20:]
     if not hidden.numel():
-        for grad in grads:
-            grad.zero_()
-        return grads
-    grad_hidden, grad_in, grad_out_weight = grads[:3]
-    xz, u_ahead, u_behind, projected_ahead, projected_behind, y, borders_ahead, borders_behind = kept
+        return tuple(torch.zeros_like(t) for t in (hidden, in_weight, out_weight, *weights))
+    xz, projected_ahead, projected_behind, y, borders_ahead, borders_behind = kept
     sides = both_sides(weights, hidden.dtype, reversed_time)
     hidden, grad_out, lengths = hidden.contiguous(), grad_out.contiguous(), int64(lengths)
     batch, length, channels = hidden.shape
     tokens, inner = batch * length, out_weight.shape[1]
     grad_rows = grad_out.view(tokens, channels)
 
-    grad_y, grad_xz, gated = torch.empty_like(y), torch.empty_like(xz), torch.empty_like(y)
-    flat_grad_y = grad_y.view(tokens, inner)
-    product(grad_rows, out_weight.t(), flat_grad_y, 0.5)
+    grad_y = made(grad_rows, out_weight.t(), 0.5).view(y.shape)
+    grad_xz, gated = memory.get("grad_xz", xz.shape, xz.dtype), memory.get("gated", y.shape, y.dtype)
     gate(y, xz[..., inner:], lengths, gated, grad_y, grad_xz[..., inner:])
-    product(grad_rows.t(), gated.view(tokens, inner).t(), grad_out_weight, 0.5)
-    grad_u, grad_delta = gated, torch.empty_like(y)  # gated has done its work
+    grad_out_weight = made(grad_rows.t(), gated.view(tokens, inner).t(), 0.5)
+    grad_u, grad_delta = gated, memory.get("grad_delta", y.shape, y.dtype)  # gated has done its work
+    grads: list[Tensor] = []
     for i, (side, u, projected, borders) in enumerate(
         zip(
             sides,
-            (u_ahead, u_behind),
+            _convolved(xz, lengths, sides),
             (projected_ahead, projected_behind),
             (borders_ahead, borders_behind),
             strict=True,
         )
     ):
-        into = grads[3 + 7 * i : 10 + 7 * i]
-        _side_backward(side, xz, u, projected, borders, grad_y, lengths, grad_u, grad_delta, grad_xz, bool(i), into)
+        own = weights[7 * i : 7 * i + 7]
+        grads += _side_backward(
+            side, own, xz, u, projected, borders, grad_y, lengths, grad_u, grad_delta, grad_xz, bool(i)
+        )
     flat = grad_xz.view(tokens, 2 * inner)
-    product(flat, in_weight.t(), grad_hidden.view(tokens, channels))
-    product(flat.t(), hidden.view(tokens, channels).t(), grad_in)
-    return grads
+    grad_hidden = made(flat, in_weight.t()).view(hidden.shape)
+    return grad_hidden, made(flat.t(), hidden.view(tokens, channels).t()), grad_out_weight, *grads
 
 
 def _side_backward(
     side: Side,
+    weights: tuple[Tensor, ...],
     xz: Tensor,
     u: Tensor,
     projected: Tensor,
@@ -118,14 +124,16 @@ def _side_backward(
     grad_delta: Tensor,
     grad_xz: Tensor,
     accumulate: bool,
-    into: tuple[Tensor, ...],
-) -> None:
-    """One direction: its weights' gradients into `into`, that of x into the first half of `grad_xz`; grad_u, grad_delta: memory."""
-    grad_conv_weight, grad_conv_bias, grad_x_weight, grad_dt_weight, grad_dt_bias, grad_A, grad_D = into
+) -> tuple[Tensor, ...]:
+    """One direction: its weights' gradients, and that of x into the first half of `grad_xz`; grad_u, grad_delta: memory."""
+    conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D = weights
+    grad_conv_weight, grad_conv_bias, grad_dt_bias, grad_A, grad_D = (
+        torch.empty_like(t, memory_format=torch.contiguous_format) for t in (conv_weight, conv_bias, dt_bias, A_log, D)
+    )
     batch, length, inner = u.shape
     tokens, state, rank, columns = batch * length, side.A.shape[1], side.rank, projected.shape[2]
     extension, capability, threads = cpu_extension.module(), cpu_extension.capability(), cpu_extension.threads()
-    grad_projected = torch.empty_like(projected)
+    grad_projected = memory.get("grad_projected", projected.shape, projected.dtype)
     low, B, C = columns_of(projected, side)
     _, grad_B, grad_C = columns_of(grad_projected, side)
     extension.scan_backward(
@@ -162,8 +170,8 @@ def _side_backward(
     flat_grad_delta = grad_delta.view(tokens, inner)
     product(flat_grad_delta, side.dt_weight.to(u.dtype).t(), flat_grad[:, :rank])
     # The short side first: the other way round, the same product takes twice as long.
-    grad_dt_weight.copy_((flat_projected[:, :rank].t() @ flat_grad_delta).t())
-    product(flat_grad.t(), flat_u.t(), grad_x_weight)
+    grad_dt_weight = (flat_projected[:, :rank].t() @ flat_grad_delta).t().to(dt_weight.dtype).contiguous()
+    grad_x_weight = made(flat_grad.t(), flat_u.t()).to(x_weight.dtype)
     add_product(flat_grad_u, flat_grad, side.x_weight.t())
     extension.conv_backward(
         capability,
@@ -181,6 +189,7 @@ def _side_backward(
         grad_conv_weight.data_ptr(),
         grad_conv_bias.data_ptr(),
     )
+    return grad_conv_weight, grad_conv_bias, grad_x_weight, grad_dt_weight, grad_dt_bias, grad_A, grad_D
 
 
 def mix_backward_fake(

@@ -57,6 +57,12 @@ def multiplied(a: Tensor, weight: Tensor, memory: Tensor, scale: float = 1.0) ->
     return memory
 
 
+def made(a: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
+    """scale a (M, I) weight (O, I)^T in new memory, (M, O), without a gradient; any of them may be a transposed view."""
+    found = _onednn(a, weight, None) if _takes_onednn(a, weight) else a @ weight.t()
+    return found if scale == 1.0 else found.mul_(scale)
+
+
 def product(a: Tensor, weight: Tensor, out: Tensor, scale: float = 1.0) -> None:
     """out (M, O) = scale a (M, I) weight (O, I)^T, without a gradient; any of them may be a transposed view."""
     if _takes_onednn(a, weight):

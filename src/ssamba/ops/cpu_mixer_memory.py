@@ -1,0 +1,89 @@
+"""Working memory of the bidirectional mixer on CPUs, used again and again: the first touch of fresh memory costs more than the work in it.
+
+Shapes: B batch, L tokens, E channels inside, N states, R rank of delta.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssamba.ops.cpu import rows
+from ssamba.ops.cpu_mixer_kernels import Side, columns_of
+from ssamba.ops.products import library as products_by
+from ssamba.ops.products import product
+
+VECTOR = 16
+"""Columns of a matrix product come in so many, where they are ours to choose."""
+KEPT_ELEMENTS = 2**25
+"""Working memory of more is not kept."""
+STRETCHES = 64
+"""Shapes of working memory that are remembered."""
+
+
+class Memory(threading.local):
+    """Working memory of the calling thread, by name, up to a limit; what is larger is made anew each time."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.stretches: dict[tuple[Any, ...], Stretch] = {}
+
+    def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor, which the next call with this name gives again."""
+        size = math.prod(shape)
+        if size > KEPT_ELEMENTS:
+            return torch.empty(shape, dtype=dtype)
+        memory = self.kept.get((name, dtype))
+        if memory is None or memory.numel() < size:
+            with torch.inference_mode(False):  # what is made in that mode may not be written to outside
+                memory = self.kept[name, dtype] = torch.empty(size, dtype=dtype)
+            self.stretches.clear()  # they stand in the old one
+        return memory[:size].view(shape)
+
+    def stretch(self, batch: int, length: int, side: Side, count: int, dtype: torch.dtype) -> Stretch:
+        """What `count` directions work in on `length` tokens of `batch` clips."""
+        key = batch, length, side.x_weight.shape, side.A.shape[1], side.rank, count, dtype
+        found = self.stretches.get(key)
+        if found is None:
+            # Making one may clear those before, so it is kept afterwards.
+            found = Stretch(self, batch, length, side, count, dtype)
+            if len(self.stretches) >= STRETCHES:
+                self.stretches.clear()
+            self.stretches[key] = found
+        return found
+
+
+class Stretch:
+    """Working memory of some tokens, with the views of it that the kernels and matrix products take."""
+
+    def __init__(self, memory: Memory, batch: int, length: int, side: Side, count: int, dtype: torch.dtype):
+        columns, inner = side.x_weight.shape
+        tokens, padded = batch * length, -(-columns // VECTOR) * VECTOR
+        self.u = memory.get("u", (count, batch, length, inner), dtype)
+        self.projected = memory.get("projected", (count, batch, length, padded), dtype)
+        self.x_weight = memory.get("x_weight", (count, padded, inner), dtype)
+        self.u_rows = [rows(u) for u in self.u]
+        self.projected_rows = [columns_of(p, side) for p in self.projected]
+        self.u_flat, self.projected_flat = self.u.view(count, tokens, inner), self.projected.view(count, tokens, padded)
+        self.x_weight_used = [weight[:columns] for weight in self.x_weight]
+        self.x_weight_padding = self.x_weight[:, columns:]
+        self.x_weight_transposed = self.x_weight.transpose(1, 2)
+
+    def project(self, sides: Sequence[Side]) -> None:
+        """W_x u of each direction, in rows of whole vectors: MKL's products of 44 columns are slow."""
+        if self.u.dtype == torch.float32 and products_by() == "onednn":
+            for side, u, projected in zip(sides, self.u_flat, self.projected_flat, strict=True):
+                product(u, side.x_weight, projected[:, : side.x_weight.shape[0]])
+            return
+        self.x_weight_padding.zero_()
+        for weight, side in zip(self.x_weight_used, sides, strict=True):
+            weight.copy_(side.x_weight)
+        torch.bmm(self.u_flat, self.x_weight_transposed, out=self.projected_flat)
+
+
+memory = Memory()
