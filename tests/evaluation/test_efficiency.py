@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,16 @@ from ssamba.cli.bench import parse_patches
 from ssamba.errors import ConfigError
 from ssamba.evaluation import efficiency
 from ssamba.evaluation.efficiency import SIDES, EfficiencyOptions, Job, Point, Study, measure_efficiency, prepare
-from ssamba.evaluation.efficiency_report import crossing, crossovers, curve, growth, growths, markdown, save_study
+from ssamba.evaluation.efficiency_report import (
+    crossing,
+    crossovers,
+    curve,
+    growth,
+    growths,
+    markdown,
+    plot_study,
+    save_study,
+)
 
 SMALL = {"sizes": ("tiny",), "patches": (8, 16), "batches": (1,), "device": "cpu", "depth": 2, "each_s": 0.01}
 
@@ -56,6 +66,8 @@ def test_every_side_is_measured_and_a_side_without_memory_stops_politely(no_chil
     text = files[1].read_text()
     assert "SSAST unfused fp32: out of memory" in text
     assert files[2].stat().st_size > 10_000
+    unreached = replace(study, options=study.options.model_copy(update={"sizes": ("tiny", "base")}))
+    assert plot_study(unreached, 1, tmp_path / "same.png").read_bytes() == files[2].read_bytes()
 
 
 def test_a_side_past_its_budget_is_recorded_once_and_stops(no_children, monkeypatch):

@@ -384,6 +384,23 @@ def test_the_encoder_in_place_gives_what_it_gives_with_gradients(layout, autocas
 
 
 @needs_cpp
+def test_hooks_are_called_and_other_norms_used():
+    encoder = create_encoder("tiny", "ssamba2", embed_dim=32, depth=2, num_frames=64).eval()
+    features, heard = torch.randn(1, 64, 128), []
+    with torch.no_grad():
+        plain = encoder(features)
+        handle = encoder.blocks[1].mixer.register_forward_hook(lambda module, inputs, output: heard.append(output))
+        assert not encoder.leaves_padding_out(features)
+        torch.testing.assert_close(encoder(features), plain, rtol=1e-5, atol=1e-5)
+        assert len(heard) == 1
+        handle.remove()
+        assert encoder.leaves_padding_out(features)
+        encoder.blocks[0].norm = torch.nn.RMSNorm(32)
+        assert not encoder.leaves_padding_out(features)
+        assert not torch.allclose(encoder(features), plain, atol=1e-3)
+
+
+@needs_cpp
 def test_what_is_written_over_is_the_encoders_own():
     encoder = create_encoder("tiny", "ssamba2", embed_dim=32, depth=2, num_frames=64).eval()
     tokens, features = torch.randn(2, 40, 32), torch.randn(1, 64, 128)

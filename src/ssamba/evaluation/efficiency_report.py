@@ -283,18 +283,22 @@ def read_study(folder: str | Path) -> Study:
 def plot_study(study: Study, batch: int, output: Path) -> Path:
     """Time and memory against patches on logarithmic axes, a column for each size; crossovers are marked and named.
 
+    What an interrupted study did not come to has no panel.
+
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    options = study.options
-    panels: list[tuple[Pass, Quantity]] = [(mode, q) for mode in options.passes for q in ("time", "memory")]
-    figure = blank_figure(1 + 4.2 * len(options.sizes), 1 + 2.9 * len(panels))
+    reached = [p for p in study.points if p.section == "length" and p.batch == batch]
+    sizes = [size for size in study.options.sizes if any(p.size == size for p in reached)] or study.options.sizes
+    passes = [m for m in study.options.passes if any(p.mode == m for p in reached)] or study.options.passes
+    panels: list[tuple[Pass, Quantity]] = [(mode, q) for mode in passes for q in ("time", "memory")]
+    figure = blank_figure(1 + 4.2 * len(sizes), 1 + 2.9 * len(panels))
     where = study.environment.get("gpu") or f"{study.environment['processor']}, {study.environment['threads']} threads"
     figure.suptitle(f"Cost of a batch of {batch} ({where})", fontsize=11)
-    axes = figure.subplots(len(panels), len(options.sizes), squeeze=False)
+    axes = figure.subplots(len(panels), len(sizes), squeeze=False)
     crossed = [c for c in crossovers(study) if c.batch == batch]
     for (mode, quantity), row in zip(panels, axes, strict=True):
-        for size, axis in zip(options.sizes, row, strict=True):
+        for size, axis in zip(sizes, row, strict=True):
             _plot_panel(axis, study, mode, size, batch, quantity)
             _mark(axis, study, [c for c in crossed if (c.mode, c.size, c.quantity) == (mode, size, quantity)])
     handles = {h.get_label(): h for axis in axes.flat for h in axis.get_lines() if h.get_label() in _titles()}

@@ -28,6 +28,12 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         self.mixer = BiMambaMixer(config)
 
+    @property
+    def is_plain(self) -> bool:
+        """False where somebody listens in (a hook would not be called) or has put another norm in place."""
+        parts: tuple[nn.Module, ...] = (self, self.norm, self.mixer)
+        return type(self.norm) is nn.LayerNorm and not any(m._forward_hooks or m._forward_pre_hooks for m in parts)
+
     def enter(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
         """The residual stream (B, P + L, D) with what the blocks before gave."""
         return hidden if residual is None else residual + self.drop_path(hidden)
@@ -61,7 +67,9 @@ class SSAMBAEncoder(PatchEncoder):
 
     def leaves_padding_out(self, hidden: Tensor) -> bool:
         """True for inference where the mixer can work in memory that is there, clips one behind the other."""
-        return not (self.training and self.config.drop_path) and can_mix_into(hidden)
+        if self.training and self.config.drop_path:
+            return False
+        return can_mix_into(hidden) and all(isinstance(block, Block) and block.is_plain for block in self.blocks)
 
     def _run_blocks(
         self, hidden: Tensor, lengths: Tensor | None, layers: int, *, finish: bool, states: list[Tensor] | None = None
