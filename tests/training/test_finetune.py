@@ -87,7 +87,7 @@ def test_official_recipes_hold_the_originals_numbers():
     assert audioset.clips.mixup.share == 0.5
     assert urban.labels.tokens == "official"
     assert urban.start.patch_stride == 16
-    with pytest.raises(ConfigError, match="expected one of audioset20k, cpu, esc50"):
+    with pytest.raises(ConfigError, match="expected one of audioset20k, cpu, cpu-speech, esc50"):
         recipe_file("esc51")
 
 
