@@ -1,4 +1,4 @@
-"""Run the kernels' tests under AddressSanitizer: `python tests/ops/asan.py [pytest arguments]` (Linux, GCC).
+"""Run the kernels' tests under AddressSanitizer: `python tests/ops/asan.py [pytest arguments]` (Linux, GCC, `pip install nanobind cmake`).
 
 Builds the extension with SSAMBA_SANITIZE=address into a copy of the package in a temporary folder. In such a build
 working memory is also filled with NaN before every call, so that a kernel which reads what it has not written fails.
