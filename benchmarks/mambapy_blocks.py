@@ -66,11 +66,11 @@ def blocks_mixer(how: How) -> Mixer | None:
 
     def one_way(x: Tensor, block: Any, flipped: bool) -> Tensor:
         x = x.flip(1) if flipped else x
+        y: Tensor
         if how == "step":
-            y: Tensor = by_step(block, x)
-            return y.flip(1) if flipped else y
-        u = F.silu(block.conv1d(x.transpose(1, 2))[:, :, : x.shape[1]].transpose(1, 2))
-        y = block.ssm(u, None)
+            y = by_step(block, x)
+        else:
+            y = block.ssm(F.silu(block.conv1d(x.transpose(1, 2))[:, :, : x.shape[1]].transpose(1, 2)), None)
         return y.flip(1) if flipped else y
 
     def mixer(

@@ -57,10 +57,7 @@ class BiMambaMixer(nn.Module):
         """`lengths` (B,) are valid tokens. `reversed_time` gives what flipping input and output along L would."""
         return bimamba_mixer(
             hidden,
-            self.in_proj.weight,
-            self.out_proj.weight,
-            self.forward_scan.weights(),
-            self.backward_scan.weights(),
+            *self._weights(),
             lengths=lengths,
             reversed_time=reversed_time,
         )
@@ -80,11 +77,11 @@ class BiMambaMixer(nn.Module):
             out,
             stream,
             (norm.weight, norm.bias, norm.eps),
-            self.in_proj.weight,
-            self.out_proj.weight,
-            self.forward_scan.weights(),
-            self.backward_scan.weights(),
+            *self._weights(),
             lengths=lengths,
             reversed_time=reversed_time,
             accumulate=accumulate,
         )
+
+    def _weights(self) -> tuple[Tensor, Tensor, DirectionWeights, DirectionWeights]:
+        return self.in_proj.weight, self.out_proj.weight, self.forward_scan.weights(), self.backward_scan.weights()

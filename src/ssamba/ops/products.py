@@ -26,7 +26,7 @@ _VARIABLE = "SSAMBA_CPU_PRODUCTS"
 _SMALLEST = 2**20  # M I O below which oneDNN's start costs more than it saves
 _PIECE = (
     2**21
-)  # elements of a result that is copied on: larger memory is given back to the system, and zeroed by it, each time
+)  # elements of a result that is copied on: larger memory goes back to the system, which zeroes it each time
 _FEWEST_ROWS = 32  # M, likewise: it lays the weight out anew for each product
 
 
@@ -48,12 +48,11 @@ def use_library(name: Library | None) -> None:
     library()
 
 
-def multiplied(a: Tensor, weight: Tensor, memory: Tensor, scale: float = 1.0) -> Tensor:
-    """scale a (M, I) weight (O, I)^T, (M, O), in `memory` or, where oneDNN makes it, in memory of its own: that saves a copy."""
+def multiplied(a: Tensor, weight: Tensor, memory: Tensor) -> Tensor:
+    """a (M, I) weight (O, I)^T, (M, O), in `memory` or, where oneDNN makes it, in memory of its own: that saves a copy."""
     if _takes_onednn(a, weight):
-        found = _onednn(a, weight, None)
-        return found if scale == 1.0 else found.mul_(scale)
-    product(a, weight, memory, scale)
+        return _onednn(a, weight, None)
+    product(a, weight, memory)
     return memory
 
 
