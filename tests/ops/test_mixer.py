@@ -235,6 +235,16 @@ def test_autocast_decides_the_dtype():
     assert loss(out.detach(), expected.double()) < 0.03
 
 
+@needs_cpp
+def test_weights_in_bfloat16_get_their_gradients():
+    tensors = [t.bfloat16() for t in random_tensors(2, 40, 8, 24, 16, 3)]
+    with poison():
+        ours, wide = run(tensors, "cpp"), run(in_dtype(tensors, torch.bfloat16), "cpp")
+    for name, value in ours.items():
+        assert value.dtype == torch.bfloat16, name
+        assert torch.equal(value, wide[name].bfloat16()), name
+
+
 @pytest.mark.parametrize("backend", ["reference", "eager"])
 def test_gradcheck(backend):
     tensors = [t.requires_grad_() for t in random_tensors(2, 9, 3, 4, 2, 2)]

@@ -126,9 +126,10 @@ def _side_backward(
     accumulate: bool,
 ) -> tuple[Tensor, ...]:
     """One direction: its weights' gradients, and that of x into the first half of `grad_xz`; grad_u, grad_delta: memory."""
-    conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D = weights
+    conv_weight, conv_bias, _, _, dt_bias, A_log, D = weights
+    # The kernels write float32, whatever the weights are.
     grad_conv_weight, grad_conv_bias, grad_dt_bias, grad_A, grad_D = (
-        torch.empty_like(t, memory_format=torch.contiguous_format) for t in (conv_weight, conv_bias, dt_bias, A_log, D)
+        torch.empty(t.shape, dtype=torch.float32) for t in (conv_weight, conv_bias, dt_bias, A_log, D)
     )
     batch, length, inner = u.shape
     tokens, state, rank, columns = batch * length, side.A.shape[1], side.rank, projected.shape[2]
@@ -170,8 +171,8 @@ def _side_backward(
     flat_grad_delta = grad_delta.view(tokens, inner)
     product(flat_grad_delta, side.dt_weight.to(u.dtype).t(), flat_grad[:, :rank])
     # The short side first: the other way round, the same product takes twice as long.
-    grad_dt_weight = (flat_projected[:, :rank].t() @ flat_grad_delta).t().to(dt_weight.dtype).contiguous()
-    grad_x_weight = made(flat_grad.t(), flat_u.t()).to(x_weight.dtype)
+    grad_dt_weight = (flat_projected[:, :rank].t() @ flat_grad_delta).t().contiguous()
+    grad_x_weight = made(flat_grad.t(), flat_u.t())
     add_product(flat_grad_u, flat_grad, side.x_weight.t())
     extension.conv_backward(
         capability,
@@ -189,7 +190,8 @@ def _side_backward(
         grad_conv_weight.data_ptr(),
         grad_conv_bias.data_ptr(),
     )
-    return grad_conv_weight, grad_conv_bias, grad_x_weight, grad_dt_weight, grad_dt_bias, grad_A, grad_D
+    grads = grad_conv_weight, grad_conv_bias, grad_x_weight, grad_dt_weight, grad_dt_bias, grad_A, grad_D
+    return tuple(grad.to(weight.dtype) for grad, weight in zip(grads, weights, strict=True))
 
 
 def mix_backward_fake(
