@@ -126,9 +126,7 @@ class SSAMBAEncoder(PatchEncoder):
         for ahead, behind in zip(blocks[: 2 * layers : 2], blocks[1 : 2 * layers : 2], strict=True):
             ahead.add_to(added, stream, lengths, False, accumulate=False)
             behind.add_to(added, stream, lengths, True)
-            if self.config.pair_residual == "sum":
-                stream.mul_(2)
-            stream.add_(added)
+            torch.add(added, stream, alpha=2 if self.config.pair_residual == "sum" else 1, out=stream)
 
     def _final_norm(self, tokens: Tensor) -> Tensor:
         for _ in range(self.config.final_norms):

@@ -32,14 +32,9 @@ class DirectionalScan(nn.Module):
 
     def weights(self) -> DirectionWeights:
         """Its parameters as the operator takes them."""
+        step = self.dt_proj
         return DirectionWeights(
-            self.conv_weight,
-            self.conv_bias,
-            self.x_proj.weight,
-            self.dt_proj.weight,
-            self.dt_proj.bias,
-            self.A_log,
-            self.D,
+            self.conv_weight, self.conv_bias, self.x_proj.weight, step.weight, step.bias, self.A_log, self.D
         )
 
 

@@ -28,7 +28,7 @@ from ssamba.ops.cpu_mixer_training import (
     mix_keeping_fake,
     setup,
 )
-from ssamba.ops.products import multiplied, product
+from ssamba.ops.products import product
 
 _STRETCH = 2048
 """Tokens that are worked on together; a clip of up to half as many more stays in one piece."""
@@ -96,8 +96,7 @@ class _Work(NamedTuple):
     def give(self, clips: slice | int, tokens: slice, y: Tensor) -> None:
         """The last product of y (M, E), twice the mean of both directions, and where it belongs."""
         into = self.out[clips, tokens]
-        room = memory.get("mixed", (len(y), into.shape[-1]), y.dtype)
-        mixed = multiplied(y, self.out_weight, room).view(into.shape)
+        mixed = memory.multiplied("mixed", y, self.out_weight).view(into.shape)
         if self.accumulate:
             into.add_(mixed, alpha=0.5)
         else:
@@ -192,10 +191,10 @@ def _mix_short(work: _Work, part: slice, length: int, lengths: Tensor | None, pa
     y = memory.get("y", (batch, length, inner), dtype)
     place = memory.stretch(batch, length, work.sides[0], 2, dtype)
     hidden = work.normed(part, slice(0, length))
-    xz = multiplied(hidden, work.in_weight, memory.get("xz", (tokens, 2 * inner), dtype)).view(batch, length, 2 * inner)
+    xz = memory.multiplied("xz", hidden, work.in_weight).view(batch, length, 2 * inner)
     convolve(xz[..., :inner], lengths, 0, length, work.sides, place.u_rows, packed)
-    place.project(work.sides)
-    scan(place.u_rows, place.projected_rows, xz[..., inner:], y, lengths, work.sides, packed=packed)
+    projected = place.project(work.sides)
+    scan(place.u_rows, projected, xz[..., inner:], y, lengths, work.sides, packed=packed)
     work.give(part, slice(0, length), y.view(tokens, inner))
 
 
@@ -210,17 +209,16 @@ def _mix_long(work: _Work, clip: int, length: int) -> None:
         here = slice(first, min(first + starts.step, length))
         product(work.normed(clip, here), work.in_weight, xz[here])
     xz = xz[None]
-    state = memory.get("state", (1, *along.A.shape), torch.float32)  # after one stretch, before the next
+    state = memory.get("state", (1, *along.A_log.shape), torch.float32)  # after one stretch, before the next
     for side, order in ((along, starts), (against, reversed(starts))):
         before: Tensor | None = None
         for first in order:
             here = slice(first, min(first + starts.step, length))
             place = memory.stretch(1, here.stop - first, side, 1, dtype)
             convolve(xz[..., :inner], None, first, here.stop, (side,), place.u_rows)
-            place.project((side,))
             scan(
                 place.u_rows,
-                place.projected_rows,
+                place.project((side,)),
                 xz[:, here, inner:] if side.reverse else None,
                 y[None, here],
                 None,

@@ -33,7 +33,7 @@ class Side(NamedTuple):
     x_weight: Tensor
     dt_weight: Tensor
     dt_bias: Tensor
-    A: Tensor
+    A_log: Tensor
     D: Tensor
     reverse: bool
 
@@ -41,6 +41,11 @@ class Side(NamedTuple):
     def rank(self) -> int:
         """R."""
         return self.dt_weight.shape[1]
+
+    @property
+    def state(self) -> int:
+        """N."""
+        return self.A_log.shape[1]
 
 
 def both_sides(weights: tuple[Tensor, ...], dtype: torch.dtype, reversed_time: bool) -> tuple[Side, Side]:
@@ -56,7 +61,7 @@ def _side(weights: tuple[Tensor, ...], dtype: torch.dtype, reverse: bool) -> Sid
         x_weight.to(dtype),
         _plain(dt_weight),
         _plain(dt_bias),
-        torch.exp(_plain(A_log)).neg_(),
+        _plain(A_log),
         _plain(D),
         reverse,
     )
@@ -68,10 +73,9 @@ def _plain(x: Tensor) -> Tensor:
 
 def columns_of(projected: Tensor, side: Side) -> tuple[Rows, Rows, Rows]:
     """Where delta's factor, B and C stand in (B, L, R + 2 N or more)."""
-    state = side.A.shape[1]
     address, batch_stride, row_stride, is_bf16 = rows(projected)
     size = projected.element_size()
-    B, C = address + side.rank * size, address + (side.rank + state) * size
+    B, C = address + side.rank * size, address + (side.rank + side.state) * size
     return (
         (address, batch_stride, row_stride, is_bf16),
         (B, batch_stride, row_stride, is_bf16),
@@ -105,7 +109,7 @@ def convolve(
 
 def scan(
     u: Sequence[Rows],
-    projected: Sequence[tuple[Rows, Rows, Rows]],
+    projected: Sequence[Tensor],
     z: Tensor | None,
     y: Tensor,
     lengths: Tensor | None,
@@ -117,16 +121,17 @@ def scan(
     borders: Sequence[Tensor] | None = None,
     packed: Packed | None = None,
 ) -> None:
-    """The directions' scans over rows of u (B, L, E), delta's factor, B and C; their sum into y. `after`: the last state."""
+    """The directions' scans over rows of u (B, L, E) and projections (B, L, R + 2 N or more); their sum into y. `after`: the last state."""
+    columns = [columns_of(p, side) for p, side in zip(projected, sides, strict=True)]
     batch, length, inner = y.shape if packed is None else (len(packed.lengths), packed.longest, y.shape[2])
     directions = [
         (
             side.reverse,
             u[i],
-            (projected[i][0], side.dt_weight.data_ptr(), side.rank),
-            side.A.data_ptr(),
-            projected[i][1],
-            projected[i][2],
+            (columns[i][0], side.dt_weight.data_ptr(), side.rank),
+            side.A_log.data_ptr(),
+            columns[i][1],
+            columns[i][2],
             side.D.data_ptr(),
             side.dt_bias.data_ptr(),
             address(before),
@@ -138,7 +143,7 @@ def scan(
     cpu_extension.module().mixer_scan(
         cpu_extension.capability(),
         cpu_extension.threads(),
-        (batch, length, inner, sides[0].A.shape[1]),
+        (batch, length, inner, sides[0].state),
         ABSENT if z is None else rows(z),
         rows(y),
         address(lengths if packed is None else packed.lengths),

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ssamba.ops.cpu import rows
-from ssamba.ops.cpu_mixer_kernels import Side, columns_of
+from ssamba.ops.cpu_mixer_kernels import Side
 from ssamba.ops.products import library as products_by
-from ssamba.ops.products import product
+from ssamba.ops.products import made_new, product
 
 VECTOR = 16
 """Columns of a matrix product come in so many, where they are ours to choose."""
@@ -45,9 +45,17 @@ class Memory(threading.local):
             self.stretches.clear()  # they stand in the old one
         return memory[:size].view(shape)
 
+    def multiplied(self, name: str, a: Tensor, weight: Tensor) -> Tensor:
+        """a (M, I) weight (O, I)^T, (M, O), until the next call with this name; in new memory where that saves a copy."""
+        new = made_new(a, weight)
+        if new is None:
+            new = self.get(name, (a.shape[0], weight.shape[0]), a.dtype)
+            product(a, weight, new)
+        return new
+
     def stretch(self, batch: int, length: int, side: Side, count: int, dtype: torch.dtype) -> Stretch:
         """What `count` directions work in on `length` tokens of `batch` clips."""
-        key = batch, length, side.x_weight.shape, side.A.shape[1], side.rank, count, dtype
+        key = batch, length, side.x_weight.shape, count, dtype
         found = self.stretches.get(key)
         if found is None:
             # Making one may clear those before, so it is kept afterwards.
@@ -64,26 +72,31 @@ class Stretch:
     def __init__(self, memory: Memory, batch: int, length: int, side: Side, count: int, dtype: torch.dtype):
         columns, inner = side.x_weight.shape
         tokens, padded = batch * length, -(-columns // VECTOR) * VECTOR
+        self.memory, self.shape = memory, (batch, length, columns)
         self.u = memory.get("u", (count, batch, length, inner), dtype)
-        self.projected = memory.get("projected", (count, batch, length, padded), dtype)
-        self.x_weight = memory.get("x_weight", (count, padded, inner), dtype)
         self.u_rows = [rows(u) for u in self.u]
-        self.projected_rows = [columns_of(p, side) for p in self.projected]
-        self.u_flat, self.projected_flat = self.u.view(count, tokens, inner), self.projected.view(count, tokens, padded)
+        self.u_flat = self.u.view(count, tokens, inner)
+        self.u_of_sides = self.u_flat.unbind()
+        self.projected = memory.get("projected", (count, batch, length, padded), dtype)
+        self.projected_flat = self.projected.view(count, tokens, padded)
+        self.x_weight = memory.get("x_weight", (count, padded, inner), dtype)
         self.x_weight_used = [weight[:columns] for weight in self.x_weight]
         self.x_weight_padding = self.x_weight[:, columns:]
         self.x_weight_transposed = self.x_weight.transpose(1, 2)
 
-    def project(self, sides: Sequence[Side]) -> None:
-        """W_x u of each direction, in rows of whole vectors: MKL's products of 44 columns are slow."""
+    def project(self, sides: Sequence[Side]) -> Sequence[Tensor]:
+        """W_x u of each direction, (B, L, R + 2 N or more)."""
         if self.u.dtype == torch.float32 and products_by() == "onednn":
-            for side, u, projected in zip(sides, self.u_flat, self.projected_flat, strict=True):
-                product(u, side.x_weight, projected[:, : side.x_weight.shape[0]])
-            return
+            return [
+                self.memory.multiplied(way, u, side.x_weight).view(self.shape)
+                for way, u, side in zip(("ahead", "behind"), self.u_of_sides, sides, strict=False)
+            ]
         self.x_weight_padding.zero_()
         for weight, side in zip(self.x_weight_used, sides, strict=True):
             weight.copy_(side.x_weight)
+        # In rows of whole vectors: MKL's products of 44 columns are slow.
         torch.bmm(self.u_flat, self.x_weight_transposed, out=self.projected_flat)
+        return self.projected
 
 
 memory = Memory()

@@ -30,7 +30,7 @@ def mix_keeping(
     sides = both_sides(tuple(weights), hidden.dtype, reversed_time)
     hidden, lengths = hidden.contiguous(), int64(lengths)
     batch, length, channels = hidden.shape
-    tokens, inner, state = batch * length, out_weight.shape[1], sides[0].A.shape[1]
+    tokens, inner, state = batch * length, out_weight.shape[1], sides[0].state
     # What a product makes is kept as it comes: a copy into other memory would cost as much as the scan's way there.
     xz = made(hidden.view(tokens, channels), in_weight).view(batch, length, 2 * inner)
     u = _convolved(xz, lengths, sides)
@@ -42,8 +42,7 @@ def mix_keeping(
     borders = [hidden.new_empty(border_size(batch, length, inner, state), dtype=torch.float32) for _ in sides]
     for border in borders:
         clear_borders(border, inner, lengths)
-    columns = [columns_of(p, side) for p, side in zip(projected, sides, strict=True)]
-    scan([rows(side) for side in u], columns, None, y, lengths, sides, borders=borders)
+    scan([rows(side) for side in u], projected, None, y, lengths, sides, borders=borders)
     gate(y, xz[..., inner:], lengths, gated)
     out = made(gated.view(tokens, inner), out_weight, 0.5).view(hidden.shape)
     return out, xz, projected[0], projected[1], y, borders[0], borders[1]
@@ -132,7 +131,8 @@ def _side_backward(
         torch.empty(t.shape, dtype=torch.float32) for t in (conv_weight, conv_bias, dt_bias, A_log, D)
     )
     batch, length, inner = u.shape
-    tokens, state, rank, columns = batch * length, side.A.shape[1], side.rank, projected.shape[2]
+    tokens, rank, columns = batch * length, side.rank, projected.shape[2]
+    A = torch.exp(side.A_log).neg_()
     extension, capability, threads = cpu_extension.module(), cpu_extension.capability(), cpu_extension.threads()
     grad_projected = memory.get("grad_projected", projected.shape, projected.dtype)
     low, B, C = columns_of(projected, side)
@@ -140,12 +140,12 @@ def _side_backward(
     extension.scan_backward(
         capability,
         threads,
-        (batch, length, inner, state),
+        (batch, length, inner, side.state),
         True,
         side.reverse,
         rows(u),
         (low, side.dt_weight.data_ptr(), rank),
-        side.A.data_ptr(),
+        A.data_ptr(),
         B,
         C,
         side.D.data_ptr(),
@@ -165,7 +165,7 @@ def _side_backward(
         grad_dt_bias.data_ptr(),
         0,
     )
-    grad_A.mul_(side.A)  # A = -exp(A_log), so that dA / dA_log = A
+    grad_A.mul_(A)  # A = -exp(A_log), so that dA / dA_log = A
     flat_u, flat_grad_u = u.view(tokens, inner), grad_u.view(tokens, inner)
     flat_projected, flat_grad = projected.view(tokens, columns), grad_projected.view(tokens, columns)
     flat_grad_delta = grad_delta.view(tokens, inner)

@@ -48,12 +48,9 @@ def use_library(name: Library | None) -> None:
     library()
 
 
-def multiplied(a: Tensor, weight: Tensor, memory: Tensor) -> Tensor:
-    """a (M, I) weight (O, I)^T, (M, O), in `memory` or, where oneDNN makes it, in memory of its own: that saves a copy."""
-    if _takes_onednn(a, weight):
-        return _onednn(a, weight, None)
-    product(a, weight, memory)
-    return memory
+def made_new(a: Tensor, weight: Tensor) -> Tensor | None:
+    """a (M, I) weight (O, I)^T, (M, O), where it comes in new memory anyway (oneDNN makes it so), else None."""
+    return _onednn(a, weight, None) if _takes_onednn(a, weight) else None
 
 
 def made(a: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:

@@ -12,12 +12,31 @@
 namespace ssamba {
 
 // Channels are dealt out to threads in blocks of BLOCK in the forward passes. The backward of the scan sums the gradients of B
-// and C over channels: within a group of GROUP channels in a fixed order, then over groups, so that the result does not
-// depend on the number of threads.
+// and C over channels: within a group of GROUP channels in a fixed order, then over the groups in pairs, pairs of pairs and so on
+// (Subtree), so that the result does not depend on the number of threads, and threads pass on few sums.
 constexpr int64_t BLOCK = 16;
 constexpr int64_t GROUP = 32;
 // The forward pass keeps the state before every CHUNK steps; the backward pass computes the inside of a chunk again.
 constexpr int64_t CHUNK = 64;
+
+// The sum over groups [first, first + 2^level), where 2^level divides `first`: the sum of its halves. What is left of groups that make up
+// no power of two is added from the end.
+struct Subtree {
+  int64_t first;
+  int level;
+};
+
+// Whether the subtree before may be added to, and grows one level.
+static constexpr bool are_halves(Subtree before, Subtree after) {
+  return before.level == after.level && (before.first >> before.level) % 2 == 0;
+}
+
+// Subtrees that can wait to be completed among so many groups, the one in work among them.
+static constexpr int most_subtrees(int64_t groups) {
+  int levels = 2;
+  for (; groups > 1; groups /= 2) ++levels;
+  return 2 * levels;
+}
 
 enum DType : int32_t { FLOAT32 = 0, BFLOAT16 = 1 };
 
@@ -31,13 +50,13 @@ struct Rows {
 
 struct Scan {
   int64_t batch, length, channels, state;
-  bool softplus, reverse;
+  bool softplus, reverse, logarithms;
   Rows u, delta, z;             // (B, L, D)
   Rows low;                     // (B, L, R): with R > 0, delta is low . low_weight and `delta` is absent
   const float* low_weight;      // (D, R)
   int64_t rank;                 // R
   Rows B, C;                    // (B, L, N)
-  const float* A;               // (D, N)
+  const float* A;               // (D, N), with `logarithms` log(-A)
   const float* D;               // (D) or null
   const float* bias;            // (D) or null
   const int64_t* lengths;       // (B) or null
@@ -59,7 +78,8 @@ struct ScanBackward {
   const float* grad_last;            // (B, D, N) or null: zeros
   Rows grad_u, grad_delta, grad_z;   // (B, L, D)
   float* grad_initial;               // (B, D, N) or null: not wanted
-  float *part_B, *part_C;            // (B, groups, L, N): one group's share
+  float *part_B, *part_C;            // (B, groups, L, N): in the place of its first group, the sum of a subtree
+  int8_t* part_level;                // (B, groups): the level of the subtree that stands there; negative: none does
   float* part_A;                     // (B, D, N): one clip's share
   float *part_D, *part_bias;         // (B, D), or null: not wanted
 };

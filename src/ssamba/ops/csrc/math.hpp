@@ -92,6 +92,45 @@ static inline int64_t clip_length(const int64_t* lengths, int64_t clip, int64_t 
   return lengths[clip] < 0 ? 0 : smaller(lengths[clip], length);
 }
 
+// A vector of channels in the rows of a tile, in the order of the scan.
+struct Column {
+  char* first;
+  int64_t step;  // bytes to the row of the next step
+  int64_t count;
+  bool is_float32;
+};
+
+static inline Column column(const Rows& rows, bool reverse, int64_t clip, int64_t length, int64_t s0, int64_t channel, int64_t count) {
+  const int64_t size = rows.dtype == FLOAT32 ? 4 : 2;
+  return {static_cast<char*>(rows.data) + offset_of(rows, clip, row_of(reverse, length, s0), channel) * size,
+          (reverse ? -rows.row_stride : rows.row_stride) * size, count, rows.dtype == FLOAT32};
+}
+
+// What a loop over steps compiled for it alone may rely on.
+static inline bool is_plain(const Column& column) { return column.is_float32 && column.count == W; }
+
+template <bool PLAIN>
+static inline V load_step(const Column& column, int64_t k) {
+  const char* p = column.first + k * column.step;
+  if (PLAIN) return load(reinterpret_cast<const float*>(p));
+  if (column.is_float32) return load_floats(reinterpret_cast<const float*>(p), column.count);
+  const uint16_t* narrow = reinterpret_cast<const uint16_t*>(p);
+  return column.count == W ? load_bf16(narrow) : load_part_bf16(narrow, column.count);
+}
+
+template <bool PLAIN>
+static inline void store_step(const Column& column, int64_t k, V a) {
+  char* p = column.first + k * column.step;
+  if (PLAIN) {
+    store(reinterpret_cast<float*>(p), a);
+  } else if (column.is_float32) {
+    store_floats(reinterpret_cast<float*>(p), a, column.count);
+  } else {
+    uint16_t* narrow = reinterpret_cast<uint16_t*>(p);
+    column.count == W ? store_bf16(narrow, a) : store_part_bf16(narrow, a, column.count);
+  }
+}
+
 // out[n] += the sum of the lanes of rows[n].
 template <int COUNT>
 static inline void add_row_sums(const V* rows, float* out) {

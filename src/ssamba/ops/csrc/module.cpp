@@ -102,6 +102,7 @@ Scan scan_of(const Sizes& sizes, bool softplus, bool reverse, const RowsTuple& u
   std::tie(in.batch, in.length, in.channels, in.state) = sizes;
   in.softplus = softplus;
   in.reverse = reverse;
+  in.logarithms = false;
   in.u = rows(u);
   in.rank = std::get<2>(step);
   in.low_weight = at<const float>(std::get<1>(step));
@@ -202,6 +203,8 @@ void scan_backward(const std::string& capability, int threads, const Sizes& size
   args.part_A = args.part_C + part_B;
   args.part_D = args.part_A + batch * matrix;
   args.part_bias = args.part_D + batch * channels;
+  std::vector<int8_t> levels(static_cast<size_t>(batch * groups), int8_t{-1});
+  args.part_level = levels.data();
   deal_out(threads, batch, groups, length, args.in.lengths, [&](int64_t clip, int64_t first, int64_t last) {
     kernels.scan_backward(args, clip, first, last, scratch(kernels.scan_backward_scratch(args.in, last - first)));
   });
@@ -209,20 +212,24 @@ void scan_backward(const std::string& capability, int threads, const Sizes& size
   constexpr int64_t STEPS = 256;
   deal_out(threads, batch, (length + STEPS - 1) / STEPS, length, nullptr, [&](int64_t clip, int64_t first, int64_t last) {
     const int64_t valid = clip_length(args.in.lengths, clip, length);
-    float* sums = scratch(STEPS * N);
+    float* memory = scratch(most_subtrees(groups) * STEPS * N);
     for (int64_t block = first; block < last; ++block) {
       const int64_t t0 = block * STEPS, steps = std::min(STEPS, length - t0);
-      const int64_t size = std::max<int64_t>(0, std::min(steps, valid - t0)) * N;
+      const int64_t summed = std::max<int64_t>(0, std::min(steps, valid - t0));
       for (int i = 0; i < 2; ++i) {
         const float* part = (i == 0 ? args.part_B : args.part_C) + (clip * groups * length + t0) * N;
-        add_parts(part, size > 0 ? groups : 0, length * N, size, sums);
-        std::memset(sums + size, 0, static_cast<size_t>(steps * N - size) * sizeof(float));
+        const float* sums = nullptr;
+        if (summed > 0) sums = add_subtrees(part, levels.data() + clip * groups, groups, length * N, summed * N, memory, STEPS * N);
+        const Rows& target = targets[i];
+        const int64_t bytes = target.dtype == FLOAT32 ? 4 : 2;
         for (int64_t k = 0; k < steps; ++k) {
-          const int64_t offset = clip * targets[i].batch_stride + (t0 + k) * targets[i].row_stride;
-          if (targets[i].dtype == BFLOAT16)
-            store_bfloat16(sums + k * N, N, static_cast<uint16_t*>(targets[i].data) + offset);
+          char* to = static_cast<char*>(target.data) + (clip * target.batch_stride + (t0 + k) * target.row_stride) * bytes;
+          if (k >= summed)
+            std::memset(to, 0, static_cast<size_t>(N * bytes));
+          else if (target.dtype == FLOAT32)
+            std::memcpy(to, sums + k * N, static_cast<size_t>(N * bytes));
           else
-            std::memcpy(static_cast<float*>(targets[i].data) + offset, sums + k * N, static_cast<size_t>(N) * sizeof(float));
+            store_bfloat16(sums + k * N, N, reinterpret_cast<uint16_t*>(to));
         }
       }
     }
@@ -340,15 +347,17 @@ void mixer_conv(const std::string& capability, int threads, const Sizes& sizes, 
   const int64_t blocks = (last_row - first_row + STEPS - 1) / STEPS;
   deal_out(threads, std::get<0>(sizes), blocks * count, last_row - first_row, nullptr,
            [&](int64_t clip, int64_t first, int64_t last) {
-             for (int64_t i = first / blocks; i * blocks < last; ++i) {
-               const int64_t from = std::max<int64_t>(first - i * blocks, 0), to = std::min(last - i * blocks, blocks);
-               kernels.conv_forward(convs[static_cast<size_t>(i)], clip, first_row + from * STEPS,
-                                    std::min(first_row + to * STEPS, last_row));
+             // Unit b * count + i is block b of direction i: a thread works on the same rows in all directions.
+             for (int64_t i = 0; i < count; ++i) {
+               const int64_t from = (first - i + count - 1) / count, to = (last - i + count - 1) / count;
+               if (from < to)
+                 kernels.conv_forward(convs[static_cast<size_t>(i)], clip, first_row + from * STEPS,
+                                      std::min(first_row + to * STEPS, last_row));
              }
            });
 }
 
-// One direction's scan: whether it is reversed, u, delta's factor with its weights, A, B, C, D, the step's bias, the state
+// One direction's scan: whether it is reversed, u, delta's factor with its weights, log(-A), B, C, D, the step's bias, the state
 // before (0: zeros) and after (0: not wanted; may be the one before), and where chunk states are kept (0: nowhere).
 using ScanTuple = std::tuple<bool, RowsTuple, StepTuple, Address, RowsTuple, RowsTuple, Address, Address, Address, Address, Address>;
 
@@ -358,11 +367,12 @@ void mixer_scan(const std::string& capability, int threads, const Sizes& sizes, 
                 Address lengths, Address starts, bool accumulate, const std::vector<ScanTuple>& directions) {
   const Kernels& kernels = kernels_called(capability);
   std::vector<ScanForward> scans;
-  for (const auto& [reverse, u, step, A, B, C, D, bias, before, after, borders] : directions) {
+  for (const auto& [reverse, u, step, A_log, B, C, D, bias, before, after, borders] : directions) {
     const bool last = scans.size() + 1 == directions.size();
     const RowsTuple absent = {0, 0, 0, false};
-    scans.push_back({scan_of(sizes, true, reverse, u, step, A, B, C, D, last ? z : absent, bias, lengths, before, borders),
+    scans.push_back({scan_of(sizes, true, reverse, u, step, A_log, B, C, D, last ? z : absent, bias, lengths, before, borders),
                      accumulate || !scans.empty(), rows(y), at<float>(after)});
+    scans.back().in.logarithms = true;
   }
   const nb::gil_scoped_release release;
   std::vector<std::vector<float>> constants;

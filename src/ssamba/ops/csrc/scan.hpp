@@ -41,7 +41,9 @@ static void prepare_constants(const Scan& in, int64_t channel, int64_t count, fl
   V magnitude = set1(0.0f);
   for (int64_t n = 0; n < in.state; ++n) {
     // Finite, so that an A of -inf times a step or a gradient of zero is not a NaN.
-    const V a = at_most(1e30f, at_least(-1e30f, mul(load(constants + n * W), set1(1.44269504f))));
+    V a = load(constants + n * W);
+    if (in.logarithms) a = sub(set1(0.0f), exp2_product<true>(a, set1(1.44269504f)));
+    a = at_most(1e30f, at_least(-1e30f, mul(a, set1(1.44269504f))));
     store(constants + n * W, a);
     magnitude = maximum(absolute(a), magnitude);
   }
@@ -219,6 +221,31 @@ static void advance_all(int64_t state, const float* A, Coefficients B, Coefficie
   }
 }
 
+// What the recurrence over a tile starts from: delta (as load_steps left it) becomes the step, drive delta u, y D u on top of what
+// `before` holds, if anything. Returns the longest step of each lane.
+template <bool PLAIN>
+static V enter_tile(const Scan& in, V D, const Column& u, const Column* before, int64_t steps, float* delta, float* drive, float* y) {
+  V longest = set1(0.0f);
+  for (int64_t k = 0; k < steps; ++k) {
+    const V u_k = load_step<PLAIN>(u, k), skip = mul(D, u_k);
+    V d = load(delta + k * W);
+    if (in.softplus) d = softplus(d);
+    longest = maximum(absolute(d), longest);
+    store(delta + k * W, d);
+    store(drive + k * W, mul(d, u_k));
+    store(y + k * W, before != nullptr ? add(skip, load_step<PLAIN>(*before, k)) : skip);
+  }
+  return longest;
+}
+
+template <bool PLAIN>
+static void leave_tile(const float* y, const Column* z, int64_t steps, const Column& out) {
+  for (int64_t k = 0; k < steps; ++k) {
+    const V y_k = load(y + k * W);
+    store_step<PLAIN>(out, k, z == nullptr ? y_k : mul(y_k, silu(load_step<PLAIN>(*z, k))));
+  }
+}
+
 static int64_t scan_forward_scratch(const Scan& in, int64_t blocks) {
   const int64_t vectors = blocks * (BLOCK / W);
   return scan_constants_size(in, blocks) + vectors * in.state * W + 3 * TILE + CHUNK * (2 * in.state + in.rank);
@@ -256,29 +283,18 @@ static void scan_forward(const ScanForward& args, int64_t clip, int64_t first_bl
       if (in.borders != nullptr)
         std::memcpy(border_of(in, clip, s0 / CHUNK, channel), h, static_cast<size_t>(size) * sizeof(float));
       load_steps(in, low, rest + 3 * W, bias, clip, length, s0, steps, channel, count, delta);
-      V longest = set1(0.0f);
-      for (int64_t k = 0; k < steps; ++k) {
-        const int64_t row = row_of(in.reverse, length, s0 + k);
-        const V u = load_row(in.u, clip, row, channel, count);
-        V d = load(delta + k * W);
-        if (in.softplus) d = softplus(d);
-        longest = maximum(absolute(d), longest);
-        store(delta + k * W, d);
-        store(drive + k * W, mul(d, u));
-        const V skip = mul(D, u);
-        store(y + k * W, args.accumulate ? add(skip, load_row(args.out, clip, row, channel, count)) : skip);
-      }
+      const auto of = [&](const Rows& rows) { return column(rows, in.reverse, clip, length, s0, channel, count); };
+      const Column u = of(in.u), z = of(in.z), out = of(args.out);
+      const Column *before = args.accumulate ? &out : nullptr, *gate = in.z.data != nullptr ? &z : nullptr;
+      const bool plain = is_plain(u) && is_plain(out) && (gate == nullptr || is_plain(z));
+      const V longest = plain ? enter_tile<true>(in, D, u, before, steps, delta, drive, y)
+                              : enter_tile<false>(in, D, u, before, steps, delta, drive, y);
       const Ahead ahead = look_ahead(in, streams, clip, length, s0, first_channel, width, j * W, false);
       if (ALWAYS_SAFE || all_below(mul(longest, load(rest)), 1e5f))
         advance_all<false>(N, A, B, C, delta, drive, y, steps, ahead, h);
       else
         advance_all<true>(N, A, B, C, delta, drive, y, steps, ahead, h);
-      for (int64_t k = 0; k < steps; ++k) {
-        const int64_t row = row_of(in.reverse, length, s0 + k);
-        V out = load(y + k * W);
-        if (in.z.data != nullptr) out = mul(out, silu(load_row(in.z, clip, row, channel, count)));
-        store_row(args.out, clip, row, channel, out, count);
-      }
+      plain ? leave_tile<true>(y, gate, steps, out) : leave_tile<false>(y, gate, steps, out);
     }
   }
   for (int64_t row = length; row < in.length; ++row) zero_row(args.out, clip, row, first_channel, width);
@@ -354,7 +370,8 @@ static void sweep_back(int64_t N, const float* A, Coefficients B, Coefficients C
 // Where one vector works in a tile: each (CHUNK, W) but B, C (CHUNK, N), h (CHUNK + 1, N, W) and decays (CHUNK, N, W).
 struct Workbench {
   float *u, *delta, *drive, *slope, *grad_y, *gate_slope, *y, *drive_slope, *step_slope;
-  float *buffer_B, *buffer_C, *grad_B, *grad_C, *h, *decays, *buffer_low;
+  float *buffer_B, *buffer_C, *h, *decays, *buffer_low;
+  float *grad_B, *grad_C;  // of the group in work, in the last of the waiting sums
 };
 
 static float* lay_out(Workbench* bench, int64_t N, int64_t rank, float* scratch) {
@@ -364,7 +381,7 @@ static float* lay_out(Workbench* bench, int64_t N, int64_t rank, float* scratch)
     *quantity = scratch;
     scratch += TILE;
   }
-  float** coefficients[] = {&bench->buffer_B, &bench->buffer_C, &bench->grad_B, &bench->grad_C};
+  float** coefficients[] = {&bench->buffer_B, &bench->buffer_C};
   for (float** coefficient : coefficients) {
     *coefficient = scratch;
     scratch += CHUNK * N;
@@ -416,9 +433,52 @@ static void sweep_back_all(int64_t N, const float* A, Coefficients B, Coefficien
   }
 }
 
+// Fills what replay and sweep_back read. Returns the longest step of each lane.
+template <bool PLAIN>
+static V enter_tile_back(const Scan& in, V D, const Column& u, const Column* z, const Column& grad_out, int64_t steps, const Workbench& to) {
+  V longest = set1(0.0f);
+  for (int64_t k = 0; k < steps; ++k) {
+    const V u_k = load_step<PLAIN>(u, k);
+    V d = load(to.delta + k * W), slope = set1(1.0f), dy = load_step<PLAIN>(grad_out, k);
+    if (in.softplus) d = softplus(d, &slope);
+    longest = maximum(absolute(d), longest);
+    if (z != nullptr) {
+      const V z_k = load_step<PLAIN>(*z, k), s = sigmoid(z_k);
+      store(to.gate_slope + k * W, mul(dy, silu_slope(z_k, s)));
+      dy = mul(dy, mul(at_least(-1e4f, z_k), s));
+    }
+    store(to.u + k * W, u_k);
+    store(to.delta + k * W, d);
+    store(to.slope + k * W, slope);
+    store(to.drive + k * W, mul(d, u_k));
+    store(to.grad_y + k * W, dy);
+    store(to.y + k * W, mul(D, u_k));
+  }
+  return longest;
+}
+
+// Gradients of u, delta and, with a gate, z, from what sweep_back left; those of D and the bias are added to `grad_rest`.
+template <bool PLAIN>
+static void leave_tile_back(V D, const Workbench& from, int64_t steps, const Column& grad_u, const Column& grad_delta,
+                            const Column* grad_z, float* grad_rest) {
+  V grad_D = load(grad_rest), grad_bias = load(grad_rest + W);
+  for (int64_t k = steps - 1; k >= 0; --k) {
+    const V u = load(from.u + k * W), dy = load(from.grad_y + k * W), along_B = load(from.drive_slope + k * W);
+    const V along_A = mul(load(from.step_slope + k * W), set1(0.693147181f));  // A is held times log2(e)
+    const V grad_step = mul(fma(u, along_B, along_A), load(from.slope + k * W));
+    store_step<PLAIN>(grad_u, k, fma(load(from.delta + k * W), along_B, mul(D, dy)));
+    store_step<PLAIN>(grad_delta, k, grad_step);
+    if (grad_z != nullptr) store_step<PLAIN>(*grad_z, k, mul(load(from.gate_slope + k * W), load(from.y + k * W)));
+    grad_D = fma(dy, u, grad_D);
+    grad_bias = add(grad_bias, grad_step);
+  }
+  store(grad_rest, grad_D);
+  store(grad_rest + W, grad_bias);
+}
+
 static int64_t scan_backward_scratch(const Scan& in, int64_t groups) {
   const int64_t vectors = groups * (GROUP / W), N = in.state;
-  return scan_constants_size(in, groups * (GROUP / BLOCK)) + vectors * (2 * N + 2) * W + 9 * TILE + CHUNK * (4 * N + in.rank) + (2 * CHUNK + 1) * N * W;
+  return scan_constants_size(in, groups * (GROUP / BLOCK)) + vectors * (2 * N + 2) * W + 9 * TILE + CHUNK * (2 * N + in.rank) + (2 * CHUNK + 1) * N * W + most_subtrees(groups) * 2 * CHUNK * N;
 }
 
 static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_group, int64_t last_group,
@@ -434,6 +494,10 @@ static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_
   const int64_t own = constants_size(in), stride = (2 * N + 2) * W;
   Workbench bench;
   float *made = lay_out(&bench, N, in.rank, scratch), *vector_data = made + vectors * own;
+  // Sums over groups that wait for their other half, in one tile: grad_B and grad_C (CHUNK, N) each.
+  float* const waiting = vector_data + vectors * stride;
+  const int64_t sums_size = 2 * CHUNK * N;
+  Subtree trees[64];
   const float* constants = constants_of(in, first_channel, width, made);
 
   for (int64_t j = 0; j < vectors; ++j) {
@@ -448,40 +512,30 @@ static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_
     const Coefficients C = coefficients(in, in.C, N, clip, length, s0, steps, bench.buffer_C);
     const Coefficients low =
         in.rank > 0 ? coefficients(in, in.low, in.rank, clip, length, s0, steps, bench.buffer_low) : B;
+    int64_t tree_count = 0;
     for (int64_t j = 0; j < vectors; ++j) {
       const int64_t channel = first_channel + j * W, count = smaller(W, in.channels - channel);
       const float *A = constants + j * own, *rest = A + size;
       float *carry = vector_data + j * stride, *grad_A = carry + size, *grad_rest = grad_A + size;
       const V D = load(rest + W), bias = load(rest + 2 * W);
       if (channel % GROUP == 0) {
-        std::memset(bench.grad_B, 0, static_cast<size_t>(steps * N) * sizeof(float));
-        std::memset(bench.grad_C, 0, static_cast<size_t>(steps * N) * sizeof(float));
+        trees[tree_count] = {channel / GROUP, 0};
+        bench.grad_B = waiting + tree_count++ * sums_size;
+        bench.grad_C = bench.grad_B + CHUNK * N;
+        std::memset(bench.grad_B, 0, static_cast<size_t>(sums_size) * sizeof(float));
       }
       std::memcpy(bench.h, border_of(in, clip, chunk, channel), static_cast<size_t>(size) * sizeof(float));
       std::memset(bench.drive_slope, 0, static_cast<size_t>(steps * W) * sizeof(float));
       std::memset(bench.step_slope, 0, static_cast<size_t>(steps * W) * sizeof(float));
 
       load_steps(in, low, rest + 3 * W, bias, clip, length, s0, steps, channel, count, bench.delta);
-      V longest = set1(0.0f);
-      for (int64_t k = 0; k < steps; ++k) {
-        const int64_t row = row_of(in.reverse, length, s0 + k);
-        const V u = load_row(in.u, clip, row, channel, count);
-        V d = load(bench.delta + k * W), slope = set1(1.0f);
-        if (in.softplus) d = softplus(d, &slope);
-        longest = maximum(absolute(d), longest);
-        V dy = load_row(args.grad_out, clip, row, channel, count);
-        if (gated) {
-          const V z = load_row(in.z, clip, row, channel, count), s = sigmoid(z);
-          store(bench.gate_slope + k * W, mul(dy, silu_slope(z, s)));
-          dy = mul(dy, mul(at_least(-1e4f, z), s));
-        }
-        store(bench.u + k * W, u);
-        store(bench.delta + k * W, d);
-        store(bench.slope + k * W, slope);
-        store(bench.drive + k * W, mul(d, u));
-        store(bench.grad_y + k * W, dy);
-        store(bench.y + k * W, mul(D, u));
-      }
+      const auto of = [&](const Rows& rows) { return column(rows, in.reverse, clip, length, s0, channel, count); };
+      const Column u = of(in.u), z = of(in.z), grad_out = of(args.grad_out);
+      const Column grad_u = of(args.grad_u), grad_delta = of(args.grad_delta), grad_z = of(args.grad_z);
+      const bool plain = is_plain(u) && is_plain(grad_out) && is_plain(grad_u) && is_plain(grad_delta) &&
+                         (!gated || (is_plain(z) && is_plain(grad_z)));
+      const V longest = plain ? enter_tile_back<true>(in, D, u, gated ? &z : nullptr, grad_out, steps, bench)
+                              : enter_tile_back<false>(in, D, u, gated ? &z : nullptr, grad_out, steps, bench);
       const Ahead read = look_ahead(in, reads, clip, length, s0, first_channel, width, j * W, true);
       const Ahead written = look_ahead(in, writes, clip, length, s0, first_channel, width, j * W, true);
       if (ALWAYS_SAFE || all_below(mul(longest, load(rest)), 1e5f))
@@ -490,29 +544,24 @@ static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_
         replay_all<true>(N, A, B, C, steps, read, bench);
       sweep_back_all(N, A, B, C, steps, written, bench, carry, grad_A);
 
-      V grad_D = load(grad_rest), grad_bias = load(grad_rest + W);
-      for (int64_t k = steps - 1; k >= 0; --k) {
-        const int64_t row = row_of(in.reverse, length, s0 + k);
-        const V u = load(bench.u + k * W), dy = load(bench.grad_y + k * W), along_B = load(bench.drive_slope + k * W);
-        const V along_A = mul(load(bench.step_slope + k * W), set1(0.693147181f));  // A is held times log2(e)
-        const V grad_step = mul(fma(u, along_B, along_A), load(bench.slope + k * W));
-        store_row(args.grad_u, clip, row, channel, fma(load(bench.delta + k * W), along_B, mul(D, dy)), count);
-        store_row(args.grad_delta, clip, row, channel, grad_step, count);
-        if (gated)
-          store_row(args.grad_z, clip, row, channel, mul(load(bench.gate_slope + k * W), load(bench.y + k * W)), count);
-        grad_D = fma(dy, u, grad_D);
-        grad_bias = add(grad_bias, grad_step);
-      }
-      store(grad_rest, grad_D);
-      store(grad_rest + W, grad_bias);
+      plain ? leave_tile_back<true>(D, bench, steps, grad_u, grad_delta, gated ? &grad_z : nullptr, grad_rest)
+            : leave_tile_back<false>(D, bench, steps, grad_u, grad_delta, gated ? &grad_z : nullptr, grad_rest);
 
-      if ((channel + W) % GROUP == 0 || j + 1 == vectors) {  // the group is complete
-        const int64_t part = (clip * groups + channel / GROUP) * in.length;
-        for (int64_t k = 0; k < steps; ++k) {
-          const int64_t row = part + row_of(in.reverse, length, s0 + k);
-          std::memcpy(args.part_B + row * N, bench.grad_B + k * N, static_cast<size_t>(N) * sizeof(float));
-          std::memcpy(args.part_C + row * N, bench.grad_C + k * N, static_cast<size_t>(N) * sizeof(float));
+      if ((channel + W) % GROUP == 0 || j + 1 == vectors)  // the group is complete
+        for (; tree_count > 1 && are_halves(trees[tree_count - 2], trees[tree_count - 1]); --tree_count) {
+          float* sums = waiting + (tree_count - 2) * sums_size;
+          for (int64_t i = 0; i < sums_size; i += W) store(sums + i, add(load(sums + i), load(sums + sums_size + i)));
+          ++trees[tree_count - 2].level;
         }
+    }
+    for (int64_t i = 0; i < tree_count; ++i) {
+      const float *grad_B = waiting + i * sums_size, *grad_C = grad_B + CHUNK * N;
+      const int64_t place = clip * groups + trees[i].first;
+      args.part_level[place] = static_cast<int8_t>(trees[i].level);
+      for (int64_t k = 0; k < steps; ++k) {
+        const int64_t row = place * in.length + row_of(in.reverse, length, s0 + k);
+        std::memcpy(args.part_B + row * N, grad_B + k * N, static_cast<size_t>(N) * sizeof(float));
+        std::memcpy(args.part_C + row * N, grad_C + k * N, static_cast<size_t>(N) * sizeof(float));
       }
     }
   }

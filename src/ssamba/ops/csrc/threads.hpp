@@ -182,6 +182,30 @@ void add_parts(const float* part, int64_t parts, int64_t distance, int64_t size,
     for (int64_t j = 0; j < size; ++j) out[j] += part[i * distance + j];
 }
 
+// The sum over `groups` of an array of floats each, `distance` apart, of which there are the subtrees that `levels` names; where it
+// stands: among them or in `memory`, which has room for most_subtrees(groups) arrays, `stride` apart.
+const float* add_subtrees(const float* part, const int8_t* levels, int64_t groups, int64_t distance, int64_t size, float* memory,
+                          int64_t stride) {
+  Subtree trees[64];
+  const float* sums[64];
+  int count = 0;
+  const auto join = [&] {  // the last two
+    float* sum = memory + (count - 2) * stride;
+    for (int64_t j = 0; j < size; ++j) sum[j] = sums[count - 2][j] + sums[count - 1][j];
+    sums[--count - 1] = sum;
+  };
+  for (int64_t group = 0; group < groups; group += int64_t{1} << levels[group]) {
+    trees[count] = {group, levels[group]};
+    sums[count++] = part + group * distance;
+    while (count > 1 && are_halves(trees[count - 2], trees[count - 1])) {
+      ++trees[count - 2].level;
+      join();
+    }
+  }
+  while (count > 1) join();
+  return sums[0];
+}
+
 void store_bfloat16(const float* from, int64_t size, uint16_t* to) {
   for (int64_t j = 0; j < size; ++j) {
     uint32_t bits;
