@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.ops.cpu import int64, library
-from ssamba.ops.cpu_mixer_kernels import Packed, Side, both_sides, convolve, scan
+from ssamba.ops.cpu_mixer_kernels import Packed, Side, both_sides, scan
 from ssamba.ops.cpu_mixer_memory import VECTOR, memory
 from ssamba.ops.cpu_mixer_training import (
     autograd,
@@ -192,9 +192,8 @@ def _mix_short(work: _Work, part: slice, length: int, lengths: Tensor | None, pa
     place = memory.stretch(batch, length, work.sides[0], 2, dtype)
     hidden = work.normed(part, slice(0, length))
     xz = memory.multiplied("xz", hidden, work.in_weight).view(batch, length, 2 * inner)
-    convolve(xz[..., :inner], lengths, 0, length, work.sides, place.u_rows, packed)
-    projected = place.project(work.sides)
-    scan(place.u_rows, projected, xz[..., inner:], y, lengths, work.sides, packed=packed)
+    place.take_in(xz[..., :inner], lengths, 0, work.sides, packed)
+    scan(place.u_rows, place.projected, xz[..., inner:], y, lengths, work.sides, packed=packed)
     work.give(part, slice(0, length), y.view(tokens, inner))
 
 
@@ -215,10 +214,10 @@ def _mix_long(work: _Work, clip: int, length: int) -> None:
         for first in order:
             here = slice(first, min(first + starts.step, length))
             place = memory.stretch(1, here.stop - first, side, 1, dtype)
-            convolve(xz[..., :inner], None, first, here.stop, (side,), place.u_rows)
+            place.take_in(xz[..., :inner], None, first, (side,))
             scan(
                 place.u_rows,
-                place.project((side,)),
+                place.projected,
                 xz[:, here, inner:] if side.reverse else None,
                 y[None, here],
                 None,

@@ -58,7 +58,7 @@ def _side(weights: tuple[Tensor, ...], dtype: torch.dtype, reverse: bool) -> Sid
     return Side(
         _plain(conv_weight),
         _plain(conv_bias),
-        x_weight.to(dtype),
+        x_weight.to(dtype).contiguous(),
         _plain(dt_weight),
         _plain(dt_bias),
         _plain(A_log),
@@ -69,6 +69,11 @@ def _side(weights: tuple[Tensor, ...], dtype: torch.dtype, reverse: bool) -> Sid
 
 def _plain(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float32 and x.is_contiguous() else x.to(torch.float32).contiguous()
+
+
+def projects(dtype: torch.dtype) -> bool:
+    """Whether `convolve` takes W_x u along: in float32, with vectors that are as good as a library's."""
+    return dtype == torch.float32 and cpu_extension.capability() != "generic"
 
 
 def columns_of(projected: Tensor, side: Side) -> tuple[Rows, Rows, Rows]:
@@ -91,8 +96,13 @@ def convolve(
     sides: Sequence[Side],
     out: Sequence[Rows],
     packed: Packed | None = None,
+    projected: Sequence[Rows] | None = None,
 ) -> None:
-    """Rows [first, last) of the directions' convolutions over x (B, L, E), into (B, last - first, E); all rows of `packed` clips."""
+    """Rows [first, last) of the directions' convolutions over x (B, L, E), into (B, last - first, E); all rows of `packed` clips.
+
+    In float32, `projected` takes what W_x makes of them, (B, last - first, R + 2 N), while they are in the caches.
+    """
+    to = [ABSENT] * len(sides) if projected is None else projected
     batch, length, inner = x.shape if packed is None else (len(packed.lengths), packed.longest, x.shape[2])
     cpu_extension.module().mixer_conv(
         cpu_extension.capability(),
@@ -103,7 +113,18 @@ def convolve(
         0 if packed is None else packed.starts.data_ptr(),
         first if packed is None else 0,
         last if packed is None else 0,
-        [(s.reverse, s.conv_weight.data_ptr(), s.conv_bias.data_ptr(), o) for s, o in zip(sides, out, strict=True)],
+        sides[0].x_weight.shape[0],
+        [
+            (
+                side.reverse,
+                side.conv_weight.data_ptr(),
+                side.conv_bias.data_ptr(),
+                out[i],
+                0 if projected is None else side.x_weight.data_ptr(),
+                to[i],
+            )
+            for i, side in enumerate(sides)
+        ],
     )
 
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ssamba.ops.cpu import rows
-from ssamba.ops.cpu_mixer_kernels import Side
-from ssamba.ops.products import library as products_by
+from ssamba.ops.cpu_mixer_kernels import Packed, Side, convolve, projects
 from ssamba.ops.products import made_new, product
 
 VECTOR = 16
@@ -55,7 +54,7 @@ class Memory(threading.local):
 
     def stretch(self, batch: int, length: int, side: Side, count: int, dtype: torch.dtype) -> Stretch:
         """What `count` directions work in on `length` tokens of `batch` clips."""
-        key = batch, length, side.x_weight.shape, count, dtype
+        key = batch, length, side.x_weight.shape, count, dtype, projects(dtype)
         found = self.stretches.get(key)
         if found is None:
             # Making one may clear those before, so it is kept afterwards.
@@ -71,32 +70,34 @@ class Stretch:
 
     def __init__(self, memory: Memory, batch: int, length: int, side: Side, count: int, dtype: torch.dtype):
         columns, inner = side.x_weight.shape
-        tokens, padded = batch * length, -(-columns // VECTOR) * VECTOR
-        self.memory, self.shape = memory, (batch, length, columns)
+        tokens = batch * length
+        self.is_fused = projects(dtype)
+        width = columns if self.is_fused else -(-columns // VECTOR) * VECTOR
         self.u = memory.get("u", (count, batch, length, inner), dtype)
-        self.u_rows = [rows(u) for u in self.u]
-        self.u_flat = self.u.view(count, tokens, inner)
-        self.u_of_sides = self.u_flat.unbind()
-        self.projected = memory.get("projected", (count, batch, length, padded), dtype)
-        self.projected_flat = self.projected.view(count, tokens, padded)
-        self.x_weight = memory.get("x_weight", (count, padded, inner), dtype)
+        self.projected = memory.get("projected", (count, batch, length, width), dtype)
+        self.u_rows, self.projected_rows = [rows(u) for u in self.u], [rows(p) for p in self.projected]
+        if self.is_fused:
+            return
+        self.u_flat, self.projected_flat = self.u.view(count, tokens, inner), self.projected.view(count, tokens, width)
+        self.x_weight = memory.get("x_weight", (count, width, inner), dtype)
         self.x_weight_used = [weight[:columns] for weight in self.x_weight]
         self.x_weight_padding = self.x_weight[:, columns:]
         self.x_weight_transposed = self.x_weight.transpose(1, 2)
 
-    def project(self, sides: Sequence[Side]) -> Sequence[Tensor]:
-        """W_x u of each direction, (B, L, R + 2 N or more)."""
-        if self.u.dtype == torch.float32 and products_by() == "onednn":
-            return [
-                self.memory.multiplied(way, u, side.x_weight).view(self.shape)
-                for way, u, side in zip(("ahead", "behind"), self.u_of_sides, sides, strict=False)
-            ]
+    def take_in(
+        self, x: Tensor, lengths: Tensor | None, first: int, sides: Sequence[Side], packed: Packed | None = None
+    ) -> None:
+        """What the scans of tokens from `first` on read: `u_rows`, the convolutions over x (B, L, E), and `projected`, W_x u."""
+        last = first + self.u.shape[2]
+        if self.is_fused:
+            convolve(x, lengths, first, last, sides, self.u_rows, packed, self.projected_rows)
+            return
+        convolve(x, lengths, first, last, sides, self.u_rows, packed)
         self.x_weight_padding.zero_()
         for weight, side in zip(self.x_weight_used, sides, strict=True):
             weight.copy_(side.x_weight)
         # In rows of whole vectors: MKL's products of 44 columns are slow.
         torch.bmm(self.u_flat, self.x_weight_transposed, out=self.projected_flat)
-        return self.projected
 
 
 memory = Memory()

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ssamba.ops import cpu_extension
-from ssamba.ops.cpu import ABSENT, address, border_size, clear_borders, int64, rows
-from ssamba.ops.cpu_mixer_kernels import Side, both_sides, columns_of, convolve, gate, scan
+from ssamba.ops.cpu import ABSENT, Rows, address, border_size, clear_borders, int64, rows
+from ssamba.ops.cpu_mixer_kernels import Side, both_sides, columns_of, convolve, gate, projects, scan
 from ssamba.ops.cpu_mixer_memory import memory
 from ssamba.ops.products import add_product, made, product
 
@@ -33,11 +33,15 @@ def mix_keeping(
     tokens, inner, state = batch * length, out_weight.shape[1], sides[0].state
     # What a product makes is kept as it comes: a copy into other memory would cost as much as the scan's way there.
     xz = made(hidden.view(tokens, channels), in_weight).view(batch, length, 2 * inner)
-    u = _convolved(xz, lengths, sides)
-    projected = [
-        made(u_side.view(tokens, inner), side.x_weight).view(batch, length, -1)
-        for side, u_side in zip(sides, u, strict=True)
-    ]
+    if projects(xz.dtype):
+        projected = [xz.new_empty((batch, length, side.x_weight.shape[0])) for side in sides]
+        u = _convolved(xz, lengths, sides, [rows(each) for each in projected])
+    else:
+        u = _convolved(xz, lengths, sides)
+        projected = [
+            made(u_side.view(tokens, inner), side.x_weight).view(batch, length, -1)
+            for side, u_side in zip(sides, u, strict=True)
+        ]
     y, gated = hidden.new_empty(u[0].shape), memory.get("gated", (batch, length, inner), hidden.dtype)
     borders = [hidden.new_empty(border_size(batch, length, inner, state), dtype=torch.float32) for _ in sides]
     for border in borders:
@@ -48,11 +52,13 @@ def mix_keeping(
     return out, xz, projected[0], projected[1], y, borders[0], borders[1]
 
 
-def _convolved(xz: Tensor, lengths: Tensor | None, sides: tuple[Side, Side]) -> list[Tensor]:
-    """What both directions' scans take in, (B, L, E), in memory that the next block uses again."""
+def _convolved(
+    xz: Tensor, lengths: Tensor | None, sides: tuple[Side, Side], projected: list[Rows] | None = None
+) -> list[Tensor]:
+    """What both directions' scans take in, (B, L, E), in memory that the next block uses again; `projected` as in `convolve`."""
     batch, length, inner = *xz.shape[:2], xz.shape[2] // 2
     u = [memory.get(f"u {way}", (batch, length, inner), xz.dtype) for way in ("ahead", "behind")]
-    convolve(xz[..., :inner], lengths, 0, length, sides, [rows(side) for side in u])
+    convolve(xz[..., :inner], lengths, 0, length, sides, [rows(side) for side in u], projected=projected)
     return u
 
 

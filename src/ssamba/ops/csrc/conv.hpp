@@ -57,12 +57,9 @@ static void conv_strip_at(const ConvForward& args, int64_t clip, int64_t length,
                 static_cast<T*>(args.out.data) + offset_of(args.out, clip, row, 0), sign * args.out.row_stride, channels);
 }
 
-static void conv_forward(const ConvForward& args, int64_t clip, int64_t first_row, int64_t last_row) {
+// Rows [first_row, last_row), all of them valid.
+static void conv_rows(const ConvForward& args, int64_t clip, int64_t length, int64_t first_row, int64_t last_row) {
   const Conv& in = args.in;
-  const int64_t length = clip_length(in.lengths, clip, in.length);
-  for (int64_t row = first_row > length ? first_row : length; row < last_row; ++row)
-    zero_row(args.out, clip, row, 0, in.channels);
-  last_row = smaller(last_row, length);
   const int64_t last = in.reverse ? length - first_row : last_row;
   for (int64_t s = in.reverse ? length - last_row : first_row; s < last;) {
     int64_t done = 0, steps = 1;  // channels, steps
@@ -80,6 +77,24 @@ static void conv_forward(const ConvForward& args, int64_t clip, int64_t first_ro
         const V p = convolve(in, clip, length, s, channel, count);
         store_row(args.out, clip, row_of(in.reverse, length, s), channel, in.silu ? silu(p) : p, count);
       }
+  }
+}
+
+static void conv_forward(const ConvForward& args, int64_t clip, int64_t first_row, int64_t last_row) {
+  const int64_t length = clip_length(args.in.lengths, clip, args.in.length);
+  for (int64_t row = first_row > length ? first_row : length; row < last_row; ++row) {
+    zero_row(args.out, clip, row, 0, args.in.channels);
+    if (args.projection != nullptr) zero_row(args.projected, clip, row, 0, args.columns);
+  }
+  last_row = smaller(last_row, length);
+  if (args.projection == nullptr) {
+    conv_rows(args, clip, length, first_row, last_row);
+    return;
+  }
+  for (int64_t row = first_row; row < last_row; row += PROJECTED_ROWS) {
+    const int64_t end = smaller(row + PROJECTED_ROWS, last_row);
+    conv_rows(args, clip, length, row, end);
+    project(args, clip, row, end);
   }
 }
 

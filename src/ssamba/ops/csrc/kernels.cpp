@@ -22,6 +22,7 @@ namespace {
 #endif
 #include "math.hpp"
 #include "scan.hpp"
+#include "project.hpp"
 #include "conv.hpp"
 #include "gate.hpp"
 

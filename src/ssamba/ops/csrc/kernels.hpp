@@ -95,7 +95,10 @@ struct Conv {
 
 struct ConvForward {
   Conv in;
-  Rows out;  // (B, L, D)
+  Rows out;                 // (B, L, D)
+  const float* projection;  // (columns, D), by which what comes out is multiplied right away, or null; for float32
+  int64_t columns;
+  Rows projected;           // (B, L, columns)
 };
 
 struct ConvBackward {

@@ -92,6 +92,8 @@ Rows rows(const RowsTuple& t) {
   return {at<void>(std::get<0>(t)), std::get<1>(t), std::get<2>(t), std::get<3>(t) ? BFLOAT16 : FLOAT32};
 }
 
+const RowsTuple NOTHING = {0, 0, 0, false};
+
 // Where a step size comes from: rows of delta (B, L, D), or with a rank R > 0 rows of its factor (B, L, R) and weights (D, R).
 using StepTuple = std::tuple<RowsTuple, Address, int64_t>;
 
@@ -244,7 +246,7 @@ void scan_backward(const std::string& capability, int threads, const Sizes& size
 void conv_forward(const std::string& capability, int threads, const Sizes& sizes, bool silu, bool reverse,
                   const RowsTuple& x, Address weight, Address bias, Address lengths, const RowsTuple& out) {
   const Kernels& kernels = kernels_called(capability);
-  ConvForward args = {conv_of(sizes, silu, reverse, x, bias, lengths), rows(out)};
+  ConvForward args = {conv_of(sizes, silu, reverse, x, bias, lengths), rows(out), nullptr, 0, rows(NOTHING)};
   const nb::gil_scoped_release release;
   const std::vector<float> transposed = taps_first(at<const float>(weight), args.in.channels, args.in.taps);
   args.in.weight = transposed.data();
@@ -300,6 +302,7 @@ ConvForward alone(ConvForward args, int64_t start, int64_t length) {
   args.in.lengths = nullptr;
   args.in.x = from_row(args.in.x, start);
   args.out = from_row(args.out, start);
+  args.projected = from_row(args.projected, start);
   return args;
 }
 
@@ -311,20 +314,20 @@ ScanForward alone(ScanForward args, int64_t start, int64_t length) {
   return args;
 }
 
-// One direction's convolution: whether it is reversed, weight (D, K), bias, and where row `first_row` of its output stands.
-using ConvTuple = std::tuple<bool, Address, Address, RowsTuple>;
+// One direction's convolution: whether it is reversed, weight (D, K), bias, and where row `first_row` of its output stands; what the
+// output is multiplied by (columns, D), 0 for nothing, and where row `first_row` of that stands.
+using ConvTuple = std::tuple<bool, Address, Address, RowsTuple, Address, RowsTuple>;
 
-// The convolutions of one or two directions over the same x (B, L, D), with their SiLU: rows [first_row, last_row) of each clip.
-// With starts: all rows.
+// The convolutions of one or two directions over the same x (B, L, D), with their SiLU, and the product that follows, of so many
+// columns: rows [first_row, last_row) of each clip. With starts: all rows.
 void mixer_conv(const std::string& capability, int threads, const Sizes& sizes, const RowsTuple& x, Address lengths,
-                Address starts, int64_t first_row, int64_t last_row, const std::vector<ConvTuple>& directions) {
+                Address starts, int64_t first_row, int64_t last_row, int64_t columns, const std::vector<ConvTuple>& directions) {
   const Kernels& kernels = kernels_called(capability);
   std::vector<ConvForward> convs;
   std::vector<std::vector<float>> weights;
-  for (const auto& [reverse, weight, bias, out] : directions) {
-    ConvForward args = {conv_of(sizes, true, reverse, x, bias, lengths), rows(out)};
-    const int64_t size = args.out.dtype == FLOAT32 ? 4 : 2;
-    args.out.data = at<void>(std::get<0>(out) - static_cast<Address>(first_row * args.out.row_stride * size));
+  for (const auto& [reverse, weight, bias, out, projection, projected] : directions) {
+    ConvForward args = {conv_of(sizes, true, reverse, x, bias, lengths), from_row(rows(out), -first_row), at<const float>(projection),
+                        columns, from_row(rows(projected), -first_row)};
     weights.push_back(taps_first(at<const float>(weight), args.in.channels, args.in.taps));
     args.in.weight = weights.back().data();
     convs.push_back(args);
@@ -369,8 +372,7 @@ void mixer_scan(const std::string& capability, int threads, const Sizes& sizes, 
   std::vector<ScanForward> scans;
   for (const auto& [reverse, u, step, A_log, B, C, D, bias, before, after, borders] : directions) {
     const bool last = scans.size() + 1 == directions.size();
-    const RowsTuple absent = {0, 0, 0, false};
-    scans.push_back({scan_of(sizes, true, reverse, u, step, A_log, B, C, D, last ? z : absent, bias, lengths, before, borders),
+    scans.push_back({scan_of(sizes, true, reverse, u, step, A_log, B, C, D, last ? z : NOTHING, bias, lengths, before, borders),
                      accumulate || !scans.empty(), rows(y), at<float>(after)});
     scans.back().in.logarithms = true;
   }
