@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ops.tolerance import FLOOR, loss, poison
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssamba.model import create_encoder
 from ssamba.ops import (
@@ -33,6 +34,7 @@ NAMES = ("hidden", "in_weight", "out_weight", *SIDES)
 SHAPES = [
     (1, 1, 8, 16, 4, 2), (2, 2, 5, 7, 1, 1), (2, 63, 8, 16, 16, 3), (1, 64, 8, 17, 4, 2), (2, 65, 12, 48, 16, 12),
     (3, 130, 8, 33, 7, 5), (1, 513, 8, 40, 16, 9), (1, 1025, 6, 16, 16, 2),
+    (1, 37, 6, 1100, 16, 5),
 ]  # fmt: skip
 
 
@@ -269,11 +271,37 @@ def test_operators_pass_opcheck():
     lengths, ops = torch.tensor([20, 7]), torch.ops.ssamba
     detached = [t.detach() for t in tensors]
     torch.library.opcheck(ops.bimamba_cpp.default, (*detached, lengths, False))
-    norm, into = (torch.ones(4), torch.zeros(4)), ops.bimamba_cpp_into.default
-    torch.library.opcheck(into, (detached[0].clone(), detached[0], *norm, *detached[1:], lengths, 1e-5, False, True))
     torch.library.opcheck(ops.bimamba_cpp_keeping.default, (*tensors, lengths, True))
     out, *kept = ops.bimamba_cpp_keeping(*detached, None, False)
     torch.library.opcheck(ops.bimamba_cpp_backward.default, (out, *detached, *kept, None, False))
+
+
+@needs_cpp
+def test_operators_are_called_only_where_something_sees_them():
+    tensors = [t.float() for t in random_tensors(2, 20, 4, 6, 3, 2)]
+    names = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            names.add(str(operator))
+            return operator(*args, **(kwargs or {}))
+
+    plain = run(tensors, "cpp")
+    with Watch():
+        watched = run(tensors, "cpp")
+        with torch.no_grad():
+            assert not can_mix_into(tensors[0])
+    assert {f"ssamba.bimamba_cpp{end}.default" for end in ("", "_keeping", "_backward")} <= names
+    assert plain.keys() == watched.keys()
+    assert all(torch.equal(plain[name], watched[name]) for name in plain)
+
+
+@needs_cpp
+def test_a_second_derivative_is_refused():
+    tensors = [t.float().requires_grad_() for t in random_tensors(2, 20, 4, 6, 3, 2)]
+    (grad,) = torch.autograd.grad(apply(tensors, backend="cpp").square().sum(), tensors[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
 
 
 @needs_cpp

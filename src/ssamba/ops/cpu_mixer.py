@@ -21,6 +21,7 @@ from ssamba.ops.cpu import int64, library
 from ssamba.ops.cpu_mixer_kernels import Packed, Side, both_sides, scan
 from ssamba.ops.cpu_mixer_memory import VECTOR, memory
 from ssamba.ops.cpu_mixer_training import (
+    Mixed,
     autograd,
     mix_backward,
     mix_backward_fake,
@@ -29,6 +30,7 @@ from ssamba.ops.cpu_mixer_training import (
     setup,
 )
 from ssamba.ops.products import product
+from ssamba.ops.tracing import is_traced
 
 _STRETCH = 2048
 """Tokens that are worked on together; a clip of up to half as many more stays in one piece."""
@@ -47,8 +49,12 @@ def bimamba_mixer(
 ) -> Tensor:
     """(B, L, D); arguments are those of `ssamba.ops.bimamba_mixer`, the three tensors of one dtype."""
     inputs = (hidden, in_weight, out_weight, *ahead, *behind)
+    out: Tensor
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        out: Tensor = torch.ops.ssamba.bimamba_cpp_keeping(*inputs, lengths, reversed_time)[0]
+        if is_traced():
+            out = torch.ops.ssamba.bimamba_cpp_keeping(*inputs, lengths, reversed_time)[0]
+        else:
+            out = Mixed.apply(*inputs, lengths, reversed_time)  # type: ignore[no-untyped-call]
         return out
     out = torch.ops.ssamba.bimamba_cpp(*inputs, lengths, reversed_time)
     return out
@@ -66,11 +72,9 @@ def mix_into(
     reversed_time: bool,
     accumulate: bool,
 ) -> None:
-    """`ssamba.ops.mix_into`: norm and mixer without memory of their own, for inference."""
-    weight, bias, eps = norm
-    torch.ops.ssamba.bimamba_cpp_into(
-        out, stream, weight, bias, in_weight, out_weight, *ahead, *behind, lengths, eps, reversed_time, accumulate
-    )
+    """`ssamba.ops.mix_into`: norm and mixer without memory of their own, for inference that nothing traces."""
+    sides = both_sides((*ahead, *behind), in_weight.dtype, reversed_time)
+    _mix_all(_Work(stream, norm, in_weight, out_weight, sides, out, accumulate), lengths)
 
 
 class _Work(NamedTuple):
@@ -94,13 +98,13 @@ class _Work(NamedTuple):
         return rows.reshape(-1, width)
 
     def give(self, clips: slice | int, tokens: slice, y: Tensor) -> None:
-        """The last product of y (M, E), twice the mean of both directions, and where it belongs."""
+        """The last product of y (M, E), the gated mean of both directions, and where it belongs."""
         into = self.out[clips, tokens]
         mixed = memory.multiplied("mixed", y, self.out_weight).view(into.shape)
         if self.accumulate:
-            into.add_(mixed, alpha=0.5)
+            into.add_(mixed)
         else:
-            torch.mul(mixed, 0.5, out=into)
+            into.copy_(mixed)
 
 
 def _mix(hidden: Tensor, in_weight: Tensor, out_weight: Tensor, *rest: Any) -> Tensor:
@@ -109,20 +113,6 @@ def _mix(hidden: Tensor, in_weight: Tensor, out_weight: Tensor, *rest: Any) -> T
     sides = both_sides(tuple(weights), hidden.dtype, reversed_time)
     _mix_all(_Work(hidden, None, in_weight, out_weight, sides, out, False), lengths)
     return out
-
-
-def _mix_into(
-    out: Tensor,
-    stream: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    in_weight: Tensor,
-    out_weight: Tensor,
-    *rest: Any,
-) -> None:
-    *weights, lengths, eps, reversed_time, accumulate = rest
-    sides, norm = both_sides(tuple(weights), in_weight.dtype, reversed_time), (norm_weight, norm_bias, eps)
-    _mix_all(_Work(stream, norm, in_weight, out_weight, sides, out, accumulate), lengths)
 
 
 def _mix_all(work: _Work, lengths: Tensor | None) -> None:
@@ -235,10 +225,6 @@ def _mix_fake(hidden: Tensor, *rest: Any) -> Tensor:
     return hidden.new_empty(hidden.shape)
 
 
-def _mix_into_fake(*_: Any) -> None:
-    return None
-
-
 _WEIGHTS = "Tensor in_weight, Tensor out_weight, " + ", ".join(
     f"Tensor {name}_{side}"
     for side in ("ahead", "behind")
@@ -256,12 +242,6 @@ def _results(count: int) -> str:
 
 for _schema, _run, _fake in (
     (f"bimamba_cpp(Tensor hidden, {_WEIGHTS}, {_OPTIONS}) -> Tensor", _mix, _mix_fake),
-    (
-        f"bimamba_cpp_into(Tensor(a!) out, Tensor stream, Tensor norm_weight, Tensor norm_bias, {_WEIGHTS}, "
-        "Tensor? lengths, float eps, bool reversed_time, bool accumulate) -> ()",
-        _mix_into,
-        _mix_into_fake,
-    ),
     (f"bimamba_cpp_keeping(Tensor hidden, {_WEIGHTS}, {_OPTIONS}) -> {_results(7)}", mix_keeping, mix_keeping_fake),
     (
         f"bimamba_cpp_backward(Tensor grad_out, Tensor hidden, {_WEIGHTS}, {_KEPT}, {_OPTIONS}) -> {_results(17)}",

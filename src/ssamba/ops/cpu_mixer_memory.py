@@ -74,11 +74,12 @@ class Stretch:
         self.is_fused = projects(dtype)
         width = columns if self.is_fused else -(-columns // VECTOR) * VECTOR
         self.u = memory.get("u", (count, batch, length, inner), dtype)
-        self.projected = memory.get("projected", (count, batch, length, width), dtype)
+        projected = memory.get("projected", (count, batch, length, width), dtype)
+        self.projected = list(projected)
         self.u_rows, self.projected_rows = [rows(u) for u in self.u], [rows(p) for p in self.projected]
         if self.is_fused:
             return
-        self.u_flat, self.projected_flat = self.u.view(count, tokens, inner), self.projected.view(count, tokens, width)
+        self.u_flat, self.projected_flat = self.u.view(count, tokens, inner), projected.view(count, tokens, width)
         self.x_weight = memory.get("x_weight", (count, width, inner), dtype)
         self.x_weight_used = [weight[:columns] for weight in self.x_weight]
         self.x_weight_padding = self.x_weight[:, columns:]

@@ -22,6 +22,7 @@ from ssamba.ops.backends import resolve
 from ssamba.ops.conv import causal_conv
 from ssamba.ops.products import linear
 from ssamba.ops.scan import Direction, check_lengths, check_shape, selective_scan
+from ssamba.ops.tracing import is_traced
 
 
 class DirectionWeights(NamedTuple):
@@ -109,7 +110,7 @@ def bimamba_mixer(
 
 def can_mix_into(stream: Tensor) -> bool:
     """Whether `mix_into` may take the place of norm, mixer and addition for such a residual stream, here and now."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.is_grad_enabled() or is_traced():
         return False
     return resolve("auto", stream.device, mixing_dtype(stream)).mix_into is not None
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssamba.errors import ConfigError
+from ssamba.ops.tracing import is_traced
 
 Library = Literal["mkl", "onednn"]
 _VARIABLE = "SSAMBA_CPU_PRODUCTS"
@@ -53,28 +54,19 @@ def made_new(a: Tensor, weight: Tensor) -> Tensor | None:
     return _onednn(a, weight, None) if _takes_onednn(a, weight) else None
 
 
-def made(a: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
-    """scale a (M, I) weight (O, I)^T in new memory, (M, O), without a gradient; any of them may be a transposed view."""
-    found = _onednn(a, weight, None) if _takes_onednn(a, weight) else a @ weight.t()
-    return found if scale == 1.0 else found.mul_(scale)
+def made(a: Tensor, weight: Tensor) -> Tensor:
+    """a (M, I) weight (O, I)^T in new memory, (M, O), without a gradient; any of them may be a transposed view."""
+    return _onednn(a, weight, None) if _takes_onednn(a, weight) else a @ weight.t()
 
 
-def product(a: Tensor, weight: Tensor, out: Tensor, scale: float = 1.0) -> None:
-    """out (M, O) = scale a (M, I) weight (O, I)^T, without a gradient; any of them may be a transposed view."""
+def product(a: Tensor, weight: Tensor, out: Tensor) -> None:
+    """out (M, O) = a (M, I) weight (O, I)^T, without a gradient, all of one dtype; any of them may be a transposed view."""
     if _takes_onednn(a, weight):
         rows = max(_FEWEST_ROWS, _PIECE // weight.shape[0])
         for first in range(0, len(a), rows):
-            found, into = _onednn(a[first : first + rows], weight, None), out[first : first + rows]
-            if scale == 1.0:
-                into.copy_(found)
-            else:
-                torch.mul(found, scale, out=into)
-    elif out.dtype != a.dtype:
-        out.copy_(a @ weight.t()).mul_(scale)
-    elif scale == 1.0:
-        torch.mm(a, weight.t(), out=out)
+            out[first : first + rows].copy_(_onednn(a[first : first + rows], weight, None))
     else:
-        torch.addmm(out, a, weight.t(), beta=0, alpha=scale, out=out)
+        torch.mm(a, weight.t(), out=out)
 
 
 def add_product(out: Tensor, a: Tensor, weight: Tensor) -> None:
@@ -88,10 +80,9 @@ def add_product(out: Tensor, a: Tensor, weight: Tensor) -> None:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, by the library that is quicker here; x (..., I), weight (O, I), bias (O,) -> (..., O)."""
     if (
-        torch.compiler.is_compiling()  # a compiled or exported model is to run anywhere
+        is_traced()  # a compiled or exported model is to run anywhere
         or not _takes_onednn(x, weight)
         or torch.is_autocast_enabled("cpu")
-        or torch._C._are_functorch_transforms_active()
     ):
         return F.linear(x, weight, bias)
     out: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]

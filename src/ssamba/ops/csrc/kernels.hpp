@@ -62,6 +62,7 @@ struct Scan {
   const int64_t* lengths;       // (B) or null
   const float* initial_state;   // (B, D, N) or null: zeros
   float* borders;               // (B, chunks, padded D, N) in the kernels' own order, or null: do not keep
+  float opening;                // what silu(z) is multiplied by
   const float* constants;       // what scan_constants made, once for all clips; null: each piece makes its own
 };
 
@@ -109,9 +110,10 @@ struct ConvBackward {
   float* part_bias;       // (B, D), or null: not wanted
 };
 
-// gated = y silu(z), and with `grad` the way back: grad, of `gated`, becomes that of y.
+// gated = opening y silu(z), and with `grad` the way back: grad, of `gated`, becomes that of y.
 struct Gate {
   int64_t batch, length, channels;
+  float opening;
   const int64_t* lengths;   // (B) or null
   Rows y, z, gated;         // (B, L, D)
   Rows grad, grad_z;        // (B, L, D), or absent

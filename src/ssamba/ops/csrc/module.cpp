@@ -119,6 +119,7 @@ Scan scan_of(const Sizes& sizes, bool softplus, bool reverse, const RowsTuple& u
   in.lengths = at<const int64_t>(lengths);
   in.initial_state = at<const float>(initial_state);
   in.borders = at<float>(borders);
+  in.opening = 1.0f;
   in.constants = nullptr;
   return in;
 }
@@ -288,6 +289,8 @@ void conv_backward(const std::string& capability, int threads, const Sizes& size
 
 // --- The two directions of a block --------------------------------------------------------------------------------
 
+constexpr float MEAN = 0.5f;  // what comes out of a block is the mean of two directions: the gate opens half
+
 // With `starts` (B), clips do not fill rows of a batch: they stand one behind the other, clip b from row starts[b] on, and `sizes` has
 // their number and the length of the longest. A clip alone is then what its kernel sees:
 Rows from_row(Rows rows, int64_t row) {
@@ -364,8 +367,8 @@ void mixer_conv(const std::string& capability, int threads, const Sizes& sizes, 
 // before (0: zeros) and after (0: not wanted; may be the one before), and where chunk states are kept (0: nowhere).
 using ScanTuple = std::tuple<bool, RowsTuple, StepTuple, Address, RowsTuple, RowsTuple, Address, Address, Address, Address, Address>;
 
-// The scans of one or two directions. `y` takes their sum, on top of what stands there if `accumulate`; with z it is gated after
-// the last of them. With starts, states before and after are not wanted.
+// The scans of one or two directions. `y` takes their sum, on top of what stands there if `accumulate`; with z it is halved and
+// gated after the last of them. With starts, states before and after are not wanted.
 void mixer_scan(const std::string& capability, int threads, const Sizes& sizes, const RowsTuple& z, const RowsTuple& y,
                 Address lengths, Address starts, bool accumulate, const std::vector<ScanTuple>& directions) {
   const Kernels& kernels = kernels_called(capability);
@@ -375,6 +378,7 @@ void mixer_scan(const std::string& capability, int threads, const Sizes& sizes, 
     scans.push_back({scan_of(sizes, true, reverse, u, step, A_log, B, C, D, last ? z : NOTHING, bias, lengths, before, borders),
                      accumulate || !scans.empty(), rows(y), at<float>(after)});
     scans.back().in.logarithms = true;
+    scans.back().in.opening = MEAN;
   }
   const nb::gil_scoped_release release;
   std::vector<std::vector<float>> constants;
@@ -395,13 +399,13 @@ void mixer_scan(const std::string& capability, int threads, const Sizes& sizes, 
            });
 }
 
-// gated = y silu(z); with `grad` (of gated, becomes that of y) also `grad_z`.
+// gated = y silu(z) / 2; with `grad` (of gated, becomes that of y) also `grad_z`.
 void mixer_gate(const std::string& capability, int threads, const std::tuple<int64_t, int64_t, int64_t>& sizes,
                 const RowsTuple& y, const RowsTuple& z, Address lengths, const RowsTuple& gated, const RowsTuple& grad,
                 const RowsTuple& grad_z) {
   const Kernels& kernels = kernels_called(capability);
   const auto [batch, length, channels] = sizes;
-  const Gate args = {batch, length, channels, at<const int64_t>(lengths), rows(y), rows(z), rows(gated), rows(grad), rows(grad_z)};
+  const Gate args = {batch, length, channels, MEAN, at<const int64_t>(lengths), rows(y), rows(z), rows(gated), rows(grad), rows(grad_z)};
   const nb::gil_scoped_release release;
   constexpr int64_t STEPS = 32;
   deal_out(threads, batch, (length + STEPS - 1) / STEPS, length, nullptr, [&](int64_t clip, int64_t first, int64_t last) {

@@ -239,10 +239,10 @@ static V enter_tile(const Scan& in, V D, const Column& u, const Column* before, 
 }
 
 template <bool PLAIN>
-static void leave_tile(const float* y, const Column* z, int64_t steps, const Column& out) {
+static void leave_tile(const float* y, const Column* z, V opening, int64_t steps, const Column& out) {
   for (int64_t k = 0; k < steps; ++k) {
     const V y_k = load(y + k * W);
-    store_step<PLAIN>(out, k, z == nullptr ? y_k : mul(y_k, silu(load_step<PLAIN>(*z, k))));
+    store_step<PLAIN>(out, k, z == nullptr ? y_k : mul(y_k, mul(silu(load_step<PLAIN>(*z, k)), opening)));
   }
 }
 
@@ -294,7 +294,7 @@ static void scan_forward(const ScanForward& args, int64_t clip, int64_t first_bl
         advance_all<false>(N, A, B, C, delta, drive, y, steps, ahead, h);
       else
         advance_all<true>(N, A, B, C, delta, drive, y, steps, ahead, h);
-      plain ? leave_tile<true>(y, gate, steps, out) : leave_tile<false>(y, gate, steps, out);
+      plain ? leave_tile<true>(y, gate, set1(in.opening), steps, out) : leave_tile<false>(y, gate, set1(in.opening), steps, out);
     }
   }
   for (int64_t row = length; row < in.length; ++row) zero_row(args.out, clip, row, first_channel, width);
