@@ -93,8 +93,8 @@ def compare(length: int, channels: int, budget_s: float) -> list[dict[str, Any]]
     return rows
 
 
-def per_update_ns(length: int, channels: int, repeats: int) -> tuple[float, float]:
-    """Forward and backward of the C++ kernels."""
+def per_update_ns(length: int, channels: int, repeats: int, threads: list[int]) -> dict[int, tuple[float, float]]:
+    """Forward and backward of the C++ kernels for each number of threads, which take turns."""
     arguments = inputs(length, channels)
     leaves = [x.detach().requires_grad_() for x in arguments]
     out = selective_scan(*leaves, backend="cpp")
@@ -107,9 +107,21 @@ def per_update_ns(length: int, channels: int, repeats: int) -> tuple[float, floa
     def backward() -> None:
         torch.autograd.grad(out, leaves, weight, retain_graph=True)
 
-    medians = medians_s({"forward": forward, "backward": backward}, repeats=repeats)
+    def on(count: int, run: Callable[[], None]) -> Callable[[], None]:
+        def call() -> None:
+            torch.set_num_threads(count)  # about a microsecond
+            run()
+
+        return call
+
+    runs = {
+        f"{name} {count}": on(count, run)
+        for count in threads
+        for name, run in (("forward", forward), ("backward", backward))
+    }
+    medians = medians_s(runs, repeats=repeats)
     updates = length * channels * STATE / 1e9
-    return medians["forward"] / updates, medians["backward"] / updates
+    return {count: (medians[f"forward {count}"] / updates, medians[f"backward {count}"] / updates) for count in threads}
 
 
 def main() -> None:
@@ -130,10 +142,9 @@ def main() -> None:
     for capability in cpu_extension.module().capabilities():
         cpu_extension.use_capability(capability)
         best = capability == cpu_extension.module().capabilities()[0]
-        for count in threads if best else [1]:
-            torch.set_num_threads(count)
-            for length, channels in SCALED if best else SCALED[:1]:
-                forward, backward = per_update_ns(length, channels, options.repeats)
+        for length, channels in SCALED if best else SCALED[:1]:
+            measured = per_update_ns(length, channels, options.repeats, threads if best else [1])
+            for count, (forward, backward) in measured.items():
                 scaled.append(
                     {"capability": capability, "threads": count, "length": length, "channels": channels,
                      "forward_ns": forward, "backward_ns": backward}
