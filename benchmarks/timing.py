@@ -5,8 +5,10 @@ A ratio is only given for sides whose results agree.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,19 @@ from torch import Tensor
 from ssamba.measuring import Run, timings_s
 
 RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def keep_memory() -> bool:
+    """Have the allocator keep what this process frees, so that no side waits for the system to zero pages; False: it cannot.
+
+    glibc only. By default it returns large blocks at once, and the first touch of a page costs about as much as the scan of a row.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mmap_threshold, trim_threshold, top_pad = -3, -1, -2  # of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    settings = ((mmap_threshold, 2**30), (trim_threshold, 2**31 - 1), (top_pad, 2**26))
+    return mallopt is not None and all(mallopt(name, value) == 1 for name, value in settings)
 
 
 def medians_s(sides: Mapping[str, Run], budget_s: float = 3.0, repeats: int = 15) -> dict[str, float]:

@@ -9,12 +9,15 @@ Shapes: B batch, L tokens, D channels, N state size, K taps. Equations: see `ref
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ssamba.ops import cpu_extension
+from ssamba.ops.tracing import is_traced
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _CHUNK, _BLOCK = 64, 16  # of csrc/kernels.hpp
@@ -49,12 +52,17 @@ def selective_scan(
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Output (B, L, D) and last state (B, D, N); arguments are those of `ssamba.ops.selective_scan`."""
-    inputs = (u, _row_dtype(delta), _float32(A), _row_dtype(B), _row_dtype(C), _float32(D), _row_dtype(z))
-    inputs_after = _float32(delta_bias), delta_softplus, reverse, lengths, _float32(initial_state)
+    tensors = (u, _row_dtype(delta), _float32(A), _row_dtype(B), _row_dtype(C), _float32(D), _row_dtype(z))
+    inputs = *tensors, _float32(delta_bias), delta_softplus, reverse, lengths, _float32(initial_state)
     keep = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (u, delta, A, B, C, D, z, delta_bias, initial_state)
     )
-    out, last_state, _ = torch.ops.ssamba.selective_scan_cpp(*inputs, *inputs_after, keep)
+    if is_traced():
+        out, last_state, _ = torch.ops.ssamba.selective_scan_cpp(*inputs, keep)
+    elif keep:
+        out, last_state, _ = _Scanned.apply(*inputs, keep)  # type: ignore[no-untyped-call]
+    else:
+        out, last_state, _ = _scan(*inputs, keep)
     return out, last_state
 
 
@@ -67,7 +75,14 @@ def causal_conv(
     lengths: Tensor | None,
 ) -> Tensor:
     """(B, L, D); arguments are those of `ssamba.ops.causal_conv`."""
-    out: Tensor = torch.ops.ssamba.causal_conv_cpp(x, _float32(weight), _float32(bias), silu, reverse, lengths)
+    inputs = x, _float32(weight), _float32(bias), silu, reverse, lengths
+    out: Tensor
+    if is_traced():
+        out = torch.ops.ssamba.causal_conv_cpp(*inputs)
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        out = _Convolved.apply(*inputs)  # type: ignore[no-untyped-call]
+    else:
+        out = _conv(*inputs)
     return out
 
 
@@ -314,14 +329,35 @@ def _scan_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor,
     ctx.has_initial = initial_state is not None
 
 
-def _scan_autograd(ctx: Any, grad_out: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _scan_autograd(
+    ctx: Any, grad_out: Tensor, grad_last: Tensor, _: Tensor, run: Callable[..., Any] | None = None
+) -> tuple[Tensor | None, ...]:
+    """The gradient of every input, by `run` or else by the operator."""
     borders, u, delta, A, B, C, D, z, delta_bias, lengths = ctx.saved_tensors
-    *grads, grad_initial = torch.ops.ssamba.selective_scan_cpp_backward(
+    *grads, grad_initial = (run or torch.ops.ssamba.selective_scan_cpp_backward)(
         grad_out, grad_last, borders, u, delta, A, B, C, D, z, delta_bias, *ctx.options, lengths
     )
     inputs = u, delta, A, B, C, D, z, delta_bias
     present = [grad if x is not None else None for grad, x in zip(grads, inputs, strict=True)]
     return (*present, None, None, None, grad_initial if ctx.has_initial else None, None)
+
+
+class _Scanned(torch.autograd.Function):
+    """The scan and its gradients without operators, whose way through PyTorch takes as long as 50 tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs of the operator for its arguments."""
+        output = _scan(*inputs)
+        _scan_setup(ctx, inputs, output)
+        ctx.mark_non_differentiable(output[2])
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        """The gradient of every one of them."""
+        return _scan_autograd(ctx, grads[0], grads[1], grads[2], _scan_backward)
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, lengths: Tensor | None) -> Tensor:
@@ -405,12 +441,28 @@ def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.options = silu, reverse
 
 
-def _conv_autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+def _conv_autograd(ctx: Any, grad_out: Tensor, run: Callable[..., Any] | None = None) -> tuple[Tensor | None, ...]:
+    """The gradient of every input, by `run` or else by the operator."""
     x, weight, bias, lengths = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias = torch.ops.ssamba.causal_conv_cpp_backward(
-        grad_out, x, weight, bias, *ctx.options, lengths
-    )
+    backward = run or torch.ops.ssamba.causal_conv_cpp_backward
+    grad_x, grad_weight, grad_bias = backward(grad_out, x, weight, bias, *ctx.options, lengths)
     return grad_x, grad_weight, None if bias is None else grad_bias, None, None, None
+
+
+class _Convolved(torch.autograd.Function):
+    """The convolution and its gradients without operators."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        """The output for the operator's arguments."""
+        _conv_setup(ctx, inputs, inputs[0])
+        return _conv(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        """The gradient of every one of them."""
+        return _conv_autograd(ctx, grads[0], _conv_backward)
 
 
 for _name, _run, _fake in (
