@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from benchmarks.mambapy_blocks import How, blocks_mixer
 from benchmarks.scan import pscan_side
-from benchmarks.timing import disagreement, medians_s, save
+from benchmarks.timing import disagreement, keep_memory, medians_s, save
 from ssamba.embedder import Embedder
 from ssamba.measuring import surroundings, table
 from ssamba.model import SSAMBAEncoder, create_encoder, encoder, mixer
@@ -111,14 +111,20 @@ def training(budget_s: float) -> Iterator[Row]:
         model.train()
         sides[side] = lambda model=model, features=features: model(features).square().mean().backward()  # type: ignore[misc]
     model, features = model_and_input("ssamba", "tiny", 512)
+    sides["within"] = lambda model=model, features=features: model.train()(features)  # type: ignore[misc]
 
     def forward() -> None:
         with torch.no_grad():
-            model(features)
+            model.eval()(features)
 
     sides["forward"] = forward
     times = medians_s(sides, budget_s)
-    for other, name in (("sdpa", "transformer's step, SDPA"), ("forward", "own forward alone")):
+    others = {
+        "sdpa": "transformer's step, SDPA",
+        "within": "own forward, keeping what the way back needs",
+        "forward": "own forward alone",
+    }
+    for other, name in others.items():
         yield {
             "section": "training",
             "what": "tiny, 512 patches, forward and backward",
@@ -307,7 +313,10 @@ def main() -> None:
     parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--budget-s", type=float, default=12.0, help="seconds for each comparison, about")
+    parser.add_argument("--keep-memory", action="store_true", help="freed memory stays in the process, for all sides")
     arguments = parser.parse_args()
+    if arguments.keep_memory and not keep_memory():
+        parser.error("--keep-memory needs glibc's allocator")
     torch.set_num_threads(arguments.threads)
     rows: list[Row] = []
     for name in arguments.sections:
@@ -322,10 +331,11 @@ def main() -> None:
         [r["section"], r["what"], figure(r["ssamba_ms"]), r["other"], figure(r["other_ms"]), figure(r["ratio"], 3)]
         for r in rows
     ]
-    where = {**surroundings(), "products": library()}
+    where = {**surroundings(), "products": library(), **({"memory": "kept"} if arguments.keep_memory else {})}
     text = table(["section", "what", "ssamba (ms, MB)", "against", "it (ms, MB)", "ratio"], cells)
     heading = ", ".join(f"{key} {value}" for key, value in where.items())
     name = "encoder" if arguments.sections == list(SECTIONS) else "encoder_" + "_".join(arguments.sections)
+    name += "_kept" if arguments.keep_memory else ""
     save(name, {"where": where, "rows": rows}, f"{heading}\n\n{text}")
 
 

@@ -52,17 +52,19 @@ def selective_scan(
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Output (B, L, D) and last state (B, D, N); arguments are those of `ssamba.ops.selective_scan`."""
-    tensors = (u, _row_dtype(delta), _float32(A), _row_dtype(B), _row_dtype(C), _float32(D), _row_dtype(z))
-    inputs = *tensors, _float32(delta_bias), delta_softplus, reverse, lengths, _float32(initial_state)
     keep = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (u, delta, A, B, C, D, z, delta_bias, initial_state)
     )
+    inputs: tuple[Any, ...] = (
+        u, _row_dtype(delta), _float32(A), _row_dtype(B), _row_dtype(C), _float32(D), _row_dtype(z), _float32(delta_bias),
+        delta_softplus, reverse, lengths, _float32(initial_state), keep,
+    )  # fmt: skip
     if is_traced():
-        out, last_state, _ = torch.ops.ssamba.selective_scan_cpp(*inputs, keep)
+        out, last_state, _ = torch.ops.ssamba.selective_scan_cpp(*inputs)
     elif keep:
-        out, last_state, _ = _Scanned.apply(*inputs, keep)  # type: ignore[no-untyped-call]
+        out, last_state, _ = _Scanned.apply(*inputs)  # type: ignore[no-untyped-call]
     else:
-        out, last_state, _ = _scan(*inputs, keep)
+        out, last_state, _ = _scan(*inputs)
     return out, last_state
 
 
@@ -75,7 +77,7 @@ def causal_conv(
     lengths: Tensor | None,
 ) -> Tensor:
     """(B, L, D); arguments are those of `ssamba.ops.causal_conv`."""
-    inputs = x, _float32(weight), _float32(bias), silu, reverse, lengths
+    inputs: tuple[Any, ...] = (x, _float32(weight), _float32(bias), silu, reverse, lengths)
     out: Tensor
     if is_traced():
         out = torch.ops.ssamba.causal_conv_cpp(*inputs)
