@@ -22,6 +22,7 @@ from ssamba.ops import (
     mix_into,
 )
 from ssamba.ops.mixer import compose
+from ssamba.ops.tracing import is_traced
 
 HAS_CPP = cpu_extension.why_missing() is None
 if not HAS_CPP and any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++", "cl")):
@@ -294,6 +295,27 @@ def test_operators_are_called_only_where_something_sees_them():
     assert {f"ssamba.bimamba_cpp{end}.default" for end in ("", "_keeping", "_backward")} <= names
     assert plain.keys() == watched.keys()
     assert all(torch.equal(plain[name], watched[name]) for name in plain)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tracing_is_noticed():
+    seen = []
+
+    def traced(x):
+        seen.append(is_traced())
+        return x + 1
+
+    torch.jit.trace(traced, torch.zeros(1), check_trace=False)
+    assert seen == [True]
+    assert not is_traced()
+
+
+@pytest.mark.parametrize("shape", [(4, 7, 3), (3, 6, 3), (3, 7, 5)], ids=["taps", "states", "rank"])
+def test_directions_of_different_shapes_are_refused(shape):
+    taps, state, rank = shape
+    tensors, others = random_tensors(1, 9, 4, 6, 7, 3, taps=3), random_tensors(1, 9, 4, 6, state, rank, taps=taps)
+    with pytest.raises(ValueError, match="behind's"):
+        apply([t.float() for t in (*tensors[:10], *others[10:])])
 
 
 @needs_cpp

@@ -1,4 +1,4 @@
-"""The operators in C++ for CPUs, float32 and bfloat16: the extension's kernels as PyTorch operators.
+"""The operators in C++ for CPUs, float32 and bfloat16: the extension's kernels for PyTorch, as its operators where it traces.
 
 Inputs may be any mixture of float32 and bfloat16 (as autocast produces them) and any slices whose last dimension is
 contiguous; nothing is copied. The state is float32. Threads follow `torch.set_num_threads`; results do not depend on
@@ -62,7 +62,7 @@ def selective_scan(
     if is_traced():
         out, last_state, _ = torch.ops.ssamba.selective_scan_cpp(*inputs)
     elif keep:
-        out, last_state, _ = _Scanned.apply(*inputs)  # type: ignore[no-untyped-call]
+        out, last_state = _Scanned.apply(*inputs)  # type: ignore[no-untyped-call]
     else:
         out, last_state, _ = _scan(*inputs)
     return out, last_state
@@ -332,7 +332,7 @@ def _scan_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor,
 
 
 def _scan_autograd(
-    ctx: Any, grad_out: Tensor, grad_last: Tensor, _: Tensor, run: Callable[..., Any] | None = None
+    ctx: Any, grad_out: Tensor, grad_last: Tensor, _: Tensor | None, run: Callable[..., Any] | None = None
 ) -> tuple[Tensor | None, ...]:
     """The gradient of every input, by `run` or else by the operator."""
     borders, u, delta, A, B, C, D, z, delta_bias, lengths = ctx.saved_tensors
@@ -348,18 +348,17 @@ class _Scanned(torch.autograd.Function):
     """The scan and its gradients without operators, whose way through PyTorch takes as long as 50 tokens."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs of the operator for its arguments."""
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """Output and last state for the operator's arguments."""
         output = _scan(*inputs)
         _scan_setup(ctx, inputs, output)
-        ctx.mark_non_differentiable(output[2])
-        return output
+        return output[:2]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """The gradient of every one of them."""
-        return _scan_autograd(ctx, grads[0], grads[1], grads[2], _scan_backward)
+        return _scan_autograd(ctx, grads[0], grads[1], None, _scan_backward)
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, lengths: Tensor | None) -> Tensor:
@@ -457,8 +456,9 @@ class _Convolved(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         """The output for the operator's arguments."""
-        _conv_setup(ctx, inputs, inputs[0])
-        return _conv(*inputs)
+        out = _conv(*inputs)
+        _conv_setup(ctx, inputs, out)
+        return out
 
     @staticmethod
     @once_differentiable

@@ -56,7 +56,7 @@ def bimamba_mixer(
         else:
             out = Mixed.apply(*inputs, lengths, reversed_time)  # type: ignore[no-untyped-call]
         return out
-    out = torch.ops.ssamba.bimamba_cpp(*inputs, lengths, reversed_time)
+    out = (torch.ops.ssamba.bimamba_cpp if is_traced() else _mix)(*inputs, lengths, reversed_time)
     return out
 
 

@@ -142,7 +142,7 @@ def scan(
     borders: Sequence[Tensor] | None = None,
     packed: Packed | None = None,
 ) -> None:
-    """The directions' scans over rows of u (B, L, E) and projections (B, L, R + 2 N or more); their sum into y. `after`: the last state."""
+    """The directions' scans over rows of u (B, L, E) and projections (B, L, R + 2 N or more); their sum into y, with z halved and gated. `after`: the last state."""
     columns = [columns_of(p, side) for p, side in zip(projected, sides, strict=True)]
     batch, length, inner = y.shape if packed is None else (len(packed.lengths), packed.longest, y.shape[2])
     directions = [
@@ -182,7 +182,7 @@ def gate(
     grad: Tensor | None = None,
     grad_z: Tensor | None = None,
 ) -> None:
-    """gated = y silu(z), all (B, L, E); `grad`, of gated, becomes that of y, and `grad_z` is filled."""
+    """gated = y silu(z) / 2, all (B, L, E); `grad`, of gated, becomes that of y, and `grad_z` is filled."""
     cpu_extension.module().mixer_gate(
         cpu_extension.capability(),
         cpu_extension.threads(),

@@ -90,6 +90,9 @@ def bimamba_mixer(
         check_shape("conv_weight", side.conv_weight, (inner, side.conv_weight.shape[1]), "(inner, taps)", hidden)
         for name, vector in (("conv_bias", side.conv_bias), ("dt_bias", side.dt_bias), ("D", side.D)):
             check_shape(name, vector, (inner,), "(inner,)", hidden)
+    for name in ("conv_weight", "dt_weight", "A_log"):
+        shape = tuple(getattr(ahead, name).shape)
+        check_shape(f"behind's {name}", getattr(behind, name), shape, "as ahead's", hidden)
     check_lengths(lengths, hidden.shape[0], hidden.shape[1])
     dtype = mixing_dtype(hidden)
     fused = resolve(backend, hidden.device, dtype).bimamba_mixer

@@ -56,7 +56,8 @@ def made_new(a: Tensor, weight: Tensor) -> Tensor | None:
 
 def made(a: Tensor, weight: Tensor) -> Tensor:
     """a (M, I) weight (O, I)^T in new memory, (M, O), without a gradient; any of them may be a transposed view."""
-    return _onednn(a, weight, None) if _takes_onednn(a, weight) else a @ weight.t()
+    new = made_new(a, weight)
+    return a @ weight.t() if new is None else new
 
 
 def product(a: Tensor, weight: Tensor, out: Tensor) -> None:

@@ -62,7 +62,7 @@ struct Scan {
   const int64_t* lengths;       // (B) or null
   const float* initial_state;   // (B, D, N) or null: zeros
   float* borders;               // (B, chunks, padded D, N) in the kernels' own order, or null: do not keep
-  float opening;                // what silu(z) is multiplied by
+  float opening;                // what silu(z) is multiplied by, forward
   const float* constants;       // what scan_constants made, once for all clips; null: each piece makes its own
 };
 

@@ -176,7 +176,7 @@ void scan_forward(const std::string& capability, int threads, const Sizes& sizes
            });
 }
 
-// The gradients of A, D and the bias come in float32, those of B and C as (B, L, N) of `projections_bf16`; an address of 0 leaves
+// The gradients of A, D and the bias come in float32, those of B and C as (B, L, N) of their own dtype; an address of 0 leaves
 // one out (z's with z).
 void scan_backward(const std::string& capability, int threads, const Sizes& sizes, bool softplus, bool reverse,
                    const RowsTuple& u, const StepTuple& step, Address A, const RowsTuple& B, const RowsTuple& C, Address D,
@@ -218,7 +218,7 @@ void scan_backward(const std::string& capability, int threads, const Sizes& size
     float* memory = scratch(most_subtrees(groups) * STEPS * N);
     for (int64_t block = first; block < last; ++block) {
       const int64_t t0 = block * STEPS, steps = std::min(STEPS, length - t0);
-      const int64_t summed = std::max<int64_t>(0, std::min(steps, valid - t0));
+      const int64_t summed = groups == 0 ? 0 : std::max<int64_t>(0, std::min(steps, valid - t0));
       for (int i = 0; i < 2; ++i) {
         const float* part = (i == 0 ? args.part_B : args.part_C) + (clip * groups * length + t0) * N;
         const float* sums = nullptr;
@@ -326,11 +326,16 @@ using ConvTuple = std::tuple<bool, Address, Address, RowsTuple, Address, RowsTup
 void mixer_conv(const std::string& capability, int threads, const Sizes& sizes, const RowsTuple& x, Address lengths,
                 Address starts, int64_t first_row, int64_t last_row, int64_t columns, const std::vector<ConvTuple>& directions) {
   const Kernels& kernels = kernels_called(capability);
+  const auto row_0 = [=](RowsTuple first) {
+    const auto [address, batch_stride, row_stride, is_bf16] = first;
+    if (address != 0) std::get<0>(first) -= static_cast<Address>(first_row * row_stride * (is_bf16 ? 2 : 4));
+    return rows(first);
+  };
   std::vector<ConvForward> convs;
   std::vector<std::vector<float>> weights;
   for (const auto& [reverse, weight, bias, out, projection, projected] : directions) {
-    ConvForward args = {conv_of(sizes, true, reverse, x, bias, lengths), from_row(rows(out), -first_row), at<const float>(projection),
-                        columns, from_row(rows(projected), -first_row)};
+    ConvForward args = {conv_of(sizes, true, reverse, x, bias, lengths), row_0(out), at<const float>(projection), columns,
+                        row_0(projected)};
     weights.push_back(taps_first(at<const float>(weight), args.in.channels, args.in.taps));
     args.in.weight = weights.back().data();
     convs.push_back(args);
@@ -344,7 +349,8 @@ void mixer_conv(const std::string& capability, int threads, const Sizes& sizes, 
       const int64_t length = clip_length(in.lengths, clip, in.length), start = at<const int64_t>(starts)[clip];
       for (int64_t i = first / PIECES; i * PIECES < last; ++i) {
         const int64_t from = std::max<int64_t>(first - i * PIECES, 0), to = std::min(last - i * PIECES, PIECES);
-        kernels.conv_forward(alone(convs[static_cast<size_t>(i)], start, length), 0, length * from / PIECES, length * to / PIECES);
+        const auto cut = [=](int64_t piece) { return piece == PIECES ? length : length * piece / PIECES / 4 * 4; };
+        kernels.conv_forward(alone(convs[static_cast<size_t>(i)], start, length), 0, cut(from), cut(to));
       }
     });
     return;

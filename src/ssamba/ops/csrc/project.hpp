@@ -1,5 +1,7 @@
 // W_x u, the projections of delta's factor, B and C, of rows that the convolution has just made and that are still in the cache.
 //
+// Shapes: B batch, L tokens, D channels.
+//
 // A tile of 4 rows and TILE_COLUMNS columns is summed up in registers, one partial sum in each lane; PROJECTED_ROWS rows and PANEL
 // channels of them stay in the first-level cache while the weight's rows pass by.
 #pragma once

@@ -284,7 +284,7 @@ static void scan_forward(const ScanForward& args, int64_t clip, int64_t first_bl
         std::memcpy(border_of(in, clip, s0 / CHUNK, channel), h, static_cast<size_t>(size) * sizeof(float));
       load_steps(in, low, rest + 3 * W, bias, clip, length, s0, steps, channel, count, delta);
       const auto of = [&](const Rows& rows) { return column(rows, in.reverse, clip, length, s0, channel, count); };
-      const Column u = of(in.u), z = of(in.z), out = of(args.out);
+      const Column u = of(in.u), z = in.z.data != nullptr ? of(in.z) : Column{}, out = of(args.out);
       const Column *before = args.accumulate ? &out : nullptr, *gate = in.z.data != nullptr ? &z : nullptr;
       const bool plain = is_plain(u) && is_plain(out) && (gate == nullptr || is_plain(z));
       const V longest = plain ? enter_tile<true>(in, D, u, before, steps, delta, drive, y)
@@ -530,8 +530,8 @@ static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_
 
       load_steps(in, low, rest + 3 * W, bias, clip, length, s0, steps, channel, count, bench.delta);
       const auto of = [&](const Rows& rows) { return column(rows, in.reverse, clip, length, s0, channel, count); };
-      const Column u = of(in.u), z = of(in.z), grad_out = of(args.grad_out);
-      const Column grad_u = of(args.grad_u), grad_delta = of(args.grad_delta), grad_z = of(args.grad_z);
+      const Column u = of(in.u), z = gated ? of(in.z) : Column{}, grad_out = of(args.grad_out);
+      const Column grad_u = of(args.grad_u), grad_delta = of(args.grad_delta), grad_z = gated ? of(args.grad_z) : Column{};
       const bool plain = is_plain(u) && is_plain(grad_out) && is_plain(grad_u) && is_plain(grad_delta) &&
                          (!gated || (is_plain(z) && is_plain(grad_z)));
       const V longest = plain ? enter_tile_back<true>(in, D, u, gated ? &z : nullptr, grad_out, steps, bench)
