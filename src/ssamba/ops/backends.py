@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ssamba.errors import BackendUnavailableError
-from ssamba.ops import cpu, cpu_mixer, eager, reference, triton
+from ssamba.ops import cpu, cpu_conv, cpu_mixer, eager, reference, triton
 
 
 class ScanKernel(Protocol):
@@ -132,7 +132,7 @@ def _runs_everywhere(device: torch.device, dtype: torch.dtype) -> str | None:
 # In the order of preference: `auto` takes the first automatic one that can run on the tensors' device.
 _BACKENDS: tuple[Backend, ...] = (
     Backend("triton", triton.why_not, triton.selective_scan, triton.causal_conv, automatic_on="cuda"),
-    Backend("cpp", cpu.why_not, cpu.selective_scan, cpu.causal_conv, cpu_mixer.bimamba_mixer, cpu_mixer.mix_into),
+    Backend("cpp", cpu.why_not, cpu.selective_scan, cpu_conv.causal_conv, cpu_mixer.bimamba_mixer, cpu_mixer.mix_into),
     Backend("eager", _runs_everywhere, eager.selective_scan, eager.causal_conv),
     Backend("reference", _runs_everywhere, reference.selective_scan, reference.causal_conv, automatic=False),
 )

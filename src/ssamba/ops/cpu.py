@@ -1,10 +1,12 @@
-"""The operators in C++ for CPUs, float32 and bfloat16: the extension's kernels for PyTorch, as its operators where it traces.
+"""The scan in C++ for CPUs, float32 and bfloat16: the extension's kernels for PyTorch, as its operators where it traces.
 
 Inputs may be any mixture of float32 and bfloat16 (as autocast produces them) and any slices whose last dimension is
 contiguous; nothing is copied. The state is float32. Threads follow `torch.set_num_threads`; results do not depend on
 their number.
 
-Shapes: B batch, L tokens, D channels, N state size, K taps. Equations: see `reference.py`.
+What `cpu_conv.py` and `cpu_mixer*.py` share of handing tensors to the kernels stands here, too.
+
+Shapes: B batch, L tokens, D channels, N state size. Equations: see `reference.py`.
 """
 
 from __future__ import annotations
@@ -56,8 +58,8 @@ def selective_scan(
         t is not None and t.requires_grad for t in (u, delta, A, B, C, D, z, delta_bias, initial_state)
     )
     inputs: tuple[Any, ...] = (
-        u, _row_dtype(delta), _float32(A), _row_dtype(B), _row_dtype(C), _float32(D), _row_dtype(z), _float32(delta_bias),
-        delta_softplus, reverse, lengths, _float32(initial_state), keep,
+        u, _row_dtype(delta), float32(A), _row_dtype(B), _row_dtype(C), float32(D), _row_dtype(z), float32(delta_bias),
+        delta_softplus, reverse, lengths, float32(initial_state), keep,
     )  # fmt: skip
     if is_traced():
         out, last_state, _ = torch.ops.ssamba.selective_scan_cpp(*inputs)
@@ -68,27 +70,8 @@ def selective_scan(
     return out, last_state
 
 
-def causal_conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-) -> Tensor:
-    """(B, L, D); arguments are those of `ssamba.ops.causal_conv`."""
-    inputs: tuple[Any, ...] = (x, _float32(weight), _float32(bias), silu, reverse, lengths)
-    out: Tensor
-    if is_traced():
-        out = torch.ops.ssamba.causal_conv_cpp(*inputs)
-    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        out = _Convolved.apply(*inputs)  # type: ignore[no-untyped-call]
-    else:
-        out = _conv(*inputs)
-    return out
-
-
-def _float32(x: Tensor | None) -> Tensor | None:
+def float32(x: Tensor | None) -> Tensor | None:
+    """It in float32."""
     return x if x is None or x.dtype == torch.float32 else x.float()
 
 
@@ -96,7 +79,7 @@ def _row_dtype(x: Tensor | None) -> Tensor | None:
     return x if x is None or x.dtype in _DTYPES else x.float()
 
 
-def _lined_up(x: Tensor) -> Tensor:
+def lined_up(x: Tensor) -> Tensor:
     """x, or a copy if its last dimension is not contiguous."""
     return x if x.stride(2) == 1 else x.contiguous()
 
@@ -119,7 +102,8 @@ def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def _dense(x: Tensor | None) -> Tensor | None:
+def dense(x: Tensor | None) -> Tensor | None:
+    """It, or a copy if it has gaps."""
     return None if x is None else x.contiguous()
 
 
@@ -157,13 +141,6 @@ library.define(
     "Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, bool reverse, Tensor? lengths) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-library.define(
-    "causal_conv_cpp(Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse, Tensor? lengths) -> Tensor"
-)
-library.define(
-    "causal_conv_cpp_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse, "
-    "Tensor? lengths) -> (Tensor, Tensor, Tensor)"
-)
 
 
 def _scan(
@@ -188,9 +165,9 @@ def _scan(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths, initial_state, keep_states
     )
     clear_borders(borders, channels, lengths)
-    u, delta, B, C = _lined_up(u), _lined_up(delta), _lined_up(B), _lined_up(C)
-    z = None if z is None else _lined_up(z)
-    A, D, delta_bias, initial_state = A.contiguous(), _dense(D), _dense(delta_bias), _dense(initial_state)
+    u, delta, B, C = lined_up(u), lined_up(delta), lined_up(B), lined_up(C)
+    z = None if z is None else lined_up(z)
+    A, D, delta_bias, initial_state = A.contiguous(), dense(D), dense(delta_bias), dense(initial_state)
     lengths = int64(lengths)
     cpu_extension.module().scan_forward(
         cpu_extension.capability(),
@@ -265,10 +242,10 @@ def _scan_backward(
         for grad in (grad_A, grad_D, grad_bias):
             grad.zero_()
         return grads
-    u, delta, B, C = _lined_up(u), _lined_up(delta), _lined_up(B), _lined_up(C)
-    z = None if z is None else _lined_up(z)
-    A, D, delta_bias, grad_last = A.contiguous(), _dense(D), _dense(delta_bias), grad_last.contiguous()
-    grad_out, lengths = _lined_up(grad_out), int64(lengths)
+    u, delta, B, C = lined_up(u), lined_up(delta), lined_up(B), lined_up(C)
+    z = None if z is None else lined_up(z)
+    A, D, delta_bias, grad_last = A.contiguous(), dense(D), dense(delta_bias), grad_last.contiguous()
+    grad_out, lengths = lined_up(grad_out), int64(lengths)
     cpu_extension.module().scan_backward(
         cpu_extension.capability(),
         cpu_extension.threads(),
@@ -361,119 +338,10 @@ class _Scanned(torch.autograd.Function):
         return _scan_autograd(ctx, grads[0], grads[1], None, _scan_backward)
 
 
-def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, lengths: Tensor | None) -> Tensor:
-    batch, length, channels = x.shape
-    out = _conv_fake(x, weight, bias, silu, reverse, lengths)
-    x, weight, bias, lengths = _lined_up(x), weight.contiguous(), _dense(bias), int64(lengths)
-    cpu_extension.module().conv_forward(
-        cpu_extension.capability(),
-        cpu_extension.threads(),
-        (batch, length, channels, weight.shape[1]),
-        silu,
-        reverse,
-        rows(x),
-        weight.data_ptr(),
-        address(bias),
-        address(lengths),
-        rows(out),
-    )
-    return out
-
-
-def _conv_fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, lengths: Tensor | None
-) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-def _conv_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight, and bias (empty where there is none)."""
-    batch, length, channels = x.shape
-    grads = _conv_backward_fake(grad_out, x, weight, bias, silu, reverse, lengths)
-    grad_x, grad_weight, grad_bias = grads
-    if batch == 0:
-        grad_weight.zero_()
-        grad_bias.zero_()
-        return grads
-    x, weight, bias, lengths = _lined_up(x), weight.contiguous(), _dense(bias), int64(lengths)
-    grad_out = _lined_up(grad_out)
-    cpu_extension.module().conv_backward(
-        cpu_extension.capability(),
-        cpu_extension.threads(),
-        (batch, length, channels, weight.shape[1]),
-        silu,
-        reverse,
-        rows(x),
-        weight.data_ptr(),
-        address(bias),
-        address(lengths),
-        rows(grad_out),
-        rows(grad_x),
-        False,
-        grad_weight.data_ptr(),
-        0 if bias is None else grad_bias.data_ptr(),
-    )
-    return grads
-
-
-def _conv_backward_fake(
-    grad_out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(0 if bias is None else bias.shape)
-
-
-def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, silu, reverse, lengths = inputs
-    ctx.save_for_backward(x, weight, bias, lengths)
-    ctx.options = silu, reverse
-
-
-def _conv_autograd(ctx: Any, grad_out: Tensor, run: Callable[..., Any] | None = None) -> tuple[Tensor | None, ...]:
-    """The gradient of every input, by `run` or else by the operator."""
-    x, weight, bias, lengths = ctx.saved_tensors
-    backward = run or torch.ops.ssamba.causal_conv_cpp_backward
-    grad_x, grad_weight, grad_bias = backward(grad_out, x, weight, bias, *ctx.options, lengths)
-    return grad_x, grad_weight, None if bias is None else grad_bias, None, None, None
-
-
-class _Convolved(torch.autograd.Function):
-    """The convolution and its gradients without operators."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        """The output for the operator's arguments."""
-        out = _conv(*inputs)
-        _conv_setup(ctx, inputs, out)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        """The gradient of every one of them."""
-        return _conv_autograd(ctx, grads[0], _conv_backward)
-
-
 for _name, _run, _fake in (
     ("selective_scan_cpp", _scan, _scan_fake),
     ("selective_scan_cpp_backward", _scan_backward, _scan_backward_fake),
-    ("causal_conv_cpp", _conv, _conv_fake),
-    ("causal_conv_cpp_backward", _conv_backward, _conv_backward_fake),
 ):
     library.impl(_name, _run, "CPU")
     torch.library.register_fake(f"ssamba::{_name}", _fake, lib=library)
 torch.library.register_autograd("ssamba::selective_scan_cpp", _scan_autograd, setup_context=_scan_setup, lib=library)
-torch.library.register_autograd("ssamba::causal_conv_cpp", _conv_autograd, setup_context=_conv_setup, lib=library)
