@@ -22,7 +22,7 @@ from ssamba.ops import (
     mix_into,
 )
 from ssamba.ops.mixer import compose
-from ssamba.ops.tracing import is_traced
+from ssamba.ops.operators import is_traced
 
 HAS_CPP = cpu_extension.why_missing() is None
 if not HAS_CPP and any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++", "cl")):

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ssamba.ops import cpu_extension
-from ssamba.ops.tracing import is_traced
+from ssamba.ops.operators import is_traced, library, register
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _CHUNK, _BLOCK = 64, 16  # of csrc/kernels.hpp
@@ -128,19 +128,6 @@ def clear_borders(borders: Tensor, channels: int, lengths: Tensor | None) -> Non
     """
     if lengths is not None or channels % _BLOCK:
         borders.zero_()
-
-
-library: Any = torch.library.Library("ssamba", "FRAGMENT")  # type: ignore[no-untyped-call]
-library.define(
-    "selective_scan_cpp(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-    "bool delta_softplus, bool reverse, Tensor? lengths, Tensor? initial_state, bool keep_states) "
-    "-> (Tensor, Tensor, Tensor)"
-)
-library.define(
-    "selective_scan_cpp_backward(Tensor grad_out, Tensor grad_last, Tensor borders, Tensor u, Tensor delta, Tensor A, "
-    "Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, bool reverse, Tensor? lengths) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
 
 
 def _scan(
@@ -338,10 +325,21 @@ class _Scanned(torch.autograd.Function):
         return _scan_autograd(ctx, grads[0], grads[1], None, _scan_backward)
 
 
-for _name, _run, _fake in (
-    ("selective_scan_cpp", _scan, _scan_fake),
-    ("selective_scan_cpp_backward", _scan_backward, _scan_backward_fake),
-):
-    library.impl(_name, _run, "CPU")
-    torch.library.register_fake(f"ssamba::{_name}", _fake, lib=library)
-torch.library.register_autograd("ssamba::selective_scan_cpp", _scan_autograd, setup_context=_scan_setup, lib=library)
+_nine = ", ".join(["Tensor"] * 9)
+_scan_name = register(
+    "selective_scan_cpp(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+    "bool delta_softplus, bool reverse, Tensor? lengths, Tensor? initial_state, bool keep_states) "
+    "-> (Tensor, Tensor, Tensor)",
+    _scan,
+    _scan_fake,
+    "CPU",
+)
+register(
+    "selective_scan_cpp_backward(Tensor grad_out, Tensor grad_last, Tensor borders, Tensor u, Tensor delta, Tensor A, "
+    "Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, bool reverse, Tensor? lengths) "
+    f"-> ({_nine})",
+    _scan_backward,
+    _scan_backward_fake,
+    "CPU",
+)
+torch.library.register_autograd(_scan_name, _scan_autograd, setup_context=_scan_setup, lib=library)

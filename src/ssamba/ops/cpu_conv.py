@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ssamba.ops import cpu_extension
-from ssamba.ops.cpu import address, dense, float32, int64, library, lined_up, rows
-from ssamba.ops.tracing import is_traced
+from ssamba.ops.cpu import address, dense, float32, int64, lined_up, rows
+from ssamba.ops.operators import is_traced, library, register
 
 
 def causal_conv(
@@ -35,15 +35,6 @@ def causal_conv(
     else:
         out = _conv(*inputs)
     return out
-
-
-library.define(
-    "causal_conv_cpp(Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse, Tensor? lengths) -> Tensor"
-)
-library.define(
-    "causal_conv_cpp_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse, "
-    "Tensor? lengths) -> (Tensor, Tensor, Tensor)"
-)
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, lengths: Tensor | None) -> Tensor:
@@ -152,10 +143,17 @@ class _Convolved(torch.autograd.Function):
         return _conv_autograd(ctx, grads[0], _conv_backward)
 
 
-for _name, _run, _fake in (
-    ("causal_conv_cpp", _conv, _conv_fake),
-    ("causal_conv_cpp_backward", _conv_backward, _conv_backward_fake),
-):
-    library.impl(_name, _run, "CPU")
-    torch.library.register_fake(f"ssamba::{_name}", _fake, lib=library)
-torch.library.register_autograd("ssamba::causal_conv_cpp", _conv_autograd, setup_context=_conv_setup, lib=library)
+_conv_name = register(
+    "causal_conv_cpp(Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse, Tensor? lengths) -> Tensor",
+    _conv,
+    _conv_fake,
+    "CPU",
+)
+register(
+    "causal_conv_cpp_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse, "
+    "Tensor? lengths) -> (Tensor, Tensor, Tensor)",
+    _conv_backward,
+    _conv_backward_fake,
+    "CPU",
+)
+torch.library.register_autograd(_conv_name, _conv_autograd, setup_context=_conv_setup, lib=library)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.ops.cpu import int64, library
+from ssamba.ops.cpu import int64
 from ssamba.ops.cpu_mixer_kernels import Packed, Side, both_sides, scan
 from ssamba.ops.cpu_mixer_memory import VECTOR, memory
 from ssamba.ops.cpu_mixer_training import (
@@ -29,8 +29,8 @@ from ssamba.ops.cpu_mixer_training import (
     mix_keeping_fake,
     setup,
 )
+from ssamba.ops.operators import is_traced, library, register
 from ssamba.ops.products import product
-from ssamba.ops.tracing import is_traced
 
 _STRETCH = 2048
 """Tokens that are worked on together; a clip of up to half as many more stays in one piece."""
@@ -240,17 +240,14 @@ def _results(count: int) -> str:
     return "(" + ", ".join(["Tensor"] * count) + ")"
 
 
-for _schema, _run, _fake in (
-    (f"bimamba_cpp(Tensor hidden, {_WEIGHTS}, {_OPTIONS}) -> Tensor", _mix, _mix_fake),
-    (f"bimamba_cpp_keeping(Tensor hidden, {_WEIGHTS}, {_OPTIONS}) -> {_results(7)}", mix_keeping, mix_keeping_fake),
-    (
-        f"bimamba_cpp_backward(Tensor grad_out, Tensor hidden, {_WEIGHTS}, {_KEPT}, {_OPTIONS}) -> {_results(17)}",
-        mix_backward,
-        mix_backward_fake,
-    ),
-):
-    _name = _schema.partition("(")[0]
-    library.define(_schema)
-    library.impl(_name, _run, "CPU")
-    torch.library.register_fake(f"ssamba::{_name}", _fake, lib=library)
-torch.library.register_autograd("ssamba::bimamba_cpp_keeping", autograd, setup_context=setup, lib=library)
+register(f"bimamba_cpp(Tensor hidden, {_WEIGHTS}, {_OPTIONS}) -> Tensor", _mix, _mix_fake, "CPU")
+_keeping_name = register(
+    f"bimamba_cpp_keeping(Tensor hidden, {_WEIGHTS}, {_OPTIONS}) -> {_results(7)}", mix_keeping, mix_keeping_fake, "CPU"
+)
+register(
+    f"bimamba_cpp_backward(Tensor grad_out, Tensor hidden, {_WEIGHTS}, {_KEPT}, {_OPTIONS}) -> {_results(17)}",
+    mix_backward,
+    mix_backward_fake,
+    "CPU",
+)
+torch.library.register_autograd(_keeping_name, autograd, setup_context=setup, lib=library)

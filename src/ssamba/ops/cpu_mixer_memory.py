@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssamba.ops.cpu import rows
 from ssamba.ops.cpu_mixer_kernels import Packed, Side, convolve, projects
-from ssamba.ops.products import made_new, product
+from ssamba.ops.products import made_new
 
 VECTOR = 16
 """Columns of a matrix product come in so many, where they are ours to choose."""
@@ -49,7 +49,7 @@ class Memory(threading.local):
         new = made_new(a, weight)
         if new is None:
             new = self.get(name, (a.shape[0], weight.shape[0]), a.dtype)
-            product(a, weight, new)
+            torch.mm(a, weight.t(), out=new)
         return new
 
     def stretch(self, batch: int, length: int, side: Side, count: int, dtype: torch.dtype) -> Stretch:

@@ -8,6 +8,7 @@ Shapes: B batch, L tokens, M = B L, D channels outside, E inside, N states, R ra
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -216,13 +217,15 @@ def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.reversed_time = reversed_time
 
 
-def autograd(ctx: Any, grad_out: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The gradient of every input of `mix_keeping`, by the operator."""
+def autograd(
+    ctx: Any, grad_out: Tensor | None, *_: Tensor | None, run: Callable[..., Any] | None = None
+) -> tuple[Tensor | None, ...]:
+    """The gradient of every input of `mix_keeping`, by `run` or else by the operator."""
     if grad_out is None:
         return (None,) * 19
     *saved, lengths = ctx.saved_tensors
-    grads = torch.ops.ssamba.bimamba_cpp_backward(grad_out, *saved, lengths, ctx.reversed_time)
-    return (*grads, None, None)
+    backward = run or torch.ops.ssamba.bimamba_cpp_backward
+    return (*backward(grad_out, *saved, lengths, ctx.reversed_time), None, None)
 
 
 class Mixed(torch.autograd.Function):
@@ -239,8 +242,4 @@ class Mixed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """The gradient of every one of them."""
-        (grad_out,) = grads
-        if grad_out is None:
-            return (None,) * 19
-        *saved, lengths = ctx.saved_tensors
-        return (*mix_backward(grad_out, *saved, lengths, ctx.reversed_time), None, None)
+        return autograd(ctx, *grads, run=mix_backward)

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ssamba.ops.backends import resolve
 from ssamba.ops.conv import causal_conv
+from ssamba.ops.operators import is_traced
 from ssamba.ops.products import linear
 from ssamba.ops.scan import Direction, check_lengths, check_shape, selective_scan
-from ssamba.ops.tracing import is_traced
 
 
 class DirectionWeights(NamedTuple):

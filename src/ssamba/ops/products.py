@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssamba.errors import ConfigError
-from ssamba.ops.tracing import is_traced
+from ssamba.ops.operators import is_traced
 
 Library = Literal["mkl", "onednn"]
 _VARIABLE = "SSAMBA_CPU_PRODUCTS"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssamba.ops.operators import library, register
 from ssamba.ops.triton_launch import (
     ScanLaunch,
     convolve,
@@ -276,17 +277,8 @@ def _conv_autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     return dx, dweight, None if bias is None else dbias, None, None, None
 
 
-# Registered on a Library rather than by `custom_op`, whose checks around each call cost more than a launch.
-_LIBRARY = torch.library.Library("ssamba", "FRAGMENT")  # type: ignore[no-untyped-call]
-
-
 def _register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> str:
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
-    name = schema.split("(")[0]
-    for key in ("CUDA", "CPU"):  # the CPU for the interpreter
-        _LIBRARY.impl(name, run, key)  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"ssamba::{name}", fake, lib=_LIBRARY)
-    return f"ssamba::{name}"
+    return register(schema, run, fake, "CUDA", "CPU")  # the CPU for the interpreter
 
 
 _SCAN_INPUTS = (
@@ -309,5 +301,5 @@ _register(
     _conv_backward,
     _conv_backward_fake,
 )
-torch.library.register_autograd(_scan_name, _scan_autograd, setup_context=_scan_setup, lib=_LIBRARY)
-torch.library.register_autograd(_conv_name, _conv_autograd, setup_context=_conv_setup, lib=_LIBRARY)
+torch.library.register_autograd(_scan_name, _scan_autograd, setup_context=_scan_setup, lib=library)
+torch.library.register_autograd(_conv_name, _conv_autograd, setup_context=_conv_setup, lib=library)

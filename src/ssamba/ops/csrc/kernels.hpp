@@ -62,7 +62,6 @@ struct Scan {
   const int64_t* lengths;       // (B) or null
   const float* initial_state;   // (B, D, N) or null: zeros
   float* borders;               // (B, chunks, padded D, N) in the kernels' own order, or null: do not keep
-  float opening;                // what silu(z) is multiplied by, forward
   const float* constants;       // what scan_constants made, once for all clips; null: each piece makes its own
 };
 
@@ -71,6 +70,7 @@ struct ScanForward {
   bool accumulate;    // add to what stands in `out`, before the gate
   Rows out;           // (B, L, D)
   float* last_state;  // (B, D, N) or null: not wanted
+  float opening;      // what silu(z) is multiplied by
 };
 
 struct ScanBackward {

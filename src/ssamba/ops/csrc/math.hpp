@@ -51,36 +51,40 @@ static inline int64_t offset_of(const Rows& rows, int64_t clip, int64_t row, int
   return clip * rows.batch_stride + row * rows.row_stride + channel;
 }
 
-// `count` (at most W) channels of a row; lanes beyond are zero.
-static inline V load_row(const Rows& rows, int64_t clip, int64_t row, int64_t channel, int64_t count) {
-  const int64_t offset = offset_of(rows, clip, row, channel);
-  if (rows.dtype == FLOAT32) {
-    const float* p = static_cast<const float*>(rows.data) + offset;
-    return count == W ? load(p) : load_part(p, count);
-  }
-  const uint16_t* p = static_cast<const uint16_t*>(rows.data) + offset;
-  return count == W ? load_bf16(p) : load_part_bf16(p, count);
-}
-
-static inline void store_row(const Rows& rows, int64_t clip, int64_t row, int64_t channel, V a, int64_t count) {
-  const int64_t offset = offset_of(rows, clip, row, channel);
-  if (rows.dtype == FLOAT32) {
-    float* p = static_cast<float*>(rows.data) + offset;
-    count == W ? store(p, a) : store_part(p, a, count);
-  } else {
-    uint16_t* p = static_cast<uint16_t*>(rows.data) + offset;
-    count == W ? store_bf16(p, a) : store_part_bf16(p, a, count);
-  }
-}
-
-static inline void zero_row(const Rows& rows, int64_t clip, int64_t row, int64_t channel, int64_t count) {
-  const int64_t size = rows.dtype == FLOAT32 ? 4 : 2;
-  std::memset(static_cast<char*>(rows.data) + offset_of(rows, clip, row, channel) * size, 0,
-              static_cast<size_t>(count * size));
+static inline char* address_of(const Rows& rows, int64_t clip, int64_t row, int64_t channel) {
+  return static_cast<char*>(rows.data) + offset_of(rows, clip, row, channel) * (rows.dtype == FLOAT32 ? 4 : 2);
 }
 
 static inline V load_floats(const float* p, int64_t count) { return count == W ? load(p) : load_part(p, count); }
 static inline void store_floats(float* p, V a, int64_t count) { count == W ? store(p, a) : store_part(p, a, count); }
+
+// `count` (at most W) channels in either dtype; lanes beyond are zero.
+static inline V load_channels(const char* p, bool is_float32, int64_t count) {
+  if (is_float32) return load_floats(reinterpret_cast<const float*>(p), count);
+  const uint16_t* narrow = reinterpret_cast<const uint16_t*>(p);
+  return count == W ? load_bf16(narrow) : load_part_bf16(narrow, count);
+}
+
+static inline void store_channels(char* p, bool is_float32, V a, int64_t count) {
+  if (is_float32) {
+    store_floats(reinterpret_cast<float*>(p), a, count);
+  } else {
+    uint16_t* narrow = reinterpret_cast<uint16_t*>(p);
+    count == W ? store_bf16(narrow, a) : store_part_bf16(narrow, a, count);
+  }
+}
+
+static inline V load_row(const Rows& rows, int64_t clip, int64_t row, int64_t channel, int64_t count) {
+  return load_channels(address_of(rows, clip, row, channel), rows.dtype == FLOAT32, count);
+}
+
+static inline void store_row(const Rows& rows, int64_t clip, int64_t row, int64_t channel, V a, int64_t count) {
+  store_channels(address_of(rows, clip, row, channel), rows.dtype == FLOAT32, a, count);
+}
+
+static inline void zero_row(const Rows& rows, int64_t clip, int64_t row, int64_t channel, int64_t count) {
+  std::memset(address_of(rows, clip, row, channel), 0, static_cast<size_t>(count * (rows.dtype == FLOAT32 ? 4 : 2)));
+}
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -102,8 +106,8 @@ struct Column {
 
 static inline Column column(const Rows& rows, bool reverse, int64_t clip, int64_t length, int64_t s0, int64_t channel, int64_t count) {
   const int64_t size = rows.dtype == FLOAT32 ? 4 : 2;
-  return {static_cast<char*>(rows.data) + offset_of(rows, clip, row_of(reverse, length, s0), channel) * size,
-          (reverse ? -rows.row_stride : rows.row_stride) * size, count, rows.dtype == FLOAT32};
+  return {address_of(rows, clip, row_of(reverse, length, s0), channel), (reverse ? -rows.row_stride : rows.row_stride) * size,
+          count, rows.dtype == FLOAT32};
 }
 
 // What a loop over steps compiled for it alone may rely on.
@@ -112,23 +116,13 @@ static inline bool is_plain(const Column& column) { return column.is_float32 && 
 template <bool PLAIN>
 static inline V load_step(const Column& column, int64_t k) {
   const char* p = column.first + k * column.step;
-  if (PLAIN) return load(reinterpret_cast<const float*>(p));
-  if (column.is_float32) return load_floats(reinterpret_cast<const float*>(p), column.count);
-  const uint16_t* narrow = reinterpret_cast<const uint16_t*>(p);
-  return column.count == W ? load_bf16(narrow) : load_part_bf16(narrow, column.count);
+  return PLAIN ? load(reinterpret_cast<const float*>(p)) : load_channels(p, column.is_float32, column.count);
 }
 
 template <bool PLAIN>
 static inline void store_step(const Column& column, int64_t k, V a) {
   char* p = column.first + k * column.step;
-  if (PLAIN) {
-    store(reinterpret_cast<float*>(p), a);
-  } else if (column.is_float32) {
-    store_floats(reinterpret_cast<float*>(p), a, column.count);
-  } else {
-    uint16_t* narrow = reinterpret_cast<uint16_t*>(p);
-    column.count == W ? store_bf16(narrow, a) : store_part_bf16(narrow, a, column.count);
-  }
+  PLAIN ? store(reinterpret_cast<float*>(p), a) : store_channels(p, column.is_float32, a, column.count);
 }
 
 // out[n] += the sum of the lanes of rows[n].

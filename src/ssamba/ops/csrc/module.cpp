@@ -119,7 +119,6 @@ Scan scan_of(const Sizes& sizes, bool softplus, bool reverse, const RowsTuple& u
   in.lengths = at<const int64_t>(lengths);
   in.initial_state = at<const float>(initial_state);
   in.borders = at<float>(borders);
-  in.opening = 1.0f;
   in.constants = nullptr;
   return in;
 }
@@ -163,7 +162,7 @@ void scan_forward(const std::string& capability, int threads, const Sizes& sizes
   const Kernels& kernels = kernels_called(capability);
   ScanForward args = {
       scan_of(sizes, softplus, reverse, u, step, A, B, C, D, z, bias, lengths, initial_state, borders), false, rows(out),
-      at<float>(last_state)};
+      at<float>(last_state), 1.0f};
   const nb::gil_scoped_release release;
   const std::vector<float> constants = make_constants(kernels, &args.in);
   expect_writes(args.out, args.in.batch, args.in.length, args.in.channels);
@@ -382,9 +381,8 @@ void mixer_scan(const std::string& capability, int threads, const Sizes& sizes, 
   for (const auto& [reverse, u, step, A_log, B, C, D, bias, before, after, borders] : directions) {
     const bool last = scans.size() + 1 == directions.size();
     scans.push_back({scan_of(sizes, true, reverse, u, step, A_log, B, C, D, last ? z : NOTHING, bias, lengths, before, borders),
-                     accumulate || !scans.empty(), rows(y), at<float>(after)});
+                     accumulate || !scans.empty(), rows(y), at<float>(after), MEAN});
     scans.back().in.logarithms = true;
-    scans.back().in.opening = MEAN;
   }
   const nb::gil_scoped_release release;
   std::vector<std::vector<float>> constants;

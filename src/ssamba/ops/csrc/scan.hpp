@@ -261,6 +261,7 @@ static void scan_forward(const ScanForward& args, int64_t clip, int64_t first_bl
   const float* constants = constants_of(in, first_channel, width, scratch);
   float* states = scratch + vectors * stride;
   float *delta = states + vectors * size, *drive = delta + TILE, *y = drive + TILE;
+  const V opening = set1(args.opening);
   float *buffer_B = y + TILE, *buffer_C = buffer_B + CHUNK * N, *buffer_low = buffer_C + CHUNK * N;
 
   for (int64_t j = 0; j < vectors; ++j) {
@@ -294,7 +295,7 @@ static void scan_forward(const ScanForward& args, int64_t clip, int64_t first_bl
         advance_all<false>(N, A, B, C, delta, drive, y, steps, ahead, h);
       else
         advance_all<true>(N, A, B, C, delta, drive, y, steps, ahead, h);
-      plain ? leave_tile<true>(y, gate, set1(in.opening), steps, out) : leave_tile<false>(y, gate, set1(in.opening), steps, out);
+      plain ? leave_tile<true>(y, gate, opening, steps, out) : leave_tile<false>(y, gate, opening, steps, out);
     }
   }
   for (int64_t row = length; row < in.length; ++row) zero_row(args.out, clip, row, first_channel, width);
@@ -478,7 +479,8 @@ static void leave_tile_back(V D, const Workbench& from, int64_t steps, const Col
 
 static int64_t scan_backward_scratch(const Scan& in, int64_t groups) {
   const int64_t vectors = groups * (GROUP / W), N = in.state;
-  return scan_constants_size(in, groups * (GROUP / BLOCK)) + vectors * (2 * N + 2) * W + 9 * TILE + CHUNK * (2 * N + in.rank) + (2 * CHUNK + 1) * N * W + most_subtrees(groups) * 2 * CHUNK * N;
+  return scan_constants_size(in, groups * (GROUP / BLOCK)) + vectors * (2 * N + 2) * W + 9 * TILE + CHUNK * (2 * N + in.rank) +
+         (2 * CHUNK + 1) * N * W + most_subtrees(groups) * 2 * CHUNK * N;
 }
 
 static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_group, int64_t last_group,
