@@ -52,6 +52,11 @@ def uniform(seeds: Tensor, stream: str, count: int) -> Tensor:
     return _shift_right(_mix(start + counter), 40).float() * 2.0**-24
 
 
+def symmetric(seeds: Tensor, stream: str, count: int) -> Tensor:
+    """Numbers in [-1, 1) for each clip, (B, count), from the same stream as `uniform`."""
+    return 2 * uniform(seeds, stream, count) - 1
+
+
 def integers(seeds: Tensor, stream: str, low: int, high: int) -> Tensor:
     """One integer for each clip, uniform from `low` to `high` inclusive: (B,) int64."""
     return low + (uniform(seeds, stream, 1)[:, 0] * (high - low + 1)).long()

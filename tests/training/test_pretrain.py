@@ -44,7 +44,7 @@ OURS = {
         "teacher": 1.0,
         "clip_dim": 8,
     },
-    "augmentation": {"gain_db": 6.0, "shift_bins": 2},
+    "augmentation": {"gain_db": 6.0, "shift_bins": 2, "formants": 0.2, "pitch": 0.5, "speed": 0.2},
 }
 OFFICIAL = {
     "model": {"variant": "official", "encoder": {"embed_dim": 24, "depth": 2}},

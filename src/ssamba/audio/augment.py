@@ -1,4 +1,4 @@
-"""Changes of a log-mel spectrogram that leave what is heard recognisable: other levels, colours, bands and pitches.
+"""Changes of a log-mel spectrogram that leave what is heard recognisable: other levels, colours, bands and voices.
 
 All of it works on log-mel features before normalisation, for a whole batch at once on any device, and draws every
 number from the clip's own seed (`ssamba.draws`), so a clip is changed alike in every batch. A band limit is a slope
@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ssamba import draws
-from ssamba.config import Config
+from ssamba.audio.voice import change_voice
+from ssamba.config import Config, FrontEndConfig
 
 _DB = 0.2302585  # one decibel of power in natural logarithm
 _COSINES = 5  # of a random equaliser
@@ -38,6 +39,13 @@ class Augmentation(Config):
     """The lower edge lies uniformly between 0 and this share of the mel bins."""
     band_high: float = Field(0.5, ge=0, le=1)
     """The upper edge lies uniformly between this share of the mel bins and 1."""
+    formants: float = Field(0.0, ge=0, le=1)
+    """Most that the spectrum's envelope is stretched along frequency, as by longer and shorter vocal tracts: 0.25 is by
+    1 / 1.25 to 1.25 times."""
+    pitch: float = Field(0.0, ge=0, le=3)
+    """The same of what stands out of the envelope, the harmonics of a voice: 1 is an octave down to an octave up."""
+    speed: float = Field(0.0, ge=0, le=1)
+    """Most that a clip is stretched in time, its pitch unchanged: 0.25 is by 1 / 1.25 to 1.25 times."""
     shift_bins: int = Field(0, ge=0)
     """Shift along frequency in mel bins, uniform between minus this and this; edges repeat."""
     floor_share: float = Field(0.0, ge=0, le=1)
@@ -55,19 +63,26 @@ class Augmentation(Config):
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether no clip is ever changed."""
+        """Whether `augment` never changes a clip."""
         levels = (self.gain_db, self.tilt_db, self.equaliser_db, self.band_share)
-        return not any((*levels, self.shift_bins, self.floor_share, self.noise))
+        return not any((*levels, self.formants, self.pitch, self.shift_bins, self.floor_share, self.noise))
 
 
-def augment(features: Tensor, seeds: Tensor, settings: Augmentation, lengths: Tensor | None = None) -> Tensor:
-    """Change each clip of a batch at random.
+def augment(
+    features: Tensor,
+    seeds: Tensor,
+    settings: Augmentation,
+    lengths: Tensor | None = None,
+    front_end: FrontEndConfig | None = None,
+) -> Tensor:
+    """Change each clip of a batch at random, in all but its length (`speed` is for `change_speed`).
 
     Args:
         features: log-mel values before normalisation (B, T, M).
         seeds: the clips' seeds (B,), int64.
         settings: what is changed, and how much.
         lengths: valid frames of each clip (B,), None when all are; the rest is left as it is.
+        front_end: where the mel bins lie; None is the official one.
 
     Returns:
         (B, T, M), new values.
@@ -76,9 +91,11 @@ def augment(features: Tensor, seeds: Tensor, settings: Augmentation, lengths: Te
         return features
     valid = _valid(features, lengths)
     out = _shift(features, seeds, settings.shift_bins)
+    if settings.formants or settings.pitch:
+        out = change_voice(out, seeds, settings.formants, settings.pitch, front_end)
     bins = torch.linspace(-1, 1, features.shape[2], device=features.device)
-    change = _spread(seeds, "gain", settings.gain_db * _DB)[:, None]
-    change = change + _spread(seeds, "tilt", settings.tilt_db * _DB)[:, None] * bins
+    change = draws.symmetric(seeds, "augment.gain", 1) * (settings.gain_db * _DB)
+    change = change + draws.symmetric(seeds, "augment.tilt", 1) * (settings.tilt_db * _DB) * bins
     change = change + _equaliser(seeds, settings.equaliser_db * _DB, features.shape[2])
     change = change + _band(seeds, settings, features.shape[2])
     out = (out + change[:, None].to(out.dtype)).clamp(min=_SILENCE)
@@ -98,11 +115,6 @@ def _valid(features: Tensor, lengths: Tensor | None) -> Tensor:
     return step < lengths[:, None]
 
 
-def _spread(seeds: Tensor, name: str, width: float) -> Tensor:
-    """(B,) numbers, uniform between -width and width."""
-    return (2 * draws.uniform(seeds, f"augment.{name}", 1)[:, 0] - 1) * width
-
-
 def _shift(features: Tensor, seeds: Tensor, most: int) -> Tensor:
     if not most:
         return features
@@ -113,7 +125,7 @@ def _shift(features: Tensor, seeds: Tensor, most: int) -> Tensor:
 
 def _equaliser(seeds: Tensor, width: float, bins: int) -> Tensor:
     """(B, M): a sum of cosines of half a period over all bins to five halves, their weights within `width`."""
-    weights = (2 * draws.uniform(seeds, "augment.equaliser", _COSINES) - 1) * width
+    weights = draws.symmetric(seeds, "augment.equaliser", _COSINES) * width
     waves = torch.arange(1, _COSINES + 1, device=seeds.device)[:, None] * (
         torch.arange(bins, device=seeds.device) + 0.5
     )

@@ -109,6 +109,25 @@ def _constants(config: FrontEndConfig, dtype: torch.dtype, device: torch.device)
         return window, mel_matrix(config).to(device, dtype)
 
 
+def hertz_to_mel(hertz: Tensor) -> Tensor:
+    """The HTK mel scale."""
+    return 1127.0 * (1.0 + hertz / 700.0).log()
+
+
+def mel_band(config: FrontEndConfig) -> tuple[float, float]:
+    """The lower end of the lowest filter, and the distance between filters, in mel: filter i has its centre at
+    lower end + (i + 1) distances."""
+    high_hz = config.sample_rate_hz / 2 if config.high_hz is None else config.high_hz
+    low_mel, high_mel = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (config.low_hz, high_hz))
+    return low_mel, (high_mel - low_mel) / (config.num_mel_bins + 1)
+
+
+def mel_centres(config: FrontEndConfig) -> Tensor:
+    """Centres of the filters in hertz, (M,) float32."""
+    low_mel, step = mel_band(config)
+    return 700.0 * torch.expm1((low_mel + (torch.arange(config.num_mel_bins) + 1) * step) / 1127.0)
+
+
 def mel_matrix(config: FrontEndConfig) -> Tensor:
     """Triangular filters (FFT bins, M) in float32, HTK mel scale 1127 ln(1 + f / 700).
 
@@ -116,13 +135,11 @@ def mel_matrix(config: FrontEndConfig) -> Tensor:
     its rounding is visible at 1e-4 in the logarithm.
     """
     fft_size = _fft_size(config)
-    high_hz = config.sample_rate_hz / 2 if config.high_hz is None else config.high_hz
-    low_mel, high_mel = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (config.low_hz, high_hz))
-    step = (high_mel - low_mel) / (config.num_mel_bins + 1)
+    low_mel, step = mel_band(config)
     bins = torch.arange(config.num_mel_bins, dtype=torch.float32)[:, None]
     left, center, right = (low_mel + (bins + i) * step for i in range(3))
     bin_hz = config.sample_rate_hz / fft_size
-    mel = 1127.0 * (1.0 + bin_hz * torch.arange(fft_size // 2, dtype=torch.float32) / 700.0).log()
+    mel = hertz_to_mel(bin_hz * torch.arange(fft_size // 2, dtype=torch.float32))
     rising, falling = (mel - left) / (center - left), (right - mel) / (right - center)
     weights = torch.minimum(rising, falling).clamp(min=0)
     return F.pad(weights, (0, 1)).T.contiguous()

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from torch import Tensor
 
+from ssamba.audio.fbank import hertz_to_mel, mel_band
 from ssamba.config import FrontEndConfig
 from ssamba.drawing import blank_figure, save_figure
 from ssamba.embedder import Embedding
@@ -63,9 +64,11 @@ def _plot_features(axis: Any, name: str, features: Tensor, duration_s: float, fr
     axis.set_xlabel("s", fontsize=8)
     # Label mel bins by the frequency of their centres.
     low_hz, high_hz = front_end.low_hz, front_end.high_hz or front_end.sample_rate_hz / 2
-    low_mel, high_mel = (1127 * np.log1p(hz / 700) for hz in (low_hz, high_hz))
     ticks_hz = [hz for hz in (125, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000) if low_hz < hz <= high_hz]
-    bins = [(1127 * np.log1p(hz / 700) - low_mel) / (high_mel - low_mel) * front_end.num_mel_bins for hz in ticks_hz]
+    low_mel, step = mel_band(front_end)
+    bins = (
+        (hertz_to_mel(torch.tensor(ticks_hz)) - low_mel) / step - 0.5
+    ).tolist()  # the picture's bin i reaches from i to i + 1
     axis.set_yticks(bins, [f"{hz / 1000:g}k" if hz >= 1000 else str(hz) for hz in ticks_hz], fontsize=7)
     axis.set_ylabel("Hz", fontsize=8)
 

@@ -138,6 +138,10 @@ class FinetuneRecipe(Config):
             )
         if labels.unit == "second" and clips.mixup.share:
             raise ValueError("clips.mixup cuts clips anywhere: it does not go with labels.unit = 'second'")
+        if labels.unit == "second" and self.augmentation.speed:
+            raise ValueError(
+                "augmentation.speed moves what is heard in time: it does not go with labels.unit = 'second'"
+            )
         if labels.kind == "multi" and self.loss.kind == "ce":
             raise ValueError("loss.kind = 'ce' has one class in each clip: several labels need 'bce'")
         return self

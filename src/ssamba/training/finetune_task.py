@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ssamba.audio.augment import augment
 from ssamba.audio.fbank import fbank, frame_lengths, normalise
 from ssamba.audio.spec_augment import hide_stripes, noise_and_roll
+from ssamba.audio.voice import change_speed
 from ssamba.checkpoint import Checkpoint, LoadReport, save_checkpoint
 from ssamba.config import BaseEncoderConfig, ClassifierConfig, FrontEndConfig, ModelConfig
 from ssamba.data.corpus import Corpus
@@ -213,6 +214,8 @@ class FinetuneTask:
         waves, samples, seeds = (x.to(device, non_blocking=True) for x in (batch.waves, batch.samples, batch.seeds))
         features = fbank(waves, samples, config=front_end)
         heard = frame_lengths(samples, front_end)
+        if training and recipe.augmentation.speed:
+            features, heard = change_speed(features, seeds, recipe.augmentation.speed, heard, config.num_frames)
         if recipe.clips.short_clips == "pad":
             lengths = torch.full_like(heard, config.num_frames)
             shown = lengths  # silence counts, and is masked and rolled with the rest
@@ -225,7 +228,7 @@ class FinetuneTask:
         missing = int(lengths.max()) - features.shape[1]
         features = F.pad(features, (0, 0, 0, missing)) if missing > 0 else features[:, : int(lengths.max())]
         if training:
-            features = augment(features, seeds, recipe.augmentation, heard)
+            features = augment(features, seeds, recipe.augmentation, heard, front_end)
             # The original hides with a log-mel of 0, as it pads; ours with the mean.
             fill = 0.0 if recipe.clips.short_clips == "pad" else front_end.mean
             features = hide_stripes(features, seeds, recipe.spec_augment, shown, fill)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ssamba.audio.augment import augment
 from ssamba.audio.crops import Crop, cut, draw_crop
 from ssamba.audio.fbank import fbank, frame_lengths, normalise
+from ssamba.audio.voice import change_speed
 from ssamba.checkpoint import save_checkpoint
 from ssamba.config import ModelConfig
 from ssamba.data.loader import WaveBatch
@@ -148,7 +149,8 @@ class PretrainingTask:
     def inputs(self, batch: WaveBatch, device: torch.device, *, training: bool) -> Inputs:
         """Features of a batch: views and changes while training, the whole crop unchanged otherwise."""
         recipe, front_end = self.recipe, self.recipe.front_end
-        patch = recipe.model.config().patch_size[1]
+        encoder = recipe.model.config()
+        patch = encoder.patch_size[1]
         waves, samples, seeds = (x.to(device, non_blocking=True) for x in (batch.waves, batch.samples, batch.seeds))
         features = fbank(waves, samples, config=front_end)
         frames = frame_lengths(samples, front_end)
@@ -165,9 +167,12 @@ class PretrainingTask:
         features = torch.cat([cut(features, crop, fill=0.0, multiple=multiple) for crop in crops])
         lengths = torch.cat([crop.lengths for crop in crops])
         seeds = torch.cat([seeds + i for i in range(len(crops))])
+        if training and recipe.augmentation.speed:
+            features, lengths = change_speed(features, seeds, recipe.augmentation.speed, lengths, encoder.num_frames)
+            features = F.pad(features, (0, 0, 0, -features.shape[1] % patch))
         clean = normalise(features, front_end)
         if training:
-            features = augment(features, seeds, recipe.augmentation, lengths)
+            features = augment(features, seeds, recipe.augmentation, lengths, front_end)
         features = normalise(features, front_end)
         # The last patch of a clip is filled with frames of log-mel 0 and counts, as when a clip is embedded.
         return Inputs(features, -(-lengths // patch) * patch, lengths, seeds, clean)
