@@ -76,7 +76,7 @@ def test_interruption_keeps_what_is_done_and_says_how_to_go_on(tmp_path, clips, 
         # A script's background job, as the tests may be, ignores SIGINT, and hands that on.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not Path(f"{tmp_path / 'e.npz'}.partial").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(how)

@@ -433,8 +433,8 @@ def test_a_forked_child_of_a_parent_that_used_threads_does_not_hang():
     child = context.Process(target=_scan_in_child, args=(queue, inputs))
     child.start()
     try:
-        assert queue.get(timeout=60) == expected.tolist()
-        child.join(timeout=60)
+        assert queue.get(timeout=300) == expected.tolist()
+        child.join(timeout=300)
         assert child.exitcode == 0
     finally:
         child.kill()

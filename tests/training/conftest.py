@@ -53,7 +53,7 @@ def launch():
         torchrun += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
         command = [sys.executable, *(torchrun if processes else []), str(SCRIPT), *map(str, arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
     return start
 

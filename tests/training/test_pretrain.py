@@ -327,7 +327,7 @@ def test_a_killed_run_resumed_equals_an_uninterrupted_one_bit_for_bit(recordings
     process = subprocess.Popen(
         command(recordings, file, killed), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not list((killed / "checkpoints").glob("step-*4")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
