@@ -49,7 +49,7 @@ def finetune(
             "--task",
             "-t",
             help="A shipped recipe: audioset20k, esc50, speech-commands-v1, speech-commands-v2, urbansound8k-1min, "
-            "voxceleb1, iemocap, or cpu (anything, on a CPU).",
+            "voxceleb1, iemocap, or on a CPU: cpu (anything), cpu-speech (what is said, whoever says it).",
         ),
     ] = None,
     official: Annotated[bool, typer.Option("--official", help="The original's settings for the task.")] = False,
@@ -62,7 +62,8 @@ def finetune(
         float | None, typer.Option(min=0.001, help="At most so long for each round, in place of the recipe's length.")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Epochs of each round at most, in place of the recipe's length.")
+        int | None,
+        typer.Option(min=1, help="Epochs of each round at most, in place of the recipe's length."),
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--no-resume", help="Refuse to go on with what is in the folder already.")
