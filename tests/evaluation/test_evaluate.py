@@ -144,6 +144,7 @@ def test_the_command_prints_the_table_and_writes_json(suite, tmp_path, ssamba_pt
     assert json.loads(card.read_text())["model_digest"] != found["model_digest"]
     assert run("logmel", "--suite", suite, "--figure", tmp_path / "card.bird").returncode == 2
     assert run("logmel", "--suite", suite, "--weighted").returncode == 2  # --layers all is missing
+    assert run("logmel", "--suite", suite, "--layers", "all").returncode == 2  # it has none
     assert "--suite-dir" in run("logmel", "--suite", "hear").stderr
     refused = run("logmel", "--suite", tmp_path / "nowhere")
     assert refused.returncode == 1
