@@ -102,7 +102,9 @@ def evaluate(
     if weighted and layers != "all":
         raise typer.BadParameter("--weighted learns a mixture of the layers: it needs --layers all")
     if model == "logmel" and vectors != VectorOptions():
-        raise typer.BadParameter("'logmel' has no layers, tokens or padding: leave out --layers, --pooling and --padding")
+        raise typer.BadParameter(
+            "'logmel' has no layers, tokens or padding: leave out --layers, --pooling and --padding"
+        )
     named = suite in ("open", "hear")
     if named and suite_dir is None:
         fail(f"the suite {suite!r} is not part of the package: say where it is with --suite-dir DIR or SSAMBA_SUITE")
