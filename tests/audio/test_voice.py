@@ -71,20 +71,6 @@ def test_a_voice_with_other_formants_keeps_its_pitch():
     assert closeness(changed, longer) > 0.9
 
 
-def test_breath_takes_harmonics_and_leaves_formants():
-    own = voice(130.0)
-    seeds = torch.arange(200)
-    changed = change_voice(own.expand(200, -1, -1), seeds, 0.0, 0.0, 1.0)
-    rough = changed.mean(1)[:, 20:60].diff(dim=1).abs().mean(1)  # 400 to 1,700 Hz
-    before = own.mean(1)[:, 20:60].diff(dim=1).abs().mean()
-    assert float(rough.min()) < 0.4 * float(before)  # a whisper
-    assert float(rough.max()) > 0.9 * float(before)
-    # The mean over wide bands stays.
-    torch.testing.assert_close(
-        changed.mean(1)[:, 20:60].mean(1), own.mean(1)[:, 20:60].mean().expand(200), atol=0.6, rtol=0
-    )
-
-
 def test_nothing_asked_changes_nothing_and_a_clip_is_changed_alike_in_every_batch(clips):
     features = torch.stack([fbank(torch.from_numpy(decode(path))[: RATE_HZ // 2]) for path in clips[:3]])
     seeds = torch.tensor([3, 4, 5])
@@ -101,7 +87,7 @@ def test_nothing_asked_changes_nothing_and_a_clip_is_changed_alike_in_every_batc
 )
 def test_other_front_ends_have_their_own_bins(clips, config):
     features = fbank(torch.from_numpy(decode(clips[0], sample_rate_hz=config.sample_rate_hz)), config=config)[None, :50]
-    changed = change_voice(features, torch.tensor([1]), 0.25, 1.0, 0.5, config)
+    changed = change_voice(features, torch.tensor([1]), 0.25, 1.0, config)
     assert changed.shape == features.shape
     assert bool(changed.isfinite().all())
 

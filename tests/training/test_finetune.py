@@ -203,9 +203,9 @@ class StopError(Exception):
 
 def test_a_resumed_run_equals_an_uninterrupted_one(classes, start, tmp_path):
     changes = {
-        "clips": {"mixup": {"share": 0.5}, "balanced": True, "batch_size": 3, "shortest_share": 0.7},
+        "clips": {"mixup": {"share": 0.5}, "balanced": True, "batch_size": 3},
         "spec_augment": {"mel_bins": 20, "frames": 20, "noise": 0.1, "roll_frames": 5},
-        "augmentation": {"formants": 0.2, "pitch": 0.5, "breath": 0.5, "speed": 0.25},
+        "augmentation": {"formants": 0.2, "pitch": 0.5, "speed": 0.25},
         "start": {"drop_path": 0.2},
         "run": {"epochs": 3, "checkpoint_every_steps": 2},
     }
@@ -403,7 +403,6 @@ def test_wrong_inputs_are_refused_by_name(classes, start, tmp_path):
     for change, message in (
         ({"labels": {"tokens": "official"}}, "needs labels.unit = 'second'"),
         ({"labels": {"unit": "second"}, "augmentation": {"speed": 0.1}}, "moves what is heard in time"),
-        ({"labels": {"unit": "second"}, "clips": {"shortest_share": 0.5}}, "clips.shortest_share moves"),
         ({"clips": {"meen": 1.0}}, "did you mean 'mean'"),
         ({"run": {"validate_every": None, "patience": 3}}, "set validate_every"),
     ):

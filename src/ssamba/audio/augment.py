@@ -44,8 +44,6 @@ class Augmentation(Config):
     1 / 1.25 to 1.25 times."""
     pitch: float = Field(0.0, ge=0, le=3)
     """The same of what stands out of the envelope, the harmonics of a voice: 1 is an octave down to an octave up."""
-    breath: float = Field(0.0, ge=0, le=1)
-    """Most that what stands out of the envelope is weakened: 1 is down to a whisper."""
     speed: float = Field(0.0, ge=0, le=1)
     """Most that a clip is stretched in time, its pitch unchanged: 0.25 is by 1 / 1.25 to 1.25 times."""
     shift_bins: int = Field(0, ge=0)
@@ -67,7 +65,7 @@ class Augmentation(Config):
     def changes_nothing(self) -> bool:
         """Whether `augment` never changes a clip."""
         levels = (self.gain_db, self.tilt_db, self.equaliser_db, self.band_share)
-        return not any((*levels, self.formants, self.pitch, self.breath, self.shift_bins, self.floor_share, self.noise))
+        return not any((*levels, self.formants, self.pitch, self.shift_bins, self.floor_share, self.noise))
 
 
 def augment(
@@ -93,8 +91,8 @@ def augment(
         return features
     valid = _valid(features, lengths)
     out = _shift(features, seeds, settings.shift_bins)
-    if settings.formants or settings.pitch or settings.breath:
-        out = change_voice(out, seeds, settings.formants, settings.pitch, settings.breath, front_end)
+    if settings.formants or settings.pitch:
+        out = change_voice(out, seeds, settings.formants, settings.pitch, front_end)
     bins = torch.linspace(-1, 1, features.shape[2], device=features.device)
     change = draws.symmetric(seeds, "augment.gain", 1) * (settings.gain_db * _DB)
     change = change + draws.symmetric(seeds, "augment.tilt", 1) * (settings.tilt_db * _DB) * bins

@@ -20,9 +20,7 @@ from ssamba import draws
 from ssamba.audio.fbank import hertz_to_mel, mel_band, mel_centres
 from ssamba.config import FrontEndConfig
 
-# Deviation of the smoothing, between these: 90 Hz leave 1/1,000 of harmonics 150 Hz apart, 270 Hz as much of those 450 Hz
-# apart. Whose voice it is nobody says, so it is drawn.
-_SMOOTHING_HZ = (90.0, 270.0)
+_SMOOTHING_HZ = 90.0  # deviation: leaves 1/1,000 of harmonics 150 Hz apart, a sixth of those 300 Hz apart
 
 
 def factors(seeds: Tensor, stream: str, most: float) -> Tensor:
@@ -31,12 +29,7 @@ def factors(seeds: Tensor, stream: str, most: float) -> Tensor:
 
 
 def change_voice(
-    features: Tensor,
-    seeds: Tensor,
-    formants: float,
-    pitch: float,
-    breath: float = 0.0,
-    front_end: FrontEndConfig | None = None,
+    features: Tensor, seeds: Tensor, formants: float, pitch: float, front_end: FrontEndConfig | None = None
 ) -> Tensor:
     """Let each clip be said by another voice.
 
@@ -45,21 +38,17 @@ def change_voice(
         seeds: the clips' seeds (B,), int64.
         formants: most that the envelope is stretched along frequency: 0.25 is by 1 / 1.25 to 1.25.
         pitch: the same of what stands out of the envelope: 1 is an octave down to an octave up.
-        breath: most that what stands out is weakened: 1 is down to a whisper.
         front_end: where the bins lie; None is the official one.
 
     Returns:
         (B, T, M), new values; beyond the edges of the spectrum the edge repeats.
     """
-    front_end = front_end or FrontEndConfig()
-    centres = _centres(front_end, features.device)
+    centres, smoothing = _bins(front_end or FrontEndConfig(), features.device)
     one = torch.eye(len(centres), device=features.device)
     envelope = _stretch(centres, factors(seeds, "voice.formants", formants), front_end) if formants else one
     harmonics = _stretch(centres, factors(seeds, "voice.pitch", pitch), front_end) if pitch else one
-    if breath:
-        harmonics = harmonics * (1 - breath * draws.uniform(seeds, "voice.breath", 1))[..., None]
     # harmonics (x - smooth x) + envelope smooth x, as one matrix for each clip
-    change = harmonics + (envelope - harmonics) @ _smoothing(centres, seeds)
+    change = harmonics + (envelope - harmonics) @ smoothing
     return features @ change.transpose(-1, -2).to(features.dtype)
 
 
@@ -94,26 +83,20 @@ def change_speed(features: Tensor, seeds: Tensor, most: float, lengths: Tensor, 
     return torch.where((step < changed[:, None])[..., None], out, 0), changed.clamp(max=longest)
 
 
-def _stretch(centres: Tensor, factor: Tensor, front_end: FrontEndConfig) -> Tensor:
+def _stretch(centres: Tensor, factor: Tensor, front_end: FrontEndConfig | None) -> Tensor:
     """(B, M, M): matrices that read, for each bin, what stood at its frequency divided by the clip's factor."""
-    low, step = mel_band(front_end)
+    low, step = mel_band(front_end or FrontEndConfig())
     last = len(centres) - 1
     source = ((hertz_to_mel(centres / factor[:, None]) - low) / step - 1).clamp(0, last)
     bins = torch.arange(last + 1, device=centres.device)
     return (1 - (source[..., None] - bins).abs()).clamp(min=0)
 
 
-def _smoothing(centres: Tensor, seeds: Tensor) -> Tensor:
-    """(B, M, M): matrices that take the mean over each bin's neighbours."""
-    low, high = _SMOOTHING_HZ
-    width = low * (high / low) ** draws.uniform(seeds, "voice.smoothing", 1)
-    weights = torch.exp(-0.5 * ((centres[:, None] - centres) / width[..., None]).square())
-    weights = weights * (centres + 700)  # a bin's width in hertz grows with its frequency
-    return weights / weights.sum(-1, keepdim=True)
-
-
 @lru_cache(maxsize=8)
-def _centres(front_end: FrontEndConfig, device: torch.device) -> Tensor:
-    """The bins' centres in hertz (M,)."""
+def _bins(front_end: FrontEndConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The bins' centres in hertz (M,), and the matrix (M, M) that smooths over them."""
     with torch.inference_mode(False):  # cached tensors must also serve a later call that needs gradients
-        return mel_centres(front_end).to(device)
+        centres = mel_centres(front_end)
+        weights = torch.exp(-0.5 * ((centres[:, None] - centres) / _SMOOTHING_HZ).square())
+        weights = weights * (centres + 700)  # a bin's width in hertz grows with its frequency
+        return centres.to(device), (weights / weights.sum(1, keepdim=True)).to(device)

@@ -63,8 +63,6 @@ class ClipSettings(Config):
     """Clips of middling length in a batch, over all processes; a batch of shorter ones has more, one of longer ones fewer."""
     crop: Literal["random", "start"] = "random"
     """Which stretch of a longer clip: any, or (the original) its first."""
-    shortest_share: float = Field(1.0, gt=0, le=1)
-    """Any stretch of a clip while training, of at least this share of it; 1 leaves clips that fit the window whole."""
     balanced: bool = False
     """Draw every class equally often; a clip with several labels stands for its rarest."""
     mixup: Mixup = Mixup()
@@ -137,10 +135,6 @@ class FinetuneRecipe(Config):
         if labels.unit == "second" and clips.balanced:
             raise ValueError(
                 "clips.balanced draws whole clips by their label: it does not go with labels.unit = 'second'"
-            )
-        if labels.unit == "second" and clips.shortest_share < 1:
-            raise ValueError(
-                "clips.shortest_share moves what is heard in time: it does not go with labels.unit = 'second'"
             )
         if labels.unit == "second" and clips.mixup.share:
             raise ValueError("clips.mixup cuts clips anywhere: it does not go with labels.unit = 'second'")

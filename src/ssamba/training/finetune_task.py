@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssamba.audio.augment import augment
-from ssamba.audio.crops import cut, draw_crop
 from ssamba.audio.fbank import fbank, frame_lengths, normalise
 from ssamba.audio.spec_augment import hide_stripes, noise_and_roll
 from ssamba.audio.voice import change_speed
@@ -215,11 +214,6 @@ class FinetuneTask:
         waves, samples, seeds = (x.to(device, non_blocking=True) for x in (batch.waves, batch.samples, batch.seeds))
         features = fbank(waves, samples, config=front_end)
         heard = frame_lengths(samples, front_end)
-        if training and recipe.clips.shortest_share < 1:
-            crop = draw_crop(
-                heard, seeds, "clip", longest=config.num_frames, shortest_share=recipe.clips.shortest_share, step=1
-            )
-            features, heard = cut(features, crop, fill=0.0, multiple=1), crop.lengths
         if training and recipe.augmentation.speed:
             features, heard = change_speed(features, seeds, recipe.augmentation.speed, heard, config.num_frames)
         if recipe.clips.short_clips == "pad":
