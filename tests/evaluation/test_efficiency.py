@@ -126,7 +126,7 @@ def test_a_child_measures_memory_and_reports_its_failure(monkeypatch):
     matrix = 3 * 514**2 * 4
     assert peak is None or matrix <= peak <= 12 * matrix
     assert total is None or total > peak
-    assert seconds > 0
+    assert 0 < seconds < 60
     with pytest.raises(RuntimeError, match="num_frames"):
         efficiency._cost_in_child(job._replace(patches=0), options())
 

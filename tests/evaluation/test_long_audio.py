@@ -82,7 +82,7 @@ def test_a_child_embeds_a_file_as_it_is_and_says_what_it_took(clips, monkeypatch
     (done,) = measure_long(clips[:1], LongOptions(device="cpu")).passes
     assert (done.context, done.stopped, done.frames) == ("full", None, 39)
     assert done.duration_s == pytest.approx(1.57, abs=0.01)
-    assert done.seconds > 0
+    assert 0 < done.seconds < 60
     if sys.platform == "linux" and done.peak_bytes is not None:
         assert done.process_bytes > max(50 * 2**20, done.peak_bytes)
 

@@ -260,16 +260,15 @@ def test_memory_stays_constant(experiment, tmp_path):
     objects, resident = {}, {}
 
     def count(progress):
-        if progress.step % 50 == 0:
+        if progress.step in (50, 150):
             gc.collect()
             objects[progress.step] = len(gc.get_objects())
             pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
             resident[progress.step] = pages * os.sysconf("SC_PAGE_SIZE") if pages else 0
 
-    experiment.run(experiment.DemoTask(), tmp_path, steps=200, log_every=10, validate_every=25, on_progress=count)
-    # What leaks, leaks between any two counts; other things of the process's may grow once.
-    assert min(objects[step + 50] - objects[step] for step in (50, 100, 150)) < 100
-    assert min(resident[step + 50] - resident[step] for step in (50, 100, 150)) < 2e6
+    experiment.run(experiment.DemoTask(), tmp_path, steps=150, log_every=10, validate_every=25, on_progress=count)
+    assert objects[150] - objects[50] < 200
+    assert resident[150] - resident[50] < 4e6
 
 
 def test_weights_and_biases_is_used_when_asked(experiment, tmp_path, monkeypatch):

@@ -43,7 +43,8 @@ def change_voice(
     Returns:
         (B, T, M), new values; beyond the edges of the spectrum the edge repeats.
     """
-    centres, smoothing = _bins(front_end or FrontEndConfig(), features.device)
+    front_end = front_end or FrontEndConfig()
+    centres, smoothing = _bins(front_end, features.device)
     one = torch.eye(len(centres), device=features.device)
     envelope = _stretch(centres, factors(seeds, "voice.formants", formants), front_end) if formants else one
     harmonics = _stretch(centres, factors(seeds, "voice.pitch", pitch), front_end) if pitch else one
@@ -83,9 +84,9 @@ def change_speed(features: Tensor, seeds: Tensor, most: float, lengths: Tensor, 
     return torch.where((step < changed[:, None])[..., None], out, 0), changed.clamp(max=longest)
 
 
-def _stretch(centres: Tensor, factor: Tensor, front_end: FrontEndConfig | None) -> Tensor:
+def _stretch(centres: Tensor, factor: Tensor, front_end: FrontEndConfig) -> Tensor:
     """(B, M, M): matrices that read, for each bin, what stood at its frequency divided by the clip's factor."""
-    low, step = mel_band(front_end or FrontEndConfig())
+    low, step = mel_band(front_end)
     last = len(centres) - 1
     source = ((hertz_to_mel(centres / factor[:, None]) - low) / step - 1).clamp(0, last)
     bins = torch.arange(last + 1, device=centres.device)

@@ -62,8 +62,7 @@ def finetune(
         float | None, typer.Option(min=0.001, help="At most so long for each round, in place of the recipe's length.")
     ] = None,
     epochs: Annotated[
-        int | None,
-        typer.Option(min=1, help="Epochs of each round at most, in place of the recipe's length."),
+        int | None, typer.Option(min=1, help="Epochs of each round at most, in place of the recipe's length.")
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--no-resume", help="Refuse to go on with what is in the folder already.")
