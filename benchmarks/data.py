@@ -28,7 +28,7 @@ from ssamba.data.loader import WaveLoader
 from ssamba.data.manifest import Clip, Manifest
 from ssamba.data.plan import Plan, PlanConfig
 from ssamba.data.shards import write_shards
-from ssamba.measuring import surroundings, table
+from ssamba.studies.harness import surroundings, table
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE_HZ = 16_000

@@ -24,7 +24,7 @@ import ssamba
 from benchmarks.timing import medians_s, save
 from ssamba.audio.decode import decode
 from ssamba.audio.fbank import fbank
-from ssamba.measuring import surroundings, table
+from ssamba.studies.harness import surroundings, table
 from ssamba.ops import available_backends
 
 ROOT = Path(__file__).resolve().parent.parent

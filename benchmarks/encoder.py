@@ -30,10 +30,10 @@ from benchmarks.mambapy_blocks import How, blocks_mixer
 from benchmarks.scan import pscan_side
 from benchmarks.timing import disagreement, keep_memory, medians_s, save
 from ssamba.embedder import Embedder
-from ssamba.measuring import surroundings, table
+from ssamba.studies.harness import surroundings, table
 from ssamba.model import SSAMBAEncoder, create_encoder, encoder, mixer
 from ssamba.ops.mixer import compose
-from ssamba.ops.products import library, linear
+from ssamba.ops.matmul import library, linear
 
 Row = dict[str, Any]
 INFERENCE = (("tiny", 512), ("tiny", 2048), ("tiny", 8192), ("tiny", 22_000), ("base", 512), ("base", 2048))
@@ -43,7 +43,7 @@ MBYTE = 2**20
 _PEAK = """
 import sys, torch
 from benchmarks.encoder import model_and_input
-from ssamba.measuring import resident_peak
+from ssamba.studies.harness import resident_peak
 
 torch.set_num_threads(int(sys.argv[3]))
 with torch.no_grad():

@@ -19,12 +19,12 @@ import ssamba
 from benchmarks.timing import RESULTS
 from ssamba.audio.collection import find_audio
 from ssamba.checkpoint import save_checkpoint
-from ssamba.evaluation.long_audio import LongOptions, measure_long
-from ssamba.evaluation.long_audio_report import headlines as long_headlines
-from ssamba.evaluation.long_audio_report import save_long
-from ssamba.evaluation.needle import NeedleStudy, Progress, measure_needles
-from ssamba.evaluation.needle_plan import NeedleOptions
-from ssamba.evaluation.needle_report import headlines, read_needles, save_needles
+from ssamba.studies.long_audio import LongOptions, measure_long
+from ssamba.studies.long_audio_report import headlines as long_headlines
+from ssamba.studies.long_audio_report import save_long
+from ssamba.studies.needle import NeedleStudy, Progress, measure_needles
+from ssamba.studies.needle_plan import NeedleOptions
+from ssamba.studies.needle_report import headlines, read_needles, save_needles
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -22,11 +22,11 @@ import torch
 from benchmarks.timing import save
 from ssamba.audio.decode import decode
 from ssamba.data.loader import WaveBatch
-from ssamba.measuring import surroundings, table, timings_s
-from ssamba.training.corpora import open_corpora
-from ssamba.training.optimiser import build_optimiser
-from ssamba.training.pretrain import PretrainingTask, pretrain
-from ssamba.training.recipe import PretrainRecipe
+from ssamba.studies.harness import surroundings, table, timings_s
+from ssamba.training.pretraining.data import open_corpora
+from ssamba.training.optim import build_optimiser
+from ssamba.training.pretraining.task import PretrainingTask, pretrain
+from ssamba.training.pretraining.recipe import PretrainRecipe
 from ssamba.training.task import StepContext
 
 AUDIO = Path(__file__).resolve().parent.parent / "demo" / "audio"

@@ -1,4 +1,4 @@
-"""What the benchmarks share beside `ssamba.measuring`: medians, agreement of results, and saving what was measured.
+"""What the benchmarks share beside `ssamba.studies.harness`: medians, agreement of results, and saving what was measured.
 
 A ratio is only given for sides whose results agree.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ssamba.measuring import Run, timings_s
+from ssamba.studies.harness import Run, timings_s
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -23,12 +23,12 @@ import torch
 from benchmarks.timing import RESULTS, save
 from ssamba.embedder import Embedder, load_model
 from ssamba.evaluation import EncoderModel, EvaluateOptions, LogMelStatistics, evaluate, read_suite
-from ssamba.measuring import surroundings, table
+from ssamba.studies.harness import surroundings, table
 from ssamba.model import create_encoder
-from ssamba.training.corpora import Corpora, open_corpora
+from ssamba.training.pretraining.data import Corpora, open_corpora
 from ssamba.training.loop import TrainingReport, train
-from ssamba.training.pretrain import PretrainingTask
-from ssamba.training.recipe import PretrainRecipe
+from ssamba.training.pretraining.task import PretrainingTask
+from ssamba.training.pretraining.recipe import PretrainRecipe
 
 Values = dict[str, Any]
 

@@ -36,7 +36,7 @@ from ssamba.evaluation import (
     evaluate,
     read_suite,
 )
-from ssamba.measuring import surroundings
+from ssamba.studies.harness import surroundings
 
 PEERS = [module.PEER for module in (resemblyzer, aisfx, livekit_wakeword, efficientword_net, birdnet, musicnn)]
 _OURS = "MIT"

@@ -16,10 +16,10 @@ from typing import Any
 from ssamba.evaluation import EvaluateOptions, Scorecard
 from ssamba.evaluation.evaluate import Row
 from ssamba.evaluation.figures import plot_scorecard
-from ssamba.evaluation.metrics import Interval
+from ssamba.metrics.classification import Interval
 from ssamba.evaluation.reference import ReferenceRow, reference_rows
 from ssamba.files import write_atomically
-from ssamba.measuring import table
+from ssamba.studies.harness import table
 
 KINDS = ("ours", "fine-tuned", "peer")
 """What lines may be, in the order of the table."""

@@ -17,7 +17,7 @@ from ssamba.audio.decode import decode
 from ssamba.embedder import Embedder
 from ssamba.errors import AudioDecodeError, SuiteError
 from ssamba.evaluation import EncoderModel, EvaluateOptions, FunctionModel, LogMelStatistics, evaluate, read_suite
-from ssamba.evaluation.events import Event, Smoothing, event_figure, find_events, moment_targets
+from ssamba.events import Event, Smoothing, event_figure, find_events, moment_targets
 from ssamba.evaluation.figures import write_details
 from ssamba.evaluation.multilabel import EventRows, EventsResult
 from ssamba.evaluation.probe import C_GRID

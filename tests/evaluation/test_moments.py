@@ -9,7 +9,7 @@ from ssamba.audio.decode import decode
 from ssamba.embedder import Embedder
 from ssamba.errors import SuiteError
 from ssamba.evaluation import EncoderModel, FunctionModel, LogMelStatistics, Moments, VectorOptions
-from ssamba.evaluation.events import Event
+from ssamba.events import Event
 from ssamba.evaluation.moments import second_targets
 
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssamba.ops import available_backends, causal_conv, selective_scan, triton_launch
+from ssamba.ops import (available_backends, causal_conv, selective_scan)
+from ssamba.ops.triton.operators import launch as triton_launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

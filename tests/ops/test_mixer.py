@@ -12,15 +12,10 @@ from tests.ops.tolerance import FLOOR, loss, poison
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssamba.model import create_encoder
-from ssamba.ops import (
-    DirectionWeights,
-    bimamba_mixer,
-    can_mix_into,
-    cpu_extension,
-    cpu_mixer,
-    cpu_mixer_memory,
-    mix_into,
-)
+from ssamba.ops import (DirectionWeights, bimamba_mixer, can_mix_into, mix_into)
+from ssamba.ops.cpp import extension as cpu_extension
+from ssamba.ops.cpp import mixer as cpu_mixer
+from ssamba.ops.cpp import workspace as cpu_mixer_memory
 from ssamba.ops.mixer import compose
 from ssamba.ops.operators import is_traced
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from ssamba.errors import ConfigError
-from ssamba.ops import products
-from ssamba.ops.products import Linear, linear, product
+from ssamba.ops import matmul as products
+from ssamba.ops.matmul import Linear, linear, product
 
 
 @pytest.fixture(params=["mkl", "onednn"])

@@ -243,7 +243,7 @@ def test_available_backends_name_one_choice_and_every_reason():
 
 
 def test_a_backend_that_cannot_run_says_why(monkeypatch):
-    from ssamba.ops import backends
+    from ssamba.ops import dispatch as backends
 
     broken = backends.Backend("broken", lambda device, dtype: "its library is missing", None, None)
     monkeypatch.setattr(backends, "_BACKENDS", (broken, *backends._BACKENDS))

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from ssamba.errors import BackendUnavailableError
-from ssamba.ops import available_backends, selective_scan, triton, triton_launch
+from ssamba.ops import (available_backends, selective_scan)
+from ssamba.ops.triton.operators import operators as triton
+from ssamba.ops.triton.operators import launch as triton_launch
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install 'ssamba[gpu]'"
@@ -163,5 +165,5 @@ def test_reasons_for_not_running_are_told(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_importing_the_operators_leaves_triton_alone() -> None:
-    code = "import sys, ssamba.ops; assert 'ssamba.ops.triton_tiles' not in sys.modules and 'triton' not in sys.modules"
+    code = "import sys, ssamba.ops; assert 'ssamba.ops.triton.tiles' not in sys.modules and 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

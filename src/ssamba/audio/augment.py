@@ -1,7 +1,7 @@
 """Changes of a log-mel spectrogram that leave what is heard recognisable: other levels, colours, bands and voices.
 
 All of it works on log-mel features before normalisation, for a whole batch at once on any device, and draws every
-number from the clip's own seed (`ssamba.draws`), so a clip is changed alike in every batch. A band limit is a slope
+number from the clip's own seed (`ssamba.randomness`), so a clip is changed alike in every batch. A band limit is a slope
 outside the band. (Backgrounds are mixed in as waveforms, where clips are read: `ssamba.data`.)
 
 Shapes: B batch, T frames, M mel bins.
@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ssamba import draws
+from ssamba import randomness as draws
 from ssamba.audio.voice import change_voice
 from ssamba.config import Config, FrontEndConfig
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssamba import draws
+from ssamba import randomness as draws
 
 
 class Crop(NamedTuple):

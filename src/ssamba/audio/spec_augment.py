@@ -1,6 +1,6 @@
 """SpecAugment (Park et al., 2019, arXiv:1904.08779): stripes of a spectrogram hidden at random; and the original's noise.
 
-Widths and places are drawn as torchaudio's maskings draw them, from each clip's own seed (`ssamba.draws`): a width
+Widths and places are drawn as torchaudio's maskings draw them, from each clip's own seed (`ssamba.randomness`): a width
 uniform between 0 and the most, a start uniform over what is left. Time stripes lie within a clip's valid frames.
 
 Shapes: B batch, T frames, M mel bins.
@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ssamba import draws
+from ssamba import randomness as draws
 from ssamba.config import Config
 
 

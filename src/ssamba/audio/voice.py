@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ssamba import draws
+from ssamba import randomness as draws
 from ssamba.audio.fbank import hertz_to_mel, mel_band, mel_centres
 from ssamba.config import FrontEndConfig
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from ssamba.cli.app import EXIT_CODES, EXIT_INTERRUPTED, app, err, fail, out
 
 if TYPE_CHECKING:
-    from ssamba.evaluation.efficiency import Progress, Study
+    from ssamba.studies.efficiency import Progress, Study
 
 bench = typer.Typer(
     name="bench", help="Measure what the models cost.", no_args_is_help=True, rich_markup_mode="rich", epilog=EXIT_CODES
@@ -78,8 +78,8 @@ def efficiency(
     import torch
 
     from ssamba.errors import ConfigError
-    from ssamba.evaluation.efficiency import EfficiencyOptions, measure_efficiency
-    from ssamba.evaluation.efficiency_report import crossovers, growths, read_study, save_study
+    from ssamba.studies.efficiency import EfficiencyOptions, measure_efficiency
+    from ssamba.studies.efficiency_report import crossovers, growths, read_study, save_study
 
     asked = {
         "sizes": words(sizes),

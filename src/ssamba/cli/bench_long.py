@@ -14,9 +14,9 @@ from ssamba.cli.bench import bench, numbers, words
 from ssamba.cli.progress import Bar, report_skipped
 
 if TYPE_CHECKING:
-    from ssamba.evaluation.long_audio import LongStudy
-    from ssamba.evaluation.long_audio import Progress as LongProgress
-    from ssamba.evaluation.needle import NeedleStudy, Progress
+    from ssamba.studies.long_audio import LongStudy
+    from ssamba.studies.long_audio import Progress as LongProgress
+    from ssamba.studies.needle import NeedleStudy, Progress
 
 
 @bench.command(
@@ -68,9 +68,9 @@ def needle(
 
     from ssamba.audio.collection import find_audio
     from ssamba.errors import ConfigError
-    from ssamba.evaluation.needle import measure_needles
-    from ssamba.evaluation.needle_plan import NeedleOptions
-    from ssamba.evaluation.needle_report import JSON, headlines, read_needles, save_needles
+    from ssamba.studies.needle import measure_needles
+    from ssamba.studies.needle_plan import NeedleOptions
+    from ssamba.studies.needle_report import JSON, headlines, read_needles, save_needles
 
     asked: dict[str, Any] = {
         "minutes": None if minutes is None else numbers(minutes, "--minutes"),
@@ -150,8 +150,8 @@ def long(
 
     from ssamba.audio.collection import find_audio
     from ssamba.errors import ConfigError
-    from ssamba.evaluation.long_audio import LongOptions, measure_long
-    from ssamba.evaluation.long_audio_report import headlines, save_long
+    from ssamba.studies.long_audio import LongOptions, measure_long
+    from ssamba.studies.long_audio_report import headlines, save_long
 
     values = {"minutes": () if minutes is None else numbers(minutes, "--minutes"), "seed": seed}
     try:

@@ -16,7 +16,7 @@ from ssamba.cli.progress import TrainingBar
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ssamba.training.finetune import FinetuneReport
+    from ssamba.training.finetuning.run import FinetuneReport
 
 
 @app.command(
@@ -76,9 +76,9 @@ def finetune(
     command. Scores with 95 % intervals are in OUT/results.json, those of each class in OUT/classes.csv, what is taken for
     what in OUT/confusion.png; with folds, the last two also of each in OUT/rounds/FOLD.
     """
-    from ssamba.training.finetune import finetune as run
-    from ssamba.training.finetune_recipe import FinetuneRecipe, recipe_file
-    from ssamba.training.recipe import read_toml
+    from ssamba.training.finetuning.run import finetune as run
+    from ssamba.training.finetuning.recipe import FinetuneRecipe, recipe_file
+    from ssamba.training.pretraining.recipe import read_toml
 
     if task is not None and recipe is not None:
         raise typer.BadParameter("--task and --recipe exclude each other")

@@ -59,7 +59,7 @@ def _print_environment() -> None:
     import torch
 
     from ssamba.ops import available_backends
-    from ssamba.ops.products import library
+    from ssamba.ops.matmul import library
 
     extras = {"codecs": "av", "store": "pyarrow", "hf": "huggingface_hub", "figures": "matplotlib"}
     rows = [

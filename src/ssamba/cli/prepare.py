@@ -98,8 +98,8 @@ def prepare(
     if debs is not None or fetch or task:
         raise typer.BadParameter(f"--debs, --fetch and --task are for {_OPEN}, not for {name}")
     from ssamba.data.formats import FORMATS
-    from ssamba.data.recipes import prepare as prepare_dataset
-    from ssamba.data.recipes import write_prepared
+    from ssamba.datasets import prepare as prepare_dataset
+    from ssamba.datasets import write_prepared
 
     if output.suffix not in FORMATS:
         raise typer.BadParameter(f"--output must end in {', '.join(FORMATS)}, got {output}")
@@ -141,7 +141,7 @@ def prepare(
 def _prepare_open_audio(
     debs: Path, output: Path, tasks: list[str] | None, fetch: bool, overwrite: bool, strict: bool, workers: int
 ) -> None:
-    from ssamba.data.open_audio import build_suite
+    from benchmarks.open_suite import build_suite
 
     started_s = time.monotonic()
     with Bar("building", "") as bar:

@@ -51,8 +51,8 @@ def pretrain(
     A run that was interrupted goes on where it was: repeat the command. Recordings that cannot be read are listed in
     OUT/skipped.csv. Watch OUT/log.jsonl and OUT/pictures/.
     """
-    from ssamba.training.pretrain import pretrain as run
-    from ssamba.training.recipe import PretrainRecipe, find_recipe, read_toml
+    from ssamba.training.pretraining.task import pretrain as run
+    from ssamba.training.pretraining.recipe import PretrainRecipe, find_recipe, read_toml
 
     values: dict[str, Any] = read_toml(find_recipe(recipe)) if recipe else {}
     if size is not None:
@@ -114,8 +114,8 @@ def reconstruct(
     start: Annotated[float, typer.Option(min=0, help="Where in the recording to begin, seconds.")] = 0.0,
 ) -> None:
     """Show what a pretrained model imagines under the mask."""
-    from ssamba.training.pictures import reconstruct_recording
-    from ssamba.training.recipe import MaskSettings
+    from ssamba.training.pretraining.pictures import reconstruct_recording
+    from ssamba.training.pretraining.recipe import MaskSettings
 
     masking = MaskSettings.parse({"ratio": ratio, "style": style}, "options")
     try:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ssamba.audio.collection import Skipped
 from ssamba.data.corpus import Corpus, CorpusClip, Samples
 from ssamba.errors import AudioDecodeError, DataError, WorkerDiedError
-from ssamba.processes import map_in_processes, run_alone
+from ssamba.worker_pool import map_in_processes, run_alone
 
 _FULL_SCALE = 32767.0
 _LIMIT_GB = 8.0

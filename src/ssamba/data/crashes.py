@@ -10,7 +10,7 @@ from functools import partial
 
 from ssamba.data.corpus import Corpus
 from ssamba.data.plan import Draw
-from ssamba.processes import killing_items
+from ssamba.worker_pool import killing_items
 
 
 def crashing_draws(corpora: Sequence[Corpus], draws: Sequence[Draw]) -> list[Draw]:

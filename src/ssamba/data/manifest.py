@@ -34,7 +34,7 @@ from ssamba.data.columns import CategoryColumn, TextColumn
 from ssamba.data.folders import read_places
 from ssamba.data.formats import FORMATS, Row, read_rows, write_rows
 from ssamba.errors import DataError, WorkerDiedError
-from ssamba.processes import map_in_processes
+from ssamba.worker_pool import map_in_processes
 
 _EXAMPLES = 5  # named in a message; the others are counted
 

@@ -30,7 +30,7 @@ from ssamba.data.columns import CategoryColumn, TextColumn
 from ssamba.data.manifest import header_duration_s
 from ssamba.errors import DataError, WorkerDiedError
 from ssamba.files import write_atomically
-from ssamba.processes import map_in_processes
+from ssamba.worker_pool import map_in_processes
 
 FORMAT = "ssamba shards"
 SHARDS_FILE = "shards.json"

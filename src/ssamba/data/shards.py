@@ -40,7 +40,7 @@ from ssamba.data.shard_clips import ShardSettings, encoded_pieces, pieces
 from ssamba.data.shard_index import COLUMNS, SHARDS_FILE, Member, keep_index, read_head, read_members, shard_files
 from ssamba.errors import AudioDecodeError, DataError, WorkerDiedError
 from ssamba.files import write_atomically
-from ssamba.processes import killing_items, map_in_processes
+from ssamba.worker_pool import killing_items, map_in_processes
 
 _RECORDS = ".records"
 _TAR_BYTES = 2_048  # what the headers and the JSON of a clip take

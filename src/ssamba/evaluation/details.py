@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ssamba.evaluation.caching import Array
-from ssamba.evaluation.events import event_counts
-from ssamba.evaluation.metrics import Interval, area_under_curve, average_precision, confusion_counts, interval_of
+from ssamba.events import event_counts
+from ssamba.metrics.classification import Interval, area_under_curve, average_precision, confusion_counts, interval_of
 from ssamba.evaluation.multilabel import EventsResult, LabelsResult
 from ssamba.evaluation.probe import RoundResult
 from ssamba.evaluation.task import Task

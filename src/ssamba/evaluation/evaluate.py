@@ -28,7 +28,7 @@ from ssamba.config import Config
 from ssamba.evaluation.caching import Array
 from ssamba.evaluation.details import accuracy_intervals
 from ssamba.evaluation.judging import check_weighted, clip_runs, moment_runs, single_runs
-from ssamba.evaluation.metrics import Interval, finite_or_none
+from ssamba.metrics.classification import Interval, finite_or_none
 from ssamba.evaluation.probe import RoundResult, accuracy_of, run_side_by_side
 from ssamba.evaluation.suite import Waves, read_waves, recording_digests
 from ssamba.evaluation.task import Task

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssamba.drawing import blank_figure, save_figure
+from ssamba.plotting import blank_figure, save_figure
 from ssamba.evaluation.caching import Array
 from ssamba.evaluation.details import class_rows, confusion, write_class_scores
 from ssamba.evaluation.evaluate import Row, Scorecard

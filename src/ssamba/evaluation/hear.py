@@ -35,7 +35,7 @@ import numpy as np
 
 from ssamba.data.formats import LABEL_SEPARATOR
 from ssamba.errors import SuiteError
-from ssamba.evaluation.events import EVENT_FIGURES, Event, Smoothing
+from ssamba.events import EVENT_FIGURES, Event, Smoothing
 from ssamba.evaluation.task import Task
 
 METADATA = "task_metadata.json"

@@ -12,7 +12,7 @@ import numpy as np
 
 from ssamba.errors import SuiteError
 from ssamba.evaluation.caching import Array
-from ssamba.evaluation.events import moment_targets
+from ssamba.events import moment_targets
 from ssamba.evaluation.moments import Moments, second_targets
 from ssamba.evaluation.multilabel import LABEL_PROBES, EventRows, Rows, events_round, labels_round
 from ssamba.evaluation.probe import PROBES, Probe, RoundResult

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from ssamba.evaluation.caching import Array
-from ssamba.evaluation.events import Event
+from ssamba.events import Event
 
 _COUNTS, _TIMES = "counts", "times_s"
 

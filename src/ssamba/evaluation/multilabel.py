@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from ssamba.errors import SuiteError
-from ssamba.evaluation import metrics
+from ssamba.metrics import classification as metrics
 from ssamba.evaluation.caching import Array
-from ssamba.evaluation.events import EVENT_FIGURES, Event, Smoothing, event_counts, find_events
+from ssamba.events import EVENT_FIGURES, Event, Smoothing, event_counts, find_events
 from ssamba.evaluation.probe import (
     ALPHA_GRID,
     C_GRID,

@@ -27,7 +27,7 @@ from ssamba.audio.decode import decode
 from ssamba.data.formats import LABEL_SEPARATOR
 from ssamba.errors import SuiteError
 from ssamba.evaluation.caching import Array, cached_arrays
-from ssamba.evaluation.events import Event
+from ssamba.events import Event
 from ssamba.evaluation.hear import find_hear, read_hear_task, unscored
 from ssamba.evaluation.task import Task
 

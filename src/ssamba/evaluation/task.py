@@ -21,7 +21,7 @@ import numpy as np
 
 from ssamba.errors import SuiteError
 from ssamba.evaluation.caching import Array, digest_of_files
-from ssamba.evaluation.events import Event, Smoothing
+from ssamba.events import Event, Smoothing
 
 SWAPPED = frozenset({"instr_family", "zh_final"})
 """Tasks that are scored in both directions."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from ssamba.audio.decode import decode, probe
 from ssamba.errors import AudioDecodeError, WorkerDiedError
-from ssamba.processes import map_in_processes
+from ssamba.worker_pool import map_in_processes
 
 LONG_S = 300.0
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssamba.audio.fbank import hertz_to_mel, mel_band
 from ssamba.config import FrontEndConfig
-from ssamba.drawing import blank_figure, save_figure
+from ssamba.plotting import blank_figure, save_figure
 from ssamba.embedder import Embedding
 from ssamba.library.search import centred_similarity
 

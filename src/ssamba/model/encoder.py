@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ssamba.config import EncoderConfig
-from ssamba.model.initialise import initialise_encoder
+from ssamba.model.initialize import initialise_encoder
 from ssamba.model.mixer import BiMambaMixer
 from ssamba.model.tokens import DropPath, PatchEncoder
 from ssamba.ops import can_mix_into, mixing_dtype

@@ -19,7 +19,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from ssamba.config import BaseEncoderConfig
-from ssamba.draws import integers, uniform
+from ssamba.randomness import integers, uniform
 from ssamba.model.patches import order_tokens
 
 MaskStyle = Literal["clustered", "official", "frames"]

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssamba.config import BaseEncoderConfig
-from ssamba.ops.products import linear
+from ssamba.ops.matmul import linear
 
 
 class PatchEmbedding(nn.Module):

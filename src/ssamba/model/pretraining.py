@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ssamba.config import BaseEncoderConfig, PretrainingConfig
 from ssamba.model.create import build_blocks, build_encoder
 from ssamba.model.heads import PredictionHead
-from ssamba.model.initialise import initialise_encoder, initialise_mask_token
+from ssamba.model.initialize import initialise_encoder, initialise_mask_token
 from ssamba.model.objectives import profile_bands, texture_values
 from ssamba.model.patches import order_tokens, patch_values
 from ssamba.model.tokens import PatchTokens

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssamba.config import SSASTConfig
-from ssamba.model.initialise import initialise_encoder
+from ssamba.model.initialize import initialise_encoder
 from ssamba.model.tokens import DropPath, PatchEncoder
-from ssamba.ops.products import Linear
+from ssamba.ops.matmul import Linear
 
 
 class Attention(nn.Module):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ssamba.ops.backends import resolve
+from ssamba.ops.dispatch import resolve
 from ssamba.ops.scan import Direction, check_lengths, check_shape, is_reverse
 
 

@@ -12,7 +12,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from ssamba.ops.backends import resolve
+from ssamba.ops.dispatch import resolve
 
 Direction = Literal["forward", "reverse"]
 

@@ -29,8 +29,8 @@ from ssamba.errors import ConfigError, SsambaError, TrainingDivergedError, Train
 from ssamba.training.averaging import Averages, evaluating
 from ssamba.training.distributed import World, join_world, share_gradients
 from ssamba.training.guard import BadStep, FiniteGuard, StopRequest, stop_on_signals
-from ssamba.training.log import RunLog
-from ssamba.training.optimiser import build_optimiser, set_learning_rate
+from ssamba.training.run_io import RunLog
+from ssamba.training.optim import build_optimiser, set_learning_rate
 from ssamba.training.precision import chosen_precision
 from ssamba.training.progress import TrainingProgress, TrainingReport, Window, peak_memory_bytes
 from ssamba.training.random_state import seed_generators

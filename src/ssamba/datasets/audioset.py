@@ -1,0 +1,130 @@
+"""AudioSet (Gemmeke et al., 2017): 10 s clips of videos, 527 classes, several to a clip.
+
+The tables are published, the audio is not: clips are looked for by the video's identifier, in any folder and format, as
+ID, YID, ID_START or ID_START_END (what downloaders call them), so many are missing in every copy. The class list that
+is shipped (`audioset_classes.csv`) is `class_labels_indices.csv` of the AudioSet site, by Google, CC BY 4.0; one in the
+folder goes before it. A video gives one clip, and is its group.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from functools import partial
+from pathlib import Path
+
+from ssamba.audio.collection import Skipped
+from ssamba.data.manifest import Clip
+from ssamba.datasets.recipe import Listing, Recipe, audio_below, find_root, read_table
+from ssamba.errors import DataError, DatasetStructureError
+
+_SHIPPED = Path(__file__).with_name("audioset_classes.csv")
+_BALANCED, _UNBALANCED, _EVAL = (
+    "balanced_train_segments.csv",
+    "unbalanced_train_segments.csv",
+    "eval_segments.csv",
+)
+_NAME = re.compile(r"(Y?)([\w-]{11})(?:_[\d.]+(?:[_-][\d.]+)?)?")
+_SEGMENTS = re.compile(r"num_segs=(\d+)")
+
+
+def audioset_classes(path: Path = _SHIPPED) -> dict[str, str]:
+    """Name by identifier (`/m/09x0r`: Speech), in the order of the class numbers.
+
+    Raises:
+        DataError: the file is damaged, or does not count from 0.
+    """
+    classes: dict[str, str] = {}
+    for where, row in read_table(path, "index", "mid", "display_name"):
+        if row["index"] != str(len(classes)) or row["mid"] in classes:
+            raise DataError(f"{path}, {where}: expected index {len(classes)} and a new mid, got {row}")
+        classes[row["mid"]] = row["display_name"]
+    return classes
+
+
+def _find(source: Path, train: tuple[str, ...]) -> Listing:
+    tables = (*train, _EVAL)
+    root = find_root(source, *tables)
+    own = root / "class_labels_indices.csv"
+    names = audioset_classes(own if own.is_file() else _SHIPPED)
+    files = _files(source)  # the tables may lie in a folder of their own
+    if not files:
+        raise DatasetStructureError("the tables are there, and no audio file is named like a clip (ID, YID, ID_START)")
+    clips: list[Clip] = []
+    missing: list[Skipped] = []
+    for name in tables:
+        split = "test" if name == _EVAL else "train"
+        for video, labels in _segments(root / name, names):
+            if video in files:
+                clips.append(Clip(files[video], labels=labels, split=split, group=video))
+            else:
+                missing.append(Skipped(video, f"{video} ({name}): no file of this name"))
+    return Listing(clips, tuple(names.values()), tuple(names), missing)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Files by the identifier in their names; of several for one, the first."""
+    files: dict[str, Path] = {}
+    for path in audio_below(folder):
+        found = _NAME.fullmatch(path.stem)  # an identifier may itself begin with Y
+        if found is not None:
+            files.setdefault(found[2], path)
+    return files
+
+
+def _segments(path: Path, names: dict[str, str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Identifier and classes of each line such as `--4gqARaEJE, 0.000, 10.000, "/m/068hy,/m/07q6cd_"`."""
+    segments: list[tuple[str, tuple[str, ...]]] = []
+    stated = None
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.reader(file, skipinitialspace=True):
+                if not row or row[0].startswith("#"):
+                    found = _SEGMENTS.search(",".join(row))
+                    stated = int(found[1]) if found else stated
+                    continue
+                where = f"{path}, entry {len(segments) + 1}"
+                if len(row) != 4 or len(row[0]) != 11:
+                    raise DataError(f"{where}: expected 'ID, 0.000, 10.000, \"MID,MID\"', got {', '.join(row)!r}")
+                mids = row[3].split(",")
+                unknown = [mid for mid in mids if mid not in names]
+                if unknown:
+                    raise DataError(f"{where}: the class {unknown[0]!r} is not among the {len(names)} that are known")
+                segments.append((row[0], tuple(names[mid] for mid in mids)))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read ({error}). Download it again") from None
+    if stated is not None and stated != len(segments):
+        raise DataError(
+            f"{path}: its head states {stated} segments, and it has {len(segments)}: it is cut off, or was changed. "
+            "Download it again"
+        )
+    return segments
+
+
+_REFERENCE = "https://research.google.com/audioset/download.html"
+_TREE = (
+    "audioset/\n  {}\n  eval_segments.csv\n  class_labels_indices.csv   (may be absent)\n"
+    "  ANY_FOLDER/--4gqARaEJE.flac ...   (or Y--4gqARaEJE.wav, --4gqARaEJE_0.000.wav, --4gqARaEJE_0_10.wav)"
+)
+
+AUDIOSET_20K = Recipe(
+    name="audioset-20k",
+    title="AudioSet, the balanced training set",
+    reference=_REFERENCE,
+    structure=_TREE.format(_BALANCED),
+    find=partial(_find, train=(_BALANCED,)),
+    published={"train": 22_160, "test": 20_371},
+    num_classes=527,
+    balanced=True,
+)
+
+AUDIOSET_2M = Recipe(
+    name="audioset-2m",
+    title="AudioSet, both training sets",
+    reference=_REFERENCE,
+    structure=_TREE.format(f"{_BALANCED}\n  {_UNBALANCED}"),
+    find=partial(_find, train=(_BALANCED, _UNBALANCED)),
+    published={"train": 22_160 + 2_041_789, "test": 20_371},
+    num_classes=527,
+    balanced=True,
+)

@@ -1,0 +1,257 @@
+"""What the needle test found: accuracy by length, level and place as Markdown, JSON that can be continued, a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ssamba.audio.collection import Skipped
+from ssamba.checkpoint.files import read_json
+from ssamba.plotting import blank_figure, save_figure
+from ssamba.errors import DataError
+from ssamba.studies.needle import RULES, Curve, NeedleStudy, Pass, Rule, Trial
+from ssamba.studies.needle_plan import NeedleOptions, Side
+from ssamba.evaluation.report_files import write_report
+from ssamba.studies.harness import table
+
+_NAME = "needle"
+JSON = f"{_NAME}.json"
+_COLOURS: dict[Side, str] = {"windows": "#0b6e4f", "full": "#b23a48", "log-mel": "#777777"}
+_LINES: dict[Side, str] = {"windows": "o-", "full": "s--", "log-mel": "^:"}
+_RULES: dict[Rule, str] = {
+    "frame": "single time steps, to the needle's mean",
+    "matched": "sequences of time steps, the haystack whitened",
+}
+_DEPTHS = 5
+
+
+class Score(NamedTuple):
+    """How often needles were found."""
+
+    trials: int
+    first: float
+    """Share whose best place was the needle."""
+    five: float
+    """Share with the needle among the five best places."""
+    chance: float
+    """What a random time step would find."""
+
+
+def score(trials: Sequence[Trial]) -> Score | None:
+    """Over some trials; None without any."""
+    if not trials:
+        return None
+    ranks = [trial.rank for trial in trials]
+    count = len(ranks)
+    chance = sum(trial.chance for trial in trials) / count
+    return Score(count, ranks.count(1) / count, sum(rank is not None for rank in ranks) / count, chance)
+
+
+def depth(trial: Trial) -> float:
+    """Where the needle stands: 0 at the haystack's start, 1 at its end."""
+    return (trial.start_s + trial.end_s) / 2 / (60 * trial.minutes)
+
+
+def select(study: NeedleStudy, side: Side, rule: Rule, **fields: Any) -> list[Trial]:
+    """The trials of a side and rule that have these values."""
+    return [
+        trial
+        for trial in study.trials
+        if (trial.side, trial.rule) == (side, rule) and all(getattr(trial, name) == v for name, v in fields.items())
+    ]
+
+
+def headlines(study: NeedleStudy) -> list[str]:
+    """For each length and side one sentence: needles found by the matched filter, all levels together."""
+    lines = []
+    for minutes in sorted(study.options.minutes):
+        for side in study.options.sides:
+            found = score(select(study, side, "matched", minutes=minutes))
+            if found is not None:
+                lines.append(
+                    f"{minutes:g} min, {side}: {100 * found.first:.0f} % found first, {100 * found.five:.0f} % among five, "
+                    f"of {found.trials} (chance {100 * found.chance:.2g} %)"
+                )
+    return lines
+
+
+def markdown(study: NeedleStudy) -> str:
+    """The whole study as Markdown."""
+    parts = ["# Needles in haystacks", "\n".join(f"- {name}: {value}" for name, value in study.environment.items())]
+    if not study.finished:
+        parts.append("**The study is not finished: the figures below are what it has.**")
+    needles = ", ".join(f"{name} ({seconds:.1f} s)" for name, seconds in study.needles.items())
+    parts.append(
+        f"{len(study.needles)} needles: {needles}. Haystacks of {study.files} recordings, joined at one level. A needle "
+        "is found where the best time step lies within it; each cell: found first / among the five best places, in "
+        "percent. `log-mel` is the model's input without the model; chance is that of a random time step."
+    )
+    for rule in RULES:
+        parts += [f"## By {_RULES[rule]}", _by_length(study, rule)]
+    parts += ["## By place in the haystack (matched, all lengths and levels)", _by_depth(study)]
+    parts += ["## Seconds of a haystack", _seconds(study)]
+    stopped = [f"- {p.minutes:g} min, {p.side}: {p.stopped}" for p in study.passes if p.stopped]
+    if stopped:
+        parts += ["## Where sides stopped", "\n".join(stopped)]
+    if study.skipped:
+        parts += ["## Left out", "\n".join(f"- {entry.reason}" for entry in study.skipped)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(found: Score | None) -> str:
+    return "-" if found is None else f"{100 * found.first:.0f} / {100 * found.five:.0f}"
+
+
+def _by_length(study: NeedleStudy, rule: Rule) -> str:
+    options = study.options
+    rows = []
+    for minutes in sorted(options.minutes):
+        for level_db in options.levels_db:
+            found = [score(select(study, s, rule, minutes=minutes, level_db=level_db)) for s in options.sides]
+            some = next((one for one in found if one), None)
+            if some is not None:
+                tail = [f"{100 * some.chance:.2g}", str(some.trials)]
+                rows.append([f"{minutes:g}", f"{level_db:g}", *map(_cell, found), *tail])
+    return table(["minutes", "level, dB", *options.sides, "chance", "trials"], rows)
+
+
+def _by_depth(study: NeedleStudy) -> str:
+    rows = []
+    for fifth in range(_DEPTHS):
+        row = [f"{fifth / _DEPTHS:.1f} to {(fifth + 1) / _DEPTHS:.1f}"]
+        for side in study.options.sides:
+            row.append(_cell(score(_in_fifth(study, side, fifth))))
+        rows.append([*row, str(len(_in_fifth(study, study.options.sides[0], fifth)))])
+    return table(["place", *study.options.sides, "trials"], rows)
+
+
+def _in_fifth(study: NeedleStudy, side: Side, fifth: int) -> list[Trial]:
+    return [t for t in select(study, side, "matched") if min(int(depth(t) * _DEPTHS), _DEPTHS - 1) == fifth]
+
+
+def _seconds(study: NeedleStudy) -> str:
+    rows = []
+    for minutes in sorted(study.options.minutes):
+        row = [f"{minutes:g}"]
+        for side in study.options.sides:
+            times = [p.seconds for p in study.passes if (p.minutes, p.side) == (minutes, side) and not p.stopped]
+            row.append(f"{np.median(times):.3g}" if times else "-")
+        rows.append(row)
+    return table(["minutes", *study.options.sides], rows)
+
+
+def save_needles(study: NeedleStudy, folder: str | Path, *, picture: bool = True) -> list[Path]:
+    """Write `needle.json`, `needle.md` and `needle.png` into a folder, each atomically.
+
+    Returns:
+        The files.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed; JSON and Markdown are written before.
+    """
+    folder = Path(folder)
+    content = {**asdict(study), "options": study.options.model_dump(mode="json")}
+    files = write_report(folder, _NAME, content, markdown(study))
+    if picture:
+        files.append(plot_needles(study, folder / f"{_NAME}.png"))
+    return files
+
+
+def read_needles(folder: str | Path) -> NeedleStudy:
+    """A study that `save_needles` wrote, also half of one.
+
+    Raises:
+        DataError: the file does not hold such a study.
+        CheckpointError: it is missing or not JSON.
+    """
+    path = Path(folder) / JSON
+    content = read_json(path)
+    try:
+        return NeedleStudy(
+            NeedleOptions.parse(content.pop("options"), str(path)),
+            skipped=[Skipped(**entry) for entry in content.pop("skipped")],
+            trials=[Trial(**entry) for entry in content.pop("trials")],
+            passes=[Pass(**entry) for entry in content.pop("passes")],
+            curves=[Curve(**entry) for entry in content.pop("curves")],
+            **content,
+        )
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is not a needle study ({error}): choose another folder") from None
+
+
+def plot_needles(study: NeedleStudy, output: Path) -> Path:
+    """Accuracy over length and place, and similarity over the longest haystack with the needle marked.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    options = study.options
+    levels = options.levels_db
+    figure = blank_figure(3.3 * (len(levels) + 1), 3.4 + 1.5 * len(options.sides))
+    figure.suptitle(f"Needles found by {study.environment['model']}, {len(study.needles)} sounds", fontsize=11)
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.0, 1.5 * len(options.sides)))[:, 0]
+    axes = above.subplots(1, len(levels) + 1, sharey=True, squeeze=False)[0]
+    for level_db, axis in zip(levels, axes, strict=False):
+        _plot_lengths(axis, study, level_db)
+    _plot_depths(axes[-1], study)
+    axes[0].set_ylabel("found first (pale: chance)", fontsize=8)
+    axes[0].legend(fontsize=7, loc="lower left")
+    axes[0].set_ylim(-0.03, 1.03)
+    _plot_curves(below.subplots(len(options.sides), 1, sharex=True, squeeze=False)[:, 0], study)
+    return save_figure(figure, output)
+
+
+def _plot_lengths(axis: Any, study: NeedleStudy, level_db: float) -> None:
+    for side in study.options.sides:
+        points = {
+            minutes: found
+            for minutes in sorted(study.options.minutes)
+            if (found := score(select(study, side, "matched", minutes=minutes, level_db=level_db)))
+        }
+        axis.plot(
+            list(points), [p.first for p in points.values()], _LINES[side], ms=4, color=_COLOURS[side], label=side
+        )
+        axis.plot(list(points), [p.chance for p in points.values()], "-", color="0.8", linewidth=0.8)
+    axis.set_xscale("log")
+    axis.set_xticks(sorted(study.options.minutes), [f"{m:g}" for m in sorted(study.options.minutes)], fontsize=7)
+    axis.minorticks_off()
+    axis.tick_params(axis="y", labelsize=7)
+    axis.set_xlabel("minutes", fontsize=8)
+    axis.set_title(f"needle at {level_db:g} dB", fontsize=9, loc="left")
+    axis.grid(alpha=0.25)
+
+
+def _plot_depths(axis: Any, study: NeedleStudy) -> None:
+    sides = study.options.sides
+    for number, side in enumerate(sides):
+        heights = [found.first if (found := score(_in_fifth(study, side, f))) else 0.0 for f in range(_DEPTHS)]
+        places = np.arange(_DEPTHS) + 0.8 * ((number + 0.5) / len(sides) - 0.5)
+        axis.bar(places, heights, 0.8 / len(sides), color=_COLOURS[side])
+    axis.set_xticks(range(_DEPTHS), [f"{(f + 0.5) / _DEPTHS:.1f}" for f in range(_DEPTHS)], fontsize=7)
+    axis.set_xlabel("place (0 start, 1 end)", fontsize=8)
+    axis.set_title("all lengths and levels", fontsize=9, loc="left")
+    axis.grid(alpha=0.25, axis="y")
+
+
+def _plot_curves(axes: Sequence[Any], study: NeedleStudy) -> None:
+    """Similarity over the longest haystack's time, one axis for each side."""
+    for side, axis in zip(study.options.sides, axes, strict=True):
+        curve = next((c for c in study.curves if c.side == side), None)
+        axis.tick_params(labelsize=7)
+        axis.set_ylabel(side, fontsize=8)
+        if curve is None:
+            continue
+        at_min = np.array(curve.times_s) / 60
+        axis.axvspan(curve.start_s / 60, curve.end_s / 60, color="#f2b134", linewidth=3)
+        axis.plot(at_min, curve.similarity, color=_COLOURS[side], linewidth=0.7)
+        best = int(np.argmax(curve.similarity))
+        axis.plot(at_min[best], curve.similarity[best], "x", color="black", ms=6)
+        if axis is axes[0]:
+            title = f"similarity to {curve.needle} at {curve.level_db:g} dB over {curve.minutes:g} min"
+            axis.set_title(f"{title} (yellow: the needle; cross: the best place)", fontsize=9, loc="left")
+    axes[-1].set_xlabel("minutes from the start", fontsize=8)

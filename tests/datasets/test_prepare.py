@@ -1,0 +1,228 @@
+"""What holds for every data set: what is not there is listed, what is wrong is said, no group is torn apart."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from ssamba.cli import prepare as command
+from ssamba.data.corpus import open_corpus
+from ssamba.data.manifest import read_manifest
+from ssamba.datasets import (RECIPES, find_recipe, write_prepared)
+from ssamba.datasets import prepare
+from ssamba.datasets import registry
+from ssamba.datasets.checksums import verify_archives
+from ssamba.errors import DataError, DatasetStructureError
+
+
+def ssamba(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "ssamba", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def replace_text(path, old, new):
+    content = path.read_text(encoding="utf-8")
+    assert old in content
+    path.write_text(content.replace(old, new, 1), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_folder_that_is_something_else_is_one_error_with_the_structure(name, tmp_path, sound):
+    sound(tmp_path / "holiday" / "beach.wav")
+    with pytest.raises(DatasetStructureError) as caught:
+        prepare(name, tmp_path, audio_folder=tmp_path / "audio")
+    message = str(caught.value)
+    assert RECIPES[name].structure in message
+    assert RECIPES[name].reference in message
+    with pytest.raises(DatasetStructureError, match="is not a folder"):
+        prepare(name, tmp_path / "absent", audio_folder=tmp_path / "audio")
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
+def test_published_numbers_agree_with_each_other(recipe):
+    total = sum(recipe.published.values())
+    if recipe.class_counts:
+        assert len(recipe.class_counts) == recipe.num_classes
+        assert sum(recipe.class_counts.values()) == total
+    for digest in recipe.archives.values():
+        algorithm, _, value = digest.partition(":")
+        assert len(value) == hashlib.new(algorithm, usedforsecurity=False).digest_size * 2
+    assert recipe.name in command._NAMES.split(", ")
+
+
+def test_names_of_data_sets_are_guessed():
+    assert find_recipe("audioset20k").name == "audioset-20k"
+    assert find_recipe("Speech_Commands_v1").name == "speech-commands-v1"
+    with pytest.raises(DataError, match="did you mean 'urbansound8k'"):
+        find_recipe("UrbanSounds8k")
+    with pytest.raises(DataError, match="There are: audioset-20k"):
+        find_recipe("?")
+
+
+def test_missing_and_damaged_files_cost_only_themselves(esc50, tmp_path):
+    (esc50 / "audio" / "1-137-A-32.wav").unlink()
+    (esc50 / "audio" / "2-100648-A-43.wav").write_text("no audio")
+    (esc50 / "audio" / "3-100018-A-18.wav").write_bytes(b"")
+    whole = (esc50 / "audio" / "5-103415-A-2.wav").read_bytes()
+    (esc50 / "audio" / "5-103415-A-2.wav").write_bytes(whole[: len(whole) // 2])
+    seen = []
+    prepared = prepare("esc50", tmp_path, on_progress=lambda p: seen.append((p.done, p.total)))
+    assert seen[-1] == (7, 7)
+    assert [clip.path.name for clip in prepared.clips] == ["1-100032-A-0.wav", "1-137-B-32.wav", "4-102844-A-49.wav"]
+    assert [entry.path.rpartition("/")[2] for entry in prepared.missing] == ["1-137-A-32.wav"]
+    assert len(prepared.damaged) == 3
+    assert any("truncated" in entry.reason for entry in prepared.damaged)
+    assert prepared.counts == {"fold1": 2, "fold4": 1}
+    assert any("fold1 2 of 400" in note for note in prepared.notes)
+    assert any("classes with recordings: 3 of 50" in note for note in prepared.notes)
+    assert [clip.duration_s for clip in prepared.clips] == [0.5] * 3
+
+
+def test_without_headers_only_what_is_missing_is_noticed(esc50):
+    (esc50 / "audio" / "1-137-A-32.wav").unlink()
+    (esc50 / "audio" / "2-100648-A-43.wav").write_text("no audio")
+    prepared = prepare("esc50", esc50, headers=False)
+    assert len(prepared.clips) == 6
+    assert len(prepared.missing) == 1
+    assert not prepared.damaged
+    assert prepared.hours is None
+
+
+def test_worker_processes_find_the_same(esc50):
+    assert prepare("esc50", esc50, workers=2).clips == prepare("esc50", esc50).clips
+
+
+def test_nothing_that_can_be_read_is_an_error(esc50):
+    for path in (esc50 / "audio").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="none of the 7 recordings"):
+        prepare("esc50", esc50)
+
+
+def test_two_copies_in_a_folder_are_not_guessed_between(esc50):
+    (esc50.parent / "other" / "meta").mkdir(parents=True)
+    (esc50.parent / "other" / "audio").mkdir()
+    (esc50.parent / "other" / "meta" / "esc50.csv").write_text("")
+    with pytest.raises(DatasetStructureError, match="several copies"):
+        prepare("esc50", esc50.parent)
+
+
+def test_a_recording_in_two_folds_is_refused_unless_asked_for(urbansound8k, sound, tmp_path):
+    table = urbansound8k / "metadata" / "UrbanSound8K.csv"
+    replace_text(table, "121.wav,100263,60.5,64.5,1,5,", "121.wav,100263,60.5,64.5,1,7,")
+    sound(urbansound8k / "audio" / "fold7" / "100263-2-0-121.wav")
+    with pytest.raises(DataError, match="100263 is in fold5 and fold7"):
+        prepare("urbansound8k", urbansound8k)
+    prepared = prepare("urbansound8k", urbansound8k, allow_leaks=True)
+    assert [clip.group for clip in prepared.clips if clip.path.name.startswith("100263")] == [None, None]
+    assert any("1 groups are in more than one split" in note for note in prepared.notes)
+    write_prepared(prepared, tmp_path / "m.csv")
+    read_manifest(tmp_path / "m.csv")  # refuses groups that are divided
+
+
+def test_a_leak_through_a_file_that_is_missing_is_none(urbansound8k):
+    table = urbansound8k / "metadata" / "UrbanSound8K.csv"
+    replace_text(table, "121.wav,100263,60.5,64.5,1,5,", "121.wav,100263,60.5,64.5,1,7,")
+    assert len(prepare("urbansound8k", urbansound8k).missing) == 1
+
+
+def test_a_clip_that_is_listed_twice_is_refused(urbansound8k):
+    table = urbansound8k / "metadata" / "UrbanSound8K.csv"
+    table.write_text(table.read_text() + "101415-3-0-2.wav,101415,1.0,5.0,1,1,3,dog_bark\n")
+    with pytest.raises(DataError, match=r"listed twice.*101415-3-0-2\.wav"):
+        prepare("urbansound8k", urbansound8k)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: b"", "no column 'filename'"),
+        (lambda data: data.splitlines(True)[0], "holds no row"),
+        (lambda data: data.replace(b"src_file", b"source"), "no column 'src_file'"),
+        (lambda data: data[: data.index(b"100648")] + b"\n", "line 5: not as many values"),
+        (lambda data: data.replace(b"dog", b"\xff"), "cannot be read"),
+        (lambda data: data.replace(b",5,2,pig", b",6,2,pig"), "line 8: fold must be a number from 1 to 5, got '6'"),
+        (lambda data: data.replace(b",5,2,pig", b",4,2,pig"), "contradicts"),
+        (lambda data: data.replace(b"B-32.wav,1,32,keyboard_typing", b"B-32.wav,1,32,cat"), "class 32 is 'cat'"),
+    ],
+)
+def test_a_damaged_table_is_said_with_its_line(esc50, damage, message):
+    table = esc50 / "meta" / "esc50.csv"
+    table.write_bytes(damage(table.read_bytes()))
+    with pytest.raises(DataError, match=message) as caught:
+        prepare("esc50", esc50)
+    assert "esc50.csv" in str(caught.value)
+
+
+def test_archives_are_compared_with_their_checksums(esc50, monkeypatch):
+    (esc50 / "a.zip").write_bytes(b"whole")
+    digests = {
+        "a.zip": f"md5:{hashlib.md5(b'whole').hexdigest()}",
+        "b.zip": f"sha256:{hashlib.sha256(b'b').hexdigest()}",
+    }
+    assert verify_archives(esc50, digests) == ["a.zip"]
+    monkeypatch.setitem(registry.RECIPES, "esc50", replace(RECIPES["esc50"], archives=digests))
+    assert "checksums agree with the published ones: a.zip" in prepare("esc50", esc50, checksums=True).notes
+    (esc50 / "b.zip").write_bytes(b"cut of")
+    with pytest.raises(DataError, match=r"b\.zip: its sha256 is .*damaged"):
+        prepare("esc50", esc50, checksums=True)
+
+
+def test_checksums_that_cannot_be_compared_are_said(esc50):
+    assert any("none is known" in note for note in prepare("esc50", esc50, checksums=True).notes)
+
+
+def test_the_manifest_and_what_lies_beside_it(audioset, tmp_path):
+    output = tmp_path / "m.parquet"
+    prepared = prepare("audioset-20k", audioset)
+    written = write_prepared(prepared, output)
+    assert [path.name for path in written] == [
+        f"m.parquet{suffix}" for suffix in ("", ".classes.csv", ".weights.csv", ".skipped.csv")
+    ]
+    manifest = read_manifest(output)
+    assert list(manifest) == list(prepared.clips)
+    corpus = open_corpus(output, split="test")
+    assert len(corpus.read(0)) == 8_000
+    with (tmp_path / "m.parquet.classes.csv").open() as file:
+        classes = list(csv.DictReader(file))
+    assert classes[0] == {"index": "0", "label": "Speech", "code": "/m/09x0r"}
+    assert len(classes) == 527
+    with (tmp_path / "m.parquet.weights.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 3
+    write_prepared(replace(prepared, recipe=RECIPES["esc50"], missing=(), classes=(), codes=()), output)
+    assert sorted(path.name for path in tmp_path.glob("m.parquet*")) == ["m.parquet"]
+
+
+def test_the_command_end_to_end(iemocap, tmp_path):
+    (iemocap / "Session1" / "sentences" / "wav" / "Ses01F_impro01" / "Ses01F_impro01_F000.wav").unlink()
+    (iemocap / "Session2" / "sentences" / "wav" / "Ses02F_impro01" / "Ses02F_impro01_M001.wav").write_bytes(b"RIFF")
+    output = tmp_path / "out" / "iemocap.parquet"
+    done = ssamba("prepare", "iemocap", tmp_path, "-o", output, "--workers", 0)
+    assert done.returncode == 0, done.stderr
+    assert "23 clips" in done.stdout
+    assert "1 missing, 1 damaged" in done.stdout
+    assert "fold1 4, fold2 4, fold3 5" in done.stdout
+    assert "Ses01F_impro01_F000.wav: missing" in done.stderr
+    assert len(read_manifest(output)) == 23
+    assert len((tmp_path / "out" / "iemocap.parquet.skipped.csv").read_text().splitlines()) == 3
+    assert ssamba("prepare", "iemocap", tmp_path, "-o", output).returncode == 1
+    again = ssamba("prepare", "iemocap", tmp_path, "-o", output, "--overwrite", "--strict", "--workers", 0)
+    assert again.returncode == 3
+    for arguments in (("iemocap", tmp_path / "out"), ("nothing", tmp_path)):
+        done = ssamba("prepare", *arguments, "-o", tmp_path / "x.csv")
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+    assert ssamba("prepare", "iemocap", tmp_path, "-o", tmp_path / "x.txt").returncode == 2
+
+
+def test_help_has_examples_and_exit_codes():
+    done = ssamba("prepare", "--help")
+    assert done.returncode == 0
+    assert "Exit codes" in done.stdout
+    assert "Examples" in done.stdout

@@ -1,0 +1,100 @@
+"""The fitted classifier that a fine-tuning may begin with, against scikit-learn's on embeddings computed by hand."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from ssamba.checkpoint import load_checkpoint, save_checkpoint
+from ssamba.config import FrontEndConfig
+from ssamba.embedder import Embedder
+from ssamba.model import create_encoder
+from ssamba.training.finetuning import run as finetuning
+from ssamba.training.finetuning.run import finetune
+from ssamba.training.finetuning.recipe import FinetuneRecipe
+from ssamba.training.finetuning.task import FinetuneTask
+from ssamba.training.finetuning.head_start import start_head
+from ssamba.training.finetuning.data import open_labelled
+from ssamba.training.finetuning.rounds import Round
+
+CPU = torch.device("cpu")
+
+
+def recipe(**changes):
+    values = {
+        "start": {"fitted_head": True},
+        "clips": {"batch_size": 4, "workers": 0, "frames": 96},
+        "schedule": {"warmup_steps": 2},
+        "run": {"epochs": 1, "log_every": 1, "validate_every": "epoch", "ema_decay": None, "keep_last": 1},
+    }
+    return FinetuneRecipe.parse({**values, **changes}, "test")
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    return create_encoder("tiny", "ssamba2", embed_dim=24, depth=2).eval()
+
+
+def task_of(encoder, classes, settings, train, valid):
+    data = open_labelled(classes, settings, FrontEndConfig(), 0.96, None)
+    part = Round("all", np.array(train), np.array(valid, dtype=np.int64), np.zeros(0, np.int64))
+    return FinetuneTask(settings, data, part, encoder.config, FrontEndConfig(), encoder.state_dict())
+
+
+def test_the_head_is_scikit_learns(encoder, classes):
+    train, valid = [i for i in range(24) if i % 4], list(range(0, 24, 4))
+    task = task_of(encoder, classes, recipe(), train, valid)
+    before = {name: value.clone() for name, value in task.model.encoder.state_dict().items()}
+    strength = start_head(task, CPU)
+    assert strength is not None
+    assert all(torch.equal(value, before[name]) for name, value in task.model.encoder.state_dict().items())
+    embedder = Embedder(encoder, device="cpu")
+    vectors = np.stack([embedder.embed(task.data.corpus.read(i)).clip.numpy() for i in range(24)])
+    vectors = torch.nn.functional.layer_norm(torch.from_numpy(vectors), (24,)).double().numpy()
+    labels = task.data.clip_targets().argmax(1)
+    scaler = StandardScaler().fit(vectors[train])
+    theirs = LogisticRegression(C=1 / (len(train) * strength), max_iter=5000, tol=1e-10)
+    theirs.fit(scaler.transform(vectors[train]), labels[train])
+    with torch.no_grad():
+        ours = task.model.linear(torch.from_numpy(vectors).float()).softmax(-1).numpy()
+    np.testing.assert_allclose(ours, theirs.predict_proba(scaler.transform(vectors)), atol=2e-3)
+
+
+@pytest.mark.parametrize("changes", [{"loss": {"kind": "bce"}}, {"choice": {"metric": "loss"}}])
+def test_it_fits_what_the_recipe_minimises(encoder, classes, changes):
+    train, valid = [i for i in range(24) if i % 4], list(range(0, 24, 4))
+    task = task_of(encoder, classes, recipe(**changes), train, valid)
+    answers = task.answers(task.model.eval(), task.part.train)
+    start_head(task, CPU)
+    fitted = task.answers(task.model.eval(), task.part.train)
+    assert task.figures(fitted)["loss"] < task.figures(answers)["loss"]
+    assert task.figures(fitted)["accuracy"] > 0.6
+
+
+def test_without_validation_clips_it_still_fits(encoder, classes):
+    task = task_of(encoder, classes, recipe(), range(24), [])
+    assert start_head(task, CPU) == 1e-2
+
+
+def test_the_fitted_start_is_kept_where_nothing_is_better(encoder, classes, tmp_path):
+    settings = recipe(optimiser={"learning_rate": 10.0})  # destroys what was fitted
+    settings = settings.with_changes(run=settings.run.with_changes(validate_first=True))
+    checkpoint = save_checkpoint(tmp_path / "encoder", encoder)
+    (only,) = finetune(classes, settings, tmp_path / "run", checkpoint=checkpoint).rounds
+    assert (only.step, only.epoch) == (0, 0)
+    kept = load_checkpoint(tmp_path / "run" / "model").model.state_dict()
+    assert all(torch.equal(kept[f"encoder.{name}"], value) for name, value in encoder.state_dict().items())
+
+
+def test_a_run_fits_its_head_once_and_none_from_scratch(encoder, classes, tmp_path, monkeypatch):
+    fitted = []
+    monkeypatch.setattr(finetuning, "start_head", lambda task, device: fitted.append(start_head(task, device)))
+    checkpoint = save_checkpoint(tmp_path / "encoder", encoder)
+    finetune(classes, recipe(), tmp_path / "run", checkpoint=checkpoint)
+    assert len(fitted) == 1
+    finetune(classes, recipe(), tmp_path / "run", checkpoint=checkpoint, resume="auto")
+    finetune(classes, recipe(start={"fitted_head": True, "scratch": True}), tmp_path / "new", checkpoint=checkpoint)
+    assert len(fitted) == 1
+    assert load_checkpoint(tmp_path / "run" / "model").config.classifier is not None

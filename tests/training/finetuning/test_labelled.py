@@ -1,0 +1,194 @@
+"""What is made of labelled recordings before anything is trained: classes, splits, what is left out, what is held out."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+
+from ssamba.checkpoint import save_checkpoint
+from ssamba.config import FrontEndConfig
+from ssamba.data.manifest import Clip, Manifest
+from ssamba.errors import DataError
+from ssamba.model import create_encoder
+from ssamba.training.finetuning import run as finetuning
+from ssamba.training.finetuning.run import finetune
+from ssamba.training.finetuning.recipe import FinetuneRecipe, recipe_file
+from ssamba.training.finetuning.report import FinetuneReport, RoundResult
+from ssamba.training.finetuning.data import balanced_parts, open_labelled
+from ssamba.training.finetuning.rounds import hold_out, make_rounds
+
+SMALL = {
+    "clips": {"batch_size": 4, "workers": 0, "frames": 96},
+    "run": {"epochs": 1, "log_every": 1, "validate_every": "epoch", "ema_decay": None, "keep_last": 1},
+}
+
+
+def recipe(**changes):
+    values = json.loads(json.dumps(SMALL))
+    for section, fields in changes.items():
+        values[section] = {**values.get(section, {}), **fields}
+    return FinetuneRecipe.parse(values, "test")
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    encoder = create_encoder("tiny", "ssamba2", embed_dim=24, depth=2)
+    return save_checkpoint(tmp_path_factory.mktemp("encoder"), encoder)
+
+
+def listed(folder):
+    return [Clip(path, labels=(path.parent.name,)) for path in sorted(folder.rglob("*.wav"))]
+
+
+def opened(source, **changes):
+    return open_labelled(source, recipe(**changes), FrontEndConfig(), 0.96)
+
+
+def test_a_clip_without_a_label_is_left_out_unless_none_may_be_meant(classes):
+    clips = listed(classes)
+    clips[3] = dataclasses.replace(clips[3], labels=())
+    for cache_gb in (4.0, 0.0):
+        data = opened(Manifest(clips), clips={"cache_gb": cache_gb})
+        assert not data.multi
+        assert len(data.corpus) == len(data.files) == 23
+        assert str(clips[3].path.resolve()) not in data.files
+        (entry,) = data.corpus.skipped
+        assert "labels.kind = 'multi'" in entry.reason
+    data = opened(Manifest(clips), labels={"kind": "multi"})
+    assert data.multi
+    assert len(data.corpus) == 24
+    # What has no label is balanced as a class of its own.
+    parts = balanced_parts(data, np.arange(24))
+    assert [len(part) for part in parts] == [7, 8, 8, 1]
+    clips[3] = dataclasses.replace(clips[3], labels=("choir", "drum"))
+    assert opened(Manifest(clips)).multi
+    with pytest.raises(DataError, match=r"none or several labels \(.*3.wav\)"):
+        opened(Manifest(clips), loss={"kind": "ce"})
+    with pytest.raises(DataError, match=r"several labels: .*3.wav"):
+        opened(Manifest(clips), labels={"kind": "single"})
+
+
+def test_a_clip_shorter_than_a_frame_is_left_out_and_listed(classes, start, tmp_path):
+    folder = shutil.copytree(classes, tmp_path / "classes")
+    soundfile.write(folder / "drum" / "click.wav", 0.1 * np.ones(160, np.float32), 16_000)
+    data = opened(folder)
+    assert len(data.corpus) == 24
+    assert [(entry.path, entry.reason) for entry in data.corpus.skipped] == [
+        ("drum/click.wav", "shorter than one frame of 25 ms")
+    ]
+    finetune(folder, recipe(), tmp_path / "run", checkpoint=start)
+    assert "drum/click.wav" in (tmp_path / "run" / "rounds" / "all" / "skipped.csv").read_text()
+    for path in folder.rglob("*.wav"):
+        soundfile.write(path, 0.1 * np.ones(160, np.float32), 16_000)
+    with pytest.raises(DataError, match=r"no clip can be used.*shorter than one frame"):
+        opened(folder)
+
+
+def test_folders_of_splits_keep_them(classes, tmp_path):
+    for path in classes.rglob("*.wav"):
+        side = tmp_path / "data" / ("test" if int(path.stem) < 2 else "train") / path.parent.name / "deeper"
+        side.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, side)
+    shutil.copy(path, tmp_path / "data" / "train" / "stray.wav")
+    data = opened(tmp_path / "data")
+    assert data.classes == ("choir", "drum", "tabla")
+    assert sorted(data.splits) == ["test"] * 6 + ["train"] * 18
+    assert all(f"/{split}/" in file for split, file in zip(data.splits, data.files, strict=True))
+    assert [entry.path.endswith("stray.wav") for entry in data.corpus.skipped] == [True]
+
+
+def test_copies_are_kept_on_one_side_or_told(classes, start, tmp_path):
+    folder = shutil.copytree(classes, tmp_path / "classes")
+    for k in range(4):
+        shutil.copy(folder / "drum" / f"{k}.wav", folder / "drum" / f"copy{k}.wav")
+    for cache_gb in (4.0, 0.0):  # decoded, and as files
+        data = opened(folder, clips={"cache_gb": cache_gb})
+        names = dict(zip((file.rsplit("/", 1)[1] for file in data.files if "drum" in file), data.copies, strict=False))
+        of = {
+            file.rsplit("/", 1)[1]: name for file, name in zip(data.files, data.copies, strict=True) if "drum" in file
+        }
+        assert names
+        assert all(of[f"{k}.wav"] == of[f"copy{k}.wav"] is not None for k in range(4))
+        assert of["5.wav"] is None
+        rounds, _ = make_rounds(
+            data.splits, data.groups, data.files, data.clip_targets(),
+            valid_share=0.3, test_share=0.3, validate=True, copies=data.copies,
+        )  # fmt: skip
+        for side in (rounds[0].train, rounds[0].valid, rounds[0].test):
+            held = {data.files[i].rsplit("/", 1)[1] for i in side if "drum" in data.files[i]}
+            assert all((f"{k}.wav" in held) == (f"copy{k}.wav" in held) for k in range(4))
+    clips = [dataclasses.replace(c, split="test" if "copy" in c.path.name else "train") for c in listed(folder)]
+    report = finetune(Manifest(clips), recipe(choice={"state": "last"}), tmp_path / "run", checkpoint=start)
+    assert any(
+        "4 test clips are recordings that train" in note and "copy0.wav is 0.wav" in note for note in report.notes
+    )
+
+
+def test_silence_is_nobodys_copy(classes, tmp_path):
+    folder = shutil.copytree(classes, tmp_path / "classes")
+    for name in ("drum", "choir"):
+        soundfile.write(folder / name / "silence.wav", np.zeros(8000, np.float32), 16_000)
+    assert not any(opened(folder).copies)
+
+
+@pytest.mark.parametrize(
+    ("clips", "share", "held"), [(8, 0.15, 1), (4, 0.15, 1), (3, 0.15, 1), (2, 0.2, 0), (1, 0.2, 0)]
+)
+def test_small_classes_are_validated_too(clips, share, held):
+    targets = np.repeat(np.eye(5, dtype=np.float32), clips, 0)
+    found = hold_out(np.arange(5 * clips), np.arange(5 * clips), targets, share)
+    np.testing.assert_array_equal(targets[found].sum(0), [held] * 5)
+
+
+def test_classes_that_cannot_be_held_out_are_named():
+    targets = np.eye(3, dtype=np.float32)[[0] * 20 + [1] * 20 + [2] * 2]
+    names = [str(i) for i in range(42)]
+    _, notes = make_rounds(
+        [None] * 42, [None] * 42, names, targets,
+        valid_share=0.15, test_share=0.0, validate=True, classes=("wren", "robin", "crake"),
+    )  # fmt: skip
+    assert notes == [
+        "6 of 42 clips were held out for validation, by groups, classes evenly, but for 1 with too few groups of clips (crake)"
+    ]
+
+
+def test_a_run_that_validates_nothing_is_not_cut_short(classes, start, tmp_path):
+    changes = {"run": {"epochs": 5, "patience": 2}, "clips": {"valid_share": 0.0}}
+    report = finetune(classes, recipe(**changes), tmp_path / "run", checkpoint=start)
+    assert report.rounds[0].epoch == 5
+
+
+def test_changed_labels_are_not_resumed_with(classes, start, tmp_path, monkeypatch):
+    clips = [dataclasses.replace(c, split="test" if c.path.stem in "01" else "train") for c in listed(classes)]
+    finetune(Manifest(clips), recipe(), tmp_path / "run", checkpoint=start)
+    for i in (0, 3):  # of a test clip, and of one that trains
+        other = [*clips]
+        other[i] = dataclasses.replace(clips[i], labels=("tabla",))
+        with pytest.raises(DataError, match="are not those of the saved run"):
+            finetune(Manifest(other), recipe(), tmp_path / "run", checkpoint=start, resume=True)
+    # A state that was not finished does not keep the classifier from being fitted.
+    fitted = []
+    monkeypatch.setattr(finetuning, "start_head", lambda task, device: fitted.append(task))
+    (tmp_path / "killed" / "rounds" / "all" / "checkpoints" / ".unfinished-step-00000001").mkdir(parents=True)
+    finetune(Manifest(clips), recipe(start={"fitted_head": True}), tmp_path / "killed", checkpoint=start, resume="auto")
+    assert len(fitted) == 1
+
+
+def test_means_are_of_the_rounds_that_have_a_score(tmp_path):
+    def tested(name, scores):
+        return RoundResult(name, {}, 1, 1, None, scores, tmp_path)
+
+    rounds = (tested("a", {"mAP": 0.8, "loss": 1.0}), tested("b", {"mAP": float("nan"), "loss": 3.0}))
+    report = FinetuneReport("finished", "mAP", ("x", "y"), rounds, (), None)
+    assert report.scores()["mAP"] == (0.8, None)
+    assert report.scores()["loss"][0] == 2.0
+    (note,) = report.partly_scored()
+    assert note.startswith("mAP is of 1 of 2 rounds")
+
+
+def test_tasks_have_the_names_of_their_data_sets():
+    assert recipe_file("audioset-20k") == recipe_file("audioset20k")
+    assert recipe_file("speech_commands_v1", official=True).stem == "official-speech-commands-v1"

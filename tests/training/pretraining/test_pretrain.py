@@ -1,0 +1,384 @@
+"""Pretraining end to end, on the demo's recordings: recipes, objectives, broken files, processes, resuming, pictures."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import ssamba
+from ssamba.checkpoint import load_checkpoint
+from ssamba.errors import ConfigError, DataError
+from ssamba.model.pretraining import PretrainingModel
+from ssamba.training.pretraining.contrast import gather_views
+from ssamba.training.pretraining.data import open_corpora
+from ssamba.training.pretraining.task import PretrainingTask, pretrain
+from ssamba.training.pretraining.recipe import PretrainRecipe, find_recipe, read_recipe
+from ssamba.training.pretraining.running_scale import RunningScale
+from ssamba.training.task import StepContext
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+SMALL = {
+    "model": {"encoder": {"embed_dim": 24, "depth": 2}},
+    "data": {"crop_s": 1.0, "batch_s": 4.0, "workers": 0, "valid_share": 0.3},
+    "run": {"steps": 4, "log_every": 1, "validate_every": 2, "ema_decay": 0.9},
+    "schedule": {"warmup_steps": 2},
+}
+OURS = {
+    "views": {"count": 2, "longest_s": 0.8},
+    "objectives": {
+        "clip": 1.0,
+        "statistics": 1.0,
+        "profile": 1.0,
+        "texture": 1.0,
+        "units": 1.0,
+        "unit_count": 8,
+        "teacher": 1.0,
+        "clip_dim": 8,
+    },
+    "augmentation": {"gain_db": 6.0, "shift_bins": 2, "formants": 0.2, "pitch": 0.5, "speed": 0.2},
+}
+OFFICIAL = {
+    "model": {"variant": "official", "encoder": {"embed_dim": 24, "depth": 2}},
+    "objectives": {"passes": 2, "encode": "all", "normalise_targets": False},
+    "masking": {"style": "official"},
+}
+
+
+def recipe(*changes):
+    values = json.loads(json.dumps(SMALL))
+    for change in changes:
+        for section, fields in change.items():
+            values[section] = {**values.get(section, {}), **fields}
+    return PretrainRecipe.parse(values, "test")
+
+
+@pytest.fixture
+def recordings(tmp_path, clips):
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    for path in clips:
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_one(path):
+    settings = read_recipe(path)
+    if path.stem.startswith("official"):
+        assert settings.best == "accuracy"
+        assert settings.data.crop == "start"
+        _, size, count = path.stem.split("-")
+        assert settings.model.size == size
+        assert round(512 * settings.masking.ratio) == int(count)
+        assert settings.objectives.passes == 2
+        assert settings.optimiser.clip_norm is None
+        assert settings.run.ema_decay is None
+
+
+@pytest.mark.parametrize(
+    "change", [{}, OURS, OFFICIAL, {"data": {"short_clips": "join"}}], ids=["default", "ours", "official", "join"]
+)
+def test_a_folder_becomes_a_model(recordings, tmp_path, change):
+    report = pretrain([recordings], recipe(change), tmp_path / "run")
+    assert report.stopped == "finished"
+    assert report.step == 4
+    assert report.skipped == 0
+    for count in (250, 300, 400):
+        assert {f"discriminative@{count}", f"generative@{count}", f"accuracy@{count}"} <= report.validation.keys()
+    assert isinstance(load_checkpoint(tmp_path / "run" / "model").model, PretrainingModel)
+    embedding = ssamba.load_model(tmp_path / "run" / "model").embed(next(recordings.iterdir()))
+    assert embedding.clip.shape == (24,)
+
+
+def test_broken_files_are_left_out_and_listed(recordings, tmp_path):
+    for i in range(4):
+        (recordings / f"text{i}.wav").write_text("not audio")
+    whole = next(recordings.glob("*.flac")).read_bytes()
+    (recordings / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    report = pretrain(
+        [recordings], recipe({"data": {"cache_gb": 0.0}, "run": {"steps": None, "epochs": 2}}), tmp_path / "run"
+    )
+    assert report.stopped == "finished"
+    listed = (tmp_path / "run" / "skipped.csv").read_text()
+    for name in ("text0.wav", "text3.wav", "cut.flac"):
+        assert listed.count(name) >= 1, listed
+
+
+def test_a_folder_smaller_than_a_batch_trains_and_scraps_are_named(recordings, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(recordings.iterdir())[:3]:
+        shutil.copy(path, few)
+    soundfile.write(few / "scrap.wav", np.full(300, 0.1), 16_000)  # 19 ms: no frame
+    changes = {
+        "data": {"batch_s": 640.0, "valid_share": 0.0},
+        "objectives": {"statistics": 1.0},
+        "run": {"steps": 2, "picture_every": 1},
+    }
+    report = pretrain([few], recipe(OURS, changes), tmp_path / "run")
+    assert report.step == 2
+    assert report.clips == 6
+    assert "scrap.wav" in (tmp_path / "run" / "skipped.csv").read_text()
+    assert "shorter than one frame" in (tmp_path / "run" / "skipped.csv").read_text()
+
+
+def test_broken_clips_among_those_held_out_are_named(recordings, tmp_path):
+    whole = next(recordings.glob("*.flac")).read_bytes()
+    for i in range(40):
+        (recordings / f"cut{i}.flac").write_bytes(whole[: len(whole) // 2])
+    settings = recipe(
+        {"data": {"cache_gb": 0.0, "valid_share": 0.5}, "run": {"steps": None, "epochs": 2, "validate_every": 1}}
+    )
+    pretrain([recordings], settings, tmp_path / "run")
+    listed = (tmp_path / "run" / "skipped.csv").read_text()
+    assert all(f"cut{i}.flac" in listed for i in range(40))
+
+
+def test_what_is_not_finite_leaves_a_running_scale_as_it_is():
+    scale = RunningScale(3)
+    scale.scaled(torch.randn(8, 3), training=True)
+    before = {name: torch.as_tensor(value).clone() for name, value in scale.state_dict().items()}
+    scale.scaled(torch.full((2, 3), torch.inf), training=True)
+    scale.scaled(torch.zeros(0, 3), training=True)
+    for name, value in scale.state_dict().items():
+        assert torch.equal(torch.as_tensor(value), before[name])
+
+
+def test_wrong_recipes_are_refused_by_name(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('[optimiser]\nlearning_rat = 1e-3\n[model]\nsize = "huge"\n')
+    with pytest.raises(ConfigError, match=r"learning_rate.*") as error:
+        read_recipe(path)
+    assert "huge" in str(error.value)
+    path.write_text("[objectives]\nclip = 1.0\n")
+    with pytest.raises(ConfigError, match=r"views.count = 2"):
+        read_recipe(path)
+    with pytest.raises(ConfigError, match="does not exist"):
+        read_recipe(tmp_path / "none.toml")
+    path.write_text("[objectives\n")
+    with pytest.raises(ConfigError, match="TOML"):
+        read_recipe(path)
+
+
+def test_recipes_are_found_by_name():
+    assert find_recipe("laptop").name == "laptop.toml"
+    with pytest.raises(ConfigError, match="official-tiny-400"):
+        find_recipe("desktop")
+
+
+def losses_of(settings, recordings, training=True):
+    corpora = open_corpora([recordings], settings)
+    task = PretrainingTask(settings, corpora)
+    batch = next(iter(corpora.batches(0, 0, 0, 1)))
+    inputs = task.inputs(batch, torch.device("cpu"), training=training)
+    return task, batch, inputs
+
+
+def test_one_pass_gives_what_two_passes_give_with_the_same_masks(recordings):
+    task, _, inputs = losses_of(recipe({"objectives": {"encode": "all"}}), recordings)
+    with torch.no_grad():
+        _, one = task.losses(task.model, inputs, training=True)
+    two = PretrainingTask(recipe({"objectives": {"encode": "all", "passes": 2}}), task.corpora)
+    two.model.load_state_dict(task.model.state_dict())
+    two.predict = lambda model, inputs, stream, ratio=None: task.predict(model, inputs, "mask", ratio)
+    with torch.no_grad():
+        _, other = two.losses(two.model, inputs, training=True)
+    for name in ("discriminative", "generative"):
+        torch.testing.assert_close(one[name], other[name])
+
+
+def test_a_clips_views_do_not_depend_on_its_batch(recordings):
+    task, batch, inputs = losses_of(recipe(OURS), recordings)
+    count = len(batch)
+    row = count - 1
+    alone = type(batch)(
+        batch.waves[row:, : int(batch.samples[row])],
+        batch.samples[row:],
+        batch.seeds[row:],
+        batch.keys[row:],
+        batch.pieces[row:],
+        batch.labels[row:],
+    )
+    single = task.inputs(alone, torch.device("cpu"), training=True)
+    for view in range(2):
+        length = int(inputs.lengths[view * count + row])
+        assert length == int(single.lengths[view])
+        torch.testing.assert_close(
+            single.features[view, :length], inputs.features[view * count + row, :length], atol=1e-4, rtol=1e-4
+        )
+
+
+def test_a_patchs_unit_is_that_of_its_column_before_augmentation(recordings):
+    changes = (
+        {"model": {"encoder": {"embed_dim": 24, "depth": 2, "patch_size": [64, 4], "patch_stride": [64, 4]}}},
+        OURS,
+    )
+    task, _, inputs = losses_of(recipe(*changes), recordings)
+    assert not torch.equal(inputs.clean, inputs.features)
+    units = task.unit_targets(inputs).view(len(inputs.features), -1, 2)
+    assert torch.equal(units[..., 0], units[..., 1])  # time-major: two rows to a column
+    assert torch.equal(units[..., 0], task.units.units(inputs.clean, inputs.frames)[:, : units.shape[1]])
+    again = PretrainingTask(task.recipe, task.corpora)
+    assert torch.equal(again.units.centres, task.units.centres)
+
+
+def test_a_clean_course_does_not_depend_on_the_augmentation(recordings):
+    changes = (OURS, {"objectives": {"profile": 1.0}, "augmentation": {"gain_db": 20.0, "floor_share": 1.0}})
+    plain, clean = ({"objectives": {"profile_target": target}} for target in ("heard", "clean"))
+    task, _, inputs = losses_of(recipe(*changes, plain), recordings)
+    other = PretrainingTask(recipe(*changes, clean), task.corpora)
+    other.model.load_state_dict(task.model.state_dict())
+    louder = inputs._replace(clean=inputs.clean + 0.1)
+    with torch.no_grad():
+        (_, heard), (_, first), (_, second) = (
+            one.losses(one.model, given, training=False)
+            for one, given in ((task, inputs), (other, inputs), (other, louder))
+        )
+    assert not torch.allclose(heard["profile"], first["profile"])
+    torch.testing.assert_close(first["profile"], second["profile"])
+
+
+def test_a_run_starts_from_another_ones_model(recordings, tmp_path):
+    pretrain([recordings], recipe(), tmp_path / "first")
+    first = load_checkpoint(tmp_path / "first" / "model").model.state_dict()
+    settings = recipe(OURS, {"model": {"start": str(tmp_path / "first" / "model")}})
+    task = PretrainingTask(settings, open_corpora([recordings], settings))
+    for name, value in task.model.encoder.state_dict().items():
+        assert torch.equal(value, first[f"encoder.{name}"])
+
+
+def test_an_empty_share_is_no_loss(recordings):
+    task, batch, _ = losses_of(recipe(OURS), recordings)
+    empty = type(batch)(batch.waves[:0], batch.samples[:0], batch.seeds[:0], (), (), (), (("a", "broken"),))
+    outcome = task.step_loss(task.model, empty, StepContext(0, 0, 0, torch.device("cpu"), "fp32"))
+    assert outcome.loss is None
+    assert outcome.skipped == (("a", "broken"),)
+
+
+def test_partners_are_the_other_view():
+    views = gather_views(torch.arange(6.0)[:, None])
+    assert views.partner.tolist() == [3, 4, 5, 0, 1, 2]
+    assert views.own_share == 1
+
+
+def test_other_recordings_cannot_be_resumed_with(recordings, tmp_path, clips):
+    pretrain([recordings], recipe(), tmp_path / "run")
+    next(recordings.glob("*.flac")).unlink()
+    with pytest.raises(DataError, match="not those of the saved run"):
+        pretrain([recordings], recipe({"run": {"steps": 6}}), tmp_path / "run", resume="auto")
+
+
+def write_toml(path, settings):
+    def value(x):
+        return (
+            '"none"'
+            if x is None
+            else json.dumps(x)
+            if not isinstance(x, dict)
+            else "{" + ", ".join(f"{k} = {value(v)}" for k, v in x.items()) + "}"
+        )
+
+    lines = []
+    for section, fields in settings.model_dump(mode="json", exclude_unset=True).items():
+        if isinstance(fields, dict):
+            lines += [f"[{section}]", *(f"{name} = {value(field)}" for name, field in fields.items())]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def command(recordings, recipe_file, out, processes=None):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes else []
+    return [
+        sys.executable,
+        *torchrun,
+        "-m",
+        "ssamba",
+        "pretrain",
+        str(recordings),
+        "-r",
+        str(recipe_file),
+        "-o",
+        str(out),
+    ]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+
+
+def logged(out, event="train", key="loss"):
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if line.get("event") == event]
+
+
+def test_a_killed_run_resumed_equals_an_uninterrupted_one_bit_for_bit(recordings, tmp_path):
+    settings = recipe(OURS, {"run": {"steps": 12, "checkpoint_every_steps": 2, "validate_every": 100}})
+    file = write_toml(tmp_path / "r.toml", settings)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(recordings, file, whole), env=ENVIRONMENT, check=True, capture_output=True)
+    process = subprocess.Popen(
+        command(recordings, file, killed), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not list((killed / "checkpoints").glob("step-*4")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "model").exists()
+    subprocess.run(command(recordings, file, killed), env=ENVIRONMENT, check=True, capture_output=True)
+    first, second = (load_checkpoint(out / "model").model.state_dict() for out in (whole, killed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert logged(whole) == logged(killed)
+
+
+def test_two_processes_give_the_curve_of_one(recordings, tmp_path):
+    settings = recipe(OURS, {"run": {"steps": 5, "validate_every": 100}})
+    file = write_toml(tmp_path / "r.toml", settings)
+    one, two = tmp_path / "one", tmp_path / "two"
+    subprocess.run(command(recordings, file, one), env=ENVIRONMENT, check=True, capture_output=True)
+    done = subprocess.run(
+        command(recordings, file, two, processes=2), env=ENVIRONMENT, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for key in (
+        "loss",
+        "clip",
+        "statistics",
+        "profile",
+        "texture",
+        "units_seen",
+        "units_hidden",
+        "discriminative",
+        "grad_norm",
+    ):
+        torch.testing.assert_close(
+            torch.tensor(logged(two, key=key)), torch.tensor(logged(one, key=key)), rtol=2e-3, atol=2e-4
+        )
+
+
+def test_what_is_imagined_can_be_seen_and_heard(recordings, tmp_path):
+    pretrain([recordings], recipe({"run": {"steps": 2}}), tmp_path / "run")
+    arguments = [
+        str(next(recordings.glob("*.flac"))),
+        "-c",
+        str(tmp_path / "run" / "model"),
+        "-o",
+        str(tmp_path / "p.png"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "ssamba", "reconstruct", *arguments, "--audio", str(tmp_path / "p.wav")],
+        capture_output=True, text=True, check=False, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    from ssamba.audio.decode import decode
+
+    assert abs(decode(tmp_path / "p.wav")).max() > 0.5
