@@ -28,7 +28,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 # torch alone and first, so that nothing later replaces the build that the constraint file names.
-$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/ssamba/ops/csrc/*)
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/ssamba/ops/cpp/csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "ssamba needs Python 3.10 or later, this is " + sys.version.split()[0])'
 	@echo "== environment: $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \

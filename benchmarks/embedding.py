@@ -24,8 +24,8 @@ import ssamba
 from benchmarks.timing import medians_s, save
 from ssamba.audio.decode import decode
 from ssamba.audio.fbank import fbank
-from ssamba.studies.harness import surroundings, table
 from ssamba.ops import available_backends
+from ssamba.studies.harness import surroundings, table
 
 ROOT = Path(__file__).resolve().parent.parent
 

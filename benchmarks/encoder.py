@@ -30,10 +30,10 @@ from benchmarks.mambapy_blocks import How, blocks_mixer
 from benchmarks.scan import pscan_side
 from benchmarks.timing import disagreement, keep_memory, medians_s, save
 from ssamba.embedder import Embedder
-from ssamba.studies.harness import surroundings, table
 from ssamba.model import SSAMBAEncoder, create_encoder, encoder, mixer
-from ssamba.ops.mixer import compose
 from ssamba.ops.matmul import library, linear
+from ssamba.ops.mixer import compose
+from ssamba.studies.harness import surroundings, table
 
 Row = dict[str, Any]
 INFERENCE = (("tiny", 512), ("tiny", 2048), ("tiny", 8192), ("tiny", 22_000), ("base", 512), ("base", 2048))

@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.timing import disagreement, save
+from ssamba.ops import causal_conv, selective_scan
+from ssamba.ops.triton import launch as triton_launch
 from ssamba.studies.harness import surroundings, table
-from ssamba.ops import (causal_conv, selective_scan)
-from ssamba.ops.triton.operators import launch as triton_launch
 
 PARTS = ("check", "scan", "conv", "encoders", "sweep")
 STATE, TAPS, RANK = 16, 4, 48

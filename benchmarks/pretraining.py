@@ -1,6 +1,6 @@
 """How fast pretraining steps are: `python -m benchmarks.pretraining [--size tiny] [--clips 4]`.
 
-A training step (features, masks, forward, backward, optimiser) on crops of 10.24 s with 400 of 512 patches masked, the
+A training step (features, masks, forward, backward, optimizer) on crops of 10.24 s with 400 of 512 patches masked, the
 same kernels for all: the original's two encoder passes, one shared pass, visible patches only. Sides take turns. And how
 long the trainer waits for data, in a short run on recordings decoded on the fly. The recordings are the demo's. Writes
 benchmarks/results/pretraining.json and pretraining.md.
@@ -23,10 +23,10 @@ from benchmarks.timing import save
 from ssamba.audio.decode import decode
 from ssamba.data.loader import WaveBatch
 from ssamba.studies.harness import surroundings, table, timings_s
+from ssamba.training.optim import build_optimizer
 from ssamba.training.pretraining.data import open_corpora
-from ssamba.training.optim import build_optimiser
-from ssamba.training.pretraining.task import PretrainingTask, pretrain
 from ssamba.training.pretraining.recipe import PretrainRecipe
+from ssamba.training.pretraining.task import PretrainingTask, pretrain
 from ssamba.training.task import StepContext
 
 AUDIO = Path(__file__).resolve().parent.parent / "demo" / "audio"
@@ -79,7 +79,7 @@ def _step(
     )
     task = PretrainingTask(recipe, open_corpora([folder], recipe))
     task.model.train()
-    optimiser = build_optimiser(task.model, recipe.optimiser)
+    optimizer = build_optimizer(task.model, recipe.optimizer)
     wave = torch.from_numpy(_medley(clips)).view(clips, -1)
     samples, seeds = torch.full((clips,), wave.shape[1]), torch.arange(clips)
     names = tuple((str(i),) for i in range(clips))
@@ -87,11 +87,11 @@ def _step(
     context = StepContext(0, 0, 0, torch.device("cpu"), precision)
 
     def step() -> None:
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         outcome = task.step_loss(task.model, batch, context)
         assert outcome.loss is not None
         outcome.loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
 
     return step
 

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.timing import disagreement, keep_memory, medians_s, save
-from ssamba.studies.harness import surroundings, table
 from ssamba.ops import selective_scan
 from ssamba.ops.cpp import extension as cpu_extension
+from ssamba.studies.harness import surroundings, table
 
 STATE, RANK = 16, 12
 COMPARED = ((512, 384), (2048, 384), (512, 1536))

@@ -1,9 +1,9 @@
 """What each change of SSAMBA's structure and objectives brings: `python -m benchmarks.variants --corpus PRETRAIN --suite SUITE`.
 
-Every row is one run of `--minutes` wall time from random weights on the same corpus, with the same optimiser, schedule, crops and
+Every row is one run of `--minutes` wall time from random weights on the same corpus, with the same optimizer, schedule, crops and
 share of masked patches; what the row's name says is all that differs. Held-out figures are those of the run's last
 validation at 300 of 512 masked patches; scores are those of `ssamba evaluate --inner`: inside the suite's training parts, no
-test clip is read. Losses compare only between rows whose targets are the same (patches of one shape, normalised or not).
+test clip is read. Losses compare only between rows whose targets are the same (patches of one shape, normalized or not).
 Writes benchmarks/results/variants.json and variants.md after every row, and leaves out rows that are there already.
 """
 
@@ -23,12 +23,12 @@ import torch
 from benchmarks.timing import RESULTS, save
 from ssamba.embedder import Embedder, load_model
 from ssamba.evaluation import EncoderModel, EvaluateOptions, LogMelStatistics, evaluate, read_suite
-from ssamba.studies.harness import surroundings, table
 from ssamba.model import create_encoder
-from ssamba.training.pretraining.data import Corpora, open_corpora
+from ssamba.studies.harness import surroundings, table
 from ssamba.training.loop import TrainingReport, train
-from ssamba.training.pretraining.task import PretrainingTask
+from ssamba.training.pretraining.data import Corpora, open_corpora
 from ssamba.training.pretraining.recipe import PretrainRecipe
+from ssamba.training.pretraining.task import PretrainingTask
 
 Values = dict[str, Any]
 
@@ -36,8 +36,8 @@ BASE: Values = {
     "model": {"size": "tiny", "variant": "official", "encoder": {}},
     "data": {"crop_s": 3.2, "short_clips": "bucket", "batch_s": 112.0},
     "masking": {"ratio": 300 / 512},
-    "objectives": {"encode": "all", "decoder_depth": 0, "normalise_targets": False},
-    "optimiser": {"learning_rate": 1e-3},
+    "objectives": {"encode": "all", "decoder_depth": 0, "normalize_targets": False},
+    "optimizer": {"learning_rate": 1e-3},
     "schedule": {"kind": "cosine", "warmup_steps": 20},
     "validation_counts": (300,),
     "run": {"precision": "auto", "ema_decay": 0.99, "log_every": 10},
@@ -52,7 +52,7 @@ TIME_MAJOR: Values = {"model": {"encoder": {"patch_order": "time_major"}}}
 MOMENTS: Values = {
     "model": {"encoder": {"patch_order": "time_major", "patch_size": (128, 4), "patch_stride": (128, 4)}}
 }
-NORMALISED: Values = {"objectives": {"normalise_targets": True}}
+NORMALISED: Values = {"objectives": {"normalize_targets": True}}
 TEACHER: Values = {"objectives": {"teacher": 1.0}}
 TWO_VIEWS: Values = {
     "views": {"count": 2, "longest_s": 2.56, "shortest_share": 0.85, "whole_s": 1.0},
@@ -68,7 +68,7 @@ ROWS: dict[str, tuple[Values, ...]] = {
     "(d) visible patches only": (VISIBLE,),
     "(e) time-major": (TIME_MAJOR,),
     "(e2) time-major, tokens of 128 bins x 4 frames": (MOMENTS,),
-    "(f) normalised targets": (NORMALISED,),
+    "(f) normalized targets": (NORMALISED,),
     "(g) teacher": (TEACHER,),
     "a + b + d + e + f": (AVERAGED, ONE_NORM, VISIBLE, TIME_MAJOR, NORMALISED),
     "a + b + d + e2 + f (ssamba2)": (AVERAGED, ONE_NORM, VISIBLE, MOMENTS, NORMALISED),
@@ -131,7 +131,7 @@ def main() -> None:
         own = Corpora(corpora.training, corpora.held_out, recipe)
         with tempfile.TemporaryDirectory() as out:
             started_s = time.perf_counter()
-            report = train(PretrainingTask(recipe, own), recipe.optimiser, recipe.schedule, recipe.run, out)
+            report = train(PretrainingTask(recipe, own), recipe.optimizer, recipe.schedule, recipe.run, out)
             row = _row(report, time.perf_counter() - started_s)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Embed the fourteen recordings in demo/audio, list each one's nearest neighbours, and draw four of them.
+"""Embed the fourteen recordings in demo/audio, list each one's nearest neighbors, and draw four of them.
 
 Run by `make demo`. Everything here goes through the public API; writes build/demo/.
 """
@@ -16,7 +16,7 @@ import ssamba
 from ssamba.audio.collection import find_audio
 from ssamba.library.embed import embed_collection
 from ssamba.library.figures import plot_recordings
-from ssamba.library.search import nearest_neighbours
+from ssamba.library.search import nearest_neighbors
 from ssamba.library.tables import read_embeddings
 
 HERE = Path(__file__).resolve().parent
@@ -40,12 +40,12 @@ def main() -> None:
 
     embeddings = read_embeddings(OUTPUT / "embeddings.npz")
     names = [Path(path).stem for path in embeddings["path"]]
-    neighbours = nearest_neighbours(embeddings["embedding"], count=2)
+    neighbors = nearest_neighbors(embeddings["embedding"], count=2)
     table = Table("recording", "seconds", "nearest", "next")
     for row, name in enumerate(names):
         near = [
             f"{names[other]} ({similarity:+.2f})"
-            for other, similarity in zip(neighbours.indices[row], neighbours.similarity[row], strict=True)
+            for other, similarity in zip(neighbors.indices[row], neighbors.similarity[row], strict=True)
         ]
         table.add_row(name, f"{embeddings['duration_s'][row]:.2f}", *near)
     console.print(table)

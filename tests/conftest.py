@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file
 
@@ -61,3 +64,41 @@ def make_encoder():
 @pytest.fixture(scope="session")
 def embedder() -> Embedder:
     return Embedder(small_encoder(), device="cpu", name="small")
+
+
+def write_table(path: Path, rows) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["clip", "label", "split", "group"])
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="session")
+def suite(clips, tmp_path_factory) -> Path:
+    """Two tasks on pieces of 0.3 to 0.5 s; the label is the kind of recording.
+
+    `drum8`, a name of the open suite's, lies in an archive and is scored by three folds; `kinds` is unpacked, with a
+    training and a test part.
+    """
+    folder: Path = tmp_path_factory.mktemp("suite")
+    (folder / "kinds").mkdir()
+    folds, parts = [], []
+    for path in clips:
+        kind = path.stem.split("_")[0]
+        if kind in ("drum", "misc", "perc"):
+            continue
+        samples = decode(path, sample_rate_hz=16_000)
+        for number, start_s in enumerate((0.0, 0.25, 0.5)):
+            start = round(start_s * 16_000)
+            piece = samples[start : start + round((0.3 + 0.1 * number) * 16_000)]
+            if len(piece) < 1000:
+                piece = samples[:4000]
+            name = f"kinds/{path.stem}_{number}.flac"
+            soundfile.write(folder / name, piece, 16_000)
+            folds.append((name, kind, f"fold{number}", f"{path.stem}{number}"))
+            parts.append((name, kind, "test" if number == 2 else "train", f"{path.stem}{number}"))
+    write_table(folder / "drum8.csv", folds)
+    with tarfile.open(folder / "drum8.tar", "w") as archive:
+        archive.add(folder / "kinds", "kinds")
+    write_table(folder / "kinds.csv", parts)
+    return folder

@@ -219,9 +219,9 @@ def test_load_model_reads_checkpoints_and_says_when_weights_are_random(ssamba_pt
     assert model.embed(medley[:16000]).clip.shape == (32,)
     with pytest.raises(ValueError, match="no classifier"):
         model.logits(medley)
-    with pytest.warns(UserWarning, match="randomly initialised"):
+    with pytest.warns(UserWarning, match="randomly initialized"):
         random = ssamba.load_model(device="cpu")
-    with pytest.warns(UserWarning, match="randomly initialised"):
+    with pytest.warns(UserWarning, match="randomly initialized"):
         again = ssamba.load_model(device="cpu", patch_stride=10)
     assert random.dim == 192
     assert again.encoder.config.rows == 12

@@ -32,7 +32,7 @@ def test_onsets_count_once_each_and_by_label():
     # The dog is near both dogs but is one; the cat is 0.2 s late, which still counts; a dog is no cat; 0.21 s is too late.
     assert matched(truly, found, 0.2) == 2
     assert event_figure(ONSET, [truly], [found]) == pytest.approx(2 * 2 / (4 + 4))
-    # Two found ones that share a neighbour: the greedy choice of the first would lose one.
+    # Two found ones that share a neighbor: the greedy choice of the first would lose one.
     assert (
         matched([Event("a", 1.0, 2.0), Event("a", 1.1, 2.0)], [Event("a", 1.15, 2.0), Event("a", 0.85, 2.0)], 0.2) == 2
     )

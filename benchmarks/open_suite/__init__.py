@@ -1,4 +1,4 @@
-"""The open suite of labelled tasks, rebuilt from Debian's packages."""
+"""The open suite of labeled tasks, rebuilt from Debian's packages."""
 
 from benchmarks.open_suite.build import BuiltSuite, build_suite
 from benchmarks.open_suite.tasks import OPEN_TASKS

@@ -4,7 +4,7 @@
 
 Formats: Qt's rcc writes a tree of nodes, names and contents (qtbase, src/tools/rcc/rcc.cpp: `writeHeader`,
 `writeDataInfo`, `writeDataName`), big-endian. A .cat is a table of (offset, size), little-endian, of RIFF files, each
-with its name before it (OpenTTD's NewGRF specification, sample catalogues).
+with its name before it (OpenTTD's NewGRF specification, sample catalogs).
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssamba.audio.collection import Skipped, write_skipped
 from benchmarks.open_suite.debs import Deb, fetch_deb, find_debs
 from benchmarks.open_suite.instruments import FONTS, notes, play_font
 from benchmarks.open_suite.programs import PROGRAMS, missing_programs
@@ -23,6 +22,7 @@ from benchmarks.open_suite.tasks import OPEN_TASKS, OpenTask, chosen, counted, i
 from benchmarks.open_suite.unpack import unpack
 from benchmarks.open_suite.words import utterances
 from benchmarks.open_suite.write import Source, Written, write_task
+from ssamba.audio.collection import Skipped, write_skipped
 from ssamba.errors import DataError, MissingExtraError
 from ssamba.files import write_atomically
 
@@ -215,8 +215,8 @@ def _counted(task: OpenTask, sources: Sequence[Source]) -> list[Source]:
 
 def _write_packages(folder: Path, found: dict[str, Deb]) -> None:
     lines = [
-        "What this suite is made of: packages of Debian, their versions, and where in each its licence stands.",
-        "Licences differ; some recordings must not be passed on without them.",
+        "What this suite is made of: packages of Debian, their versions, and where in each its license stands.",
+        "Licenses differ; some recordings must not be passed on without them.",
         "",
     ]
     for task in OPEN_TASKS.values():

@@ -19,10 +19,10 @@ import numpy as np
 import soundfile
 import soxr
 
-from ssamba.audio.readers import Samples
 from benchmarks.open_suite.labels import Label
 from benchmarks.open_suite.programs import run_to_file
 from benchmarks.open_suite.sounds import RATE_HZ
+from ssamba.audio.readers import Samples
 from ssamba.errors import DataError
 from ssamba.files import write_atomically
 

@@ -1,6 +1,6 @@
 """The six tasks of the open suite: which packages and programs each takes, and how its clips come about.
 
-Recorded tasks label the files of packages by their paths (`labels.py`); `kws35` and `instr_family` are synthesised
+Recorded tasks label the files of packages by their paths (`labels.py`); `kws35` and `instr_family` are synthesized
 (`words.py`, `instruments.py`). Where there are more candidates than a balanced task of this size needs, `chosen.txt.gz`
 says which are its clips, so that the suite is the same everywhere; it holds one line `TASK<tab>NAME` for each, where
 NAME is `PACKAGE/PATH`, `VOICE/WORD_TAKE` or `FONT/PROGRAM_PITCH`. A line `TASK<tab>PACKAGE<tab>LABEL<tab>COUNT` instead says
@@ -36,7 +36,7 @@ class OpenTask:
     longest_s: float = 4.0
     """Longer recordings are cut."""
     rule: labels.Rule | None = None
-    """What its recordings are of; None: it is synthesised."""
+    """What its recordings are of; None: it is synthesized."""
     clips: int = 0
     """That it has with Debian 12's packages."""
 

@@ -1,4 +1,4 @@
-"""`kws35`: the 35 words of Speech Commands, spoken by every free synthesiser of Debian.
+"""`kws35`: the 35 words of Speech Commands, spoken by every free synthesizer of Debian.
 
 espeak-ng's variants are for training, each with one accent, and speed and pitch drawn for each clip; the voices of flite
 and festival are for the test, at two speeds. The draws follow from a seed and a list of espeak-ng 1.51's variants, so

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssamba.audio.collection import Skipped
-from ssamba.audio.readers import Samples
 from benchmarks.open_suite.instruments import Note, cut_note
 from benchmarks.open_suite.labels import Label
 from benchmarks.open_suite.sounds import as_clip, as_opus, digest, read_clip
 from benchmarks.open_suite.words import Utterance
+from ssamba.audio.collection import Skipped
+from ssamba.audio.readers import Samples
 from ssamba.errors import AudioDecodeError, DataError, WorkerDiedError
 from ssamba.files import write_atomically
 from ssamba.worker_pool import map_in_processes

@@ -66,12 +66,12 @@ def candidates(wheels: Path | None, seeds: Sequence[int]) -> Iterator[Candidate]
 
 def _log_mel() -> tuple[ClipModel, Sequence[str], dict[str, Any]]:
     how = "64 bands: means, deviations, deviations of differences over time"
-    return LogMelStatistics(), ["final.mean"], {"kind": "ours", "licence": _OURS, "how": how}
+    return LogMelStatistics(), ["final.mean"], {"kind": "ours", "license": _OURS, "how": how}
 
 
 def _own(model: Any) -> tuple[ClipModel, Sequence[str], dict[str, Any]]:
     parameters = parameters_of(model.embedder.encoder)
-    about = {"kind": "ours", "licence": _OURS, "how": "whole clips, padding=patch", "parameters": parameters}
+    about = {"kind": "ours", "license": _OURS, "how": "whole clips, padding=patch", "parameters": parameters}
     return model, ours.views_of(model), about
 
 
@@ -79,7 +79,7 @@ def _peer(peer: Peer, wheels: Path | None) -> tuple[ClipModel, Sequence[str], di
     if wheels is None:
         raise PeerError(f"{peer.name} needs --wheels")
     model, parameters = peer.model(wheels)
-    about = {"kind": "peer", "licence": peer.licence, "how": peer.how, "parameters": parameters}
+    about = {"kind": "peer", "license": peer.license, "how": peer.how, "parameters": parameters}
     return model, ["final.mean"], {**about, "measured": {"runtimes": peer.runtimes()}}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.peers.peer import Loaded, Peer, centred, float32_weights, import_from, windows
+from benchmarks.peers.peer import Loaded, Peer, centered, float32_weights, import_from, windows
 from ssamba.evaluation.caching import Array
 
 
@@ -27,7 +27,7 @@ def load(folder: Path) -> Loaded:
     network.onnx_sess = runtime.InferenceSession(str(weights), options, providers=["CPUExecutionProvider"])
 
     def embed(wave: Array) -> Array:
-        parts = windows(centred(wave, samples), samples, samples // 2)
+        parts = windows(centered(wave, samples), samples, samples // 2)
         vector: Array = np.mean([network.audioToVector(part)[0] for part in parts], axis=0)
         return vector
 
@@ -38,7 +38,7 @@ PEER = Peer(
     package="efficientword-net",
     version="1.0.5",
     sample_rate_hz=16_000,
-    licence="Apache-2.0",
+    license="Apache-2.0",
     how="shorter clips in the middle of 1.5 s; windows of 1.5 s overlapping by half, their mean",
     needs=("onnxruntime",),
     load=load,

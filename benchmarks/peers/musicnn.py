@@ -34,14 +34,14 @@ class Musicnn(nn.Module):
     def __init__(self, variables: dict[str, Array]):
         """Args: the checkpoint's variables."""
         super().__init__()
-        self.normalise = _norm(variables, 0)
+        self.normalize = _norm(variables, 0)
         # Two filters over frequency (timbre), three over time (tempo), three dense layers in the middle.
         self.convolutions = nn.ModuleList(_convolution(variables, number) for number in range(8))
         self.norms = nn.ModuleList(_norm(variables, number + 1) for number in range(8))
 
     def forward(self, bands: Tensor) -> Tensor:
         """From log-mel bands (B, T, M) to maxima and means of the features, (B, 2 C)."""
-        image = self.normalise(bands[:, None])
+        image = self.normalize(bands[:, None])
         front = [self._layer(image, number).amax(3) for number in range(5)]
         features = [torch.cat(front, 1)]
         for number in range(5, 8):
@@ -52,7 +52,7 @@ class Musicnn(nn.Module):
         return torch.cat((everything.amax(2), everything.mean(2)), 1)
 
     def _layer(self, image: Tensor, number: int) -> Tensor:
-        """Convolution of the same length in time, ReLU, normalisation: (B, 1, T, M) to (B, C, T, M')."""
+        """Convolution of the same length in time, ReLU, normalization: (B, 1, T, M) to (B, C, T, M')."""
         convolution: Any = self.convolutions[number]
         frames = convolution.kernel_size[0]
         image = F.pad(image, (0, 0, (frames - 1) // 2, frames // 2))
@@ -112,7 +112,7 @@ PEER = Peer(
     package="musicnn",
     version="0.1.0",
     sample_rate_hz=_RATE_HZ,
-    licence="ISC",
+    license="ISC",
     how="MSD_musicnn; parts of 3 s, shorter clips whole; means and maxima of its features, their mean",
     needs=("librosa",),
     load=load,

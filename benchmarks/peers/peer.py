@@ -51,7 +51,7 @@ class Peer:
     """The version that is scored."""
     sample_rate_hz: int
     """The rate it wants."""
-    licence: str
+    license: str
     """Of its code and weights."""
     how: str
     """What becomes of a clip, in one line."""
@@ -117,8 +117,8 @@ def unpacked(wheels: Path, package: str, version: str) -> Path:
     folder = wheels / f"{package}-{version}"
     if folder.is_dir():
         return folder
-    wanted = f"{_normalised(package)}-{version}-"
-    wheel = next((path for path in sorted(wheels.glob("*.whl")) if _normalised(path.name).startswith(wanted)), None)
+    wanted = f"{_normalized(package)}-{version}-"
+    wheel = next((path for path in sorted(wheels.glob("*.whl")) if _normalized(path.name).startswith(wanted)), None)
     if wheel is None:
         raise PeerError(
             f"{package} {version} is not in {wheels}: pip download --no-deps {package}=={version} -d {wheels}"
@@ -134,7 +134,7 @@ def unpacked(wheels: Path, package: str, version: str) -> Path:
     return folder
 
 
-def _normalised(name: str) -> str:
+def _normalized(name: str) -> str:
     """As wheels are named: `efficientword-net` is `efficientword_net-1.0.5-...whl`."""
     return re.sub(r"[-_.]+(?=[a-z])", "-", name.lower())
 
@@ -163,7 +163,7 @@ def filled(wave: Array, samples: int) -> Array:
     return np.pad(wave, (0, max(0, samples - len(wave))))
 
 
-def centred(wave: Array, samples: int) -> Array:
+def centered(wave: Array, samples: int) -> Array:
     """The clip (S,) in the middle of silence of so many samples, if it is shorter."""
     missing = max(0, samples - len(wave))
     return np.pad(wave, (missing // 2, missing - missing // 2))

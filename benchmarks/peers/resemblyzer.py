@@ -31,8 +31,8 @@ PEER = Peer(
     package="resemblyzer",
     version="0.1.4",
     sample_rate_hz=16_000,
-    licence="Apache-2.0",
-    how="its volume, no voice detection; parts of 1.6 s, their mean, normalised (embed_utterance)",
+    license="Apache-2.0",
+    how="its volume, no voice detection; parts of 1.6 s, their mean, normalized (embed_utterance)",
     needs=("librosa", "webrtcvad-wheels"),
     load=load,
 )

@@ -16,9 +16,9 @@ from typing import Any
 from ssamba.evaluation import EvaluateOptions, Scorecard
 from ssamba.evaluation.evaluate import Row
 from ssamba.evaluation.figures import plot_scorecard
-from ssamba.metrics.classification import Interval
 from ssamba.evaluation.reference import ReferenceRow, reference_rows
 from ssamba.files import write_atomically
+from ssamba.metrics.classification import Interval
 from ssamba.studies.harness import table
 
 KINDS = ("ours", "fine-tuned", "peer")
@@ -42,7 +42,7 @@ class Line:
     """By task, and under `mean`: 95 % over test clips."""
     how: str
     """What becomes of a clip."""
-    licence: str = ""
+    license: str = ""
     """Of code and weights."""
     parameters: int | None = None
     """Weights that the embedding uses; None for a formula."""
@@ -153,7 +153,7 @@ def text(content: Content) -> str:
     parts = [f"Accuracy, linear probe, test clips.\n\n{table(columns, rows)}"]
     if differing := _differences(content, tasks):
         parts.append(f"Measured minus quoted with the suite.\n\n{table(['model', *tasks, MEAN], differing)}")
-    parts.append(table(["model", "what becomes of a clip", "licence", "measured"], _about(content)))
+    parts.append(table(["model", "what becomes of a clip", "license", "measured"], _about(content)))
     if content.missing:
         parts.append(table(["not measured", "why"], [list(pair) for pair in content.missing.items()]))
     return "\n\n".join(parts)
@@ -195,7 +195,7 @@ def _about(content: Content) -> list[list[str]]:
         runtimes = ", ".join(f"{name} {version}" for name, version in seen.get("runtimes", {}).items())
         machine = f"{seen.get('processor', '')}, {seen.get('threads', '?')} thread(s), torch {seen.get('torch', '?')}"
         where = "; ".join(part for part in (seen.get("date", ""), machine, runtimes) if part)
-        rows[line.name] = [line.name, line.how, line.licence, where]
+        rows[line.name] = [line.name, line.how, line.license, where]
     return list(rows.values())
 
 

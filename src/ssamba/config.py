@@ -17,11 +17,21 @@ from ssamba.errors import ConfigError
 
 C = TypeVar("C", bound="Config")
 
+RENAMED_KEYS = {"normalise_targets": "normalize_targets", "optimiser": "optimizer"}
+"""Spellings that stand in written checkpoints, recipes and saved states, and today's."""
+
 
 class Config(BaseModel):
     """Base of every configuration: immutable, closed to unknown keys, with a digest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_spellings(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and not RENAMED_KEYS.keys().isdisjoint(values):
+            return {RENAMED_KEYS.get(key, key): value for key, value in values.items()}
+        return values
 
     @classmethod
     def parse(cls: type[C], values: Mapping[str, Any], source: str) -> C:
@@ -74,7 +84,7 @@ class Config(BaseModel):
 
 
 class FrontEndConfig(Config):
-    """From waveform to normalised log-mel features; the default is the official SSAMBA front end."""
+    """From waveform to normalized log-mel features; the default is the official SSAMBA front end."""
 
     sample_rate_hz: int = Field(16_000, gt=0)
     """Rate that recordings are resampled to."""
@@ -87,7 +97,7 @@ class FrontEndConfig(Config):
     frame_ms: float = Field(25.0, gt=0)
     """Length of an analysis frame."""
     shift_ms: float = Field(10.0, gt=0)
-    """Distance between the starts of neighbouring frames."""
+    """Distance between the starts of neighboring frames."""
     mean: float = -4.2677393
     """Mean of the log-mel values over the training corpus (AudioSet's is the default)."""
     std: float = Field(4.5689974, gt=0)
@@ -128,7 +138,7 @@ class FrontEndConfig(Config):
 
     @property
     def silent_feature(self) -> float:
-        """The normalised value of a log-mel of zero, which is what the original pads with."""
+        """The normalized value of a log-mel of zero, which is what the original pads with."""
         return (0.0 - self.mean) / (2 * self.std)
 
 
@@ -333,8 +343,8 @@ class PretrainingConfig(Config):
     decoder gets mask tokens for the rest."""
     decoder_depth: int = Field(0, ge=0)
     """Blocks of the decoder, alternating in direction; `visible` needs at least one."""
-    normalise_targets: bool = False
-    """Whether the values of each target patch are brought to mean 0 and variance 1 (MAE's local normalisation)."""
+    normalize_targets: bool = False
+    """Whether the values of each target patch are brought to mean 0 and variance 1 (MAE's local normalization)."""
     clip_dim: int = Field(0, ge=0)
     """Outputs of the projection of the clip vector that the clip objective compares; 0 is none."""
     statistics: bool = False

@@ -29,7 +29,7 @@ from ssamba.model.create import build_encoder, encoder_config
 from ssamba.model.heads import Classifier
 from ssamba.model.tokens import PatchEncoder
 from ssamba.model.windows import Window
-from ssamba.recording import ClassifiedRecording, Embedding, EmbedOptions, LabelledRecording, Recording
+from ssamba.recording import ClassifiedRecording, Embedding, EmbedOptions, LabeledRecording, Recording
 
 __all__ = ["EmbedOptions", "Embedder", "Embedding", "load_model"]
 
@@ -46,7 +46,7 @@ class Embedder:
     """A model with its front end, ready to embed recordings.
 
     Attributes:
-        encoder: the encoder (a `torch.nn.Module` from normalised features to tokens).
+        encoder: the encoder (a `torch.nn.Module` from normalized features to tokens).
         classifier: the classifier, for checkpoints that have one, else None.
         front_end: how waveforms become features.
         report: what was loaded and what was left out; None when the model was made in place.
@@ -250,11 +250,11 @@ class Embedder:
                 f"{self.name} reads its prefix token, which stands for the whole clip: ask for whole clips"
             )
         options = EmbedOptions(padding=head.config.padding)
-        kind = LabelledRecording if per_label else ClassifiedRecording
+        kind = LabeledRecording if per_label else ClassifiedRecording
         yield from self._stream(items, sample_rate, options, lambda key: kind(key, head, self.front_end))
 
     def features(self, source: Source, sample_rate: int | None = None) -> Tensor:
-        """The normalised log-mel features of one recording, (T, M), on the CPU; arguments and errors as `embed`."""
+        """The normalized log-mel features of one recording, (T, M), on the CPU; arguments and errors as `embed`."""
         recording = Recording(None, self.encoder.config, self.front_end, EmbedOptions())
         return torch.cat([block.cpu() for block in self._feature_blocks(source, sample_rate, recording)])
 
@@ -362,7 +362,7 @@ def load_model(
         return Embedder(load_bundled(patch_stride), front_end, device=device, name="ssamba2-tiny")
     if source is None:
         warnings.warn(
-            "this installation of ssamba came without its weights: this model is randomly initialised (tiny, seed "
+            "this installation of ssamba came without its weights: this model is randomly initialized (tiny, seed "
             f"{_SEED}). Give the path of a checkpoint for embeddings that mean something.",
             stacklevel=2,
         )

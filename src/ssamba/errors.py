@@ -32,7 +32,7 @@ class WorkerDiedError(SsambaError, RuntimeError):
 
 
 class SuiteError(SsambaError, ValueError):
-    """A suite of labelled tasks is missing, or its tables do not fit; the message names the file."""
+    """A suite of labeled tasks is missing, or its tables do not fit; the message names the file."""
 
 
 class BackendUnavailableError(SsambaError, RuntimeError):

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ssamba.errors import MissingExtraError
-from ssamba.evaluation.caching import Array
+from ssamba.metrics.ranking import Array
 
 _GRACE_MS = 0.0001  # an event's end still belongs to it
 _SLACK_S = 1e-9  # a tolerance holds for times whose difference is not exact in binary

@@ -1,7 +1,7 @@
 """A recording on its way through a model: how it is cut into windows, and what its windows' tokens become.
 
 What they become is an `Embedding` (`Recording`), one answer of a classifier (`ClassifiedRecording`), or an answer for
-each second (`LabelledRecording`). The embedder runs the windows of many recordings together.
+each second (`LabeledRecording`). The embedder runs the windows of many recordings together.
 
 Shapes: S samples, T frames, M mel bins, P prefix tokens, L patch tokens, K columns (time steps of the patch grid, T'
 elsewhere), D channels.
@@ -46,7 +46,7 @@ class Embedding:
     frames: Tensor
     """One vector for each time step, (K, D)."""
     times_s: Tensor
-    """Centre of each time step (K,), in seconds from the start of the recording."""
+    """Center of each time step (K,), in seconds from the start of the recording."""
     duration_s: float
     """Length of the recording."""
 
@@ -104,7 +104,7 @@ class ClassifiedRecording(Recording[Key]):
         return _finite(self.total / self.columns)
 
 
-class LabelledRecording(ClassifiedRecording[Key]):
+class LabeledRecording(ClassifiedRecording[Key]):
     """One recording on its way to an answer for each of its stretches, a second or what the classifier learned."""
 
     def __init__(self, key: Key, head: Classifier, front_end: FrontEndConfig):
@@ -144,7 +144,7 @@ def _finite(logits: Tensor) -> Tensor | ValueError:
 
 
 def centres_s(columns: int, duration_s: float, config: BaseEncoderConfig, front_end: FrontEndConfig) -> Tensor:
-    """Centre of each column's stretch of audio, cut at the recording's end."""
+    """Center of each column's stretch of audio, cut at the recording's end."""
     shift_s = front_end.shift_samples / front_end.sample_rate_hz
     span_s = (config.patch_size[1] - 1) * shift_s + front_end.frame_samples / front_end.sample_rate_hz
     start_s = torch.arange(columns, dtype=torch.float64) * (config.patch_stride[1] * shift_s)

@@ -252,7 +252,7 @@ def test_channels_are_averaged(channels, form, subtype, clip, tmp_path):
 def test_healthy_files_of_any_length_raise_no_alarm(name, clip, tmp_path):
     for n in (1, 2, 3, 100, 575, 576, 577, 1152, 1153, 4095, 4097, 20001):
         if n < 5000 and name in ("a.m4a", "slow.m4a", "a.aac", "a.ts", "a.ac3"):
-            continue  # FFmpeg does not recognise these by one or two frames
+            continue  # FFmpeg does not recognize these by one or two frames
         got = decode(make(tmp_path, name, clip[50000 : 50000 + n]))
         rate_hz = FORMATS[name][2] if name in FORMATS else AV_FORMATS[name][2]
         assert len(got) >= max(1, math.floor(n * 16000 / rate_hz))
@@ -476,7 +476,7 @@ def test_flac_damaged_in_the_middle_keeps_what_comes_before(clip, tmp_path):
         ("zeros.wav", bytes(5000), "zero bytes"),
         ("riff.wav", b"RIFF\0\0\0\0WAVE", "looks like a WAV file, but its header is damaged"),
         ("flac.flac", b"fLaC" + bytes(100), "looks like a FLAC file, but its header is damaged"),
-        ("random.dat", np.random.default_rng(0).bytes(5000), "no format that could be recognised"),
+        ("random.dat", np.random.default_rng(0).bytes(5000), "no format that could be recognized"),
         ("tag.mp3", b"ID3\3\0\0\0\0\0\0" + b"abc" * 100, "looks like an MP3 file"),
         ("no_samples.wav", wav(b""), "holds no audio: its header is valid"),
         ("no_samples_list.wav", wav(b"", tail=b"LIST" + struct.pack("<I", 4) + b"INFO"), "holds no audio"),

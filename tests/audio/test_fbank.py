@@ -102,7 +102,7 @@ def test_gradients_reach_through_a_call_that_cached_its_constants_in_inference_m
     assert torch.isfinite(waveform.grad).all()
 
 
-def test_normalisation_is_the_official_one(medley):
+def test_normalization_is_the_official_one(medley):
     waveform = torch.from_numpy(medley[:8000])
     torch.testing.assert_close(log_mel(waveform), (fbank(waveform) + 4.2677393) / (2 * 4.5689974))
 

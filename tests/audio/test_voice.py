@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ssamba.audio.decode import decode
-from ssamba.audio.fbank import fbank, hertz_to_mel, mel_band, mel_centres, mel_matrix
+from ssamba.audio.fbank import fbank, hertz_to_mel, mel_band, mel_centers, mel_matrix
 from ssamba.audio.voice import change_speed, change_voice, factors
 from ssamba.config import FrontEndConfig
 
@@ -29,8 +29,8 @@ def seed_of(stream, most, wanted):
 
 def lines(features):
     """Mean over frames between 300 and 1,500 Hz, without its level."""
-    centres = mel_centres(FrontEndConfig())
-    x = features[0].mean(0)[(centres > 300) & (centres < 1500)]
+    centers = mel_centers(FrontEndConfig())
+    x = features[0].mean(0)[(centers > 300) & (centers < 1500)]
     return x - x.mean()
 
 
@@ -42,12 +42,12 @@ def test_centres_are_where_the_filters_peak():
     config = FrontEndConfig()
     low, step = mel_band(config)
     torch.testing.assert_close(
-        hertz_to_mel(mel_centres(config)), low + (torch.arange(128) + 1) * step, atol=2e-3, rtol=0
+        hertz_to_mel(mel_centers(config)), low + (torch.arange(128) + 1) * step, atol=2e-3, rtol=0
     )
     filters = mel_matrix(config)[:, 60:]  # wide enough to hold several bins of the transform
     hertz = torch.arange(len(filters)) * RATE_HZ / 512
     middles = (filters * hertz[:, None]).sum(0) / filters.sum(0)
-    assert float((middles - mel_centres(config)[60:]).abs().max()) < RATE_HZ / 512
+    assert float((middles - mel_centers(config)[60:]).abs().max()) < RATE_HZ / 512
 
 
 def test_factors_are_even_in_both_directions():

@@ -12,7 +12,7 @@ import torch
 from benchmarks.peers import __main__ as command
 from benchmarks.peers.birdnet import chunks
 from benchmarks.peers.musicnn import Musicnn, parts
-from benchmarks.peers.peer import Loaded, Peer, PeerError, centred, filled, unpacked, windows
+from benchmarks.peers.peer import Loaded, Peer, PeerError, centered, filled, unpacked, windows
 from benchmarks.peers.scorecard import Content, Line, card_of, lines_of, merged, read, save, text
 from benchmarks.peers.tensorflow_checkpoint import read_checkpoint
 
@@ -76,8 +76,8 @@ def _fail(folder):
 def test_clips_are_cut_and_filled_as_peers_want_them():
     wave = np.arange(1, 11)
     assert list(filled(wave[:3], 5)) == [1, 2, 3, 0, 0]
-    assert list(centred(wave[:3], 6)) == [0, 1, 2, 3, 0, 0]
-    assert len(centred(wave, 6)) == 10
+    assert list(centered(wave[:3], 6)) == [0, 1, 2, 3, 0, 0]
+    assert len(centered(wave, 6)) == 10
     assert [list(part) for part in windows(wave[:5], 4, 2)] == [[1, 2, 3, 4], [2, 3, 4, 5]]
     assert [int(part[0]) for part in windows(wave, 4, 2)] == [1, 3, 5, 7]
     assert len(windows(wave[:4], 4, 2)) == 1

@@ -66,10 +66,10 @@ def test_names_that_are_not_utf8_survive_or_are_refused(tmp_path):
 
 
 def test_hand_written_csv_and_the_originals_json(tmp_path):
-    (tmp_path / "m.csv").write_text("﻿path,start,label,licence\na.wav,1.5,dog; rain,CC0\nb.wav,,,\n", encoding="utf-8")
+    (tmp_path / "m.csv").write_text("﻿path,start,label,license\na.wav,1.5,dog; rain,CC0\nb.wav,,,\n", encoding="utf-8")
     manifest = read_manifest(tmp_path / "m.csv")
     assert manifest[0] == Clip(tmp_path / "a.wav", 1.5, None, ("dog", "rain"))
-    assert manifest.notes == ("columns ignored: licence",)
+    assert manifest.notes == ("columns ignored: license",)
     assert manifest.labels == ("dog", "rain")
     assert manifest.hours is None
     (tmp_path / "o.json").write_text(

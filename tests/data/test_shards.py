@@ -27,12 +27,12 @@ def manifest(clips, tmp_path):
     broken = tmp_path / "cut.flac"
     broken.write_bytes(clips[0].read_bytes()[:5000])
     found, _ = scan_folder(clips)
-    labelled = [
+    labeled = [
         Clip(clip.path, 0.0, clip.duration_s, (clip.path.stem, "demo"), "train", None)
         for clip in found
         if clip.duration_s
     ]
-    return Manifest([*labelled, Clip(broken, 0.0, 2.0), Clip(tmp_path / "absent.wav", 0.0, 1.0)])
+    return Manifest([*labeled, Clip(broken, 0.0, 2.0), Clip(tmp_path / "absent.wav", 0.0, 1.0)])
 
 
 def contents(folder):

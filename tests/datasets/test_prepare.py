@@ -13,9 +13,7 @@ import pytest
 from ssamba.cli import prepare as command
 from ssamba.data.corpus import open_corpus
 from ssamba.data.manifest import read_manifest
-from ssamba.datasets import (RECIPES, find_recipe, write_prepared)
-from ssamba.datasets import prepare
-from ssamba.datasets import registry
+from ssamba.datasets import RECIPES, find_recipe, prepare, registry, write_prepared
 from ssamba.datasets.checksums import verify_archives
 from ssamba.errors import DataError, DatasetStructureError
 

@@ -69,7 +69,7 @@ def test_scenes_hold_each_clip_once_where_the_manifest_says(tmp_path, sound):
         assert (part.split, part.group) == ("fold1", "fold1")
     assert list(ends.values()) == [60.0, 10.0]
     assert sorted(map(len, found.values())) == [1] * 9 + [2]
-    assert list(found) != [f"class {i}" for i in range(10)], "shuffled, for varied neighbours"
+    assert list(found) != [f"class {i}" for i in range(10)], "shuffled, for varied neighbors"
     for i, length in enumerate(lengths):
         piece, expected = np.concatenate(found[f"class {i}"]), decode(clips[i].path)
         assert len(piece) == np.ceil(length) * 16_000

@@ -12,10 +12,10 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from ssamba.evaluation import EvaluateOptions, LogMelStatistics, evaluate
 from ssamba.evaluation.details import accuracy_intervals, class_scores, confusion
 from ssamba.evaluation.figures import plot_scorecard, write_details
-from ssamba.metrics.classification import accuracy, bootstrap_interval
 from ssamba.evaluation.probe import RoundResult
 from ssamba.evaluation.reference import reference_rows
 from ssamba.evaluation.suite import OPEN_SUITE, read_suite
+from ssamba.metrics.classification import accuracy, bootstrap_interval
 
 
 @pytest.fixture(scope="module")

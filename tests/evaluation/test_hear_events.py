@@ -17,11 +17,11 @@ from ssamba.audio.decode import decode
 from ssamba.embedder import Embedder
 from ssamba.errors import AudioDecodeError, SuiteError
 from ssamba.evaluation import EncoderModel, EvaluateOptions, FunctionModel, LogMelStatistics, evaluate, read_suite
-from ssamba.events import Event, Smoothing, event_figure, find_events, moment_targets
 from ssamba.evaluation.figures import write_details
 from ssamba.evaluation.multilabel import EventRows, EventsResult
 from ssamba.evaluation.probe import C_GRID
 from ssamba.evaluation.suite import read_waves
+from ssamba.events import Event, Smoothing, event_figure, find_events, moment_targets
 
 RATE = 16_000
 LABELS = ("drum", "tabla")
@@ -203,7 +203,7 @@ def test_notes_in_folds_with_their_own_smoothing(sounds, tmp_path):
 
 
 @pytest.fixture
-def labelled(sounds, tmp_path):
+def labeled(sounds, tmp_path):
     """As FSD50K: whole recordings with any number of labels."""
     generator = np.random.default_rng(0)
     parts = {}
@@ -222,24 +222,24 @@ def labelled(sounds, tmp_path):
     return folder
 
 
-def test_several_labels_are_scored_by_map(labelled):
-    (task,) = read_suite(labelled)
+def test_several_labels_are_scored_by_map(labeled):
+    (task,) = read_suite(labeled)
     assert (task.kind, task.figures, task.classes) == ("multi", ("mAP", "mAUC", "d_prime"), LABELS)
     assert task.valid.sum() == 8
     card = evaluate(LogMelStatistics(), [task])
     assert card.best().scores[task.name] > 0.85
-    metadata = json.loads((labelled / "task_metadata.json").read_text())
-    (labelled / "task_metadata.json").write_text(json.dumps({**metadata, "evaluation": ["aucroc", "mAP"]}))
-    assert read_suite(labelled)[0].figures == ("mAUC", "mAP", "d_prime")
-    (labelled / "labelvocabulary.csv").unlink()
-    assert read_suite(labelled)[0].classes == LABELS
+    metadata = json.loads((labeled / "task_metadata.json").read_text())
+    (labeled / "task_metadata.json").write_text(json.dumps({**metadata, "evaluation": ["aucroc", "mAP"]}))
+    assert read_suite(labeled)[0].figures == ("mAUC", "mAP", "d_prime")
+    (labeled / "labelvocabulary.csv").unlink()
+    assert read_suite(labeled)[0].classes == LABELS
 
 
-def test_events_whose_figures_are_unknown_are_left_out_with_the_reason(events, labelled):
-    other = labelled.parent / "seld"
+def test_events_whose_figures_are_unknown_are_left_out_with_the_reason(events, labeled):
+    other = labeled.parent / "seld"
     write_task(other, {}, **{**DCASE, "evaluation": ["segment_1s_seld", "segment_1s_er"]})
     heard = []
-    tasks = read_suite(labelled.parent, None, lambda *note: heard.append(note))
+    tasks = read_suite(labeled.parent, None, lambda *note: heard.append(note))
     assert [task.name for task in tasks] == ["fsd50k-v1.0-full"]
     assert heard[0][0] == "seld"
     assert "segment_1s_seld" in heard[0][1]
@@ -306,7 +306,7 @@ def test_a_recording_on_both_sides_is_refused(sounds, tmp_path):
     assert len(read_suite(folder)[0].clips) == 5
 
 
-def test_the_command_scores_a_folder_of_tasks(events, labelled, tmp_path):
+def test_the_command_scores_a_folder_of_tasks(events, labeled, tmp_path):
     card = tmp_path / "card.json"
     command = [sys.executable, "-m", "ssamba", "evaluate", "logmel", "--suite", "hear", "--no-cache"]
     options = ["--suite-dir", events.parent, "--json", card]

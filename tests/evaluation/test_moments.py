@@ -9,8 +9,8 @@ from ssamba.audio.decode import decode
 from ssamba.embedder import Embedder
 from ssamba.errors import SuiteError
 from ssamba.evaluation import EncoderModel, FunctionModel, LogMelStatistics, Moments, VectorOptions
-from ssamba.events import Event
 from ssamba.evaluation.moments import second_targets
+from ssamba.events import Event
 
 
 @pytest.mark.parametrize("padding", ["patch", "official"])

@@ -52,7 +52,7 @@ def one_vs_rest(c):
     return OneVsRestClassifier(LogisticRegression(C=c, max_iter=500))
 
 
-def by_neighbours(k):
+def by_neighbors(k):
     return KNeighborsClassifier(k, metric="cosine", algorithm="brute")
 
 
@@ -67,7 +67,7 @@ def probabilities(model, x):
 
 @pytest.mark.parametrize(
     ("name", "settings", "make"),
-    [("linear", C_GRID, one_vs_rest), ("knn", K_GRID, by_neighbours), ("mlp", ALPHA_GRID, perceptron)],
+    [("linear", C_GRID, one_vs_rest), ("knn", K_GRID, by_neighbors), ("mlp", ALPHA_GRID, perceptron)],
 )
 def test_probes_are_scikit_learns(rows, name, settings, make):
     data, part = rows

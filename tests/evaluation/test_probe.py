@@ -16,7 +16,7 @@ from ssamba.evaluation.probe import (
     K_GRID,
     ProbeJob,
     linear_probe,
-    neighbours_probe,
+    neighbors_probe,
     perceptron_probe,
     run_jobs,
     validation_part,
@@ -27,11 +27,11 @@ from ssamba.evaluation.weighting import weighted_probe
 
 @pytest.fixture(scope="module")
 def job() -> ProbeJob:
-    """Three classes whose centres lie one deviation apart in 8 dimensions, 150 clips of 10 groups."""
+    """Three classes whose centers lie one deviation apart in 8 dimensions, 150 clips of 10 groups."""
     generator = np.random.default_rng(0)
     labels = np.repeat(["a", "b", "c"], 50)
-    centres = {label: generator.normal(size=8) for label in "abc"}
-    vectors = np.stack([centres[label] for label in labels]) + generator.normal(size=(150, 8))
+    centers = {label: generator.normal(size=8) for label in "abc"}
+    vectors = np.stack([centers[label] for label in labels]) + generator.normal(size=(150, 8))
     order = generator.permutation(150)
     part = Round(np.sort(order[:100]), np.sort(order[100:]))
     return ProbeJob(vectors.astype(np.float32), labels, (np.arange(150) % 10).astype(str), part)
@@ -47,7 +47,7 @@ def mlp(alpha):
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize(
-    ("probe", "settings", "make"), [(neighbours_probe, K_GRID, knn), (perceptron_probe, ALPHA_GRID, mlp)]
+    ("probe", "settings", "make"), [(neighbors_probe, K_GRID, knn), (perceptron_probe, ALPHA_GRID, mlp)]
 )
 def test_probes_are_scikit_learns(job, probe, settings, make):
     (found,) = run_jobs([job], probe)

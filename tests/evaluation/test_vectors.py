@@ -96,7 +96,7 @@ def test_log_mel_statistics_say_level_and_change(medley):
     steady = np.sin(np.arange(16_000) * 2 * np.pi * 1000 / 16_000, dtype=np.float32)
     vector = model.vectors([steady, steady[:200]])["final.mean"]
     assert np.isfinite(vector).all()
-    # 1 kHz is 1000 mel of 2840; band m of 64 is centred on the (m + 1)th of 65 equal steps.
+    # 1 kHz is 1000 mel of 2840; band m of 64 is centered on the (m + 1)th of 65 equal steps.
     assert (vector[0, :64].argmax() + 1) / 65 * 2840 == pytest.approx(1000, abs=2840 / 65 / 2)
 
 

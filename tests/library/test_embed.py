@@ -16,7 +16,7 @@ import soundfile as sf
 from ssamba.audio.collection import find_audio
 from ssamba.library.decoding import decode_files
 from ssamba.library.embed import embed_collection, skipped_file
-from ssamba.library.search import nearest_neighbours
+from ssamba.library.search import nearest_neighbors
 from ssamba.library.store import Store
 from ssamba.library.tables import FileRecord, StoreError, read_embeddings
 
@@ -255,10 +255,10 @@ def test_a_decoder_that_dies_costs_one_file(tmp_path, clips):
     assert isinstance(results[clips[1]], np.ndarray)
 
 
-def test_neighbours_agree_with_plain_cosine_similarity():
+def test_neighbors_agree_with_plain_cosine_similarity():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(20, 5)) + 10
-    found = nearest_neighbours(x, 3)
+    found = nearest_neighbors(x, 3)
     c = x - x.mean(0)
     for i in range(20):
         similarity = [c[i] @ c[j] / np.linalg.norm(c[i]) / np.linalg.norm(c[j]) if j != i else -2 for j in range(20)]
@@ -267,7 +267,7 @@ def test_neighbours_agree_with_plain_cosine_similarity():
         np.testing.assert_allclose(found.similarity[i], np.array(similarity)[expected])
     for bad, count in ((x[:1], 1), (x, 20), (x[0], 1)):
         with pytest.raises(ValueError, match=r"recordings|count"):
-            nearest_neighbours(bad, count)
+            nearest_neighbors(bad, count)
 
 
 def test_no_damaged_file_can_end_a_job(tmp_path, embedder, clips, monkeypatch):

@@ -42,8 +42,8 @@ def test_a_label_moves_with_what_it_is_of(variant):
     columns = torch.tensor([config.columns(400), config.columns(272)])
     tokens = torch.zeros(2, 1 + config.rows * int(columns.max()), 24)
     for row, count in zip(tokens, columns.tolist(), strict=True):
-        centre = (torch.arange(count) * config.patch_stride[1] + config.patch_size[1] / 2) / 100
-        grid = centre[None, :, None].expand(config.rows, -1, 24)
+        center = (torch.arange(count) * config.patch_stride[1] + config.patch_size[1] / 2) / 100
+        grid = center[None, :, None].expand(config.rows, -1, 24)
         pattern = "r k d -> (k r) d" if variant == "ssamba2" else "r k d -> (r k) d"
         row[1 : 1 + config.rows * count] = rearrange(grid, pattern)
     pooled = model.pool_spans(tokens, 400, torch.tensor([400, 272]))

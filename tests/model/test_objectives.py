@@ -44,15 +44,15 @@ def test_bins_that_do_not_fill_a_band_are_averaged_among_themselves():
     torch.testing.assert_close(temporal_profile(features, None, 1), torch.tensor([[1.0, 4.0]]))
 
 
-def test_level_colour_and_a_quiet_floor_leave_what_is_heard_without_its_channel():
+def test_level_color_and_a_quiet_floor_leave_what_is_heard_without_its_channel():
     levels, lengths = torch.randn(2, 12, 8).clamp(-4, 4), torch.tensor([12, 7])
     heard = without_channel(levels, lengths)
     torch.testing.assert_close(heard[1, :7].mean(0), torch.zeros(8), atol=1e-6, rtol=0)
     padded = levels.clone()
     padded[1, 7:] = torch.nan
     torch.testing.assert_close(without_channel(padded, lengths)[1, :7], heard[1, :7])
-    colour = torch.linspace(-0.3, 0.3, 8) - 5
-    torch.testing.assert_close(without_channel(levels + colour, lengths)[1, :7], heard[1, :7])
+    color = torch.linspace(-0.3, 0.3, 8) - 5
+    torch.testing.assert_close(without_channel(levels + color, lengths)[1, :7], heard[1, :7])
     levels[0, 3] = -50.0
     floored = levels.clone()
     floored[0, 3] = -10.0  # both more than 40 dB below the loudest value

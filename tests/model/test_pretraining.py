@@ -72,8 +72,8 @@ def test_hidden_values_reach_the_predictions_through_nothing(pretraining):
     assert not torch.allclose(before.values[valid], after.values[valid])
 
 
-def test_targets_can_be_normalised_patch_by_patch():
-    model, features, lengths, mask = model_and_batch({"normalise_targets": True})
+def test_targets_can_be_normalized_patch_by_patch():
+    model, features, lengths, mask = model_and_batch({"normalize_targets": True})
     out = model(features, mask, lengths)
     values = out.values[out.hidden.valid]
     torch.testing.assert_close(values.mean(-1), torch.zeros(len(values)), atol=1e-5, rtol=0)

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssamba.ops import (available_backends, causal_conv, selective_scan)
-from ssamba.ops.triton.operators import launch as triton_launch
+from ssamba.ops import available_backends, causal_conv, selective_scan
+from ssamba.ops.triton import launch as triton_launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -28,7 +28,7 @@ FLOOR = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """Uninitialised tensors hold NaN."""
+    """Uninitialized tensors hold NaN."""
     torch.use_deterministic_algorithms(True)
     assert torch.empty(4).isnan().all()
     yield

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from tests.ops.tolerance import FLOOR, loss, poison
 
 from ssamba.errors import BackendUnavailableError, ConfigError
-from ssamba.ops import (available_backends, causal_conv, selective_scan)
-from ssamba.ops.cpp import scan as cpu
+from ssamba.ops import available_backends, causal_conv, selective_scan
 from ssamba.ops.cpp import extension as cpu_extension
+from ssamba.ops.cpp import scan as cpu
 from ssamba.ops.dispatch import resolve
 
 if cpu_extension.why_missing() is not None:

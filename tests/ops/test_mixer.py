@@ -12,7 +12,7 @@ from tests.ops.tolerance import FLOOR, loss, poison
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssamba.model import create_encoder
-from ssamba.ops import (DirectionWeights, bimamba_mixer, can_mix_into, mix_into)
+from ssamba.ops import DirectionWeights, bimamba_mixer, can_mix_into, mix_into
 from ssamba.ops.cpp import extension as cpu_extension
 from ssamba.ops.cpp import mixer as cpu_mixer
 from ssamba.ops.cpp import workspace as cpu_mixer_memory
@@ -109,7 +109,7 @@ def test_the_fused_mixer_and_every_gradient_agree_with_float64(shape, reversed_t
 @needs_cpp
 @pytest.mark.parametrize("reversed_time", [False, True])
 @pytest.mark.parametrize("lengths", [[70, 9, 0], [1, 70, 64]], ids=str)
-def test_lengths_are_honoured(lengths, reversed_time):
+def test_lengths_are_honored(lengths, reversed_time):
     tensors = random_tensors(3, 70, 8, 24, 16, 3)
     lengths = torch.tensor(lengths)
     check_every_capability(tensors, torch.float32, lengths=lengths, reversed_time=reversed_time)

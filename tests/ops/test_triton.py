@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ssamba.errors import BackendUnavailableError
-from ssamba.ops import (available_backends, selective_scan)
-from ssamba.ops.triton.operators import operators as triton
-from ssamba.ops.triton.operators import launch as triton_launch
+from ssamba.ops import available_backends, selective_scan
+from ssamba.ops.triton import launch as triton_launch
+from ssamba.ops.triton import operators as triton
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install 'ssamba[gpu]'"

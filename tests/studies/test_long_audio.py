@@ -52,7 +52,7 @@ def test_joined_recordings_are_measured_and_a_pass_without_memory_stops_politely
     (only,) = study.agreements
     assert only.recording == "0.2 min joined"
     assert 0.9 < only.low < only.median < 1
-    assert only.centred_low == pytest.approx(1, abs=1e-5)
+    assert only.centered_low == pytest.approx(1, abs=1e-5)
     text = markdown(study)
     assert "0.5 min joined, full: out of memory" in text
     assert any("out of memory" in line for line in headlines(study))
@@ -64,7 +64,7 @@ def test_joined_recordings_are_measured_and_a_pass_without_memory_stops_politely
 
 @settings(deadline=None, max_examples=20)
 @given(steps=st.integers(1, 700), shift=st.floats(-5, 5), scale=st.floats(0.1, 10), seed=st.integers(0, 99))
-def test_agreement_is_whole_for_scaled_copies_and_centred_agreement_ignores_what_all_steps_share(
+def test_agreement_is_whole_for_scaled_copies_and_centered_agreement_ignores_what_all_steps_share(
     steps, shift, scale, seed
 ):
     frames = np.random.default_rng(seed).standard_normal((steps, 6))
@@ -72,7 +72,7 @@ def test_agreement_is_whole_for_scaled_copies_and_centred_agreement_ignores_what
     assert (same.median, same.low) == (pytest.approx(1), pytest.approx(1))
     moved = agreement("x", 10.0, frames, frames + shift)
     if steps > 1:
-        assert moved.centred_low == pytest.approx(1)
+        assert moved.centered_low == pytest.approx(1)
     assert moved.times_s == sorted(moved.times_s)
     assert 0 <= moved.times_s[0] <= moved.times_s[-1] <= 10
 

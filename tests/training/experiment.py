@@ -26,12 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssamba.audio.decode import decode
-from ssamba.audio.fbank import log_mel, normalise
+from ssamba.audio.fbank import log_mel, normalize
 from ssamba.checkpoint import save_checkpoint
 from ssamba.config import ClassifierConfig, FrontEndConfig
 from ssamba.model.create import encoder_config
 from ssamba.model.heads import Classifier
-from ssamba.training import OptimiserSettings, RunSettings, ScheduleSettings, StepContext, StepOutcome, train
+from ssamba.training import OptimizerSettings, RunSettings, ScheduleSettings, StepContext, StepOutcome, train
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CROP = 32
@@ -43,7 +43,7 @@ def features() -> list[Tensor]:
     """Features (T, M) of the demo recordings, computed once."""
     if not _features:
         for path in sorted((ROOT / "demo" / "audio").glob("*.flac")):
-            mel = normalise(log_mel(torch.from_numpy(decode(path))), FrontEndConfig())[: 4 * CROP]
+            mel = normalize(log_mel(torch.from_numpy(decode(path))), FrontEndConfig())[: 4 * CROP]
             _features.append(F.pad(mel, (0, 0, 0, max(0, CROP - len(mel)))))
     return _features
 
@@ -143,7 +143,7 @@ class DemoTask:
         save_checkpoint(folder, model)
 
 
-OPTIMISER = OptimiserSettings(learning_rate=3e-3)
+OPTIMISER = OptimizerSettings(learning_rate=3e-3)
 SCHEDULE = ScheduleSettings(warmup_steps=2)
 
 
@@ -154,12 +154,12 @@ def settings(**changes: Any) -> RunSettings:
 
 
 def run(task: DemoTask, out: Path, **changes: Any) -> Any:
-    """Train in this process; `changes` are run settings, or `optimiser`, `schedule` and arguments of `train`."""
+    """Train in this process; `changes` are run settings, or `optimizer`, `schedule` and arguments of `train`."""
     arguments = {name: changes.pop(name) for name in ("resume", "on_progress", "recipe") if name in changes}
-    optimiser, schedule = changes.pop("optimiser", OPTIMISER), changes.pop("schedule", SCHEDULE)
+    optimizer, schedule = changes.pop("optimizer", OPTIMISER), changes.pop("schedule", SCHEDULE)
     if isinstance(schedule, dict):
         schedule = ScheduleSettings.parse(schedule, "test")
-    return train(task, optimiser, schedule, settings(**changes), out, device="cpu", **arguments)
+    return train(task, optimizer, schedule, settings(**changes), out, device="cpu", **arguments)
 
 
 def log(out: Path, event: str = "train") -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from torch import nn
 
 import ssamba
 from ssamba.errors import ConfigError, MissingExtraError, TrainingDivergedError, TrainingError
-from ssamba.training import OptimiserSettings, RunSettings, ScheduleSettings, StepOutcome, train
+from ssamba.training import OptimizerSettings, RunSettings, ScheduleSettings, StepOutcome, train
 
 
 def test_a_run_learns_and_leaves_a_loadable_model(experiment, tmp_path):
@@ -75,9 +75,9 @@ def test_accumulated_batches_equal_one_big_batch(experiment, tmp_path):
 def test_a_step_is_torchs_own(experiment, tmp_path):
     task = experiment.DemoTask(batch=14)
     reference = experiment.DemoTask(batch=14)
-    optimiser = OptimiserSettings(clip_norm=0.5, decay_groups=False)
+    optimizer = OptimizerSettings(clip_norm=0.5, decay_groups=False)
     schedule = ScheduleSettings(kind="constant", warmup_steps=0)
-    experiment.run(task, tmp_path, steps=3, optimiser=optimiser, schedule=schedule, ema_decay=None)
+    experiment.run(task, tmp_path, steps=3, optimizer=optimizer, schedule=schedule, ema_decay=None)
     model = reference.model.train()
     adam = torch.optim.AdamW(model.parameters(), lr=5e-4, betas=(0.9, 0.95), weight_decay=0.05)
     for step in range(3):
@@ -215,7 +215,7 @@ def test_a_plateau_needs_validations(experiment, tmp_path):
         tmp_path,
         validate_every="epoch",
         schedule=ScheduleSettings(kind="plateau", warmup_steps=0, plateau_patience=0, plateau_threshold=0.9),
-        optimiser=OptimiserSettings(learning_rate=1e-3),
+        optimizer=OptimizerSettings(learning_rate=1e-3),
     )
     assert [record["step"] for record in experiment.log(tmp_path, "validation")] == [4, 8]
     assert report.step == 8
@@ -294,7 +294,7 @@ def test_weights_and_biases_is_used_when_asked(experiment, tmp_path, monkeypatch
 def test_train_takes_the_settings_it_documents(experiment, tmp_path):
     report = train(
         experiment.DemoTask(),
-        OptimiserSettings(),
+        OptimizerSettings(),
         ScheduleSettings(),
         RunSettings(steps=1),
         str(tmp_path),

@@ -11,14 +11,14 @@ from ssamba.errors import ConfigError
 from ssamba.model.create import encoder_config
 from ssamba.model.heads import Classifier
 from ssamba.model.pretraining import PretrainingModel
-from ssamba.training import OptimiserSettings
-from ssamba.training.optim import build_optimiser, parameter_groups, set_learning_rate
+from ssamba.training import OptimizerSettings
+from ssamba.training.optim import build_optimizer, parameter_groups, set_learning_rate
 
 CONFIG = encoder_config("tiny", embed_dim=24, depth=4, num_frames=64)
 
 
 def test_only_matrices_decay():
-    groups = parameter_groups(PretrainingModel(CONFIG), OptimiserSettings(weight_decay=0.1))
+    groups = parameter_groups(PretrainingModel(CONFIG), OptimizerSettings(weight_decay=0.1))
     decayed = {name for group in groups if group["weight_decay"] for name in group["names"]}
     spared = {name for group in groups if not group["weight_decay"] for name in group["names"]}
     kinds = {name.rpartition(".")[2] for name in spared}
@@ -30,13 +30,13 @@ def test_only_matrices_decay():
 
 
 def test_the_original_decays_everything():
-    (group,) = parameter_groups(PretrainingModel(CONFIG), OptimiserSettings(decay_groups=False))
+    (group,) = parameter_groups(PretrainingModel(CONFIG), OptimizerSettings(decay_groups=False))
     assert group["weight_decay"] == 0.05
 
 
 def test_head_and_layers_have_their_own_rates():
     model = Classifier(CONFIG, ClassifierConfig(num_classes=3))
-    settings = OptimiserSettings(head_multiplier=3.0, layer_decay=0.5)
+    settings = OptimizerSettings(head_multiplier=3.0, layer_decay=0.5)
     groups = parameter_groups(model, settings)
     multiplier = {name: group["multiplier"] for group in groups for name in group["names"]}
     # Four blocks are two layers: what enters them is two and one below what stands above.
@@ -46,30 +46,30 @@ def test_head_and_layers_have_their_own_rates():
     assert multiplier["encoder.blocks.3.mixer.in_proj.weight"] == 0.5
     assert multiplier["encoder.norm.weight"] == 1.0
     assert multiplier["linear.weight"] == multiplier["norm.bias"] == 3.0
-    optimiser = build_optimiser(model, settings)
-    set_learning_rate(optimiser, 0.1)
-    assert {group["lr"] for group in optimiser.param_groups} == {0.1 * m for m in multiplier.values()}
-    bare = parameter_groups(model.encoder, OptimiserSettings(layer_decay=0.5))
+    optimizer = build_optimizer(model, settings)
+    set_learning_rate(optimizer, 0.1)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.1 * m for m in multiplier.values()}
+    bare = parameter_groups(model.encoder, OptimizerSettings(layer_decay=0.5))
     assert {group["multiplier"] for group in bare} == {0.125, 0.25, 0.5, 1.0}
 
 
 def test_layers_decay_around_a_frozen_encoder():
     model = Classifier(CONFIG, ClassifierConfig(num_classes=3))
     model.encoder.requires_grad_(False)
-    groups = parameter_groups(model, OptimiserSettings(head_multiplier=3.0, layer_decay=0.5))
+    groups = parameter_groups(model, OptimizerSettings(head_multiplier=3.0, layer_decay=0.5))
     assert {name.split(".")[0] for group in groups for name in group["names"]} == {"linear", "norm"}
     assert {group["multiplier"] for group in groups} == {3.0}
 
 
 def test_settings_that_single_out_nothing_are_refused():
     with pytest.raises(ConfigError, match="head_multiplier is 3"):
-        build_optimiser(nn.Linear(2, 2), OptimiserSettings(head_multiplier=3))
+        build_optimizer(nn.Linear(2, 2), OptimizerSettings(head_multiplier=3))
     with pytest.raises(ConfigError, match="no `blocks`"):
-        build_optimiser(nn.Linear(2, 2), OptimiserSettings(layer_decay=0.5))
+        build_optimizer(nn.Linear(2, 2), OptimizerSettings(layer_decay=0.5))
     with pytest.raises(ConfigError, match="nothing to train"):
-        build_optimiser(nn.Linear(2, 2).requires_grad_(False), OptimiserSettings())
+        build_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimizerSettings())
 
 
 def test_adam_adds_decay_to_the_gradient_and_adamw_does_not():
-    kinds = {name: type(build_optimiser(nn.Linear(2, 2), OptimiserSettings(name=name))) for name in ("adam", "adamw")}
+    kinds = {name: type(build_optimizer(nn.Linear(2, 2), OptimizerSettings(name=name))) for name in ("adam", "adamw")}
     assert kinds == {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}

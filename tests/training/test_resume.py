@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ssamba.errors import CheckpointError, ConfigError, TrainingError
-from ssamba.training import OptimiserSettings, ScheduleSettings, state
+from ssamba.training import OptimizerSettings, ScheduleSettings, state
 
 RUN = {
     "steps": None,
@@ -189,10 +189,10 @@ def test_another_recipe_is_refused_by_name(experiment, tmp_path):
             seed=5,
             recipe={"masked": 300},
             resume=True,
-            optimiser=OptimiserSettings(learning_rate=1.0),
+            optimizer=OptimizerSettings(learning_rate=1.0),
             schedule=ScheduleSettings(kind="wsd"),
         )
-    for part in ("optimiser.learning_rate was 0.003, is 1.0", "run.seed was 0, is 5", "task.masked was 400, is 300"):
+    for part in ("optimizer.learning_rate was 0.003, is 1.0", "run.seed was 0, is 5", "task.masked was 400, is 300"):
         assert part in str(caught.value)
     assert "schedule.kind was 'cosine', is 'wsd'" in str(caught.value)
     assert "steps" not in str(caught.value).replace("warmup_steps", "").replace(str(tmp_path), "")

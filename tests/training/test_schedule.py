@@ -27,14 +27,14 @@ def test_the_official_warm_up_grows_every_fifty_steps_from_zero():
 @pytest.mark.parametrize(("steps_per_epoch", "start", "every", "decay"), [(34, 6, 1, 0.85), (833, 3, 2, 0.75)])
 def test_official_fine_tuning_rates_are_those_of_its_loop(steps_per_epoch, start, every, decay):
     parameter = torch.nn.Parameter(torch.zeros(1))
-    optimiser = torch.optim.Adam([parameter], lr=1.0)
-    milestones = torch.optim.lr_scheduler.MultiStepLR(optimiser, list(range(start, 1000, every)), gamma=decay)
+    optimizer = torch.optim.Adam([parameter], lr=1.0)
+    milestones = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(range(start, 1000, every)), gamma=decay)
     expected = []
     for step in range(steps_per_epoch * 40):
         if step <= 1000 and step % 50 == 0:
-            optimiser.param_groups[0]["lr"] = step / 1000
-        expected.append(optimiser.param_groups[0]["lr"])
-        optimiser.step()
+            optimizer.param_groups[0]["lr"] = step / 1000
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
         if (step + 1) % steps_per_epoch == 0:
             milestones.step()
     settings = ScheduleSettings(
@@ -49,15 +49,15 @@ def test_the_plateau_is_torchs(better):
     generator = torch.Generator().manual_seed(0)
     values = torch.rand(60, generator=generator).cumsum(0).sin().tolist()
     parameter = torch.nn.Parameter(torch.zeros(1))
-    optimiser = torch.optim.SGD([parameter], lr=1.0)
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, better, factor=0.5, patience=2)
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, better, factor=0.5, patience=2)
     schedule = Schedule(ScheduleSettings(kind="plateau", warmup_steps=0), better)
     for value in (abs(v) + 0.1 for v in values):
         plateau.step(value)
         schedule.validated(value)
         # Torch lets rates below 1e-8 stand.
-        if optimiser.param_groups[0]["lr"] > 1e-7:
-            assert schedule.factor(0, 0, None) == optimiser.param_groups[0]["lr"]
+        if optimizer.param_groups[0]["lr"] > 1e-7:
+            assert schedule.factor(0, 0, None) == optimizer.param_groups[0]["lr"]
 
 
 def test_cosine_starts_full_after_warm_up_and_ends_at_the_floor():

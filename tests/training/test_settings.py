@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 
 from ssamba.errors import ConfigError
-from ssamba.training import OFFICIAL_OPTIMISER, OFFICIAL_SCHEDULE, OptimiserSettings, RunSettings, ScheduleSettings
+from ssamba.training import OFFICIAL_OPTIMISER, OFFICIAL_SCHEDULE, OptimizerSettings, RunSettings, ScheduleSettings
 
 
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
-        (OptimiserSettings, {"learning_rat": 1e-3}, "unknown key 'learning_rat'; did you mean 'learning_rate'"),
+        (OptimizerSettings, {"learning_rat": 1e-3}, "unknown key 'learning_rat'; did you mean 'learning_rate'"),
         (ScheduleSettings, {"warmup": 3}, "unknown key 'warmup'"),
         (RunSettings, {"steps": 3, "ema": 0.9}, "unknown key 'ema'"),
         (RunSettings, {}, "set steps, epochs or max_minutes"),
         (RunSettings, {"steps": 1, "validate_every": 0}, "validate_every must be at least 1"),
         (RunSettings, {"steps": 1, "average_epochs": (3, 2)}, "average_epochs must be"),
-        (OptimiserSettings, {"betas": (0.9, 1.0)}, "betas must lie in"),
+        (OptimizerSettings, {"betas": (0.9, 1.0)}, "betas must lie in"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(kind, values, message):

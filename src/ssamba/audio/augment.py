@@ -1,6 +1,6 @@
-"""Changes of a log-mel spectrogram that leave what is heard recognisable: other levels, colours, bands and voices.
+"""Changes of a log-mel spectrogram that leave what is heard recognizable: other levels, colors, bands and voices.
 
-All of it works on log-mel features before normalisation, for a whole batch at once on any device, and draws every
+All of it works on log-mel features before normalization, for a whole batch at once on any device, and draws every
 number from the clip's own seed (`ssamba.randomness`), so a clip is changed alike in every batch. A band limit is a slope
 outside the band. (Backgrounds are mixed in as waveforms, where clips are read: `ssamba.data`.)
 
@@ -78,7 +78,7 @@ def augment(
     """Change each clip of a batch at random, in all but its length (`speed` is for `change_speed`).
 
     Args:
-        features: log-mel values before normalisation (B, T, M).
+        features: log-mel values before normalization (B, T, M).
         seeds: the clips' seeds (B,), int64.
         settings: what is changed, and how much.
         lengths: valid frames of each clip (B,), None when all are; the rest is left as it is.

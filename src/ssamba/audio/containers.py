@@ -116,7 +116,7 @@ def identify(head: bytes) -> Kind:
         return Kind("an MP3 file (it begins with an ID3 tag)", is_audio=True)
     if _is_text(head):
         return Kind("text", is_audio=False)
-    return Kind("of no format that could be recognised", is_audio=True)
+    return Kind("of no format that could be recognized", is_audio=True)
 
 
 def _is_text(head: bytes) -> bool:

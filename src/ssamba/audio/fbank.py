@@ -27,7 +27,7 @@ _LOG_FLOOR = torch.finfo(torch.float32).eps
 
 
 def fbank(waveform: Tensor, lengths: Tensor | None = None, config: FrontEndConfig | None = None) -> Tensor:
-    """Log-mel features, not normalised.
+    """Log-mel features, not normalized.
 
     Args:
         waveform: mono samples at `config.sample_rate_hz`, (S,) or (B, S), float32 or float64.
@@ -64,9 +64,9 @@ def fbank(waveform: Tensor, lengths: Tensor | None = None, config: FrontEndConfi
 
 
 def log_mel(waveform: Tensor, lengths: Tensor | None = None, config: FrontEndConfig | None = None) -> Tensor:
-    """`fbank`, normalised to (x - mean) / (2 std) for the encoder; arguments and errors are those of `fbank`."""
+    """`fbank`, normalized to (x - mean) / (2 std) for the encoder; arguments and errors are those of `fbank`."""
     config = config or FrontEndConfig()
-    return normalise(fbank(waveform, lengths, config), config)
+    return normalize(fbank(waveform, lengths, config), config)
 
 
 def _check(waveform: Tensor, lengths: Tensor | None, config: FrontEndConfig) -> None:
@@ -86,7 +86,7 @@ def _check(waveform: Tensor, lengths: Tensor | None, config: FrontEndConfig) -> 
         )
 
 
-def normalise(features: Tensor, config: FrontEndConfig) -> Tensor:
+def normalize(features: Tensor, config: FrontEndConfig) -> Tensor:
     """(x - mean) / (2 std), as SSAMBA and SSAST do."""
     return (features - config.mean) / (2 * config.std)
 
@@ -115,15 +115,15 @@ def hertz_to_mel(hertz: Tensor) -> Tensor:
 
 
 def mel_band(config: FrontEndConfig) -> tuple[float, float]:
-    """The lower end of the lowest filter, and the distance between filters, in mel: filter i has its centre at
+    """The lower end of the lowest filter, and the distance between filters, in mel: filter i has its center at
     lower end + (i + 1) distances."""
     high_hz = config.sample_rate_hz / 2 if config.high_hz is None else config.high_hz
     low_mel, high_mel = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (config.low_hz, high_hz))
     return low_mel, (high_mel - low_mel) / (config.num_mel_bins + 1)
 
 
-def mel_centres(config: FrontEndConfig) -> Tensor:
-    """Centres of the filters in hertz, (M,) float32."""
+def mel_centers(config: FrontEndConfig) -> Tensor:
+    """Centers of the filters in hertz, (M,) float32."""
     low_mel, step = mel_band(config)
     return 700.0 * torch.expm1((low_mel + (torch.arange(config.num_mel_bins) + 1) * step) / 1127.0)
 

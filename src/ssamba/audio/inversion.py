@@ -21,7 +21,7 @@ def features_to_waveform(features: Tensor, config: FrontEndConfig | None = None,
     """A waveform whose log-mel features are about these.
 
     Args:
-        features: normalised as the encoder takes them, (T, M).
+        features: normalized as the encoder takes them, (T, M).
         config: the front end that made them; None is the official one.
         iterations: of the search for a phase.
 

@@ -24,7 +24,7 @@ class SpecAugment(Config):
     frames: int = Field(0, ge=0)
     """Most frames of the stripe along frequency; never more than half of the clip."""
     noise: float = Field(0.0, ge=0)
-    """Noise added to normalised features, uniform from 0 to a level that is uniform from 0 to this (the original: 0.1)."""
+    """Noise added to normalized features, uniform from 0 to a level that is uniform from 0 to this (the original: 0.1)."""
     roll_frames: int = Field(0, ge=0)
     """Roll in time, uniform from minus this to this less one (the original: 10), within the clip's valid frames."""
 
@@ -56,7 +56,7 @@ def hide_stripes(
 
 
 def noise_and_roll(features: Tensor, seeds: Tensor, settings: SpecAugment, lengths: Tensor) -> Tensor:
-    """Add uniform noise to normalised features (B, T, M), and roll each clip in time; arguments as `hide_stripes`."""
+    """Add uniform noise to normalized features (B, T, M), and roll each clip in time; arguments as `hide_stripes`."""
     step = torch.arange(features.shape[1], device=features.device)
     valid = (step < lengths[:, None])[..., None]
     out = features

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ssamba import randomness as draws
-from ssamba.audio.fbank import hertz_to_mel, mel_band, mel_centres
+from ssamba.audio.fbank import hertz_to_mel, mel_band, mel_centers
 from ssamba.config import FrontEndConfig
 
 _SMOOTHING_HZ = 90.0  # deviation: leaves 1/1,000 of harmonics 150 Hz apart, a sixth of those 300 Hz apart
@@ -34,7 +34,7 @@ def change_voice(
     """Let each clip be said by another voice.
 
     Args:
-        features: log-mel values before normalisation (B, T, M).
+        features: log-mel values before normalization (B, T, M).
         seeds: the clips' seeds (B,), int64.
         formants: most that the envelope is stretched along frequency: 0.25 is by 1 / 1.25 to 1.25.
         pitch: the same of what stands out of the envelope: 1 is an octave down to an octave up.
@@ -44,10 +44,10 @@ def change_voice(
         (B, T, M), new values; beyond the edges of the spectrum the edge repeats.
     """
     front_end = front_end or FrontEndConfig()
-    centres, smoothing = _bins(front_end, features.device)
-    one = torch.eye(len(centres), device=features.device)
-    envelope = _stretch(centres, factors(seeds, "voice.formants", formants), front_end) if formants else one
-    harmonics = _stretch(centres, factors(seeds, "voice.pitch", pitch), front_end) if pitch else one
+    centers, smoothing = _bins(front_end, features.device)
+    one = torch.eye(len(centers), device=features.device)
+    envelope = _stretch(centers, factors(seeds, "voice.formants", formants), front_end) if formants else one
+    harmonics = _stretch(centers, factors(seeds, "voice.pitch", pitch), front_end) if pitch else one
     # harmonics (x - smooth x) + envelope smooth x, as one matrix for each clip
     change = harmonics + (envelope - harmonics) @ smoothing
     return features @ change.transpose(-1, -2).to(features.dtype)
@@ -57,7 +57,7 @@ def change_speed(features: Tensor, seeds: Tensor, most: float, lengths: Tensor, 
     """Let each clip be said quicker or more slowly, its voice unchanged.
 
     Args:
-        features: log-mel values before normalisation (B, T, M).
+        features: log-mel values before normalization (B, T, M).
         seeds: the clips' seeds (B,), int64.
         most: 0.25 is by 1 / 1.25 to 1.25 times.
         lengths: valid frames of each clip (B,).
@@ -84,20 +84,20 @@ def change_speed(features: Tensor, seeds: Tensor, most: float, lengths: Tensor, 
     return torch.where((step < changed[:, None])[..., None], out, 0), changed.clamp(max=longest)
 
 
-def _stretch(centres: Tensor, factor: Tensor, front_end: FrontEndConfig) -> Tensor:
+def _stretch(centers: Tensor, factor: Tensor, front_end: FrontEndConfig) -> Tensor:
     """(B, M, M): matrices that read, for each bin, what stood at its frequency divided by the clip's factor."""
     low, step = mel_band(front_end)
-    last = len(centres) - 1
-    source = ((hertz_to_mel(centres / factor[:, None]) - low) / step - 1).clamp(0, last)
-    bins = torch.arange(last + 1, device=centres.device)
+    last = len(centers) - 1
+    source = ((hertz_to_mel(centers / factor[:, None]) - low) / step - 1).clamp(0, last)
+    bins = torch.arange(last + 1, device=centers.device)
     return (1 - (source[..., None] - bins).abs()).clamp(min=0)
 
 
 @lru_cache(maxsize=8)
 def _bins(front_end: FrontEndConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The bins' centres in hertz (M,), and the matrix (M, M) that smooths over them."""
+    """The bins' centers in hertz (M,), and the matrix (M, M) that smooths over them."""
     with torch.inference_mode(False):  # cached tensors must also serve a later call that needs gradients
-        centres = mel_centres(front_end)
-        weights = torch.exp(-0.5 * ((centres[:, None] - centres) / _SMOOTHING_HZ).square())
-        weights = weights * (centres + 700)  # a bin's width in hertz grows with its frequency
-        return centres.to(device), (weights / weights.sum(1, keepdim=True)).to(device)
+        centers = mel_centers(front_end)
+        weights = torch.exp(-0.5 * ((centers[:, None] - centers) / _SMOOTHING_HZ).square())
+        weights = weights * (centers + 700)  # a bin's width in hertz grows with its frequency
+        return centers.to(device), (weights / weights.sum(1, keepdim=True)).to(device)

@@ -1,6 +1,6 @@
 """The mean of several checkpoints: models that were trained from one another, averaged weight by weight.
 
-Between such models the loss is often flat, and their mean generalises better than each, to other sources of data above all (model
+Between such models the loss is often flat, and their mean generalizes better than each, to other sources of data above all (model
 soups: Wortsman et al., 2022, arXiv:2203.05482; WiSE-FT: arXiv:2109.01903). Models that were trained apart do not average.
 """
 

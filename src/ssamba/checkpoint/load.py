@@ -74,7 +74,7 @@ class Checkpoint:
 
 
 def build_model(config: ModelConfig) -> Model:
-    """The model that a configuration describes, randomly initialised."""
+    """The model that a configuration describes, randomly initialized."""
     if config.kind == "pretraining":
         return PretrainingModel(config.encoder, config.pretraining)
     if config.classifier is not None:
@@ -128,7 +128,7 @@ def load_checkpoint(source: str | Path, patch_stride: int | tuple[int, int] | No
             ) from None
         notes += more
         front_end = FrontEndConfig()
-        notes.append("normalisation is not in the file: AudioSet's mean and deviation are used")
+        notes.append("normalization is not in the file: AudioSet's mean and deviation are used")
     if patch_stride is not None:
         config = config.with_changes(encoder=config.encoder.with_patch_stride(patch_stride))
     with torch.device("meta"):
@@ -140,7 +140,7 @@ def load_checkpoint(source: str | Path, patch_stride: int | tuple[int, int] | No
 
 
 def load_encoder(source: str | Path, patch_stride: int | tuple[int, int] | None = None) -> PatchEncoder:
-    """The encoder of a checkpoint, without heads, in evaluation mode: normalised features (B, T, M) to tokens.
+    """The encoder of a checkpoint, without heads, in evaluation mode: normalized features (B, T, M) to tokens.
 
     Arguments and errors are those of `load_checkpoint`.
     """

@@ -73,7 +73,7 @@ def evaluate(
     workers: Annotated[int | None, typer.Option(min=1, help="Probes side by side. Default: the cores.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")] = None,
 ) -> None:
-    """Score a model's frozen embeddings on a suite of labelled tasks.
+    """Score a model's frozen embeddings on a suite of labeled tasks.
 
     The table gives accuracies, and 95 % intervals of its last row over test clips. With --layers all each layer has a
     row, and "best" takes in each round the layer that was best on the validation part of the training clips.

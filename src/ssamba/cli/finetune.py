@@ -76,8 +76,8 @@ def finetune(
     command. Scores with 95 % intervals are in OUT/results.json, those of each class in OUT/classes.csv, what is taken for
     what in OUT/confusion.png; with folds, the last two also of each in OUT/rounds/FOLD.
     """
-    from ssamba.training.finetuning.run import finetune as run
     from ssamba.training.finetuning.recipe import FinetuneRecipe, recipe_file
+    from ssamba.training.finetuning.run import finetune as run
     from ssamba.training.pretraining.recipe import read_toml
 
     if task is not None and recipe is not None:

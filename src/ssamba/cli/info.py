@@ -169,7 +169,7 @@ def average(
 ) -> None:
     """Average the weights of models that were trained from one another.
 
-    Their mean often generalises better than each, to recordings of another source above all. Models that were trained apart do
+    Their mean often generalizes better than each, to recordings of another source above all. Models that were trained apart do
     not average: judge the result (`ssamba evaluate`).
     """
     from ssamba.checkpoint import average_checkpoints

@@ -46,13 +46,13 @@ def pretrain(
     ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")] = None,
 ) -> None:
-    """Pretrain an encoder on unlabelled recordings.
+    """Pretrain an encoder on unlabeled recordings.
 
     A run that was interrupted goes on where it was: repeat the command. Recordings that cannot be read are listed in
     OUT/skipped.csv. Watch OUT/log.jsonl and OUT/pictures/.
     """
-    from ssamba.training.pretraining.task import pretrain as run
     from ssamba.training.pretraining.recipe import PretrainRecipe, find_recipe, read_toml
+    from ssamba.training.pretraining.task import pretrain as run
 
     values: dict[str, Any] = read_toml(find_recipe(recipe)) if recipe else {}
     if size is not None:
@@ -122,6 +122,6 @@ def reconstruct(
         error = reconstruct_recording(clip, checkpoint, output, masking, seed=seed, start_s=start, audio=audio)
     except ValueError as problem:
         fail(str(problem))
-    out.print(f"mean squared error of the hidden patches {error:.4f} (normalised log-mel): {escape(str(output))}")
+    out.print(f"mean squared error of the hidden patches {error:.4f} (normalized log-mel): {escape(str(output))}")
     if audio is not None:
         out.print(f"as sound: {escape(str(audio))}")

@@ -38,7 +38,7 @@ def stats(
 ) -> None:
     """Mean and standard deviation of a corpus' log-mel values, as a recipe's front end takes them.
 
-    They are taken before normalisation, over what a model is shown: at most 10.24 s of each clip.
+    They are taken before normalization, over what a model is shown: at most 10.24 s of each clip.
     """
     from ssamba.config import FrontEndConfig
     from ssamba.data.corpus import open_corpus

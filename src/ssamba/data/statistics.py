@@ -30,7 +30,7 @@ class CorpusStatistics:
     """What was found; while it is being found, the same object is handed to `on_progress` after each batch."""
 
     mean: float = 0.0
-    """Of log-mel values before normalisation."""
+    """Of log-mel values before normalization."""
     std: float = 0.0
     hours: float = 0.0
     """Of audio that was looked at."""

@@ -45,7 +45,7 @@ def render_scenes(
 
     Returns:
         The parts of the scenes that one clip fills, and the clips that cannot be decoded. The group of a part is its
-        split: its neighbours in the scene, and other parts of the same recordings, are anywhere in that split.
+        split: its neighbors in the scene, and other parts of the same recordings, are anywhere in that split.
     """
     names = sorted({clip.split or "all" for clip in clips}, key=lambda name: (len(name), name))
     folds = [

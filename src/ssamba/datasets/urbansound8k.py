@@ -1,7 +1,7 @@
 """UrbanSound8K (Salamon, Jacoby & Bello, 2014): 8,732 clips of up to 4 s, 10 classes, 10 folds.
 
 `urbansound8k-scenes` strings the clips of each fold together to minutes with a label for each second, the task of
-dynamic scene labelling of the SSAMBA paper (`scenes.py`). Slices of one Freesound recording (`fsID`) are in one fold:
+dynamic scene labeling of the SSAMBA paper (`scenes.py`). Slices of one Freesound recording (`fsID`) are in one fold:
 they are a group.
 """
 

@@ -1,4 +1,4 @@
-"""Judging embeddings: metrics, probes, suites of labelled tasks."""
+"""Judging embeddings: metrics, probes, suites of labeled tasks."""
 
 from ssamba.evaluation.caching import cache_folder
 from ssamba.evaluation.evaluate import EvaluateOptions, Progress, Scorecard, evaluate

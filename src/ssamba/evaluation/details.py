@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from ssamba.evaluation.caching import Array
-from ssamba.events import event_counts
-from ssamba.metrics.classification import Interval, area_under_curve, average_precision, confusion_counts, interval_of
 from ssamba.evaluation.multilabel import EventsResult, LabelsResult
 from ssamba.evaluation.probe import RoundResult
 from ssamba.evaluation.task import Task
+from ssamba.events import event_counts
 from ssamba.files import write_atomically
+from ssamba.metrics.classification import Interval, area_under_curve, average_precision, confusion_counts, interval_of
 
 _SAMPLES = 2000
 

@@ -28,12 +28,12 @@ from ssamba.config import Config
 from ssamba.evaluation.caching import Array
 from ssamba.evaluation.details import accuracy_intervals
 from ssamba.evaluation.judging import check_weighted, clip_runs, moment_runs, single_runs
-from ssamba.metrics.classification import Interval, finite_or_none
 from ssamba.evaluation.probe import RoundResult, accuracy_of, run_side_by_side
 from ssamba.evaluation.suite import Waves, read_waves, recording_digests
 from ssamba.evaluation.task import Task
 from ssamba.evaluation.vectors import ClipModel, pooling_of, task_moments, task_vectors, view_name
 from ssamba.evaluation.weighting import weighted_probe
+from ssamba.metrics.classification import Interval, finite_or_none
 
 BEST = "best"
 WEIGHTED = "weighted"
@@ -46,7 +46,7 @@ class EvaluateOptions(Config):
     """Score inside the training part of each task's first round, by cross-validation over groups: no test clip is
     read. For choosing between recipes."""
     probe: Literal["linear", "knn", "mlp"] = "linear"
-    """Logistic regression, nearest neighbours, or a perceptron with one hidden layer."""
+    """Logistic regression, nearest neighbors, or a perceptron with one hidden layer."""
     weighted: bool = False
     """Also learn a mixture of all layers, with a linear classifier on it, for each pooling of several layers."""
     level: float | None = Field(0.9, gt=0)

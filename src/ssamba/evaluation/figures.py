@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ssamba.plotting import blank_figure, save_figure
 from ssamba.evaluation.caching import Array
 from ssamba.evaluation.details import class_rows, confusion, write_class_scores
 from ssamba.evaluation.evaluate import Row, Scorecard
 from ssamba.evaluation.reference import ReferenceRow
 from ssamba.evaluation.task import Task
+from ssamba.plotting import blank_figure, save_figure
 
 PICTURE_FORMATS = (".png", ".pdf", ".svg")
 """What a picture's name may end in."""
@@ -108,8 +108,8 @@ def plot_confusion(names: Sequence[str] | Array, counts: Array, output: str | Pa
     axis.set_ylabel("true label")
     if len(names) <= _MOST_COUNTS:
         for row, column in zip(*np.nonzero(counts), strict=True):
-            colour = "black" if shares[row, column] > 0.6 else "white"
-            axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
+            color = "black" if shares[row, column] > 0.6 else "white"
+            axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=color)
     if title:
         axis.set_title(title, loc="left", fontsize=10)
     return save_figure(figure, output)

@@ -35,8 +35,8 @@ import numpy as np
 
 from ssamba.data.formats import LABEL_SEPARATOR
 from ssamba.errors import SuiteError
-from ssamba.events import EVENT_FIGURES, Event, Smoothing
 from ssamba.evaluation.task import Task
+from ssamba.events import EVENT_FIGURES, Event, Smoothing
 
 METADATA = "task_metadata.json"
 VOCABULARY = "labelvocabulary.csv"

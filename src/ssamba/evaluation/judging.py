@@ -12,11 +12,11 @@ import numpy as np
 
 from ssamba.errors import SuiteError
 from ssamba.evaluation.caching import Array
-from ssamba.events import moment_targets
 from ssamba.evaluation.moments import Moments, second_targets
 from ssamba.evaluation.multilabel import LABEL_PROBES, EventRows, Rows, events_round, labels_round
 from ssamba.evaluation.probe import PROBES, Probe, RoundResult
 from ssamba.evaluation.task import Round, Task
+from ssamba.events import moment_targets
 
 Run = Callable[[], RoundResult]
 

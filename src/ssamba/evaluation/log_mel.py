@@ -61,7 +61,7 @@ class LogMelStatistics:
 
 
 def _log_bands(wave: torch.Tensor) -> torch.Tensor:
-    """(T, 64), frames centred every 10 ms."""
+    """(T, 64), frames centered every 10 ms."""
     wave = F.pad(wave, (0, max(0, _FFT - len(wave))))
     window = torch.hann_window(_FFT)
     magnitude = torch.stft(wave, _FFT, _HOP, window=window, return_complex=True).abs()

@@ -1,14 +1,14 @@
 """Probes where several labels may hold: of clips, of seconds, and of the events in a recording.
 
-They go as those of one label do (`probe.py`): standardise on the training part, choose a setting by what the task is
+They go as those of one label do (`probe.py`): standardize on the training part, choose a setting by what the task is
 scored by on clips that are held out of it, refit, score the test. The linear probe is one logistic regression for each
-class against all others (scikit-learn's, lbfgs, 500 iterations, one C for all); nearest neighbours give the share of
-neighbours that have a label; the perceptron has a sigmoid for each class. A label is given where its probability is at
+class against all others (scikit-learn's, lbfgs, 500 iterations, one C for all); nearest neighbors give the share of
+neighbors that have a label; the perceptron has a sigmoid for each class. A label is given where its probability is at
 least a half. A class that the training part lacks, or that all of it has, is never, or always, given.
 
 Events: the probe scores the moments of a recording, and runs of moments above one half are events, smoothed in the way
 that is best on the validation part (HEAR's: Turian et al., 2022, appendix B; `events.py`). Of more than 100,000 moments
-every second, third, ... trains: neighbours in time say the same, and hours of piano are 88 classes.
+every second, third, ... trains: neighbors in time say the same, and hours of piano are 88 classes.
 
 Shapes: K rows (clips, seconds, moments), D dimensions, C classes, N clips.
 """
@@ -22,9 +22,7 @@ from typing import Any
 import numpy as np
 
 from ssamba.errors import SuiteError
-from ssamba.metrics import classification as metrics
 from ssamba.evaluation.caching import Array
-from ssamba.events import EVENT_FIGURES, Event, Smoothing, event_counts, find_events
 from ssamba.evaluation.probe import (
     ALPHA_GRID,
     C_GRID,
@@ -37,6 +35,8 @@ from ssamba.evaluation.probe import (
     require_sklearn,
 )
 from ssamba.evaluation.task import Round
+from ssamba.events import EVENT_FIGURES, Event, Smoothing, event_counts, find_events
+from ssamba.metrics import classification as metrics
 
 _CERTAIN = 40.0  # score of a class that the training part lacks, or that all of it has: finite, and beyond all others
 _MOST_MOMENTS = 100_000  # that a probe of events is fitted on
@@ -61,7 +61,7 @@ class LabelProbe:
     """A kind of probe."""
 
     fit: Callable[[Array, Array, Any], Scorer]
-    """Standardised rows (K, D), targets (K, C) with both values in each column, and a setting -> how rows are scored."""
+    """Standardized rows (K, D), targets (K, C) with both values in each column, and a setting -> how rows are scored."""
     settings: Sequence[float]
     """What is chosen from; the first of equals is taken."""
 
@@ -302,7 +302,7 @@ def _fit_linear(x: Array, y: Array, c: float) -> Scorer:
     return lambda rows: np.stack([model.decision_function(rows) for model in models], axis=1)
 
 
-def _fit_neighbours(x: Array, y: Array, k: int) -> Scorer:
+def _fit_neighbors(x: Array, y: Array, k: int) -> Scorer:
     from sklearn.neighbors import KNeighborsRegressor
 
     nearest = KNeighborsRegressor(min(k, len(x)), metric="cosine", algorithm="brute").fit(x, y.astype(np.float64))
@@ -319,7 +319,7 @@ def _fit_perceptron(x: Array, y: Array, alpha: float) -> Scorer:
 
 LABEL_PROBES: Mapping[str, LabelProbe] = {
     "linear": LabelProbe(_fit_linear, C_GRID),
-    "knn": LabelProbe(_fit_neighbours, K_GRID),
+    "knn": LabelProbe(_fit_neighbors, K_GRID),
     "mlp": LabelProbe(_fit_perceptron, ALPHA_GRID),
 }
 """By the name that `EvaluateOptions.probe` gives them."""

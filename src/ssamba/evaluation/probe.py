@@ -1,12 +1,12 @@
 """Probes: how well a frozen embedding separates labels. The linear probe is the one that tables are made of.
 
-One round: standardise on the training clips; logistic regression (lbfgs, 500 iterations), its inverse regularisation C
+One round: standardize on the training clips; logistic regression (lbfgs, 500 iterations), its inverse regularization C
 chosen from `C_GRID` on a fifth of the training groups (of the training clips where there are fewer than five groups), or
 on the validation clips that the task names;
 refit on all training clips; predict the others. No clip that is scored chooses anything. The protocol is that of the
 open suite, to the digit, and the fits are scikit-learn's own.
 
-The other probes go the same way: nearest neighbours by cosine, their number chosen from `K_GRID`; and a perceptron with
+The other probes go the same way: nearest neighbors by cosine, their number chosen from `K_GRID`; and a perceptron with
 one hidden layer of 256 (Adam, 100 epochs), its weight decay chosen from `ALPHA_GRID`.
 
 Shapes: N clips, D dimensions.
@@ -48,7 +48,7 @@ class RoundResult:
     validation: float
     """Accuracy on the validation part, with the setting that was chosen there."""
     setting: float
-    """That setting: C, the number of neighbours, or the weight decay."""
+    """That setting: C, the number of neighbors, or the weight decay."""
     weights: Array | None = None
     """Of the layers, (V,), where they are learned."""
 
@@ -78,7 +78,7 @@ def accuracy_of(results: Sequence[RoundResult]) -> float:
 
 
 def validation_part(groups: Array, seed: int = 0) -> Array:
-    """Which training clips choose the regularisation, (N,) bool, from their groups (N,)."""
+    """Which training clips choose the regularization, (N,) bool, from their groups (N,)."""
     generator = np.random.default_rng(seed)
     names = np.unique(groups)
     if len(names) >= 5:
@@ -110,9 +110,9 @@ def linear_probe(vectors: Array, labels: Array, groups: Array, part: Round) -> R
     return _chosen(_fit_linear, C_GRID, vectors, labels, groups, part)
 
 
-def neighbours_probe(vectors: Array, labels: Array, groups: Array, part: Round) -> RoundResult:
-    """One round of the nearest-neighbour probe; arguments and errors as `linear_probe`."""
-    return _chosen(_fit_neighbours, K_GRID, vectors, labels, groups, part)
+def neighbors_probe(vectors: Array, labels: Array, groups: Array, part: Round) -> RoundResult:
+    """One round of the nearest-neighbor probe; arguments and errors as `linear_probe`."""
+    return _chosen(_fit_neighbors, K_GRID, vectors, labels, groups, part)
 
 
 def perceptron_probe(vectors: Array, labels: Array, groups: Array, part: Round) -> RoundResult:
@@ -122,7 +122,7 @@ def perceptron_probe(vectors: Array, labels: Array, groups: Array, part: Round) 
 
 Probe = Callable[[Array, Array, Array, Round], RoundResult]
 
-PROBES: dict[str, Probe] = {"linear": linear_probe, "knn": neighbours_probe, "mlp": perceptron_probe}
+PROBES: dict[str, Probe] = {"linear": linear_probe, "knn": neighbors_probe, "mlp": perceptron_probe}
 
 
 def _chosen(
@@ -144,7 +144,7 @@ def _chosen(
             "groups is held out, and at least two labels must be left"
         )
     scores = [fit(x[fitting], labels[fitting], setting).score(x[choosing], labels[choosing]) for setting in settings]
-    best = int(np.argmax(scores))  # the first of equals: the strongest regularisation
+    best = int(np.argmax(scores))  # the first of equals: the strongest regularization
     predicted = fit(x[train], labels[train], settings[best]).predict(x[part.test])
     return RoundResult(part.test, predicted, predicted == labels[part.test], float(scores[best]), float(settings[best]))
 
@@ -157,12 +157,12 @@ def _fit_linear(x: Array, y: Array, c: float) -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=ITERATIONS)).fit(x, y)
 
 
-def _fit_neighbours(x: Array, y: Array, k: int) -> Any:
+def _fit_neighbors(x: Array, y: Array, k: int) -> Any:
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    # `brute` is what the cosine needs, and gives the same neighbours on every machine.
+    # `brute` is what the cosine needs, and gives the same neighbors on every machine.
     nearest = KNeighborsClassifier(min(k, len(x)), metric="cosine", algorithm="brute")
     return make_pipeline(StandardScaler(), nearest).fit(x, y)
 

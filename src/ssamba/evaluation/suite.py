@@ -1,4 +1,4 @@
-"""A suite of labelled tasks on disk, and their clips.
+"""A suite of labeled tasks on disk, and their clips.
 
 A suite is a folder with `TASK.csv` (columns clip, label, split, group) and the recordings beside it, in `TASK.tar` or
 unpacked, for each task. `clip` is a path inside the archive (or from the folder on), `group` is what must not be torn
@@ -27,9 +27,9 @@ from ssamba.audio.decode import decode
 from ssamba.data.formats import LABEL_SEPARATOR
 from ssamba.errors import SuiteError
 from ssamba.evaluation.caching import Array, cached_arrays
-from ssamba.events import Event
 from ssamba.evaluation.hear import find_hear, read_hear_task, unscored
 from ssamba.evaluation.task import Task
+from ssamba.events import Event
 
 SUITE_VARIABLE = "SSAMBA_SUITE"
 OPEN_SUITE = ("sfx14", "kws35", "instr_family", "speaker", "zh_final", "drum8")
@@ -97,7 +97,7 @@ def _read_task(table: Path) -> Task:
         raise SuiteError(f"{table} is no table ({error}): expected CSV in UTF-8, {', '.join(_COLUMNS)}") from None
     archive = table.with_suffix(".tar")
     audio = archive if archive.exists() else table.parent
-    task = _labelled(table, audio, rows)
+    task = _labeled(table, audio, rows)
     count, fewest = (task.num_classes, 2) if task.kind == "single" else (len(task.classes), 1)
     if count < fewest:
         raise SuiteError(f"{table} has {count} label(s) in {len(rows)} rows: expected at least {fewest}")
@@ -110,7 +110,7 @@ def _read_task(table: Path) -> Task:
     return _with_groups_apart(task)
 
 
-def _labelled(table: Path, audio: Path, rows: Sequence[dict[str, str]]) -> Task:
+def _labeled(table: Path, audio: Path, rows: Sequence[dict[str, str]]) -> Task:
     """The rows of a table as a task: of clips with one label, with several, or of stretches."""
     stretches = [name for name in ("start_s", "start", "duration_s", "duration") if rows and name in rows[0]]
     if stretches:

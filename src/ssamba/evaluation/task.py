@@ -1,4 +1,4 @@
-"""A labelled task and the rounds in which it is scored.
+"""A labeled task and the rounds in which it is scored.
 
 Rounds: splits `train` and `test` are one round; tasks in `SWAPPED` (the two sides are two recording sources) are also
 scored the other way round. Any other split names are folds: each is scored once, after training on the others.
@@ -42,7 +42,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Task:
-    """A labelled task. The arrays are (N,), of strings."""
+    """A labeled task. The arrays are (N,), of strings."""
 
     name: str
     """What it is called: the stem of its table."""

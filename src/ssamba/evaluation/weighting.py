@@ -1,12 +1,12 @@
 """Learned layer weighting: a linear probe on a weighted sum of all layers, the weights learned with it.
 
 As SUPERB does (Yang et al., Interspeech 2021, section 3.2): z = sum over layers v of softmax(a)_v x_v, and a linear
-classifier on z. Each layer is standardised on the training clips first, so that a weight says how much a layer
+classifier on z. Each layer is standardized on the training clips first, so that a weight says how much a layer
 contributes rather than how large its numbers are. The objective is scikit-learn's logistic regression,
 
     mean cross entropy + |W|^2 / (2 C n),
 
-minimised over W, b and a together with L-BFGS from zero; C is chosen as for the linear probe.
+minimized over W, b and a together with L-BFGS from zero; C is chosen as for the linear probe.
 
 Shapes: V layers, N clips (n of them for training), D dimensions, C classes.
 """
@@ -63,17 +63,17 @@ class _Mixture:
         self.matrix = torch.zeros(x.shape[2], classes, requires_grad=True)
         self.bias = torch.zeros(classes, requires_grad=True)
         parameters = [self.mixing, self.matrix, self.bias]
-        optimiser = torch.optim.LBFGS(parameters, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
-        standardised = (x - self.mean) / self.scale
+        optimizer = torch.optim.LBFGS(parameters, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+        standardized = (x - self.mean) / self.scale
 
         def objective() -> Tensor:
-            optimiser.zero_grad()
-            loss = F.cross_entropy(self._logits(standardised), targets)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(self._logits(standardized), targets)
             loss = loss + self.matrix.square().sum() / (2 * c * x.shape[1])
             torch.autograd.backward(loss)
             return loss
 
-        optimiser.step(objective)  # type: ignore[no-untyped-call]
+        optimizer.step(objective)  # type: ignore[no-untyped-call]
         for parameter in parameters:
             parameter.requires_grad_(False)
 
@@ -81,6 +81,6 @@ class _Mixture:
         """Class indices of clips (V, N, D)."""
         return self._logits((x - self.mean) / self.scale).argmax(1)
 
-    def _logits(self, standardised: Tensor) -> Tensor:
-        mixed = torch.einsum("v,vnd->nd", self.mixing.softmax(0), standardised)
+    def _logits(self, standardized: Tensor) -> Tensor:
+        mixed = torch.einsum("v,vnd->nd", self.mixing.softmax(0), standardized)
         return (mixed @ self.matrix + self.bias).masked_fill(self.absent, -torch.inf)

@@ -1,1 +1,1 @@
-"""What one does with embeddings: bulk embedding of collections, neighbours, figures."""
+"""What one does with embeddings: bulk embedding of collections, neighbors, figures."""

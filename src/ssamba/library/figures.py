@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ssamba.audio.fbank import hertz_to_mel, mel_band
 from ssamba.config import FrontEndConfig
-from ssamba.plotting import blank_figure, save_figure
 from ssamba.embedder import Embedding
-from ssamba.library.search import centred_similarity
+from ssamba.library.search import centered_similarity
+from ssamba.plotting import blank_figure, save_figure
 
 
 def plot_recordings(
@@ -25,7 +25,7 @@ def plot_recordings(
     """A row for each recording: its log-mel spectrogram beside the similarity of its frame embeddings.
 
     Args:
-        recordings: name, normalised features (T, M) as from `Embedder.features`, and embedding.
+        recordings: name, normalized features (T, M) as from `Embedder.features`, and embedding.
         output: picture file; the suffix chooses the format.
         front_end: gives the axes their units; None is the official one.
         title: stands above the whole.
@@ -48,7 +48,7 @@ def plot_recordings(
         _plot_features(left, name, features, embedding.duration_s, front_end)
         image = _plot_similarity(right, embedding)
         figure.colorbar(image, ax=right, shrink=0.8)
-    axes[0, 1].set_title("frame similarity (centred cosine)", fontsize=9)
+    axes[0, 1].set_title("frame similarity (centered cosine)", fontsize=9)
     return save_figure(figure, output, dpi=110)
 
 
@@ -62,7 +62,7 @@ def _plot_features(axis: Any, name: str, features: Tensor, duration_s: float, fr
     )
     axis.set_title(name, fontsize=9, loc="left")
     axis.set_xlabel("s", fontsize=8)
-    # Label mel bins by the frequency of their centres.
+    # Label mel bins by the frequency of their centers.
     low_hz, high_hz = front_end.low_hz, front_end.high_hz or front_end.sample_rate_hz / 2
     ticks_hz = [hz for hz in (125, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000) if low_hz < hz <= high_hz]
     low_mel, step = mel_band(front_end)
@@ -74,7 +74,7 @@ def _plot_features(axis: Any, name: str, features: Tensor, duration_s: float, fr
 
 
 def _plot_similarity(axis: Any, embedding: Embedding) -> Any:
-    similarity = centred_similarity(embedding.frames.numpy())
+    similarity = centered_similarity(embedding.frames.numpy())
     extent = (0, embedding.duration_s, embedding.duration_s, 0)
     axis.set_xlabel("s", fontsize=8)
     return axis.imshow(similarity, cmap="coolwarm", vmin=-1, vmax=1, extent=extent, aspect="equal")

@@ -1,6 +1,6 @@
-"""Nearest neighbours among embeddings.
+"""Nearest neighbors among embeddings.
 
-Shapes: N recordings, D channels, K neighbours.
+Shapes: N recordings, D channels, K neighbors.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 
-class Neighbours(NamedTuple):
+class Neighbors(NamedTuple):
     """For each recording its nearest others, nearest first."""
 
     indices: Array
@@ -21,20 +21,20 @@ class Neighbours(NamedTuple):
     """Cosine similarity after the collection's mean was subtracted, (N, K)."""
 
 
-def centred_similarity(embeddings: Array) -> Array:
+def centered_similarity(embeddings: Array) -> Array:
     """Cosine similarity of all pairs of rows after their mean was subtracted, (N, D) -> (N, N) in float64.
 
-    Without centring, the direction that all embeddings share would hide their differences.
+    Without centering, the direction that all embeddings share would hide their differences.
     """
     embeddings = np.asarray(embeddings, dtype=np.float64)
-    centred = embeddings - embeddings.mean(0)
-    centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    similarity: Array = centred @ centred.T
+    centered = embeddings - embeddings.mean(0)
+    centered /= np.maximum(np.linalg.norm(centered, axis=1, keepdims=True), 1e-12)
+    similarity: Array = centered @ centered.T
     return similarity
 
 
-def nearest_neighbours(embeddings: Array, count: int = 3) -> Neighbours:
-    """The `count` nearest other recordings of each one, by centred cosine similarity.
+def nearest_neighbors(embeddings: Array, count: int = 3) -> Neighbors:
+    """The `count` nearest other recordings of each one, by centered cosine similarity.
 
     Args:
         embeddings: (N, D).
@@ -48,7 +48,7 @@ def nearest_neighbours(embeddings: Array, count: int = 3) -> Neighbours:
         raise ValueError(f"expected (recordings, channels) with at least two recordings, got {embeddings.shape}")
     if not 1 <= count < len(embeddings):
         raise ValueError(f"count must lie between 1 and {len(embeddings) - 1}, got {count}")
-    similarity = centred_similarity(embeddings)
+    similarity = centered_similarity(embeddings)
     np.fill_diagonal(similarity, -np.inf)
     indices = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
-    return Neighbours(indices, np.take_along_axis(similarity, indices, axis=1))
+    return Neighbors(indices, np.take_along_axis(similarity, indices, axis=1))

@@ -21,8 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssamba.evaluation.caching import Array
-from ssamba.metrics.ranking import Ranking
+from ssamba.metrics.ranking import Array, Ranking
 
 
 class Interval(NamedTuple):

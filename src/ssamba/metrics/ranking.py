@@ -8,9 +8,11 @@ Shapes: N clips, C classes; inside, classes come first.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from ssamba.evaluation.caching import Array
+Array = np.ndarray[Any, Any]
 
 _BLOCK = 1 << 20  # numbers that are worked on at once
 

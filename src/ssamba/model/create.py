@@ -29,7 +29,7 @@ _HEAD_SIZE = 64  # channels of an attention head in all released SSAST models
 
 
 def build_encoder(config: BaseEncoderConfig) -> PatchEncoder:
-    """The encoder that a configuration describes, randomly initialised."""
+    """The encoder that a configuration describes, randomly initialized."""
     if isinstance(config, SSASTConfig):
         return SSASTEncoder(config)
     assert isinstance(config, EncoderConfig), type(config)
@@ -37,7 +37,7 @@ def build_encoder(config: BaseEncoderConfig) -> PatchEncoder:
 
 
 def build_blocks(config: BaseEncoderConfig, depth: int) -> nn.Module:
-    """A stack of the encoder's kind of blocks, (B, L, D) and lengths (B,) -> (B, L, D); not yet initialised."""
+    """A stack of the encoder's kind of blocks, (B, L, D) and lengths (B,) -> (B, L, D); not yet initialized."""
     if isinstance(config, SSASTConfig):
         return AttentionBlocks(config, [0.0] * depth)
     assert isinstance(config, EncoderConfig), type(config)
@@ -70,7 +70,7 @@ def create_encoder(
     variant: Literal["official", "ssamba2", "ssast", "ssast_frame"] = "official",
     **overrides: Any,
 ) -> PatchEncoder:
-    """A randomly initialised encoder, from normalised features (B, T, M) to tokens (B, P + L, D), P prefix tokens first.
+    """A randomly initialized encoder, from normalized features (B, T, M) to tokens (B, P + L, D), P prefix tokens first.
 
     Args:
         size: "tiny" (D = 192), "small" (384) or "base" (768); SSAMBA has 24 blocks, SSAST 12.

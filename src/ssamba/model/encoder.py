@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ssamba.config import EncoderConfig
-from ssamba.model.initialize import initialise_encoder
+from ssamba.model.initialize import initialize_encoder
 from ssamba.model.mixer import BiMambaMixer
 from ssamba.model.tokens import DropPath, PatchEncoder
 from ssamba.ops import can_mix_into, mixing_dtype
@@ -51,7 +51,7 @@ class Block(nn.Module):
 
 
 class SSAMBAEncoder(PatchEncoder):
-    """Normalised log-mel features to tokens.
+    """Normalized log-mel features to tokens.
 
     `encoder(features, lengths)` gives (B, 1 + L, D) after the final norm, the prefix token ([CLS]) first.
     """
@@ -63,7 +63,7 @@ class SSAMBAEncoder(PatchEncoder):
         self.blocks = nn.ModuleList(Block(config, rate) for rate in _drop_path_rates(config))
         self.drop_path = DropPath(config.drop_path)
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
-        initialise_encoder(self, config)
+        initialize_encoder(self, config)
 
     def leaves_padding_out(self, hidden: Tensor) -> bool:
         """True for inference where the mixer can work in memory that is there, clips one behind the other."""

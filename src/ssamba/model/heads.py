@@ -34,7 +34,7 @@ class Classifier(nn.Module):
         self.linear = nn.Linear(encoder_config.embed_dim, config.num_classes)
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Normalised features (B, T, M) with valid frames `lengths` (B,) -> logits (B, classes).
+        """Normalized features (B, T, M) with valid frames `lengths` (B,) -> logits (B, classes).
 
         With `label_frames`: (B, labels, classes), the labels of the longest clip; what stands behind a clip's own is
         arbitrary.

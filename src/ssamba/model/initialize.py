@@ -1,4 +1,4 @@
-"""How every parameter of the models starts: the official initialisation, in one place (the released code of SSAMBA and SSAST).
+"""How every parameter of the models starts: the official initialization, in one place (the released code of SSAMBA and SSAST).
 
 Patch projection and prediction heads keep PyTorch's default; so do SSAMBA's linear layers and convolutions.
 """
@@ -17,19 +17,19 @@ _DELTA_FLOOR = 1e-4
 
 
 @torch.no_grad()
-def initialise_encoder(encoder: nn.Module, config: BaseEncoderConfig) -> None:
+def initialize_encoder(encoder: nn.Module, config: BaseEncoderConfig) -> None:
     """Fill every parameter of an encoder, or of a stack of its blocks, from torch's global generator."""
     for name, parameter in encoder.named_parameters():
         if name in ("position_embed", "cls_token", "dist_token"):
             nn.init.trunc_normal_(parameter, std=0.02)
     if isinstance(config, SSASTConfig):
-        _initialise_attention(encoder)
+        _initialize_attention(encoder)
     else:
         assert isinstance(config, EncoderConfig), type(config)
-        _initialise_mamba(encoder, config)
+        _initialize_mamba(encoder, config)
 
 
-def _initialise_attention(encoder: nn.Module) -> None:
+def _initialize_attention(encoder: nn.Module) -> None:
     """DeiT's."""
     for module in encoder.modules():
         if isinstance(module, nn.Linear):
@@ -37,7 +37,7 @@ def _initialise_attention(encoder: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _initialise_mamba(encoder: nn.Module, config: EncoderConfig) -> None:
+def _initialize_mamba(encoder: nn.Module, config: EncoderConfig) -> None:
     for name, parameter in encoder.named_parameters():
         if name.endswith("A_log"):
             states = torch.arange(1, config.state_size + 1, dtype=torch.float32)
@@ -58,7 +58,7 @@ def _initialise_mamba(encoder: nn.Module, config: EncoderConfig) -> None:
             parameter.div_(math.sqrt(config.depth))
 
 
-def initialise_mask_token(token: Tensor) -> None:
+def initialize_mask_token(token: Tensor) -> None:
     """Xavier normal, as the original."""
     nn.init.xavier_normal_(token)
 

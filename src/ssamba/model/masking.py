@@ -1,6 +1,6 @@
 """Which patches a model must not see while it is pretrained (SSAMBA, section 3.3; SSAST, section 2.3).
 
-`clustered` hides squares of neighbouring patches, their side drawn for each clip from {3, 4, 5}, in random order until
+`clustered` hides squares of neighboring patches, their side drawn for each clip from {3, 4, 5}, in random order until
 the wanted number is hidden. Squares wrap around the clip's edges, so every patch is equally likely to be hidden.
 `official` is the original's rule with its quirks: squares run over the ends of rows, patch 0 is never hidden, and what
 is too many is dropped from the highest numbers, which are the highest frequencies. `frames` hides whole columns.
@@ -19,8 +19,8 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from ssamba.config import BaseEncoderConfig
-from ssamba.randomness import integers, uniform
 from ssamba.model.patches import order_tokens
+from ssamba.randomness import integers, uniform
 
 MaskStyle = Literal["clustered", "official", "frames"]
 CLUSTER_SIDES = (3, 4, 5)

@@ -1,6 +1,6 @@
 """The pretraining objectives: the original's two, and one of ours over whole clips.
 
-Patches: SSAMBA, section 3.3; SSAST, section 2.3, equations 1 and 2. Clips: the normalised temperature-scaled cross
+Patches: SSAMBA, section 3.3; SSAST, section 2.3, equations 1 and 2. Clips: the normalized temperature-scaled cross
 entropy of SimCLR (Chen et al., 2020, arXiv:2002.05709, equation 1) over two views of each clip, as COLA (Saeed et al.,
 2021, arXiv:2010.10915) and its successors use it for audio.
 
@@ -87,11 +87,11 @@ def log_mel_statistics(features: Tensor, lengths: Tensor | None = None) -> Tenso
     Predicting such summaries is a worker of PASE (Pascual et al., 2019, arXiv:1904.03416).
 
     Args:
-        features: log-mel values, normalised or not (B, T, M).
+        features: log-mel values, normalized or not (B, T, M).
         lengths: valid frames of each clip (B,), None when all are.
 
     Returns:
-        (B, 3 M): mean over time, standard deviation, and root mean square of the difference of neighbouring frames.
+        (B, 3 M): mean over time, standard deviation, and root mean square of the difference of neighboring frames.
     """
     frames = torch.arange(features.shape[1], device=features.device)
     count = torch.full_like(features[:, 0, :1], features.shape[1]) if lengths is None else lengths[:, None].to(features)
@@ -111,7 +111,7 @@ def temporal_profile(features: Tensor, lengths: Tensor | None, segments: int) ->
     """How a clip sounds in each part of it: what a mean over time forgets, as a target for the clip vector.
 
     Args:
-        features: log-mel values, normalised or not (B, T, M).
+        features: log-mel values, normalized or not (B, T, M).
         lengths: valid frames of each clip (B,), None when all are.
         segments: parts of equal length that a clip is cut into; frames on a border count by their share.
 
@@ -129,7 +129,7 @@ def temporal_profile(features: Tensor, lengths: Tensor | None, segments: int) ->
 
 
 def without_channel(levels: Tensor, lengths: Tensor) -> Tensor:
-    """What is heard, whatever the loudness, colour and noise of the recording: 40 dB of range, less the mean spectrum.
+    """What is heard, whatever the loudness, color and noise of the recording: 40 dB of range, less the mean spectrum.
 
     Args:
         levels: log-mel values or bands of them in natural logarithm of power (B, T, F).
@@ -154,12 +154,12 @@ def log_mel_texture(features: Tensor, lengths: Tensor | None = None) -> Tensor:
     """How a clip's spectra vary together, over time and along frequency: a target for the clip vector.
 
     Args:
-        features: log-mel values, normalised or not (B, T, M).
+        features: log-mel values, normalized or not (B, T, M).
         lengths: valid frames of each clip (B,), None when all are.
 
     Returns:
         (B, `texture_values(M)`): the deviation over time of each of 40 cepstra and the root mean square of its change
-        from frame to frame; the root mean square of the difference of neighbouring bins; and that of the change over
+        from frame to frame; the root mean square of the difference of neighboring bins; and that of the change over
         4, 8, 16 and 32 frames in bands of 8 bins (0 where the clip is no longer than that).
     """
     bins = features.shape[2]

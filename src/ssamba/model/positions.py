@@ -1,7 +1,7 @@
 """Positions for a grid of patches of any size, from the table learned at pretraining.
 
 The official rule (SSAST, section 2.4, kept by SSAMBA): along each axis, a grid that is smaller than the table takes
-the table's middle; a larger one interpolates it linearly with half-pixel centres (`align_corners=False`), time first.
+the table's middle; a larger one interpolates it linearly with half-pixel centers (`align_corners=False`), time first.
 Written here as two samplings of one axis each, so that every clip of a batch can have its own number of columns.
 
 Shapes: B clips with their own columns (or 1), R x K the wanted grid, R_t x K_t the table's, D channels.

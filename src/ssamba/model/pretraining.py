@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ssamba.config import BaseEncoderConfig, PretrainingConfig
 from ssamba.model.create import build_blocks, build_encoder
 from ssamba.model.heads import PredictionHead
-from ssamba.model.initialize import initialise_encoder, initialise_mask_token
+from ssamba.model.initialize import initialize_encoder, initialize_mask_token
 from ssamba.model.objectives import profile_bands, texture_values
 from ssamba.model.patches import order_tokens, patch_values
 from ssamba.model.tokens import PatchTokens
@@ -64,7 +64,7 @@ class PretrainingOutput(NamedTuple):
     generative: Tensor
     """The generative head's predictions (B, K, V)."""
     values: Tensor
-    """The values that were hidden (B, K, V), normalised patch by patch if the configuration says so."""
+    """The values that were hidden (B, K, V), normalized patch by patch if the configuration says so."""
     hidden: Hidden
     """Where they stand."""
     clip: Tensor
@@ -99,7 +99,7 @@ class Decoder(nn.Module):
         self.enter = nn.Linear(config.embed_dim, config.embed_dim)
         self.blocks = build_blocks(config, depth)
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
-        initialise_encoder(self, config)
+        initialize_encoder(self, config)
 
     def forward(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
         """(B, L, D) with `lengths` (B,) valid tokens -> (B, L, D)."""
@@ -135,13 +135,13 @@ class PretrainingModel(nn.Module):
             self.hidden_units_head = nn.Linear(dim, self.pretraining.units)
         if self.pretraining.teacher:
             self.latent_head = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
-        initialise_mask_token(self.mask_token)
+        initialize_mask_token(self.mask_token)
 
     def forward(self, features: Tensor, mask: Tensor, lengths: Tensor | None = None) -> PretrainingOutput:
         """Encode with some patches hidden.
 
         Args:
-            features: normalised, (B, T, M).
+            features: normalized, (B, T, M).
             mask: True where a patch is hidden, (B, L) in token order; padding must be False.
             lengths: valid frames of each clip (B,), None when all are.
 
@@ -157,7 +157,7 @@ class PretrainingModel(nn.Module):
         values = hidden.take(
             order_tokens(patch_values(features, self.encoder.config), self.encoder.config, patches.columns)
         )
-        if self.pretraining.normalise_targets:
+        if self.pretraining.normalize_targets:
             values = (values - values.mean(-1, keepdim=True)) / (values.var(-1, keepdim=True) + 1e-4).sqrt()
         encode = self._encode_visible if self.pretraining.encode == "visible" else self._encode_all
         seen = hidden_patches(self._valid(patches) & ~mask)

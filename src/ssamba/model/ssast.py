@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssamba.config import SSASTConfig
-from ssamba.model.initialize import initialise_encoder
+from ssamba.model.initialize import initialize_encoder
 from ssamba.model.tokens import DropPath, PatchEncoder
 from ssamba.ops.matmul import Linear
 
@@ -95,7 +95,7 @@ class AttentionBlocks(nn.ModuleList):
 
 
 class SSASTEncoder(PatchEncoder):
-    """Normalised log-mel features to tokens.
+    """Normalized log-mel features to tokens.
 
     `encoder(features, lengths)` gives (B, 2 + L, D) after the final norm: [CLS], the distillation token (there is none
     with `distillation_token=False`), then the patches.
@@ -110,7 +110,7 @@ class SSASTEncoder(PatchEncoder):
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.blocks = AttentionBlocks(config, rates)
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
-        initialise_encoder(self, config)
+        initialize_encoder(self, config)
 
     def prefix_tokens(self) -> Tensor:
         """[CLS] and the distillation token, (1, P, D), without positions."""

@@ -51,7 +51,7 @@ class DropPath(nn.Module):
 
 
 class PatchEncoder(nn.Module):
-    """Normalised log-mel features to tokens: `encoder(features, lengths)` gives (B, P + L, D), prefix tokens first."""
+    """Normalized log-mel features to tokens: `encoder(features, lengths)` gives (B, P + L, D), prefix tokens first."""
 
     def __init__(self, config: BaseEncoderConfig):
         super().__init__()
@@ -81,7 +81,7 @@ class PatchEncoder(nn.Module):
         return self.cls_token
 
     def forward(self, features: Tensor, lengths: Tensor | None = None, *, layer: int | None = None) -> Tensor:
-        """Encode a batch of normalised features.
+        """Encode a batch of normalized features.
 
         Args:
             features: (B, T, M).
@@ -101,7 +101,7 @@ class PatchEncoder(nn.Module):
         return self.encode(self.embed_patches(features, lengths), layer=layer)
 
     def embed_patches(self, features: Tensor, lengths: Tensor | None = None) -> PatchTokens:
-        """Project the patches of normalised features (B, T, M) and put them in sequence; arguments as `forward`."""
+        """Project the patches of normalized features (B, T, M) and put them in sequence; arguments as `forward`."""
         lengths = self._checked(features, lengths)
         longest = self.config.columns(features.shape[1])
         columns = None

@@ -25,7 +25,7 @@ class Window:
     """A stretch of a recording's features."""
 
     features: Tensor
-    """(T, M), normalised, whole patches."""
+    """(T, M), normalized, whole patches."""
     first_column: int
     """Where it starts on the recording's grid."""
     columns: int

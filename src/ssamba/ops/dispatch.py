@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ssamba.errors import BackendUnavailableError
-from ssamba.ops import (eager, reference)
-from ssamba.ops.cpp import scan as cpu
+from ssamba.ops import eager, reference
 from ssamba.ops.cpp import conv as cpu_conv
 from ssamba.ops.cpp import mixer as cpu_mixer
-from ssamba.ops.triton.operators import operators as triton
+from ssamba.ops.cpp import scan as cpu
+from ssamba.ops.triton import operators as triton
 
 
 class ScanKernel(Protocol):

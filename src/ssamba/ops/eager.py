@@ -1,6 +1,6 @@
 """Selective scan and causal convolution in plain PyTorch: any device, no compiler, memory linear in length.
 
-The sequence is cut into chunks. Within a chunk everything but the recurrence is one vectorised operation
+The sequence is cut into chunks. Within a chunk everything but the recurrence is one vectorized operation
 over (K, B, D, N), and the recurrence is one fused multiply-add per step over (B, D, N); between chunks
 only the state is kept. The backward pass starts from the states saved at the chunks' borders and computes the
 inside of each chunk again, so nothing of size (B, L, D, N) ever exists.

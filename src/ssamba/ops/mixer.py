@@ -18,10 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssamba.ops.dispatch import resolve
 from ssamba.ops.conv import causal_conv
-from ssamba.ops.operators import is_traced
+from ssamba.ops.dispatch import resolve
 from ssamba.ops.matmul import linear
+from ssamba.ops.operators import is_traced
 from ssamba.ops.scan import Direction, check_lengths, check_shape, selective_scan
 
 

@@ -1,6 +1,6 @@
 """The oracle: selective scan and causal convolution as plain loops, in any dtype, with autograd's own gradients.
 
-Equation 2 of Mamba (Gu and Dao, 2023, arXiv:2312.00752), discretised as its code does (A by zero-order
+Equation 2 of Mamba (Gu and Dao, 2023, arXiv:2312.00752), discretized as its code does (A by zero-order
 hold, B by Euler):
 
     h_t = exp(delta_t * A) * h_{t-1} + delta_t * B_t * u_t        y_t = C_t . h_t + D * u_t

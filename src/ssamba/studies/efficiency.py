@@ -22,6 +22,9 @@ from torch import nn
 
 from ssamba.config import Config
 from ssamba.errors import ConfigError
+from ssamba.model import create_encoder
+from ssamba.ops.dispatch import resolve
+from ssamba.ops.matmul import library
 from ssamba.studies.harness import (
     Run,
     allocated_peak,
@@ -35,9 +38,6 @@ from ssamba.studies.harness import (
     surroundings,
     timings_s,
 )
-from ssamba.model import create_encoder
-from ssamba.ops.dispatch import resolve
-from ssamba.ops.matmul import library
 
 Size = Literal["tiny", "small", "base"]
 Pass = Literal["inference", "training"]
@@ -79,7 +79,7 @@ class EfficiencyOptions(Config):
     batches: tuple[int, ...] = (1, 4)
     """Clips in a batch."""
     passes: tuple[Pass, ...] = ("inference", "training")
-    """`training` is forward and backward, without the optimiser, whose cost does not depend on the input."""
+    """`training` is forward and backward, without the optimizer, whose cost does not depend on the input."""
     sides: tuple[str, ...] = ("ssamba-fp32", "ssamba-bf16", "ssast-fp32", "ssast-bf16", "ssast-unfused-fp32")
     """Names of `SIDES`; bf16 is autocast."""
     throughput: bool = True

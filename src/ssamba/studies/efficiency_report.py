@@ -18,10 +18,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ssamba.checkpoint.files import read_json
-from ssamba.plotting import blank_figure, save_figure
 from ssamba.errors import DataError
-from ssamba.studies.efficiency import FRAMES_PER_PATCH, ROWS, SIDES, EfficiencyOptions, Pass, Point, Size, Study
 from ssamba.evaluation.report_files import write_report
+from ssamba.plotting import blank_figure, save_figure
+from ssamba.studies.efficiency import FRAMES_PER_PATCH, ROWS, SIDES, EfficiencyOptions, Pass, Point, Size, Study
 from ssamba.studies.harness import table
 
 Quantity = Literal["time", "memory"]

@@ -27,7 +27,6 @@ from ssamba.config import Config
 from ssamba.embedder import load_model
 from ssamba.errors import SsambaError
 from ssamba.evaluation.caching import Array
-from ssamba.studies.material import Material, check_there
 from ssamba.studies.harness import (
     allocated_peak,
     in_child,
@@ -38,6 +37,7 @@ from ssamba.studies.harness import (
     resident_peak,
     surroundings,
 )
+from ssamba.studies.material import Material, check_there
 
 Context = Literal["windows", "full"]
 CONTEXTS: tuple[Context, ...] = ("windows", "full")
@@ -92,12 +92,12 @@ class Agreement:
     median: float
     low: float
     """5th percentile."""
-    centred_median: float
-    centred_low: float
+    centered_median: float
+    centered_low: float
     times_s: list[float]
-    """Centres of the bins of what follows."""
+    """Centers of the bins of what follows."""
     over_time: list[float]
-    """Median of the centred cosine in each bin."""
+    """Median of the centered cosine in each bin."""
     low_over_time: list[float]
     """5th percentile of it."""
 
@@ -241,18 +241,18 @@ def child_main(job: str) -> None:
 
 def agreement(name: str, duration_s: float, windows: Array, full: Array) -> Agreement:
     """How far the time steps (K, D) of windows and of full context agree."""
-    centred = _cosines(windows - windows.mean(0), full - full.mean(0))
-    bins = np.array_split(centred, min(_BINS, len(centred)))
-    edges_s = np.cumsum([0, *map(len, bins)]) * (duration_s / len(centred))
+    centered = _cosines(windows - windows.mean(0), full - full.mean(0))
+    bins = np.array_split(centered, min(_BINS, len(centered)))
+    edges_s = np.cumsum([0, *map(len, bins)]) * (duration_s / len(centered))
     low, median = np.percentile(_cosines(windows, full), (5, 50))
-    centred_low, centred_median = np.percentile(centred, (5, 50))
+    centered_low, centered_median = np.percentile(centered, (5, 50))
     return Agreement(
         name,
         duration_s,
         median=float(median),
         low=float(low),
-        centred_median=float(centred_median),
-        centred_low=float(centred_low),
+        centered_median=float(centered_median),
+        centered_low=float(centered_low),
         times_s=[round(float(t), 2) for t in (edges_s[1:] + edges_s[:-1]) / 2],
         over_time=[round(float(np.median(part)), 4) for part in bins],
         low_over_time=[round(float(np.percentile(part, 5)), 4) for part in bins],

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ssamba.plotting import blank_figure, save_figure
-from ssamba.studies.long_audio import CONTEXTS, Context, LongPass, LongStudy
 from ssamba.evaluation.report_files import write_report
+from ssamba.plotting import blank_figure, save_figure
 from ssamba.studies.harness import table
+from ssamba.studies.long_audio import CONTEXTS, Context, LongPass, LongStudy
 
 _COLOURS: dict[Context, str] = {"windows": "#0b6e4f", "full": "#b23a48"}
 
@@ -25,8 +25,8 @@ def headlines(study: LongStudy) -> list[str]:
         else:
             lines.append(f"{p.recording}, {p.context}: {_seconds(p)} s, {_megabytes(p.process_bytes)} MB in all")
     lines += [
-        f"{a.recording}: cosine of time steps {a.median:.3f} in the median, {a.low:.3f} at the 5th percentile; centred "
-        f"{a.centred_median:.3f}, {a.centred_low:.3f}"
+        f"{a.recording}: cosine of time steps {a.median:.3f} in the median, {a.low:.3f} at the 5th percentile; centered "
+        f"{a.centered_median:.3f}, {a.centered_low:.3f}"
         for a in study.agreements
     ]
     return lines
@@ -44,12 +44,12 @@ def markdown(study: LongStudy) -> str:
     heads = ["recording", "minutes", "context", "s", "x real time", "peak MB", "in all MB", "time steps"]
     parts.append(table(heads, [_row(p) for p in study.passes]))
     if study.agreements:
-        heads = ["recording", "minutes", "cosine, median", "5th percentile", "centred, median", "5th percentile"]
+        heads = ["recording", "minutes", "cosine, median", "5th percentile", "centered, median", "5th percentile"]
         rows = [
             [
                 a.recording,
                 f"{a.duration_s / 60:.3g}",
-                *(f"{x:.3f}" for x in (a.median, a.low, a.centred_median, a.centred_low)),
+                *(f"{x:.3f}" for x in (a.median, a.low, a.centered_median, a.centered_low)),
             ]
             for a in study.agreements
         ]
@@ -115,7 +115,7 @@ def plot_long(study: LongStudy, output: Path) -> Path:
         at_min = np.array(longest.times_s) / 60
         axis.plot(at_min, longest.over_time, color="#22577a", linewidth=0.9, label="median")
         axis.plot(at_min, longest.low_over_time, color="#22577a", linewidth=0.7, alpha=0.5, label="5th percentile")
-        axis.set_title(f"{longest.recording}: centred cosine, windows to full context", fontsize=9, loc="left")
+        axis.set_title(f"{longest.recording}: centered cosine, windows to full context", fontsize=9, loc="left")
         axis.set_xlabel("minutes from the start", fontsize=8)
         axis.set_ylim(min(0.0, *longest.low_over_time), 1.02)
         axis.legend(fontsize=7, loc="lower left")

@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from ssamba.audio.collection import Skipped
 from ssamba.embedder import Embedder, EmbedOptions
 from ssamba.evaluation.caching import Array
+from ssamba.studies.harness import changed_surroundings, is_out_of_memory, surroundings
 from ssamba.studies.material import Material, Samples
 from ssamba.studies.needle_plan import Haystack, Needle, NeedleOptions, Side, choose_needles, hide, identity, plan
-from ssamba.studies.harness import changed_surroundings, is_out_of_memory, surroundings
 
 Rule = Literal["frame", "matched"]
 RULES: tuple[Rule, ...] = ("frame", "matched")
@@ -243,7 +243,7 @@ class _Run:
 
 
 def time_steps(model: Embedder, wave: Samples, side: Side) -> tuple[Array, Array]:
-    """What represents each time step of a recording (S,): vectors (K, D), and the steps' centres in seconds (K,)."""
+    """What represents each time step of a recording (S,): vectors (K, D), and the steps' centers in seconds (K,)."""
     if side != "log-mel":
         embedding = model.embed(wave, context=side)
         return embedding.frames.numpy(), embedding.times_s.numpy()
@@ -258,14 +258,14 @@ class Matcher:
     """Compares the time steps of a haystack with those of needles, by one rule.
 
     Attributes:
-        steps: of the haystack, centred, whitened for `matched`, each of length 1, (K, D).
+        steps: of the haystack, centered, whitened for `matched`, each of length 1, (K, D).
     """
 
     def __init__(self, frames: Array, times_s: Array, rule: Rule):
-        """Args: the haystack's time steps (K, D), their centres in seconds (K,), and how to compare."""
+        """Args: the haystack's time steps (K, D), their centers in seconds (K,), and how to compare."""
         steps = torch.from_numpy(np.ascontiguousarray(frames))
-        self.rule, self.times_s, self._centre = rule, times_s, steps.mean(0)
-        steps = steps - self._centre
+        self.rule, self.times_s, self._center = rule, times_s, steps.mean(0)
+        steps = steps - self._center
         self._whiten = torch.eye(steps.shape[1])
         if rule == "matched":
             covariance = (steps.T @ steps).double() / len(steps)
@@ -280,7 +280,7 @@ class Matcher:
         if self.rule == "frame":
             wanted = wanted.mean(0, keepdim=True)
         width = min(len(wanted), len(self.steps))
-        kernel = F.normalize((wanted[:width] - self._centre) @ self._whiten, dim=1) / width
+        kernel = F.normalize((wanted[:width] - self._center) @ self._whiten, dim=1) / width
         scores = F.conv1d(self.steps.T[None], kernel.T[None])[0, 0].numpy()
         return scores, (self.times_s[: len(scores)] + self.times_s[width - 1 :]) / 2
 

@@ -12,12 +12,12 @@ import numpy as np
 
 from ssamba.audio.collection import Skipped
 from ssamba.checkpoint.files import read_json
-from ssamba.plotting import blank_figure, save_figure
 from ssamba.errors import DataError
+from ssamba.evaluation.report_files import write_report
+from ssamba.plotting import blank_figure, save_figure
+from ssamba.studies.harness import table
 from ssamba.studies.needle import RULES, Curve, NeedleStudy, Pass, Rule, Trial
 from ssamba.studies.needle_plan import NeedleOptions, Side
-from ssamba.evaluation.report_files import write_report
-from ssamba.studies.harness import table
 
 _NAME = "needle"
 JSON = f"{_NAME}.json"

@@ -5,7 +5,7 @@ from ssamba.training.progress import TrainingProgress, TrainingReport
 from ssamba.training.settings import (
     OFFICIAL_OPTIMISER,
     OFFICIAL_SCHEDULE,
-    OptimiserSettings,
+    OptimizerSettings,
     RunSettings,
     ScheduleSettings,
 )
@@ -14,7 +14,7 @@ from ssamba.training.task import StepContext, StepOutcome, Task
 __all__ = [
     "OFFICIAL_OPTIMISER",
     "OFFICIAL_SCHEDULE",
-    "OptimiserSettings",
+    "OptimizerSettings",
     "RunSettings",
     "ScheduleSettings",
     "StepContext",

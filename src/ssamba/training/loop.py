@@ -29,14 +29,14 @@ from ssamba.errors import ConfigError, SsambaError, TrainingDivergedError, Train
 from ssamba.training.averaging import Averages, evaluating
 from ssamba.training.distributed import World, join_world, share_gradients
 from ssamba.training.guard import BadStep, FiniteGuard, StopRequest, stop_on_signals
-from ssamba.training.run_io import RunLog
-from ssamba.training.optim import build_optimiser, set_learning_rate
+from ssamba.training.optim import build_optimizer, set_learning_rate
 from ssamba.training.precision import chosen_precision
 from ssamba.training.progress import TrainingProgress, TrainingReport, Window, peak_memory_bytes
 from ssamba.training.random_state import seed_generators
 from ssamba.training.release import MODEL_FOLDER, release
+from ssamba.training.run_io import RunLog
 from ssamba.training.schedule import Schedule
-from ssamba.training.settings import OptimiserSettings, RunSettings, ScheduleSettings
+from ssamba.training.settings import OptimizerSettings, RunSettings, ScheduleSettings
 from ssamba.training.state import STATES_FOLDER, StateFolder, check_plain, on_cpu
 from ssamba.training.step import accumulate_gradients, agree, keys_of_bad_shares, scale_gradients
 from ssamba.training.stream import BatchStream
@@ -49,7 +49,7 @@ _VALIDATION, _PICTURES = 1_000_000, 1_000_001  # parts of a step for `seed_gener
 
 def train(
     task: Task,
-    optimiser: OptimiserSettings,
+    optimizer: OptimizerSettings,
     schedule: ScheduleSettings,
     run: RunSettings,
     out: str | Path,
@@ -63,7 +63,7 @@ def train(
 
     Args:
         task: the model, its data and its loss.
-        optimiser: how gradients change weights.
+        optimizer: how gradients change weights.
         schedule: the learning rate over the run.
         run: length, precision, what is written when.
         out: folder for `checkpoints/`, `model/` (the trained model), `best/` (the one with the best validation),
@@ -84,13 +84,13 @@ def train(
         MissingExtraError: TensorBoard or Weights & Biases is not installed.
     """
     settings: dict[str, Any] = {
-        "optimiser": optimiser.model_dump(mode="json"),
+        "optimizer": optimizer.model_dump(mode="json"),
         "schedule": schedule.model_dump(mode="json"),
         "run": run.model_dump(mode="json"),
         "task": json.loads(json.dumps(dict(recipe or {}))),
     }
     with join_world(device) as world, stop_on_signals() as stop:
-        trainer = _Trainer(task, optimiser, schedule, run, Path(out), settings, world, stop, on_progress)
+        trainer = _Trainer(task, optimizer, schedule, run, Path(out), settings, world, stop, on_progress)
         trainer.start(resume)
         try:
             return trainer.run_to_end()
@@ -104,7 +104,7 @@ class _Trainer:
     def __init__(
         self,
         task: Task,
-        optimiser: OptimiserSettings,
+        optimizer: OptimizerSettings,
         schedule: ScheduleSettings,
         run: RunSettings,
         out: Path,
@@ -118,12 +118,12 @@ class _Trainer:
         self.task, self.run, self.out, self.recipe = task, run, out, recipe
         self.world, self.stop, self.on_progress = world, stop, on_progress
         self.precision = chosen_precision(run.precision, world.device)
-        self.optimiser_settings = optimiser
+        self.optimizer_settings = optimizer
         self.best_name, self.best_way = task.best_metric
         self.schedule = Schedule(schedule, self.best_way)
         self.model = task.model.to(world.device).train()
-        self.optimiser = build_optimiser(self.model, optimiser)
-        self.parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        self.optimizer = build_optimizer(self.model, optimizer)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         compiled: nn.Module = torch.compile(self.model) if run.compile else self.model  # type: ignore[assignment]
         self.stepped = share_gradients(compiled, world, run.find_unused_parameters)
         self.averages = Averages(self.model, run.ema_decay, run.average_epochs)
@@ -214,12 +214,12 @@ class _Trainer:
         """Update the weights once. The signal that asks to stop, if any, and whether the clock asks to save."""
         run, world, step = self.run, self.world, self.step
         factor = self.schedule.factor(step, self.stream.epoch, self.total_steps, self._budget_share())
-        rate = self.optimiser_settings.learning_rate * factor
-        set_learning_rate(self.optimiser, rate)
+        rate = self.optimizer_settings.learning_rate * factor
+        set_learning_rate(self.optimizer, rate)
         context = StepContext(step, self.stream.epoch, run.seed, world.device, self.precision)
         seed_generators(run.seed, step, 0, world.rank)
         batches = self.stream.next_step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         outcomes = accumulate_gradients(self.task, self.stepped, batches, context, world)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         now_s = time.monotonic()
@@ -233,8 +233,8 @@ class _Trainer:
         )
         usable = agreed.weight > 0 and agreed.is_finite
         if usable:
-            scale_gradients(gradients, agreed, world, self.optimiser_settings.clip_norm)
-            self.optimiser.step()
+            scale_gradients(gradients, agreed, world, self.optimizer_settings.clip_norm)
+            self.optimizer.step()
             self.averages.after_step(self.model)
             self.task.after_step(step + 1)
             self.guard.good()
@@ -258,7 +258,7 @@ class _Trainer:
         where = f"The weights of before are saved in {self.saved[1]}. " if self.saved is not None else ""
         raise TrainingDivergedError(
             f"{len(self.guard.row)} steps in a row had a loss or gradient that is not finite. {where}Look at the clips, "
-            f"lower optimiser.learning_rate, or set optimiser.clip_norm:\n  {self.guard.report()}"
+            f"lower optimizer.learning_rate, or set optimizer.clip_norm:\n  {self.guard.report()}"
         )
 
     def _is_done(self) -> bool:
@@ -351,7 +351,7 @@ class _Trainer:
 
     def _restore(self, folder: Path, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.averages.load_state_dict(state["averages"])
         self.task.load_state_dict(state["task"])
@@ -375,7 +375,7 @@ class _Trainer:
             "batch": self.stream.batch,
             "elapsed_s": self.elapsed_s,
             "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "averages": self.averages.state_dict(),
             "task": dict(self.task.state_dict()),

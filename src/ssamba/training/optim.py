@@ -1,4 +1,4 @@
-"""The optimiser: which parameters decay, and which learn faster.
+"""The optimizer: which parameters decay, and which learn faster.
 
 A parameter's learning rate is the full one times `head_multiplier` for what stands on the encoder, times
 `layer_decay` ** (layers above it) inside the encoder: positions, tokens and the patch projection are layer 0, the
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ssamba.errors import ConfigError
-from ssamba.training.settings import OptimiserSettings
+from ssamba.training.settings import OptimizerSettings
 
 _BLOCK = re.compile(r"(?:^|\.)(?P<path>blocks\.(\d+)\.)")
 
@@ -25,7 +25,7 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and name.rpartition(".")[2].endswith("weight")
 
 
-def parameter_groups(model: nn.Module, settings: OptimiserSettings) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
     """Parameters that require gradients, grouped by decay and learning rate.
 
     Each group has `params`, `names`, `weight_decay` and `multiplier` (its rate over the full one).
@@ -64,7 +64,7 @@ def parameter_groups(model: nn.Module, settings: OptimiserSettings) -> list[dict
     return list(groups.values())
 
 
-def build_optimiser(model: nn.Module, settings: OptimiserSettings) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """Adam or AdamW over `parameter_groups`; `set_learning_rate` gives it its rate.
 
     Raises:
@@ -80,13 +80,13 @@ def build_optimiser(model: nn.Module, settings: OptimiserSettings) -> torch.opti
     return kind(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=on_gpu or None)
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every group its multiple of the rate."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = rate * group["multiplier"]
 
 
-def _layers(model: nn.Module, names: list[str], settings: OptimiserSettings) -> dict[str, float]:
+def _layers(model: nn.Module, names: list[str], settings: OptimizerSettings) -> dict[str, float]:
     """The multiplier of each parameter that layer decay reaches."""
     if settings.layer_decay == 1:
         return {}

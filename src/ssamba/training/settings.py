@@ -1,4 +1,4 @@
-"""How a training run is configured: the optimiser, the schedule of its learning rate, the run itself.
+"""How a training run is configured: the optimizer, the schedule of its learning rate, the run itself.
 
 The defaults are the modern recipe; `OFFICIAL_OPTIMISER` and `OFFICIAL_SCHEDULE` are what the original pretrains with
 (its released code: AdamW, a warm-up in steps of 50, halving on a plateau). A step is one update of the weights.
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from ssamba.config import Config
 
 
-class OptimiserSettings(Config):
+class OptimizerSettings(Config):
     """How gradients change the weights."""
 
     name: Literal["adamw", "adam"] = "adamw"
@@ -25,7 +25,7 @@ class OptimiserSettings(Config):
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the mean square."""
     weight_decay: float = Field(0.05, ge=0)
-    """Pull towards zero."""
+    """Pull toward zero."""
     decay_groups: bool = True
     """Decay only matrices: no norms, biases, A_log, D, tokens or positions. The original decays everything."""
     clip_norm: float | None = Field(1.0, gt=0)
@@ -36,7 +36,7 @@ class OptimiserSettings(Config):
     """Learning rate of each encoder layer as a multiple of the layer's above it (BEiT, 2021, arXiv:2106.08254)."""
 
     @model_validator(mode="after")
-    def _check(self) -> OptimiserSettings:
+    def _check(self) -> OptimizerSettings:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
         return self
@@ -84,7 +84,7 @@ class RunSettings(Config):
     seed: int = Field(0, ge=0)
     """Everything random in a step follows from it and the step's number."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    """`bf16` is autocast: weights and optimiser stay float32. `auto` is bf16 where the device computes it quickly."""
+    """`bf16` is autocast: weights and optimizer stay float32. `auto` is bf16 where the device computes it quickly."""
     accumulate: int = Field(1, gt=0)
     """Batches whose gradients make one step."""
     compile: bool = False
@@ -133,7 +133,7 @@ class RunSettings(Config):
         return self
 
 
-OFFICIAL_OPTIMISER = OptimiserSettings(
+OFFICIAL_OPTIMISER = OptimizerSettings(
     learning_rate=1e-4, betas=(0.95, 0.999), weight_decay=5e-8, decay_groups=False, clip_norm=None
 )
 """The original's pretraining; its fine-tuning is `adam` with weight_decay 5e-7 and rates of the task."""

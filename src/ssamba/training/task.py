@@ -63,7 +63,7 @@ class Task(Protocol):
 
     @property
     def model(self) -> nn.Module:
-        """What is optimised and saved. The loop moves it to its device in place."""
+        """What is optimized and saved. The loop moves it to its device in place."""
         ...
 
     @property

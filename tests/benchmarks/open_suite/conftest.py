@@ -1,4 +1,4 @@
-"""Miniature packages, archives and synthesisers, made by the tests themselves from the demo's recordings."""
+"""Miniature packages, archives and synthesizers, made by the tests themselves from the demo's recordings."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def rcc_bytes(files):
 
 
 def cat_bytes(files):
-    """OpenTTD's catalogue of samples: a table, then each name and its RIFF file."""
+    """OpenTTD's catalog of samples: a table, then each name and its RIFF file."""
     table, data = b"", b""
     for name, content in files.items():
         table += struct.pack("<2I", 8 * len(files) + len(data), len(content))

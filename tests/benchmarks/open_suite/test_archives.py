@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 
 import pytest
-from tests.data.open_audio.conftest import cat_bytes, files_below, rcc_bytes, zip_bytes
-
 from benchmarks.open_suite.archives import inner_sounds, is_archive
 from benchmarks.open_suite.debs import find_debs
 from benchmarks.open_suite.unpack import unpack
+from tests.benchmarks.open_suite.conftest import cat_bytes, files_below, rcc_bytes, zip_bytes
+
 from ssamba.errors import DataError
 
 
@@ -33,7 +33,7 @@ def test_resources_of_qt_plain_and_compressed(wav):
     assert found == {"_inner/core/sounds/a.wav": files["a.wav"], "_inner/core/sounds/b.wav": files["b.wav"]}
 
 
-def test_catalogues_of_openttd(wav):
+def test_catalogs_of_openttd(wav):
     files = {"door slam": wav(), "horn": wav()}
     assert is_archive("usr/opensfx.cat")
     assert not is_archive("usr/other.cat")

@@ -8,13 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-from tests.data.open_audio.conftest import files_below, speaking
-
-from benchmarks.open_suite import build_suite
-from benchmarks.open_suite import build
-from benchmarks.open_suite import instruments
+from benchmarks.open_suite import build, build_suite, instruments
 from benchmarks.open_suite.instruments import FONTS, notes
 from benchmarks.open_suite.words import utterances
+from tests.benchmarks.open_suite.conftest import files_below, speaking
+
 from ssamba.errors import DataError
 from ssamba.evaluation.suite import read_suite, read_waves
 
@@ -134,7 +132,7 @@ def test_missing_packages_are_fetched_when_asked_for(mandarin, program, tmp_path
     assert any("chuck-data: apt-get download failed" in note for note in built.notes)
 
 
-def test_words_are_spoken_by_every_synthesiser(program, debs, tmp_path, monkeypatch):
+def test_words_are_spoken_by_every_synthesizer(program, debs, tmp_path, monkeypatch):
     names = [u.name for u in utterances() if u.word in ("bed", "zero") and u.name.endswith("0")]
     monkeypatch.setattr(build, "chosen", lambda task: {name: i for i, name in enumerate(reversed(names[::5]))})
     program("espeak-ng", speaking("-w", rate=22_050))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 
 import pytest
-
 from benchmarks.open_suite.debs import fetch_deb, find_debs, read_deb
+
 from ssamba.errors import DataError
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
-
 from benchmarks.open_suite.instruments import FONTS, midi_file, notes
 from benchmarks.open_suite.labels import Label, drum8, sfx14, speaker, zh_final
 from benchmarks.open_suite.tasks import OPEN_TASKS, chosen, counted, label_of
 from benchmarks.open_suite.words import WORDS, utterances
+
 from ssamba.evaluation.suite import OPEN_SUITE
 
 

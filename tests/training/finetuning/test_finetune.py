@@ -23,17 +23,17 @@ from ssamba.data.manifest import Clip, Manifest, write_manifest
 from ssamba.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ssamba.library.predict import classifier_folder, predict_stream
 from ssamba.model import create_encoder
-from ssamba.training.finetuning.run import FinetuneReport, finetune
+from ssamba.training.finetuning.data import open_labeled
 from ssamba.training.finetuning.recipe import FinetuneRecipe, read_finetune_recipe, recipe_file, shipped_recipes
-from ssamba.training.finetuning.data import open_labelled
 from ssamba.training.finetuning.rounds import make_rounds
+from ssamba.training.finetuning.run import FinetuneReport, finetune
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "finetune").glob("*.toml"))
+RECIPES = sorted((Path(__file__).parents[3] / "src" / "ssamba" / "recipes" / "finetune").glob("*.toml"))
 SMALL = {
     "clips": {"batch_size": 4, "workers": 0, "frames": 96},
     "run": {"epochs": 2, "log_every": 1, "validate_every": "epoch", "ema_decay": None, "keep_last": 1},
     "schedule": {"warmup_steps": 2},
-    "optimiser": {"learning_rate": 1e-3},
+    "optimizer": {"learning_rate": 1e-3},
 }
 
 
@@ -67,9 +67,9 @@ def test_every_shipped_recipe_is_one(path):
     settings = read_finetune_recipe(path)
     assert shipped_recipes()[path.stem] == path
     if path.stem.startswith("official"):
-        assert settings.optimiser.name == "adam"
-        assert settings.optimiser.betas == (0.95, 0.999)
-        assert settings.optimiser.weight_decay == 5e-7
+        assert settings.optimizer.name == "adam"
+        assert settings.optimizer.betas == (0.95, 0.999)
+        assert settings.optimizer.weight_decay == 5e-7
         assert settings.schedule.warmup_every == 50
         assert settings.clips.short_clips == "pad"
         assert recipe_file(path.stem.removeprefix("official-"), official=True) == path
@@ -82,7 +82,7 @@ def test_official_recipes_hold_the_originals_numbers():
     )
     assert (esc.clips.mean, esc.clips.std, esc.clips.frames, esc.clips.batch_size) == (-6.6268077, 5.358466, 512, 48)
     assert (esc.spec_augment.mel_bins, esc.spec_augment.frames, esc.spec_augment.roll_frames) == (24, 96, 10)
-    assert audioset.optimiser.head_multiplier == 3
+    assert audioset.optimizer.head_multiplier == 3
     assert audioset.run.average_epochs == (12, 40)
     assert audioset.clips.mixup.share == 0.5
     assert urban.labels.tokens == "official"
@@ -116,7 +116,7 @@ def test_a_folder_per_class_becomes_a_classifier(classes, start, tmp_path):
     assert model.classifier.config.labels == report.classes
     assert classifier_folder(tmp_path / "run") == tmp_path / "run" / "model"
     # What the test was scored with is what users get.
-    data = open_labelled(classes, recipe(), FrontEndConfig(), 1.0)
+    data = open_labeled(classes, recipe(), FrontEndConfig(), 1.0)
     found = {
         path.parent.name + path.name: result[0]
         for path, result in predict_stream(model, sorted(classes.rglob("*.wav")))
@@ -172,7 +172,7 @@ def test_training_never_reads_test_clips(classes, start, tmp_path):
 
 
 def test_patience_ends_a_run(classes, start, tmp_path):
-    changes = {"run": {"epochs": 30, "patience": 2}, "optimiser": {"learning_rate": 1e-9}}
+    changes = {"run": {"epochs": 30, "patience": 2}, "optimizer": {"learning_rate": 1e-9}}
     finetune(classes, recipe(changes), tmp_path / "run", checkpoint=start)
     report = json.loads((tmp_path / "run" / "rounds" / "all" / "report.json").read_text())
     assert report["epoch"] == 3
@@ -264,7 +264,7 @@ def test_several_labels_are_scored_by_average_precision(classes, start, tmp_path
 
 @pytest.fixture(scope="module")
 def minutes(tmp_path_factory, clips):
-    """Six recordings of four seconds whose seconds are labelled by stretches, as a manifest."""
+    """Six recordings of four seconds whose seconds are labeled by stretches, as a manifest."""
     folder = tmp_path_factory.mktemp("minutes")
     sources = {"drum": decode(clips[6]), "choir": decode(clips[0])}
     rows = []
@@ -287,10 +287,10 @@ def test_seconds_are_learned_and_told(minutes, start, tmp_path):
         "labels": {"unit": "second"},
         "clips": {"frames": 400},
         "run": {"epochs": 25},
-        "optimiser": {"learning_rate": 1e-2, "layer_decay": 1.0},
+        "optimizer": {"learning_rate": 1e-2, "layer_decay": 1.0},
     }
     settings = recipe(changes)
-    data = open_labelled(minutes, settings, FrontEndConfig(), 4.0)
+    data = open_labeled(minutes, settings, FrontEndConfig(), 4.0)
     assert data.targets_of(0).argmax(1).tolist() == [0, 1, 1, 0]
     report = finetune(minutes, settings, tmp_path / "run", checkpoint=start)
     assert report.scores()["accuracy"][0] >= 0.75
@@ -331,7 +331,7 @@ def test_labels_where_nothing_is_known_count_nowhere(minutes, start, tmp_path):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(row for k, row in enumerate(rows) if k % 3 != 1)
-    data = open_labelled(minutes.parent / "gap.csv", recipe({"labels": {"unit": "second"}}), FrontEndConfig(), 4.0)
+    data = open_labeled(minutes.parent / "gap.csv", recipe({"labels": {"unit": "second"}}), FrontEndConfig(), 4.0)
     assert np.isnan(data.targets_of(0)).all(1).tolist() == [False, True, True, False]
     report = finetune(
         minutes.parent / "gap.csv",

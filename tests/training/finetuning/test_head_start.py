@@ -11,12 +11,12 @@ from ssamba.config import FrontEndConfig
 from ssamba.embedder import Embedder
 from ssamba.model import create_encoder
 from ssamba.training.finetuning import run as finetuning
-from ssamba.training.finetuning.run import finetune
-from ssamba.training.finetuning.recipe import FinetuneRecipe
-from ssamba.training.finetuning.task import FinetuneTask
+from ssamba.training.finetuning.data import open_labeled
 from ssamba.training.finetuning.head_start import start_head
-from ssamba.training.finetuning.data import open_labelled
+from ssamba.training.finetuning.recipe import FinetuneRecipe
 from ssamba.training.finetuning.rounds import Round
+from ssamba.training.finetuning.run import finetune
+from ssamba.training.finetuning.task import FinetuneTask
 
 CPU = torch.device("cpu")
 
@@ -38,7 +38,7 @@ def encoder():
 
 
 def task_of(encoder, classes, settings, train, valid):
-    data = open_labelled(classes, settings, FrontEndConfig(), 0.96, None)
+    data = open_labeled(classes, settings, FrontEndConfig(), 0.96, None)
     part = Round("all", np.array(train), np.array(valid, dtype=np.int64), np.zeros(0, np.int64))
     return FinetuneTask(settings, data, part, encoder.config, FrontEndConfig(), encoder.state_dict())
 
@@ -63,7 +63,7 @@ def test_the_head_is_scikit_learns(encoder, classes):
 
 
 @pytest.mark.parametrize("changes", [{"loss": {"kind": "bce"}}, {"choice": {"metric": "loss"}}])
-def test_it_fits_what_the_recipe_minimises(encoder, classes, changes):
+def test_it_fits_what_the_recipe_minimizes(encoder, classes, changes):
     train, valid = [i for i in range(24) if i % 4], list(range(0, 24, 4))
     task = task_of(encoder, classes, recipe(**changes), train, valid)
     answers = task.answers(task.model.eval(), task.part.train)
@@ -79,7 +79,7 @@ def test_without_validation_clips_it_still_fits(encoder, classes):
 
 
 def test_the_fitted_start_is_kept_where_nothing_is_better(encoder, classes, tmp_path):
-    settings = recipe(optimiser={"learning_rate": 10.0})  # destroys what was fitted
+    settings = recipe(optimizer={"learning_rate": 10.0})  # destroys what was fitted
     settings = settings.with_changes(run=settings.run.with_changes(validate_first=True))
     checkpoint = save_checkpoint(tmp_path / "encoder", encoder)
     (only,) = finetune(classes, settings, tmp_path / "run", checkpoint=checkpoint).rounds

@@ -1,4 +1,4 @@
-"""What is made of labelled recordings before anything is trained: classes, splits, what is left out, what is held out."""
+"""What is made of labeled recordings before anything is trained: classes, splits, what is left out, what is held out."""
 
 import dataclasses
 import json
@@ -14,11 +14,11 @@ from ssamba.data.manifest import Clip, Manifest
 from ssamba.errors import DataError
 from ssamba.model import create_encoder
 from ssamba.training.finetuning import run as finetuning
-from ssamba.training.finetuning.run import finetune
+from ssamba.training.finetuning.data import balanced_parts, open_labeled
 from ssamba.training.finetuning.recipe import FinetuneRecipe, recipe_file
 from ssamba.training.finetuning.report import FinetuneReport, RoundResult
-from ssamba.training.finetuning.data import balanced_parts, open_labelled
 from ssamba.training.finetuning.rounds import hold_out, make_rounds
+from ssamba.training.finetuning.run import finetune
 
 SMALL = {
     "clips": {"batch_size": 4, "workers": 0, "frames": 96},
@@ -44,7 +44,7 @@ def listed(folder):
 
 
 def opened(source, **changes):
-    return open_labelled(source, recipe(**changes), FrontEndConfig(), 0.96)
+    return open_labeled(source, recipe(**changes), FrontEndConfig(), 0.96)
 
 
 def test_a_clip_without_a_label_is_left_out_unless_none_may_be_meant(classes):

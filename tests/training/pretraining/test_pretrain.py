@@ -20,12 +20,15 @@ from ssamba.errors import ConfigError, DataError
 from ssamba.model.pretraining import PretrainingModel
 from ssamba.training.pretraining.contrast import gather_views
 from ssamba.training.pretraining.data import open_corpora
-from ssamba.training.pretraining.task import PretrainingTask, pretrain
 from ssamba.training.pretraining.recipe import PretrainRecipe, find_recipe, read_recipe
 from ssamba.training.pretraining.running_scale import RunningScale
+from ssamba.training.pretraining.task import PretrainingTask, pretrain
 from ssamba.training.task import StepContext
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+ROOT = Path(__file__).parents[3]
+RECIPES = sorted(
+    [*(ROOT / "src" / "ssamba" / "recipes" / "pretrain").glob("*.toml"), *(ROOT / "docs" / "model-card").glob("*.toml")]
+)
 SMALL = {
     "model": {"encoder": {"embed_dim": 24, "depth": 2}},
     "data": {"crop_s": 1.0, "batch_s": 4.0, "workers": 0, "valid_share": 0.3},
@@ -48,7 +51,7 @@ OURS = {
 }
 OFFICIAL = {
     "model": {"variant": "official", "encoder": {"embed_dim": 24, "depth": 2}},
-    "objectives": {"passes": 2, "encode": "all", "normalise_targets": False},
+    "objectives": {"passes": 2, "encode": "all", "normalize_targets": False},
     "masking": {"style": "official"},
 }
 
@@ -80,7 +83,7 @@ def test_every_shipped_recipe_is_one(path):
         assert settings.model.size == size
         assert round(512 * settings.masking.ratio) == int(count)
         assert settings.objectives.passes == 2
-        assert settings.optimiser.clip_norm is None
+        assert settings.optimizer.clip_norm is None
         assert settings.run.ema_decay is None
 
 
@@ -155,7 +158,7 @@ def test_what_is_not_finite_leaves_a_running_scale_as_it_is():
 
 def test_wrong_recipes_are_refused_by_name(tmp_path):
     path = tmp_path / "r.toml"
-    path.write_text('[optimiser]\nlearning_rat = 1e-3\n[model]\nsize = "huge"\n')
+    path.write_text('[optimizer]\nlearning_rat = 1e-3\n[model]\nsize = "huge"\n')
     with pytest.raises(ConfigError, match=r"learning_rate.*") as error:
         read_recipe(path)
     assert "huge" in str(error.value)
@@ -228,7 +231,7 @@ def test_a_patchs_unit_is_that_of_its_column_before_augmentation(recordings):
     assert torch.equal(units[..., 0], units[..., 1])  # time-major: two rows to a column
     assert torch.equal(units[..., 0], task.units.units(inputs.clean, inputs.frames)[:, : units.shape[1]])
     again = PretrainingTask(task.recipe, task.corpora)
-    assert torch.equal(again.units.centres, task.units.centres)
+    assert torch.equal(again.units.centers, task.units.centers)
 
 
 def test_a_clean_course_does_not_depend_on_the_augmentation(recordings):

@@ -14,8 +14,8 @@ from ssamba.errors import ConfigError
 from ssamba.evaluation.vectors import EncoderModel, VectorOptions
 from ssamba.model import create_encoder
 from ssamba.model.heads import Classifier
-from ssamba.training.finetuning.run import finetune
 from ssamba.training.finetuning.recipe import FinetuneRecipe
+from ssamba.training.finetuning.run import finetune
 
 SMALL = {
     "clips": {"batch_size": 4, "workers": 0, "frames": 96},

@@ -26,7 +26,7 @@ def test_a_clips_units_are_the_same_alone_and_in_a_batch_and_padding_never_count
         assert torch.equal(alone[0], together[i, : -(-length // 4)])
 
 
-def test_loudness_and_colour_are_taken_out():
+def test_loudness_and_color_are_taken_out():
     units, (features, lengths) = fitted(), batch()
     moments = units.moments(features * 0.1, lengths)  # all of it within 40 dB
     tilt = torch.linspace(0, 1, 64)
@@ -37,7 +37,7 @@ def test_loudness_and_colour_are_taken_out():
 
 def test_fitting_is_repeatable_and_a_saved_state_gives_the_same_units():
     first, second, other = fitted(), fitted(), SoundUnits(6, column_frames=4, log_scale=0.5)
-    assert torch.equal(first.centres, second.centres)
+    assert torch.equal(first.centers, second.centers)
     other.load_state_dict(first.state_dict())
     assert torch.equal(first.units(*batch()), other.units(*batch()))
 
@@ -56,8 +56,8 @@ def test_k_means_finds_what_lies_together():
     generator = torch.Generator().manual_seed(0)
     middles = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0]])
     points = (middles[:, None] + 0.1 * torch.randn(3, 50, 2, generator=generator)).flatten(0, 1)
-    centres = _k_means(points, 3, torch.Generator().manual_seed(1))
-    assert len(torch.cdist(middles, centres).argmin(1).unique()) in (2, 3)  # Lloyd's rounds may end in a local minimum
+    centers = _k_means(points, 3, torch.Generator().manual_seed(1))
+    assert len(torch.cdist(middles, centers).argmin(1).unique()) in (2, 3)  # Lloyd's rounds may end in a local minimum
     many = _k_means(points, 20, torch.Generator().manual_seed(1))
     assert torch.cdist(points, many).amin(1).max() < 0.5
 
@@ -65,10 +65,10 @@ def test_k_means_finds_what_lies_together():
 def test_more_clusters_than_moments_are_no_error():
     units = SoundUnits(500, column_frames=4, log_scale=0.5)
     units.fit([batch()], 0)
-    assert units.centres.isfinite().all()
+    assert units.centers.isfinite().all()
 
 
-def test_a_running_scale_standardises_and_only_training_moves_it():
+def test_a_running_scale_standardizes_and_only_training_moves_it():
     scale, generator = RunningScale(3), torch.Generator().manual_seed(0)
     for _ in range(50):
         scale.scaled(5 + 2 * torch.randn(64, 3, generator=generator), training=True)

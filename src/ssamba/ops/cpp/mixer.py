@@ -17,9 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.ops.cpp.scan import int64
 from ssamba.ops.cpp.mixer_kernels import Packed, Side, both_sides, scan
-from ssamba.ops.cpp.workspace import VECTOR, memory
 from ssamba.ops.cpp.mixer_training import (
     Mixed,
     autograd,
@@ -29,8 +27,10 @@ from ssamba.ops.cpp.mixer_training import (
     mix_keeping_fake,
     setup,
 )
-from ssamba.ops.operators import is_traced, library, register
+from ssamba.ops.cpp.scan import int64
+from ssamba.ops.cpp.workspace import VECTOR, memory
 from ssamba.ops.matmul import product
+from ssamba.ops.operators import is_traced, library, register
 
 _STRETCH = 2048
 """Tokens that are worked on together; a clip of up to half as many more stays in one piece."""
@@ -163,7 +163,7 @@ def _mix_packed(work: _Work, lengths: Tensor) -> None:
 
 
 def _groups(valid: list[int]) -> Iterator[tuple[slice, int]]:
-    """Neighbouring clips to be worked on together, and the longest of them: a stretch of tokens, little of it padding."""
+    """Neighboring clips to be worked on together, and the longest of them: a stretch of tokens, little of it padding."""
     first, longest, tokens = 0, 0, 0
     for clip, length in enumerate(valid):
         padded, own = max(longest, length) * (clip + 1 - first), tokens + length

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ssamba.ops.cpp import extension as cpu_extension
-from ssamba.ops.cpp.scan import ABSENT, Rows, address, border_size, clear_borders, int64, rows
 from ssamba.ops.cpp.mixer_kernels import Side, both_sides, columns_of, convolve, gate, projects, scan
+from ssamba.ops.cpp.scan import ABSENT, Rows, address, border_size, clear_borders, int64, rows
 from ssamba.ops.cpp.workspace import memory
 from ssamba.ops.matmul import add_product, made, product
 

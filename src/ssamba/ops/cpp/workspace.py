@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssamba.ops.cpp.scan import rows
 from ssamba.ops.cpp.mixer_kernels import Packed, Side, convolve, projects
+from ssamba.ops.cpp.scan import rows
 from ssamba.ops.matmul import made_new
 
 VECTOR = 16
@@ -33,7 +33,7 @@ class Memory(threading.local):
         self.stretches: dict[tuple[Any, ...], Stretch] = {}
 
     def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor, which the next call with this name gives again."""
+        """An uninitialized tensor, which the next call with this name gives again."""
         size = math.prod(shape)
         if size > KEPT_ELEMENTS:
             return torch.empty(shape, dtype=dtype)

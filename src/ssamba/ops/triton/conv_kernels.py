@@ -2,7 +2,7 @@
 
     s_t = bias + sum_k w_k x_{t-(K-1)+k}        y_t = silu(s_t)
 
-Both passes are bound by memory: one read of each input, one write of each output, neighbouring steps from the cache.
+Both passes are bound by memory: one read of each input, one write of each output, neighboring steps from the cache.
 REVERSE mirrors time, which only changes the sign of every shift.
 Shapes: B batch, L tokens, D channels, K taps.
 """

@@ -74,19 +74,19 @@ def interpreting() -> bool:
 
 
 def _scan_kernels() -> ModuleType:
-    from ssamba.ops.triton.operators import scan_kernels as triton_scan_kernels
+    from ssamba.ops.triton import scan_kernels as triton_scan_kernels
 
     return triton_scan_kernels
 
 
 def _scan_backward_kernel() -> ModuleType:
-    from ssamba.ops.triton.operators import scan_backward_kernel as triton_scan_backward_kernel
+    from ssamba.ops.triton import scan_backward_kernel as triton_scan_backward_kernel
 
     return triton_scan_backward_kernel
 
 
 def _conv_kernels() -> ModuleType:
-    from ssamba.ops.triton.operators import conv_kernels as triton_conv_kernels
+    from ssamba.ops.triton import conv_kernels as triton_conv_kernels
 
     return triton_conv_kernels
 
@@ -172,7 +172,7 @@ class ScanLaunch:
         self.softplus, self.reverse = delta_softplus, reverse
 
     def new(self, *shape: int) -> Tensor:
-        """Uninitialised float32."""
+        """Uninitialized float32."""
         return torch.empty(shape, dtype=torch.float32, device=self.device)
 
     def states_first(self, x: Tensor) -> Tensor:

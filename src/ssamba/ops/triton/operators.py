@@ -198,7 +198,7 @@ def _scan_backward_fake(
 
 
 def _like(x: Tensor | None, other: Tensor) -> Tensor:
-    """Uninitialised and contiguous, empty if `x` is None."""
+    """Uninitialized and contiguous, empty if `x` is None."""
     return other.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
 
 

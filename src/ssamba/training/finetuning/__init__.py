@@ -1,1 +1,1 @@
-"""Fine-tuning on labelled recordings."""
+"""Fine-tuning on labeled recordings."""

@@ -1,4 +1,4 @@
-"""Labelled recordings for fine-tuning: a corpus, its classes, and what is true of each clip.
+"""Labeled recordings for fine-tuning: a corpus, its classes, and what is true of each clip.
 
 Where labels are of seconds, the manifest's rows are stretches of recordings: clips are then windows of the recordings,
 cut at whole seconds, and the labels of a second are those of the row that covers more than half of it.
@@ -33,7 +33,7 @@ _EXAMPLES = 3
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """Recordings and what is true of them."""
 
     corpus: Corpus
@@ -67,14 +67,14 @@ class Labelled:
         return [self.corpus.clip(i).group for i in range(len(self.corpus))]
 
 
-def open_labelled(
+def open_labeled(
     source: Any,
     recipe: FinetuneRecipe,
     front_end: FrontEndConfig,
     window_s: float,
     on_decoded: Callable[..., None] | None = None,
-) -> Labelled:
-    """Open what holds labelled recordings.
+) -> Labeled:
+    """Open what holds labeled recordings.
 
     Args:
         source: a folder with a folder for each class, a manifest, or anything else that `open_corpus` takes.
@@ -89,10 +89,10 @@ def open_labelled(
     settings, sample_rate_hz = recipe.clips, front_end.sample_rate_hz
     if recipe.labels.unit == "second":
         corpus, targets, classes = _by_second(source, sample_rate_hz, math.floor(window_s), settings.workers)
-        corpus, files = _usable(corpus, front_end, leave_unlabelled=False)
+        corpus, files = _usable(corpus, front_end, leave_unlabeled=False)
     else:
         corpus = open_corpus(source, sample_rate_hz, workers=settings.workers, labels="folder")
-        corpus, files = _usable(corpus, front_end, leave_unlabelled=recipe.labels.kind != "multi")
+        corpus, files = _usable(corpus, front_end, leave_unlabeled=recipe.labels.kind != "multi")
         classes = tuple(sorted({label for i in range(len(corpus)) for label in corpus.clip(i).labels}))
         targets = {}
         for i in range(len(corpus)):
@@ -124,10 +124,10 @@ def open_labelled(
         corpus = CachedCorpus(corpus, limit_gb=max(need_gb * 1.5, 0.1), workers=settings.workers, on_progress=report)
         file_of = dict(zip((opened.key(i) for i in range(len(opened))), files, strict=True))
         files = tuple(file_of[corpus.key(i)] for i in range(len(corpus)))
-    return Labelled(corpus, classes, targets, files, multi, copies_of(corpus, files))
+    return Labeled(corpus, classes, targets, files, multi, copies_of(corpus, files))
 
 
-def balanced_parts(data: Labelled, clips: npt.NDArray[np.int64]) -> list[Subset]:
+def balanced_parts(data: Labeled, clips: npt.NDArray[np.int64]) -> list[Subset]:
     """The clips as one corpus for each class; a clip with several labels is in that of its rarest, those without in one of
     their own."""
     targets = data.clip_targets()[clips]
@@ -137,7 +137,7 @@ def balanced_parts(data: Labelled, clips: npt.NDArray[np.int64]) -> list[Subset]
     return [Subset(data.corpus, clips[rarest == c]) for c in range(none + 1) if (rarest == c).any()]
 
 
-def _usable(corpus: Corpus, front_end: FrontEndConfig, *, leave_unlabelled: bool) -> tuple[Corpus, tuple[str, ...]]:
+def _usable(corpus: Corpus, front_end: FrontEndConfig, *, leave_unlabeled: bool) -> tuple[Corpus, tuple[str, ...]]:
     """The corpus without clips that say nothing, which count as skipped, and where each clip's audio is.
 
     Left out is what is shorter than a frame, and, where all others have exactly one label, what has none.
@@ -145,7 +145,7 @@ def _usable(corpus: Corpus, front_end: FrontEndConfig, *, leave_unlabelled: bool
     files = _files(corpus)
     least = front_end.frame_samples / front_end.sample_rate_hz
     reasons = ["" if s >= least else f"shorter than one frame of {front_end.frame_ms:g} ms" for s in corpus.seconds]
-    if leave_unlabelled:
+    if leave_unlabeled:
         counts = [len(corpus.clip(i).labels) for i in range(len(corpus))]
         if not any(counts):
             raise DataError(

@@ -1,8 +1,8 @@
 """The classifier that a fine-tuning begins with: fitted to what the encoder says already, before the encoder changes.
 
 A random classifier sends noise through the encoder in the first steps, which bends what pretraining learned; fitting the
-classifier first keeps it (Kumar et al., 2022, arXiv:2202.10054, "LP-FT"). Here: regularised logistic regression (one for
-each class with a binary loss) on the vectors of whole training clips, standardised, its strength chosen on the
+classifier first keeps it (Kumar et al., 2022, arXiv:2202.10054, "LP-FT"). Here: regularized logistic regression (one for
+each class with a binary loss) on the vectors of whole training clips, standardized, its strength chosen on the
 validation clips.
 
 Shapes: n answers (of clips, or of seconds), D channels, C classes.
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ssamba.model.heads import Classifier
-from ssamba.training.finetuning.task import Answers, FinetuneTask
 from ssamba.training.finetuning.rounds import Ints
+from ssamba.training.finetuning.task import Answers, FinetuneTask
 
 _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the penalty, for losses that are means over answers
 _UNJUDGED = 1e-2  # where no clip validates
@@ -75,19 +75,19 @@ def _vectors(task: FinetuneTask, model: Classifier, clips: Ints) -> Answers:
 def _fit(
     x: Tensor, targets: Tensor, strength: float, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Weight (C, D) and bias (C,) that minimise the mean loss and strength / 2 times the weight's square."""
+    """Weight (C, D) and bias (C,) that minimize the mean loss and strength / 2 times the weight's square."""
     weight = torch.zeros(targets.shape[1], x.shape[1], dtype=x.dtype, requires_grad=True)
     bias = torch.zeros(targets.shape[1], dtype=x.dtype, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         total = loss(x @ weight.T + bias, targets) + strength / 2 * weight.square().sum()
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
     with torch.enable_grad():
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
     return weight.detach(), bias.detach()
 
 

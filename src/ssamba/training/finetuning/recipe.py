@@ -18,7 +18,7 @@ from ssamba.data.backgrounds import Backgrounds
 from ssamba.data.mixup import Mixup
 from ssamba.errors import ConfigError
 from ssamba.training.pretraining.recipe import read_toml
-from ssamba.training.settings import OptimiserSettings, RunSettings, ScheduleSettings
+from ssamba.training.settings import OptimizerSettings, RunSettings, ScheduleSettings
 
 
 class StartSettings(Config):
@@ -70,7 +70,7 @@ class ClipSettings(Config):
     backgrounds: Backgrounds = Backgrounds()
     """Mixing clips under clips, whose labels stay as they are."""
     mean: float | None = None
-    """Mean of the log-mel values for normalisation; None is the checkpoint's."""
+    """Mean of the log-mel values for normalization; None is the checkpoint's."""
     std: float | None = Field(None, gt=0)
     """Their standard deviation."""
     valid_share: float = Field(0.15, ge=0, lt=1)
@@ -84,7 +84,7 @@ class ClipSettings(Config):
 
 
 class LossSettings(Config):
-    """What is minimised."""
+    """What is minimized."""
 
     kind: Literal["auto", "ce", "bce"] = "auto"
     """Cross entropy over classes, or binary for each class; `auto`: by whether clips have one label or several."""
@@ -115,11 +115,11 @@ class FinetuneRecipe(Config):
     spec_augment: SpecAugment = SpecAugment()
     """What is hidden of it."""
     loss: LossSettings = LossSettings()
-    """What is minimised."""
+    """What is minimized."""
     choice: ChoiceSettings = ChoiceSettings()
     """Which state is kept."""
-    optimiser: OptimiserSettings = OptimiserSettings(learning_rate=5e-4, layer_decay=0.8)
-    """The optimiser."""
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=5e-4, layer_decay=0.8)
+    """The optimizer."""
     schedule: ScheduleSettings = ScheduleSettings(warmup_steps=50)
     """The learning rate."""
     run: RunSettings = RunSettings(epochs=50, validate_every="epoch", patience=10, ema_decay=0.99, keep_last=1)
@@ -147,16 +147,12 @@ class FinetuneRecipe(Config):
         return self
 
 
-RECIPE_FOLDERS = (
-    Path(__file__).parents[1] / "recipes" / "finetune",  # of an installation
-    Path(__file__).parents[3] / "recipes" / "finetune",  # of a copy of the sources
-)
+RECIPE_FOLDER = Path(__file__).parents[2] / "recipes" / "finetune"
 
 
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that come with ssamba, by name."""
-    files = [path for folder in RECIPE_FOLDERS if folder.is_dir() for path in sorted(folder.glob("*.toml"))]
-    return {path.stem: path for path in reversed(files)}
+    return {path.stem: path for path in sorted(RECIPE_FOLDER.glob("*.toml"))}
 
 
 def recipe_file(task: str, *, official: bool = False) -> Path:

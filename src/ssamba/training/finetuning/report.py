@@ -23,8 +23,8 @@ from ssamba.checkpoint.files import write_json
 from ssamba.errors import MissingExtraError
 from ssamba.evaluation.details import scored_classes, write_class_scores
 from ssamba.evaluation.figures import plot_confusion
-from ssamba.metrics.classification import Interval, confusion_counts, finite_or_none
 from ssamba.library.predict import ROUNDS_FOLDER
+from ssamba.metrics.classification import Interval, confusion_counts, finite_or_none
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 from ssamba.training.finetuning.scores import Array, given_labels
 

@@ -23,6 +23,8 @@ from ssamba.config import BaseEncoderConfig, FrontEndConfig
 from ssamba.errors import CheckpointError
 from ssamba.model.heads import Classifier
 from ssamba.training.distributed import World, join_world
+from ssamba.training.finetuning.data import Labeled, open_labeled
+from ssamba.training.finetuning.head_start import start_head
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 from ssamba.training.finetuning.report import (
     FinetuneReport,
@@ -32,15 +34,13 @@ from ssamba.training.finetuning.report import (
     write_report,
     write_tables,
 )
-from ssamba.training.finetuning.task import Answers, FinetuneTask, window_s
-from ssamba.training.finetuning.head_start import start_head
-from ssamba.training.finetuning.data import Labelled, open_labelled
-from ssamba.training.loop import train
-from ssamba.training.progress import TrainingProgress, TrainingReport
-from ssamba.training.pretraining.recipe import ModelSettings
-from ssamba.training.release import BEST_FOLDER, MODEL_FOLDER, replace_folder
 from ssamba.training.finetuning.rounds import Round, check_leaks, make_rounds
 from ssamba.training.finetuning.scores import Measured, comparable_scores, mean_intervals, measure, wanted_metrics
+from ssamba.training.finetuning.task import Answers, FinetuneTask, window_s
+from ssamba.training.loop import train
+from ssamba.training.pretraining.recipe import ModelSettings
+from ssamba.training.progress import TrainingProgress, TrainingReport
+from ssamba.training.release import BEST_FOLDER, MODEL_FOLDER, replace_folder
 from ssamba.training.state import has_state
 
 __all__ = ["FinetuneReport", "RoundResult", "finetune"]
@@ -83,10 +83,10 @@ def finetune(
     start = _start(checkpoint, recipe)
     encoder, front_end = _configs(start, recipe)
     seconds = window_s(encoder.num_frames, front_end)
-    data = open_labelled(source, recipe, front_end, seconds, on_decoded)
+    data = open_labeled(source, recipe, front_end, seconds, on_decoded)
     rounds, notes = _rounds(data, recipe)
     weights = None if recipe.start.scratch or start is None else start.model.encoder.state_dict()
-    settings = recipe.model_dump(mode="json", exclude={"optimiser", "schedule", "run"})
+    settings = recipe.model_dump(mode="json", exclude={"optimizer", "schedule", "run"})
     settings["encoder"], settings["front_end"] = encoder.digest(), front_end.digest()
     settings["started_from"] = _digest(weights)
     results: list[RoundResult] = []
@@ -104,7 +104,7 @@ def finetune(
                 start_head(task, world.device)
             report = train(
                 task,
-                recipe.optimiser,
+                recipe.optimizer,
                 recipe.schedule,
                 recipe.run,
                 folder,
@@ -171,7 +171,7 @@ def _configs(start: Checkpoint | None, recipe: FinetuneRecipe) -> tuple[BaseEnco
     return encoder, front_end.with_changes(**changes)
 
 
-def _rounds(data: Labelled, recipe: FinetuneRecipe) -> tuple[list[Round], list[str]]:
+def _rounds(data: Labeled, recipe: FinetuneRecipe) -> tuple[list[Round], list[str]]:
     rounds, notes = make_rounds(
         data.splits,
         data.groups,

@@ -75,8 +75,8 @@ def comparable_scores(logits: Array, *, binary_loss: bool) -> Array:
     if binary_loss or not len(scores):
         return scores
     highest = scores.max(1, keepdims=True)
-    normalised: Array = scores - highest - np.log(np.exp(scores - highest).sum(1, keepdims=True))
-    return normalised
+    normalized: Array = scores - highest - np.log(np.exp(scores - highest).sum(1, keepdims=True))
+    return normalized
 
 
 def given_labels(scores: Array, *, multi: bool) -> Array:

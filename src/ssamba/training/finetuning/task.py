@@ -1,6 +1,6 @@
-"""What the loop trains while fine-tuning: a classifier on labelled recordings, from waveforms to the loss.
+"""What the loop trains while fine-tuning: a classifier on labeled recordings, from waveforms to the loss.
 
-A batch goes waveforms (mixed, where there is mixup) -> log-mel features -> changed, stripes hidden -> normalised -> model.
+A batch goes waveforms (mixed, where there is mixup) -> log-mel features -> changed, stripes hidden -> normalized -> model.
 Validation and tests hear whole recordings, as `ssamba predict` does, through the same code.
 
 Shapes: B clips, T frames, M mel bins, S labels of a clip, C classes, N clips.
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssamba.audio.augment import augment
-from ssamba.audio.fbank import fbank, frame_lengths, normalise
+from ssamba.audio.fbank import fbank, frame_lengths, normalize
 from ssamba.audio.spec_augment import hide_stripes, noise_and_roll
 from ssamba.audio.voice import change_speed
 from ssamba.checkpoint import Checkpoint, LoadReport, save_checkpoint
@@ -34,8 +34,8 @@ from ssamba.data.subset import Subset
 from ssamba.embedder import Embedder
 from ssamba.errors import DataError
 from ssamba.model.heads import Classifier
+from ssamba.training.finetuning.data import Labeled, balanced_parts
 from ssamba.training.finetuning.recipe import FinetuneRecipe
-from ssamba.training.finetuning.data import Labelled, balanced_parts
 from ssamba.training.finetuning.rounds import Ints, Round
 from ssamba.training.finetuning.scores import figures_of_merit
 from ssamba.training.task import StepContext, StepOutcome
@@ -56,7 +56,7 @@ class Answers(NamedTuple):
     """Name and reason of clips that could not be read."""
 
 
-def classifier_config(recipe: FinetuneRecipe, data: Labelled, front_end: FrontEndConfig) -> ClassifierConfig:
+def classifier_config(recipe: FinetuneRecipe, data: Labeled, front_end: FrontEndConfig) -> ClassifierConfig:
     """The classifier that a recipe asks for."""
     by_second = recipe.labels.unit == "second"
     return ClassifierConfig(
@@ -70,7 +70,7 @@ def classifier_config(recipe: FinetuneRecipe, data: Labelled, front_end: FrontEn
     )
 
 
-def binary_loss(recipe: FinetuneRecipe, data: Labelled) -> bool:
+def binary_loss(recipe: FinetuneRecipe, data: Labeled) -> bool:
     """Whether the loss is binary for each class."""
     return data.multi if recipe.loss.kind == "auto" else recipe.loss.kind == "bce"
 
@@ -81,7 +81,7 @@ class FinetuneTask:
     def __init__(
         self,
         recipe: FinetuneRecipe,
-        data: Labelled,
+        data: Labeled,
         part: Round,
         encoder: BaseEncoderConfig,
         front_end: FrontEndConfig,
@@ -209,7 +209,7 @@ class FinetuneTask:
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=float("nan"))
 
     def inputs(self, batch: WaveBatch, device: torch.device, *, training: bool) -> tuple[Tensor, Tensor]:
-        """Normalised features (B, T, M) of a batch, changed at random while training, and their valid frames (B,)."""
+        """Normalized features (B, T, M) of a batch, changed at random while training, and their valid frames (B,)."""
         recipe, front_end, config = self.recipe, self.front_end, self.model.encoder.config
         waves, samples, seeds = (x.to(device, non_blocking=True) for x in (batch.waves, batch.samples, batch.seeds))
         features = fbank(waves, samples, config=front_end)
@@ -232,7 +232,7 @@ class FinetuneTask:
             # The original hides with a log-mel of 0, as it pads; ours with the mean.
             fill = 0.0 if recipe.clips.short_clips == "pad" else front_end.mean
             features = hide_stripes(features, seeds, recipe.spec_augment, shown, fill)
-        features = normalise(features, front_end)
+        features = normalize(features, front_end)
         if training:
             features = noise_and_roll(features, seeds, recipe.spec_augment, shown)
         return features, lengths.cpu()

@@ -1,1 +1,1 @@
-"""Pretraining on unlabelled recordings."""
+"""Pretraining on unlabeled recordings."""

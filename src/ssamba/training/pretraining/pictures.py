@@ -18,12 +18,12 @@ from ssamba.audio.fbank import log_mel
 from ssamba.audio.inversion import features_to_waveform
 from ssamba.checkpoint import load_bundled, load_checkpoint
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
-from ssamba.plotting import blank_figure
 from ssamba.errors import CheckpointError
 from ssamba.files import write_atomically
 from ssamba.model.masking import draw_mask
 from ssamba.model.patches import order_tokens, patch_values, tokens_to_grid
 from ssamba.model.pretraining import PretrainingModel
+from ssamba.plotting import blank_figure
 from ssamba.training.pretraining.recipe import MaskSettings
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _LONGEST_S = 10.24
 
 
 class Reconstruction(NamedTuple):
-    """One clip, normalised log-mel, each (T, M); T ends with the last whole patch."""
+    """One clip, normalized log-mel, each (T, M); T ends with the last whole patch."""
 
     original: Tensor
     """What was recorded."""
@@ -48,12 +48,12 @@ class Reconstruction(NamedTuple):
 def reconstruct(model: PretrainingModel, features: Tensor, seed: int, masking: MaskSettings) -> Reconstruction:
     """Hide some patches of a clip and let the model fill them in.
 
-    A model that was trained on patches normalised one by one predicts their shape; mean and deviation of each hidden
+    A model that was trained on patches normalized one by one predicts their shape; mean and deviation of each hidden
     patch are then taken from the recording, as is usual when masked autoencoders are shown.
 
     Args:
         model: in evaluation mode.
-        features: normalised (T, M), at least one patch long.
+        features: normalized (T, M), at least one patch long.
         seed: which mask.
         masking: ratio and style.
     """
@@ -68,7 +68,7 @@ def reconstruct(model: PretrainingModel, features: Tensor, seed: int, masking: M
     out = model(features[None], mask)
     values = order_tokens(patch_values(features[None], config), config)[0]
     places, predicted = out.hidden.places[0], out.generative[0].to(values.dtype)
-    if model.pretraining.normalise_targets:
+    if model.pretraining.normalize_targets:
         hidden = values[places]
         predicted = predicted * (hidden.var(-1, keepdim=True) + 1e-4).sqrt() + hidden.mean(-1, keepdim=True)
     nothing = torch.full_like(predicted, torch.nan)
@@ -133,7 +133,7 @@ def reconstruct_recording(
         audio: a .wav file to write; the phase is found by Griffin and Lim's iteration.
 
     Returns:
-        The mean squared error over the hidden patches, in normalised log-mel.
+        The mean squared error over the hidden patches, in normalized log-mel.
 
     Raises:
         CheckpointError: the checkpoint has no prediction heads.

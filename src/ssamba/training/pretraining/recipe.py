@@ -17,7 +17,7 @@ from ssamba.data.backgrounds import Backgrounds
 from ssamba.errors import ConfigError
 from ssamba.model.create import encoder_config
 from ssamba.model.masking import MaskStyle
-from ssamba.training.settings import OptimiserSettings, RunSettings, ScheduleSettings
+from ssamba.training.settings import OptimizerSettings, RunSettings, ScheduleSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -99,7 +99,7 @@ class ViewSettings(Config):
 
 
 class ObjectiveSettings(Config):
-    """What is minimised: weights of the objectives, 0 leaves one out."""
+    """What is minimized: weights of the objectives, 0 leaves one out."""
 
     discriminative: float = Field(1.0, ge=0)
     """InfoNCE between the hidden patches of a clip."""
@@ -116,7 +116,7 @@ class ObjectiveSettings(Config):
     profile_segments: int = Field(4, gt=0)
     """Segments of equal length that a clip is cut into for it."""
     profile_target: Literal["heard", "clean"] = "heard"
-    """`heard`: as augmented, level and colour included; `clean`: as it was before, within 40 dB and less the clip's mean
+    """`heard`: as augmented, level and color included; `clean`: as it was before, within 40 dB and less the clip's mean
     spectrum, so that voices, rooms and noise floors matter less than what is said."""
     texture: float = Field(0.0, ge=0)
     """Squared error of how the clip's spectra vary over time and along frequency, predicted from its vector (ours)."""
@@ -134,8 +134,8 @@ class ObjectiveSettings(Config):
     """Whether the encoder reads mask tokens (the original) or visible patches only."""
     decoder_depth: int = Field(1, ge=0)
     """Blocks of the decoder when only visible patches are encoded."""
-    normalise_targets: bool = True
-    """Whether target patches are normalised one by one."""
+    normalize_targets: bool = True
+    """Whether target patches are normalized one by one."""
     clip_dim: int = Field(128, gt=0)
     """Outputs of the clip objective's projection."""
 
@@ -156,14 +156,14 @@ class PretrainRecipe(Config):
     augmentation: Augmentation = Augmentation()
     """Changes of what is heard."""
     objectives: ObjectiveSettings = ObjectiveSettings()
-    """What is minimised."""
+    """What is minimized."""
     validation_counts: tuple[int, ...] = (250, 300, 400)
     """Masked patches of 512 at which validation is reported."""
     best: Literal["loss", "accuracy"] = "loss"
     """What is best in validation, at the count nearest to the masked share: the sum of all objectives, or (the original) how often
     the right patch is picked."""
-    optimiser: OptimiserSettings = OptimiserSettings()
-    """The optimiser."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """The optimizer."""
     schedule: ScheduleSettings = ScheduleSettings()
     """The learning rate."""
     run: RunSettings = RunSettings(epochs=10)
@@ -203,7 +203,7 @@ class PretrainRecipe(Config):
         return PretrainingConfig(
             encode=objectives.encode,
             decoder_depth=objectives.decoder_depth if objectives.encode == "visible" else 0,
-            normalise_targets=objectives.normalise_targets,
+            normalize_targets=objectives.normalize_targets,
             clip_dim=objectives.clip_dim if objectives.clip else 0,
             statistics=objectives.statistics > 0,
             profile=objectives.profile_segments if objectives.profile else 0,
@@ -236,9 +236,7 @@ def find_recipe(name: str | Path) -> Path:
     path = Path(name)
     if path.exists():
         return path
-    # Beside the package in an installation, beside src/ in a copy of the sources.
-    folders = [Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes"]
-    shipped = {file.stem: file for folder in reversed(folders) for file in sorted(folder.glob("*.toml"))}
+    shipped = {file.stem: file for file in sorted((Path(__file__).parents[2] / "recipes" / "pretrain").glob("*.toml"))}
     if path.name in shipped and path.parent == Path():
         return shipped[path.name]
     raise ConfigError(f"{name} does not exist: expected a recipe (TOML), or one of {', '.join(shipped)}")

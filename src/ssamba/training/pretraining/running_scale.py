@@ -23,7 +23,7 @@ class RunningScale:
 
     @torch.no_grad()
     def scaled(self, targets: Tensor, training: bool) -> Tensor:
-        """(B, F) -> (B, F), standardised; while training, after the batch has been taken into account.
+        """(B, F) -> (B, F), standardized; while training, after the batch has been taken into account.
 
         In company every process must call it, with no rows if it has none. A batch with values that are not finite is
         not taken into account.

@@ -1,6 +1,6 @@
-"""Pretraining on unlabelled recordings: from batches of waveforms to the objectives (SSAMBA, section 3.3, and ours).
+"""Pretraining on unlabeled recordings: from batches of waveforms to the objectives (SSAMBA, section 3.3, and ours).
 
-A batch goes waveforms -> log-mel features -> one or two views, changed at random -> normalised -> masked -> model. All
+A batch goes waveforms -> log-mel features -> one or two views, changed at random -> normalized -> masked -> model. All
 of it runs batched on the training device, and everything random about a clip follows from the clip's own seed.
 
 Shapes: B clips, S samples, T frames, M mel bins, L patch tokens, K hidden patches.
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ssamba.audio.augment import augment
 from ssamba.audio.crops import Crop, cut, draw_crop
-from ssamba.audio.fbank import fbank, frame_lengths, normalise
+from ssamba.audio.fbank import fbank, frame_lengths, normalize
 from ssamba.audio.voice import change_speed
 from ssamba.checkpoint import save_checkpoint
 from ssamba.config import ModelConfig
@@ -41,14 +41,14 @@ from ssamba.model.objectives import (
 from ssamba.model.patches import column_counts, order_tokens
 from ssamba.model.pretraining import PretrainingModel, PretrainingOutput
 from ssamba.model.tokens import PatchTokens
+from ssamba.training.loop import TrainingProgress, TrainingReport, train
 from ssamba.training.pretraining.contrast import as_own_mean, gather_views
 from ssamba.training.pretraining.data import Corpora, open_corpora
-from ssamba.training.loop import TrainingProgress, TrainingReport, train
 from ssamba.training.pretraining.recipe import PretrainRecipe
 from ssamba.training.pretraining.running_scale import RunningScale
 from ssamba.training.pretraining.start import start_from
-from ssamba.training.task import StepContext, StepOutcome
 from ssamba.training.pretraining.units import SoundUnits
+from ssamba.training.task import StepContext, StepOutcome
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +61,7 @@ class Inputs(NamedTuple):
     """What the model reads of a batch: all views, one after the other."""
 
     features: Tensor
-    """Normalised (V, T, M)."""
+    """Normalized (V, T, M)."""
     lengths: Tensor
     """Valid frames (V,), with those that fill up the last patch."""
     frames: Tensor
@@ -69,7 +69,7 @@ class Inputs(NamedTuple):
     seeds: Tensor
     """A seed for each view (V,)."""
     clean: Tensor
-    """The features before augmentation (V, T, M), normalised."""
+    """The features before augmentation (V, T, M), normalized."""
 
 
 class PretrainingTask:
@@ -170,10 +170,10 @@ class PretrainingTask:
         if training and recipe.augmentation.speed:
             features, lengths = change_speed(features, seeds, recipe.augmentation.speed, lengths, encoder.num_frames)
             features = F.pad(features, (0, 0, 0, -features.shape[1] % patch))
-        clean = normalise(features, front_end)
+        clean = normalize(features, front_end)
         if training:
             features = augment(features, seeds, recipe.augmentation, lengths, front_end)
-        features = normalise(features, front_end)
+        features = normalize(features, front_end)
         # The last patch of a clip is filled with frames of log-mel 0 and counts, as when a clip is embedded.
         return Inputs(features, -(-lengths // patch) * patch, lengths, seeds, clean)
 
@@ -266,7 +266,7 @@ class PretrainingTask:
 
     @torch.no_grad()
     def teacher_tokens(self, inputs: Inputs, out: PretrainingOutput) -> Tensor:
-        """The teacher's tokens at the hidden patches, each normalised over its channels (data2vec's target)."""
+        """The teacher's tokens at the hidden patches, each normalized over its channels (data2vec's target)."""
         assert self.teacher is not None
         self.teacher.to(inputs.features.device)
         patches: PatchTokens = self.teacher.embed_patches(inputs.features, inputs.lengths)
@@ -378,7 +378,7 @@ def pretrain(
     on_progress: Callable[[TrainingProgress], None] | None = None,
     on_decoded: Callable[[str, int, int], None] | None = None,
 ) -> TrainingReport:
-    """Pretrain an encoder on unlabelled recordings.
+    """Pretrain an encoder on unlabeled recordings.
 
     Args:
         sources: one or more corpora: folders of audio, manifests, folders of shards, Hugging Face data sets.
@@ -395,10 +395,10 @@ def pretrain(
         TrainingError: the run diverged or could not be saved.
     """
     corpora = open_corpora(sources, recipe, on_decoded)
-    settings = recipe.model_dump(mode="json", exclude={"optimiser", "schedule", "run"})
+    settings = recipe.model_dump(mode="json", exclude={"optimizer", "schedule", "run"})
     return train(
         PretrainingTask(recipe, corpora),
-        recipe.optimiser,
+        recipe.optimizer,
         recipe.schedule,
         recipe.run,
         out,

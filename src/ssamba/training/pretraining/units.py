@@ -2,7 +2,7 @@
 
 HuBERT (Hsu et al., 2021, arXiv:2106.07447, section 2) predicts the cluster of each moment from what is around it, the
 clusters being those of k-means over simple features. Ours are taken from the clip as it was before augmentation, less its
-level and its mean spectrum, so that a token learns to say the same of a sound whatever its loudness, colour and pitch.
+level and its mean spectrum, so that a token learns to say the same of a sound whatever its loudness, color and pitch.
 
 A moment is a column of patches with as much on either side of it. Its features: 32 bands, within 40 dB of the clip's
 loudest, less the clip's mean, six averages over time; the 48 strongest principal components, of variance one.
@@ -33,15 +33,15 @@ class SoundUnits:
     """Clusters of moments, found once at the start of a run and then fixed."""
 
     def __init__(self, count: int, column_frames: int, log_scale: float):
-        """Args: U; frames of a patch; what normalised features are multiplied by to be natural logarithms."""
+        """Args: U; frames of a patch; what normalized features are multiplied by to be natural logarithms."""
         self.count, self.column_frames, self.log_scale = count, column_frames, log_scale
         width = _BANDS * _PARTS
         components = min(_COMPONENTS, width)
         self.mean, self.projection = torch.zeros(width), torch.zeros(width, components)
-        self.centres = torch.zeros(count, components)
+        self.centers = torch.zeros(count, components)
 
     def moments(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """Features of each column: (B, T, M) normalised, valid frames (B,) -> (B, K, F); finite beyond a clip's end."""
+        """Features of each column: (B, T, M) normalized, valid frames (B,) -> (B, K, F); finite beyond a clip's end."""
         frames = torch.arange(features.shape[1], device=features.device)
         valid = (frames < lengths[:, None])[..., None]
         bands = F.adaptive_avg_pool1d(torch.where(valid, features, 0) * self.log_scale, _BANDS)
@@ -57,8 +57,8 @@ class SoundUnits:
 
     def units(self, features: Tensor, lengths: Tensor) -> Tensor:
         """The cluster of each column (B, K), int64; arbitrary beyond a clip's end."""
-        self.mean, self.projection, self.centres = (x.to(features) for x in (self.mean, self.projection, self.centres))
-        return _nearest((self.moments(features, lengths) - self.mean) @ self.projection, self.centres)
+        self.mean, self.projection, self.centers = (x.to(features) for x in (self.mean, self.projection, self.centers))
+        return _nearest((self.moments(features, lengths) - self.mean) @ self.projection, self.centers)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]], seed: int) -> None:
@@ -77,29 +77,29 @@ class SoundUnits:
         spread, vectors = torch.linalg.eigh((x - self.mean).T @ (x - self.mean) / len(x))
         strongest = torch.arange(len(spread) - 1, len(spread) - 1 - self.projection.shape[1], -1)
         self.projection = vectors[:, strongest] / spread[strongest].clamp(min=1e-6).sqrt()
-        self.centres = _k_means((x - self.mean) @ self.projection, self.count, generator)
+        self.centers = _k_means((x - self.mean) @ self.projection, self.count, generator)
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs."""
-        return {"mean": self.mean, "projection": self.projection, "centres": self.centres}
+        return {"mean": self.mean, "projection": self.projection, "centers": self.centers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self.mean, self.projection, self.centres = state["mean"], state["projection"], state["centres"]
+        self.mean, self.projection, self.centers = state["mean"], state["projection"], state["centers"]
 
 
 def _k_means(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Lloyd's rounds from `count` of the points; a cluster that loses all its points stays where it is."""
     start = torch.randperm(len(x), generator=generator)
-    centres = x[start[torch.arange(count) % len(x)]].clone()
+    centers = x[start[torch.arange(count) % len(x)]].clone()
     for _ in range(_ROUNDS):
-        nearest = _nearest(x, centres)
+        nearest = _nearest(x, centers)
         sizes = torch.bincount(nearest, minlength=count)[:, None]
-        sums = torch.zeros_like(centres).index_add_(0, nearest, x)
-        centres = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres)
-    return centres
+        sums = torch.zeros_like(centers).index_add_(0, nearest, x)
+        centers = torch.where(sizes > 0, sums / sizes.clamp(min=1), centers)
+    return centers
 
 
-def _nearest(x: Tensor, centres: Tensor) -> Tensor:
-    """(..., C) and (U, C) -> index of the nearest centre (...)."""
-    return (centres.square().sum(1) - 2 * x @ centres.T).argmin(-1)
+def _nearest(x: Tensor, centers: Tensor) -> Tensor:
+    """(..., C) and (U, C) -> index of the nearest center (...)."""
+    return (centers.square().sum(1) - 2 * x @ centers.T).argmin(-1)
