@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ssamba.errors import ConfigError
-from ssamba.training import OFFICIAL_OPTIMISER, OFFICIAL_SCHEDULE, OptimizerSettings, RunSettings, ScheduleSettings
+from ssamba.training import OFFICIAL_OPTIMIZER, OFFICIAL_SCHEDULE, OptimizerSettings, RunSettings, ScheduleSettings
 
 
 @pytest.mark.parametrize(
@@ -26,10 +26,10 @@ def test_wrong_settings_are_refused_by_name(kind, values, message):
 
 
 def test_the_official_recipe_is_the_published_one():
-    assert (OFFICIAL_OPTIMISER.name, OFFICIAL_OPTIMISER.learning_rate) == ("adamw", 1e-4)
-    assert (OFFICIAL_OPTIMISER.betas, OFFICIAL_OPTIMISER.weight_decay) == ((0.95, 0.999), 5e-8)
-    assert not OFFICIAL_OPTIMISER.decay_groups
-    assert OFFICIAL_OPTIMISER.clip_norm is None
+    assert (OFFICIAL_OPTIMIZER.name, OFFICIAL_OPTIMIZER.learning_rate) == ("adamw", 1e-4)
+    assert (OFFICIAL_OPTIMIZER.betas, OFFICIAL_OPTIMIZER.weight_decay) == ((0.95, 0.999), 5e-8)
+    assert not OFFICIAL_OPTIMIZER.decay_groups
+    assert OFFICIAL_OPTIMIZER.clip_norm is None
     assert (OFFICIAL_SCHEDULE.kind, OFFICIAL_SCHEDULE.warmup_steps, OFFICIAL_SCHEDULE.warmup_every) == (
         "plateau",
         1000,

@@ -3,7 +3,7 @@
 from ssamba.training.loop import train
 from ssamba.training.progress import TrainingProgress, TrainingReport
 from ssamba.training.settings import (
-    OFFICIAL_OPTIMISER,
+    OFFICIAL_OPTIMIZER,
     OFFICIAL_SCHEDULE,
     OptimizerSettings,
     RunSettings,
@@ -12,7 +12,7 @@ from ssamba.training.settings import (
 from ssamba.training.task import StepContext, StepOutcome, Task
 
 __all__ = [
-    "OFFICIAL_OPTIMISER",
+    "OFFICIAL_OPTIMIZER",
     "OFFICIAL_SCHEDULE",
     "OptimizerSettings",
     "RunSettings",

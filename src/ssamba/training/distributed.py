@@ -39,17 +39,17 @@ class World:
     """Where this process computes."""
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes."""
         return self.rank == 0
 
-    def sum_(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """Sum over processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Every process's value, in every process."""
         if self.size == 1:
             return [value]
@@ -57,7 +57,7 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def from_first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The first process's value, in every process."""
         if self.size == 1:
             return value
@@ -67,7 +67,7 @@ class World:
 
 
 @contextmanager
-def join_world(device: str | torch.device | None = None) -> Iterator[World]:
+def init_distributed(device: str | torch.device | None = None) -> Iterator[World]:
     """Take this process's place among those that `torchrun` started; alone, there is only this one.
 
     Args:
@@ -109,7 +109,7 @@ class _Shares(nn.Module):
         return sum((p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad), torch.zeros(()))
 
 
-def share_gradients(model: nn.Module, world: World, find_unused: bool = False) -> nn.Module:
+def wrap_ddp(model: nn.Module, world: World, find_unused: bool = False) -> nn.Module:
     """The model as the loop calls it: with several processes, its gradients become their mean over processes."""
     if world.size == 1:
         return model
@@ -117,13 +117,13 @@ def share_gradients(model: nn.Module, world: World, find_unused: bool = False) -
     return DistributedDataParallel(_Shares(model), device_ids=devices, find_unused_parameters=find_unused)
 
 
-def backward_nothing(model: nn.Module) -> None:
+def backward_zeros(model: nn.Module) -> None:
     """Take part in the exchange of gradients with zeros."""
     if isinstance(model, DistributedDataParallel):
         model(nothing=True).backward()
 
 
-def without_exchange(model: nn.Module, wanted: bool) -> AbstractContextManager[None]:
+def no_sync(model: nn.Module, wanted: bool) -> AbstractContextManager[None]:
     """A context in which gradients only add up here, if wanted."""
     if wanted and isinstance(model, DistributedDataParallel):
         return model.no_sync()

@@ -27,7 +27,7 @@ from torch import nn
 
 from ssamba.errors import ConfigError, SsambaError, TrainingDivergedError, TrainingError
 from ssamba.training.averaging import Averages, evaluating
-from ssamba.training.distributed import World, join_world, share_gradients
+from ssamba.training.distributed import World, init_distributed, wrap_ddp
 from ssamba.training.guard import BadStep, FiniteGuard, StopRequest, stop_on_signals
 from ssamba.training.optim import build_optimizer, set_learning_rate
 from ssamba.training.precision import chosen_precision
@@ -89,7 +89,7 @@ def train(
         "run": run.model_dump(mode="json"),
         "task": json.loads(json.dumps(dict(recipe or {}))),
     }
-    with join_world(device) as world, stop_on_signals() as stop:
+    with init_distributed(device) as world, stop_on_signals() as stop:
         trainer = _Trainer(task, optimizer, schedule, run, Path(out), settings, world, stop, on_progress)
         trainer.start(resume)
         try:
@@ -125,7 +125,7 @@ class _Trainer:
         self.optimizer = build_optimizer(self.model, optimizer)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         compiled: nn.Module = torch.compile(self.model) if run.compile else self.model  # type: ignore[assignment]
-        self.stepped = share_gradients(compiled, world, run.find_unused_parameters)
+        self.stepped = wrap_ddp(compiled, world, run.find_unused_parameters)
         self.averages = Averages(self.model, run.ema_decay, run.average_epochs)
         self.guard = FiniteGuard(run.bad_steps_limit)
         self.states = StateFolder(out / STATES_FOLDER, run.keep_last)
@@ -150,21 +150,21 @@ class _Trainer:
         check_plain(self.task.state_dict(), "task.state_dict()")
         found: tuple[Path, dict[str, Any]] | None = None
         error: Exception | None = None
-        if self.world.is_first:
+        if self.world.is_main:
             try:
                 self.out.mkdir(parents=True, exist_ok=True)
                 self.states.clean()
                 found = self.states.newest(self.recipe, resume)
             except (SsambaError, OSError) as problem:
                 error = problem
-        found, error = self.world.from_first((found, error))
+        found, error = self.world.broadcast((found, error))
         if error is not None:
             raise error
         if found is not None:
             self._restore(*found)
         elif self.world.size > 1:
-            self.task.load_state_dict(self.world.from_first(on_cpu(self.task.state_dict())))
-        if self.world.is_first:
+            self.task.load_state_dict(self.world.broadcast(on_cpu(self.task.state_dict())))
+        if self.world.is_main:
             self.log = RunLog(self.out, self.run, self.step, self.wandb_id, self.recipe)
             if self.states.damaged:
                 self.progress.message = "; ".join([*self.states.damaged, f"going on from step {self.step}"])
@@ -292,7 +292,7 @@ class _Trainer:
         self._log_window()
         with self._beside_training(), self._released_weights() as model:
             seed_generators(self.run.seed, 0, _VALIDATION, self.world.rank)
-            figures = self.world.from_first({name: float(v) for name, v in self.task.validate(model).items()})
+            figures = self.world.broadcast({name: float(v) for name, v in self.task.validate(model).items()})
         if self.best_name not in figures:
             raise TrainingError(
                 f"the task's best_metric is {self.best_name!r}, but its validation gave {', '.join(figures) or 'nothing'}"
@@ -343,7 +343,7 @@ class _Trainer:
     def _show(self) -> None:
         progress = self.progress
         progress.estimate(self.step - self.session_step, self.elapsed_s - self.session_elapsed_s, self.run.max_minutes)
-        if self.on_progress is not None and self.world.is_first:
+        if self.on_progress is not None and self.world.is_main:
             self.on_progress(progress)
             progress.message = None
 

@@ -177,7 +177,7 @@ class Window:
         """The window of all processes together, in every process; `wait_s` is their mean."""
         own = Window(**{**self.__dict__, "sums": {name: float(value) for name, value in self.sums.items()}})
         total = Window(steps=self.steps)
-        for part in world.gather(own):
+        for part in world.all_gather(own):
             total.clips += part.clips
             total.audio_s += part.audio_s
             total.weight += part.weight

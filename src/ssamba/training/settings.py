@@ -1,6 +1,6 @@
 """How a training run is configured: the optimizer, the schedule of its learning rate, the run itself.
 
-The defaults are the modern recipe; `OFFICIAL_OPTIMISER` and `OFFICIAL_SCHEDULE` are what the original pretrains with
+The defaults are the modern recipe; `OFFICIAL_OPTIMIZER` and `OFFICIAL_SCHEDULE` are what the original pretrains with
 (its released code: AdamW, a warm-up in steps of 50, halving on a plateau). A step is one update of the weights.
 """
 
@@ -133,7 +133,7 @@ class RunSettings(Config):
         return self
 
 
-OFFICIAL_OPTIMISER = OptimizerSettings(
+OFFICIAL_OPTIMIZER = OptimizerSettings(
     learning_rate=1e-4, betas=(0.95, 0.999), weight_decay=5e-8, decay_groups=False, clip_norm=None
 )
 """The original's pretraining; its fine-tuning is `adam` with weight_decay 5e-7 and rates of the task."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssamba.training.distributed import World, backward_nothing, without_exchange
+from ssamba.training.distributed import World, backward_zeros, no_sync
 from ssamba.training.random_state import seed_generators
 from ssamba.training.task import StepContext, StepOutcome, Task
 
@@ -55,13 +55,13 @@ def accumulate_gradients(
     for part, batch in enumerate(batches, start=1):
         seed_generators(context.seed, context.step, part, world.rank)
         is_last = part == len(batches)
-        with without_exchange(model, not is_last):
+        with no_sync(model, not is_last):
             outcome = task.step_loss(model, batch, context)
             loss, weight = outcome.loss, outcome.weight
             if loss is not None and weight > 0:
                 (loss * weight).backward()  # type: ignore[no-untyped-call]
             elif is_last:
-                backward_nothing(model)
+                backward_zeros(model)
         outcomes.append(replace(outcome, loss=None if loss is None else loss.detach()))
     return outcomes
 
@@ -77,14 +77,14 @@ def agree(
 ) -> Agreement:
     """Exchange a step's sums. The clock and the wish to save are the first process's."""
     weights = [outcome.weight for outcome in outcomes]
-    first = float(world.is_first)
+    first = float(world.is_main)
     own = [sum(weights), 0.0, signal == "SIGTERM", signal == "SIGINT", first * elapsed_s, first * save_is_due]
     kind = torch.float32 if world.device.type == "mps" else torch.float64
     sums = torch.tensor(own, dtype=kind).to(world.device)
     for outcome, weight in zip(outcomes, weights, strict=True):
         if outcome.loss is not None and weight > 0:
             sums[1] += outcome.loss.to(kind) * weight
-    world.sum_(sums)
+    world.all_reduce(sums)
     norm = torch.nn.utils.get_total_norm(gradients).to(sums)
     weight, loss, terminated, interrupted, clock_s, due, size = torch.cat((sums, norm[None])).tolist()
     per_term = 1 / weight if weight else math.nan
@@ -110,6 +110,6 @@ def scale_gradients(gradients: Sequence[Tensor], agreed: Agreement, world: World
 def keys_of_bad_shares(outcomes: Sequence[StepOutcome], world: World) -> tuple[str, ...]:
     """Clips of the shares, of all processes, whose loss is not finite; all clips if only the gradient is not."""
     everything = [(bool(o.loss is not None and not torch.isfinite(o.loss)), tuple(o.keys)) for o in outcomes]
-    shares = [share for process in world.gather(everything) for share in process]
+    shares = [share for process in world.all_gather(everything) for share in process]
     suspects = [keys for bad, keys in shares if bad] or [keys for _, keys in shares]
     return tuple(key for keys in suspects for key in keys)

@@ -22,7 +22,7 @@ from ssamba.checkpoint import Checkpoint, has_bundled, load_bundled, load_checkp
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
 from ssamba.errors import CheckpointError
 from ssamba.model.heads import Classifier
-from ssamba.training.distributed import World, join_world
+from ssamba.training.distributed import World, init_distributed
 from ssamba.training.finetuning.data import Labeled, open_labeled
 from ssamba.training.finetuning.head_start import start_head
 from ssamba.training.finetuning.recipe import FinetuneRecipe
@@ -93,9 +93,9 @@ def finetune(
     answers: list[Verdicts] = []
     measured: list[Measured] = []
     stopped, metric = "finished", ""
-    with join_world(device) as world:
+    with init_distributed(device) as world:
         for number, part in enumerate(rounds, start=1):
-            if on_round is not None and world.is_first:
+            if on_round is not None and world.is_main:
                 on_round(part.name, number, len(rounds))
             task = FinetuneTask(recipe, data, part, encoder, front_end, weights)
             metric = task.best_metric[0]
@@ -133,9 +133,9 @@ def finetune(
         )
         final = replace(final, notes=(*notes, *final.partly_scored()))
         if stopped == "finished":
-            if world.is_first:
+            if world.is_main:
                 _publish(final, out, answers, recipe, task)
-            world.from_first(None)  # the others wait
+            world.broadcast(None)  # the others wait
     return final
 
 
@@ -203,12 +203,12 @@ def _test(task: FinetuneTask, report: TrainingReport, folder: Path, world: World
     """Keep the model that the recipe chooses, and test it."""
     part = task.part
     best = report.best if task.recipe.choice.state == "best" and (folder / BEST_FOLDER).is_dir() else None
-    best = world.from_first(best)
+    best = world.broadcast(best)
     chosen = folder / CHOSEN_FOLDER
-    if world.is_first:
+    if world.is_main:
         kept = folder / (BEST_FOLDER if best else MODEL_FOLDER)
         replace_folder(chosen, lambda target: shutil.copytree(kept, target, dirs_exist_ok=True))
-    world.from_first(None)  # the folder is there
+    world.broadcast(None)  # the folder is there
     model = load_checkpoint(chosen).model
     assert isinstance(model, Classifier)
     answers = task.answers(model.to(world.device), part.test) if len(part.test) else None
