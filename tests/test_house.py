@@ -14,6 +14,7 @@ PACKAGE = ROOT / "src" / "ssamba"
 FLOORS = {
     "errors": 0,
     "files": 0,
+    "hashing": 0,
     "worker_pool": 1,
     "config": 1,
     "randomness": 1,

@@ -6,19 +6,20 @@ Each field says its unit and its source. Unknown keys are refused by name, with 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from ssamba.errors import ConfigError
+from ssamba.hashing import digest_of_json
 
 C = TypeVar("C", bound="Config")
 
 RENAMED_KEYS = {"normalise_targets": "normalize_targets", "optimiser": "optimizer"}
-"""Spellings that stand in written checkpoints, recipes and saved states, and today's."""
+"""Old spelling of a key -> its spelling today. Checkpoints, recipes and saved states with the old one are still read."""
+_FIRST_SPELLINGS = {new: old for old, new in RENAMED_KEYS.items()}
 
 
 class Config(BaseModel):
@@ -78,9 +79,36 @@ class Config(BaseModel):
         return type(self).parse({**self.model_dump(), **changes}, type(self).__name__)
 
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that change when any value does."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """Return 16 hexadecimal digits that change when any value does.
+
+        A field that is newer than format 1 says so, `Field(default, json_schema_extra={"since": 2})`, and counts only
+        where it differs from its default, so adding one leaves every digest as it was. Renamed keys count under their
+        first spelling.
+        """
+        return digest_of_json(_digested(self, self.model_dump(mode="json")))
+
+
+def _digested(value: Any, dumped: Any) -> Any:
+    """Return `dumped`, the JSON form of `value`, as digests see it: without new fields at their default."""
+    if isinstance(value, Config):
+        fields = type(value).model_fields
+        return {
+            _FIRST_SPELLINGS.get(name, name): _digested(getattr(value, name), dumped[name])
+            for name in dumped
+            if not (
+                _is_new(fields[name]) and getattr(value, name) == fields[name].get_default(call_default_factory=True)
+            )
+        }
+    if isinstance(value, Mapping):
+        return {name: _digested(one, dumped[name]) for name, one in zip(dumped, value.values(), strict=True)}
+    if isinstance(value, list | tuple):
+        return [_digested(*pair) for pair in zip(value, dumped, strict=True)]
+    return dumped
+
+
+def _is_new(field: FieldInfo) -> bool:
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and "since" in extra
 
 
 class FrontEndConfig(Config):

@@ -11,7 +11,6 @@ Shapes: S samples, T frames, M mel bins, K columns (time steps of the patch grid
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from ssamba.audio.fbank import log_mel
 from ssamba.audio.waveform import Source, as_list, blocks
 from ssamba.checkpoint import Checkpoint, LoadReport, has_bundled, load_bundled, load_checkpoint
 from ssamba.config import FrontEndConfig, ModelConfig
+from ssamba.hashing import digest_of
 from ssamba.model.create import build_encoder, encoder_config
 from ssamba.model.heads import Classifier
 from ssamba.model.tokens import PatchEncoder
@@ -111,13 +111,8 @@ class Embedder:
 
     def digest(self, options: EmbedOptions | None = None) -> str:
         """Sixteen hexadecimal digits of everything an embedding depends on: weights, configuration, options."""
-        total = hashlib.sha256((options or EmbedOptions()).digest().encode())
-        total.update(self.front_end.digest().encode())
-        total.update(self.encoder.config.digest().encode())
-        for name, tensor in self.encoder.state_dict().items():
-            total.update(name.encode())
-            total.update(tensor.detach().cpu().contiguous().numpy())
-        return total.hexdigest()[:16]
+        configurations = options or EmbedOptions(), self.front_end, self.encoder.config
+        return digest_of(*(config.digest() for config in configurations), self.encoder.state_dict())
 
     @overload
     def embed(self, source: Source, sample_rate: int | None = None, **options: Any) -> Embedding: ...

@@ -1,43 +1,30 @@
 """Random numbers that belong to a clip: the same whatever the batch, the worker, the rank or the device.
 
-Every clip carries a seed (from run seed, epoch and clip). A draw is a hash of that seed, a stream's name and a counter
-(splitmix64: Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators", figure 17), computed for a
-whole batch at once in 64-bit integers, so masks and augmentations depend on the clip alone.
+Every clip carries a seed, made from the run's seed, the epoch and the clip. A random number is a hash (splitmix64) of
+that seed, the name of a stream and a counter, computed for a whole batch at once, so masks and augmentations depend on
+the clip alone. Everything else that is random starts from `seed_generators`.
 
 Shapes: B clips.
 """
 
 from __future__ import annotations
 
-import hashlib
+import random
 
+import numpy as np
 import torch
 from torch import Tensor
 
-# The unsigned constants of splitmix64, as the signed integers that torch holds.
-_STEP = 0x9E3779B97F4A7C15 - (1 << 64)
-_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-_MIX_2 = 0x94D049BB133111EB - (1 << 64)
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift; torch's own keeps the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift_right(x, 30)) * _MIX_1
-    x = (x ^ _shift_right(x, 27)) * _MIX_2
-    return x ^ _shift_right(x, 31)
+from ssamba.hashing import GOLDEN_GAMMA, hash_bytes, mix64, shift_right
 
 
 def stream_number(stream: str) -> int:
-    """A 63-bit number for a stream's name."""
-    return int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=8).digest(), "little") >> 1
+    """Return the 63-bit number that stands for a stream's name."""
+    return int.from_bytes(hash_bytes(stream.encode()), "little") >> 1
 
 
 def uniform(seeds: Tensor, stream: str, count: int) -> Tensor:
-    """Numbers in [0, 1) for each clip.
+    """Return numbers in [0, 1) for each clip.
 
     Args:
         seeds: the clips' seeds (B,), int64.
@@ -47,22 +34,40 @@ def uniform(seeds: Tensor, stream: str, count: int) -> Tensor:
     Returns:
         (B, count) float32, multiples of 2^-24, on the device of `seeds`.
     """
-    start = _mix(seeds[:, None] + stream_number(stream))
-    counter = torch.arange(1, count + 1, device=seeds.device) * _STEP
-    return _shift_right(_mix(start + counter), 40).float() * 2.0**-24
+    start = mix64(seeds[:, None] + stream_number(stream))
+    counter = torch.arange(1, count + 1, device=seeds.device) * GOLDEN_GAMMA
+    return shift_right(mix64(start + counter), 40).float() * 2.0**-24
 
 
 def symmetric(seeds: Tensor, stream: str, count: int) -> Tensor:
-    """Numbers in [-1, 1) for each clip, (B, count), from the same stream as `uniform`."""
+    """Return numbers in [-1, 1) for each clip, (B, count), made from those of `uniform`."""
     return 2 * uniform(seeds, stream, count) - 1
 
 
 def integers(seeds: Tensor, stream: str, low: int, high: int) -> Tensor:
-    """One integer for each clip, uniform from `low` to `high` inclusive: (B,) int64."""
+    """Return one integer for each clip, uniform from `low` to `high` inclusive: (B,) int64."""
     return low + (uniform(seeds, stream, 1)[:, 0] * (high - low + 1)).long()
 
 
 def normal(seeds: Tensor, stream: str, count: int) -> Tensor:
-    """Standard normal numbers (B, count) by Box and Muller's transform."""
+    """Return standard normal numbers (B, count), by the Box-Muller transform."""
     radius, angle = uniform(seeds, f"{stream}.radius", count), uniform(seeds, f"{stream}.angle", count)
     return (-2 * torch.log1p(-radius)).sqrt() * torch.cos(2 * torch.pi * angle)
+
+
+def seed_generators(seed: int, step: int, part: int = 0, rank: int = 0) -> None:
+    """Seed the global generators of torch (all devices), NumPy and Python from the position in a run.
+
+    Called before each batch, so a resumed run draws the same numbers as an uninterrupted one, whatever validation, plots
+    or a data loader drew in between, and a checkpoint need not hold the generators' states.
+
+    Args:
+        seed: the run's seed.
+        step: optimizer steps done.
+        part: index of the batch within the step, or another number for a draw outside the batches.
+        rank: rank of this process.
+    """
+    words = np.random.SeedSequence((seed, step, part, rank)).generate_state(4, np.uint32).tolist()
+    torch.manual_seed(words[0] << 31 | words[1] >> 1)
+    np.random.seed(words[2])
+    random.seed(words[3])

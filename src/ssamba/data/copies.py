@@ -5,12 +5,12 @@ In memory the decoded samples are compared; files by their sizes and, where thes
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from ssamba.data.corpus import Corpus
+from ssamba.hashing import hash_bytes
 
 MOST_FILES = 100_000
 """Files that are looked into at most; in a larger corpus that is not in memory, copies are not looked for."""
@@ -41,7 +41,7 @@ def _samples_digest(corpus: Corpus, i: int) -> str | None:
     samples = corpus.read(i)
     if not len(samples) or samples.min() == samples.max():
         return None
-    return hashlib.blake2b(samples.tobytes(), digest_size=8).hexdigest()
+    return hash_bytes(samples.tobytes()).hex()
 
 
 def _file_digests(paths: Sequence[Path]) -> dict[str, str]:
@@ -54,10 +54,9 @@ def _file_digests(paths: Sequence[Path]) -> dict[str, str]:
 
 
 def _ends_digest(path: Path, size: int) -> str:
-    total = hashlib.blake2b(str(size).encode(), digest_size=8)
     with path.open("rb") as file:
-        total.update(file.read(_END))
+        data = str(size).encode() + file.read(_END)
         if size > _END:
             file.seek(max(_END, size - _END))
-            total.update(file.read(_END))
-    return total.hexdigest()
+            data += file.read(_END)
+    return hash_bytes(data).hex()

@@ -11,7 +11,6 @@ A corpus is picklable and small: worker processes get their own. Shapes: wavefor
 
 from __future__ import annotations
 
-import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -29,6 +28,7 @@ from ssamba.data.columns import TextColumn
 from ssamba.data.manifest import Manifest, read_manifest, scan_folder, with_durations
 from ssamba.data.shard_index import ShardIndex, open_index, shard_files
 from ssamba.errors import AudioDecodeError, DataError
+from ssamba.hashing import digest_of, hash_bytes
 
 Samples: TypeAlias = "npt.NDArray[np.float32]"
 _MANIFESTS = (".csv", ".jsonl", ".parquet", ".json")
@@ -92,17 +92,14 @@ class Corpus(ABC):
     @cached_property
     def key_hashes(self) -> npt.NDArray[np.uint64]:
         """64 bits of each clip's key (clips,), from which random draws are made."""
-        digests = (hashlib.blake2b(os.fsencode(self.key(i)), digest_size=8).digest() for i in range(len(self)))
-        return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+        hashes = (hash_bytes(os.fsencode(self.key(i))) for i in range(len(self)))
+        return np.frombuffer(b"".join(hashes), "<u8").astype(np.uint64)
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change when the set of clips, or the length of one, does."""
         milliseconds = np.round(self.seconds * 1000).astype("<i8")
         order = np.lexsort((milliseconds, self.key_hashes))
-        state = hashlib.sha256(str(self.sample_rate_hz).encode())
-        state.update(self.key_hashes[order].astype("<u8").tobytes())
-        state.update(milliseconds[order].tobytes())
-        return state.hexdigest()[:16]
+        return digest_of(str(self.sample_rate_hz), self.key_hashes[order].astype("<u8"), milliseconds[order])
 
 
 class ManifestCorpus(Corpus):

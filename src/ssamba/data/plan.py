@@ -18,7 +18,6 @@ What happens to clips shorter than the crop (`short_clips`):
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from pydantic import Field
 from ssamba.config import Config
 from ssamba.data.corpus import Corpus
 from ssamba.errors import DataError
+from ssamba.hashing import digest_of, splitmix64
 
 Ints: TypeAlias = "npt.NDArray[np.int64]"
 Hashes: TypeAlias = "npt.NDArray[np.uint64]"
@@ -135,8 +135,7 @@ class Plan:
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change when the batches would: resume only where they agree."""
-        text = "/".join([self.config.digest(), *self.corpora])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest_of("/".join([self.config.digest(), *self.corpora]))
 
     def batches(self, epoch: int) -> EpochPlan:
         """The batches of an epoch (from 0 on), as a sequence."""
@@ -326,20 +325,11 @@ def _joined(samples: Ints, crop: int) -> list[list[int]]:
 
 
 def _mixed(values: Hashes, *more: int | Any) -> Hashes:
-    """splitmix64 over each of `values` (n,) and, one after the other, numbers or arrays (n,)."""
-    state = _splitmix(values)
+    """Return splitmix64 of each of `values` (n,), mixed with further numbers or arrays (n,) one after the other."""
+    state = splitmix64(values.view(np.int64))
     for value in more:
-        state = _splitmix(state ^ np.asarray(value).astype(np.uint64))
-    return state
-
-
-def _splitmix(state: Hashes) -> Hashes:
-    """One step of splitmix64 (Steele, Lea, Flood 2014): a bijection of 64 bits that leaves no pattern."""
-    state = state + np.uint64(0x9E3779B97F4A7C15)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: Hashes = state ^ (state >> np.uint64(31))
-    return mixed
+        state = splitmix64(state ^ np.asarray(value).astype(np.uint64).view(np.int64))
+    return state.view(np.uint64)
 
 
 def _uniform(hashes: Hashes) -> npt.NDArray[np.float64]:

@@ -19,7 +19,6 @@ No torch here.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 import math
@@ -40,6 +39,7 @@ from ssamba.data.shard_clips import ShardSettings, encoded_pieces, pieces
 from ssamba.data.shard_index import COLUMNS, SHARDS_FILE, Member, keep_index, read_head, read_members, shard_files
 from ssamba.errors import AudioDecodeError, DataError, WorkerDiedError
 from ssamba.files import write_atomically
+from ssamba.hashing import digest_of, file_checksum, hash_bytes
 from ssamba.worker_pool import killing_items, map_in_processes
 
 _RECORDS = ".records"
@@ -164,17 +164,15 @@ def _member(listed: Sequence[Any]) -> Member:
 
 
 def _digest(settings: ShardSettings, clips: Sequence[tuple[int, Clip]]) -> str:
-    state = hashlib.sha256(settings.digest().encode())
-    for number, clip in clips:
-        state.update(repr((number, os.fspath(clip.path), *dataclasses.astuple(clip)[1:])).encode("utf-8", "replace"))
-    return state.hexdigest()[:16]
+    texts = (repr((number, os.fspath(clip.path), *dataclasses.astuple(clip)[1:])) for number, clip in clips)
+    return digest_of(settings.digest(), *(text.encode("utf-8", "replace") for text in texts))
 
 
 def _divided(manifest: Manifest, folder: Path, settings: ShardSettings) -> list[_Job]:
     """Clips in shards of like size."""
     numbers = list(range(len(manifest)))
     if settings.shuffle:
-        keys = [hashlib.blake2b(os.fsencode(clip.path) + repr(clip.start_s).encode()).digest() for clip in manifest]
+        keys = [hash_bytes(os.fsencode(clip.path) + repr(clip.start_s).encode(), 64) for clip in manifest]
         numbers.sort(key=lambda i: (keys[i], i))
     sizes = [(manifest[i].duration_s or 0.0) * settings.bytes_per_s + _TAR_BYTES for i in numbers]
     count = max(1, math.ceil(sum(sizes) / (settings.shard_mb * 1e6)))
@@ -241,7 +239,7 @@ def _finished(job: _Job) -> dict[str, Any] | None:
         record: dict[str, Any] = json.loads(job.record.read_text(encoding="utf-8"))
         if record["bytes"] == 0:
             return record
-        if job.path.stat().st_size == record["bytes"] and _checksum(job.path) == record["sha256"]:
+        if job.path.stat().st_size == record["bytes"] and file_checksum(job.path) == record["sha256"]:
             return record
     except (OSError, ValueError, KeyError):
         pass
@@ -296,7 +294,7 @@ def _write_shard(job: _Job) -> dict[str, Any]:
             os.fsync(file.fileno())
         record = {"name": job.name, "bytes": 0, "sha256": "", "members": [], "skipped": skipped}
         if members:
-            size, checksum = temporary.stat().st_size, _checksum(temporary)
+            size, checksum = temporary.stat().st_size, file_checksum(temporary)
             listed = [dataclasses.astuple(member) for member in members]
             record = {**record, "bytes": size, "sha256": checksum, "members": listed}
             temporary.replace(job.path)
@@ -331,14 +329,6 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
     return tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        state = hashlib.sha256()
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
 
 
 def _write_record(path: Path, record: dict[str, Any]) -> None:

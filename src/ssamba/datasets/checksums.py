@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from ssamba.errors import DataError
-
-_BLOCK = 8 << 20
+from ssamba.hashing import file_checksum
 
 
 def verify_archives(folder: Path, archives: Mapping[str, str]) -> list[str]:
@@ -30,13 +28,10 @@ def verify_archives(folder: Path, archives: Mapping[str, str]) -> list[str]:
         if not path.is_file():
             continue
         algorithm, _, digest = expected.partition(":")
-        state = hashlib.new(algorithm, usedforsecurity=False)
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                state.update(block)
-        if state.hexdigest() != digest:
+        found = file_checksum(path, algorithm)
+        if found != digest:
             raise DataError(
-                f"{path}: its {algorithm} is {state.hexdigest()}, published is {digest}: the download is damaged, and "
+                f"{path}: its {algorithm} is {found}, published is {digest}: the download is damaged, and "
                 "what was unpacked from it may be. Fetch and unpack it again"
             )
         checked.append(name)

@@ -6,8 +6,6 @@ folder may be deleted at any time.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,19 +46,3 @@ def cached_arrays(path: Path | None, compute: Callable[[], Mapping[str, Array]])
         numbered = {f"{number:04d} {name}": array for number, (name, array) in enumerate(arrays.items())}
         write_tensors(path, {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in numbered.items()})
     return arrays
-
-
-def digest_of(values: Any) -> str:
-    """Sixteen hexadecimal digits of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def digest_of_files(*paths: Path) -> str:
-    """Sixteen hexadecimal digits of the files' contents."""
-    total = hashlib.sha256()
-    for path in paths:
-        total.update(path.stat().st_size.to_bytes(8, "little"))
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                total.update(block)
-    return total.hexdigest()[:16]

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from ssamba.audio.fbank import mel_matrix
 from ssamba.config import FrontEndConfig
-from ssamba.evaluation.caching import Array, digest_of
+from ssamba.evaluation.caching import Array
 from ssamba.evaluation.moments import Moments
+from ssamba.hashing import digest_of_json
 
 _FFT = 512
 _HOP = 160
@@ -29,7 +30,7 @@ class LogMelStatistics:
 
     def digest(self) -> str:
         """Changes with the definition."""
-        return digest_of([self.name, _FFT, _HOP, _FLOOR, _BANDS.digest(), 1])
+        return digest_of_json([self.name, _FFT, _HOP, _FLOOR, _BANDS.digest(), 1])
 
     def vectors(self, waves: Sequence[Array], on_progress: Callable[[int], None] | None = None) -> dict[str, Array]:
         """{"final.mean": (N, 192)}."""

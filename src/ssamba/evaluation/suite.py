@@ -13,7 +13,6 @@ Shapes: N clips, S samples.
 from __future__ import annotations
 
 import csv
-import hashlib
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from ssamba.evaluation.caching import Array, cached_arrays
 from ssamba.evaluation.hear import find_hear, read_hear_task, unscored
 from ssamba.evaluation.task import Task
 from ssamba.events import Event
+from ssamba.hashing import hash_bytes
 
 SUITE_VARIABLE = "SSAMBA_SUITE"
 OPEN_SUITE = ("sfx14", "kws35", "instr_family", "speaker", "zh_final", "drum8")
@@ -289,7 +289,7 @@ def recording_digests(task: Task, waves: Callable[[], Waves], cache: Path | None
 
 
 def _digest(samples: Array) -> int:
-    return int.from_bytes(hashlib.blake2b(samples.tobytes(), digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(hash_bytes(samples.tobytes()), "little", signed=True)
 
 
 def _files(task: Task) -> Iterator[Path]:

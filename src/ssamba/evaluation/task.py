@@ -20,8 +20,9 @@ from typing import Any, Literal
 import numpy as np
 
 from ssamba.errors import SuiteError
-from ssamba.evaluation.caching import Array, digest_of_files
+from ssamba.evaluation.caching import Array
 from ssamba.events import Event, Smoothing
+from ssamba.hashing import digest_of_files
 
 SWAPPED = frozenset({"instr_family", "zh_final"})
 """Tasks that are scored in both directions."""

@@ -26,10 +26,11 @@ from ssamba.audio.fbank import log_mel
 from ssamba.config import Config
 from ssamba.embedder import Embedder, EmbedOptions
 from ssamba.errors import SuiteError
-from ssamba.evaluation.caching import Array, cached_arrays, digest_of
+from ssamba.evaluation.caching import Array, cached_arrays
 from ssamba.evaluation.moments import Moments
 from ssamba.evaluation.suite import Waves
 from ssamba.evaluation.task import Task
+from ssamba.hashing import digest_of_json
 from ssamba.model.patches import tokens_to_grid
 from ssamba.model.windows import FrameMerger, Window, WindowCutter
 from ssamba.recording import centres_s
@@ -96,7 +97,7 @@ class EncoderModel:
 
     def digest(self) -> str:
         """Of weights, configuration and options."""
-        return digest_of([self.embedder.digest(EmbedOptions(padding=self.options.padding)), self.options.digest()])
+        return digest_of_json([self.embedder.digest(EmbedOptions(padding=self.options.padding)), self.options.digest()])
 
     def vectors(self, waves: Sequence[Array], on_progress: OnClips | None = None) -> dict[str, Array]:
         """Views by layer and pooling; clips below one frame (25 ms) are filled up with silence to one."""
@@ -232,7 +233,7 @@ class FunctionModel:
 
     def digest(self) -> str:
         """Of name and version."""
-        return digest_of([self.name, self.version])
+        return digest_of_json([self.name, self.version])
 
     def vectors(self, waves: Sequence[Array], on_progress: OnClips | None = None) -> dict[str, Array]:
         """The one view that there is."""
@@ -312,4 +313,4 @@ def task_moments(
 
 def _kept(cache: Path | None, task: Task, parts: list[Any]) -> Path | None:
     """Where a task's embeddings are kept that `parts` tell from others; None where nothing is kept."""
-    return cache / "embeddings" / f"{task.name}-{digest_of(parts)}.safetensors" if cache else None
+    return cache / "embeddings" / f"{task.name}-{digest_of_json(parts)}.safetensors" if cache else None

@@ -7,7 +7,6 @@ Needles are added to the haystack. Levels compare root mean squares, needle to h
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,6 +18,7 @@ from ssamba.audio.collection import Skipped, path_text
 from ssamba.audio.decode import decode
 from ssamba.config import Config
 from ssamba.errors import DataError
+from ssamba.hashing import digest_of
 from ssamba.studies.material import LEVEL, Samples, check_there, faded, levelled, loudest, skipped
 
 Side = Literal["windows", "full", "log-mel"]
@@ -167,9 +167,8 @@ def hide(hay: Samples, haystack: Haystack, needles: Sequence[Needle]) -> None:
 
 def identity(options: NeedleOptions, model_digest: str, needles: Sequence[Needle], files: Sequence[Path]) -> str:
     """Sixteen hexadecimal digits of everything that the results depend on, but for the contents of the haystack's files."""
-    total = hashlib.sha256(f"{options.digest()} {model_digest} {LEVEL}".encode())
-    for needle in needles:
-        total.update(needle.wave.tobytes())
-    for path in files:
-        total.update(f"{path_text(path)} {path.stat().st_size}\n".encode())
-    return total.hexdigest()[:16]
+    return digest_of(
+        f"{options.digest()} {model_digest} {LEVEL}",
+        *(needle.wave for needle in needles),
+        *(f"{path_text(path)} {path.stat().st_size}\n" for path in files),
+    )

@@ -26,13 +26,13 @@ import torch
 from torch import nn
 
 from ssamba.errors import ConfigError, SsambaError, TrainingDivergedError, TrainingError
+from ssamba.randomness import seed_generators
 from ssamba.training.averaging import Averages, evaluating
 from ssamba.training.distributed import World, init_distributed, wrap_ddp
 from ssamba.training.guard import BadStep, FiniteGuard, StopRequest, stop_on_signals
 from ssamba.training.optim import build_optimizer, set_learning_rate
 from ssamba.training.precision import chosen_precision
 from ssamba.training.progress import TrainingProgress, TrainingReport, Window, peak_memory_bytes
-from ssamba.training.random_state import seed_generators
 from ssamba.training.release import MODEL_FOLDER, release
 from ssamba.training.run_io import RunLog
 from ssamba.training.schedule import Schedule

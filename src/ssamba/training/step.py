@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssamba.randomness import seed_generators
 from ssamba.training.distributed import World, backward_zeros, no_sync
-from ssamba.training.random_state import seed_generators
 from ssamba.training.task import StepContext, StepOutcome, Task
 
 

@@ -9,18 +9,16 @@ With folds each has its own classifier, and OUT/model is that of the best valida
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from ssamba.checkpoint import Checkpoint, has_bundled, load_bundled, load_checkpoint
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
 from ssamba.errors import CheckpointError
+from ssamba.hashing import digest_of
 from ssamba.model.heads import Classifier
 from ssamba.training.distributed import World, init_distributed
 from ssamba.training.finetuning.data import Labeled, open_labeled
@@ -88,7 +86,7 @@ def finetune(
     weights = None if recipe.start.scratch or start is None else start.model.encoder.state_dict()
     settings = recipe.model_dump(mode="json", exclude={"optimizer", "schedule", "run"})
     settings["encoder"], settings["front_end"] = encoder.digest(), front_end.digest()
-    settings["started_from"] = _digest(weights)
+    settings["started_from"] = digest_of(weights) if weights else "scratch"
     results: list[RoundResult] = []
     answers: list[Verdicts] = []
     measured: list[Measured] = []
@@ -189,14 +187,6 @@ def _rounds(data: Labeled, recipe: FinetuneRecipe) -> tuple[list[Round], list[st
             f"{len(data.corpus.skipped)} recordings cannot be used and were left out: rounds/{rounds[0].name}/skipped.csv"
         )
     return rounds, notes
-
-
-def _digest(weights: Mapping[str, torch.Tensor] | None) -> str:
-    total = hashlib.sha256()
-    for name, tensor in (weights or {}).items():
-        total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()[:16] if weights else "scratch"
 
 
 def _test(task: FinetuneTask, report: TrainingReport, folder: Path, world: World) -> tuple[RoundResult, Answers | None]:

@@ -8,7 +8,6 @@ Shapes: B clips, T frames, M mel bins, S labels of a clip, C classes, N clips.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -33,6 +32,7 @@ from ssamba.data.plan import Plan, PlanConfig
 from ssamba.data.subset import Subset
 from ssamba.embedder import Embedder
 from ssamba.errors import DataError
+from ssamba.hashing import digest_of
 from ssamba.model.heads import Classifier
 from ssamba.training.finetuning.data import Labeled, balanced_parts
 from ssamba.training.finetuning.recipe import FinetuneRecipe
@@ -328,12 +328,12 @@ class FinetuneTask:
     @cached_property
     def _labels_digest(self) -> str:
         """Sixteen hexadecimal digits of which clips train, validate and test, and of what is true of each."""
-        total = hashlib.sha256()
+        values: list[str | bytes] = []
         for clips in (self.part.train, self.part.valid, self.part.test):
-            total.update(f"{len(clips)}\n".encode())
+            values.append(f"{len(clips)}\n")
             for i in map(int, clips):
-                total.update(os.fsencode(self.data.corpus.key(i)) + b"\n" + self.data.targets_of(i).tobytes())
-        return total.hexdigest()[:16]
+                values.append(os.fsencode(self.data.corpus.key(i)) + b"\n" + self.data.targets_of(i).tobytes())
+        return digest_of(*values)
 
     def as_checkpoint(self, model: Classifier) -> Checkpoint:
         """The classifier with everything that using it needs."""
