@@ -30,7 +30,7 @@ from benchmarks.mambapy_blocks import How, blocks_mixer
 from benchmarks.scan import pscan_side
 from benchmarks.timing import disagreement, keep_memory, medians_s, save
 from ssamba.embedder import Embedder
-from ssamba.model import SSAMBAEncoder, create_encoder, encoder, mixer
+from ssamba.model import SSAMBAEncoder, create_encoder, encoder
 from ssamba.ops.matmul import library, linear
 from ssamba.ops.mixer import compose
 from ssamba.studies.harness import surroundings, table
@@ -140,7 +140,7 @@ def training(budget_s: float) -> Iterator[Row]:
 @contextmanager
 def replaced_mixer(other: Callable[..., Tensor]) -> Iterator[None]:
     """Let the encoder use another mixer."""
-    with patch.object(mixer, "bimamba_mixer", other), patch.object(encoder, "can_mix_into", lambda stream: False):
+    with patch.object(encoder, "bimamba_mixer", other), patch.object(encoder, "can_mix_into", lambda stream: False):
         yield
 
 

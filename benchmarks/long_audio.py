@@ -17,7 +17,7 @@ import torch
 
 import ssamba
 from benchmarks.timing import RESULTS
-from ssamba.audio.collection import find_audio
+from ssamba.audio.files import find_audio
 from ssamba.checkpoint import save_checkpoint
 from ssamba.studies.long_audio import LongOptions, measure_long
 from ssamba.studies.long_audio_report import headlines as long_headlines

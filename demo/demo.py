@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ssamba
-from ssamba.audio.collection import find_audio
+from ssamba.audio.files import find_audio
 from ssamba.library.embed import embed_collection
 from ssamba.library.figures import plot_recordings
 from ssamba.library.search import nearest_neighbors

@@ -84,5 +84,5 @@ def test_files_open_with_what_they_do_and_stay_short(path):
 
 
 def test_decoding_needs_no_torch():
-    for name in ("decode", "readers", "containers"):
+    for name in ("decode", "readers", "containers", "files"):
         assert "torch" not in (PACKAGE / "audio" / f"{name}.py").read_text().replace("No torch here", "")

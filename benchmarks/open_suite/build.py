@@ -22,7 +22,7 @@ from benchmarks.open_suite.tasks import OPEN_TASKS, OpenTask, chosen, counted, i
 from benchmarks.open_suite.unpack import unpack
 from benchmarks.open_suite.words import utterances
 from benchmarks.open_suite.write import Source, Written, write_task
-from ssamba.audio.collection import Skipped, write_skipped
+from ssamba.audio.files import Skipped, write_skipped
 from ssamba.errors import DataError, MissingExtraError
 from ssamba.files import write_atomically
 

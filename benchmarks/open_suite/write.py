@@ -17,7 +17,7 @@ from benchmarks.open_suite.instruments import Note, cut_note
 from benchmarks.open_suite.labels import Label
 from benchmarks.open_suite.sounds import as_clip, as_opus, digest, read_clip
 from benchmarks.open_suite.words import Utterance
-from ssamba.audio.collection import Skipped
+from ssamba.audio.files import Skipped
 from ssamba.audio.readers import Samples
 from ssamba.errors import AudioDecodeError, DataError, WorkerDiedError
 from ssamba.files import write_atomically

@@ -26,8 +26,8 @@ from ssamba.checkpoint import Checkpoint, LoadReport, has_bundled, load_bundled,
 from ssamba.config import FrontEndConfig, ModelConfig
 from ssamba.hashing import digest_of
 from ssamba.model.create import build_encoder, encoder_config
+from ssamba.model.encoder import PatchEncoder
 from ssamba.model.heads import Classifier
-from ssamba.model.tokens import PatchEncoder
 from ssamba.model.windows import Window
 from ssamba.recording import ClassifiedRecording, Embedding, EmbedOptions, LabeledRecording, Recording
 

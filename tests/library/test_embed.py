@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from ssamba.audio.collection import find_audio
+from ssamba.audio.files import find_audio
 from ssamba.library.decoding import decode_files
 from ssamba.library.embed import embed_collection, skipped_file
 from ssamba.library.search import nearest_neighbors

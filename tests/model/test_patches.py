@@ -1,12 +1,13 @@
-"""Patches: their order, their values, and packing each clip's own."""
+"""Patches and positions: token order, values, packing, and interpolation by the official rule."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ssamba.config import EncoderConfig
-from ssamba.model.patches import fill_last_patch, order_tokens, patch_values, tokens_to_grid
+from ssamba.model.patches import fill_last_patch, grid_positions, order_tokens, patch_values, tokens_to_grid
 
 
 @pytest.mark.parametrize("order", ["frequency_major", "time_major"])
@@ -37,7 +38,7 @@ def test_values_of_a_patch_are_pytorchs_unfold():
     for stride in ((16, 16), (10, 10)):
         config = EncoderConfig(patch_stride=stride)
         ours = order_tokens(patch_values(features, config), config)
-        theirs = torch.nn.functional.unfold(features.transpose(1, 2)[:, None], (16, 16), stride=stride).transpose(1, 2)
+        theirs = F.unfold(features.transpose(1, 2)[:, None], (16, 16), stride=stride).transpose(1, 2)
         assert torch.equal(ours, theirs)
 
 
@@ -50,3 +51,36 @@ def test_the_last_patch_is_filled_and_nothing_more(stride, frames, filled):
     assert out.shape == (filled, 128)
     assert (out[frames:] == 0.5).all()
     assert config.columns(filled) == config.columns_covering(frames)
+
+
+def official_positions(table, rows, columns):
+    """The rule as SSAST and SSAMBA write it, on (1, D, rows, columns)."""
+    grid = table.permute(2, 0, 1)[None]
+    if columns < grid.shape[3]:
+        start = grid.shape[3] // 2 - columns // 2
+        grid = grid[..., start : start + columns]
+    else:
+        grid = F.interpolate(grid, size=(grid.shape[2], columns), mode="bilinear")
+    if rows < grid.shape[2]:
+        start = grid.shape[2] // 2 - rows // 2
+        grid = grid[:, :, start : start + rows]
+    else:
+        grid = F.interpolate(grid, size=(rows, columns), mode="bilinear")
+    return grid[0].permute(1, 2, 0)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8, 12, 17])
+@pytest.mark.parametrize("columns", [1, 2, 7, 63, 64, 65, 101, 640])
+def test_positions_follow_the_official_rule(rows, columns):
+    table = torch.randn(8, 64, 3, dtype=torch.float64)
+    ours = grid_positions(table, rows, torch.tensor([columns]), columns)
+    torch.testing.assert_close(ours[0], official_positions(table, rows, columns), atol=1e-6, rtol=0)
+
+
+def test_positions_of_a_clip_are_independent_of_the_batch():
+    table = torch.randn(8, 64, 3)
+    counts = torch.tensor([3, 64, 100])
+    together = grid_positions(table, 12, counts, 100)
+    assert torch.isfinite(together).all()
+    for row, count in zip(together, counts.tolist(), strict=True):
+        torch.testing.assert_close(row[:, :count], grid_positions(table, 12, torch.tensor([count]), count)[0])

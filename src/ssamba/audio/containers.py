@@ -21,7 +21,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ssamba.audio.sources import AudioSource, Bytes, mapped
+from ssamba.audio.files import AudioSource, Bytes, mapped
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 import soxr
 
+from ssamba.audio.files import AudioBytes, AudioSource
 from ssamba.audio.readers import AudioInfo, Reader, Samples, open_audio
-from ssamba.audio.sources import AudioBytes, AudioSource
 from ssamba.errors import AudioDecodeError, AudioTruncatedWarning
 
 __all__ = ["AudioBytes", "AudioInfo", "decode", "probe", "stream"]

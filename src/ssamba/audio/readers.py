@@ -25,7 +25,7 @@ import numpy.typing as npt
 import soundfile
 
 from ssamba.audio import containers
-from ssamba.audio.sources import AudioBytes, AudioSource
+from ssamba.audio.files import AudioBytes, AudioSource
 from ssamba.errors import AudioDecodeError
 
 Samples: TypeAlias = "npt.NDArray[np.float32]"

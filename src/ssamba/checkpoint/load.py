@@ -15,9 +15,9 @@ from ssamba.checkpoint.official import convert_official, is_official
 from ssamba.config import ENCODER_CONFIGS, FrontEndConfig, ModelConfig
 from ssamba.errors import CheckpointError, ConfigError
 from ssamba.model.create import build_encoder
+from ssamba.model.encoder import PatchEncoder
 from ssamba.model.heads import Classifier
 from ssamba.model.pretraining import PretrainingModel
-from ssamba.model.tokens import PatchEncoder
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

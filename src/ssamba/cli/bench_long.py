@@ -66,7 +66,7 @@ def needle(
     """
     import torch
 
-    from ssamba.audio.collection import find_audio
+    from ssamba.audio.files import find_audio
     from ssamba.errors import ConfigError
     from ssamba.studies.needle import measure_needles
     from ssamba.studies.needle_plan import NeedleOptions
@@ -148,7 +148,7 @@ def long(
     """
     import torch
 
-    from ssamba.audio.collection import find_audio
+    from ssamba.audio.files import find_audio
     from ssamba.errors import ConfigError
     from ssamba.studies.long_audio import LongOptions, measure_long
     from ssamba.studies.long_audio_report import headlines, save_long

@@ -68,7 +68,7 @@ def embed(
     """
     import os
 
-    from ssamba.audio.collection import find_audio
+    from ssamba.audio.files import find_audio
     from ssamba.embedder import EmbedOptions
     from ssamba.errors import ConfigError
     from ssamba.library.embed import embed_collection

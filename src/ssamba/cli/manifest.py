@@ -43,7 +43,7 @@ def manifest(
     Files that cannot be read are skipped and listed, with the reason, in OUTPUT.skipped.csv. Columns for splits, groups
     and labels can be added by hand: path, start_s, duration_s, labels (separated by ; in CSV), split, group.
     """
-    from ssamba.audio.collection import write_skipped
+    from ssamba.audio.files import write_skipped
     from ssamba.data.manifest import scan_folder, write_manifest
 
     if labels not in (None, "folder"):

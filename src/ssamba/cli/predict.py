@@ -46,7 +46,7 @@ def predict(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")] = None,
 ) -> None:
     """Say what recordings hold, with a fine-tuned model: labels and their probabilities."""
-    from ssamba.audio.collection import Skipped, find_audio
+    from ssamba.audio.files import Skipped, find_audio
     from ssamba.library.predict import FORMATS, as_csv, as_json, classifier_folder, predict_stream, write_predictions
 
     if style not in ("table", "csv", "json"):

@@ -12,7 +12,7 @@ from rich.markup import escape
 from ssamba.cli.app import err, hours_of_audio
 
 if TYPE_CHECKING:
-    from ssamba.audio.collection import Skipped
+    from ssamba.audio.files import Skipped
     from ssamba.training.progress import TrainingProgress
 
 _SHOWN = 10

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.audio.collection import Skipped
+from ssamba.audio.files import Skipped
 from ssamba.data.corpus import Corpus, CorpusClip, Samples
 from ssamba.errors import AudioDecodeError, DataError, WorkerDiedError
 from ssamba.worker_pool import map_in_processes, run_alone

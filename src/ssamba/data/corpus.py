@@ -22,8 +22,8 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.audio.collection import Skipped
 from ssamba.audio.decode import AudioBytes, checked_rate, decode
+from ssamba.audio.files import Skipped
 from ssamba.data.columns import TextColumn
 from ssamba.data.manifest import Manifest, read_manifest, scan_folder, with_durations
 from ssamba.data.shard_index import ShardIndex, open_index, shard_files

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ssamba.audio.collection import Skipped
 from ssamba.audio.decode import AudioBytes, checked_rate, decode
+from ssamba.audio.files import Skipped
 from ssamba.data.columns import CategoryColumn, TextColumn
 from ssamba.data.corpus import Corpus, CorpusClip, Samples
 from ssamba.data.manifest import header_duration_s

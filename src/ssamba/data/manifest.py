@@ -28,8 +28,8 @@ from typing import Literal, overload
 
 import numpy as np
 
-from ssamba.audio.collection import Skipped, find_audio, path_text
 from ssamba.audio.decode import AudioBytes, probe, stream
+from ssamba.audio.files import Skipped, find_audio, path_text
 from ssamba.data.columns import CategoryColumn, TextColumn
 from ssamba.data.folders import read_places
 from ssamba.data.formats import FORMATS, Row, read_rows, write_rows
@@ -269,7 +269,7 @@ def scan_folder(
     Only headers are read, but for the few formats that do not state a duration.
 
     Args:
-        source: where to look, as `ssamba.audio.collection.find_audio` takes it.
+        source: where to look, as `ssamba.audio.files.find_audio` takes it.
         workers: processes that read headers; 0 reads in this one.
         on_progress: called after each file.
         labels: `folder` takes labels, and splits where there are any, from the folders that files are in (`folders.py`);

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from ssamba.audio.collection import AUDIO_SUFFIXES, Skipped
 from ssamba.audio.decode import AudioBytes
+from ssamba.audio.files import AUDIO_SUFFIXES, Skipped
 from ssamba.data.columns import CategoryColumn, TextColumn
 from ssamba.data.manifest import header_duration_s
 from ssamba.errors import DataError, WorkerDiedError

@@ -33,7 +33,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ssamba.audio.collection import Skipped, path_text, write_skipped
+from ssamba.audio.files import Skipped, path_text, write_skipped
 from ssamba.data.manifest import Clip, Manifest, with_durations
 from ssamba.data.shard_clips import ShardSettings, encoded_pieces, pieces
 from ssamba.data.shard_index import COLUMNS, SHARDS_FILE, Member, keep_index, read_head, read_members, shard_files

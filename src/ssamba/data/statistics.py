@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ssamba.audio.collection import Skipped
 from ssamba.audio.fbank import fbank, frame_lengths
+from ssamba.audio.files import Skipped
 from ssamba.config import FrontEndConfig
 from ssamba.data.corpus import Corpus
 from ssamba.data.loader import WaveLoader

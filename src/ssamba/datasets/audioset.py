@@ -13,7 +13,7 @@ import re
 from functools import partial
 from pathlib import Path
 
-from ssamba.audio.collection import Skipped
+from ssamba.audio.files import Skipped
 from ssamba.data.manifest import Clip
 from ssamba.datasets.recipe import Listing, Recipe, audio_below, find_root, read_table
 from ssamba.errors import DataError, DatasetStructureError

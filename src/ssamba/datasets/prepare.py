@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ssamba.audio.collection import Skipped, path_text, write_skipped
+from ssamba.audio.files import Skipped, path_text, write_skipped
 from ssamba.data.balance import balanced_weights
 from ssamba.data.manifest import Clip, Manifest, ScanProgress, header_duration_s, relative_path, write_manifest
 from ssamba.datasets.checksums import verify_archives

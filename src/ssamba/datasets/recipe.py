@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssamba.audio.collection import AUDIO_SUFFIXES, Skipped
+from ssamba.audio.files import AUDIO_SUFFIXES, Skipped
 from ssamba.data.manifest import Clip, ScanProgress
 from ssamba.errors import DataError, DatasetStructureError
 

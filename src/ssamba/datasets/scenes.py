@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.audio.collection import Skipped, path_text
 from ssamba.audio.decode import decode
+from ssamba.audio.files import Skipped, path_text
 from ssamba.data.manifest import Clip, ScanProgress
 from ssamba.datasets.recipe import Report
 from ssamba.errors import WorkerDiedError

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from ssamba.audio.collection import Skipped, path_text
+from ssamba.audio.files import Skipped, path_text
 from ssamba.data.manifest import Clip, header_duration_s
 from ssamba.datasets.recipe import Listing, Recipe, files_in, find_root, read_lines, subfolders
 from ssamba.errors import DataError, DatasetStructureError

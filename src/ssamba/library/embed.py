@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssamba.audio.collection import Skipped, path_text, write_skipped
+from ssamba.audio.files import Skipped, path_text, write_skipped
 from ssamba.audio.waveform import Source
 from ssamba.embedder import Embedder, EmbedOptions
 from ssamba.library.decoding import decode_files

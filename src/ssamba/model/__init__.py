@@ -1,12 +1,11 @@
 """The models: patches, positions, BiMamba and attention blocks, encoders, heads and pretraining objectives."""
 
 from ssamba.model.create import SIZES, VARIANTS, build_encoder, create_encoder, encoder_config
-from ssamba.model.encoder import SSAMBAEncoder
+from ssamba.model.encoder import PatchEncoder, PatchTokens, SSAMBAEncoder
 from ssamba.model.heads import Classifier, PredictionHead
 from ssamba.model.objectives import info_nce, reconstruction_error
 from ssamba.model.pretraining import PretrainingModel
 from ssamba.model.ssast import SSASTEncoder
-from ssamba.model.tokens import PatchEncoder, PatchTokens
 
 __all__ = [
     "SIZES",

@@ -8,9 +8,8 @@ from torch import nn
 
 from ssamba.config import BaseEncoderConfig, EncoderConfig, SSASTConfig
 from ssamba.errors import ConfigError
-from ssamba.model.encoder import AlternatingBlocks, SSAMBAEncoder
+from ssamba.model.encoder import AlternatingBlocks, PatchEncoder, SSAMBAEncoder
 from ssamba.model.ssast import AttentionBlocks, SSASTEncoder
-from ssamba.model.tokens import PatchEncoder
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"embed_dim": 192},

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from ssamba.config import BaseEncoderConfig, PretrainingConfig
 from ssamba.model.create import build_blocks, build_encoder
+from ssamba.model.encoder import PatchTokens
 from ssamba.model.heads import PredictionHead
 from ssamba.model.initialize import initialize_encoder, initialize_mask_token
 from ssamba.model.objectives import profile_bands, texture_values
 from ssamba.model.patches import order_tokens, patch_values
-from ssamba.model.tokens import PatchTokens
 
 
 class Hidden(NamedTuple):

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssamba.config import SSASTConfig
+from ssamba.model.encoder import DropPath, PatchEncoder
 from ssamba.model.initialize import initialize_encoder
-from ssamba.model.tokens import DropPath, PatchEncoder
 from ssamba.ops.matmul import Linear
 
 

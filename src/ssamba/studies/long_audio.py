@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from ssamba.audio.collection import Skipped
+from ssamba.audio.files import Skipped
 from ssamba.config import Config
 from ssamba.embedder import load_model
 from ssamba.errors import SsambaError

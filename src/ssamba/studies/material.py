@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.audio.collection import Skipped
 from ssamba.audio.decode import decode
+from ssamba.audio.files import Skipped
 from ssamba.errors import DataError
 
 Samples = npt.NDArray[np.float32]

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ssamba.audio.collection import Skipped
+from ssamba.audio.files import Skipped
 from ssamba.embedder import Embedder, EmbedOptions
 from ssamba.evaluation.caching import Array
 from ssamba.studies.harness import changed_surroundings, is_out_of_memory, surroundings

@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import Field, model_validator
 
-from ssamba.audio.collection import Skipped, path_text
 from ssamba.audio.decode import decode
+from ssamba.audio.files import Skipped, path_text
 from ssamba.config import Config
 from ssamba.errors import DataError
 from ssamba.hashing import digest_of

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssamba.audio.collection import Skipped
+from ssamba.audio.files import Skipped
 from ssamba.checkpoint.files import read_json
 from ssamba.errors import DataError
 from ssamba.evaluation.report_files import write_report

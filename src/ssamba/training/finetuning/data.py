@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.audio.collection import Skipped
+from ssamba.audio.files import Skipped
 from ssamba.config import FrontEndConfig
 from ssamba.data.cache import CachedCorpus
 from ssamba.data.copies import copies_of

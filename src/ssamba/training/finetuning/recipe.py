@@ -11,8 +11,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ssamba.audio.augment import Augmentation
-from ssamba.audio.spec_augment import SpecAugment
+from ssamba.audio.augmentation import Augmentation, SpecAugment
 from ssamba.config import Config
 from ssamba.data.backgrounds import Backgrounds
 from ssamba.data.mixup import Mixup

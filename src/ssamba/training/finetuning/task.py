@@ -20,10 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssamba.audio.augment import augment
+from ssamba.audio.augmentation import augment, change_speed, hide_stripes, noise_and_roll
 from ssamba.audio.fbank import fbank, frame_lengths, normalize
-from ssamba.audio.spec_augment import hide_stripes, noise_and_roll
-from ssamba.audio.voice import change_speed
 from ssamba.checkpoint import Checkpoint, LoadReport, save_checkpoint
 from ssamba.config import BaseEncoderConfig, ClassifierConfig, FrontEndConfig, ModelConfig
 from ssamba.data.corpus import Corpus

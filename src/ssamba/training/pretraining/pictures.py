@@ -14,8 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ssamba.audio.decode import decode
-from ssamba.audio.fbank import log_mel
-from ssamba.audio.inversion import features_to_waveform
+from ssamba.audio.fbank import features_to_waveform, log_mel
 from ssamba.checkpoint import load_bundled, load_checkpoint
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
 from ssamba.errors import CheckpointError

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ssamba.audio.augment import Augmentation
+from ssamba.audio.augmentation import Augmentation
 from ssamba.config import Config, EncoderConfig, FrontEndConfig, PretrainingConfig, SSASTConfig
 from ssamba.data.backgrounds import Backgrounds
 from ssamba.errors import ConfigError

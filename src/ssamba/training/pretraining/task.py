@@ -18,13 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssamba.audio.augment import augment
-from ssamba.audio.crops import Crop, cut, draw_crop
+from ssamba.audio.augmentation import Crop, augment, change_speed, cut, draw_crop
 from ssamba.audio.fbank import fbank, frame_lengths, normalize
-from ssamba.audio.voice import change_speed
 from ssamba.checkpoint import save_checkpoint
 from ssamba.config import ModelConfig
 from ssamba.data.loader import WaveBatch
+from ssamba.model.encoder import PatchTokens
 from ssamba.model.masking import draw_mask
 from ssamba.model.objectives import (
     clip_contrast,
@@ -40,7 +39,6 @@ from ssamba.model.objectives import (
 )
 from ssamba.model.patches import column_counts, order_tokens
 from ssamba.model.pretraining import PretrainingModel, PretrainingOutput
-from ssamba.model.tokens import PatchTokens
 from ssamba.training.loop import TrainingProgress, TrainingReport, train
 from ssamba.training.pretraining.contrast import as_own_mean, gather_views
 from ssamba.training.pretraining.data import Corpora, open_corpora

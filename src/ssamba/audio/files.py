@@ -1,15 +1,47 @@
-"""Which audio files a list of files, folders and globs stands for, and the list of those that had to be left out."""
+"""Audio files: which ones a list of files, folders and patterns stands for, their bytes, and the list of skipped ones."""
 
 from __future__ import annotations
 
 import csv
 import glob
+import mmap
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from ssamba.files import write_atomically
+
+Bytes: TypeAlias = "bytes | mmap.mmap"
+
+
+@dataclass(frozen=True)
+class AudioBytes:
+    """A whole audio file in memory, and the name by which messages call it."""
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+AudioSource: TypeAlias = "Path | AudioBytes"
+
+
+@contextmanager
+def mapped(source: AudioSource) -> Iterator[Bytes]:
+    """All bytes of a source; a file is mapped, not read."""
+    if isinstance(source, AudioBytes):
+        yield source.data
+    elif source.stat().st_size == 0:
+        yield b""  # which cannot be mapped
+    else:
+        with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
+
 
 _SUFFIXES = """
 .wav .wave .rf64 .bwf .w64 .flac .mp3 .mp2 .ogg .oga .opus .aif .aiff .aifc .au .snd .caf
