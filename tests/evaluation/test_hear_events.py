@@ -117,22 +117,22 @@ def test_the_probe_of_events_is_scikit_learns(events):
     """Setting and smoothing by the onset figure on `valid`, refit on both, all by hand."""
     (task,) = read_suite(events)
     (found,) = evaluate(LogMelStatistics(), [task]).results["final.mean"][task.name]
-    moments = LogMelStatistics().moment_vectors(read_waves(task).chosen(np.arange(len(task.clips)), 0.9))
+    moments = LogMelStatistics().timestamp_embeddings(read_waves(task).chosen(np.arange(len(task.clips)), 0.9))
     part = task.rounds()[0]
     x = moments.views["final.mean"].astype(float)
     y = np.concatenate(
-        [moment_targets(task.events[k], moments.times_s[moments.of(k)], LABELS) for k in range(len(task.clips))]
+        [moment_targets(task.events[k], moments.times_s[moments.rows_of(k)], LABELS) for k in range(len(task.clips))]
     )
 
     def events_of(c, train, clips, smoothing):
-        rows = np.concatenate([np.arange(len(x))[moments.of(k)] for k in train])
+        rows = np.concatenate([np.arange(len(x))[moments.rows_of(k)] for k in train])
         scaler = StandardScaler().fit(x[rows])
         models = [LogisticRegression(C=c, max_iter=500).fit(scaler.transform(x[rows]), y[rows, k]) for k in range(2)]
 
         def said(k):
-            return np.stack([m.predict_proba(scaler.transform(x[moments.of(k)]))[:, 1] for m in models], axis=1)
+            return np.stack([m.predict_proba(scaler.transform(x[moments.rows_of(k)]))[:, 1] for m in models], axis=1)
 
-        return [find_events(said(k), moments.times_s[moments.of(k)], LABELS, smoothing, 0.5) for k in clips]
+        return [find_events(said(k), moments.times_s[moments.rows_of(k)], LABELS, smoothing, 0.5) for k in clips]
 
     fit = np.setdiff1d(part.train, part.valid)
     tried = {
@@ -165,7 +165,7 @@ def test_knowing_the_truth_scores_one(events):
         times_s = np.arange(0.005, 6.0, 0.01)
         return [(moment_targets(own, times_s, LABELS), times_s) for own in task.events]
 
-    oracle = FunctionModel("oracle", lambda waves: np.zeros((len(waves), 1)), embed_moments=moments)
+    oracle = FunctionModel("oracle", lambda waves: np.zeros((len(waves), 1)), embed_timestamps=moments)
     card = evaluate(oracle, [task])
     assert card.best().scores[task.name] == 1
     # An event ends with its last moment, and may so miss a second that it reaches into for less than 10 ms.

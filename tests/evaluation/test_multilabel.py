@@ -280,9 +280,9 @@ def test_what_a_model_or_an_option_cannot_do_is_refused_in_one_message(make_enco
         def vectors(self, waves, on_progress=None):
             return {"final.mean": np.zeros((len(waves), 2), np.float32)}
 
-    with pytest.raises(SuiteError, match="only clips has no vectors of moments, which seconds needs"):
+    with pytest.raises(SuiteError, match="only clips has no timestamp embeddings, which seconds needs"):
         evaluate(OnlyClips(), read_suite(suite, ["seconds"]))
-    with pytest.raises(SuiteError, match="give FunctionModel `embed_moments`"):
+    with pytest.raises(SuiteError, match="give FunctionModel `embed_timestamps`"):
         evaluate(FunctionModel("f", lambda waves: np.zeros((len(waves), 2))), read_suite(suite, ["seconds"]))
 
 

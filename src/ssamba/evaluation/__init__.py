@@ -3,10 +3,9 @@
 from ssamba.evaluation.caching import cache_folder
 from ssamba.evaluation.evaluate import EvaluateOptions, Progress, Scorecard, evaluate
 from ssamba.evaluation.log_mel import LogMelStatistics
-from ssamba.evaluation.moments import Moments
 from ssamba.evaluation.suite import read_suite, read_waves
 from ssamba.evaluation.task import Round, Task
-from ssamba.evaluation.vectors import ClipModel, EncoderModel, FunctionModel, VectorOptions
+from ssamba.evaluation.vectors import ClipModel, EncoderModel, FunctionModel, TimestampEmbeddings, VectorOptions
 
 __all__ = [
     "ClipModel",
@@ -14,11 +13,11 @@ __all__ = [
     "EvaluateOptions",
     "FunctionModel",
     "LogMelStatistics",
-    "Moments",
     "Progress",
     "Round",
     "Scorecard",
     "Task",
+    "TimestampEmbeddings",
     "VectorOptions",
     "cache_folder",
     "evaluate",

@@ -31,7 +31,7 @@ from ssamba.evaluation.judging import check_weighted, clip_runs, moment_runs, si
 from ssamba.evaluation.probe import RoundResult, accuracy_of, run_side_by_side
 from ssamba.evaluation.suite import Waves, read_waves, recording_digests
 from ssamba.evaluation.task import Task
-from ssamba.evaluation.vectors import ClipModel, pooling_of, task_moments, task_vectors, view_name
+from ssamba.evaluation.vectors import ClipModel, pooling_of, task_timestamps, task_vectors, view_name
 from ssamba.evaluation.weighting import weighted_probe
 from ssamba.metrics.classification import Interval, finite_or_none
 
@@ -215,7 +215,7 @@ def _evaluate_task(
 
     embedded = report("embedding", len(used))
     if task.kind in ("second", "event"):
-        moments = task_moments(model, task, used, options.level, waves, cache, embedded)
+        moments = task_timestamps(model, task, used, options.level, waves, cache, embedded)
         names, runs = list(moments.views), moment_runs(task, moments, used, rounds, options.probe)
     else:
         views = task_vectors(model, task, used, options.level, waves, cache, embedded)

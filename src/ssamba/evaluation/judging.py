@@ -12,10 +12,10 @@ import numpy as np
 
 from ssamba.errors import SuiteError
 from ssamba.evaluation.caching import Array
-from ssamba.evaluation.moments import Moments, second_targets
 from ssamba.evaluation.multilabel import LABEL_PROBES, EventRows, Rows, events_round, labels_round
 from ssamba.evaluation.probe import PROBES, Probe, RoundResult
 from ssamba.evaluation.task import Round, Task
+from ssamba.evaluation.vectors import TimestampEmbeddings, second_targets
 from ssamba.events import moment_targets
 
 Run = Callable[[], RoundResult]
@@ -58,15 +58,17 @@ def clip_runs(task: Task, views: Mapping[str, Array], used: Array, rounds: Seque
     ]
 
 
-def moment_runs(task: Task, moments: Moments, used: Array, rounds: Sequence[Round], probe: str) -> list[Run]:
+def moment_runs(
+    task: Task, moments: TimestampEmbeddings, used: Array, rounds: Sequence[Round], probe: str
+) -> list[Run]:
     """The moments of the clips of a task of seconds or events; else as `clip_runs`."""
     if task.kind == "second":
-        moments = moments.by_second()
+        moments = moments.mean_by_second()
     clips = used[moments.recordings]
     true_at = second_targets if task.kind == "second" else moment_targets
     targets = np.concatenate(
         [
-            true_at(task.events[clip], moments.times_s[moments.of(k)], task.classes).astype(np.float64)
+            true_at(task.events[clip], moments.times_s[moments.rows_of(k)], task.classes).astype(np.float64)
             for k, clip in enumerate(used)
         ]
     )

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from ssamba.audio.fbank import mel_matrix
 from ssamba.config import FrontEndConfig
 from ssamba.evaluation.caching import Array
-from ssamba.evaluation.moments import Moments
+from ssamba.evaluation.vectors import TimestampEmbeddings
 from ssamba.hashing import digest_of_json
 
 _FFT = 512
@@ -41,7 +41,9 @@ class LogMelStatistics:
                 on_progress(done)
         return {"final.mean": torch.stack(rows).numpy()}
 
-    def moment_vectors(self, waves: Sequence[Array], on_progress: Callable[[int], None] | None = None) -> Moments:
+    def timestamp_embeddings(
+        self, waves: Sequence[Array], on_progress: Callable[[int], None] | None = None
+    ) -> TimestampEmbeddings:
         """The same statistics of 0.2 s around a moment every 0.05 s."""
         rows, times = [], []
         for done, wave in enumerate(waves, 1):
@@ -58,7 +60,9 @@ class LogMelStatistics:
             if on_progress is not None and (done % 64 == 0 or done == len(waves)):
                 on_progress(done)
         counts = np.array([len(row) for row in rows])
-        return Moments({"final.mean": torch.cat(rows).numpy()}, counts, np.concatenate(times).astype(np.float32))
+        return TimestampEmbeddings(
+            {"final.mean": torch.cat(rows).numpy()}, counts, np.concatenate(times).astype(np.float32)
+        )
 
 
 def _log_bands(wave: torch.Tensor) -> torch.Tensor:

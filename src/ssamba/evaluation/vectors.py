@@ -2,7 +2,7 @@
 
 A model here is anything with a name, a digest, a sample rate and `vectors(waves)`: named views of the clips, each
 (N, dims). An encoder has a view for each layer and pooling (`12.mean`, `final.cls`), others have `final.mean` alone.
-Tasks of seconds and events need `moment_vectors(waves)`, too (`moments.py`).
+Tasks of seconds and events need `timestamp_embeddings(waves)`, too.
 
 Poolings: `mean` is `Embedding.clip`, the mean over patch tokens; `cls` the prefix token (of long recordings the mean
 over windows by their length); `rows` the mean over time of each row of patches, side by side, which keeps what the
@@ -13,7 +13,9 @@ Shapes: N clips, S samples, T frames, K columns, R rows, D channels, V layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -27,9 +29,9 @@ from ssamba.config import Config
 from ssamba.embedder import Embedder, EmbedOptions
 from ssamba.errors import SuiteError
 from ssamba.evaluation.caching import Array, cached_arrays
-from ssamba.evaluation.moments import Moments
 from ssamba.evaluation.suite import Waves
 from ssamba.evaluation.task import Task
+from ssamba.events import Event
 from ssamba.hashing import digest_of_json
 from ssamba.model.patches import tokens_to_grid
 from ssamba.model.windows import FrameMerger, Window, WindowCutter
@@ -38,6 +40,8 @@ from ssamba.recording import centres_s
 FINAL = "final"
 Pooling = Literal["mean", "cls", "rows"]
 OnClips = Callable[[int], None]
+
+_COUNTS, _TIMES = "counts", "times_s"
 
 _TOKENS_PER_BATCH = 4096
 _TOKENS_PER_BATCH_ELSEWHERE = 65_536
@@ -51,6 +55,56 @@ def view_name(layer: int | str, pooling: str) -> str:
 def pooling_of(view: str) -> str:
     """The pooling in a view's name."""
     return view.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class TimestampEmbeddings:
+    """Embeddings of time steps of N recordings, K time steps in all, one recording after the other."""
+
+    views: Mapping[str, Array]
+    """By layer and pooling, (K, D) float32."""
+    counts: Array
+    """Time steps of each recording, (N,)."""
+    times_s: Array
+    """Center of each time step, in seconds from the start of its recording, (K,), ascending in each."""
+
+    @cached_property
+    def recordings(self) -> Array:
+        """The index of each time step's recording, (K,)."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    def to_arrays(self) -> dict[str, Array]:
+        """Return all fields as arrays by name, ready to be saved."""
+        return {**self.views, _COUNTS: self.counts, _TIMES: self.times_s}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array]) -> TimestampEmbeddings:
+        """Rebuild from what `to_arrays` returned."""
+        views = {name: array for name, array in arrays.items() if name not in (_COUNTS, _TIMES)}
+        return cls(views, arrays[_COUNTS], arrays[_TIMES])
+
+    def rows_of(self, recording: int) -> slice:
+        """Return the rows of one recording."""
+        end = int(self.counts[: recording + 1].sum())
+        return slice(end - int(self.counts[recording]), end)
+
+    def mean_by_second(self) -> TimestampEmbeddings:
+        """Average the embeddings of each second that has any; its time is the start of the second."""
+        counts: list[int] = []
+        times, rows = [], []
+        for recording in range(len(self.counts)):
+            seconds, members = np.unique(np.floor(self.times_s[self.rows_of(recording)]), return_inverse=True)
+            rows.append(members + sum(counts))
+            counts.append(len(seconds))
+            times.append(seconds)
+        row, total = np.concatenate(rows), sum(counts)
+        size = np.bincount(row, minlength=total)[:, None]
+        views = {}
+        for name, vectors in self.views.items():
+            sums = np.zeros((total, vectors.shape[1]))
+            np.add.at(sums, row, vectors)
+            views[name] = (sums / size).astype(np.float32)
+        return TimestampEmbeddings(views, np.array(counts), np.concatenate(times))
 
 
 class ClipModel(Protocol):
@@ -105,7 +159,7 @@ class EncoderModel:
         pooled = {pooling: torch.stack([clip.pooled(pooling) for clip in clips]) for pooling in self.options.poolings}
         return self._by_layer(pooled)
 
-    def moment_vectors(self, waves: Sequence[Array], on_progress: OnClips | None = None) -> Moments:
+    def timestamp_embeddings(self, waves: Sequence[Array], on_progress: OnClips | None = None) -> TimestampEmbeddings:
         """Views of the time steps, as `Embedding.frames` and `times_s`; the prefix token has none.
 
         Raises:
@@ -122,7 +176,9 @@ class EncoderModel:
         views = {pooling: torch.cat([clip.moments(pooling) for clip in clips]) for pooling in poolings}
         lengths = [max(len(wave), front_end.frame_samples) / front_end.sample_rate_hz for wave in waves]
         times = [centres_s(clip.kept, length, config, front_end) for clip, length in zip(clips, lengths, strict=True)]
-        return Moments(self._by_layer(views), np.array([clip.kept for clip in clips]), torch.cat(times).numpy())
+        return TimestampEmbeddings(
+            self._by_layer(views), np.array([clip.kept for clip in clips]), torch.cat(times).numpy()
+        )
 
     def _by_layer(self, pooled: dict[Pooling, Tensor]) -> dict[str, Array]:
         """Views by layer and pooling, (n, dims), from (n, V * dims) by pooling."""
@@ -224,12 +280,12 @@ class FunctionModel:
         embed: Callable[[Sequence[Array]], Any],
         sample_rate_hz: int = 16_000,
         version: str = "",
-        embed_moments: Callable[[Sequence[Array]], Sequence[tuple[Any, Any]]] | None = None,
+        embed_timestamps: Callable[[Sequence[Array]], Sequence[tuple[Any, Any]]] | None = None,
     ):
         """Args: its name, `embed(waves) -> (N, dims)`, the rate it wants, what changes when its vectors do, and for tasks
-        of seconds and events `embed_moments(waves)`, for each clip (vectors (K, dims), times in seconds (K,))."""
+        of seconds and events `embed_timestamps(waves)`, for each clip (vectors (K, dims), times in seconds (K,))."""
         self.name, self.embed, self.sample_rate_hz, self.version = name, embed, sample_rate_hz, version
-        self.embed_moments = embed_moments
+        self.embed_timestamps = embed_timestamps
 
     def digest(self) -> str:
         """Of name and version."""
@@ -244,22 +300,22 @@ class FunctionModel:
             on_progress(len(waves))
         return {view_name(FINAL, "mean"): vectors}
 
-    def moment_vectors(self, waves: Sequence[Array], on_progress: OnClips | None = None) -> Moments:
+    def timestamp_embeddings(self, waves: Sequence[Array], on_progress: OnClips | None = None) -> TimestampEmbeddings:
         """The one view of the moments.
 
         Raises:
-            SuiteError: it was made without `embed_moments`.
+            SuiteError: it was made without `embed_timestamps`.
         """
-        if self.embed_moments is None:
-            raise SuiteError(f"{self.name} has no vectors of moments: give FunctionModel `embed_moments`")
-        found = [(np.asarray(x, np.float32), np.asarray(t, np.float32)) for x, t in self.embed_moments(waves)]
+        if self.embed_timestamps is None:
+            raise SuiteError(f"{self.name} has no timestamp embeddings: give FunctionModel `embed_timestamps`")
+        found = [(np.asarray(x, np.float32), np.asarray(t, np.float32)) for x, t in self.embed_timestamps(waves)]
         if len(found) != len(waves) or any(x.ndim != 2 or t.shape != x.shape[:1] or not len(t) for x, t in found):
             raise ValueError(f"{self.name} must give (moments, dims) and (moments,) for each of {len(waves)} clips")
         if on_progress is not None:
             on_progress(len(waves))
         vectors = np.concatenate([x for x, _ in found])
         counts = np.array([len(x) for x, _ in found])
-        return Moments({view_name(FINAL, "mean"): vectors}, counts, np.concatenate([t for _, t in found]))
+        return TimestampEmbeddings({view_name(FINAL, "mean"): vectors}, counts, np.concatenate([t for _, t in found]))
 
 
 def task_vectors(
@@ -286,7 +342,7 @@ def task_vectors(
     return cached_arrays(path, lambda: model.vectors(waves().chosen(indices, level), on_progress))
 
 
-def task_moments(
+def task_timestamps(
     model: ClipModel,
     task: Task,
     indices: Array,
@@ -294,21 +350,38 @@ def task_moments(
     waves: Callable[[], Waves],
     cache: Path | None = None,
     on_progress: OnClips | None = None,
-) -> Moments:
+) -> TimestampEmbeddings:
     """The views of the moments of some clips of a task; arguments as `task_vectors`.
 
     Raises:
-        SuiteError: the model has no vectors of moments.
+        SuiteError: the model has no timestamp embeddings.
     """
-    embed = getattr(model, "moment_vectors", None)
+    embed = getattr(model, "timestamp_embeddings", None)
     if embed is None:
         raise SuiteError(
-            f"{model.name} has no vectors of moments, which {task.name} needs (it is scored by {task.metric}): leave the "
-            "task out, or give the model a method `moment_vectors`"
+            f"{model.name} has no timestamp embeddings, which {task.name} needs (it is scored by {task.metric}): leave the "
+            "task out, or give the model a method `timestamp_embeddings`"
         )
     path = _kept(cache, task, [model.digest(), task.digest, level, indices.tolist(), "moments", 1])
-    arrays = cached_arrays(path, lambda: embed(waves().chosen(indices, level), on_progress).arrays())
-    return Moments.from_arrays(arrays)
+    arrays = cached_arrays(path, lambda: embed(waves().chosen(indices, level), on_progress).to_arrays())
+    return TimestampEmbeddings.from_arrays(arrays)
+
+
+def second_targets(events: Sequence[Event], seconds: Array, labels: Sequence[str]) -> Array:
+    """Return the labels of seconds that start at `seconds` (S,): (S, C) with 0, 1, or NaN for unknown.
+
+    As in fine-tuning, a label holds for a second if its event covers more than half of it; an event without a label
+    marks silence, and a second that no event covers is unknown.
+    """
+    targets = np.full((len(seconds), len(labels)), np.nan)
+    place = {label: k for k, label in enumerate(labels)}
+    for event in events:
+        covered = np.minimum(event.end_s, seconds + 1) - np.maximum(event.start_s, seconds) > 0.5
+        known = targets[covered]
+        targets[covered] = np.where(np.isnan(known), 0.0, known)
+        if event.label:
+            targets[covered, place[event.label]] = 1.0
+    return targets
 
 
 def _kept(cache: Path | None, task: Task, parts: list[Any]) -> Path | None:
