@@ -84,7 +84,7 @@ def add_background(
     level, other_level = _rms(wave), _rms(other)
     if level == 0 or other_level == 0:
         return wave
-    mixed = wave.copy()
+    mixed: Samples = wave.copy()
     start = int((len(wave) - len(other)) * place)
     mixed[start : start + len(other)] += other * np.float32(level / other_level * 10 ** (-below_db / 20))
     return mixed

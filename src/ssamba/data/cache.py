@@ -95,7 +95,8 @@ class CachedCorpus(Corpus):
                 f"{self.seconds[i]:.3f} s. Choose an earlier start"
             )
         pcm = self._pcm[first + start : min(end, first + max(stop, start + 1))]
-        return pcm.astype(np.float32) / np.float32(_FULL_SCALE)
+        samples: Samples = pcm.astype(np.float32) / np.float32(_FULL_SCALE)
+        return samples
 
 
 def _chunks(corpus: Corpus) -> Iterator[range]:

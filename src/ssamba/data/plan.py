@@ -334,4 +334,5 @@ def _mixed(values: Hashes, *more: int | Any) -> Hashes:
 
 def _uniform(hashes: Hashes) -> npt.NDArray[np.float64]:
     """Numbers in [0, 1) of 53 bits."""
-    return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    numbers: npt.NDArray[np.float64] = (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers

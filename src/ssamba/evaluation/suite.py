@@ -242,7 +242,8 @@ class Waves(Sequence[Array]):
         samples: Array = self._samples[self._starts[index] : self._ends[index]].astype(np.float32)
         peak = self._peaks[index]
         # Silence stays silence at any level.
-        return samples * np.float32((peak if self.level is None or peak == 0 else self.level) / 32767)
+        scaled: Array = samples * np.float32((peak if self.level is None or peak == 0 else self.level) / 32767)
+        return scaled
 
 
 def read_waves(

@@ -102,7 +102,7 @@ def faded(samples: Samples, sample_rate_hz: int) -> Samples:
     """A copy that starts and ends at zero, (S,) -> (S,)."""
     length = min(round(_FADE_S * sample_rate_hz), len(samples) // 2)
     ramp = (np.arange(length, dtype=np.float32) + 0.5) / max(1, length)
-    out = samples.copy()
+    out: Samples = samples.copy()
     out[:length] *= ramp
     out[len(out) - length :] *= ramp[::-1]
     return out
