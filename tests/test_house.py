@@ -20,6 +20,7 @@ FLOORS = {
     "randomness": 1,
     "plotting": 1,
     "metrics": 1,
+    "splits": 1,
     "events": 2,
     "ops": 1,
     "model": 2,

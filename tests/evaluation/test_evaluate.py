@@ -16,15 +16,16 @@ from sklearn.preprocessing import StandardScaler
 
 from ssamba.embedder import Embedder
 from ssamba.evaluation import EncoderModel, EvaluateOptions, FunctionModel, LogMelStatistics, VectorOptions, evaluate
-from ssamba.evaluation.probe import C_GRID, validation_part
+from ssamba.evaluation.probe import C_GRID
 from ssamba.evaluation.suite import read_suite, read_waves
+from ssamba.splits import validation_mask
 
 
 def by_hand(vectors, task):
     """The protocol in scikit-learn's own words: mean accuracy over rounds."""
     scores = []
-    for part in task.rounds():
-        held = validation_part(task.groups[part.train])
+    for part in task.folds():
+        held = validation_mask(task.groups[part.train])
         fit, choose = part.train[~held], part.train[held]
 
         def trained(c, clips):
@@ -48,10 +49,10 @@ def test_the_linear_probe_is_scikit_learns(suite):
 
 def test_validation_takes_whole_groups_where_there_are_enough():
     groups = np.repeat(list("abcdefghij"), 3)
-    held = validation_part(groups)
+    held = validation_mask(groups)
     assert held.sum() == 6
     assert not set(groups[held]) & set(groups[~held])
-    assert 0 < validation_part(np.repeat(["a", "b"], 50)).sum() < 50
+    assert 0 < validation_mask(np.repeat(["a", "b"], 50)).sum() < 50
 
 
 def test_inner_scores_never_see_a_test_clip(suite):
@@ -68,7 +69,7 @@ def test_inner_scores_never_see_a_test_clip(suite):
     for task in tasks:
         results = inner.results["final.mean"][task.name]
         scored = np.concatenate([result.test for result in results])
-        assert sorted(scored) == list(task.rounds()[0].train)
+        assert sorted(scored) == list(task.folds()[0].train)
 
 
 def test_a_recording_on_both_sides_under_another_name_is_said(suite, tmp_path):

@@ -51,7 +51,7 @@ def test_folds_are_read_and_scored(parts, tmp_path):
     assert len(task.clips) == 36
     assert task.num_classes == 2
     assert task.clips[0].startswith("48000/fold00/")
-    for number, part in enumerate(task.rounds()):
+    for number, part in enumerate(task.folds()):
         assert set(task.splits[part.test]) == {f"fold0{number}"}
         assert len(part.train) == 24
     card = evaluate(LogMelStatistics(), [task])
@@ -63,8 +63,8 @@ def test_validation_clips_train_and_test_clips_do_not(parts, tmp_path):
     named = dict(zip(("train", "valid", "test"), parts.values(), strict=True))
     write_task(tmp_path / "demo", named, split_mode="trainvaltest")
     (task,) = read_suite(tmp_path)
-    (only,) = task.rounds()
-    assert {clip.split("/")[1] for clip in task.clips[only.train]} == {"train", "valid"}
+    (only,) = task.folds()
+    assert {clip.split("/")[1] for clip in task.clips[only.train_and_valid]} == {"train", "valid"}
     assert {clip.split("/")[1] for clip in task.clips[only.test]} == {"test"}
     assert np.array_equal(task.groups, task.clips)
 

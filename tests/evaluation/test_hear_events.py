@@ -87,8 +87,8 @@ def test_events_are_read_as_published(events):
     assert task.smoothings == (Smoothing(250.0, 125.0), Smoothing(250.0, 250.0))
     truth = json.loads((events / "train.json").read_text())["train_0.wav"]
     assert task.events[0][0] == Event(truth[0]["label"], truth[0]["start"] / 1000, truth[0]["end"] / 1000)
-    (part,) = task.rounds()
-    assert len(part.train) == 7
+    (part,) = task.folds()
+    assert len(part.train_and_valid) == 7
     assert {str(task.clips[k]).split("/")[1] for k in part.valid} == {"valid"}
     assert {str(task.clips[k]).split("/")[1] for k in part.test} == {"test"}
 
@@ -118,7 +118,7 @@ def test_the_probe_of_events_is_scikit_learns(events):
     (task,) = read_suite(events)
     (found,) = evaluate(LogMelStatistics(), [task]).results["final.mean"][task.name]
     moments = LogMelStatistics().timestamp_embeddings(read_waves(task).chosen(np.arange(len(task.clips)), 0.9))
-    part = task.rounds()[0]
+    part = task.folds()[0]
     x = moments.views["final.mean"].astype(float)
     y = np.concatenate(
         [moment_targets(task.events[k], moments.times_s[moments.rows_of(k)], LABELS) for k in range(len(task.clips))]
@@ -134,9 +134,8 @@ def test_the_probe_of_events_is_scikit_learns(events):
 
         return [find_events(said(k), moments.times_s[moments.rows_of(k)], LABELS, smoothing, 0.5) for k in clips]
 
-    fit = np.setdiff1d(part.train, part.valid)
     tried = {
-        (c, s): event_figure(task.metric, [task.events[k] for k in part.valid], events_of(c, fit, part.valid, s))
+        (c, s): event_figure(task.metric, [task.events[k] for k in part.valid], events_of(c, part.train, part.valid, s))
         for c in C_GRID
         for s in task.smoothings
     }
@@ -144,7 +143,7 @@ def test_the_probe_of_events_is_scikit_learns(events):
     assert (found.setting, found.smoothing) == best
     assert found.validation == pytest.approx(tried[best])
     expected = event_figure(
-        task.metric, [task.events[k] for k in part.test], events_of(best[0], part.train, part.test, best[1])
+        task.metric, [task.events[k] for k in part.test], events_of(best[0], part.train_and_valid, part.test, best[1])
     )
     assert found.score == pytest.approx(expected)
 

@@ -25,9 +25,9 @@ from ssamba.errors import SuiteError
 from ssamba.evaluation import EncoderModel, EvaluateOptions, FunctionModel, LogMelStatistics, VectorOptions, evaluate
 from ssamba.evaluation.figures import plot_scorecard, write_details
 from ssamba.evaluation.multilabel import LABEL_PROBES, LabelsResult, Rows, labels_round
-from ssamba.evaluation.probe import ALPHA_GRID, C_GRID, K_GRID, run_side_by_side, validation_part
+from ssamba.evaluation.probe import ALPHA_GRID, C_GRID, K_GRID, run_side_by_side
 from ssamba.evaluation.suite import read_suite, read_waves
-from ssamba.evaluation.task import Round
+from ssamba.splits import Fold, validation_mask
 
 FIGURES = ("mAP", "mAUC", "d_prime")
 
@@ -38,13 +38,13 @@ def write_table(path, rows, columns=("clip", "label", "split", "group")):
 
 
 @pytest.fixture(scope="module")
-def rows() -> tuple[Rows, Round]:
+def rows() -> tuple[Rows, Fold]:
     """150 clips of 10 groups in 8 dimensions; each of three labels is on one side of a plane, with noise."""
     generator = np.random.default_rng(0)
     vectors = generator.normal(size=(150, 8))
     targets = (vectors @ generator.normal(size=(8, 3)) + generator.normal(size=(150, 3)) > [0, 1, 2.5]).astype(float)
     order = generator.permutation(150)
-    part = Round(np.sort(order[:100]), np.sort(order[100:]))
+    part = Fold(np.sort(order[:100]), np.sort(order[100:]))
     return Rows(vectors.astype(np.float32), np.arange(150), targets, (np.arange(150) % 10).astype(str), "task"), part
 
 
@@ -74,7 +74,7 @@ def test_probes_are_scikit_learns(rows, name, settings, make):
     (found,) = run_side_by_side([lambda: labels_round(data, part, FIGURES, LABEL_PROBES[name])])
     assert isinstance(found, LabelsResult)
     x, y, train = data.vectors.astype(float), data.targets.astype(int), part.train
-    held = validation_part(data.groups[train])
+    held = validation_mask(data.groups[train])
 
     def said(setting, fit, clips):
         scaler = StandardScaler().fit(x[fit])
@@ -108,7 +108,7 @@ def test_classes_that_the_training_part_lacks_are_never_given(rows):
 
 def test_named_validation_clips_choose(rows):
     data, part = rows
-    named = Round(part.train, part.test, part.train[:20])
+    named = Fold(part.train[20:], part.test, part.train[:20])
     found = labels_round(data, named, FIGURES, LABEL_PROBES["linear"])
     x, y = data.vectors.astype(float), data.targets.astype(int)
     fit, choose = part.train[20:], part.train[:20]
@@ -220,8 +220,8 @@ def test_the_linear_probe_of_a_suite_is_scikit_learns(suite):
     (task,) = read_suite(suite, ["both"])
     card = evaluate(LogMelStatistics(), [task])
     x = LogMelStatistics().vectors(read_waves(task).chosen(np.arange(40), 0.9))["final.mean"].astype(float)
-    (part,) = task.rounds()
-    held = validation_part(task.groups[part.train])
+    (part,) = task.folds()
+    held = validation_mask(task.groups[part.train])
 
     def said(c, fit, clips):
         scaler = StandardScaler().fit(x[fit])

@@ -19,10 +19,9 @@ from ssamba.evaluation.probe import (
     neighbors_probe,
     perceptron_probe,
     run_jobs,
-    validation_part,
 )
-from ssamba.evaluation.task import Round
 from ssamba.evaluation.weighting import weighted_probe
+from ssamba.splits import Fold, validation_mask
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def job() -> ProbeJob:
     centers = {label: generator.normal(size=8) for label in "abc"}
     vectors = np.stack([centers[label] for label in labels]) + generator.normal(size=(150, 8))
     order = generator.permutation(150)
-    part = Round(np.sort(order[:100]), np.sort(order[100:]))
+    part = Fold(np.sort(order[:100]), np.sort(order[100:]))
     return ProbeJob(vectors.astype(np.float32), labels, (np.arange(150) % 10).astype(str), part)
 
 
@@ -52,7 +51,7 @@ def mlp(alpha):
 def test_probes_are_scikit_learns(job, probe, settings, make):
     (found,) = run_jobs([job], probe)
     x, train = job.vectors.astype(float), job.part.train
-    held = validation_part(job.groups[train])
+    held = validation_mask(job.groups[train])
     scores = []
     for setting in settings:
         model = make_pipeline(StandardScaler(), make(setting)).fit(x[train[~held]], job.labels[train[~held]])
@@ -104,14 +103,14 @@ def test_the_weighting_finds_the_layer_that_knows(job):
 def test_classes_without_a_training_clip_are_never_guessed(job):
     train = job.part.train[job.labels[job.part.train] != "c"]
     for found in (
-        weighted_probe(job.vectors[None], job.labels, job.groups, Round(train, job.part.test)),
-        linear_probe(job.vectors, job.labels, job.groups, Round(train, job.part.test)),
+        weighted_probe(job.vectors[None], job.labels, job.groups, Fold(train, job.part.test)),
+        linear_probe(job.vectors, job.labels, job.groups, Fold(train, job.part.test)),
     ):
         assert set(found.predicted) == {"a", "b"}
 
 
 def test_too_few_training_clips_are_refused():
     labels, groups = np.array(["a", "b", "a", "b"]), np.array(["1", "2", "3", "4"])
-    part = Round(np.array([0, 2]), np.array([1, 3]))
+    part = Fold(np.array([0, 2]), np.array([1, 3]))
     with pytest.raises(SuiteError, match="2 training clips of 1 labels are too few"):
         linear_probe(np.eye(4), labels, groups, part)

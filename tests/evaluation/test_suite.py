@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssamba.errors import SuiteError
-from ssamba.evaluation.probe import validation_part
 from ssamba.evaluation.suite import read_suite, read_waves
 from ssamba.evaluation.task import Task
+from ssamba.splits import validation_mask
 
 
 def make_task(splits, groups=None, labels=None, name="task"):
@@ -71,16 +71,16 @@ def test_the_digest_follows_table_and_recordings(suite, tmp_path):
 
 def test_training_and_test_part_are_one_round_or_two():
     task = make_task(["train", "test", "train", "test", "test"])
-    (only,) = task.rounds()
+    (only,) = task.folds()
     assert list(only.train) == [0, 2]
     assert list(only.test) == [1, 3, 4]
-    there, back = dataclasses.replace(task, name="zh_final").rounds()
+    there, back = dataclasses.replace(task, name="zh_final").folds()
     assert list(there.train) == list(back.test) == [0, 2]
     assert list(there.test) == list(back.train) == [1, 3, 4]
 
 
 def test_each_fold_is_scored_once():
-    rounds = make_task(["b", "a", "c", "a"]).rounds()
+    rounds = make_task(["b", "a", "c", "a"]).folds()
     assert [list(part.test) for part in rounds] == [[1, 3], [0], [2]]
     assert all(sorted([*part.train, *part.test]) == [0, 1, 2, 3] for part in rounds)
 
@@ -93,7 +93,7 @@ def test_inner_rounds_never_see_a_test_clip_nor_tear_a_group(data):
     splits += ["train"] * 4
     groups = data.draw(st.lists(st.sampled_from("abcdef"), min_size=len(splits), max_size=len(splits)))
     task = make_task(splits, groups)
-    inner, (outer,) = task.inner_rounds(), task.rounds()
+    inner, (outer,) = task.inner_folds(), task.folds()
     assert sorted(np.concatenate([part.test for part in inner])) == list(outer.train)
     for part in inner:
         assert set(part.train) | set(part.test) == set(outer.train)
@@ -162,7 +162,7 @@ def test_clips_without_a_group_stand_for_themselves_where_others_have_one(tmp_pa
     )
     (task,) = read_suite(tmp_path)
     assert len(set(task.groups)) == 41
-    held = validation_part(task.groups[task.rounds()[0].train])
+    held = validation_mask(task.groups[task.folds()[0].train])
     assert 6 <= held.sum() <= 17  # a fifth of 31 groups, one of which has ten clips
     (tmp_path / "some.csv").write_text((tmp_path / "some.csv").read_text().replace(",x\n", ",\n"))
     assert set(read_suite(tmp_path)[0].groups) == {""}

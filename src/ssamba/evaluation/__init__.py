@@ -4,7 +4,7 @@ from ssamba.evaluation.caching import cache_folder
 from ssamba.evaluation.evaluate import EvaluateOptions, Progress, Scorecard, evaluate
 from ssamba.evaluation.log_mel import LogMelStatistics
 from ssamba.evaluation.suite import read_suite, read_waves
-from ssamba.evaluation.task import Round, Task
+from ssamba.evaluation.task import Task
 from ssamba.evaluation.vectors import ClipModel, EncoderModel, FunctionModel, TimestampEmbeddings, VectorOptions
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "FunctionModel",
     "LogMelStatistics",
     "Progress",
-    "Round",
     "Scorecard",
     "Task",
     "TimestampEmbeddings",

@@ -206,8 +206,8 @@ def _evaluate_task(
     def report(step: str, total: int) -> Callable[[int], None]:
         return lambda done: on_progress(Progress(step, task.name, done, total)) if on_progress else None
 
-    rounds = task.inner_rounds() if options.inner else task.rounds()
-    used = np.unique(np.concatenate([np.concatenate((r.train, r.test)) for r in rounds]))
+    rounds = task.inner_folds() if options.inner else task.folds()
+    used = np.unique(np.concatenate([np.concatenate((r.train_and_valid, r.test)) for r in rounds]))
 
     @remembered
     def waves() -> Waves:
@@ -228,7 +228,7 @@ def _evaluate_task(
     repeated = 0
     if not options.inner:
         recordings = recording_digests(task, waves, cache)
-        repeated = sum(int(np.isin(recordings[r.test], recordings[r.train]).sum()) for r in rounds)
+        repeated = sum(int(np.isin(recordings[r.test], recordings[r.train_and_valid]).sum()) for r in rounds)
     return {view: [next(answers) for _ in rounds] for view in names}, repeated
 
 

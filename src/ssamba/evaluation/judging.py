@@ -14,16 +14,15 @@ from ssamba.errors import SuiteError
 from ssamba.evaluation.caching import Array
 from ssamba.evaluation.multilabel import LABEL_PROBES, EventRows, Rows, events_round, labels_round
 from ssamba.evaluation.probe import PROBES, Probe, RoundResult
-from ssamba.evaluation.task import Round, Task
+from ssamba.evaluation.task import Task
 from ssamba.evaluation.vectors import TimestampEmbeddings, second_targets
 from ssamba.events import moment_targets
+from ssamba.splits import Fold
 
 Run = Callable[[], RoundResult]
 
 
-def single_runs(
-    task: Task, views: Mapping[str, Array], used: Array, rounds: Sequence[Round], probe: Probe
-) -> list[Run]:
+def single_runs(task: Task, views: Mapping[str, Array], used: Array, rounds: Sequence[Fold], probe: Probe) -> list[Run]:
     """A task of one label for each clip.
 
     Args:
@@ -43,7 +42,7 @@ def single_runs(
     ]
 
 
-def clip_runs(task: Task, views: Mapping[str, Array], used: Array, rounds: Sequence[Round], probe: str) -> list[Run]:
+def clip_runs(task: Task, views: Mapping[str, Array], used: Array, rounds: Sequence[Fold], probe: str) -> list[Run]:
     """The views (n, D) of the clips of a task of one or several labels; `probe` is a name; else as `single_runs`."""
     if task.kind == "single":
         return single_runs(task, views, used, rounds, PROBES[probe])
@@ -58,9 +57,7 @@ def clip_runs(task: Task, views: Mapping[str, Array], used: Array, rounds: Seque
     ]
 
 
-def moment_runs(
-    task: Task, moments: TimestampEmbeddings, used: Array, rounds: Sequence[Round], probe: str
-) -> list[Run]:
+def moment_runs(task: Task, moments: TimestampEmbeddings, used: Array, rounds: Sequence[Fold], probe: str) -> list[Run]:
     """The moments of the clips of a task of seconds or events; else as `clip_runs`."""
     if task.kind == "second":
         moments = moments.mean_by_second()

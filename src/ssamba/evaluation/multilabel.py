@@ -31,12 +31,12 @@ from ssamba.evaluation.probe import (
     ITERATIONS,
     K_GRID,
     RoundResult,
-    choosing_clips,
+    fit_and_choose,
     require_sklearn,
 )
-from ssamba.evaluation.task import Round
 from ssamba.events import EVENT_FIGURES, Event, Smoothing, event_counts, find_events
 from ssamba.metrics import classification as metrics
+from ssamba.splits import Fold
 
 _CERTAIN = 40.0  # score of a class that the training part lacks, or that all of it has: finite, and beyond all others
 _MOST_MOMENTS = 100_000  # that a probe of events is fitted on
@@ -147,7 +147,7 @@ class Rows:
         return np.flatnonzero(np.isin(self.clips, clips) & ~np.isnan(self.targets).any(1))
 
 
-def labels_round(rows: Rows, part: Round, figures: Sequence[str], probe: LabelProbe) -> LabelsResult:
+def labels_round(rows: Rows, part: Fold, figures: Sequence[str], probe: LabelProbe) -> LabelsResult:
     """One round on clips or seconds.
 
     Args:
@@ -168,7 +168,7 @@ def labels_round(rows: Rows, part: Round, figures: Sequence[str], probe: LabelPr
     ]
     best = int(np.argmax(quality))
     test = rows.of(part.test)
-    scores = _fitted(probe, rows, rows.of(part.train), probe.settings[best])(rows.vectors[test])
+    scores = _fitted(probe, rows, rows.of(part.train_and_valid), probe.settings[best])(rows.vectors[test])
     targets = rows.targets[test].astype(np.int64)
     values: dict[str, float] = {}
     for name in figures:
@@ -207,7 +207,7 @@ class EventRows(Rows):
 
 
 def events_round(
-    rows: EventRows, part: Round, figures: Sequence[str], smoothings: Sequence[Smoothing], probe: LabelProbe
+    rows: EventRows, part: Fold, figures: Sequence[str], smoothings: Sequence[Smoothing], probe: LabelProbe
 ) -> EventsResult:
     """One round on events.
 
@@ -223,7 +223,7 @@ def events_round(
         SuiteError: there are too few training clips.
     """
     fitting, choosing = _divided(rows, part)
-    fitting, training = rows.thinned(fitting), rows.thinned(rows.of(part.train))
+    fitting, training = rows.thinned(fitting), rows.thinned(rows.of(part.train_and_valid))
     clips = np.unique(rows.clips[choosing])
     truly = [rows.events[clip] for clip in clips]
     tried: list[tuple[float, float, Smoothing]] = []
@@ -247,14 +247,13 @@ def events_round(
     )  # fmt: skip
 
 
-def _divided(rows: Rows, part: Round) -> tuple[Array, Array]:
+def _divided(rows: Rows, part: Fold) -> tuple[Array, Array]:
     """Rows to fit on and rows to choose by, of the training clips."""
     require_sklearn()
-    held = choosing_clips(part, rows.groups)
-    fitting, choosing = rows.of(part.train[~held]), rows.of(part.train[held])
+    fitting, choosing = (rows.of(clips) for clips in fit_and_choose(part, rows.groups))
     if not len(choosing) or not len(fitting) or not _both(rows.targets[fitting]).any():
         raise SuiteError(
-            f"{rows.name}: {len(part.train)} training clips are too few for a probe: a fifth of their groups is held out, "
+            f"{rows.name}: {len(part.train_and_valid)} training clips are too few for a probe: a fifth of their groups is held out, "
             "and of the rest some must have a label that others lack"
         )
     return fitting, choosing

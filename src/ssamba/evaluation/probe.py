@@ -25,7 +25,7 @@ import numpy as np
 
 from ssamba.errors import MissingExtraError, SuiteError
 from ssamba.evaluation.caching import Array
-from ssamba.evaluation.task import Round
+from ssamba.splits import Fold, validation_mask
 
 C_GRID = (0.001, 0.01, 0.1, 1.0)
 K_GRID = (1, 3, 5, 10, 20)
@@ -77,24 +77,15 @@ def accuracy_of(results: Sequence[RoundResult]) -> float:
     return float(np.mean([result.score for result in results]))
 
 
-def validation_part(groups: Array, seed: int = 0) -> Array:
-    """Which training clips choose the regularization, (N,) bool, from their groups (N,)."""
-    generator = np.random.default_rng(seed)
-    names = np.unique(groups)
-    if len(names) >= 5:
-        return np.isin(groups, generator.permutation(names)[: max(1, len(names) // 5)])
-    chosen: Array = generator.random(len(groups)) < 0.2
-    return chosen
+def fit_and_choose(part: Fold, groups: Array) -> tuple[Array, Array]:
+    """Return the clips to fit on and the clips that choose the setting: the fold's validation clips, or `validation_mask`."""
+    if len(part.valid):
+        return part.train, part.valid
+    held = validation_mask(groups[part.train])
+    return part.train[~held], part.train[held]
 
 
-def choosing_clips(part: Round, groups: Array) -> Array:
-    """Which of a round's training clips choose the settings, (clips of `train`,) bool: those it names, or `validation_part`."""
-    if part.valid is not None:
-        return np.isin(part.train, part.valid)
-    return validation_part(groups[part.train])
-
-
-def linear_probe(vectors: Array, labels: Array, groups: Array, part: Round) -> RoundResult:
+def linear_probe(vectors: Array, labels: Array, groups: Array, part: Fold) -> RoundResult:
     """One round of the linear probe.
 
     Args:
@@ -110,17 +101,17 @@ def linear_probe(vectors: Array, labels: Array, groups: Array, part: Round) -> R
     return _chosen(_fit_linear, C_GRID, vectors, labels, groups, part)
 
 
-def neighbors_probe(vectors: Array, labels: Array, groups: Array, part: Round) -> RoundResult:
+def neighbors_probe(vectors: Array, labels: Array, groups: Array, part: Fold) -> RoundResult:
     """One round of the nearest-neighbor probe; arguments and errors as `linear_probe`."""
     return _chosen(_fit_neighbors, K_GRID, vectors, labels, groups, part)
 
 
-def perceptron_probe(vectors: Array, labels: Array, groups: Array, part: Round) -> RoundResult:
+def perceptron_probe(vectors: Array, labels: Array, groups: Array, part: Fold) -> RoundResult:
     """One round of the perceptron probe, its weights drawn from a fixed seed; arguments and errors as `linear_probe`."""
     return _chosen(_fit_perceptron, ALPHA_GRID, vectors, labels, groups, part)
 
 
-Probe = Callable[[Array, Array, Array, Round], RoundResult]
+Probe = Callable[[Array, Array, Array, Fold], RoundResult]
 
 PROBES: dict[str, Probe] = {"linear": linear_probe, "knn": neighbors_probe, "mlp": perceptron_probe}
 
@@ -131,13 +122,12 @@ def _chosen(
     vectors: Array,
     labels: Array,
     groups: Array,
-    part: Round,
+    part: Fold,
 ) -> RoundResult:
     """Choose a setting on the validation part, refit, predict."""
     require_sklearn()
-    x, train = np.nan_to_num(np.asarray(vectors, dtype=np.float64)), part.train
-    held = choosing_clips(part, groups)
-    fitting, choosing = train[~held], train[held]
+    x, train = np.nan_to_num(np.asarray(vectors, dtype=np.float64)), part.train_and_valid
+    fitting, choosing = fit_and_choose(part, groups)
     if not len(choosing) or len(np.unique(labels[fitting])) < 2:
         raise SuiteError(
             f"{len(train)} training clips of {len(np.unique(labels[train]))} labels are too few for a probe: a fifth of their "
@@ -186,7 +176,7 @@ class ProbeJob:
     """(N,)."""
     groups: Array
     """(N,)."""
-    part: Round
+    part: Fold
     """Training and test clips."""
 
 

@@ -30,6 +30,7 @@ from ssamba.evaluation.hear import find_hear, read_hear_task, unscored
 from ssamba.evaluation.task import Task
 from ssamba.events import Event
 from ssamba.hashing import hash_bytes
+from ssamba.splits import groups_in_several_splits
 
 SUITE_VARIABLE = "SSAMBA_SUITE"
 OPEN_SUITE = ("sfx14", "kws35", "instr_family", "speaker", "zh_final", "drum8")
@@ -177,10 +178,8 @@ def split_labels(text: str) -> tuple[str, ...]:
 
 def _check_groups(task: Task) -> None:
     """Refuse a group that is in several splits; clips without one stand for themselves."""
-    sides: dict[str, set[str]] = {}
-    for group, split in zip(task.groups, task.splits, strict=True):
-        sides.setdefault(str(group), set()).add(str(split))
-    torn = [f"{name} ({', '.join(sorted(splits))})" for name, splits in sides.items() if name and len(splits) > 1]
+    found = groups_in_several_splits(task.groups, task.splits)
+    torn = [f"{name} ({', '.join(splits)})" for name, splits in found.items()]
     if torn:
         raise SuiteError(
             f"{task.table}: {len(torn)} groups are in more than one split, so that scores would be flattered: "

@@ -23,22 +23,11 @@ from ssamba.errors import SuiteError
 from ssamba.evaluation.caching import Array
 from ssamba.events import Event, Smoothing
 from ssamba.hashing import digest_of_files
+from ssamba.splits import Fold, inner_folds
 
 SWAPPED = frozenset({"instr_family", "zh_final"})
 """Tasks that are scored in both directions."""
 INNER_FOLDS = 3
-
-
-@dataclass(frozen=True)
-class Round:
-    """One training and one scoring: indices of clips."""
-
-    train: Array
-    """(clips to train on,), ascending."""
-    test: Array
-    """(clips to score,), ascending."""
-    valid: Array | None = None
-    """Those of `train` that choose a probe's settings, where the task names them; None leaves it to the probe."""
 
 
 @dataclass(frozen=True)
@@ -110,48 +99,19 @@ class Task:
         """What its score is."""
         return self.figures[0]
 
-    def rounds(self) -> list[Round]:
-        """The rounds in which the task is scored."""
+    def folds(self) -> list[Fold]:
+        """Return the folds in which the task is scored."""
         train = self.splits == "train"
         if "test" in self.splits:
-            ways = [(train, ~train), (~train, train)] if self.name in SWAPPED else [(train, ~train)]
-        else:
-            ways = [(self.splits != fold, self.splits == fold) for fold in np.unique(self.splits)]
-        return [Round(np.flatnonzero(a), np.flatnonzero(b), self._valid(a)) for a, b in ways]
+            folds = [self._fold(train, ~train)]
+            return [*folds, self._fold(~train, train)] if self.name in SWAPPED else folds
+        return [self._fold(self.splits != name, self.splits == name, str(name)) for name in np.unique(self.splits)]
 
-    def _valid(self, train: Array) -> Array | None:
-        if self.valid is None or not (self.valid & train).any():
-            return None
-        return np.flatnonzero(self.valid & train)
+    def _fold(self, train: Array, test: Array, name: str = "all") -> Fold:
+        valid = train & self.valid if self.valid is not None else np.zeros_like(train)
+        return Fold(np.flatnonzero(train & ~valid), np.flatnonzero(test), np.flatnonzero(valid), name)
 
-    def inner_rounds(self) -> list[Round]:
-        """The training part of the first round, divided by its groups into at most three folds, each scored once.
-
-        Where there is only one group its clips are divided, every class evenly. No test clip is in any of them.
-        """
-        inside = self.rounds()[0].train
-        groups = np.unique(self.groups[inside], return_inverse=True)[1]
-        if groups.max() > 0:
-            fold = _balanced_folds(groups, min(INNER_FOLDS, groups.max() + 1))
-        else:
-            fold = _even_folds(self.labels[inside])
-        return [Round(inside[fold != k], inside[fold == k]) for k in range(fold.max() + 1)]
-
-
-def _balanced_folds(groups: Array, folds: int) -> Array:
-    """A fold for each clip: whole groups, the largest first, each to the fold that holds the fewest clips."""
-    sizes = np.bincount(groups)
-    of_group, load = np.zeros(len(sizes), dtype=int), np.zeros(folds, dtype=int)
-    for group in np.argsort(-sizes, kind="stable"):
-        of_group[group] = load.argmin()
-        load[of_group[group]] += sizes[group]
-    return of_group[groups]
-
-
-def _even_folds(labels: Array) -> Array:
-    """A fold for each clip, the clips of every class dealt out in turn."""
-    fold = np.zeros(len(labels), dtype=int)
-    for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
-        fold[own] = np.arange(len(own)) % INNER_FOLDS
-    return fold
+    def inner_folds(self) -> list[Fold]:
+        """Return three folds, or fewer, of the clips that the first fold does not test."""
+        clips = self.folds()[0].train_and_valid
+        return inner_folds(clips, self.groups[clips], self.labels[clips], INNER_FOLDS)

@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.evaluation.caching import Array
-from ssamba.evaluation.probe import C_GRID, RoundResult, choosing_clips
-from ssamba.evaluation.task import Round
+from ssamba.evaluation.probe import C_GRID, RoundResult, fit_and_choose
+from ssamba.splits import Fold
 
 _ITERATIONS = 200
 
 
-def weighted_probe(layers: Array, labels: Array, groups: Array, part: Round) -> RoundResult:
+def weighted_probe(layers: Array, labels: Array, groups: Array, part: Fold) -> RoundResult:
     """One round of the linear probe on a learned mixture of layers.
 
     Args:
@@ -36,9 +36,8 @@ def weighted_probe(layers: Array, labels: Array, groups: Array, part: Round) -> 
     """
     x = torch.from_numpy(np.nan_to_num(np.asarray(layers, dtype=np.float32)))
     names, y = np.unique(labels, return_inverse=True)
-    targets, train = torch.from_numpy(y), part.train
-    held = choosing_clips(part, groups)
-    fitting, choosing = train[~held], train[held]
+    targets, train = torch.from_numpy(y), part.train_and_valid
+    fitting, choosing = fit_and_choose(part, groups)
     scores = []
     for c in C_GRID:
         model = _Mixture(x[:, fitting], targets[fitting], len(names), c)

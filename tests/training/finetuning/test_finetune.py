@@ -23,9 +23,9 @@ from ssamba.data.manifest import Clip, Manifest, write_manifest
 from ssamba.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ssamba.library.predict import classifier_folder, predict_stream
 from ssamba.model import create_encoder
+from ssamba.splits import make_folds
 from ssamba.training.finetuning.data import open_labeled
 from ssamba.training.finetuning.recipe import FinetuneRecipe, read_finetune_recipe, recipe_file, shipped_recipes
-from ssamba.training.finetuning.rounds import make_rounds
 from ssamba.training.finetuning.run import FinetuneReport, finetune
 
 RECIPES = sorted((Path(__file__).parents[3] / "src" / "ssamba" / "recipes" / "finetune").glob("*.toml"))
@@ -375,7 +375,7 @@ def test_splits_that_leak_are_refused(classes, start, tmp_path):
 def test_what_is_held_out_follows_groups_and_classes():
     targets = np.eye(3, dtype=np.float32)[np.arange(300) % 3]
     groups = [str(i // 5) for i in range(300)]
-    rounds, notes = make_rounds(
+    rounds, notes = make_folds(
         [None] * 300, groups, [str(i) for i in range(300)], targets, valid_share=0.2, test_share=0.25, validate=True
     )
     (part,) = rounds

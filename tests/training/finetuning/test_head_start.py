@@ -10,11 +10,11 @@ from ssamba.checkpoint import load_checkpoint, save_checkpoint
 from ssamba.config import FrontEndConfig
 from ssamba.embedder import Embedder
 from ssamba.model import create_encoder
+from ssamba.splits import Fold
 from ssamba.training.finetuning import run as finetuning
 from ssamba.training.finetuning.data import open_labeled
 from ssamba.training.finetuning.head_start import start_head
 from ssamba.training.finetuning.recipe import FinetuneRecipe
-from ssamba.training.finetuning.rounds import Round
 from ssamba.training.finetuning.run import finetune
 from ssamba.training.finetuning.task import FinetuneTask
 
@@ -39,7 +39,7 @@ def encoder():
 
 def task_of(encoder, classes, settings, train, valid):
     data = open_labeled(classes, settings, FrontEndConfig(), 0.96, None)
-    part = Round("all", np.array(train), np.array(valid, dtype=np.int64), np.zeros(0, np.int64))
+    part = Fold(np.array(train), np.zeros(0, np.int64), np.array(valid, dtype=np.int64))
     return FinetuneTask(settings, data, part, encoder.config, FrontEndConfig(), encoder.state_dict())
 
 

@@ -13,11 +13,11 @@ from ssamba.config import FrontEndConfig
 from ssamba.data.manifest import Clip, Manifest
 from ssamba.errors import DataError
 from ssamba.model import create_encoder
+from ssamba.splits import hold_out, make_folds
 from ssamba.training.finetuning import run as finetuning
 from ssamba.training.finetuning.data import balanced_parts, open_labeled
 from ssamba.training.finetuning.recipe import FinetuneRecipe, recipe_file
 from ssamba.training.finetuning.report import FinetuneReport, RoundResult
-from ssamba.training.finetuning.rounds import hold_out, make_rounds
 from ssamba.training.finetuning.run import finetune
 
 SMALL = {
@@ -113,7 +113,7 @@ def test_copies_are_kept_on_one_side_or_told(classes, start, tmp_path):
         assert names
         assert all(of[f"{k}.wav"] == of[f"copy{k}.wav"] is not None for k in range(4))
         assert of["5.wav"] is None
-        rounds, _ = make_rounds(
+        rounds, _ = make_folds(
             data.splits, data.groups, data.files, data.clip_targets(),
             valid_share=0.3, test_share=0.3, validate=True, copies=data.copies,
         )  # fmt: skip
@@ -146,7 +146,7 @@ def test_small_classes_are_validated_too(clips, share, held):
 def test_classes_that_cannot_be_held_out_are_named():
     targets = np.eye(3, dtype=np.float32)[[0] * 20 + [1] * 20 + [2] * 2]
     names = [str(i) for i in range(42)]
-    _, notes = make_rounds(
+    _, notes = make_folds(
         [None] * 42, [None] * 42, names, targets,
         valid_share=0.15, test_share=0.0, validate=True, classes=("wren", "robin", "crake"),
     )  # fmt: skip

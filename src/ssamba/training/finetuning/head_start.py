@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ssamba.model.heads import Classifier
-from ssamba.training.finetuning.rounds import Ints
+from ssamba.splits import Ints
 from ssamba.training.finetuning.task import Answers, FinetuneTask
 
 _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the penalty, for losses that are means over answers

@@ -20,6 +20,7 @@ from ssamba.config import BaseEncoderConfig, FrontEndConfig
 from ssamba.errors import CheckpointError
 from ssamba.hashing import digest_of
 from ssamba.model.heads import Classifier
+from ssamba.splits import Fold, check_leaks, make_folds
 from ssamba.training.distributed import World, init_distributed
 from ssamba.training.finetuning.data import Labeled, open_labeled
 from ssamba.training.finetuning.head_start import start_head
@@ -32,7 +33,6 @@ from ssamba.training.finetuning.report import (
     write_report,
     write_tables,
 )
-from ssamba.training.finetuning.rounds import Round, check_leaks, make_rounds
 from ssamba.training.finetuning.scores import Measured, comparable_scores, mean_intervals, measure, wanted_metrics
 from ssamba.training.finetuning.task import Answers, FinetuneTask, window_s
 from ssamba.training.loop import train
@@ -169,8 +169,8 @@ def _configs(start: Checkpoint | None, recipe: FinetuneRecipe) -> tuple[BaseEnco
     return encoder, front_end.with_changes(**changes)
 
 
-def _rounds(data: Labeled, recipe: FinetuneRecipe) -> tuple[list[Round], list[str]]:
-    rounds, notes = make_rounds(
+def _rounds(data: Labeled, recipe: FinetuneRecipe) -> tuple[list[Fold], list[str]]:
+    rounds, notes = make_folds(
         data.splits,
         data.groups,
         data.files,

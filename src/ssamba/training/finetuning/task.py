@@ -32,9 +32,9 @@ from ssamba.embedder import Embedder
 from ssamba.errors import DataError
 from ssamba.hashing import digest_of
 from ssamba.model.heads import Classifier
+from ssamba.splits import Fold, Ints
 from ssamba.training.finetuning.data import Labeled, balanced_parts
 from ssamba.training.finetuning.recipe import FinetuneRecipe
-from ssamba.training.finetuning.rounds import Ints, Round
 from ssamba.training.finetuning.scores import figures_of_merit
 from ssamba.training.task import StepContext, StepOutcome
 
@@ -80,7 +80,7 @@ class FinetuneTask:
         self,
         recipe: FinetuneRecipe,
         data: Labeled,
-        part: Round,
+        part: Fold,
         encoder: BaseEncoderConfig,
         front_end: FrontEndConfig,
         weights: Mapping[str, Tensor] | None = None,
