@@ -56,7 +56,7 @@ NORMALISED: Values = {"objectives": {"normalize_targets": True}}
 TEACHER: Values = {"objectives": {"teacher": 1.0}}
 TWO_VIEWS: Values = {
     "views": {"count": 2, "longest_s": 2.56, "shortest_share": 0.85, "whole_s": 1.0},
-    "augmentation": {"gain_db": 10.0, "tilt_db": 4.0, "equaliser_db": 2.0, "band_share": 0.2, "shift_bins": 4},
+    "augmentation": {"gain_db": 10.0, "tilt_db": 4.0, "equalizer_db": 2.0, "band_share": 0.2, "shift_bins": 4},
     "objectives": {"discriminative": 0.5, "generative": 4.0, "clip": 0.5, "statistics": 3.0, "profile": 3.0},
 }
 

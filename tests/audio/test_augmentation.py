@@ -22,7 +22,7 @@ from ssamba.audio.fbank import fbank, hertz_to_mel, mel_band, mel_centers, mel_m
 from ssamba.config import FrontEndConfig
 from ssamba.errors import ConfigError
 
-STRONG = Augmentation(gain_db=6, tilt_db=3, equaliser_db=2, band_share=0.5, shift_bins=4, floor_share=0.5, noise=0.1)
+STRONG = Augmentation(gain_db=6, tilt_db=3, equalizer_db=2, band_share=0.5, shift_bins=4, floor_share=0.5, noise=0.1)
 
 
 def spectrograms(clips, count=4, frames=120):
@@ -54,7 +54,7 @@ def test_gain_is_uniform_within_its_limits(clips):
 
 def test_equalizer_is_smooth_constant_in_time_and_within_its_limits():
     x = torch.zeros(300, 5, 128)
-    change = (augment(x, torch.arange(300), Augmentation(equaliser_db=2)) - x) / 0.2302585
+    change = (augment(x, torch.arange(300), Augmentation(equalizer_db=2)) - x) / 0.2302585
     assert torch.equal(change, change[:, :1].expand_as(change))
     assert 4 < float(change.abs().max()) <= 10.001  # five cosines of 2 dB
     assert float(change.diff(dim=2).abs().max()) < 0.75  # five of 2 dB, none quicker than 5 pi / 128 a bin

@@ -20,7 +20,7 @@ from ssamba.audio.fbank import hertz_to_mel, mel_band, mel_centers
 from ssamba.config import Config, FrontEndConfig
 
 _DB = 0.2302585  # one decibel of power in natural logarithm
-_COSINES = 5  # of a random equaliser
+_COSINES = 5  # of a random equalizer
 _FLOOR_TILT_DB = 10.0  # most that a noise floor rises or falls over all bins, to either side of its middle
 _SILENCE = -15.9424  # log of float32's epsilon, the least value that fbank returns
 
@@ -32,7 +32,7 @@ class Augmentation(Config):
     """Level change, uniform between minus this and this."""
     tilt_db: float = Field(0.0, ge=0)
     """Tilt of the spectrum: change at its ends, of opposite sign."""
-    equaliser_db: float = Field(0.0, ge=0)
+    equalizer_db: float = Field(0.0, ge=0)
     """A smooth random change over frequency, as other microphones and rooms make it: most that each of its five cosines
     changes."""
     band_share: float = Field(0.0, ge=0, le=1)
@@ -66,7 +66,7 @@ class Augmentation(Config):
     @property
     def changes_nothing(self) -> bool:
         """Whether `augment` never changes a clip."""
-        levels = (self.gain_db, self.tilt_db, self.equaliser_db, self.band_share)
+        levels = (self.gain_db, self.tilt_db, self.equalizer_db, self.band_share)
         return not any((*levels, self.formants, self.pitch, self.shift_bins, self.floor_share, self.noise))
 
 
@@ -98,7 +98,7 @@ def augment(
     bins = torch.linspace(-1, 1, features.shape[2], device=features.device)
     change = randomness.symmetric(seeds, "augment.gain", 1) * (settings.gain_db * _DB)
     change = change + randomness.symmetric(seeds, "augment.tilt", 1) * (settings.tilt_db * _DB) * bins
-    change = change + _equaliser(seeds, settings.equaliser_db * _DB, features.shape[2])
+    change = change + _equalizer(seeds, settings.equalizer_db * _DB, features.shape[2])
     change = change + _band(seeds, settings, features.shape[2])
     out = (out + change[:, None].to(out.dtype)).clamp(min=_SILENCE)
     if settings.floor_share:
@@ -125,7 +125,7 @@ def _shift(features: Tensor, seeds: Tensor, most: int) -> Tensor:
     return features.gather(2, source.clamp(0, bins - 1)[:, None].expand_as(features))
 
 
-def _equaliser(seeds: Tensor, width: float, bins: int) -> Tensor:
+def _equalizer(seeds: Tensor, width: float, bins: int) -> Tensor:
     """(B, M): a sum of cosines of half a period over all bins to five halves, their weights within `width`."""
     weights = randomness.symmetric(seeds, "augment.equaliser", _COSINES) * width
     waves = torch.arange(1, _COSINES + 1, device=seeds.device)[:, None] * (

@@ -1,0 +1,44 @@
+"""Configuration: old spellings of keys in written files are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ssamba
+from ssamba.config import ModelConfig
+from ssamba.training.finetuning.recipe import read_finetune_recipe
+from ssamba.training.pretraining.recipe import read_recipe
+
+WEIGHTS = Path(ssamba.__file__).parent / "checkpoint" / "weights"
+
+
+def test_config_of_the_bundled_weights_is_read_with_its_old_spelling():
+    values = json.loads((WEIGHTS / "ssamba2-tiny" / "config.json").read_text(encoding="utf-8"))
+    assert values["pretraining"].pop("normalise_targets") is True
+    without = ModelConfig.parse(values, "config.json")
+    values["pretraining"]["normalise_targets"] = True
+    config = ModelConfig.parse(values, "config.json")
+    assert config.pretraining is not None
+    assert without.pretraining is not None
+    assert (config.pretraining.normalize_targets, without.pretraining.normalize_targets) == (True, False)
+
+
+def test_old_pretraining_recipe_is_read(tmp_path):
+    path = tmp_path / "old.toml"
+    path.write_text(
+        "[objectives]\nnormalise_targets = true\n[optimiser]\nlearning_rate = 0.25\n"
+        "[augmentation]\nequaliser_db = 2.0\n[run]\nsteps = 1\n"
+    )
+    recipe = read_recipe(path)
+    assert recipe.objectives.normalize_targets
+    assert recipe.optimizer.learning_rate == 0.25
+    assert recipe.augmentation.equalizer_db == 2.0
+
+
+def test_old_fine_tuning_recipe_is_read(tmp_path):
+    path = tmp_path / "old.toml"
+    path.write_text("[optimiser]\nlearning_rate = 0.25\n[augmentation]\nequaliser_db = 2.0\n[run]\nepochs = 1\n")
+    recipe = read_finetune_recipe(path)
+    assert recipe.optimizer.learning_rate == 0.25
+    assert recipe.augmentation.equalizer_db == 2.0
