@@ -1,8 +1,11 @@
-"""The house rules that a test can hold: the import direction, and files that name what they are."""
+"""Rules of the source tree: the direction of imports, no cycles, lazy imports, and files that say what they hold."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "ssamba"
 
-# A room may import from rooms of lower floors, and from itself. `errors` and `files` are below everything.
-FLOORS = {
+# A package, or a module of its own, may import from rows below its own, and from itself.
+ROWS = {
     "errors": 0,
     "files": 0,
     "hashing": 0,
@@ -40,50 +43,121 @@ FLOORS = {
     "__main__": 9,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
+OPTIONAL = (
+    *("av", "datasets", "faiss", "huggingface_hub", "matplotlib", "mir_eval", "onnxruntime", "pandas", "pyarrow"),
+    *("ray", "scipy", "sklearn", "tensorboard", "transformers", "triton", "umap", "webdataset"),
+)
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 
 
-def room(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_name(path: Path) -> str:
+    parts = ("ssamba", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_rooms(path: Path):
-    """Rooms imported anywhere in a file, also inside functions and under TYPE_CHECKING."""
+def row_name(module: str) -> str:
+    """The package or top-level module that has a row."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+@cache
+def imports_of(path: Path) -> dict[str, int]:
+    """Modules of the package that a file imports anywhere, also in functions and under TYPE_CHECKING, with the line."""
+    modules = {module_name(file) for file in FILES}
+    found: dict[str, int] = {}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
-        if not isinstance(node, ast.Import | ast.ImportFrom):
-            continue
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            assert node.level == 0, f"{path}: relative import"
+            names = [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
             assert node.module is not None
-            names = (
-                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "ssamba" else [node.module]
-            )
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "ssamba" and len(parts) > 1 and parts[1] in FLOORS:
-                yield parts[1], node.lineno
+            names = [(node.module, alias.name) for alias in node.names]
+        else:
+            continue
+        for module, name in names:
+            target = f"{module}.{name}" if f"{module}.{name}" in modules else module
+            if target.split(".")[0] == "ssamba":
+                compiled = target.rpartition(".")[2].startswith("_")
+                assert target in modules or compiled, f"{path}:{node.lineno}: no module {target}"
+                found.setdefault(target, node.lineno)
+    return found
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules that a new interpreter has loaded after running `code`."""
+    script = f"{code}\nimport sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(result.stdout.split())
 
 
 @pytest.mark.parametrize(
     "path", [f for f in FILES if f != PACKAGE / "__init__.py"], ids=lambda p: str(p.relative_to(PACKAGE))
 )
 def test_imports_go_one_way(path):
-    own = room(path)
-    assert own in FLOORS, f"{own} has no floor: add it to DESIGN and to this test"
-    for other, line in imported_rooms(path):
-        assert other == own or FLOORS[other] < FLOORS[own], f"{path}:{line}: {own} must not import {other}"
+    own = row_name(module_name(path))
+    assert own in ROWS, f"{own} has no row: add it to DESIGN and to this test"
+    for module, line in imports_of(path).items():
+        other = row_name(module)
+        if other != "__init__":  # the package itself: its version
+            assert other == own or ROWS[other] < ROWS[own], f"{path}:{line}: {own} must not import {other}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_files_open_with_what_they_do_and_stay_short(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree), f"{path} has no docstring"
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 600, f"{path} is too long to read on a few screens"
+@each_file
+def test_no_module_is_in_an_import_cycle(path):
+    files = {module_name(file): file for file in FILES}
+    start = module_name(path)
+    came_from = {start: ""}
+    queue = [start]
+    while queue:
+        module = queue.pop()
+        # Names that `ssamba` hands on under TYPE_CHECKING are loaded when they are first used.
+        for imported in imports_of(files[module]) if module in files and module != "ssamba" else ():
+            if imported == start:
+                cycle = [start]
+                while module:
+                    cycle.append(module)
+                    module = came_from[module]
+                pytest.fail(f"import cycle: {' <- '.join(cycle)}")
+            if imported not in came_from:
+                came_from[imported] = module
+                queue.append(imported)
+
+
+@each_file
+def test_files_open_with_what_they_do(path):
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path} has no docstring"
     assert path.stem not in ("utils", "util", "helpers", "misc", "common")
 
 
-def test_decoding_needs_no_torch():
-    for name in ("decode", "readers", "containers", "files"):
-        assert "torch" not in (PACKAGE / "audio" / f"{name}.py").read_text().replace("No torch here", "")
+@each_file
+def test_files_have_at_most_600_lines(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 600, f"{path} holds more than one story: divide it"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "ssamba",
+        "ssamba.audio.decode",
+        "ssamba.cli.app",
+        "ssamba.data.corpus",
+        "ssamba.data.shards",
+        "ssamba.hashing",
+        "ssamba.worker_pool",
+    ],
+)
+def test_light_modules_load_no_torch(module):
+    """Processes that only decode, and commands that only parse, start quickly."""
+    assert "torch" not in modules_after(f"import {module}")
+
+
+def test_importing_ssamba_loads_the_standard_library_alone():
+    assert not modules_after("import ssamba") - set(sys.stdlib_module_names) - modules_after("") - {"ssamba"}
+
+
+def test_no_module_loads_an_optional_dependency_when_imported():
+    """Except those that need one by name: kernels in Triton, and integrations."""
+    own_dependency = ("ssamba.ops.triton", "ssamba.integrations.", "ssamba.__main__")
+    modules = [name for name in map(module_name, FILES) if not name.startswith(own_dependency)]
+    loaded = modules_after("\n".join(f"import {name}" for name in modules)) & set(OPTIONAL)
+    assert not loaded - modules_after("import torch")

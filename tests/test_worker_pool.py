@@ -9,7 +9,7 @@ import time
 import pytest
 
 from ssamba.errors import WorkerDiedError
-from ssamba.worker_pool import killing_items, map_in_processes, run_alone
+from ssamba.worker_pool import crashing_items, map_in_processes, run_alone
 
 
 def doubled(number):
@@ -41,9 +41,9 @@ def test_a_dead_worker_costs_its_item_only():
 
 
 def test_what_kills_a_process_is_found():
-    assert killing_items(doubled_all, [12, 13, 14]) == [13]
-    assert killing_items(doubled_all, [12, 14]) == []
-    assert killing_items(doubled_all, []) == []
+    assert crashing_items(doubled_all, [12, 13, 14]) == [13]
+    assert crashing_items(doubled_all, [12, 14]) == []
+    assert crashing_items(doubled_all, []) == []
 
 
 def test_work_that_nobody_wants_is_ended():

@@ -16,7 +16,7 @@ import soxr
 
 from ssamba.audio.decode import decode
 from ssamba.audio.readers import Samples
-from ssamba.data.shard_clips import ShardSettings, encode
+from ssamba.data.shards import ShardSettings, encode
 from ssamba.errors import AudioDecodeError, AudioTruncatedWarning, MissingExtraError
 
 RATE_HZ = 16_000

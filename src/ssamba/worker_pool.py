@@ -81,14 +81,14 @@ def run_alone(function: Callable[[T], R], item: T) -> R | WorkerDiedError:
             return WorkerDiedError(f"a worker process died on {item}")
 
 
-def killing_items(function: Callable[[Sequence[T]], object], items: Sequence[T]) -> list[T]:
+def crashing_items(function: Callable[[Sequence[T]], object], items: Sequence[T]) -> list[T]:
     """Those of `items` on which `function` (given some of them) kills its process: halves that do are divided further."""
     if not items or not isinstance(run_alone(function, items), WorkerDiedError):
         return []
     if len(items) == 1:
         return list(items)
     middle = len(items) // 2
-    return killing_items(function, items[:middle]) + killing_items(function, items[middle:])
+    return crashing_items(function, items[:middle]) + crashing_items(function, items[middle:])
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from tests.data.corpora import CrashingCorpus, NoiseCorpus
 
-from ssamba.data.backgrounds import Backgrounds
 from ssamba.data.corpus import open_corpus
 from ssamba.data.loader import WaveLoader, make_loader
+from ssamba.data.mixing import Backgrounds
 from ssamba.data.plan import Plan, PlanConfig
 from ssamba.errors import DataError
 
@@ -68,7 +68,7 @@ def test_two_workers_give_the_same_bits_as_none_over_epochs(corpus):
 def test_ranks_together_read_what_one_reads_and_an_interrupted_epoch_goes_on(corpus):
     plan = Plan(PlanConfig(batch_size=3, short_clips="pad", crop_s=1.0), [corpus])
     whole = list(make_loader([corpus], plan, 2))
-    shares = [list(make_loader([corpus], plan, 2, rank=rank, world=2)) for rank in (0, 1)]
+    shares = [list(make_loader([corpus], plan, 2, rank=rank, world_size=2)) for rank in (0, 1)]
     for k, batch in enumerate(whole):
         for rank in (0, 1):
             assert torch.equal(shares[rank][k].waves, batch.waves[rank::2])
@@ -103,7 +103,7 @@ def test_a_batch_of_which_all_is_broken_is_empty_but_there():
     assert [len(batch.skipped) for batch in batches] == [3, 3]
     assert len(batches[0]) == 0
     few = Plan(PlanConfig(batch_size=2, short_clips="pad"), [corpus])
-    assert len(list(make_loader([corpus], few, 0, rank=5, world=8))) == 3
+    assert len(list(make_loader([corpus], few, 0, rank=5, world_size=8))) == 3
 
 
 def test_a_clip_that_kills_a_worker_is_left_out_like_others():
@@ -149,4 +149,4 @@ def test_other_corpora_and_ranks_are_refused(corpus):
     with pytest.raises(DataError, match="not those that the plan"):
         WaveLoader([NoiseCorpus([1.0])], plan)
     with pytest.raises(DataError, match="one of 0 to 1"):
-        WaveLoader([corpus], plan, rank=2, world=2)
+        WaveLoader([corpus], plan, rank=2, world_size=2)

@@ -5,7 +5,7 @@ import pytest
 from tests.data.corpora import NoiseCorpus
 
 from ssamba.data.loader import WaveLoader, read_batch
-from ssamba.data.mixup import Mixup
+from ssamba.data.mixing import Mixup
 from ssamba.data.plan import Plan, PlanConfig
 
 ALWAYS = Mixup(share=1.0)
@@ -49,7 +49,7 @@ def test_two_processes_mix_as_one_does():
     corpora = [NoiseCorpus([1.0] * 20)]
     plan = planned(corpora)
     whole = list(WaveLoader(corpora, plan, mixup=ALWAYS).batches(0))
-    parts = [list(WaveLoader(corpora, plan, rank=r, world=2, mixup=ALWAYS).batches(0)) for r in range(2)]
+    parts = [list(WaveLoader(corpora, plan, rank=r, world_size=2, mixup=ALWAYS).batches(0)) for r in range(2)]
     for batch, first, second in zip(whole, *parts, strict=True):
         assert batch.mixed[0::2] == first.mixed
         assert batch.mixed[1::2] == second.mixed

@@ -1,4 +1,4 @@
-"""Plans: every clip once, the same batches for any number of ranks, draws that depend on the clip alone."""
+"""Plans: every clip once, the same batches for any number of ranks, crops that depend on the clip alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from tests.data.corpora import NoiseCorpus
 
-from ssamba.data.plan import Draw, Plan, PlanConfig, _mixed, _uniform
+from ssamba.data.plan import Crop, Plan, PlanConfig, _mixed, _uniform
 from ssamba.errors import DataError
 
 LENGTHS = st.lists(st.floats(0.01, 40), min_size=1, max_size=60)
@@ -24,7 +24,7 @@ CONFIGS = st.builds(
 
 
 def draws_of(plan, epoch):
-    return [draw for batch in plan.batches(epoch) for sequence in batch for draw in sequence]
+    return [crop for batch in plan.batches(epoch) for sequence in batch for crop in sequence]
 
 
 @settings(deadline=None, max_examples=150)
@@ -32,20 +32,20 @@ def draws_of(plan, epoch):
 def test_an_epoch_holds_every_clip_once_inside_its_bounds(seconds, config, epoch):
     corpus = NoiseCorpus(seconds)
     plan = Plan(config, [corpus]).batches(epoch)
-    draws = [draw for batch in plan for sequence in batch for draw in sequence]
-    assert sorted(draw.index for draw in draws) == list(range(len(seconds)))
+    crops = [crop for batch in plan for sequence in batch for crop in sequence]
+    assert sorted(crop.index for crop in crops) == list(range(len(seconds)))
     rate = config.sample_rate_hz
-    for draw in draws:
-        length = max(1, round(seconds[draw.index] * rate))
-        start, taken = round(draw.start_s * rate), round(draw.seconds * rate)
+    for crop in crops:
+        length = max(1, round(seconds[crop.index] * rate))
+        start, taken = round(crop.start_s * rate), round(crop.seconds * rate)
         assert taken == min(length, round(config.crop_s * rate))
         assert 0 <= start <= length - taken
-        assert 0 <= draw.seed < 2**63
+        assert 0 <= crop.seed < 2**63
     assert plan.num_clips == len(seconds)
     assert plan.num_sequences == sum(map(len, plan))
     valid, room = 0, 0
     for k, batch in enumerate(plan):
-        lengths = [sum(round(draw.seconds * rate) for draw in sequence) for sequence in batch]
+        lengths = [sum(round(crop.seconds * rate) for crop in sequence) for sequence in batch]
         assert max(lengths) <= plan.padded_samples(k) <= round(config.crop_s * rate)
         if config.short_clips == "bucket":
             budget = config.batch_size * round(config.crop_s * rate)
@@ -60,13 +60,13 @@ def test_an_epoch_holds_every_clip_once_inside_its_bounds(seconds, config, epoch
 
 @pytest.mark.parametrize("short_clips", ["join", "bucket", "pad"])
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_ranks_divide_each_batch_without_overlap(short_clips, world):
+def test_ranks_divide_each_batch_without_overlap(short_clips, world_size):
     corpus = NoiseCorpus(np.random.default_rng(0).exponential(3, 500) + 0.1)
     plan = Plan(PlanConfig(short_clips=short_clips, batch_size=8), [corpus]).batches(1)
     for k, batch in enumerate(plan):
-        shares = [plan.rows(k, rank, world) for rank in range(world)]
+        shares = [plan.rows(k, rank, world_size) for rank in range(world_size)]
         assert Counter(row for share in shares for row in share) == Counter(batch)
-        assert tuple(shares[0]) == batch[::world]
+        assert tuple(shares[0]) == batch[::world_size]
 
 
 def test_draws_depend_on_the_clip_alone():
@@ -85,8 +85,8 @@ def test_draws_depend_on_the_clip_alone():
 
     def drawn(names, epoch=0, **changes):
         corpus = Renamed([seconds[name] for name in names], names)
-        draws = draws_of(Plan(config.with_changes(**changes), [corpus]), epoch)
-        return {names[d.index]: (d.start_s, d.seconds, d.seed) for d in draws}
+        crops = draws_of(Plan(config.with_changes(**changes), [corpus]), epoch)
+        return {names[d.index]: (d.start_s, d.seconds, d.seed) for d in crops}
 
     whole = drawn(list(seconds))
     assert drawn(list(seconds)[::-1]) == whole
@@ -113,10 +113,10 @@ def test_orders_differ_between_epochs_and_stay_the_same_between_runs():
 
 def test_crops_lie_anywhere_or_at_the_start():
     corpus = NoiseCorpus(np.full(4000, 20.48))
-    starts = np.array([draw.start_s for draw in draws_of(Plan(PlanConfig(), [corpus]), 0)])
+    starts = np.array([crop.start_s for crop in draws_of(Plan(PlanConfig(), [corpus]), 0)])
     assert abs(starts.mean() - 5.12) < 0.15
     assert np.histogram(starts, 8, (0, 10.24))[0].min() > 400
-    assert {draw.start_s for draw in draws_of(Plan(PlanConfig(crop="start"), [corpus]), 0)} == {0.0}
+    assert {crop.start_s for crop in draws_of(Plan(PlanConfig(crop="start"), [corpus]), 0)} == {0.0}
 
 
 def test_corpora_are_mixed_by_weight_and_each_goes_through_all_its_clips():
@@ -126,18 +126,18 @@ def test_corpora_are_mixed_by_weight_and_each_goes_through_all_its_clips():
     assert plan.clips_of_epoch == (20, 60)
     seen = {0: [], 1: []}
     for epoch in range(6):
-        draws = draws_of(plan, epoch)
-        assert Counter(draw.corpus for draw in draws) == {0: 20, 1: 60}
-        first_half = Counter(draw.corpus for draw in draws[:40])
+        crops = draws_of(plan, epoch)
+        assert Counter(crop.corpus for crop in crops) == {0: 20, 1: 60}
+        first_half = Counter(crop.corpus for crop in crops[:40])
         assert 4 <= first_half[0] <= 16, "mixed, not one after the other"
-        for draw in draws:
-            seen[draw.corpus].append(draw)
+        for crop in crops:
+            seen[crop.corpus].append(crop)
     for number, size in ((0, 30), (1, 170)):
-        draws = seen[number]
-        for first in range(0, len(draws) - size + 1, size):
-            assert len({draw.index for draw in draws[first : first + size]}) == size or number == 1
-        assert len({draw.seed for draw in draws}) == len(draws), "a clip's second appearance is another draw"
-    counts = Counter(draw.index for draw in seen[1])
+        crops = seen[number]
+        for first in range(0, len(crops) - size + 1, size):
+            assert len({crop.index for crop in crops[first : first + size]}) == size or number == 1
+        assert len({crop.seed for crop in crops}) == len(crops), "a clip's second appearance is another draw"
+    counts = Counter(crop.index for crop in seen[1])
     assert max(counts.values()) - min(counts.values()) <= 1
     assert Plan(PlanConfig(), [small, large]).clips_of_epoch == (30, 170)
     assert Plan(PlanConfig(weights=(1, 1, 1), epoch_clips=8), [small, large, large]).clips_of_epoch == (3, 3, 2)
@@ -148,7 +148,7 @@ def test_a_window_of_shards_is_read_before_the_next():
     corpus = NoiseCorpus(np.full(1000, 1.0), shards=shards)
     plan = Plan(PlanConfig(shuffle_window=4, short_clips="pad"), [corpus])
     for epoch in (0, 1):
-        order = np.array([shards[draw.index] for draw in draws_of(plan, epoch)]).reshape(5, 200)
+        order = np.array([shards[crop.index] for crop in draws_of(plan, epoch)]).reshape(5, 200)
         windows = [frozenset(part.tolist()) for part in order]
         assert [len(window) for window in windows] == [4] * 5
         assert len(frozenset.union(*windows)) == 20
@@ -202,5 +202,5 @@ def test_the_hash_is_splitmix64():
     assert abs(values.mean() - 0.5) < 0.005
 
 
-PINNED = Draw(0, 2, 0.0, 3.0, 6061524117147634179)
+PINNED = Crop(0, 2, 0.0, 3.0, 6061524117147634179)
 PINNED_FINGERPRINT = "9c6993258f4e362c"

@@ -16,8 +16,7 @@ import pytest
 from ssamba.audio.decode import AudioBytes, decode
 from ssamba.data.corpus import open_corpus
 from ssamba.data.manifest import Clip, Manifest, read_manifest, scan_folder, write_manifest
-from ssamba.data.shard_clips import ShardSettings
-from ssamba.data.shards import write_shards
+from ssamba.data.shards import ShardSettings, write_shards
 from ssamba.errors import ConfigError, DataError
 
 

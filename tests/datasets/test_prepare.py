@@ -13,8 +13,8 @@ import pytest
 from ssamba.cli import prepare as command
 from ssamba.data.corpus import open_corpus
 from ssamba.data.manifest import read_manifest
-from ssamba.datasets import RECIPES, find_recipe, prepare, registry, write_prepared
-from ssamba.datasets.checksums import verify_archives
+from ssamba.datasets import DATASETS, find_dataset, prepare, write_prepared
+from ssamba.datasets.prepare import verify_archives
 from ssamba.errors import DataError, DatasetStructureError
 
 
@@ -30,37 +30,37 @@ def replace_text(path, old, new):
     path.write_text(content.replace(old, new, 1), encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", DATASETS)
 def test_a_folder_that_is_something_else_is_one_error_with_the_structure(name, tmp_path, sound):
     sound(tmp_path / "holiday" / "beach.wav")
     with pytest.raises(DatasetStructureError) as caught:
         prepare(name, tmp_path, audio_folder=tmp_path / "audio")
     message = str(caught.value)
-    assert RECIPES[name].structure in message
-    assert RECIPES[name].reference in message
+    assert DATASETS[name].structure in message
+    assert DATASETS[name].reference in message
     with pytest.raises(DatasetStructureError, match="is not a folder"):
         prepare(name, tmp_path / "absent", audio_folder=tmp_path / "audio")
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
-def test_published_numbers_agree_with_each_other(recipe):
-    total = sum(recipe.published.values())
-    if recipe.class_counts:
-        assert len(recipe.class_counts) == recipe.num_classes
-        assert sum(recipe.class_counts.values()) == total
-    for digest in recipe.archives.values():
+@pytest.mark.parametrize("dataset", DATASETS.values(), ids=lambda dataset: dataset.name)
+def test_published_numbers_agree_with_each_other(dataset):
+    total = sum(dataset.published.values())
+    if dataset.class_counts:
+        assert len(dataset.class_counts) == dataset.num_classes
+        assert sum(dataset.class_counts.values()) == total
+    for digest in dataset.archives.values():
         algorithm, _, value = digest.partition(":")
         assert len(value) == hashlib.new(algorithm, usedforsecurity=False).digest_size * 2
-    assert recipe.name in command._NAMES.split(", ")
+    assert dataset.name in command._NAMES.split(", ")
 
 
 def test_names_of_data_sets_are_guessed():
-    assert find_recipe("audioset20k").name == "audioset-20k"
-    assert find_recipe("Speech_Commands_v1").name == "speech-commands-v1"
+    assert find_dataset("audioset20k").name == "audioset-20k"
+    assert find_dataset("Speech_Commands_v1").name == "speech-commands-v1"
     with pytest.raises(DataError, match="did you mean 'urbansound8k'"):
-        find_recipe("UrbanSounds8k")
+        find_dataset("UrbanSounds8k")
     with pytest.raises(DataError, match="There are: audioset-20k"):
-        find_recipe("?")
+        find_dataset("?")
 
 
 def test_missing_and_damaged_files_cost_only_themselves(esc50, tmp_path):
@@ -165,7 +165,7 @@ def test_archives_are_compared_with_their_checksums(esc50, monkeypatch):
         "b.zip": f"sha256:{hashlib.sha256(b'b').hexdigest()}",
     }
     assert verify_archives(esc50, digests) == ["a.zip"]
-    monkeypatch.setitem(registry.RECIPES, "esc50", replace(RECIPES["esc50"], archives=digests))
+    monkeypatch.setitem(DATASETS, "esc50", replace(DATASETS["esc50"], archives=digests))
     assert "checksums agree with the published ones: a.zip" in prepare("esc50", esc50, checksums=True).notes
     (esc50 / "b.zip").write_bytes(b"cut of")
     with pytest.raises(DataError, match=r"b\.zip: its sha256 is .*damaged"):
@@ -193,7 +193,7 @@ def test_the_manifest_and_what_lies_beside_it(audioset, tmp_path):
     assert len(classes) == 527
     with (tmp_path / "m.parquet.weights.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 3
-    write_prepared(replace(prepared, recipe=RECIPES["esc50"], missing=(), classes=(), codes=()), output)
+    write_prepared(replace(prepared, dataset=DATASETS["esc50"], missing=(), classes=(), codes=()), output)
     assert sorted(path.name for path in tmp_path.glob("m.parquet*")) == ["m.parquet"]
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from ssamba.audio.decode import decode, probe
-from ssamba.data.balance import balanced_weights
 from ssamba.data.manifest import Clip, Manifest
 from ssamba.datasets import prepare
 from ssamba.datasets.audioset import audioset_classes
-from ssamba.datasets.scenes import render_scenes
+from ssamba.datasets.prepare import balanced_weights
+from ssamba.datasets.urbansound8k import render_scenes
 from ssamba.errors import DataError, DatasetStructureError
 
 

@@ -128,7 +128,7 @@ def prepare(
     length = "" if prepared.hours is None else f", {hours_of_audio(prepared.hours * 3600)}"
     classes = f", {len(prepared.classes)} classes" if prepared.classes else ""
     out.print(
-        f"{escape(prepared.recipe.title)}: {len(prepared.clips)} clips{length}{classes} ({splits}), "
+        f"{escape(prepared.dataset.title)}: {len(prepared.clips)} clips{length}{classes} ({splits}), "
         f"{len(prepared.missing)} missing, {len(prepared.damaged)} damaged, in "
         f"{time.monotonic() - started_s:.1f} s: {escape(str(output))}",
         highlight=False,

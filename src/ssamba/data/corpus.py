@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +25,17 @@ import numpy.typing as npt
 
 from ssamba.audio.decode import AudioBytes, checked_rate, decode
 from ssamba.audio.files import Skipped
-from ssamba.data.columns import TextColumn
-from ssamba.data.manifest import Manifest, read_manifest, scan_folder, with_durations
+from ssamba.data.manifest import (
+    CategoryColumn,
+    Manifest,
+    TextColumn,
+    header_duration_s,
+    read_manifest,
+    scan_folder,
+    with_durations,
+)
 from ssamba.data.shard_index import ShardIndex, open_index, shard_files
-from ssamba.errors import AudioDecodeError, DataError
+from ssamba.errors import AudioDecodeError, DataError, MissingExtraError
 from ssamba.hashing import digest_of, hash_bytes
 
 Samples: TypeAlias = "npt.NDArray[np.float32]"
@@ -273,8 +281,6 @@ def open_corpus(
         name = source.source.stem if source.source else "manifest"
         return ManifestCorpus(source.in_split(split), sample_rate_hz, name, workers)
     if not isinstance(source, str | Path) or str(source).startswith("hf:"):
-        from ssamba.data.huggingface import HuggingFaceCorpus
-
         return HuggingFaceCorpus.open(source, sample_rate_hz, split)
     path = Path(source).expanduser()
     if not path.exists():
@@ -287,8 +293,6 @@ def open_corpus(
         raise DataError(f"{path}: is neither a manifest ({', '.join(_MANIFESTS)}) nor a tar, nor a folder of audio")
     one = (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
     if one or (path / "dataset_dict.json").is_file():
-        from ssamba.data.huggingface import HuggingFaceCorpus
-
         return HuggingFaceCorpus.open(path, sample_rate_hz, split)
     if split is not None:
         raise DataError(f"{path}: a folder of audio has no splits: list it in a manifest with a split column")
@@ -301,3 +305,227 @@ def open_corpus(
     corpus = ManifestCorpus(Manifest(clips, path), sample_rate_hz, path.resolve().name)
     corpus.skipped = (*skipped, *corpus.skipped)
     return corpus
+
+
+class Subset(Corpus):
+    """The clips of another corpus with these numbers."""
+
+    def __init__(self, corpus: Corpus, chosen: npt.NDArray[np.int64]):
+        self.corpus, self.chosen = corpus, chosen
+        self.name, self.sample_rate_hz, self.in_memory = corpus.name, corpus.sample_rate_hz, corpus.in_memory
+        self.seconds = corpus.seconds[chosen]
+        self.shards = None if corpus.shards is None else corpus.shards[chosen]
+        self.skipped = corpus.skipped
+
+    def key(self, i: int) -> str:
+        """The name of clip `i`."""
+        return self.corpus.key(int(self.chosen[i]))
+
+    def clip(self, i: int) -> CorpusClip:
+        """What is known of clip `i`."""
+        return self.corpus.clip(int(self.chosen[i]))
+
+    def read(self, i: int, start_s: float = 0.0, seconds: float | None = None) -> Samples:
+        """A part of clip `i`, as `Corpus.read` has it."""
+        return self.corpus.read(int(self.chosen[i]), start_s, seconds)
+
+
+_LABEL_COLUMNS = ("labels", "label", "category", "class")
+
+
+class HuggingFaceCorpus(Corpus):
+    """Rows of a dataset; those whose audio cannot be read are left out and listed."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        sample_rate_hz: int = 16_000,
+        *,
+        audio_column: str | None = None,
+        label_column: str | None = None,
+        group_column: str | None = None,
+        split: str | None = None,
+        name: str = "dataset",
+    ) -> None:
+        """Make a corpus of a dataset; the header of every recording is read once for its duration.
+
+        Args:
+            dataset: a map-style `datasets.Dataset`.
+            sample_rate_hz: what recordings are resampled to.
+            audio_column: which column is the audio; None takes the only one of the type `Audio`.
+            label_column: labels (names, numbers of a `ClassLabel`, or lists of these); None takes `labels`, `label`,
+                `category` or `class` where there is one.
+            group_column: groups, if any.
+            split: the name that its clips say they are of.
+            name: for reports.
+
+        Raises:
+            DataError: no audio column, several, or nothing in it can be read; a streamed (iterable) dataset.
+            MissingExtraError: the package `datasets` is missing.
+        """
+        datasets = require_datasets()
+        if isinstance(dataset, datasets.IterableDataset):
+            raise DataError(f"{name}: is streamed, and clips are read at random: load it with streaming=False")
+        if not isinstance(dataset, datasets.Dataset):
+            raise DataError(f"{name}: expected a datasets.Dataset, got {type(dataset).__name__}")
+        features = dataset.features
+        column = audio_column or _audio_column(features, datasets.Audio, name)
+        if column not in features:
+            raise DataError(f"{name}: no column {column!r} (there are: {', '.join(features)})")
+        labels = label_column or next((c for c in _LABEL_COLUMNS if c in features), None)
+        self.name, self.sample_rate_hz = name, checked_rate(sample_rate_hz)
+        self._split = split
+        wanted = [c for c in (column, labels, group_column) if c is not None]
+        self._audio, self._column = (
+            dataset.select_columns(wanted).cast_column(column, datasets.Audio(decode=False)),
+            column,
+        )
+        rows, seconds, keys, skipped = [], [], [], []
+        for i, row in enumerate(self._audio.select_columns([column])):
+            cell = row[column]
+            found = header_duration_s(self._source(i, cell))
+            if isinstance(found, Exception):
+                skipped.append(Skipped(str(self._source(i, cell)), str(found)))
+                continue
+            path = (cell or {}).get("path")
+            rows.append(i)
+            seconds.append(found)
+            keys.append(f"{i:08d}/{Path(path).name}" if path else f"{i:08d}")
+        if not rows:
+            raise DataError(f"{name}: no clip can be read. {skipped[0].reason if skipped else 'It is empty'}")
+        self.skipped = tuple(skipped)
+        self.seconds = np.array(seconds, np.float64)
+        self._rows, self._keys = np.array(rows, np.int64), TextColumn(keys)
+        names = dataset[labels][:] if labels else [None] * len(dataset)
+        groups = dataset[group_column][:] if group_column else [None] * len(dataset)
+        self._labels = CategoryColumn(_names(names[i], features[labels] if labels else None) for i in rows)
+        self._groups = CategoryColumn(None if groups[i] is None else str(groups[i]) for i in rows)
+        self._audio = self._audio.select_columns([column])
+
+    @classmethod
+    def open(cls, source: Any, sample_rate_hz: int = 16_000, split: str | None = None) -> HuggingFaceCorpus:
+        """A corpus of a dataset, of a split of a `DatasetDict` (`train` unless named), of a saved folder, or of
+        `hf:OWNER/NAME` or `hf:OWNER/NAME:CONFIGURATION`.
+
+        Raises:
+            DataError: as the class, and where there is no such split.
+        """
+        datasets = require_datasets()
+        name = type(source).__name__
+        if isinstance(source, str) and source.startswith("hf:"):
+            name = source.removeprefix("hf:")
+            place, _, configuration = name.partition(":")
+            source = datasets.load_dataset(place, configuration or None, split=split or "train")
+        elif isinstance(source, str | Path):
+            name = Path(source).name
+            source = datasets.load_from_disk(str(source))
+        if isinstance(source, datasets.DatasetDict):
+            split = "train" if split is None and "train" in source else split
+            if split is None or split not in source:
+                raise DataError(f"{name}: name one of its splits: {', '.join(source)} (got {split!r})")
+            source = source[split]
+        own = str(source.split) if getattr(source, "split", None) is not None else None
+        if split is not None and own is not None and own != split:
+            raise DataError(f"{name}: is the split {own!r}, not {split!r}: load that one")
+        return cls(source, sample_rate_hz, split=split or own, name=name)
+
+    def key(self, i: int) -> str:
+        """The row's number in the dataset, and its file's name."""
+        return self._keys[i]
+
+    def clip(self, i: int) -> CorpusClip:
+        """What is known of clip `i`."""
+        return CorpusClip(self._keys[i], float(self.seconds[i]), self._labels[i], self._split, self._groups[i])
+
+    def read(self, i: int, start_s: float = 0.0, seconds: float | None = None) -> Samples:
+        """A part of clip `i`, as `Corpus.read` has it."""
+        row = int(self._rows[i])
+        source = self._source(row, self._audio[row][self._column])
+        return decode(source, sample_rate_hz=self.sample_rate_hz, start_s=start_s, duration_s=seconds)
+
+    def _source(self, row: int, cell: dict[str, Any] | None) -> AudioBytes | Path:
+        name = f"{self.name}[{row}]"
+        if not cell or (cell.get("bytes") is None and not cell.get("path")):
+            return AudioBytes(name, b"")
+        if cell.get("bytes") is not None:
+            return AudioBytes(name, cell["bytes"])
+        return Path(cell["path"])
+
+
+def _audio_column(features: Any, audio: type, name: str) -> str:
+    columns = [column for column, feature in features.items() if isinstance(feature, audio)]
+    if len(columns) != 1:
+        what = (
+            f"several audio columns ({', '.join(columns)})"
+            if columns
+            else f"no audio column (of {', '.join(features)})"
+        )
+        raise DataError(f"{name}: has {what}: say which with HuggingFaceCorpus(dataset, audio_column=...)")
+    return str(columns[0])
+
+
+def _names(value: Any, feature: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    inner = getattr(feature, "feature", feature)
+    values = value if isinstance(value, list) else [value]
+    return tuple(inner.int2str(v) if isinstance(v, int) and hasattr(inner, "int2str") else str(v) for v in values)
+
+
+def require_datasets() -> Any:
+    """The `datasets` module, or a MissingExtraError."""
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtraError("Hugging Face data sets need the package datasets: pip install datasets") from None
+    return datasets
+
+
+MOST_FILES = 100_000
+"""Files that are looked into at most; in a larger corpus that is not in memory, copies are not looked for."""
+_END = 1 << 16
+
+
+def copies_of(corpus: Corpus, files: Sequence[str]) -> tuple[str | None, ...]:
+    """Of each clip, a name that it shares with clips that are the very same recording; None where there are none.
+
+    Clips of silence, or of any constant value, are nobody's copies.
+
+    Args:
+        corpus: the clips (N).
+        files: where each clip's audio is (N), as a path where it is a file of its own.
+    """
+    if corpus.in_memory:
+        names = [_samples_digest(corpus, i) for i in range(len(corpus))]
+    else:
+        by_file = _file_digests([Path(file) for file in dict.fromkeys(files)])
+        names = [by_file.get(file) for file in files]
+    owners: dict[str | None, set[str]] = {}
+    for name, file in zip(names, files, strict=True):
+        owners.setdefault(name, set()).add(file)
+    return tuple(name if name is not None and len(owners[name]) > 1 else None for name in names)
+
+
+def _samples_digest(corpus: Corpus, i: int) -> str | None:
+    samples = corpus.read(i)
+    if not len(samples) or samples.min() == samples.max():
+        return None
+    return hash_bytes(samples.tobytes()).hex()
+
+
+def _file_digests(paths: Sequence[Path]) -> dict[str, str]:
+    """Of each file whose size another one has, too, what its size and ends are."""
+    if len(paths) > MOST_FILES:
+        return {}
+    sizes = {path: path.stat().st_size for path in paths if path.is_file()}
+    shared = Counter(sizes.values())
+    return {str(path): _ends_digest(path, size) for path, size in sizes.items() if shared[size] > 1}
+
+
+def _ends_digest(path: Path, size: int) -> str:
+    with path.open("rb") as file:
+        data = str(size).encode() + file.read(_END)
+        if size > _END:
+            file.seek(max(_END, size - _END))
+            data += file.read(_END)
+    return hash_bytes(data).hex()

@@ -19,6 +19,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -26,12 +27,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ssamba.data.backgrounds import Backgrounds, add_background, chosen_background
 from ssamba.data.corpus import Corpus, Samples
-from ssamba.data.crashes import crashing_draws
-from ssamba.data.mixup import Mixed, Mixup, chosen_partner, mix
-from ssamba.data.plan import BatchPlan, Draw, EpochPlan, Plan
+from ssamba.data.mixing import Backgrounds, Mixed, Mixup, add_background, chosen_background, chosen_partner, mix
+from ssamba.data.plan import BatchPlan, Crop, EpochPlan, Plan
 from ssamba.errors import AudioDecodeError, DataError
+from ssamba.worker_pool import crashing_items
 
 StartMethod = Literal["spawn", "forkserver", "fork"]
 Item: TypeAlias = tuple[BatchPlan, int, frozenset[tuple[int, int]]]
@@ -117,14 +117,14 @@ def read_batch(
     for sequence in rows:
         parts: list[Samples] = []
         clips = []
-        for draw in sequence:
-            corpus = corpora[draw.corpus]
-            part = _CRASHED if (draw.corpus, draw.index) in crashing else _read(corpus, draw)
+        for crop in sequence:
+            corpus = corpora[crop.corpus]
+            part = _CRASHED if (crop.corpus, crop.index) in crashing else _read(corpus, crop)
             if isinstance(part, Exception):
-                skipped.append((corpus.key(draw.index), str(part)))
+                skipped.append((corpus.key(crop.index), str(part)))
             else:
-                parts.append(part[: round(draw.seconds * corpus.sample_rate_hz)])
-                clips.append(corpus.clip(draw.index))
+                parts.append(part[: round(crop.seconds * corpus.sample_rate_hz)])
+                clips.append(corpus.clip(crop.index))
         if not parts:
             continue
         joined = np.concatenate(parts)
@@ -154,13 +154,13 @@ def read_batch(
 _CRASHED = AudioDecodeError("the decoder crashed on it, so it is damaged: re-encode or leave it out")
 
 
-def _read(corpus: Corpus, draw: Draw) -> Samples | Exception:
+def _read(corpus: Corpus, crop: Crop) -> Samples | Exception:
     try:
-        return corpus.read(draw.index, draw.start_s, draw.seconds)
+        return corpus.read(crop.index, crop.start_s, crop.seconds)
     except (ValueError, OSError) as error:
         return error
     except Exception as error:  # whatever a damaged file provokes, it must not end the training
-        return AudioDecodeError(f"{corpus.key(draw.index)}: cannot be decoded ({type(error).__name__}: {error})")
+        return AudioDecodeError(f"{corpus.key(crop.index)}: cannot be decoded ({type(error).__name__}: {error})")
 
 
 class WaveLoader:
@@ -172,7 +172,7 @@ class WaveLoader:
         plan: Plan,
         *,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         workers: int = 0,
         prefetch: int = 2,
         pin_memory: bool | None = None,
@@ -185,8 +185,8 @@ class WaveLoader:
         Args:
             corpora: those that the plan was made of, in the same order.
             plan: the batches.
-            rank: which rows of each batch are read: rank, rank + world, ...
-            world: number of ranks.
+            rank: which rows of each batch are read: rank, rank + world_size, ...
+            world_size: number of ranks.
             workers: processes that read; 0 reads in this one, as it does when every corpus is in memory.
             prefetch: batches that each worker is ahead.
             pin_memory: for copies to a GPU; None: where there is one.
@@ -200,9 +200,9 @@ class WaveLoader:
         """
         if plan.corpora != [corpus.fingerprint() for corpus in corpora]:
             raise DataError("the corpora are not those that the plan was made of: make a plan of these")
-        if not 0 <= rank < world:
-            raise DataError(f"rank must be one of 0 to {world - 1} (world {world}), got {rank}")
-        self.plan, self.rank, self.world = plan, rank, world
+        if not 0 <= rank < world_size:
+            raise DataError(f"rank must be one of 0 to {world_size - 1} (world_size {world_size}), got {rank}")
+        self.plan, self.rank, self.world_size = plan, rank, world_size
         self._corpora = list(corpora)
         self._workers = 0 if all(corpus.in_memory for corpus in corpora) else workers
         self._prefetch, self._start_method = prefetch, start_method
@@ -224,7 +224,7 @@ class WaveLoader:
         """The same for an epoch of the plan that was made already."""
         next_batch, deaths = start_batch, 0
         while True:
-            self._order.items = _Items(epoch, next_batch, self.rank, self.world, self._crashing)
+            self._order.items = _Items(epoch, next_batch, self.rank, self.world_size, self._crashing)
             try:
                 for batch in self._iterator():
                     yield batch
@@ -235,11 +235,11 @@ class WaveLoader:
                     raise
                 ahead = range(next_batch, min(len(epoch), next_batch + self._workers * (self._prefetch + 1)))
             del self._loader
-            rows = [row for k in ahead for row in epoch.rows(k, self.rank, self.world)]
-            suspects = [draw for row in rows for draw in self._read_for(row)]
-            suspects = [draw for draw in suspects if (draw.corpus, draw.index) not in self._crashing]
-            found = crashing_draws(self._corpora, suspects)
-            self._crashing |= {(draw.corpus, draw.index) for draw in found}
+            rows = [row for k in ahead for row in epoch.rows(k, self.rank, self.world_size)]
+            suspects = [crop for row in rows for crop in self._read_for(row)]
+            suspects = [crop for crop in suspects if (crop.corpus, crop.index) not in self._crashing]
+            found = crashing_crops(self._corpora, suspects)
+            self._crashing |= {(crop.corpus, crop.index) for crop in found}
             deaths = 0 if found else deaths + 1
             if deaths == _DEATHS:
                 raise DataError(
@@ -259,7 +259,7 @@ class WaveLoader:
             signal.signal(signal.SIGCHLD, before)
         return iterator
 
-    def _read_for(self, row: Sequence[Draw]) -> Iterator[Draw]:
+    def _read_for(self, row: Sequence[Crop]) -> Iterator[Crop]:
         """Everything that a sequence is made of: its clips, and what is mixed into it."""
         yield from row
         for other in (
@@ -268,7 +268,7 @@ class WaveLoader:
         ):
             if other is not None:
                 seconds = float(self._corpora[other.corpus].seconds[other.clip])
-                yield Draw(other.corpus, other.clip, 0.0, seconds, row[0].seed)
+                yield Crop(other.corpus, other.clip, 0.0, seconds, row[0].seed)
 
     def _started(self) -> DataLoader[WaveBatch]:
         options: dict[str, Any] = {}
@@ -303,20 +303,22 @@ def make_loader(
     epoch: int,
     start_batch: int = 0,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     workers: int = 0,
     prefetch: int = 2,
 ) -> Iterator[WaveBatch]:
     """One rank's batches of one epoch; arguments and errors are those of `WaveLoader`, which keeps workers for more."""
-    loader = WaveLoader(corpora, plan, rank=rank, world=world, workers=workers, prefetch=prefetch)
+    loader = WaveLoader(corpora, plan, rank=rank, world_size=world_size, workers=workers, prefetch=prefetch)
     return loader.batches(epoch, start_batch)
 
 
 class _Items(Sequence[Item]):
     """What workers are sent, one item for each batch, made when its turn comes."""
 
-    def __init__(self, epoch: EpochPlan, start_batch: int, rank: int, world: int, crashing: frozenset[tuple[int, int]]):
-        self._epoch, self._start, self._rank, self._world = epoch, start_batch, rank, world
+    def __init__(
+        self, epoch: EpochPlan, start_batch: int, rank: int, world_size: int, crashing: frozenset[tuple[int, int]]
+    ):
+        self._epoch, self._start, self._rank, self._world_size = epoch, start_batch, rank, world_size
         self._crashing = crashing
 
     def __len__(self) -> int:
@@ -326,7 +328,7 @@ class _Items(Sequence[Item]):
         if k >= len(self):
             raise IndexError(k)
         batch = self._start + k
-        rows = self._epoch.rows(batch, self._rank, self._world)
+        rows = self._epoch.rows(batch, self._rank, self._world_size)
         return rows, self._epoch.padded_samples(batch), self._crashing
 
 
@@ -360,3 +362,16 @@ def _start_worker(number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles the interrupt and ends its workers
     if hasattr(os, "setsid"):
         os.setsid()  # what is sent to the parent's group (torchrun, timeout, systemd) is the parent's to handle, too
+
+
+def crashing_crops(corpora: Sequence[Corpus], crops: Sequence[Crop]) -> list[Crop]:
+    """Those of `crops` on which a process dies."""
+    return crashing_items(partial(_read_all, corpora), crops)
+
+
+def _read_all(corpora: Sequence[Corpus], crops: Sequence[Crop]) -> None:
+    for crop in crops:
+        try:
+            corpora[crop.corpus].read(crop.index, crop.start_s, crop.seconds)
+        except Exception:  # told when its batch is read
+            continue

@@ -21,20 +21,82 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 
 from ssamba.audio.decode import AudioBytes, probe, stream
 from ssamba.audio.files import Skipped, find_audio, path_text
-from ssamba.data.columns import CategoryColumn, TextColumn
-from ssamba.data.folders import read_places
 from ssamba.data.formats import FORMATS, Row, read_rows, write_rows
 from ssamba.errors import DataError, WorkerDiedError
 from ssamba.worker_pool import map_in_processes
+
+H = TypeVar("H", bound=Hashable)
+
+
+class TextColumn(Sequence[str]):
+    """An immutable sequence of strings (also of such that UTF-8 cannot hold, as file names may be)."""
+
+    def __init__(self, values: Iterable[str]):
+        encoded = [value.encode("utf-8", "surrogateescape") for value in values]
+        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is outside a column of {len(self)}")
+        index %= len(self)
+        return self.raw(index).decode("utf-8", "surrogateescape")
+
+    def raw(self, index: int) -> bytes:
+        """The string's bytes."""
+        return self._bytes[self._ends[index] : self._ends[index + 1]].tobytes()
+
+
+class CategoryColumn(Sequence[H], Generic[H]):
+    """An immutable sequence of values few of which are different."""
+
+    def __init__(self, values: Iterable[H]):
+        numbers: dict[H, int] = {}
+        self.codes: np.ndarray[Any, np.dtype[np.int32]] = np.fromiter(
+            (numbers.setdefault(value, len(numbers)) for value in values), np.int32
+        )
+        """Which of `values` each is (n,)."""
+        self.values: tuple[H, ...] = tuple(numbers)
+        """The different ones, in order of appearance."""
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @overload
+    def __getitem__(self, index: int) -> H: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[H]: ...
+    def __getitem__(self, index: int | slice) -> H | list[H]:
+        if isinstance(index, slice):
+            return [self.values[code] for code in self.codes[index]]
+        value: H = self.values[int(self.codes[index])]
+        return value
+
+    def is_value(self, value: H) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Where the column holds `value` (n,)."""
+        if value not in self.values:
+            return np.zeros(len(self), dtype=bool)
+        return np.asarray(self.codes == self.values.index(value))
+
 
 _EXAMPLES = 5  # named in a message; the others are counted
 
@@ -348,3 +410,38 @@ def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, WorkerDiedError):
         return f"{path}: the decoder crashed on this file, so it is damaged: re-encode or leave it out"
     return str(error)
+
+
+_SPLITS = {
+    "train": "train", "training": "train",
+    "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+_FOLD = re.compile(r"fold[-_ ]?\d+", re.IGNORECASE)
+
+
+class Place(NamedTuple):
+    """What the folders that a recording lies in say of it."""
+
+    label: str | None
+    """None where it lies in no class's folder."""
+    split: str | None = None
+
+
+def read_places(files: Sequence[Path]) -> list[Place]:
+    """What the folders of each of the files say; files that all lie in one folder have its name for a label."""
+    folders = [file.absolute().parent for file in files]
+    if len(set(folders)) <= 1:
+        return [Place(folder.name) for folder in folders]
+    common = os.path.commonpath(folders)
+    below = [folder.relative_to(common).parts for folder in folders]
+    first = {parts[0].lower() for parts in below if parts}
+    if first <= _SPLITS.keys() and "train" in {_SPLITS[name] for name in first}:
+        return [_place(parts[1:], _SPLITS[parts[0].lower()] if parts else None) for parts in below]
+    if all(_FOLD.fullmatch(name) for name in first):
+        return [_place(parts[1:], parts[0] if parts else None) for parts in below]
+    return [_place(parts) for parts in below]
+
+
+def _place(parts: Sequence[str], split: str | None = None) -> Place:
+    return Place(parts[0] if parts else None, split)

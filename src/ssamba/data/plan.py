@@ -70,7 +70,7 @@ class PlanConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class Crop:
     """A part of a clip."""
 
     corpus: int
@@ -81,7 +81,7 @@ class Draw:
     """63 bits for masks and augmentation: a function of the plan's seed, the pass, the corpus and the clip's key."""
 
 
-SequencePlan: TypeAlias = tuple[Draw, ...]
+SequencePlan: TypeAlias = tuple[Crop, ...]
 BatchPlan: TypeAlias = tuple[SequencePlan, ...]
 
 
@@ -130,7 +130,7 @@ class Plan:
 
     @property
     def clips_of_epoch(self) -> tuple[int, ...]:
-        """How many clips of each corpus an epoch draws."""
+        """How many clips of each corpus an epoch takes."""
         return tuple(self._counts)
 
     def fingerprint(self) -> str:
@@ -156,7 +156,7 @@ class Plan:
         return [int(count) for count in counts]
 
     def _epoch(self, epoch: int) -> tuple[Ints, Ints, Ints, Ints, Ints]:
-        """The draws of an epoch in order: corpus, index, start and samples, seed, each (draws,)."""
+        """The crops of an epoch in order: corpus, index, start and samples, seed, each (crops,)."""
         crop = round(self.config.crop_s * self.config.sample_rate_hz)
         streams = [self._stream(number, epoch) for number in range(len(self._sources))]
         numbers = np.repeat(np.arange(len(streams)), self._counts)
@@ -178,7 +178,7 @@ class Plan:
         return numbers.astype(np.int64), columns[0], columns[1], columns[2], columns[3]
 
     def _stream(self, number: int, epoch: int) -> tuple[Ints, Hashes]:
-        """Which clips of a corpus an epoch draws, in order, and in which pass over the corpus each is."""
+        """Which clips of a corpus an epoch takes, in order, and in which pass over the corpus each is."""
         size, count = len(self._sources[number].samples), self._counts[number]
         first, stop = epoch * count, (epoch + 1) * count
         pieces = [np.zeros(0, np.int64)]
@@ -202,7 +202,7 @@ class Plan:
 
 
 class EpochPlan(Sequence[BatchPlan]):
-    """The batches of one epoch. Kept as columns; the draws of a batch are made when it is asked for."""
+    """The batches of one epoch. Kept as columns; the crops of a batch are made when it is asked for."""
 
     def __init__(self, config: PlanConfig, corpus: Ints, index: Ints, start: Ints, samples: Ints, seed: Ints):
         self.config = config
@@ -229,9 +229,9 @@ class EpochPlan(Sequence[BatchPlan]):
             return [self[i] for i in range(*k.indices(len(self)))]
         return tuple(self._sequence(int(row)) for row in self._batches[k])
 
-    def rows(self, k: int, rank: int = 0, world: int = 1) -> BatchPlan:
-        """What rank `rank` of `world` reads of batch `k`."""
-        return tuple(self._sequence(int(row)) for row in self._batches[k][rank::world])
+    def rows(self, k: int, rank: int = 0, world_size: int = 1) -> BatchPlan:
+        """What rank `rank` of `world_size` reads of batch `k`."""
+        return tuple(self._sequence(int(row)) for row in self._batches[k][rank::world_size])
 
     def padded_samples(self, k: int) -> int:
         """The length that the sequences of batch `k` are padded to, the same for every rank."""
@@ -266,10 +266,10 @@ class EpochPlan(Sequence[BatchPlan]):
 
     def _sequence(self, row: int) -> SequencePlan:
         rate_hz = self.config.sample_rate_hz
-        draws = self._rows[self._ends[row] : self._ends[row + 1]]
+        crops = self._rows[self._ends[row] : self._ends[row + 1]]
         return tuple(
-            Draw(int(corpus), int(index), int(start) / rate_hz, int(samples) / rate_hz, int(seed))
-            for corpus, index, start, samples, seed in zip(*(column[draws] for column in self._columns), strict=True)
+            Crop(int(corpus), int(index), int(start) / rate_hz, int(samples) / rate_hz, int(seed))
+            for corpus, index, start, samples, seed in zip(*(column[crops] for column in self._columns), strict=True)
         )
 
     def _padded(self, samples: int) -> int:

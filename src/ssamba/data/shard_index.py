@@ -26,8 +26,7 @@ import numpy as np
 
 from ssamba.audio.decode import AudioBytes
 from ssamba.audio.files import AUDIO_SUFFIXES, Skipped
-from ssamba.data.columns import CategoryColumn, TextColumn
-from ssamba.data.manifest import header_duration_s
+from ssamba.data.manifest import CategoryColumn, TextColumn, header_duration_s
 from ssamba.errors import DataError, WorkerDiedError
 from ssamba.files import write_atomically
 from ssamba.worker_pool import map_in_processes

@@ -26,21 +26,110 @@ import os
 import shutil
 import tarfile
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import soundfile
+from pydantic import Field, model_validator
 
+from ssamba.audio.decode import AudioBytes, decode, stream
 from ssamba.audio.files import Skipped, path_text, write_skipped
+from ssamba.audio.readers import Samples
+from ssamba.config import Config
 from ssamba.data.manifest import Clip, Manifest, with_durations
-from ssamba.data.shard_clips import ShardSettings, encoded_pieces, pieces
 from ssamba.data.shard_index import COLUMNS, SHARDS_FILE, Member, keep_index, read_head, read_members, shard_files
 from ssamba.errors import AudioDecodeError, DataError, WorkerDiedError
 from ssamba.files import write_atomically
 from ssamba.hashing import digest_of, file_checksum, hash_bytes
-from ssamba.worker_pool import killing_items, map_in_processes
+from ssamba.worker_pool import crashing_items, map_in_processes
+
+_OPUS_RATES_HZ = (8_000, 12_000, 16_000, 24_000, 48_000)
+_FLAC_SHARE = 0.55  # of 16 bits a sample
+_ENCODE_SAMPLES = 8_192  # at once: libsndfile's Vorbis encoder overflows its stack on a minute
+
+
+class ShardSettings(Config):
+    """What shards depend on, besides the recordings; saved in `shards.json`."""
+
+    codec: Literal["opus", "flac"] = "opus"
+    """Opus is a tenth of FLAC, which is exact to 16 bits."""
+    sample_rate_hz: int = Field(16_000, gt=0)
+    """Rate that recordings are resampled to; they become mono."""
+    bitrate_kbps: float = Field(48.0, ge=8, le=256)
+    """Of Opus."""
+    shard_mb: float = Field(200.0, gt=0)
+    """Size of a shard, about, in 10^6 bytes."""
+    max_clip_s: float = Field(30.0, gt=0)
+    """Longer recordings are cut: Opus is decoded from the start of a clip, so that a crop of a long one takes long."""
+    shuffle: bool = True
+    """Deal clips to shards in a random order, instead of the manifest's."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ShardSettings:
+        if self.codec == "opus" and self.sample_rate_hz not in _OPUS_RATES_HZ:
+            rates = ", ".join(map(str, _OPUS_RATES_HZ))
+            raise ValueError(f"Opus knows the rates {rates} Hz, not {self.sample_rate_hz}: use one of these, or flac")
+        return self
+
+    @property
+    def bytes_per_s(self) -> float:
+        """About how many bytes a second of audio takes."""
+        if self.codec == "opus":
+            return 1000 / 8 * (self.bitrate_kbps + 3)
+        return 2 * self.sample_rate_hz * _FLAC_SHARE
+
+
+def encoded_pieces(clip: Clip, settings: ShardSettings) -> Iterator[tuple[bytes, float]]:
+    """The pieces of a clip as whole files of the codec, and their durations in seconds.
+
+    Raises:
+        AudioDecodeError: the recording cannot be read, or does not come back in its length.
+    """
+    rate_hz = settings.sample_rate_hz
+    for samples in pieces(clip, rate_hz, settings.max_clip_s):
+        data = encode(samples, settings)
+        back = decode(AudioBytes(f"{clip.path} as {settings.codec}", data), sample_rate_hz=rate_hz)
+        if len(back) != len(samples):
+            raise AudioDecodeError(
+                f"{clip.path}: {len(samples)} samples came back as {len(back)} from {settings.codec}. Leave it out, or "
+                "write flac"
+            )
+        yield data, len(samples) / rate_hz
+
+
+def pieces(clip: Clip, rate_hz: int, max_clip_s: float) -> Iterator[Samples]:
+    """The clip's samples in equal pieces of at most `max_clip_s` seconds."""
+    total = max(1, round((clip.duration_s or 0.0) * rate_hz))
+    count = math.ceil(total / (max_clip_s * rate_hz))
+    if count == 1:
+        yield decode(clip.path, sample_rate_hz=rate_hz, start_s=clip.start_s, duration_s=total / rate_hz)
+        return
+    size = math.ceil(total / count)
+    if clip.start_s == 0:
+        yield from islice(stream(clip.path, sample_rate_hz=rate_hz, block_s=size / rate_hz), count)
+        return
+    first = round(clip.start_s * rate_hz)
+    for at in range(0, total, size):
+        length = min(size, total - at)
+        yield decode(clip.path, sample_rate_hz=rate_hz, start_s=(first + at) / rate_hz, duration_s=length / rate_hz)
+
+
+def encode(samples: Samples, settings: ShardSettings) -> bytes:
+    """Samples at the rate of the settings, as a whole file of their codec."""
+    options: dict[str, Any] = {"format": "FLAC", "subtype": "PCM_16"}
+    if settings.codec == "opus":
+        # libsndfile's level runs from 256 kbit/s at 0 to 6 at 1.
+        options = {"format": "OGG", "subtype": "OPUS", "compression_level": 1 - (settings.bitrate_kbps - 6) / 250}
+    target = io.BytesIO()
+    with soundfile.SoundFile(target, "w", settings.sample_rate_hz, 1, **options) as file:
+        for first in range(0, len(samples), _ENCODE_SAMPLES):
+            file.write(samples[first : first + _ENCODE_SAMPLES])
+    return target.getvalue()
+
 
 _RECORDS = ".records"
 _TAR_BYTES = 2_048  # what the headers and the JSON of a clip take
@@ -306,7 +395,7 @@ def _write_shard(job: _Job) -> dict[str, Any]:
 
 def _without_crashing(job: _Job) -> dict[str, Any]:
     """Write a shard on which a worker died: without the clips that kill a process."""
-    killers = killing_items(_decode_all, job.clips)
+    killers = crashing_items(_decode_all, job.clips)
     if not killers:
         raise DataError(
             f"{job.path}: the worker that wrote it died, and no recording is the reason: if memory is short, use fewer "

@@ -1,7 +1,6 @@
 """Public data sets as manifests, from the folders in which they are published."""
 
-from ssamba.datasets.prepare import Prepared, prepare, write_prepared
-from ssamba.datasets.recipe import Recipe
-from ssamba.datasets.registry import RECIPES, find_recipe
+from ssamba.datasets.dataset import PublicDataset
+from ssamba.datasets.prepare import DATASETS, Prepared, find_dataset, prepare, write_prepared
 
-__all__ = ["RECIPES", "Prepared", "Recipe", "find_recipe", "prepare", "write_prepared"]
+__all__ = ["DATASETS", "Prepared", "PublicDataset", "find_dataset", "prepare", "write_prepared"]

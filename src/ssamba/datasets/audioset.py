@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ssamba.audio.files import Skipped
 from ssamba.data.manifest import Clip
-from ssamba.datasets.recipe import Listing, Recipe, audio_below, find_root, read_table
+from ssamba.datasets.dataset import Listing, PublicDataset, audio_below, find_root, read_table
 from ssamba.errors import DataError, DatasetStructureError
 
 _SHIPPED = Path(__file__).with_name("audioset_classes.csv")
@@ -42,7 +42,7 @@ def audioset_classes(path: Path = _SHIPPED) -> dict[str, str]:
     return classes
 
 
-def _find(source: Path, train: tuple[str, ...]) -> Listing:
+def _list(source: Path, train: tuple[str, ...]) -> Listing:
     tables = (*train, _EVAL)
     root = find_root(source, *tables)
     own = root / "class_labels_indices.csv"
@@ -107,23 +107,23 @@ _TREE = (
     "  ANY_FOLDER/--4gqARaEJE.flac ...   (or Y--4gqARaEJE.wav, --4gqARaEJE_0.000.wav, --4gqARaEJE_0_10.wav)"
 )
 
-AUDIOSET_20K = Recipe(
+AUDIOSET_20K = PublicDataset(
     name="audioset-20k",
     title="AudioSet, the balanced training set",
     reference=_REFERENCE,
     structure=_TREE.format(_BALANCED),
-    find=partial(_find, train=(_BALANCED,)),
+    list_clips=partial(_list, train=(_BALANCED,)),
     published={"train": 22_160, "test": 20_371},
     num_classes=527,
     balanced=True,
 )
 
-AUDIOSET_2M = Recipe(
+AUDIOSET_2M = PublicDataset(
     name="audioset-2m",
     title="AudioSet, both training sets",
     reference=_REFERENCE,
     structure=_TREE.format(f"{_BALANCED}\n  {_UNBALANCED}"),
-    find=partial(_find, train=(_BALANCED, _UNBALANCED)),
+    list_clips=partial(_list, train=(_BALANCED, _UNBALANCED)),
     published={"train": 22_160 + 2_041_789, "test": 20_371},
     num_classes=527,
     balanced=True,

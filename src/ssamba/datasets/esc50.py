@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssamba.data.manifest import Clip
-from ssamba.datasets.recipe import Listing, Recipe, add_class, find_root, read_table, whole_number
+from ssamba.datasets.dataset import Listing, PublicDataset, add_class, find_root, read_table, whole_number
 from ssamba.errors import DataError
 
 
-def _find(source: Path) -> Listing:
+def _list(source: Path) -> Listing:
     root = find_root(source, "meta/esc50.csv", "audio")
     table = root / "meta" / "esc50.csv"
     clips: list[Clip] = []
@@ -29,12 +29,12 @@ def _find(source: Path) -> Listing:
     return Listing(clips, tuple(classes[number] for number in sorted(classes)))
 
 
-ESC50 = Recipe(
+ESC50 = PublicDataset(
     name="esc50",
     title="ESC-50",
     reference="https://github.com/karolpiczak/ESC-50",
     structure="ESC-50-master/\n  audio/1-100032-A-0.wav ...\n  meta/esc50.csv",
-    find=_find,
+    list_clips=_list,
     published={f"fold{fold}": 400 for fold in range(1, 6)},
     num_classes=50,
 )

@@ -10,13 +10,13 @@ import json
 from pathlib import Path
 
 from ssamba.data.manifest import Clip
-from ssamba.datasets.recipe import Listing, Recipe, find_root, read_lines, read_table
+from ssamba.datasets.dataset import Listing, PublicDataset, find_root, read_lines, read_table
 from ssamba.errors import DataError
 
 _SPLITS = {"train": "train", "val": "valid"}
 
 
-def _find(source: Path) -> Listing:
+def _list(source: Path) -> Listing:
     root = find_root(source, *(f"FSD50K.ground_truth/{name}.csv" for name in ("dev", "eval", "vocabulary")))
     truth = root / "FSD50K.ground_truth"
     classes, codes = _vocabulary(truth / "vocabulary.csv")
@@ -62,7 +62,7 @@ def _uploaders(path: Path) -> dict[str, str]:
         ) from None
 
 
-FSD50K = Recipe(
+FSD50K = PublicDataset(
     name="fsd50k",
     title="FSD50K",
     reference="https://zenodo.org/records/4060432",
@@ -71,7 +71,7 @@ FSD50K = Recipe(
         "  FSD50K.ground_truth/dev.csv, eval.csv, vocabulary.csv\n"
         "  FSD50K.metadata/dev_clips_info_FSD50K.json, eval_clips_info_FSD50K.json   (for groups; may be absent)"
     ),
-    find=_find,
+    list_clips=_list,
     published={"train": 36_796, "valid": 4_170, "test": 10_231},
     num_classes=200,
     archives={
@@ -86,5 +86,5 @@ FSD50K = Recipe(
         "FSD50K.ground_truth.zip": "md5:ca27382c195e37d2269c4c866dd73485",
         "FSD50K.metadata.zip": "md5:b9ea0c829a411c1d42adb9da539ed237",
     },
-    may_share=frozenset({"train", "valid", "test"}),
+    splits_sharing_groups=frozenset({"train", "valid", "test"}),
 )

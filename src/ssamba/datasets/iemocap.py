@@ -11,13 +11,13 @@ from collections import Counter
 from pathlib import Path
 
 from ssamba.data.manifest import Clip
-from ssamba.datasets.recipe import Listing, Recipe, audio_below, files_in, read_lines, subfolders
+from ssamba.datasets.dataset import Listing, PublicDataset, audio_below, files_in, read_lines, subfolders
 from ssamba.errors import DataError, DatasetStructureError
 
 _CLASSES = {"neu": "neutral", "hap": "happy", "exc": "happy", "ang": "angry", "sad": "sad"}
 
 
-def _find(source: Path) -> Listing:
+def _list(source: Path) -> Listing:
     root = _root(source)
     clips: list[Clip] = []
     others: Counter[str] = Counter()
@@ -67,7 +67,7 @@ def _turns(table: Path) -> list[tuple[str, str]]:
     return turns
 
 
-IEMOCAP = Recipe(
+IEMOCAP = PublicDataset(
     name="iemocap",
     title="IEMOCAP, four emotions",
     reference="https://sail.usc.edu/iemocap/ (labels: SUPERB, https://arxiv.org/abs/2105.01051)",
@@ -76,7 +76,7 @@ IEMOCAP = Recipe(
         "    dialog/EmoEvaluation/Ses01F_impro01.txt ...\n"
         "    sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav ..."
     ),
-    find=_find,
+    list_clips=_list,
     published={"fold1": 1085, "fold2": 1023, "fold3": 1151, "fold4": 1031, "fold5": 1241},
     num_classes=4,
     class_counts={"neutral": 1708, "happy": 1636, "angry": 1103, "sad": 1084},

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssamba.data.manifest import Clip
-from ssamba.datasets.recipe import Listing, Recipe, files_in, read_lines, subfolders
+from ssamba.datasets.dataset import Listing, PublicDataset, files_in, read_lines, subfolders
 from ssamba.errors import DataError, DatasetStructureError
 
 _SUBSETS = {
@@ -24,7 +24,7 @@ _SUBSETS = {
 _SPLITS = {"train": "train", "dev": "valid", "test": "test"}
 
 
-def _find(source: Path) -> Listing:
+def _list(source: Path) -> Listing:
     found = [folder for folder in (source, *subfolders(source)) if any((folder / name).is_dir() for name in _SUBSETS)]
     if not found:
         raise DatasetStructureError(f"there is none of its subsets ({', '.join(_SUBSETS)})")
@@ -59,7 +59,7 @@ def _chapter(folder: Path, split: str) -> list[Clip]:
     return [Clip(folder / f"{n}.flac", split=split, group=folder.parent.name) for n in sorted(names)]
 
 
-LIBRISPEECH = Recipe(
+LIBRISPEECH = PublicDataset(
     name="librispeech",
     title="LibriSpeech",
     reference="https://www.openslr.org/12",
@@ -67,7 +67,7 @@ LIBRISPEECH = Recipe(
         "LibriSpeech/\n  train-clean-100/ ... dev-clean/ ... test-other/   (any of the seven)\n"
         "    84/121123/84-121123-0000.flac ... 84-121123.trans.txt"
     ),
-    find=_find,
+    list_clips=_list,
     published={"train": 281_241, "valid": 5_567, "test": 5_559},
     archives={
         "dev-clean.tar.gz": "sha256:76f87d090650617fca0cac8f88b9416e0ebf80350acb97b343a85fa903728ab3",

@@ -10,27 +10,113 @@ speaker, a recording) on both sides of a split, are errors: a score on such a te
 from __future__ import annotations
 
 import csv
+import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from ssamba.audio.files import Skipped, path_text, write_skipped
-from ssamba.data.balance import balanced_weights
 from ssamba.data.manifest import Clip, Manifest, ScanProgress, header_duration_s, relative_path, write_manifest
-from ssamba.datasets.checksums import verify_archives
-from ssamba.datasets.recipe import Recipe
-from ssamba.datasets.registry import find_recipe
+from ssamba.datasets.audioset import AUDIOSET_2M, AUDIOSET_20K
+from ssamba.datasets.dataset import PublicDataset
+from ssamba.datasets.esc50 import ESC50
+from ssamba.datasets.fsd50k import FSD50K
+from ssamba.datasets.iemocap import IEMOCAP
+from ssamba.datasets.librispeech import LIBRISPEECH
+from ssamba.datasets.speech_commands import SPEECH_COMMANDS_V1, SPEECH_COMMANDS_V1_SUPERB, SPEECH_COMMANDS_V2
+from ssamba.datasets.urbansound8k import URBANSOUND8K, URBANSOUND8K_SCENES
+from ssamba.datasets.voxceleb1 import VOXCELEB1
 from ssamba.errors import DataError, DatasetStructureError, WorkerDiedError
 from ssamba.files import write_atomically
+from ssamba.hashing import file_checksum
 from ssamba.worker_pool import map_in_processes
+
+DATASETS: dict[str, PublicDataset] = {
+    dataset.name: dataset
+    for dataset in (
+        AUDIOSET_20K,
+        AUDIOSET_2M,
+        ESC50,
+        FSD50K,
+        IEMOCAP,
+        LIBRISPEECH,
+        SPEECH_COMMANDS_V1,
+        SPEECH_COMMANDS_V1_SUPERB,
+        SPEECH_COMMANDS_V2,
+        URBANSOUND8K,
+        URBANSOUND8K_SCENES,
+        VOXCELEB1,
+    )
+}
+
+
+def find_dataset(name: str) -> PublicDataset:
+    """The dataset of that name.
+
+    Raises:
+        DataError: there is none; the message has the nearest.
+    """
+    of_plain = {_plain(known): known for known in DATASETS}
+    if _plain(name) in of_plain:  # audioset20k, speech_commands_v1
+        return DATASETS[of_plain[_plain(name)]]
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), DATASETS, n=1, cutoff=0.5)
+    hint = f": did you mean {near[0]!r}? " if near else ". "
+    raise DataError(f"{name!r} is no data set that is known{hint}There are: {', '.join(DATASETS)}")
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def verify_archives(folder: Path, archives: Mapping[str, str]) -> list[str]:
+    """Compare the archives that are in `folder` with their checksums.
+
+    Args:
+        folder: where the data set is.
+        archives: `md5:...` or `sha256:...` by file name.
+
+    Returns:
+        The names of those that were there, all of them whole.
+
+    Raises:
+        DataError: one differs.
+    """
+    checked = []
+    for name, expected in archives.items():
+        path = folder / name
+        if not path.is_file():
+            continue
+        algorithm, _, digest = expected.partition(":")
+        found = file_checksum(path, algorithm)
+        if found != digest:
+            raise DataError(
+                f"{path}: its {algorithm} is {found}, published is {digest}: the download is damaged, and "
+                "what was unpacked from it may be. Fetch and unpack it again"
+            )
+        checked.append(name)
+    return checked
+
+
+def balanced_weights(labels: Sequence[Sequence[str]]) -> npt.NDArray[np.float64]:
+    """A weight for each clip (n,): the sum over its classes of 1 / (clips of that class), scaled to a mean of 1.
+
+    As AST and SSAST draw AudioSet (Gong et al., 2021), whose constants do not change the proportions. A clip without a
+    label weighs 0.
+    """
+    counts = Counter(label for clip in labels for label in set(clip))
+    weights = np.array([sum(1.0 / counts[label] for label in set(clip)) for clip in labels], np.float64)
+    return weights / weights.mean() if weights.any() else weights
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A data set that is ready to be written as a manifest."""
 
-    recipe: Recipe
+    dataset: PublicDataset
     clips: Sequence[Clip]
     classes: tuple[str, ...] = ()
     """In the order of their official numbers."""
@@ -70,7 +156,7 @@ def prepare(
     """List the clips of a public data set, with labels, splits and groups as published.
 
     Args:
-        name: one of `RECIPES`.
+        name: one of `DATASETS`.
         source: the folder it was unpacked to, or the one around that.
         workers: processes that read headers; 0 reads in this one.
         headers: read the header of every file, for its duration and to notice damage; without, only look for the files.
@@ -84,46 +170,46 @@ def prepare(
         DataError: there is no such data set; a table or an archive is damaged; clips are listed twice; groups are
             divided between splits; nothing of it is there.
     """
-    recipe = find_recipe(name)
+    dataset = find_dataset(name)
     source = Path(source).expanduser()
     if not source.is_dir():
-        raise DatasetStructureError(f"{source} is not a folder. {_expected(recipe)}")
-    if recipe.render is not None and audio_folder is None:
+        raise DatasetStructureError(f"{source} is not a folder. {_expected(dataset)}")
+    if dataset.render is not None and audio_folder is None:
         raise DataError(f"{name} makes new recordings: say with audio_folder where to")
     notes: list[str] = []
     if checksums:
-        notes += _checked(verify_archives(source, recipe.archives), recipe)
+        notes += _checked(verify_archives(source, dataset.archives), dataset)
     try:
-        listing = recipe.find(source)
+        listing = dataset.list_clips(source)
     except DatasetStructureError as error:
-        raise DatasetStructureError(f"{source} does not hold {recipe.title}: {error}. {_expected(recipe)}") from None
+        raise DatasetStructureError(f"{source} does not hold {dataset.title}: {error}. {_expected(dataset)}") from None
     notes += listing.notes
     Manifest(clip for clip in listing.clips).check_duplicates()
     clips, missing, damaged = _look(listing.clips, workers, headers, on_progress)
     missing = [*listing.missing, *missing]
     if not clips:
         raise DataError(
-            f"{source}: none of the {len(listing.clips) + len(listing.missing)} recordings of {recipe.title} can be "
+            f"{source}: none of the {len(listing.clips) + len(listing.missing)} recordings of {dataset.title} can be "
             f"read. {(missing or damaged or [Skipped('', 'Its tables are empty')])[0].reason}"
         )
-    clips, leaks = _without_leaks(clips, recipe, allow_leaks)
+    clips, leaks = _without_leaks(clips, dataset, allow_leaks)
     counts = Counter(clip.split or "none" for clip in clips)
-    notes += [*leaks, *_differences(clips, counts, recipe)]
-    if recipe.render is not None and audio_folder is not None:
-        clips, failed = recipe.render(clips, Path(audio_folder).expanduser(), workers, on_progress)
+    notes += [*leaks, *_differences(clips, counts, dataset)]
+    if dataset.render is not None and audio_folder is not None:
+        clips, failed = dataset.render(clips, Path(audio_folder).expanduser(), workers, on_progress)
         damaged += failed
-    return Prepared(recipe, clips, listing.classes, listing.codes, missing, damaged, notes, counts)
+    return Prepared(dataset, clips, listing.classes, listing.codes, missing, damaged, notes, counts)
 
 
-def _expected(recipe: Recipe) -> str:
-    return f"Expected ({recipe.reference}):\n{recipe.structure}"
+def _expected(dataset: PublicDataset) -> str:
+    return f"Expected ({dataset.reference}):\n{dataset.structure}"
 
 
-def _checked(names: Sequence[str], recipe: Recipe) -> list[str]:
+def _checked(names: Sequence[str], dataset: PublicDataset) -> list[str]:
     if names:
         return [f"checksums agree with the published ones: {', '.join(names)}"]
-    known = f"none of its archives ({', '.join(recipe.archives)}) is in the folder"
-    return [f"no checksum was compared: {known if recipe.archives else 'none is known for this data set'}"]
+    known = f"none of its archives ({', '.join(dataset.archives)}) is in the folder"
+    return [f"no checksum was compared: {known if dataset.archives else 'none is known for this data set'}"]
 
 
 def _look(
@@ -167,16 +253,16 @@ def _measure(path: Path) -> float | Exception | None:
     return header_duration_s(path) if path.is_file() else FileNotFoundError(path)
 
 
-def _without_leaks(clips: list[Clip], recipe: Recipe, allow_leaks: bool) -> tuple[list[Clip], list[str]]:
+def _without_leaks(clips: list[Clip], dataset: PublicDataset, allow_leaks: bool) -> tuple[list[Clip], list[str]]:
     """The clips with no group that is divided between splits, and what to say of those that were."""
     divided = Manifest(clips).divided_groups()
     if not divided:
         return clips, []
-    refused = [group for group, splits in divided.items() if not recipe.may_share.issuperset(splits)]
+    refused = [group for group, splits in divided.items() if not dataset.splits_sharing_groups.issuperset(splits)]
     if refused and not allow_leaks:
         some = "; ".join(f"{group} is in {' and '.join(divided[group])}" for group in refused[:5])
         raise DataError(
-            f"{recipe.title}: {len(refused)} groups are in more than one split, so that a test would not be one: {some}. "
+            f"{dataset.title}: {len(refused)} groups are in more than one split, so that a test would not be one: {some}. "
             "As published there are none: were tables or folders changed? --allow-leaks (allow_leaks=True) goes on all "
             "the same, without these groups"
         )
@@ -184,16 +270,18 @@ def _without_leaks(clips: list[Clip], recipe: Recipe, allow_leaks: bool) -> tupl
     return [replace(clip, group=None) if clip.group in divided else clip for clip in clips], [note]
 
 
-def _differences(clips: Sequence[Clip], counts: Mapping[str, int], recipe: Recipe) -> list[str]:
+def _differences(clips: Sequence[Clip], counts: Mapping[str, int], dataset: PublicDataset) -> list[str]:
     """Published numbers that are not those of the clips."""
     notes = []
-    short = [f"{name} {counts.get(name, 0)} of {n}" for name, n in recipe.published.items() if counts.get(name, 0) != n]
+    short = [
+        f"{name} {counts.get(name, 0)} of {n}" for name, n in dataset.published.items() if counts.get(name, 0) != n
+    ]
     if short:
         notes.append(f"recordings, of those that are published: {', '.join(short)}")
     found = Counter(label for clip in clips for label in clip.labels)
-    if recipe.num_classes and len(found) != recipe.num_classes:
-        notes.append(f"classes with recordings: {len(found)} of {recipe.num_classes}")
-    short = [f"{name} {found[name]} of {n}" for name, n in recipe.class_counts.items() if found[name] != n]
+    if dataset.num_classes and len(found) != dataset.num_classes:
+        notes.append(f"classes with recordings: {len(found)} of {dataset.num_classes}")
+    short = [f"{name} {found[name]} of {n}" for name, n in dataset.class_counts.items() if found[name] != n]
     if short:
         notes.append(f"recordings of classes, of those that are published: {', '.join(short)}")
     return notes
@@ -218,7 +306,7 @@ def write_prepared(prepared: Prepared, output: str | Path) -> list[Path]:
     write_manifest(prepared.clips, output)
     codes = prepared.codes or ("",) * len(prepared.classes)
     classes = ((i, *row) for i, row in enumerate(zip(prepared.classes, codes, strict=True)))
-    training = [clip for clip in prepared.clips if clip.split == "train"] if prepared.recipe.balanced else []
+    training = [clip for clip in prepared.clips if clip.split == "train"] if prepared.dataset.balanced else []
     weights = balanced_weights([clip.labels for clip in training])
     weighted = (
         (relative_path(c.path, output.parent.absolute()), c.start_s, f"{w:.9g}")

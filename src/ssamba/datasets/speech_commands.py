@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ssamba.audio.files import Skipped, path_text
 from ssamba.data.manifest import Clip, header_duration_s
-from ssamba.datasets.recipe import Listing, Recipe, files_in, find_root, read_lines, subfolders
+from ssamba.datasets.dataset import Listing, PublicDataset, files_in, find_root, read_lines, subfolders
 from ssamba.errors import DataError, DatasetStructureError
 
 _COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
@@ -33,7 +33,7 @@ _HELD_OUT_NOISE = "running_tap"
 _SPEAKER = re.compile(r"([0-9a-f]+)_nohash_\d+")
 
 
-def _find_words(source: Path, words: tuple[str, ...]) -> Listing:
+def _list_words(source: Path, words: tuple[str, ...]) -> Listing:
     root = find_root(source, "validation_list.txt", "testing_list.txt")
     valid, test = (_listed(root / f"{name}_list.txt") for name in ("validation", "testing"))
     if both := set(valid) & set(test):
@@ -70,8 +70,8 @@ def _speaker(name: str) -> str:
     return found[1] if found else name
 
 
-def _find_superb(source: Path) -> Listing:
-    words = _find_words(source, (*_COMMANDS, *_OTHERS))
+def _list_superb(source: Path) -> Listing:
+    words = _list_words(source, (*_COMMANDS, *_OTHERS))
     root = find_root(source, "validation_list.txt", "testing_list.txt")
     test = _test_set(source, root)
     clips = [
@@ -135,18 +135,18 @@ _TREE = (
 )
 _ARCHIVES_V1 = {"speech_commands_v0.01.tar.gz": "md5:3cd23799cb2bbdec517f1cc028f8d43c"}
 
-SPEECH_COMMANDS_V1 = Recipe(
+SPEECH_COMMANDS_V1 = PublicDataset(
     name="speech-commands-v1",
     title="Speech Commands 0.01, 30 words",
     reference=_REFERENCE,
     structure=_TREE.format("speech_commands_v0.01"),
-    find=partial(_find_words, words=(*_COMMANDS, *_OTHERS)),
+    list_clips=partial(_list_words, words=(*_COMMANDS, *_OTHERS)),
     published={"train": 51_088, "valid": 6_798, "test": 6_835},
     num_classes=30,
     archives=_ARCHIVES_V1,
 )
 
-SPEECH_COMMANDS_V1_SUPERB = Recipe(
+SPEECH_COMMANDS_V1_SUPERB = PublicDataset(
     name="speech-commands-v1-superb",
     title="Speech Commands 0.01, SUPERB's 12 classes",
     reference="https://arxiv.org/abs/2105.01051",
@@ -154,18 +154,18 @@ SPEECH_COMMANDS_V1_SUPERB = Recipe(
         _TREE.format("speech_commands_v0.01") + "\nspeech_commands_test_set_v0.01/   (beside it)\n"
         "  _silence_/  _unknown_/  down/ ... yes/"
     ),
-    find=_find_superb,
+    list_clips=_list_superb,
     published={"test": 3_081},
     num_classes=12,
     archives=_ARCHIVES_V1,
 )
 
-SPEECH_COMMANDS_V2 = Recipe(
+SPEECH_COMMANDS_V2 = PublicDataset(
     name="speech-commands-v2",
     title="Speech Commands 0.02, 35 words",
     reference=_REFERENCE,
     structure=_TREE.format("speech_commands_v0.02"),
-    find=partial(_find_words, words=(*_COMMANDS, *_OTHERS, *_ADDED)),
+    list_clips=partial(_list_words, words=(*_COMMANDS, *_OTHERS, *_ADDED)),
     published={"train": 84_843, "valid": 9_981, "test": 11_005},
     num_classes=35,
     archives={"speech_commands_v0.02.tar.gz": "md5:6b74f3901214cb2c2934e98196829835"},

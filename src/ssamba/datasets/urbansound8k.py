@@ -7,16 +7,109 @@ they are a group.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssamba.data.manifest import Clip
-from ssamba.datasets.recipe import Listing, Recipe, add_class, find_root, read_table, whole_number
-from ssamba.datasets.scenes import render_scenes
-from ssamba.errors import DataError
+import numpy as np
+import numpy.typing as npt
+
+from ssamba.audio.decode import decode
+from ssamba.audio.files import Skipped, path_text
+from ssamba.data.manifest import Clip, ScanProgress
+from ssamba.datasets.dataset import Listing, OnProgress, PublicDataset, add_class, find_root, read_table, whole_number
+from ssamba.errors import DataError, WorkerDiedError
+from ssamba.files import write_atomically
+from ssamba.worker_pool import map_in_processes
+
+SCENE_S = 60
+_RATE_HZ = 16_000
+_SEED = 0
 
 
-def _find(source: Path) -> Listing:
+@dataclass(frozen=True)
+class _Fold:
+    name: str
+    number: int
+    clips: tuple[Clip, ...]
+    folder: Path
+
+
+def render_scenes(
+    clips: Sequence[Clip], folder: Path, workers: int = 0, on_progress: OnProgress | None = None
+) -> tuple[list[Clip], list[Skipped]]:
+    """Write the scenes of every split as FLAC (16 kHz, mono, 16 bits) to `folder/SPLIT/`.
+
+    Returns:
+        The parts of the scenes that one clip fills, and the clips that cannot be decoded. The group of a part is its
+        split: its neighbors in the scene, and other parts of the same recordings, are anywhere in that split.
+    """
+    names = sorted({clip.split or "all" for clip in clips}, key=lambda name: (len(name), name))
+    folds = [
+        _Fold(name, number, tuple(clip for clip in clips if (clip.split or "all") == name), folder)
+        for number, name in enumerate(names)
+    ]
+    progress = ScanProgress(len(clips))
+    parts: list[Clip] = []
+    skipped: list[Skipped] = []
+    for fold, made in map_in_processes(_render_fold, folds, min(workers, len(folds)), ahead=1):
+        if isinstance(made, WorkerDiedError):
+            raise made
+        parts += made[0]
+        skipped += made[1]
+        progress.done += len(fold.clips)
+        progress.skipped += len(made[1])
+        progress.audio_s += sum(part.duration_s or 0.0 for part in made[0])
+        if on_progress is not None:
+            on_progress(progress)
+    return parts, skipped
+
+
+def _render_fold(fold: _Fold) -> tuple[list[Clip], list[Skipped]]:
+    target = fold.folder / fold.name
+    target.mkdir(parents=True, exist_ok=True)
+    for old in target.glob("scene-*.flac"):  # of a run with more clips
+        old.unlink()
+    parts: list[Clip] = []
+    skipped: list[Skipped] = []
+    held: list[npt.NDArray[np.float32]] = []
+    seconds = 0
+    number = 0
+
+    def scene() -> Path:
+        return target / f"scene-{number:03d}.flac"
+
+    for i in np.random.default_rng([_SEED, fold.number]).permutation(len(fold.clips)):
+        clip = fold.clips[int(i)]
+        try:
+            samples = decode(clip.path, sample_rate_hz=_RATE_HZ)
+        except (ValueError, OSError) as error:
+            skipped.append(Skipped(path_text(clip.path), str(error)))
+            continue
+        filled = -(-len(samples) // _RATE_HZ)
+        samples = np.pad(samples, (0, filled * _RATE_HZ - len(samples)))
+        while filled:
+            taken = min(filled, SCENE_S - seconds)
+            parts.append(replace(clip, path=scene(), start_s=float(seconds), duration_s=float(taken), group=fold.name))
+            held.append(samples[: taken * _RATE_HZ])
+            samples = samples[taken * _RATE_HZ :]
+            seconds, filled = seconds + taken, filled - taken
+            if seconds == SCENE_S:
+                _write(scene(), held)
+                held, seconds, number = [], 0, number + 1
+    if held:
+        _write(scene(), held)
+    return parts, skipped
+
+
+def _write(path: Path, pieces: Sequence[npt.NDArray[np.float32]]) -> None:
+    import soundfile
+
+    samples = np.clip(np.concatenate(pieces), -1.0, 1.0)
+    write_atomically(path, lambda target: soundfile.write(target, samples, _RATE_HZ, format="FLAC", subtype="PCM_16"))
+
+
+def _list(source: Path) -> Listing:
     root = find_root(source, "metadata/UrbanSound8K.csv", "audio")
     table = root / "metadata" / "UrbanSound8K.csv"
     clips: list[Clip] = []
@@ -36,12 +129,12 @@ def _find(source: Path) -> Listing:
     return Listing(clips, tuple(classes[number] for number in sorted(classes)))
 
 
-URBANSOUND8K = Recipe(
+URBANSOUND8K = PublicDataset(
     name="urbansound8k",
     title="UrbanSound8K",
     reference="https://urbansounddataset.weebly.com/urbansound8k.html",
     structure="UrbanSound8K/\n  audio/fold1/101415-3-0-2.wav ... fold10/\n  metadata/UrbanSound8K.csv",
-    find=_find,
+    list_clips=_list,
     # Sums of the table of clips by fold and class, as in its README.
     published=dict(
         zip([f"fold{n}" for n in range(1, 11)], (873, 888, 925, 990, 936, 823, 838, 806, 816, 837), strict=True)

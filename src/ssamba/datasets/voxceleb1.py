@@ -9,14 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssamba.data.manifest import Clip
-from ssamba.datasets.recipe import Listing, Recipe, find_root, read_lines
+from ssamba.datasets.dataset import Listing, PublicDataset, find_root, read_lines
 from ssamba.errors import DataError, DatasetStructureError
 
 _SPLITS = {"1": "train", "2": "valid", "3": "test"}
 _FOLDERS = ("wav", "dev/wav", "test/wav", "dev", "test", ".")
 
 
-def _find(source: Path) -> Listing:
+def _list(source: Path) -> Listing:
     root = find_root(source, "iden_split.txt")
     folders = [root / folder for folder in _FOLDERS if any((root / folder).glob("id1*"))]
     if not folders:
@@ -39,7 +39,7 @@ def _find(source: Path) -> Listing:
     return Listing(clips, tuple(sorted({clip.labels[0] for clip in clips})))
 
 
-VOXCELEB1 = Recipe(
+VOXCELEB1 = PublicDataset(
     name="voxceleb1",
     title="VoxCeleb1, identification",
     reference="https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html",
@@ -47,7 +47,7 @@ VOXCELEB1 = Recipe(
         "VoxCeleb1/\n  iden_split.txt   (https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/iden_split.txt)\n"
         "  dev/wav/id10001/VIDEO/00001.wav ...   (or wav/id10001/...)\n  test/wav/id10270/VIDEO/00001.wav ..."
     ),
-    find=_find,
+    list_clips=_list,
     published={"train": 138_361, "valid": 6_904, "test": 8_251},
     num_classes=1251,
     archives={
@@ -58,5 +58,5 @@ VOXCELEB1 = Recipe(
         "vox1_dev_wav.zip": "md5:ae63e55b951748cc486645f532ba230b",
         "vox1_test_wav.zip": "md5:185fdc63c3c739954633d50379a3d102",
     },
-    may_share=frozenset({"train", "valid"}),
+    splits_sharing_groups=frozenset({"train", "valid"}),
 )

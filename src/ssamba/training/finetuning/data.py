@@ -21,10 +21,8 @@ import numpy.typing as npt
 from ssamba.audio.files import Skipped
 from ssamba.config import FrontEndConfig
 from ssamba.data.cache import CachedCorpus
-from ssamba.data.copies import copies_of
-from ssamba.data.corpus import Corpus, ManifestCorpus, open_corpus
+from ssamba.data.corpus import Corpus, ManifestCorpus, Subset, copies_of, open_corpus
 from ssamba.data.manifest import Clip, Manifest, read_manifest, with_durations
-from ssamba.data.subset import Subset
 from ssamba.errors import DataError
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 

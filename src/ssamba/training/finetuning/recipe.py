@@ -13,8 +13,7 @@ from pydantic import Field, model_validator
 
 from ssamba.audio.augmentation import Augmentation, SpecAugment
 from ssamba.config import Config
-from ssamba.data.backgrounds import Backgrounds
-from ssamba.data.mixup import Mixup
+from ssamba.data.mixing import Backgrounds, Mixup
 from ssamba.errors import ConfigError
 from ssamba.training.pretraining.recipe import read_toml
 from ssamba.training.settings import OptimizerSettings, RunSettings, ScheduleSettings

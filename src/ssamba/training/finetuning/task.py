@@ -24,10 +24,9 @@ from ssamba.audio.augmentation import augment, change_speed, hide_stripes, noise
 from ssamba.audio.fbank import fbank, frame_lengths, normalize
 from ssamba.checkpoint import Checkpoint, LoadReport, save_checkpoint
 from ssamba.config import BaseEncoderConfig, ClassifierConfig, FrontEndConfig, ModelConfig
-from ssamba.data.corpus import Corpus
+from ssamba.data.corpus import Corpus, Subset
 from ssamba.data.loader import WaveBatch, WaveLoader
 from ssamba.data.plan import Plan, PlanConfig
-from ssamba.data.subset import Subset
 from ssamba.embedder import Embedder
 from ssamba.errors import DataError
 from ssamba.hashing import digest_of
@@ -143,13 +142,13 @@ class FinetuneTask:
 
     def batches(self, epoch: int, start: int, rank: int, world: int) -> Iterator[WaveBatch]:
         """This process's shares of an epoch's batches."""
-        if self._loader is None or (self._loader.rank, self._loader.world) != (rank, world):
+        if self._loader is None or (self._loader.rank, self._loader.world_size) != (rank, world):
             clips = self.recipe.clips
             self._loader = WaveLoader(
                 self.training,
                 self.plan,
                 rank=rank,
-                world=world,
+                world_size=world,
                 workers=clips.workers,
                 backgrounds=clips.backgrounds,
                 mixup=clips.mixup if clips.mixup.share else None,

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from ssamba.data.cache import CachedCorpus
-from ssamba.data.corpus import Corpus, open_corpus
+from ssamba.data.corpus import Corpus, Subset, open_corpus
 from ssamba.data.loader import WaveBatch, WaveLoader
 from ssamba.data.plan import Plan, PlanConfig
-from ssamba.data.subset import Subset
 from ssamba.errors import DataError
 from ssamba.training.pretraining.recipe import PretrainRecipe
 
@@ -55,13 +54,13 @@ class Corpora:
 
     def batches(self, epoch: int, start: int, rank: int, world: int) -> Iterator[WaveBatch]:
         """One process's shares of an epoch's batches, from number `start` on."""
-        if self._loader is None or (self._loader.rank, self._loader.world) != (rank, world):
+        if self._loader is None or (self._loader.rank, self._loader.world_size) != (rank, world):
             workers = self.recipe.data.workers
             self._loader = WaveLoader(
                 self.training,
                 self.plan,
                 rank=rank,
-                world=world,
+                world_size=world,
                 workers=workers,
                 backgrounds=self.recipe.data.backgrounds,
             )

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from ssamba.audio.augmentation import Augmentation
 from ssamba.config import Config, EncoderConfig, FrontEndConfig, PretrainingConfig, SSASTConfig
-from ssamba.data.backgrounds import Backgrounds
+from ssamba.data.mixing import Backgrounds
 from ssamba.errors import ConfigError
 from ssamba.model.create import encoder_config
 from ssamba.model.masking import MaskStyle

@@ -1,6 +1,6 @@
-"""What is known of a public data set, and how one is read: the parts that every recipe is made of.
+"""What is known of a public data set, and how one is read: the parts that every dataset is made of.
 
-A recipe knows the folder structure that the data set's authors publish, and their numbers. It lists every clip that
+A dataset knows the folder structure that the data set's authors publish, and their numbers. It lists every clip that
 there should be, from their tables where there are some; `prepare.py` then looks which of them are there.
 """
 
@@ -33,12 +33,12 @@ class Listing:
     """What a user should know."""
 
 
-Report = Callable[[ScanProgress], None]
-Render = Callable[[Sequence[Clip], Path, int, Report | None], tuple[list[Clip], list[Skipped]]]
+OnProgress = Callable[[ScanProgress], None]
+Render = Callable[[Sequence[Clip], Path, int, OnProgress | None], tuple[list[Clip], list[Skipped]]]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PublicDataset:
     """A public data set."""
 
     name: str
@@ -49,7 +49,7 @@ class Recipe:
     """Where its structure and numbers are published."""
     structure: str
     """The folders and files that are read, as a tree."""
-    find: Callable[[Path], Listing]
+    list_clips: Callable[[Path], Listing]
     """Lists the clips below a folder; raises DatasetStructureError where the data set is not in it."""
     published: Mapping[str, int] = field(default_factory=dict)
     """Clips of each split."""
@@ -59,7 +59,7 @@ class Recipe:
     """Clips of each class, where they are published."""
     archives: Mapping[str, str] = field(default_factory=dict)
     """Published checksums of the downloads, `md5:...` or `sha256:...`."""
-    may_share: frozenset[str] = frozenset()
+    splits_sharing_groups: frozenset[str] = frozenset()
     """Splits that its authors let share groups."""
     balanced: bool = False
     """Whether it is trained with clips of rare classes drawn more often."""
