@@ -59,7 +59,7 @@ def test_an_epoch_holds_every_clip_once_inside_its_bounds(seconds, config, epoch
 
 
 @pytest.mark.parametrize("short_clips", ["join", "bucket", "pad"])
-@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_ranks_divide_each_batch_without_overlap(short_clips, world_size):
     corpus = NoiseCorpus(np.random.default_rng(0).exponential(3, 500) + 0.1)
     plan = Plan(PlanConfig(short_clips=short_clips, batch_size=8), [corpus]).batches(1)
