@@ -25,7 +25,7 @@ from ssamba.embedder import Embedder, load_model
 from ssamba.evaluation import EncoderModel, EvaluateOptions, LogMelStatistics, evaluate, read_suite
 from ssamba.model import create_encoder
 from ssamba.studies.harness import surroundings, table
-from ssamba.training.loop import TrainingReport, train
+from ssamba.training import TrainingReport, train
 from ssamba.training.pretraining.data import Corpora, open_corpora
 from ssamba.training.pretraining.recipe import PretrainRecipe
 from ssamba.training.pretraining.task import PretrainingTask

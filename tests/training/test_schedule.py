@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssamba.training import OFFICIAL_SCHEDULE, ScheduleSettings
-from ssamba.training.schedule import Schedule
+from ssamba.training.optim import Schedule
 
 
 def rates(schedule: Schedule, steps: int, epoch_of=lambda step: 0):

@@ -14,7 +14,7 @@ from ssamba.cli.app import EXIT_CODES, CheckpointOption, app, fail, hours_of_aud
 from ssamba.cli.progress import TrainingBar
 
 if TYPE_CHECKING:
-    from ssamba.training.progress import TrainingReport
+    from ssamba.training.run_io import TrainingReport
 
 
 @app.command(

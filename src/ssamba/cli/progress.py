@@ -13,7 +13,7 @@ from ssamba.cli.app import err, hours_of_audio
 
 if TYPE_CHECKING:
     from ssamba.audio.files import Skipped
-    from ssamba.training.progress import TrainingProgress
+    from ssamba.training.run_io import TrainingProgress
 
 _SHOWN = 10
 _HELD_OUT = ("accuracy", "balanced_accuracy", "mAP")

@@ -1,7 +1,7 @@
-"""Training: one loop for every task, its settings, and what it saves."""
+"""Training: one loop for every task, its settings, and its saved states."""
 
 from ssamba.training.loop import train
-from ssamba.training.progress import TrainingProgress, TrainingReport
+from ssamba.training.run_io import TrainingProgress, TrainingReport
 from ssamba.training.settings import (
     OFFICIAL_OPTIMIZER,
     OFFICIAL_SCHEDULE,

@@ -1,120 +1,109 @@
-"""Averages of a model's weights over a run: exponential (EMA) over steps, plain over epochs."""
+"""Averages of the weights over a run (torch's `AveragedModel`): exponential over steps (EMA), plain over epochs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 
-def ema_keep(decay: float, updates: int) -> float:
-    """What an exponential average keeps of itself at an update: less at first, so that the start is forgotten."""
+def ema_decay_at(decay: float, updates: int) -> float:
+    """Return the EMA's decay at an update: smaller at first, so that the initial weights lose their influence."""
     return min(decay, (1 + updates) / (10 + updates))
 
 
-class AveragedWeights:
-    """A second set of a model's parameters and buffers. Buffers that are not floating point are copied."""
+class WeightAverage(AveragedModel):
+    """A copy of a model (`module`) whose parameters and buffers are averages over updates; integer buffers are copied.
 
-    def __init__(self, model: nn.Module):
-        self.tensors: dict[str, Tensor] = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        self.updates = 0
+        average = decay * average + (1 - decay) * weights
+
+    The EMA starts from the weights of `model`. The plain mean (`ema_decay=None`) starts from those of the first update,
+    and its decay is updates / (updates + 1).
+    """
+
+    def __init__(self, model: nn.Module, ema_decay: float | None = None):
+        super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
+        self.ema_decay = ema_decay
+        if ema_decay is not None:
+            self.n_averaged += 1  # torch would replace the initial weights at the first update
+
+    @property
+    def updates(self) -> int:
+        """Number of updates so far."""
+        return int(self.n_averaged) - (self.ema_decay is not None)
 
     @torch.no_grad()
-    def update(self, model: nn.Module, keep: float) -> None:
-        """average = keep * average + (1 - keep) * weights."""
-        averages, values = [], []
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                averages.append(self.tensors[name])
-                values.append(value)
-            else:
-                self.tensors[name].copy_(value)
-        torch._foreach_lerp_(averages, values, 1 - keep)
-        self.updates += 1
+    def _average(self, averages: Any, weights: Any, num_averaged: object) -> None:
+        # `updates` is read from the CPU: `num_averaged` is on the weights' device, and reading it would wait for a GPU.
+        updates = self.updates
+        decay = updates / (updates + 1) if self.ema_decay is None else ema_decay_at(self.ema_decay, updates)
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, weights, 1 - decay)
+        else:
+            torch._foreach_copy_(averages, weights)
 
-    def update_ema(self, model: nn.Module, decay: float) -> None:
-        """One step of an exponential average."""
-        self.update(model, ema_keep(decay, self.updates))
+    def averaging_state(self) -> dict[str, Any]:
+        """Return what a saved state holds: the averaged tensors by name and the number of updates."""
+        return {"tensors": self.module.state_dict(), "updates": self.updates}
 
-    def update_mean(self, model: nn.Module) -> None:
-        """One more term of a plain mean; the first replaces what the average started from."""
-        self.update(model, self.updates / (self.updates + 1))
-
-    @contextmanager
-    def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """The model has the averaged weights inside the context, and its own again after it."""
-        own = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        _copy(self.tensors, model)
-        try:
-            yield
-        finally:
-            _copy(own, model)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What resuming needs."""
-        return {"tensors": self.tensors, "updates": self.updates}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        for name, value in state["tensors"].items():
-            self.tensors[name].copy_(value)
-        self.updates = state["updates"]
+    def load_averaging_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `averaging_state` returned."""
+        tensors: Mapping[str, Tensor] = state["tensors"]
+        self.module.load_state_dict(tensors)
+        self.n_averaged.fill_(state["updates"] + (self.ema_decay is not None))
 
 
 class Averages:
-    """The averages that a run was asked for."""
+    """The averages that `RunSettings.ema_decay` and `RunSettings.average_epochs` ask for."""
 
-    def __init__(self, model: nn.Module, ema_decay: float | None, epochs: tuple[int, int] | None):
-        """`ema_decay` and `epochs` are `RunSettings.ema_decay` and `RunSettings.average_epochs`."""
-        self.decay, self.epochs = ema_decay, epochs
-        self.ema = AveragedWeights(model) if ema_decay is not None else None
-        self.mean = AveragedWeights(model) if epochs is not None else None
+    def __init__(self, model: nn.Module, ema_decay: float | None, average_epochs: tuple[int, int] | None):
+        self.average_epochs = average_epochs
+        self.ema = None if ema_decay is None else WeightAverage(model, ema_decay)
+        self.mean = None if average_epochs is None else WeightAverage(model)
 
     def after_step(self, model: nn.Module) -> None:
-        """The weights have changed."""
-        if self.ema is not None and self.decay is not None:
-            self.ema.update_ema(model, self.decay)
+        """Update the EMA after a step."""
+        if self.ema is not None:
+            self.ema.update_parameters(model)
 
     def after_epoch(self, model: nn.Module, epoch: int) -> None:
-        """So many epochs are done."""
-        if self.mean is not None and self.epochs is not None and self.epochs[0] <= epoch <= self.epochs[1]:
-            self.mean.update_mean(model)
+        """Update the mean after an epoch (counted from 1) that it covers."""
+        if self.mean is not None and self.average_epochs is not None:
+            first, last = self.average_epochs
+            if first <= epoch <= last:
+                self.mean.update_parameters(model)
 
-    def released(self) -> AveragedWeights | None:
-        """What the model is validated and saved with: the mean once it has a term, or the EMA, or None: as it is."""
-        return self.mean if self.mean is not None and self.mean.updates else self.ema
+    def released(self, model: nn.Module) -> nn.Module:
+        """Return the model to validate and release: the mean if it has been updated, else the EMA, else `model`."""
+        average = self.mean if self.mean is not None and self.mean.updates else self.ema
+        return model if average is None else average.module
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs."""
+        """Return what a saved state holds."""
         return {
-            "ema": None if self.ema is None else self.ema.state_dict(),
-            "mean": None if self.mean is None else self.mean.state_dict(),
+            "ema": None if self.ema is None else self.ema.averaging_state(),
+            "mean": None if self.mean is None else self.mean.averaging_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         for average, name in ((self.ema, "ema"), (self.mean, "mean")):
             if average is not None:
-                average.load_state_dict(state[name])
+                average.load_averaging_state(state[name])
 
 
 @contextmanager
-def evaluating(model: nn.Module, average: AveragedWeights | None) -> Iterator[nn.Module]:
-    """The model in evaluation mode, without gradients, with averaged weights if there are any; then as it was."""
+def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """Put a model in evaluation mode without gradients; afterwards every module has its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad(), nullcontext() if average is None else average.applied_to(model):
+        with torch.no_grad():
             yield model
     finally:
         for module, training in modes:
             module.training = training
-
-
-@torch.no_grad()
-def _copy(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
-    for name, value in model.state_dict().items():
-        value.copy_(tensors[name])

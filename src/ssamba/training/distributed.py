@@ -1,8 +1,8 @@
-"""Several processes under `torchrun`, or one: who this process is, and the few words it exchanges with the others.
+"""Training on several processes under `torchrun`: rank, world size, collectives and DistributedDataParallel (DDP).
 
-`torchrun` sets RANK, WORLD_SIZE and LOCAL_RANK. GPUs talk through NCCL, CPUs through Gloo. Only the first process writes
-files. When a process dies, `torchrun --max-restarts` starts all of them again, and a run with `resume="auto"` goes on
-from the last saved state, on however many processes there now are.
+`torchrun` sets RANK, WORLD_SIZE and LOCAL_RANK. GPUs communicate through NCCL, CPUs through Gloo. Only the main process
+(rank 0) writes files. When a process dies, `torchrun --max-restarts` restarts all of them, and a run with
+`resume="auto"` continues from its last saved state, on any number of processes.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from torch.nn.parallel import DistributedDataParallel
 from ssamba.errors import TrainingError
 
 T = TypeVar("T")
-_TIMEOUT = timedelta(minutes=30)  # also bounds a validation or the writing of a state, which the others wait for
+_TIMEOUT = timedelta(minutes=30)  # validation and saving must also finish within it: other ranks wait for them
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, as one of them sees them."""
+    """The processes of a run, as seen from one of them. Collectives do nothing when there is only one."""
 
     rank: int
-    """This process, from 0."""
+    """Number of this process, from 0."""
     size: int
-    """Processes."""
+    """World size: the number of processes."""
     device: torch.device
-    """Where this process computes."""
+    """Device of this process."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes."""
+        """Whether this is the main process (rank 0), which writes files."""
         return self.rank == 0
 
     def all_reduce(self, values: Tensor) -> Tensor:
-        """Sum over processes, in place."""
+        """Sum a tensor over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def all_gather(self, value: T) -> list[T]:
-        """Every process's value, in every process."""
+        """Return the values of all processes, in order of rank, to every process."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -58,7 +58,7 @@ class World:
         return values
 
     def broadcast(self, value: T) -> T:
-        """The first process's value, in every process."""
+        """Return the main process's value to every process."""
         if self.size == 1:
             return value
         values = [value]
@@ -68,74 +68,74 @@ class World:
 
 @contextmanager
 def init_distributed(device: str | torch.device | None = None) -> Iterator[World]:
-    """Take this process's place among those that `torchrun` started; alone, there is only this one.
+    """Join the process group of `torchrun`, and leave it at the end; without `torchrun` the world size is 1.
 
     Args:
-        device: where to compute; None is this process's GPU, or the CPU where there is none.
+        device: where to compute; None is the GPU number LOCAL_RANK, or the CPU if there is no GPU.
 
     Raises:
-        TrainingError: the device cannot be used.
+        TrainingError: the device does not exist.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    where = _device(device)
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
-    started = size > 1 and not dist.is_initialized()
-    if started:
-        # Threads of a group that is still alive when Python ends abort the process now and then
-        # (https://github.com/pytorch/pytorch/issues/190489). DistributedDataParallel imports torch._dynamo, and what is
-        # imported while there is a group keeps it for good: import it before.
+    own = _device(device)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    init = size > 1 and not dist.is_initialized()
+    if init:
+        # Threads of a process group that is still alive when Python exits sometimes abort the process
+        # (https://github.com/pytorch/pytorch/issues/190489). DistributedDataParallel imports torch._dynamo, and modules
+        # imported while a group exists keep it alive: import it before.
         importlib.import_module("torch._dynamo")
-        backend = "nccl" if where.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=_meeting_place(), rank=rank, world_size=size, timeout=_TIMEOUT)
+        backend = "nccl" if own.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_rendezvous_store(), rank=rank, world_size=size, timeout=_TIMEOUT)
     try:
-        yield World(rank, size, where)
+        yield World(rank, size, own)
     finally:
-        if started:
+        if init:
             dist.destroy_process_group()
-            gc.collect()  # the wrapped model, in cycles, holds the group too
+            gc.collect()  # the DDP model is part of reference cycles and holds the group, too
 
 
-class _Shares(nn.Module):
-    """The model, or a zero in which every parameter takes part: for a process whose share of a batch is empty."""
+class _ModelOrZero(nn.Module):
+    """Call the model, or with `zero=True` return 0 as a function of all its parameters, so that DDP can synchronize."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, *args: Any, nothing: bool = False, **kwargs: Any) -> Any:
-        if not nothing:
+    def forward(self, *args: Any, zero: bool = False, **kwargs: Any) -> Any:
+        if not zero:
             return self.model(*args, **kwargs)
         return sum((p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad), torch.zeros(()))
 
 
-def wrap_ddp(model: nn.Module, world: World, find_unused: bool = False) -> nn.Module:
-    """The model as the loop calls it: with several processes, its gradients become their mean over processes."""
+def wrap_ddp(model: nn.Module, world: World, find_unused_parameters: bool = False) -> nn.Module:
+    """Wrap the model so that `backward` averages its gradients over processes; return it unchanged if there is one."""
     if world.size == 1:
         return model
     devices = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(_Shares(model), device_ids=devices, find_unused_parameters=find_unused)
+    return DistributedDataParallel(
+        _ModelOrZero(model), device_ids=devices, find_unused_parameters=find_unused_parameters
+    )
 
 
 def backward_zeros(model: nn.Module) -> None:
-    """Take part in the exchange of gradients with zeros."""
+    """Take part in DDP's all-reduce with gradients of zero, for a rank that has no clips of a batch."""
     if isinstance(model, DistributedDataParallel):
-        model(nothing=True).backward()
+        model(zero=True).backward()
 
 
-def no_sync(model: nn.Module, wanted: bool) -> AbstractContextManager[None]:
-    """A context in which gradients only add up here, if wanted."""
-    if wanted and isinstance(model, DistributedDataParallel):
-        return model.no_sync()
-    return nullcontext()
+def no_sync(model: nn.Module, enabled: bool) -> AbstractContextManager[None]:
+    """Return DDP's `no_sync` context, in which gradients only accumulate locally, or one that does nothing."""
+    return model.no_sync() if enabled and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
-def _meeting_place() -> Any:
-    """The store that `torchrun` lends, with its own names for each restart.
+def _rendezvous_store() -> Any:
+    """Return the store that `torchrun` provides, with a key prefix for each restart.
 
-    It outlives restarts, and processes would look for each other where those before them were
-    (https://github.com/pytorch/pytorch/issues/135712). Only on one machine do all processes count the same restarts;
-    on several, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun lend a new store each time.
+    The store survives restarts, and new processes would read the addresses of the old ones from it
+    (https://github.com/pytorch/pytorch/issues/135712). All processes count the same restarts only on one machine; on
+    several, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, with which torchrun provides a new store after each restart.
     """
     from torch.distributed.rendezvous import rendezvous
 
@@ -146,19 +146,19 @@ def _meeting_place() -> Any:
     return dist.PrefixStore(f"ssamba-{restarts}", store)  # type: ignore[attr-defined]
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if device is None:
-        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+def _device(name: str | torch.device | None) -> torch.device:
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if name is None:
+        name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     try:
-        where = torch.device(device)
+        device = torch.device(name)
     except RuntimeError:
-        raise TrainingError(f"there is no device {device!r}: expected cpu, cuda, cuda:1 or the like") from None
-    if str(where) == "cuda":
-        where = torch.device("cuda", local)
-    if where.type == "cuda" and where.index >= torch.cuda.device_count():
+        raise TrainingError(f"there is no device {name!r}: expected cpu, cuda, cuda:1 or the like") from None
+    if str(device) == "cuda":
+        device = torch.device("cuda", local_rank)
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise TrainingError(
-            f"process {local} of this machine wants {where}, but it has {torch.cuda.device_count()} GPUs: start at most "
-            "as many processes (torchrun --nproc-per-node), or ask for the CPU"
+            f"process {local_rank} of this machine needs {device}, but there are {torch.cuda.device_count()} GPUs: "
+            "start at most as many processes (torchrun --nproc-per-node), or use the CPU"
         )
-    return where
+    return device

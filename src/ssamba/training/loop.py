@@ -1,50 +1,58 @@
-"""The training loop: one step after the other, from a task's batches to a released model, whatever happens on the way.
+"""The training loop: from a task's batches to a released model.
 
-    for each step:  rate from the schedule -> loss and gradient of each process's share -> mean over the global batch
-                    -> finite? clip, update, average : leave it out -> log, validate, save
+    for each step:  learning rate -> loss and gradient of this rank's parts of the batches -> all-reduce
+                    -> if finite: scale to the mean, clip, update, average -> log, validate, save
 
-The step's gradient is the mean over all terms of all shares and accumulated batches, so it does not depend on how many
-processes there are or how a batch is cut: with w_i terms and mean loss l_i in share i,
+The gradient of a step is the mean over all terms of all parts (of ranks and accumulated batches), so it does not depend
+on the number of processes or on how a batch is split. With w_i terms and mean loss l_i in part i,
 
     loss = sum_i w_i l_i / sum_i w_i
 
-Everything that resuming needs is in the saved state, and what is random follows from (seed, step): a run that was killed
-and resumed equals the uninterrupted one, bit for bit in one process.
+Each part adds the gradient of w_i l_i; the sum is divided by sum_i w_i when that is known. The saved state holds
+everything that resuming needs, and all randomness follows from (seed, step): a run that was killed and resumed equals
+the uninterrupted one, bit for bit on one process.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ssamba.checkpoint.files import write_json
 from ssamba.errors import ConfigError, SsambaError, TrainingDivergedError, TrainingError
 from ssamba.randomness import seed_generators
-from ssamba.training.averaging import Averages, evaluating
-from ssamba.training.distributed import World, init_distributed, wrap_ddp
-from ssamba.training.guard import BadStep, FiniteGuard, StopRequest, stop_on_signals
-from ssamba.training.optim import build_optimizer, set_learning_rate
-from ssamba.training.precision import chosen_precision
-from ssamba.training.progress import TrainingProgress, TrainingReport, Window, peak_memory_bytes
-from ssamba.training.release import MODEL_FOLDER, release
-from ssamba.training.run_io import RunLog
-from ssamba.training.schedule import Schedule
+from ssamba.training.averaging import Averages, evaluation_mode
+from ssamba.training.distributed import World, backward_zeros, init_distributed, no_sync, wrap_ddp
+from ssamba.training.optim import Schedule, build_optimizer, set_learning_rate
+from ssamba.training.run_io import REPORT_FILE, RunLog, TrainingProgress, TrainingReport, Window, peak_memory_bytes
 from ssamba.training.settings import OptimizerSettings, RunSettings, ScheduleSettings
-from ssamba.training.state import STATES_FOLDER, StateFolder, check_plain, on_cpu
-from ssamba.training.step import accumulate_gradients, agree, keys_of_bad_shares, scale_gradients
-from ssamba.training.stream import BatchStream
-from ssamba.training.task import StepContext, StepOutcome, Task
+from ssamba.training.state import (
+    BEST_FOLDER,
+    MODEL_FOLDER,
+    STATES_FOLDER,
+    StateFolder,
+    check_plain,
+    on_cpu,
+    replace_folder,
+)
+from ssamba.training.task import BatchStream, StepContext, StepOutcome, Task, choose_precision
 
-__all__ = ["StepContext", "StepOutcome", "Task", "TrainingProgress", "TrainingReport", "train"]
-
-_VALIDATION, _PICTURES = 1_000_000, 1_000_001  # parts of a step for `seed_generators`, beyond any batch's
+_VALIDATION, _PICTURES = 1_000_000, 1_000_001  # numbers of parts for `seed_generators`, larger than any batch's
+_KEYS_SHOWN = 20
 
 
 def train(
@@ -59,29 +67,29 @@ def train(
     device: str | torch.device | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainingReport:
-    """Train a task's model; under `torchrun`, together with the other processes.
+    """Train a task's model; under `torchrun`, on all its processes together.
 
     Args:
         task: the model, its data and its loss.
-        optimizer: how gradients change weights.
+        optimizer: how gradients change the weights.
         schedule: the learning rate over the run.
-        run: length, precision, what is written when.
-        out: folder for `checkpoints/`, `model/` (the trained model), `best/` (the one with the best validation),
+        run: length, precision, checkpoints and logs.
+        out: folder for `checkpoints/`, `model/` (the trained model), `best/` (the model with the best validation),
             `log.jsonl`, `skipped.csv`, `report.json`, `pictures/` and `tensorboard/`.
-        resume: go on from the last saved state; "auto" does so if there is one.
-        recipe: further settings of the experiment as plain values, saved with the states and compared when resuming.
+        resume: continue from the last saved state; "auto" does so if there is one.
+        recipe: other settings of the experiment as plain values; they are saved and compared when resuming.
         device: where to compute; None is a GPU if there is one.
-        on_progress: called in the first process after each step.
+        on_progress: called on the main process after each step.
 
     Returns:
-        The report, also when SIGTERM or SIGINT ended the run after a step: its state is then saved.
+        The report, also when SIGTERM or SIGINT ended the run after a step; its state is then saved.
 
     Raises:
-        ConfigError: the settings contradict the model, or those of the run to be resumed (every key is named).
-        CheckpointError: there is nothing to resume, or something already where a fresh run was asked for.
+        ConfigError: the settings contradict the model, or those of the run to resume (every key is named).
+        CheckpointError: there is no state to resume, or there is one and `resume` is False.
         TrainingDivergedError: too many steps in a row were not finite; the state before them is saved.
-        TrainingError: the task breaks its promises, or the last state or the model could not be written.
-        MissingExtraError: TensorBoard or Weights & Biases is not installed.
+        TrainingError: the task breaks its interface, or the last state or the model could not be written.
+        MissingExtraError: TensorBoard or Weights & Biases is requested and not installed.
     """
     settings: dict[str, Any] = {
         "optimizer": optimizer.model_dump(mode="json"),
@@ -89,7 +97,7 @@ def train(
         "run": run.model_dump(mode="json"),
         "task": json.loads(json.dumps(dict(recipe or {}))),
     }
-    with init_distributed(device) as world, stop_on_signals() as stop:
+    with init_distributed(device) as world, _stop_on_signals() as stop:
         trainer = _Trainer(task, optimizer, schedule, run, Path(out), settings, world, stop, on_progress)
         trainer.start(resume)
         try:
@@ -99,7 +107,7 @@ def train(
 
 
 class _Trainer:
-    """One process's part of a run."""
+    """One rank's part of a run."""
 
     def __init__(
         self,
@@ -108,37 +116,38 @@ class _Trainer:
         schedule: ScheduleSettings,
         run: RunSettings,
         out: Path,
-        recipe: Mapping[str, Any],
+        settings: Mapping[str, Any],
         world: World,
-        stop: StopRequest,
+        stop: _StopRequest,
         on_progress: Callable[[TrainingProgress], None] | None,
     ):
         if schedule.kind == "plateau" and run.validate_every is None:
             raise ConfigError("schedule.kind 'plateau' follows validations: set run.validate_every")
-        self.task, self.run, self.out, self.recipe = task, run, out, recipe
+        self.task, self.run, self.out, self.settings = task, run, out, settings
         self.world, self.stop, self.on_progress = world, stop, on_progress
-        self.precision = chosen_precision(run.precision, world.device)
-        self.optimizer_settings = optimizer
-        self.best_name, self.best_way = task.best_metric
-        self.schedule = Schedule(schedule, self.best_way)
+        self.precision = choose_precision(run.precision, world.device)
+        self.best_metric, self.best_mode = task.best_metric
         self.model = task.model.to(world.device).train()
+        compiled: nn.Module = torch.compile(self.model) if run.compile else self.model  # type: ignore[assignment]
+        self.wrapped_model = wrap_ddp(compiled, world, run.find_unused_parameters)
+        self.optimizer_settings = optimizer
         self.optimizer = build_optimizer(self.model, optimizer)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        compiled: nn.Module = torch.compile(self.model) if run.compile else self.model  # type: ignore[assignment]
-        self.stepped = wrap_ddp(compiled, world, run.find_unused_parameters)
+        self.schedule = Schedule(schedule, self.best_mode)
         self.averages = Averages(self.model, run.ema_decay, run.average_epochs)
-        self.guard = FiniteGuard(run.bad_steps_limit)
-        self.states = StateFolder(out / STATES_FOLDER, run.keep_last)
         self.stream = BatchStream(task, run.accumulate, world)
+        self.states = StateFolder(out / STATES_FOLDER, run.keep_last)
+        self.log: RunLog | None = None  # only on the main process
         lengths = (run.steps, self.stream.steps_in(run.epochs) if run.epochs else None)
         self.total_steps = min((length for length in lengths if length is not None), default=None)
         self.progress = TrainingProgress(total_steps=self.total_steps)
         self.window = Window()
-        self.log: RunLog | None = None
         self.step = 0
-        self.elapsed_s = 0.0  # over all sessions, as agreed at the last step
+        self.elapsed_s = 0.0  # over all sessions, the same on all ranks
+        self.bad_steps = 0
+        self.bad_row: list[_BadStep] = []  # since the last good step
         self.best: tuple[int, float] | None = None
-        self.kept_best: int | None = None  # step of the best state that is on disk
+        self.best_saved_step: int | None = None
         self.validated_at: int | None = None
         self.validation_due = False
         self.resumed_from: int | None = None
@@ -146,7 +155,7 @@ class _Trainer:
         self.wandb_id: str | None = None
 
     def start(self, resume: bool | Literal["auto"]) -> None:
-        """Load what is to be resumed, the same in every process, and open the log."""
+        """Load the state to resume, the same on all ranks, and open the log."""
         check_plain(self.task.state_dict(), "task.state_dict()")
         found: tuple[Path, dict[str, Any]] | None = None
         error: Exception | None = None
@@ -154,7 +163,7 @@ class _Trainer:
             try:
                 self.out.mkdir(parents=True, exist_ok=True)
                 self.states.clean()
-                found = self.states.newest(self.recipe, resume)
+                found = self.states.newest(self.settings, resume)
             except (SsambaError, OSError) as problem:
                 error = problem
         found, error = self.world.broadcast((found, error))
@@ -165,100 +174,148 @@ class _Trainer:
         elif self.world.size > 1:
             self.task.load_state_dict(self.world.broadcast(on_cpu(self.task.state_dict())))
         if self.world.is_main:
-            self.log = RunLog(self.out, self.run, self.step, self.wandb_id, self.recipe)
+            self.log = RunLog(self.out, self.run, self.step, self.wandb_id, self.settings)
             if self.states.damaged:
-                self.progress.message = "; ".join([*self.states.damaged, f"going on from step {self.step}"])
+                self.progress.message = "; ".join([*self.states.damaged, f"continuing from step {self.step}"])
             values = {"processes": self.world.size, "device": str(self.world.device), "precision": self.precision}
             self.log.event("start", self.step, {**values, "damaged": self.states.damaged})
         self.session_step, self.session_elapsed_s = self.step, self.elapsed_s
         self.session_started_s = self.window_started_s = self.saved_s = time.monotonic()
 
     def run_to_end(self) -> TrainingReport:
-        """Steps until the run's length is reached or a signal comes."""
+        """Train until the run reaches its length or a signal arrives."""
         run = self.run
-        signal: str | None = None
+        stop_signal: str | None = None
         if self.step == 0 and run.validate_first:
             self._save_if(self._validate())
-        if self.validation_due and not self._is_done():  # a signal came between a step and its validation
+        if self.validation_due and not self._is_done():  # the last session ended between a step and its validation
             self._save_if(self._validate())
         while not self._is_done():
-            signal, save_is_due = self._one_step()
-            epoch_ended = self.stream.epoch_ended()
+            stop_signal, save_is_due = self._train_step()
+            epoch_ended = self.stream.next_epoch_if_ended()
             if epoch_ended:
                 self.averages.after_epoch(self.model, self.stream.epoch)
             self.validation_due = epoch_ended if run.validate_every == "epoch" else self._every(run.validate_every)
-            self._note_progress()
-            if self.guard.is_over:
-                self._give_up()
-            if signal is not None or self._is_done():
+            self._update_progress()
+            if len(self.bad_row) > run.bad_steps_limit:
+                self._raise_diverged()
+            if stop_signal is not None or self._is_done():
                 break
             is_best = self.validation_due and self._validate()
             self._save_if(is_best, save_is_due or self._every(run.checkpoint_every_steps))
             if self._every(run.log_every):
                 self._log_window()
             if self._every(run.picture_every):
-                self._draw()
-            self._show()
-        return self._finish(signal)
+                self._draw_pictures()
+            self._report_progress()
+        return self._finish(stop_signal)
 
     def close(self) -> None:
-        """End what runs beside the loop."""
+        """Close the log and the data, and drop the DDP model, which would keep the process group alive."""
         self.stream.close()
-        self.stepped = self.model  # the wrapper would keep the processes' group, with its threads, beyond the run
+        self.wrapped_model = self.model
         if self.log is not None:
             self.log.close()
 
     # One step.
 
-    def _one_step(self) -> tuple[str | None, bool]:
-        """Update the weights once. The signal that asks to stop, if any, and whether the clock asks to save."""
-        run, world, step = self.run, self.world, self.step
-        factor = self.schedule.factor(step, self.stream.epoch, self.total_steps, self._budget_share())
-        rate = self.optimizer_settings.learning_rate * factor
-        set_learning_rate(self.optimizer, rate)
-        context = StepContext(step, self.stream.epoch, run.seed, world.device, self.precision)
+    def _train_step(self) -> tuple[str | None, bool]:
+        """Update the weights once. Return the signal that asks to stop, if any, and whether it is time to save."""
+        run, world, step, epoch = self.run, self.world, self.step, self.stream.epoch
+        factor = self.schedule.factor(step, epoch, self.total_steps, self._budget_share())
+        learning_rate = self.optimizer_settings.learning_rate * factor
+        set_learning_rate(self.optimizer, learning_rate)
         seed_generators(run.seed, step, 0, world.rank)
         batches = self.stream.next_step()
         self.optimizer.zero_grad(set_to_none=True)
-        outcomes = accumulate_gradients(self.task, self.stepped, batches, context, world)
+        outcomes = self._backward(batches, StepContext(step, epoch, run.seed, world.device, self.precision))
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        now_s = time.monotonic()
-        agreed = agree(
-            outcomes,
-            gradients,
-            world,
-            signal=self.stop.signal,
-            elapsed_s=self.session_elapsed_s + now_s - self.session_started_s,
-            save_is_due=now_s - self.saved_s > (run.checkpoint_every_minutes or float("inf")) * 60,
-        )
-        usable = agreed.weight > 0 and agreed.is_finite
+        totals = self._all_reduce(outcomes, gradients)
+        is_finite = math.isfinite(totals.loss) and math.isfinite(totals.grad_norm)
+        usable = totals.weight > 0 and is_finite
         if usable:
-            scale_gradients(gradients, agreed, world, self.optimizer_settings.clip_norm)
+            scale = world.size / totals.weight  # from DDP's mean over ranks to the mean over terms
+            clip_norm = self.optimizer_settings.clip_norm
+            if clip_norm is not None and totals.grad_norm > clip_norm:
+                scale *= clip_norm / totals.grad_norm
+            if scale != 1:
+                torch._foreach_mul_(gradients, scale)
             self.optimizer.step()
             self.averages.after_step(self.model)
             self.task.after_step(step + 1)
-            self.guard.good()
-        self.step, self.elapsed_s = step + 1, agreed.elapsed_s
-        self.progress.loss, self.progress.learning_rate, self.progress.grad_norm = agreed.loss, rate, agreed.grad_norm
+            self.bad_row.clear()
+        self.step, self.elapsed_s = step + 1, totals.elapsed_s
+        self.progress.loss, self.progress.grad_norm = totals.loss, totals.grad_norm
+        self.progress.learning_rate = learning_rate
         self.window.add(outcomes, usable)
-        if not usable and agreed.weight > 0:
-            keys = keys_of_bad_shares(outcomes, world)
-            self._leave_out(BadStep(step, agreed.loss, agreed.grad_norm, rate, keys))
-        return agreed.signal, agreed.save_is_due
+        if totals.weight > 0 and not is_finite:
+            self._skip_step(_BadStep(step, totals.loss, totals.grad_norm, learning_rate, self._bad_keys(outcomes)))
+        return totals.signal, totals.save_is_due
 
-    def _leave_out(self, bad: BadStep) -> None:
-        self.guard.bad(bad)
+    def _backward(self, batches: Sequence[Any], context: StepContext) -> list[StepOutcome]:
+        """Accumulate the gradients of w_i l_i over this rank's parts; DDP then averages them over ranks."""
+        outcomes = []
+        for part, batch in enumerate(batches, start=1):
+            seed_generators(context.seed, context.step, part, self.world.rank)
+            is_last = part == len(batches)
+            with no_sync(self.wrapped_model, not is_last):
+                outcome = self.task.step_loss(self.wrapped_model, batch, context)
+                loss, weight = outcome.loss, outcome.weight
+                if loss is not None and weight > 0:
+                    (loss * weight).backward()  # type: ignore[no-untyped-call]
+                elif is_last:
+                    backward_zeros(self.wrapped_model)
+            outcomes.append(replace(outcome, loss=None if loss is None else loss.detach()))
+        return outcomes
+
+    def _all_reduce(self, outcomes: Sequence[StepOutcome], gradients: Sequence[Tensor]) -> _StepTotals:
+        """Sum terms and losses over ranks, and agree on signals and on the main process's clock.
+
+        One small all-reduce carries everything, and one transfer brings it to the host.
+        """
+        world, run = self.world, self.run
+        now_s = time.monotonic()
+        elapsed_s = self.session_elapsed_s + now_s - self.session_started_s
+        save_is_due = now_s - self.saved_s > (run.checkpoint_every_minutes or math.inf) * 60
+        weights = [outcome.weight for outcome in outcomes]
+        is_main, received = float(world.is_main), self.stop.signal
+        flags = [received == "SIGTERM", received == "SIGINT", is_main * elapsed_s, is_main * save_is_due]
+        dtype = torch.float32 if world.device.type == "mps" else torch.float64
+        sums = torch.tensor([sum(weights), 0.0, *flags], dtype=dtype).to(world.device)
+        for outcome, weight in zip(outcomes, weights, strict=True):
+            if outcome.loss is not None and weight > 0:
+                sums[1] += outcome.loss.to(dtype) * weight
+        world.all_reduce(sums)
+        norm = nn.utils.get_total_norm(gradients).to(sums)
+        weight, loss, sigterm, sigint, elapsed_s, due, grad_norm = torch.cat((sums, norm[None])).tolist()
+        per_term = 1 / weight if weight else math.nan
+        stop_signal = "SIGTERM" if sigterm else "SIGINT" if sigint else None
+        return _StepTotals(
+            weight, loss * per_term, grad_norm * world.size * per_term, stop_signal, elapsed_s, bool(due)
+        )
+
+    def _bad_keys(self, outcomes: Sequence[StepOutcome]) -> tuple[str, ...]:
+        """Return the clips of all parts whose loss is not finite; all clips if only the gradient is not."""
+        own = [(o.loss is not None and not bool(torch.isfinite(o.loss)), tuple(o.keys)) for o in outcomes]
+        parts = [part for rank in self.world.all_gather(own) for part in rank]
+        bad = [keys for is_bad, keys in parts if is_bad] or [keys for _, keys in parts]
+        return tuple(key for keys in bad for key in keys)
+
+    def _skip_step(self, bad: _BadStep) -> None:
+        self.bad_steps += 1
+        self.bad_row.append(bad)
         if self.log is not None:
             self.log.event("bad_step", self.step, {**asdict(bad), "keys": list(bad.keys)})
-        self.progress.message = f"left out: not finite at {bad}"
+        self.progress.message = f"skipped a step that was not finite: {bad}"
 
-    def _give_up(self) -> NoReturn:
+    def _raise_diverged(self) -> NoReturn:
         self._log_window()
         self._save(prune=False)
-        where = f"The weights of before are saved in {self.saved[1]}. " if self.saved is not None else ""
+        where = f"The weights before them are saved in {self.saved[1]}. " if self.saved is not None else ""
+        steps = "\n  ".join(map(str, self.bad_row))
         raise TrainingDivergedError(
-            f"{len(self.guard.row)} steps in a row had a loss or gradient that is not finite. {where}Look at the clips, "
-            f"lower optimizer.learning_rate, or set optimizer.clip_norm:\n  {self.guard.report()}"
+            f"{len(self.bad_row)} steps in a row had a loss or gradient that is not finite. {where}Check the clips, "
+            f"lower optimizer.learning_rate, or set optimizer.clip_norm:\n  {steps}"
         )
 
     def _is_done(self) -> bool:
@@ -272,54 +329,57 @@ class _Trainer:
     def _every(self, steps: int | Literal["epoch"] | None) -> bool:
         return isinstance(steps, int) and self.step % steps == 0
 
-    # What happens between steps.
+    # Between steps: validation, pictures, log.
 
     @contextmanager
-    def _beside_training(self) -> Iterator[None]:
-        """Time that does not count in clips per second."""
+    def _excluded_from_speed(self) -> Iterator[None]:
+        """Exclude the time spent inside from clips per second."""
         began_s = time.monotonic()
         try:
             yield
         finally:
             self.window_started_s += time.monotonic() - began_s
 
-    def _released_weights(self) -> AbstractContextManager[nn.Module]:
-        """The model as it is released: with the mean over epochs, the EMA, or its own weights."""
-        return evaluating(self.model, self.averages.released())
+    @contextmanager
+    def _released_model(self) -> Iterator[nn.Module]:
+        """Yield the model as it is validated and released, with averaged weights if there are any."""
+        with self._excluded_from_speed(), evaluation_mode(self.averages.released(self.model)) as model:
+            yield model
 
     def _validate(self) -> bool:
-        """Whether this is the best so far."""
+        """Validate; return whether this is the best validation so far."""
         self._log_window()
-        with self._beside_training(), self._released_weights() as model:
+        with self._released_model() as model:
             seed_generators(self.run.seed, 0, _VALIDATION, self.world.rank)
-            figures = self.world.broadcast({name: float(v) for name, v in self.task.validate(model).items()})
-        if self.best_name not in figures:
+            metrics = self.world.broadcast({name: float(v) for name, v in self.task.validate(model).items()})
+        if self.best_metric not in metrics:
             raise TrainingError(
-                f"the task's best_metric is {self.best_name!r}, but its validation gave {', '.join(figures) or 'nothing'}"
+                f"the task's best_metric is {self.best_metric!r}, but its validation gave "
+                f"{', '.join(metrics) or 'nothing'}"
             )
         self.validated_at, self.validation_due = self.step, False
-        self.progress.validation = figures
-        value = figures[self.best_name]
+        self.progress.validation = metrics
+        value = metrics[self.best_metric]
         self.schedule.validated(value, self.step)
         if self.log is not None:
-            self.log.event("validation", self.step, figures)
-        sign = 1 if self.best_way == "max" else -1
-        is_best = self.best is None or sign * value >= sign * self.best[1]  # of equals the later, which has seen more
-        if is_best and value == value:
+            self.log.event("validation", self.step, metrics)
+        sign = 1 if self.best_mode == "max" else -1
+        is_best = self.best is None or sign * value >= sign * self.best[1]  # of equals the later, which is trained more
+        if is_best and not math.isnan(value):
             self.best = (self.step, value)
             return True
         return False
 
-    def _draw(self) -> None:
+    def _draw_pictures(self) -> None:
         if self.log is None:
             return
-        with self._beside_training(), self._released_weights() as model:
+        with self._released_model() as model:
             seed_generators(self.run.seed, 0, _PICTURES)
             for name, figure in self.task.pictures(model, self.step).items():
                 self.log.picture(name, figure, self.step)
 
     def _log_window(self) -> None:
-        """Write a line for the steps since the last one."""
+        """Write a line of the log for the steps since the last one."""
         if not self.window.steps:
             return
         self.window.wait_s, self.stream.wait_s = self.stream.wait_s, 0.0
@@ -327,48 +387,29 @@ class _Trainer:
         self.window = Window()
         seconds = max(time.monotonic() - self.window_started_s, 1e-9)
         self.window_started_s += seconds
-        self.progress.take(total, seconds)
+        self.progress.add_window(total, seconds)
         if self.log is None:
             return
         self.log.skip(total.skipped)
         self.progress.skipped = len(self.log.skipped)
         memory = peak_memory_bytes(self.world.device)
-        values = {**total.means(), **self.progress.figures(), "steps": total.steps, "peak_memory_bytes": memory}
+        values = {**total.means(), **self.progress.log_values(), "steps": total.steps, "peak_memory_bytes": memory}
         self.log.event("train", self.step, values)
 
-    def _note_progress(self) -> None:
+    def _update_progress(self) -> None:
         self.progress.step, self.progress.epoch, self.progress.elapsed_s = self.step, self.stream.epoch, self.elapsed_s
-        self.progress.bad_steps = self.guard.count
+        self.progress.bad_steps = self.bad_steps
 
-    def _show(self) -> None:
+    def _report_progress(self) -> None:
         progress = self.progress
         progress.estimate(self.step - self.session_step, self.elapsed_s - self.session_elapsed_s, self.run.max_minutes)
         if self.on_progress is not None and self.world.is_main:
             self.on_progress(progress)
             progress.message = None
 
-    # States.
+    # States and the end of the run.
 
-    def _restore(self, folder: Path, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.averages.load_state_dict(state["averages"])
-        self.task.load_state_dict(state["task"])
-        self.step = self.resumed_from = state["step"]
-        self.stream = BatchStream(self.task, self.run.accumulate, self.world, state["epoch"], state["batch"])
-        self.elapsed_s = state["elapsed_s"]
-        self.best = None if state["best"] is None else (state["best"][0], state["best"][1])
-        self.kept_best, self.validated_at = state["kept_best"], state["validated_at"]
-        self.validation_due = state["validation_due"]
-        self.guard.count = state["bad_steps"]
-        self.progress.clips, self.progress.audio_s = state["clips"], state["audio_s"]
-        self.progress.validation = state["validation"]
-        self.wandb_id = state["wandb_id"]
-        self._note_progress()
-        self.saved = (self.step, folder)
-
-    def _state(self, kept_best: int | None) -> dict[str, Any]:
+    def _state(self, best_saved_step: int | None) -> dict[str, Any]:
         return {
             "step": self.step,
             "epoch": self.stream.epoch,
@@ -380,15 +421,34 @@ class _Trainer:
             "averages": self.averages.state_dict(),
             "task": dict(self.task.state_dict()),
             "best": self.best,
-            "kept_best": kept_best,
+            "kept_best": best_saved_step,
             "validated_at": self.validated_at,
             "validation_due": self.validation_due,
             "validation": dict(self.progress.validation),
             "clips": self.progress.clips,
             "audio_s": self.progress.audio_s,
-            "bad_steps": self.guard.count,
+            "bad_steps": self.bad_steps,
             "wandb_id": None if self.log is None else self.log.wandb_id,
         }
+
+    def _restore(self, folder: Path, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.averages.load_state_dict(state["averages"])
+        self.task.load_state_dict(state["task"])
+        self.step = self.resumed_from = state["step"]
+        self.stream = BatchStream(self.task, self.run.accumulate, self.world, state["epoch"], state["batch"])
+        self.elapsed_s = state["elapsed_s"]
+        self.best = None if state["best"] is None else (state["best"][0], state["best"][1])
+        self.best_saved_step, self.validated_at = state["kept_best"], state["validated_at"]
+        self.validation_due = state["validation_due"]
+        self.bad_steps = state["bad_steps"]
+        self.progress.clips, self.progress.audio_s = state["clips"], state["audio_s"]
+        self.progress.validation = state["validation"]
+        self.wandb_id = state["wandb_id"]
+        self._update_progress()
+        self.saved = (self.step, folder)
 
     def _save_if(self, is_best: bool, is_due: bool = False) -> None:
         if is_best or is_due:
@@ -396,55 +456,130 @@ class _Trainer:
             self._save(is_best=is_best)
 
     def _save(self, *, is_best: bool = False, prune: bool = True) -> None:
-        """Save the state, or count that it could not be; training goes on either way."""
+        """Save the state. If the disk refuses it, count that and continue."""
         self.saved_s = time.monotonic()
         if self.log is None:
             return
-        kept_best = self.step if is_best else self.kept_best
-        with self._beside_training():
-            state = self._state(kept_best)
+        best_saved_step = self.step if is_best else self.best_saved_step
+        with self._excluded_from_speed():
+            state = self._state(best_saved_step)
             check_plain(state, "the state")
-            meta = {"recipe": self.recipe, "validation": dict(self.progress.validation), "best": self.best}
+            meta = {"recipe": self.settings, "validation": dict(self.progress.validation), "best": self.best}
             try:
-                path = self.states.save(self.step, state, meta, self._write_model, best_step=kept_best, prune=prune)
+                path = self.states.save(
+                    self.step, state, meta, self._write_model, best_step=best_saved_step, prune=prune
+                )
             except OSError as error:
                 self.progress.failed_saves += 1
-                self.progress.message = f"the state of step {self.step} could not be saved ({error}); training goes on"
+                self.progress.message = (
+                    f"the state of step {self.step} could not be saved ({error}); training continues"
+                )
                 self.log.event("save_failed", self.step, {"error": str(error)})
                 return
-        self.saved, self.kept_best = (self.step, path), kept_best
+        self.saved, self.best_saved_step = (self.step, path), best_saved_step
 
     def _write_model(self, folder: Path) -> None:
-        with self._released_weights() as model:
+        with evaluation_mode(self.averages.released(self.model)) as model:
             self.task.save(model, folder)
 
-    def _finish(self, signal: str | None) -> TrainingReport:
+    def _finish(self, stop_signal: str | None) -> TrainingReport:
         """Validate, save, and write the trained model; after a signal only save."""
-        is_best = signal is None and self.validated_at != self.step and self._validate()
+        is_best = stop_signal is None and self.validated_at != self.step and self._validate()
         self._log_window()
-        already = self.saved is not None and self.saved[0] == self.step
-        if is_best or not already:
+        if is_best or self.saved is None or self.saved[0] != self.step:
             self._save(is_best=is_best)
-        if signal is None and self._every(self.run.picture_every):
-            self._draw()
-        self._show()
+        if stop_signal is None and self._every(self.run.picture_every):
+            self._draw_pictures()
+        self._report_progress()
         report = self.progress.report(
-            signal or "finished",
+            stop_signal or "finished",
             resumed_from=self.resumed_from,
             best=self.best,
             peak_memory_bytes=peak_memory_bytes(self.world.device),
             last_state=None if self.saved is None else self.saved[1],
-            model=None if signal else self.out / MODEL_FOLDER,
+            model=None if stop_signal else self.out / MODEL_FOLDER,
         )
         if self.log is None:
             return report
         self.log.event("end", self.step, {"stopped": report.stopped})
         last = "there is no saved state" if self.saved is None else f"the last saved state is {self.saved[1]}"
-        best = None if self.kept_best is None else self.states.path(self.kept_best) / MODEL_FOLDER
         try:
-            release(self.out, report, self._write_model, best)
+            if report.model is not None:
+                replace_folder(report.model, self._write_model)
+                best = None if self.best_saved_step is None else self.states.path(self.best_saved_step) / MODEL_FOLDER
+                if best is not None and best.is_dir():
+                    replace_folder(self.out / BEST_FOLDER, partial(shutil.copytree, best, dirs_exist_ok=True))
+            write_json(self.out / REPORT_FILE, report.as_json())
         except OSError as error:
             raise TrainingError(f"{self.out} cannot be written ({error}); {last}: make room, and resume") from None
         if self.saved is None or self.saved[0] != self.step:
             raise TrainingError(f"the state of step {self.step} could not be saved; {last}: make room, and resume")
         return report
+
+
+@dataclass(frozen=True)
+class _StepTotals:
+    """Sums over all ranks after the backward pass, the same on every rank."""
+
+    weight: float
+    """Number of terms of the step."""
+    loss: float
+    """Mean loss over them."""
+    grad_norm: float
+    """Euclidean norm of the mean loss's gradient."""
+    signal: str | None
+    """Name of a signal that any process received."""
+    elapsed_s: float
+    """Time spent over all sessions, by the main process's clock."""
+    save_is_due: bool
+    """Whether it is time to save, by the main process's clock."""
+
+
+@dataclass(frozen=True)
+class _BadStep:
+    """A step that was skipped because its loss or gradient was not finite."""
+
+    step: int
+    """Steps done before it."""
+    loss: float
+    """Mean over all ranks."""
+    grad_norm: float
+    """Euclidean norm of the gradient."""
+    learning_rate: float
+    """Full learning rate times the schedule."""
+    keys: tuple[str, ...]
+    """Clips of the parts whose loss was not finite; all clips of the step if only the gradient was not."""
+
+    def __str__(self) -> str:
+        more = f" and {len(self.keys) - _KEYS_SHOWN} more" if len(self.keys) > _KEYS_SHOWN else ""
+        clips = ", ".join(self.keys[:_KEYS_SHOWN]) or "unknown"
+        return (
+            f"step {self.step}: loss {self.loss:g}, gradient norm {self.grad_norm:g}, learning rate "
+            f"{self.learning_rate:.3g}, clips {clips}{more}"
+        )
+
+
+@dataclass
+class _StopRequest:
+    """Name of the last signal received, if any. A second SIGINT raises KeyboardInterrupt."""
+
+    signal: str | None = None
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal == "SIGINT":
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[_StopRequest]:
+    """Turn SIGTERM and SIGINT into requests to stop after the current step (only possible in the main thread)."""
+    request = _StopRequest()
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, request.receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

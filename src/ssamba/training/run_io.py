@@ -1,7 +1,7 @@
-"""What a run leaves to read: `log.jsonl`, `skipped.csv`, curves for TensorBoard and Weights & Biases, pictures.
+"""What a run reports: `log.jsonl`, `skipped.csv`, pictures, curves (TensorBoard, Weights & Biases), progress, report.
 
-`log.jsonl` has an object on each line, with `event` one of start, train, validation, bad_step, save_failed, end, and
-`step`. A resumed run removes the lines of steps that it will do again. A full disk loses lines, not the run.
+`log.jsonl` has one object on each line, with `event` (start, train, validation, bad_step, save_failed or end) and
+`step`. A resumed run removes the lines of steps that it will repeat. A full disk loses lines but does not stop it.
 """
 
 from __future__ import annotations
@@ -9,34 +9,218 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ssamba.errors import MissingExtraError
 from ssamba.files import write_atomically
+from ssamba.training.distributed import World
 from ssamba.training.settings import RunSettings
+from ssamba.training.task import StepOutcome
 
 LOG_FILE = "log.jsonl"
 SKIPPED_FILE = "skipped.csv"
+REPORT_FILE = "report.json"
 _CURVE_EVENTS = ("train", "validation")
 
 
+@dataclass
+class TrainingProgress:
+    """Progress of a run. The same object is updated and passed to `on_progress` after each step."""
+
+    step: int = 0
+    """Steps done."""
+    total_steps: int | None = None
+    """Steps of the whole run; None if only a time budget ends it."""
+    epoch: int = 0
+    """Epochs done."""
+    elapsed_s: float = 0.0
+    """Time spent, over all sessions."""
+    left_s: float | None = None
+    """Estimate of the time left."""
+    share: float = 0.0
+    """Share of the run that is done."""
+    loss: float = float("nan")
+    """Loss of the last step."""
+    learning_rate: float = 0.0
+    """Learning rate of the last step."""
+    grad_norm: float = float("nan")
+    """Gradient norm of the last step, before clipping."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Mean loss and metrics over the last log window (the steps between two log lines)."""
+    validation: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of the last validation."""
+    clips_per_s: float = 0.0
+    """Clips per second over the last log window, all processes together."""
+    audio_h_per_s: float = 0.0
+    """Hours of audio per second, likewise."""
+    data_wait_share: float = 0.0
+    """Share of that window's time spent waiting for data."""
+    clips: int = 0
+    """Clips seen, over all sessions."""
+    audio_s: float = 0.0
+    """Seconds of audio seen, over all sessions."""
+    skipped: int = 0
+    """Clips that could not be used, each counted once."""
+    bad_steps: int = 0
+    """Steps skipped because the loss or gradient was not finite."""
+    failed_saves: int = 0
+    """States that could not be written."""
+    message: str | None = None
+    """A message to show to the user once."""
+
+    def add_window(self, window: Window, seconds: float) -> None:
+        """Update metrics, counts and rates by a log window, summed over processes, that took `seconds`."""
+        self.metrics = window.means()
+        self.clips += window.clips
+        self.audio_s += window.audio_s
+        self.clips_per_s = window.clips / seconds
+        self.audio_h_per_s = window.audio_s / 3600 / seconds
+        self.data_wait_share = window.wait_s / seconds
+
+    def log_values(self) -> dict[str, float]:
+        """Return the values of a `train` line besides the metrics."""
+        return {
+            "epoch": self.epoch,
+            "elapsed_s": round(self.elapsed_s, 3),
+            "bad_steps": self.bad_steps,
+            "learning_rate": self.learning_rate,
+            "grad_norm": self.grad_norm,
+            "clips_per_s": round(self.clips_per_s, 3),
+            "audio_h_per_s": round(self.audio_h_per_s, 6),
+            "data_wait_share": round(self.data_wait_share, 4),
+        }
+
+    def estimate(self, session_steps: int, session_s: float, max_minutes: float | None) -> None:
+        """Update `share` and `left_s` from the speed of this session."""
+        ends = []
+        self.share = 0.0
+        if self.total_steps is not None:
+            self.share = self.step / self.total_steps
+            ends.append((self.total_steps - self.step) * session_s / max(1, session_steps))
+        if max_minutes is not None:
+            self.share = max(self.share, self.elapsed_s / (max_minutes * 60))
+            ends.append(max_minutes * 60 - self.elapsed_s)
+        self.share = min(1.0, self.share)
+        self.left_s = max(0.0, min(ends)) if ends else None
+
+    def report(self, stopped: str, **more: Any) -> TrainingReport:
+        """Return the report of a run that ends here; `more` are the fields that progress does not have."""
+        shared = {f.name for f in fields(TrainingReport)} & {f.name for f in fields(self)}
+        return TrainingReport(stopped=stopped, **{name: getattr(self, name) for name in shared}, **more)
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """Result of a run, or of this session of it. `report.json` holds it, too."""
+
+    stopped: str
+    """`finished`, or the name of the signal that ended the session; the run can then be resumed."""
+    step: int
+    """Steps done, over all sessions."""
+    epoch: int
+    """Epochs done."""
+    elapsed_s: float
+    """Time spent, over all sessions."""
+    clips: int
+    """Clips seen."""
+    audio_s: float
+    """Seconds of audio seen."""
+    resumed_from: int | None
+    """Step that this session resumed from; None for a new run."""
+    loss: float
+    """Loss of the last step."""
+    metrics: Mapping[str, float]
+    """Means over the last log window."""
+    validation: Mapping[str, float]
+    """Metrics of the last validation; empty if there was none."""
+    best: tuple[int, float] | None
+    """Step and value of the best validation."""
+    skipped: int
+    """Clips that could not be used."""
+    bad_steps: int
+    """Steps skipped because the loss or gradient was not finite."""
+    failed_saves: int
+    """States that could not be written."""
+    peak_memory_bytes: int | None
+    """Peak memory of the main process: the GPU's, or the process's own."""
+    last_state: Path | None
+    """Folder of the last saved state."""
+    model: Path | None
+    """Folder of the trained model, once the run is finished."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+
+
+@dataclass
+class Window:
+    """Sums over the steps since the last line of the log. Tensors stay on their device until they are read."""
+
+    steps: int = 0
+    clips: int = 0
+    audio_s: float = 0.0
+    weight: float = 0.0
+    wait_s: float = 0.0
+    sums: dict[str, Tensor | float] = field(default_factory=dict)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, outcomes: Sequence[StepOutcome], usable: bool) -> None:
+        """Add the outcomes of a step; of one that was not finite only the clips count."""
+        self.steps += 1
+        for outcome in outcomes:
+            self.clips += outcome.clips
+            self.audio_s += outcome.audio_s
+            self.skipped += outcome.skipped
+            if not usable or outcome.weight == 0:
+                continue
+            self.weight += outcome.weight
+            for name, value in {"loss": outcome.loss, **outcome.metrics}.items():
+                if value is not None:
+                    value = value.detach() if isinstance(value, Tensor) else value
+                    self.sums[name] = self.sums.get(name, 0.0) + value * outcome.weight
+
+    def over_all(self, world: World) -> Window:
+        """Return the sums over all processes, to every process; `wait_s` is the mean."""
+        own = replace(self, sums={name: float(value) for name, value in self.sums.items()})
+        total = Window(steps=self.steps)
+        for part in world.all_gather(own):
+            total.clips += part.clips
+            total.audio_s += part.audio_s
+            total.weight += part.weight
+            total.wait_s += part.wait_s / world.size
+            total.skipped += part.skipped
+            for name, value in part.sums.items():
+                total.sums[name] = total.sums.get(name, 0.0) + value
+        return total
+
+    def means(self) -> dict[str, float]:
+        """Return the mean loss and metrics over all terms."""
+        return {name: float(value) / self.weight for name, value in self.sums.items()} if self.weight else {}
+
+
 class RunLog:
-    """The log of the first process."""
+    """The files that the main process writes while it trains."""
 
     def __init__(self, out: Path, run: RunSettings, step: int, wandb_id: str | None, recipe: Mapping[str, Any]):
-        """Open the log at a step: later lines are removed.
+        """Open the log at a step; later lines are removed.
 
         Raises:
-            MissingExtraError: TensorBoard or Weights & Biases was asked for and is not installed.
+            MissingExtraError: TensorBoard or Weights & Biases is requested and not installed.
         """
         self.out = out
         self.lost = 0
         """Lines, curves or pictures that could not be written."""
         self.skipped: set[str] = set()
-        self._torn = False
+        self._last_line_torn = False
         self._tensorboard = _open_tensorboard(out / "tensorboard", step) if run.tensorboard else None
         self._wandb = _open_wandb(run.wandb, out, wandb_id, recipe) if run.wandb else None
         if step:
@@ -48,20 +232,20 @@ class RunLog:
 
     @property
     def wandb_id(self) -> str | None:
-        """The run's name at Weights & Biases."""
+        """Identifier of the run at Weights & Biases."""
         return self._wandb.id if self._wandb is not None else None
 
     def event(self, event: str, step: int, values: Mapping[str, Any] | None = None) -> None:
-        """Append a line; the numbers of a `train` or `validation` line become curves."""
+        """Append a line; the numbers of a `train` or `validation` line also become curves."""
         values = values or {}
         own = {"event": event, "step": step, "time": round(time.time(), 3)}
-        line = json.dumps(_finite(own | dict(values) | own)) + "\n"  # first, and not to be overwritten
+        line = json.dumps(_finite(own | dict(values) | own)) + "\n"  # own keys come first and cannot be overwritten
 
         def append() -> None:
             with (self.out / LOG_FILE).open("a", encoding="utf-8") as file:
-                file.write(("\n" if self._torn else "") + line)
+                file.write(("\n" if self._last_line_torn else "") + line)
 
-        self._torn = not self._try(append)
+        self._last_line_torn = not self._try(append)
         if event not in _CURVE_EVENTS:
             return
         curves = {
@@ -76,7 +260,7 @@ class RunLog:
             self._wandb.log(curves, step=step)
 
     def skip(self, clips: Iterable[tuple[str, str]]) -> None:
-        """List clips that could not be used, each once."""
+        """List clips (key, reason) that could not be used, each once."""
         new = {key: reason for key, reason in clips if key not in self.skipped}
         if not new:
             return
@@ -84,17 +268,17 @@ class RunLog:
 
         def append() -> None:
             path = self.out / SKIPPED_FILE
-            fresh = not path.exists()
+            is_new = not path.exists()
             with path.open("a", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
-                if fresh:
+                if is_new:
                     writer.writerow(["key", "reason"])
                 writer.writerows(new.items())
 
         self._try(append)
 
     def picture(self, name: str, figure: Any, step: int) -> None:
-        """Keep a matplotlib figure as `pictures/step-N-NAME.png`, and show it in TensorBoard."""
+        """Save a matplotlib figure as `pictures/step-N-NAME.png`, and add it to TensorBoard."""
 
         def write() -> None:
             path = self.out / "pictures" / f"step-{step:08d}-{name}.png"
@@ -106,13 +290,14 @@ class RunLog:
         self._try(write)
 
     def close(self) -> None:
-        """Flush what is pending."""
+        """Flush and close TensorBoard and Weights & Biases."""
         if self._tensorboard is not None:
             self._try(self._tensorboard.close)
         if self._wandb is not None:
             self._wandb.finish()
 
     def _try(self, write: Callable[[], object]) -> bool:
+        """Call `write`; return False if the disk refused it."""
         try:
             write()
         except OSError:
@@ -121,8 +306,19 @@ class RunLog:
         return True
 
 
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Return the peak memory so far: the GPU's, or this process's; None where the system does not report it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: null instead."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -131,7 +327,7 @@ def _finite(value: Any) -> Any:
 
 
 def _truncate(path: Path, step: int) -> None:
-    """Keep the whole lines of steps up to this one."""
+    """Keep only complete lines, and those of steps up to this one."""
     if not path.exists():
         return
     kept = []
@@ -139,7 +335,7 @@ def _truncate(path: Path, step: int) -> None:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
-            continue  # a line that a killed run or a full disk left half written
+            continue  # a line that a killed run or a full disk left incomplete
         if record.get("step", 0) <= step and record.get("event") != "end":
             kept.append(line + "\n")
     write_atomically(path, lambda target: target.write_text("".join(kept), encoding="utf-8"))
@@ -156,7 +352,7 @@ def _open_tensorboard(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise MissingExtraError('curves in TensorBoard need it: pip install "ssamba[train]"') from None
+        raise MissingExtraError('TensorBoard is not installed: pip install "ssamba[train]"') from None
     return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
 
@@ -165,6 +361,6 @@ def _open_wandb(project: str | None, out: Path, run_id: str | None, recipe: Mapp
         import wandb
     except ImportError:
         raise MissingExtraError(
-            "curves at Weights & Biases need its client: pip install wandb (or leave `wandb` out of the recipe)"
+            "the client of Weights & Biases is not installed: pip install wandb (or leave `wandb` out of the recipe)"
         ) from None
     return wandb.init(project=project, dir=str(out), id=run_id, resume="allow", config=dict(recipe), name=out.name)

@@ -1,7 +1,7 @@
-"""How a training run is configured: the optimizer, the schedule of its learning rate, the run itself.
+"""Settings of a training run: the optimizer, the learning rate schedule, and the run itself.
 
-The defaults are the modern recipe; `OFFICIAL_OPTIMIZER` and `OFFICIAL_SCHEDULE` are what the original pretrains with
-(its released code: AdamW, a warm-up in steps of 50, halving on a plateau). A step is one update of the weights.
+The defaults are the modern recipe. `OFFICIAL_OPTIMIZER` and `OFFICIAL_SCHEDULE` are the original's pretraining (its
+released code: AdamW, a warm-up in jumps of 50 steps, halving on a plateau). A step is one update of the weights.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ class OptimizerSettings(Config):
     name: Literal["adamw", "adam"] = "adamw"
     """`adamw` decouples weight decay; `adam` adds it to the gradient, as the original's fine-tuning does."""
     learning_rate: float = Field(5e-4, gt=0)
-    """The full learning rate; the schedule multiplies it."""
+    """Full learning rate; the schedule multiplies it."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of the running mean of gradients and of their squares."""
+    """Decay of the running averages of gradients and of their squares."""
     eps: float = Field(1e-8, gt=0)
-    """Added to the root of the mean square."""
+    """Term added to the root of the averaged square."""
     weight_decay: float = Field(0.05, ge=0)
-    """Pull toward zero."""
+    """Weight decay."""
     decay_groups: bool = True
-    """Decay only matrices: no norms, biases, A_log, D, tokens or positions. The original decays everything."""
+    """Decay only weight matrices: no norms, biases, A_log, D, tokens or positions. The original decays everything."""
     clip_norm: float | None = Field(1.0, gt=0)
-    """Gradients with a larger Euclidean norm are shrunk to it; None leaves them."""
+    """Largest Euclidean norm of the gradient; larger ones are scaled down to it. None does not clip."""
     head_multiplier: float = Field(1.0, gt=0)
-    """Learning rate of what stands on the encoder, as a multiple of the encoder's."""
+    """Learning rate outside the encoder, as a multiple of the encoder's."""
     layer_decay: float = Field(1.0, gt=0, le=1)
-    """Learning rate of each encoder layer as a multiple of the layer's above it (BEiT, 2021, arXiv:2106.08254)."""
+    """Learning rate of each encoder layer, as a multiple of the one above it (BEiT, 2021, arXiv:2106.08254)."""
 
     @model_validator(mode="after")
     def _check(self) -> OptimizerSettings:
@@ -46,67 +46,67 @@ class ScheduleSettings(Config):
     """The learning rate over the run, as a multiple of the full one: a warm-up times a shape."""
 
     kind: Literal["cosine", "plateau", "epochs", "constant", "wsd"] = "cosine"
-    """`cosine` to the floor; `plateau` shrinks when validation stops improving; `epochs` shrinks every few epochs;
-    `constant`; `wsd`: stable, then a linear decay to the floor at the end of the run."""
+    """`cosine` falls to the floor; `plateau` lowers the rate when validation stops improving; `epochs` lowers it every
+    few epochs; `constant`; `wsd` (warm-up, stable, decay) falls linearly to the floor at the end of the run."""
     warmup_steps: int = Field(1000, ge=0)
     """Steps of linear growth from zero."""
     warmup_every: int | None = Field(None, gt=0)
-    """None grows at every step. A number sets the rate every so many steps only, from zero, and undoes what the shape
-    did before: with 50 this is the original's warm-up."""
+    """Steps between two increases of the warm-up; None increases at every step. A number starts at a rate of zero and
+    overwrites what plateaus and epochs did during the warm-up: 50 is the original's warm-up."""
     floor: float = Field(0.0, ge=0, le=1)
-    """What cosine and wsd end at, and plateau stops at."""
+    """Final value of cosine and wsd, lowest value of plateau."""
     decay_share: float = Field(0.2, gt=0, le=1)
     """wsd: share of the run that the decay takes."""
     plateau_factor: float = Field(0.5, gt=0, lt=1)
-    """plateau: the multiplier."""
+    """plateau: factor of each decrease."""
     plateau_patience: int = Field(2, ge=0)
-    """plateau: validations without improvement that are let pass."""
+    """plateau: validations without improvement before a decrease."""
     plateau_threshold: float = Field(1e-4, ge=0)
-    """plateau: relative change that counts as improvement."""
+    """plateau: smallest relative change that counts as improvement."""
     decay_start: int = Field(10, gt=0)
     """epochs: epochs at the full rate."""
     decay_every: int = Field(5, gt=0)
-    """epochs: epochs between two decays."""
+    """epochs: epochs between two decreases."""
     decay_factor: float = Field(0.5, gt=0, le=1)
-    """epochs: the multiplier."""
+    """epochs: factor of each decrease."""
 
 
 class RunSettings(Config):
-    """How long, how precisely, and what is written when. At least one of steps, epochs and max_minutes is needed; with
-    several, whichever comes first ends the run."""
+    """Length, precision, checkpoints and logs. At least one of steps, epochs and max_minutes is needed; the run ends
+    when the first of them is reached."""
 
     steps: int | None = Field(None, gt=0)
     """Steps of the whole run."""
     epochs: int | None = Field(None, gt=0)
     """Passes over the data."""
     max_minutes: float | None = Field(None, gt=0)
-    """Budget of wall time over all sessions of the run; schedules then follow the share of it that has gone."""
+    """Time budget in minutes, over all sessions of the run; schedules then follow its used share."""
     seed: int = Field(0, ge=0)
-    """Everything random in a step follows from it and the step's number."""
+    """Seed of everything random; a step's randomness follows from it and the step's number."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    """`bf16` is autocast: weights and optimizer stay float32. `auto` is bf16 where the device computes it quickly."""
+    """`bf16` is autocast: weights and optimizer stay float32. `auto` is bf16 on devices that compute it natively."""
     accumulate: int = Field(1, gt=0)
-    """Batches whose gradients make one step."""
+    """Batches whose gradients are accumulated for one step."""
     compile: bool = False
-    """Run the model through torch.compile."""
+    """Compile the model by torch.compile."""
     ema_decay: float | None = Field(0.999, gt=0, lt=1)
-    """Decay of the running average of the weights, which is what is validated and released; None is off. Step t uses at
-    most (1 + t) / (10 + t)."""
+    """Decay of the exponential moving average of the weights, which is validated and released; None disables it. Step t
+    uses at most (1 + t) / (10 + t)."""
     average_epochs: tuple[int, int] | None = None
     """First and last epoch, counted from 1, after which the weights enter a plain mean, which is then released."""
     checkpoint_every_steps: int | None = Field(1000, gt=0)
-    """Steps between two saved states; a new best validation and the end save too."""
+    """Steps between two saved states; a new best validation and the end of the run are saved, too."""
     checkpoint_every_minutes: float | None = Field(10.0, gt=0)
-    """Longest time between two saved states."""
+    """Longest time in minutes between two saved states."""
     keep_last: int = Field(2, gt=0)
-    """Saved states to keep, besides the one with the best validation."""
+    """Number of latest saved states to keep, besides the one with the best validation."""
     validate_every: int | Literal["epoch"] | None = None
-    """Steps between two validations, or "epoch"; None only validates at the end."""
+    """Steps between two validations, or "epoch"; None validates only at the end."""
     validate_first: bool = False
-    """Also validate before the first step: what a run starts from may be the best that it sees."""
+    """Also validate before the first step: the initial weights may turn out to be the best."""
     patience: int | None = Field(None, gt=0)
-    """Validations in a row without a new best one, those of the warm-up not counted, after which the run ends; None never
-    ends it early."""
+    """Validations in a row without a new best one, not counting those of the warm-up, after which the run ends; None
+    never ends it early."""
     log_every: int = Field(10, gt=0)
     """Steps between two lines of the log."""
     picture_every: int | None = Field(None, gt=0)
@@ -114,11 +114,11 @@ class RunSettings(Config):
     tensorboard: bool = False
     """Write curves and pictures for TensorBoard."""
     wandb: str | None = None
-    """Project at Weights & Biases to send curves to; None sends nothing."""
+    """Project at Weights & Biases that curves are sent to; None sends nothing."""
     bad_steps_limit: int = Field(10, gt=0)
-    """Steps in a row with a loss or gradient that is not finite, after which the run stops; single ones are skipped."""
+    """Steps in a row with a non-finite loss or gradient after which the run stops; fewer are skipped."""
     find_unused_parameters: bool = False
-    """Several processes: allow parameters that take no part in a step (slower)."""
+    """DDP's option: allow parameters that take no part in a step (slower)."""
 
     @model_validator(mode="after")
     def _check(self) -> RunSettings:
@@ -136,28 +136,26 @@ class RunSettings(Config):
 OFFICIAL_OPTIMIZER = OptimizerSettings(
     learning_rate=1e-4, betas=(0.95, 0.999), weight_decay=5e-8, decay_groups=False, clip_norm=None
 )
-"""The original's pretraining; its fine-tuning is `adam` with weight_decay 5e-7 and rates of the task."""
+"""The original's pretraining. Its fine-tuning uses `adam` with weight_decay 5e-7 and a learning rate for each task."""
 
 OFFICIAL_SCHEDULE = ScheduleSettings(
     kind="plateau", warmup_steps=1000, warmup_every=50, plateau_factor=0.5, plateau_patience=2
 )
 """The original's pretraining, which validates every 4,000 steps."""
 
-FREE_ON_RESUME = frozenset({"task.data.workers"}) | frozenset(
-    f"run.{name}"
-    for name in (
-        "steps",
-        "epochs",
-        "max_minutes",
-        "patience",
-        "checkpoint_every_steps",
-        "checkpoint_every_minutes",
-        "keep_last",
-        "log_every",
-        "picture_every",
-        "tensorboard",
-        "wandb",
-        "bad_steps_limit",
-    )
+_FREE_RUN_SETTINGS = (
+    "steps",
+    "epochs",
+    "max_minutes",
+    "patience",
+    "checkpoint_every_steps",
+    "checkpoint_every_minutes",
+    "keep_last",
+    "log_every",
+    "picture_every",
+    "tensorboard",
+    "wandb",
+    "bad_steps_limit",
 )
-"""Settings that may change when a run is resumed: its length, what is written when, and how many processes decode."""
+FREE_ON_RESUME = frozenset({"task.data.workers", *(f"run.{name}" for name in _FREE_RUN_SETTINGS)})
+"""Settings that may change when a run is resumed: its length, what is written when, and the number of decoders."""

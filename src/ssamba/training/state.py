@@ -1,12 +1,12 @@
-"""The saved states of a run: written whole or not at all, the last few and the best kept.
+"""Saved states of a run: each is written completely or not at all; the latest few and the best are kept.
 
-    OUT/checkpoints/step-00001000/state.pt     everything that resuming needs, tensors and plain values alone
+    OUT/checkpoints/step-00001000/state.pt     everything that resuming needs: tensors and plain values
                                   meta.json    step, recipe, validation, and the size of every file
-                                  model/       the model to be released, in the format of ssamba.checkpoint
+                                  model/       the model to release, in the format of ssamba.checkpoint
 
-A state is written under a name that does not count, flushed to the disk, and renamed; only then are older ones removed.
-A full disk costs that state, never an earlier one. Reading trusts a folder whose files have the sizes of its meta.json
-and whose tensors can be read, and otherwise goes back to the one before.
+A state is written under a temporary name, flushed to disk and renamed; only then are older ones removed, so a full disk
+costs that state but no earlier one. Reading accepts a folder whose files have the sizes listed in meta.json and whose
+tensors can be loaded; otherwise the state before it is used.
 """
 
 from __future__ import annotations
@@ -25,82 +25,79 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ssamba.config import RENAMED_KEYS
 from ssamba.errors import CheckpointError, ConfigError, TrainingError
 from ssamba.training.settings import FREE_ON_RESUME
 
 STATES_FOLDER = "checkpoints"
-"""Of a run: its saved states."""
+"""Folder of a run with its saved states."""
+MODEL_FOLDER = "model"
+"""Folder of a run, and of each saved state, with the released model."""
+BEST_FOLDER = "best"
+"""Folder of a run with the model that had the best validation."""
 STATE_FILE = "state.pt"
 META_FILE = "meta.json"
-MODEL_FOLDER = "model"
 _UNFINISHED = ".unfinished-"
 _REPLACED = ".replaced"
 
 
 @dataclass(frozen=True)
 class SavedState:
-    """A complete state, as found on disk."""
+    """A complete state on disk."""
 
     folder: Path
     step: int
     meta: Mapping[str, Any]
 
     def load(self) -> dict[str, Any]:
-        """The state itself, tensors on the CPU.
+        """Return the content of the state file, with tensors on the CPU and today's spelling of keys.
 
         Raises:
             CheckpointError: it cannot be read.
         """
         path = self.folder / STATE_FILE
+        errors = (RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError, zipfile.BadZipFile)
         try:
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (
-            RuntimeError,
-            EOFError,
-            ValueError,
-            KeyError,
-            OSError,
-            pickle.UnpicklingError,
-            zipfile.BadZipFile,
-        ) as error:
+        except errors as error:
             raise CheckpointError(f"{path} is damaged ({error})") from None
+        _rename_keys(content)
         return content
 
 
 class StateFolder:
-    """The folder of a run's states."""
+    """The folder with the saved states of a run."""
 
     def __init__(self, folder: Path, keep_last: int):
         self.folder = folder
         self.keep_last = keep_last
         self.damaged: list[str] = []
-        """What `newest` passed over."""
+        """Errors of the states that `newest` could not load."""
 
     def complete(self) -> list[SavedState]:
-        """All complete states, oldest first."""
-        found = (_read(folder) for folder in self.folder.glob("step-*"))
-        return sorted(
-            (state for state in found if state is not None), key=lambda s: (s.step, s.folder.suffix != _REPLACED)
-        )
+        """Return all complete states, oldest first."""
+        found = [state for folder in self.folder.glob("step-*") if (state := _read(folder)) is not None]
+        return sorted(found, key=lambda state: (state.step, state.folder.suffix != _REPLACED))
 
     def path(self, step: int) -> Path:
-        """The folder of a step's state, whether there is one or not."""
+        """Return the folder that the state of a step has or would have."""
         return self.folder / f"step-{step:08d}"
 
     def newest(self, recipe: Mapping[str, Any], resume: bool | Literal["auto"]) -> tuple[Path, dict[str, Any]] | None:
-        """The newest state that can be read, and its folder; None if there are none.
+        """Return the newest state that can be loaded, with its folder; None if there are no states.
 
         Raises:
-            ConfigError: it is of another recipe.
-            CheckpointError: none can be read; or resuming was asked for and there is nothing to resume, or the
-                other way round.
+            ConfigError: it was saved with another recipe.
+            CheckpointError: no state can be loaded; `resume` is True and there is none; `resume` is False and there
+                is one.
         """
         states = self.complete()
         if not states and resume is True:
             raise CheckpointError(f"{self.folder} holds no saved state to resume: start without resuming")
         if states and not resume:
             raise CheckpointError(
-                f"{self.folder} holds a run already (step {states[-1].step}): resume it, or choose another output folder"
+                f"{self.folder} holds a run already (step {states[-1].step}): resume it, or choose another output "
+                "folder"
             )
         for saved in reversed(states):
             check_recipe(saved.meta.get("recipe", {}), recipe, saved.folder)
@@ -122,21 +119,21 @@ class StateFolder:
         best_step: int | None = None,
         prune: bool = True,
     ) -> Path:
-        """Write a state, then remove what is neither among the last nor the best.
+        """Write a state, then remove older ones except for the latest and the best.
 
         Args:
             step: steps done.
             state: tensors and plain values.
             meta: plain values, with the recipe under `recipe`.
-            write_model: writes the released model into a folder.
-            best_step: the step of the state with the best validation.
-            prune: remove older ones.
+            write_model: writes the model to release into a folder.
+            best_step: step of the state with the best validation.
+            prune: whether to remove older ones.
 
         Returns:
-            Its folder.
+            The folder of the state.
 
         Raises:
-            OSError: the disk is full or broken; earlier states are as they were.
+            OSError: the disk is full or broken; earlier states are unchanged.
         """
         final = self.path(step)
         unfinished = self.folder / f"{_UNFINISHED}{final.name}"
@@ -148,15 +145,12 @@ class StateFolder:
                 write_model(unfinished / MODEL_FOLDER)
             except SafetensorError as error:
                 raise OSError(f"{unfinished / MODEL_FOLDER}: {error}") from None
-            sizes = {
-                file.relative_to(unfinished).as_posix(): file.stat().st_size
-                for file in sorted(unfinished.rglob("*"))
-                if file.is_file()
-            }
+            files = [file for file in sorted(unfinished.rglob("*")) if file.is_file()]
+            sizes = {file.relative_to(unfinished).as_posix(): file.stat().st_size for file in files}
             text = json.dumps({**meta, "step": step, "files": sizes}, indent=2)
             (unfinished / META_FILE).write_text(text + "\n", encoding="utf-8")
-            flush_to_disk(unfinished)
-            replaced = final.with_suffix(_REPLACED)  # counts until the new one is in its place
+            _flush_to_disk(unfinished)
+            replaced = final.with_suffix(_REPLACED)  # still a complete state until the new one has its name
             if final.exists():
                 shutil.rmtree(replaced, ignore_errors=True)
                 final.rename(replaced)
@@ -167,27 +161,43 @@ class StateFolder:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
         if prune:
-            self._prune(best_step)
+            for old in self.complete()[: -self.keep_last]:
+                if old.step != best_step:
+                    shutil.rmtree(old.folder, ignore_errors=True)
         return final
 
     def clean(self) -> None:
-        """Remove what a killed run was writing."""
+        """Remove folders that a killed run left unfinished."""
         for folder in self.folder.glob(f"{_UNFINISHED}*"):
             shutil.rmtree(folder, ignore_errors=True)
         for folder in self.folder.glob(f"*{_REPLACED}"):
             if _read(folder.with_suffix("")) is not None:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _prune(self, best_step: int | None) -> None:
-        states = self.complete()
-        for state in states[: -self.keep_last]:
-            if state.step != best_step:
-                shutil.rmtree(state.folder, ignore_errors=True)
-
 
 def has_state(run: Path) -> bool:
-    """Whether a run's folder holds a complete state, from which it would go on."""
+    """Return whether a run's folder holds a complete state to resume from."""
     return bool(StateFolder(run / STATES_FOLDER, 1).complete())
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Write a folder under a temporary name, flush it to disk, and put it in the place of `folder`.
+
+    Raises:
+        OSError: it cannot be written; the previous content of `folder` is unchanged.
+    """
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        write(unfinished)
+        _flush_to_disk(unfinished)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    except SafetensorError as error:
+        raise OSError(f"{folder}: {error}") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -199,7 +209,7 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
     with path.open("wb") as file:
         recorder = _ErrorRecorder(file)
         try:
-            torch.save(dict(state), recorder)  # type: ignore[arg-type]  # it needs no more than write and flush
+            torch.save(dict(state), recorder)  # type: ignore[arg-type]  # it only calls write and flush
         except RuntimeError:
             # torch's writer hides why a write failed.
             if recorder.error is None:
@@ -208,7 +218,7 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def on_cpu(value: Any) -> Any:
-    """A copy of a state with its tensors on the CPU."""
+    """Copy a state with its tensors on the CPU."""
     if isinstance(value, Mapping):
         return {key: on_cpu(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -217,10 +227,11 @@ def on_cpu(value: Any) -> Any:
 
 
 def check_plain(value: Any, name: str) -> None:
-    """Refuse what `torch.load(weights_only=True)` would not give back.
+    """Refuse values that `torch.load(weights_only=True)` could not load.
 
     Raises:
-        TrainingError: an object other than a tensor, number, string, None, or a list, tuple or dict of these.
+        TrainingError: `value` holds an object other than a tensor, number, string, None, or a list, tuple or dict of
+            these.
     """
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -231,12 +242,12 @@ def check_plain(value: Any, name: str) -> None:
     elif value is not None and type(value) not in (bool, int, float, str, bytes) and not isinstance(value, Tensor):
         raise TrainingError(
             f"{name} is a {type(value).__name__}: a state may hold tensors, numbers, strings, None, and lists and "
-            "dicts of these, because that is what can be loaded without running code"
+            "dicts of these, because only these can be loaded without running code"
         )
 
 
 def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], source: Path) -> None:
-    """Refuse to resume with other settings; a run's length and its log may change.
+    """Refuse to resume with other settings, except for those in `FREE_ON_RESUME`. A missing key equals None.
 
     Raises:
         ConfigError: names every key that differs, with both values.
@@ -245,12 +256,12 @@ def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], source: Path
     changed = [
         f"{key} was {old.get(key, 'absent')!r}, is {new.get(key, 'absent')!r}"
         for key in sorted({*old, *new} - FREE_ON_RESUME)
-        if old.get(key, "absent") != new.get(key, "absent")
+        if old.get(key) != new.get(key)
     ]
     if changed:
         raise ConfigError(
-            f"{source} is of a run with other settings: {'; '.join(changed)}. Give the same ones to resume it, or "
-            "another output folder to start afresh"
+            f"{source} is of a run with other settings: {'; '.join(changed)}. Use the same settings to resume it, or "
+            "another output folder to start a new run"
         )
 
 
@@ -273,27 +284,35 @@ class _ErrorRecorder:
 
 
 def _read(folder: Path) -> SavedState | None:
-    """The state of a folder, None if it is not all there."""
+    """Return the state in a folder; None if it is incomplete."""
     try:
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
-        whole = all((folder / name).stat().st_size == size for name, size in meta["files"].items())
-        return SavedState(folder, int(meta["step"]), meta) if whole else None
+        _rename_keys(meta)
+        complete = all((folder / name).stat().st_size == size for name, size in meta["files"].items())
+        return SavedState(folder, int(meta["step"]), meta) if complete else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
+def _rename_keys(values: dict[Any, Any]) -> None:
+    """Replace old spellings of keys (`RENAMED_KEYS`) in nested dicts, in place."""
+    for key in RENAMED_KEYS.keys() & values.keys():
+        values[RENAMED_KEYS[key]] = values.pop(key)
+    for inner in values.values():
+        if isinstance(inner, dict):
+            _rename_keys(inner)
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one dict with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 
-def flush_to_disk(folder: Path) -> None:
-    """Have everything in a folder on the disk, not only in the system's memory."""
+def _flush_to_disk(folder: Path) -> None:
+    """Flush everything in a folder from the system's memory to the disk."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:

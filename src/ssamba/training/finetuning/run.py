@@ -37,9 +37,8 @@ from ssamba.training.finetuning.scores import Measured, comparable_scores, mean_
 from ssamba.training.finetuning.task import Answers, FinetuneTask, window_s
 from ssamba.training.loop import train
 from ssamba.training.pretraining.recipe import ModelSettings
-from ssamba.training.progress import TrainingProgress, TrainingReport
-from ssamba.training.release import BEST_FOLDER, MODEL_FOLDER, replace_folder
-from ssamba.training.state import has_state
+from ssamba.training.run_io import TrainingProgress, TrainingReport
+from ssamba.training.state import BEST_FOLDER, MODEL_FOLDER, has_state, replace_folder
 
 __all__ = ["FinetuneReport", "RoundResult", "finetune"]
 

@@ -39,13 +39,14 @@ from ssamba.model.objectives import (
 )
 from ssamba.model.patches import column_counts, order_tokens
 from ssamba.model.pretraining import PretrainingModel, PretrainingOutput
-from ssamba.training.loop import TrainingProgress, TrainingReport, train
+from ssamba.training.loop import train
 from ssamba.training.pretraining.contrast import as_own_mean, gather_views
 from ssamba.training.pretraining.data import Corpora, open_corpora
 from ssamba.training.pretraining.recipe import PretrainRecipe
 from ssamba.training.pretraining.running_scale import RunningScale
 from ssamba.training.pretraining.start import start_from
 from ssamba.training.pretraining.units import SoundUnits
+from ssamba.training.run_io import TrainingProgress, TrainingReport
 from ssamba.training.task import StepContext, StepOutcome
 
 if TYPE_CHECKING:

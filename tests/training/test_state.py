@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssamba.config import RENAMED_KEYS
 from ssamba.errors import CheckpointError, ConfigError, TrainingError
 from ssamba.training import OptimizerSettings, ScheduleSettings, state
 
@@ -25,6 +26,7 @@ RUN = {
     "ema_decay": 0.9,
 }
 STEPS = 6
+SPELLED = {"checkpoint_every_steps": 2, "schedule": {"kind": "constant", "warmup_steps": 2}}
 POSIX = pytest.mark.skipif(os.name == "nt", reason="needs fork and SIGKILL")
 
 
@@ -32,6 +34,14 @@ def reference(experiment, out: Path):
     """An uninterrupted run with everything random that there is."""
     experiment.run(experiment.DemoTask(global_noise=True, drop_path=0.5), out, **RUN)
     return experiment.last_state(out)
+
+
+def spelled_as_before(value):
+    """The same nested dicts with the old spelling of every renamed key."""
+    old = {new: old for old, new in RENAMED_KEYS.items()}
+    if isinstance(value, dict):
+        return {old.get(key, key): spelled_as_before(inner) for key, inner in value.items()}
+    return value
 
 
 def assert_equal_runs(experiment, out: Path, other: Path):
@@ -198,6 +208,33 @@ def test_another_recipe_is_refused_by_name(experiment, tmp_path):
     assert "steps" not in str(caught.value).replace("warmup_steps", "").replace(str(tmp_path), "")
     report = experiment.run(experiment.DemoTask(), tmp_path, steps=4, keep_last=5, recipe={"masked": 400}, resume=True)
     assert report.resumed_from == 2
+
+
+def test_a_state_with_old_spellings_of_keys_resumes(experiment, tmp_path):
+    recipe = {"masked": 400, "objectives": {"normalize_targets": True}}
+    for name in ("whole", "old"):
+        length = {"steps": 6} if name == "whole" else {"steps": 4}
+        experiment.run(experiment.DemoTask(), tmp_path / name, **length, **SPELLED, recipe=recipe)
+    folder = tmp_path / "old" / "checkpoints" / "step-00000004"
+    content = torch.load(folder / "state.pt", weights_only=True)
+    torch.save(spelled_as_before(content), folder / "state.pt")
+    meta = spelled_as_before(json.loads((folder / "meta.json").read_text()))
+    assert {"optimiser", "normalise_targets"} <= {*meta["recipe"], *meta["recipe"]["task"]["objectives"]}
+    assert "optimizer" not in {*meta["recipe"], *spelled_as_before(content)}
+    meta["files"]["state.pt"] = (folder / "state.pt").stat().st_size
+    (folder / "meta.json").write_text(json.dumps(meta))
+    report = experiment.run(experiment.DemoTask(), tmp_path / "old", steps=6, **SPELLED, recipe=recipe, resume=True)
+    assert report.resumed_from == 4
+    assert experiment.same(experiment.last_state(tmp_path / "old"), experiment.last_state(tmp_path / "whole"))
+    assert experiment.curve(tmp_path / "old") == experiment.curve(tmp_path / "whole")
+
+
+def test_old_spellings_inside_a_tasks_state_are_read(tmp_path):
+    folder = state.StateFolder(tmp_path, 1)
+    centers = torch.arange(6.0)
+    folder.save(1, {"task": {"units": {"centres": centers}}}, {}, lambda model: None)
+    (saved,) = folder.complete()
+    assert torch.equal(saved.load()["task"]["units"]["centers"], centers)
 
 
 def test_resuming_must_fit_what_is_there(experiment, tmp_path):
