@@ -17,7 +17,12 @@ from ssamba.hashing import digest_of_json
 
 C = TypeVar("C", bound="Config")
 
-RENAMED_KEYS = {"normalise_targets": "normalize_targets", "optimiser": "optimizer", "equaliser_db": "equalizer_db"}
+RENAMED_KEYS = {
+    "normalise_targets": "normalize_targets",
+    "optimiser": "optimizer",
+    "equaliser_db": "equalizer_db",
+    "centres": "centers",
+}
 """Old spelling of a key -> its spelling today. Checkpoints, recipes and saved states with the old one are still read."""
 _FIRST_SPELLINGS = {new: old for old, new in RENAMED_KEYS.items()}
 
