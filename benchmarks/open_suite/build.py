@@ -1,54 +1,112 @@
-"""The open suite from Debian's packages: `TASK.csv` and `TASK.tar` for each of six tasks.
+"""Build the open suite from Debian's packages: `TASK.csv` and `TASK.tar` for each of six tasks.
 
     built = build_suite("suite/", "debs/")
 
-What cannot be built here (a package or program is missing) is left out with its reason; the other tasks are built. A task
-that is there is not built again, and a killed job goes on with the packages that it had not read: they are unpacked to
-`suite/.work/`, which is removed when every task that was asked for is there. `PACKAGES.txt` lists what the suite is made of.
+A task that cannot be built here (a package or program is missing) is left out with its reason; the others are built. A task
+that exists is not built again, and a killed job resumes with the packages it had not read: they are unpacked to
+`suite/.work/`, which is removed once every requested task is built. `PACKAGES.txt` lists the packages used.
+
+Clips are 16 kHz, mono, 0.3 s to a few seconds long, in Opus. Recordings that occur in two splits, bit for bit, are counted:
+they raise a score a little. They stay, because the published suite has them and scores must be comparable.
+
+Shapes: samples are (S,), float32.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import shutil
-from collections.abc import Callable, Sequence
+import tarfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.open_suite.debs import Deb, fetch_deb, find_debs
-from benchmarks.open_suite.instruments import FONTS, notes, play_font
-from benchmarks.open_suite.programs import PROGRAMS, missing_programs
-from benchmarks.open_suite.tasks import OPEN_TASKS, OpenTask, chosen, counted, is_taken, label_of
-from benchmarks.open_suite.unpack import unpack
-from benchmarks.open_suite.words import utterances
-from benchmarks.open_suite.write import Source, Written, write_task
-from ssamba.audio.files import Skipped, write_skipped
-from ssamba.errors import DataError, MissingExtraError
-from ssamba.files import write_atomically
+import numpy as np
+import soxr
 
+from benchmarks.open_suite.packages import Deb, fetch_deb, find_debs, unpack
+from benchmarks.open_suite.synthesis import (
+    RATE_HZ,
+    Note,
+    Utterance,
+    cut_note,
+    missing_programs,
+    notes,
+    play_font,
+    utterances,
+)
+from benchmarks.open_suite.tasks import (
+    FONTS,
+    OPEN_TASKS,
+    PROGRAMS,
+    Label,
+    OpenTask,
+    chosen,
+    counted,
+    is_used,
+    label_of,
+)
+from ssamba.audio.decode import decode
+from ssamba.audio.files import Skipped, write_skipped
+from ssamba.audio.readers import Samples
+from ssamba.data.shards import ShardSettings, encode
+from ssamba.errors import AudioDecodeError, AudioTruncatedWarning, DataError, MissingExtraError, WorkerDiedError
+from ssamba.files import write_atomically
+from ssamba.worker_pool import map_in_processes
+
+SHORTEST_S = 0.3
+"""Shorter clips are padded with silence."""
+_SETTINGS = ShardSettings(bitrate_kbps=24.0)
+_HEADERLESS = frozenset({".g722", ".gsm"})
 _WORK = ".work"
-_NAMED = 5  # packages in a message; the others are counted
+_MOST_NAMED = 5  # packages that a message names
+
+
+@dataclass(frozen=True)
+class Source:
+    """Source of a clip: a file, an utterance to synthesize, or a note to cut from a recording."""
+
+    name: str
+    label: Label
+    path: Path
+    """The file; for an utterance, the folder to synthesize it to."""
+    longest_s: float
+    synthesized: Utterance | Note | None = None
+
+
+@dataclass(frozen=True)
+class WrittenTask:
+    """A task that was written."""
+
+    clips: int
+    classes: int
+    skipped: tuple[Skipped, ...]
+    repeated: int
+    """Clips that are the same recording as a clip of another split."""
 
 
 @dataclass
 class BuiltSuite:
-    """What came of it."""
+    """Result of `build_suite`."""
 
     folder: Path
-    written: dict[str, Written] = field(default_factory=dict)
+    written: dict[str, WrittenTask] = field(default_factory=dict)
     """Tasks that were built."""
-    kept: list[str] = field(default_factory=list)
-    """Tasks that were there already."""
+    existing: list[str] = field(default_factory=list)
+    """Tasks that existed before."""
     left_out: list[Skipped] = field(default_factory=list)
     """Tasks that cannot be built here, and why."""
     skipped: list[Skipped] = field(default_factory=list)
     """Clips that are missing or damaged."""
     notes: list[str] = field(default_factory=list)
-    """What a user should know."""
+    """Messages for the user."""
 
 
-Report = Callable[[str, int, int], None]
-"""Hears of each step: what is being done, how much of it is done, of how much."""
+OnProgress = Callable[[str, int, int], None]
+"""Called at each step with its name, the units done, and their total."""
 
 
 def build_suite(
@@ -59,30 +117,30 @@ def build_suite(
     fetch: bool = False,
     overwrite: bool = False,
     workers: int = 0,
-    on_progress: Report = lambda step, done, total: None,
+    on_progress: OnProgress = lambda step, done, total: None,
 ) -> BuiltSuite:
-    """Build the tasks of the open suite for which everything is there.
+    """Build every requested task whose packages and programs are available.
 
     Args:
         output: folder of the suite.
         debs: folder with the `.deb` files.
-        tasks: of `OPEN_TASKS`; None is all.
+        tasks: names from `OPEN_TASKS`; None builds all.
         fetch: download missing packages to `debs` with apt-get.
-        overwrite: build tasks again that are there.
-        workers: processes that make clips; 0 makes them in this one.
-        on_progress: hears how far it is.
+        overwrite: build tasks again that exist.
+        workers: processes that make clips; 0 makes them in this process.
+        on_progress: called at each step.
 
     Raises:
-        DataError: there is no such task; `debs` is no folder, or holds a package twice.
+        DataError: a task is unknown; `debs` is not a folder, or holds a package twice.
     """
     unknown = [name for name in tasks or () if name not in OPEN_TASKS]
     if unknown:
         raise DataError(f"the open suite has no task {unknown[0]!r}. It has: {', '.join(OPEN_TASKS)}")
     folder, debs = Path(output).expanduser(), Path(debs).expanduser()
-    wanted = [task for name, task in OPEN_TASKS.items() if not tasks or name in tasks]
+    requested = [task for name, task in OPEN_TASKS.items() if not tasks or name in tasks]
     built = BuiltSuite(folder)
-    built.kept = [task.name for task in wanted if not overwrite and _is_there(folder, task)]
-    todo = [task for task in wanted if task.name not in built.kept]
+    built.existing = [task.name for task in requested if not overwrite and _exists(folder, task)]
+    todo = [task for task in requested if task.name not in built.existing]
     todo = [task for task in todo if not _lacks_programs(task, built)]
     if fetch:
         debs.mkdir(parents=True, exist_ok=True)
@@ -94,13 +152,13 @@ def build_suite(
     for task in todo:
         bad = [unusable[name] for name in task.packages if name in unusable]
         if bad:
-            built.left_out.append(Skipped(task.name, f"{task.name} is left out: {bad[0]}"))
+            _leave_out(task, bad[0], built)
             continue
         try:
             _build(task, folder, workers, built, on_progress)
         except (DataError, MissingExtraError) as error:
             voices = f" Its voices are in {' '.join(task.voices)}" if task.voices else ""
-            built.left_out.append(Skipped(task.name, f"{task.name} is left out: {error}{voices}"))
+            _leave_out(task, f"{error}{voices}", built)
     _write_packages(folder, found)
     write_skipped(Path(f"{folder}.skipped.csv"), [*built.left_out, *built.skipped])
     if not built.left_out:
@@ -108,71 +166,75 @@ def build_suite(
     return built
 
 
-def _is_there(folder: Path, task: OpenTask) -> bool:
+def _exists(folder: Path, task: OpenTask) -> bool:
     return (folder / f"{task.name}.csv").is_file() and (folder / f"{task.name}.tar").is_file()
+
+
+def _leave_out(task: OpenTask, reason: str, built: BuiltSuite) -> None:
+    built.left_out.append(Skipped(task.name, f"{task.name} is left out: {reason}"))
 
 
 def _lacks_programs(task: OpenTask, built: BuiltSuite) -> bool:
     missing = missing_programs(task.programs)
     if missing:
-        packages = [*(PROGRAMS[name] for name in task.programs), *task.voices]
-        reason = f"there is no {', no '.join(missing)} here. Install it (Debian: apt install {' '.join(packages)})"
-        built.left_out.append(Skipped(task.name, f"{task.name} is left out: {reason}"))
+        packages = " ".join([*(PROGRAMS[name] for name in task.programs), *task.voices])
+        _leave_out(
+            task, f"there is no {', no '.join(missing)} here. Install it (Debian: apt install {packages})", built
+        )
     return bool(missing)
 
 
 def _lacks_packages(task: OpenTask, found: dict[str, Deb], debs: Path, built: BuiltSuite) -> bool:
     missing = [name for name in task.packages if name not in found]
     if missing:
-        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-        reason = f"packages are missing in {debs}: {' '.join(missing[:_NAMED])}{more}. Put their .deb there, or --fetch"
-        built.left_out.append(Skipped(task.name, f"{task.name} is left out: {reason}"))
+        more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+        names = " ".join(missing[:_MOST_NAMED])
+        _leave_out(task, f"packages are missing in {debs}: {names}{more}. Put their .deb there, or use --fetch", built)
     return bool(missing)
 
 
-def _fetch(tasks: Sequence[OpenTask], debs: Path, built: BuiltSuite, on_progress: Report) -> None:
+def _fetch(tasks: Sequence[OpenTask], debs: Path, built: BuiltSuite, on_progress: OnProgress) -> None:
     names = sorted({name for task in tasks for name in task.packages})
-    there = find_debs(debs, names)
-    missing = [name for name in names if name not in there]
+    existing = find_debs(debs, names)
+    missing = [name for name in names if name not in existing]
     for done, name in enumerate(missing):
         on_progress(f"fetching {name}", done, len(missing))
-        failed = fetch_deb(name, debs)
-        if failed:
-            built.notes.append(failed)
+        if error := fetch_deb(name, debs):
+            built.notes.append(error)
 
 
 def _unpack(
-    tasks: Sequence[OpenTask], found: dict[str, Deb], work: Path, built: BuiltSuite, on_progress: Report
+    tasks: Sequence[OpenTask], found: dict[str, Deb], work: Path, built: BuiltSuite, on_progress: OnProgress
 ) -> dict[str, str]:
-    """Unpack what the tasks need; which packages cannot be used, and why."""
+    """Unpack the packages of the tasks; return the unusable ones with the reason."""
     names = sorted({name for task in tasks for name in task.packages})
     unusable: dict[str, str] = {}
     for done, name in enumerate(names):
         on_progress(f"unpacking {name}", done, len(names))
         try:
-            built.skipped += [Skipped(name, reason) for reason in unpack(found[name], work, is_taken)]
+            built.skipped += [Skipped(name, reason) for reason in unpack(found[name], work, is_used)]
         except DataError as error:
             unusable[name] = str(error)
     return unusable
 
 
-def _build(task: OpenTask, folder: Path, workers: int, built: BuiltSuite, on_progress: Report) -> None:
+def _build(task: OpenTask, folder: Path, workers: int, built: BuiltSuite, on_progress: OnProgress) -> None:
     work = folder / _WORK
     if task.name == "kws35":
-        named = [Source(u.name, u.label, work / task.name, task.longest_s, u) for u in utterances()]
+        candidates = [Source(u.name, u.label, work / task.name, task.longest_s, u) for u in utterances()]
     elif task.name == "instr_family":
         played = {}
         for done, (font, (package, _)) in enumerate(FONTS.items()):
             on_progress(f"playing {font}", done, len(FONTS))
             played[font] = play_font(font, work / package, work / task.name)
-        named = [Source(n.name, n.label, played[n.font], task.longest_s, n) for n in notes()]
+        candidates = [Source(n.name, n.label, played[n.font], task.longest_s, n) for n in notes()]
     else:
-        named = _recorded(task, work)
+        candidates = _recorded(task, work)
     places = chosen(task.name)
-    sources = named
+    sources = candidates
     if places:
-        sources = sorted((source for source in named if source.name in places), key=lambda s: places[s.name])
-        sources += _counted(task, named)
+        sources = sorted((s for s in candidates if s.name in places), key=lambda s: places[s.name])
+        sources += _counted(task, candidates)
         missing = set(places) - {source.name for source in sources}
         built.skipped += [
             Skipped(name, f"{name}: missing. Its package is of another version than Debian 12's")
@@ -190,7 +252,7 @@ def _build(task: OpenTask, folder: Path, workers: int, built: BuiltSuite, on_pro
 
 
 def _recorded(task: OpenTask, work: Path) -> list[Source]:
-    """Files of the task's packages that it takes, in the order of their paths."""
+    """Return the files of the task's packages that have a label, sorted by path within each package."""
     sources = []
     for package in task.packages:
         root = work / package
@@ -203,7 +265,7 @@ def _recorded(task: OpenTask, work: Path) -> list[Source]:
 
 
 def _counted(task: OpenTask, sources: Sequence[Source]) -> list[Source]:
-    """As many of a package's recordings of a class as the task has, the first by a hash of their names."""
+    """Return the clips that are chosen by a hash of their names, as many for each package and class as the task has."""
     picked, named = [], chosen(task.name)
     for (package, label), count in counted(task.name).items():
         of_class = [
@@ -215,18 +277,134 @@ def _counted(task: OpenTask, sources: Sequence[Source]) -> list[Source]:
 
 def _write_packages(folder: Path, found: dict[str, Deb]) -> None:
     lines = [
-        "What this suite is made of: packages of Debian, their versions, and where in each its license stands.",
+        "The Debian packages that this suite is made of, their versions, and where the license of each stands.",
         "Licenses differ; some recordings must not be passed on without them.",
         "",
     ]
     for task in OPEN_TASKS.values():
-        if not _is_there(folder, task):
+        if not _exists(folder, task):
             continue
         lines.append(f"{task.name}:")
-        lines += [
-            f"  {name} {found[name].version if name in found else '(not here any more)'}: usr/share/doc/{name}/copyright"
-            for name in task.packages
-        ]
+        for name in task.packages:
+            version = found[name].version if name in found else "(not in the folder any more)"
+            lines.append(f"  {name} {version}: usr/share/doc/{name}/copyright")
         lines += [f"  made by {program} (package {PROGRAMS[program]})" for program in task.programs]
     text = "\n".join(lines) + "\n"
     write_atomically(folder / "PACKAGES.txt", lambda target: target.write_text(text, encoding="utf-8"))
+
+
+def write_task(
+    name: str, sources: Sequence[Source], folder: Path, workers: int, on_clip: Callable[[int, int], None]
+) -> WrittenTask:
+    """Write the clips of a task, in the order given, to `folder/NAME.tar` and then `folder/NAME.csv`, each atomically.
+
+    Raises:
+        DataError: a program that synthesizes a clip fails, or no clip can be read.
+        MissingExtraError: a recording needs codecs that are not installed.
+    """
+    table, archive = folder / f"{name}.csv", folder / f"{name}.tar"
+    rows: list[tuple[str, str, str, str]] = []
+    skipped: list[Skipped] = []
+    split_of: dict[str, str] = {}
+    repeated = 0
+
+    def write(target: Path) -> None:
+        nonlocal repeated
+        with tarfile.open(target, "w") as tar:
+            for source, key, data in _made(sources, workers, skipped, lambda done: on_clip(done, len(sources))):
+                member = tarfile.TarInfo(f"{name}/{len(rows):05d}.opus")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+                repeated += split_of.setdefault(key, source.label.split) != source.label.split
+                rows.append((member.name, source.label.label, source.label.split, source.label.group))
+        if not rows:
+            raise DataError(
+                f"{name}: none of its {len(sources)} clips can be read. {skipped[0].reason if skipped else ''}"
+            )
+
+    table.unlink(missing_ok=True)  # the table marks the archive as complete
+    write_atomically(archive, write)
+    write_atomically(table, lambda target: _write_table(target, rows))
+    return WrittenTask(len(rows), len({row[1] for row in rows}), tuple(skipped), repeated)
+
+
+def _made(
+    sources: Sequence[Source], workers: int, skipped: list[Skipped], on_clip: Callable[[int], None]
+) -> Iterator[tuple[Source, str, bytes]]:
+    for done, (source, made) in enumerate(map_in_processes(make_clip, sources, workers), 1):
+        on_clip(done)
+        if isinstance(made, WorkerDiedError):
+            skipped.append(Skipped(source.name, f"{source.name}: the decoder crashed on it, so it is damaged"))
+        elif isinstance(made, AudioDecodeError):
+            skipped.append(Skipped(source.name, f"{source.name}: {made}"))
+        else:
+            yield source, *made
+
+
+def _write_table(target: Path, rows: Sequence[Sequence[str]]) -> None:
+    with target.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("clip", "label", "split", "group"))
+        writer.writerows(rows)
+
+
+def make_clip(source: Source) -> tuple[str, bytes] | AudioDecodeError:
+    """Return the digest of a clip's samples (in 16 bits) and its Opus file, or the error if it cannot be read."""
+    try:
+        if isinstance(source.synthesized, Utterance):
+            samples = read_clip(source.synthesized.speak(source.path), source.longest_s)
+        elif isinstance(source.synthesized, Note):
+            samples = as_clip(cut_note(source.path, source.synthesized), source.longest_s, source.name)
+        else:
+            samples = read_clip(source.path, source.longest_s)
+        pcm = (np.clip(samples, -1, 1) * 32767).astype("<i2")
+        return hashlib.sha256(pcm.tobytes()).hexdigest(), encode(samples, _SETTINGS)
+    except AudioDecodeError as error:
+        return error
+
+
+def read_clip(path: Path, longest_s: float) -> Samples:
+    """Return the first `longest_s` of a recording (S,); of a truncated file, the part that can be read.
+
+    Raises:
+        AudioDecodeError: the file cannot be read, or is silent.
+        MissingExtraError: reading it needs PyAV.
+    """
+    if path.suffix.lower() in _HEADERLESS:
+        samples = _read_headerless(path)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AudioTruncatedWarning)
+            samples = decode(path, sample_rate_hz=RATE_HZ, strict=False)
+    return as_clip(samples, longest_s, str(path))
+
+
+def as_clip(samples: Samples, longest_s: float, name: str) -> Samples:
+    """Cut samples (S,) at 16 kHz to `longest_s`, or pad them with silence to `SHORTEST_S`.
+
+    Raises:
+        AudioDecodeError: the samples are silent.
+    """
+    samples = samples[: round(longest_s * RATE_HZ)]
+    if not len(samples) or not samples.any():
+        raise AudioDecodeError(f"{name}: is silent. Leave it out")
+    return np.pad(samples, (0, max(0, round(SHORTEST_S * RATE_HZ) - len(samples))))
+
+
+def _read_headerless(path: Path) -> Samples:
+    """Decode a telephone codec without a file header (.g722, .gsm) by FFmpeg (PyAV, the `codecs` extra)."""
+    try:
+        import av
+    except ImportError:
+        raise MissingExtraError(f'{path}: needs further codecs. Install them: pip install "ssamba[codecs]"') from None
+    try:
+        with av.open(str(path.absolute()), "r", format=path.suffix.lower()[1:]) as container:
+            rate_hz = int(container.streams.audio[0].codec_context.sample_rate)
+            frames = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
+    except Exception as error:  # PyAV raises many kinds
+        raise AudioDecodeError(f"{path}: cannot be decoded ({error}). Fetch its package again") from None
+    samples: Samples = np.concatenate(frames or [np.zeros(0, np.int16)]).astype(np.float32) / np.float32(32768)
+    if rate_hz == RATE_HZ:
+        return samples
+    resampled: Samples = soxr.resample(samples, rate_hz, RATE_HZ, quality="HQ").astype(np.float32, copy=False)
+    return resampled

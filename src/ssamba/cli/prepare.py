@@ -17,37 +17,21 @@ _NAMES = (
     "audioset-20k, audioset-2m, esc50, fsd50k, iemocap, librispeech, speech-commands-v1, speech-commands-v1-superb, "
     "speech-commands-v2, urbansound8k, urbansound8k-scenes, voxceleb1"
 )
-_OPEN = "open-audio"
 
 
 @app.command(
     epilog="[bold]Examples[/]\n\n"
     "ssamba prepare esc50 ESC-50-master/ -o esc50.parquet\n\n"
     "ssamba prepare audioset-20k audioset/ -o audioset-20k.parquet --workers 16\n\n"
-    "ssamba prepare urbansound8k-scenes UrbanSound8K/ -o scenes.parquet --audio scenes/\n\n"
-    "ssamba prepare open-audio --debs debs/ -o suite/   (the suite of `ssamba evaluate`, from Debian packages)\n\n"
-    "ssamba prepare open-audio --debs debs/ -o suite/ --fetch --task zh_final --task drum8\n\n" + EXIT_CODES
+    "ssamba prepare urbansound8k-scenes UrbanSound8K/ -o scenes.parquet --audio scenes/\n\n" + EXIT_CODES
 )
 def prepare(
-    name: Annotated[str, typer.Argument(help=f"Data set: {_NAMES}; or {_OPEN}.")],
-    source: Annotated[
-        Path | None, typer.Argument(help=f"The folder that it was unpacked to; {_OPEN} has --debs.", show_default=False)
-    ] = None,
+    name: Annotated[str, typer.Argument(help=f"Data set: {_NAMES}.")],
+    source: Annotated[Path, typer.Argument(help="Folder that the data set was unpacked to.", show_default=False)],
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help=f"Manifest to write: .parquet, .csv or .jsonl; for {_OPEN} the suite's folder.",
-            show_default=False,
-        ),
-    ] = None,
-    debs: Annotated[Path | None, typer.Option(help=f"{_OPEN}: the folder with Debian's .deb files.")] = None,
-    fetch: Annotated[
-        bool,
-        typer.Option("--fetch", help=f"{_OPEN}: download missing packages to --debs with apt-get; no root needed."),
-    ] = False,
-    task: Annotated[list[str] | None, typer.Option(help=f"{_OPEN}: only this task; may be repeated.")] = None,
+        Path,
+        typer.Option("--output", "-o", help="Manifest to write: .parquet, .csv or .jsonl.", show_default=False),
+    ],
     audio: Annotated[
         Path | None,
         typer.Option(help="Where urbansound8k-scenes writes its recordings. Default: the manifest's name and _audio."),
@@ -64,39 +48,20 @@ def prepare(
     allow_leaks: Annotated[
         bool, typer.Option("--allow-leaks", help="Go on where a speaker or recording is in several splits.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help=f"Replace a manifest, or tasks of {_OPEN}, that are there.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")] = False,
     strict: Annotated[
-        bool,
-        typer.Option("--strict", help="Exit with code 3 if any file is missing or damaged, or a task is left out."),
+        bool, typer.Option("--strict", help="Exit with code 3 if any file is missing or damaged.")
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Processes that read headers, or make clips. Default: the cores but one, at most 8."),
+        typer.Option(min=0, help="Processes that read headers. Default: the cores minus one, at most 8."),
     ] = None,
 ) -> None:
     """Make a manifest of a public data set: its labels, its official splits or folds, and groups that must stay together.
 
-    Only --fetch downloads anything. Files that are missing or damaged are listed in OUTPUT.skipped.csv, the classes in their
+    Nothing is downloaded. Files that are missing or damaged are listed in OUTPUT.skipped.csv, the classes in their
     official order in OUTPUT.classes.csv, weights for balanced sampling (AudioSet) in OUTPUT.weights.csv.
-
-    open-audio builds the six tasks of the open suite from packages of Debian 12 (8 GB for sfx14, 1 GB for the others):
-    TASK.csv and TASK.tar in OUTPUT, for `ssamba evaluate --suite OUTPUT`. A task is left out, with the reason, where a package
-    or program is missing; tasks that are there are not built again.
     """
-    if output is None:
-        raise typer.BadParameter("--output is needed: what to write")
-    processes = default_workers() if workers is None else workers
-    if name == _OPEN:
-        if debs is None or source is not None:
-            raise typer.BadParameter(f"{_OPEN} takes its packages from a folder: --debs DIR, and no other SOURCE")
-        _prepare_open_audio(debs, output, task, fetch, overwrite, strict, processes)
-        return
-    if source is None:
-        raise typer.BadParameter(f"SOURCE is needed: the folder that {name} was unpacked to")
-    if debs is not None or fetch or task:
-        raise typer.BadParameter(f"--debs, --fetch and --task are for {_OPEN}, not for {name}")
     from ssamba.data.formats import FORMATS
     from ssamba.datasets import prepare as prepare_dataset
     from ssamba.datasets import write_prepared
@@ -111,7 +76,7 @@ def prepare(
             prepared = prepare_dataset(
                 name,
                 source,
-                workers=processes,
+                workers=default_workers() if workers is None else workers,
                 headers=headers,
                 checksums=checksums,
                 allow_leaks=allow_leaks,
@@ -135,42 +100,6 @@ def prepare(
         soft_wrap=True,
     )
     if strict and prepared.skipped:
-        sys.exit(EXIT_SKIPPED)
-
-
-def _prepare_open_audio(
-    debs: Path, output: Path, tasks: list[str] | None, fetch: bool, overwrite: bool, strict: bool, workers: int
-) -> None:
-    from benchmarks.open_suite import build_suite
-
-    started_s = time.monotonic()
-    with Bar("building", "") as bar:
-        built = build_suite(
-            output,
-            debs,
-            tasks=tasks,
-            fetch=fetch,
-            overwrite=overwrite,
-            workers=workers,
-            on_progress=lambda step, done, total: bar.update(done, total, step),
-        )
-    missed = [*built.left_out, *built.skipped]
-    report_skipped(missed, Path(f"{built.folder}.skipped.csv") if missed else None)
-    for note in built.notes:
-        err.print(f"[cyan]note[/] {escape(note)}", soft_wrap=True, highlight=False)
-    for name, written in built.written.items():
-        out.print(f"{name}: {written.clips} clips, {written.classes} classes", highlight=False)
-    if built.kept:
-        out.print(f"there already: {', '.join(built.kept)}", highlight=False)
-    out.print(
-        f"open suite: {len(built.written) + len(built.kept)} tasks, {len(built.left_out)} left out, in "
-        f"{time.monotonic() - started_s:.1f} s: {escape(str(built.folder))}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if not built.written and not built.kept:
-        fail("no task could be built")
-    if strict and missed:
         sys.exit(EXIT_SKIPPED)
 
 

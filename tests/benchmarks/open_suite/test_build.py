@@ -1,21 +1,24 @@
-"""The suite as a whole: built, evaluated, gone on with, and told what is left out."""
+"""The open suite as a whole: building, evaluating, resuming, and reporting what is left out; and its command."""
 
 from __future__ import annotations
 
 import csv
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.open_suite import build, build_suite, instruments
-from benchmarks.open_suite.instruments import FONTS, notes
-from benchmarks.open_suite.words import utterances
+from benchmarks.open_suite import build, build_suite, synthesis
+from benchmarks.open_suite.build import read_clip
+from benchmarks.open_suite.synthesis import notes, utterances
+from benchmarks.open_suite.tasks import FONTS
 from tests.benchmarks.open_suite.conftest import files_below, speaking
 
 from ssamba.errors import DataError
 from ssamba.evaluation.suite import read_suite, read_waves
 
+ROOT = Path(__file__).resolve().parents[3]
 VOICE = "usr/share/gcin-voice/ogg"
 
 
@@ -69,12 +72,12 @@ def test_a_recorded_task_is_built_and_evaluated(mandarin, tmp_path):
     assert files_below(tmp_path / "suite") == ["PACKAGES.txt", "zh_final.csv", "zh_final.tar"]
 
 
-def test_what_is_there_is_not_built_again_unless_asked_for(mandarin, tmp_path):
+def test_an_existing_task_is_not_built_again_unless_requested(mandarin, tmp_path):
     suite = tmp_path / "suite"
     build_suite(suite, mandarin, tasks=["zh_final"])
     before = (suite / "zh_final.tar").read_bytes()
     again = build_suite(suite, mandarin, tasks=["zh_final"])
-    assert again.kept == ["zh_final"]
+    assert again.existing == ["zh_final"]
     assert not again.written
     assert (suite / "zh_final.tar").read_bytes() == before
     (suite / "zh_final.csv").unlink()  # as a job leaves it that was killed between the two
@@ -97,7 +100,7 @@ def test_a_killed_job_does_not_read_its_packages_again(mandarin, tmp_path, monke
     assert build_suite(suite, mandarin, tasks=["zh_final"]).written["zh_final"].clips == 5
 
 
-def test_what_cannot_be_built_is_left_out_with_what_to_do(mandarin, program, tmp_path):
+def test_a_task_that_cannot_be_built_is_left_out_with_instructions(mandarin, program, tmp_path):
     built = build_suite(tmp_path / "suite", mandarin)
     assert list(built.written) == ["zh_final"]
     reasons = {entry.path: entry.reason for entry in built.left_out}
@@ -122,7 +125,7 @@ def test_a_damaged_package_costs_only_its_tasks(mandarin, debs, wav, tmp_path):
     assert "cut off" in built.left_out[0].reason
 
 
-def test_missing_packages_are_fetched_when_asked_for(mandarin, program, tmp_path):
+def test_missing_packages_are_fetched_on_request(mandarin, program, tmp_path):
     source = next(mandarin.glob("*.deb"))
     kept = source.rename(tmp_path / source.name)
     code = f"import shutil\nshutil.copy({str(kept)!r}, '.') if sys.argv[-1] == 'gcin-voice' else sys.exit(100)"
@@ -154,7 +157,7 @@ def test_words_are_spoken_by_every_synthesizer(program, debs, tmp_path, monkeypa
 def test_instruments_are_played_and_cut(program, debs, tmp_path, monkeypatch):
     few = [note for note in notes() if note.program in (0, 8) and note.pitch < 44 and note.start_s < 300]
     monkeypatch.setattr(build, "notes", lambda: iter(few))
-    monkeypatch.setattr(instruments, "notes", lambda: iter(few))
+    monkeypatch.setattr(synthesis, "notes", lambda: iter(few))
     monkeypatch.setattr(build, "chosen", lambda task: {})
     program("fluidsynth", speaking("-F", rate=8_000, channels=2, repeats=8 * 270 * 125))
     for package, _ in FONTS.values():
@@ -171,8 +174,6 @@ def test_instruments_are_played_and_cut(program, debs, tmp_path, monkeypatch):
 
 def test_telephone_codecs_are_read(tmp_path, medley):
     av = pytest.importorskip("av")
-    from benchmarks.open_suite.sounds import read_clip
-
     path = tmp_path / "a.g722"
     samples = (medley[:16_000] * 32_767).astype(np.int16)
     with av.open(str(path), "w", format="g722") as container:
@@ -187,38 +188,34 @@ def test_telephone_codecs_are_read(tmp_path, medley):
     assert np.corrcoef(read[lag:12_000], medley[: 12_000 - lag])[0, 1] > 0.95
 
 
-def test_requests_that_make_no_sense_are_refused(debs, tmp_path):
+def test_an_unknown_task_or_missing_folder_is_an_error(debs, tmp_path):
     with pytest.raises(DataError, match=r"no task 'esc50'\. It has: sfx14"):
         build_suite(tmp_path / "suite", debs.folder, tasks=["esc50"])
     with pytest.raises(DataError, match="not a folder"):
         build_suite(tmp_path / "suite", tmp_path / "absent", tasks=["zh_final"])
 
 
-def ssamba(*arguments):
-    command = [sys.executable, "-m", "ssamba", "prepare", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def run_command(*arguments):
+    command = [sys.executable, "-m", "benchmarks.open_suite", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 def test_the_command_end_to_end(mandarin, tmp_path):
     suite = tmp_path / "suite"
-    done = ssamba(
-        "open-audio", "--debs", mandarin, "-o", suite, "--workers", 0, "--task", "zh_final", "--task", "drum8"
-    )
+    done = run_command(mandarin, "-o", suite, "--workers", 0, "--task", "zh_final", "--task", "drum8")
     assert done.returncode == 0, done.stderr
     assert "zh_final: 5 clips, 2 classes" in done.stdout
     assert "1 tasks, 1 left out" in done.stdout
     assert "drum8 is left out: packages are missing" in done.stderr
     assert "suite.skipped.csv" in done.stderr
-    again = ssamba("open-audio", "--debs", mandarin, "-o", suite, "--strict", "--task", "zh_final", "--task", "drum8")
+    again = run_command(mandarin, "-o", suite, "--strict", "--task", "zh_final", "--task", "drum8")
     assert again.returncode == 3
-    assert "there already: zh_final" in again.stdout
-    nothing = ssamba("open-audio", "--debs", mandarin, "-o", tmp_path / "other", "--task", "drum8")
+    assert "exists already: zh_final" in again.stdout
+    nothing = run_command(mandarin, "-o", tmp_path / "other", "--task", "drum8")
     assert nothing.returncode == 1
     assert "no task could be built" in nothing.stderr
-    for wrong in (
-        ("open-audio", "-o", suite),
-        ("open-audio", "x", "--debs", mandarin, "-o", suite),
-        ("esc50", "-o", "x.csv"),
-    ):
-        assert ssamba(*wrong).returncode == 2
-    assert ssamba("esc50", mandarin, "-o", tmp_path / "x.csv", "--fetch").returncode == 2
+    unknown = run_command(mandarin, "-o", suite, "--task", "esc50")
+    assert unknown.returncode == 1
+    assert "no task 'esc50'" in unknown.stderr
+    for wrong in ((mandarin,), ("-o", suite), (mandarin, "-o", suite, "--workers", "-1")):
+        assert run_command(*wrong).returncode == 2

@@ -1,23 +1,74 @@
-"""Sounds are found in the archives of games, and damage costs the archive alone."""
+"""Packages and the archives inside them are read without dpkg; damage is reported by name and affects nothing else."""
 
 from __future__ import annotations
 
 import io
+import shutil
 
 import pytest
-from benchmarks.open_suite.archives import inner_sounds, is_archive
-from benchmarks.open_suite.debs import find_debs
-from benchmarks.open_suite.unpack import unpack
+from benchmarks.open_suite.packages import fetch_deb, find_debs, inner_sounds, is_archive, read_deb, unpack
 from tests.benchmarks.open_suite.conftest import cat_bytes, files_below, rcc_bytes, zip_bytes
 
 from ssamba.errors import DataError
+
+
+@pytest.mark.parametrize("compression", ["xz", "gz", "bz2", "", "zst"])
+def test_files_of_a_package_are_read_whatever_compresses_it(compression, debs):
+    if compression == "zst" and shutil.which("zstd") is None:
+        pytest.skip("needs the program zstd to write one")
+    folder = debs("a", {"usr/a.wav": b"sound", "usr/b.png": b"picture"}, compression=compression)
+    found = find_debs(folder, ["a", "absent"])
+    assert list(found) == ["a"]
+    assert found["a"].version == "1:2.0-1"
+    read = [(path, content.read()) for path, content in read_deb(found["a"].file, lambda path: path.endswith(".wav"))]
+    assert read == [("usr/a.wav", b"sound")]  # and no symbolic link
+
+
+def test_two_versions_of_a_package_are_an_error(debs):
+    debs("a", {}, version="1")
+    with pytest.raises(DataError, match=r"holds a twice.*keep one"):
+        find_debs(debs("a", {}, version="2"), ["a"])
+    with pytest.raises(DataError, match="not a folder"):
+        find_debs(debs.folder / "absent", ["a"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: b"", "not a Debian package"),
+        (lambda data: b"<html>" + data, "not a Debian package"),
+        (lambda data: data[:80], "cut off"),
+        (lambda data: data[: len(data) // 2], "cut off"),
+        (lambda data: data[:-40], "damaged or cut off"),
+        (lambda data: data.replace(b"data.tar.xz", b"data.bar.xz"), "data.tar"),
+    ],
+)
+def test_a_damaged_package_raises_one_error_with_its_name(damage, message, debs):
+    file = find_debs(debs("a", {"usr/a.wav": bytes(range(256)) * 20}), ["a"])["a"].file
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(DataError, match=message) as caught:
+        list(read_deb(file, lambda path: True))
+    assert "a_1%3a2.0-1_all.deb" in str(caught.value)
+
+
+def test_apt_downloads_to_the_folder_or_says_why_not(program, tmp_path):
+    assert "no apt-get here" in (fetch_deb("a", tmp_path) or "")
+    program(
+        "apt-get",
+        "from pathlib import Path\n"
+        "if sys.argv[-1] == 'b': print('W: old', file=sys.stderr); print('E: Unable to locate', file=sys.stderr); sys.exit(100)\n"
+        "Path(sys.argv[-1] + '_1_all.deb').write_bytes(b'x')",
+    )
+    assert fetch_deb("a", tmp_path) is None
+    assert "E: Unable to locate" in (fetch_deb("b", tmp_path) or "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_1_all.deb", "bin"]
 
 
 def read(path, data):
     return dict(inner_sounds(path, io.BytesIO(data)))
 
 
-def test_zips_under_every_name(wav):
+def test_sounds_are_found_in_zips_under_every_name(wav):
     sound = wav()
     data = zip_bytes({"sound/door.wav": sound, "maps/a.bsp": b"x", "../up.wav": sound, "/abs.ogg": b"y"})
     for name in ("usr/pak0.pk3", "usr/pak0.wz", "usr/pak0.ZIP"):
@@ -27,13 +78,13 @@ def test_zips_under_every_name(wav):
     assert not is_archive("usr/x.png")
 
 
-def test_resources_of_qt_plain_and_compressed(wav):
+def test_sounds_are_found_in_qt_resources_plain_and_compressed(wav):
     files = {"a.wav": wav(), "b.wav": wav(), "c.png": b"picture"}
     found = read("usr/core.rcc", rcc_bytes(files))
     assert found == {"_inner/core/sounds/a.wav": files["a.wav"], "_inner/core/sounds/b.wav": files["b.wav"]}
 
 
-def test_catalogs_of_openttd(wav):
+def test_sounds_are_found_in_openttd_catalogs(wav):
     files = {"door slam": wav(), "horn": wav()}
     assert is_archive("usr/opensfx.cat")
     assert not is_archive("usr/other.cat")
@@ -53,7 +104,7 @@ def test_catalogs_of_openttd(wav):
         ("usr/opensfx.cat", lambda sound: b""),
     ],
 )
-def test_a_damaged_archive_is_one_error(name, make, wav):
+def test_a_damaged_archive_raises_one_error(name, make, wav):
     with pytest.raises(DataError, match=name.rpartition("/")[2]):
         read(name, make(wav()))
 

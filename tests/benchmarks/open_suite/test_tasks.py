@@ -1,14 +1,23 @@
-"""What recordings are of, by their paths."""
+"""Labels follow from paths; the chosen clips have labels; synthesized clips do not depend on the machine."""
 
 from __future__ import annotations
 
 import random
 
 import pytest
-from benchmarks.open_suite.instruments import FONTS, midi_file, notes
-from benchmarks.open_suite.labels import Label, drum8, sfx14, speaker, zh_final
-from benchmarks.open_suite.tasks import OPEN_TASKS, chosen, counted, label_of
-from benchmarks.open_suite.words import WORDS, utterances
+from benchmarks.open_suite.synthesis import WORDS, midi_file, notes, utterances
+from benchmarks.open_suite.tasks import (
+    FONTS,
+    OPEN_TASKS,
+    Label,
+    chosen,
+    counted,
+    drum8,
+    label_of,
+    sfx14,
+    speaker,
+    zh_final,
+)
 
 from ssamba.evaluation.suite import OPEN_SUITE
 
@@ -36,7 +45,7 @@ from ssamba.evaluation.suite import OPEN_SUITE
         (drum8, "sonic-pi-samples", "usr/share/sonic-pi/samples/drum_cowbell.flac", "cowbell", "sonicpi"),
     ],
 )
-def test_a_path_says_what_a_recording_is_of(rule, package, path, label, group):
+def test_a_path_determines_the_label(rule, package, path, label, group):
     found = rule(package, path)
     assert isinstance(found, Label)
     assert found.label == label
@@ -47,7 +56,7 @@ def test_a_path_says_what_a_recording_is_of(rule, package, path, label, group):
 @pytest.mark.parametrize(
     ("rule", "package", "path"),
     [
-        (sfx14, "x", "usr/sounds/door_hit.wav"),  # of two classes
+        (sfx14, "x", "usr/sounds/door_hit.wav"),  # two classes match
         (sfx14, "x", "usr/sounds/voices/laser.wav"),
         (sfx14, "x", "usr/music/theme.ogg"),
         (sfx14, "x", "usr/sounds/qqq.wav"),
@@ -59,11 +68,11 @@ def test_a_path_says_what_a_recording_is_of(rule, package, path, label, group):
         (drum8, "lmms-common", "usr/drums/bell.ogg"),
     ],
 )
-def test_what_is_of_no_class_or_of_several_is_left_out(rule, package, path):
+def test_a_recording_of_no_class_or_of_several_has_no_label(rule, package, path):
     assert rule(package, path) is None
 
 
-def test_tasks_are_those_that_are_evaluated_in_that_order():
+def test_tasks_are_those_of_the_evaluation_in_its_order():
     assert tuple(OPEN_TASKS) == OPEN_SUITE
 
 
@@ -82,7 +91,7 @@ def test_every_chosen_clip_has_a_label_and_no_group_is_in_two_splits(task):
     assert len({(label.group, label.split) for label in labels}) == len({label.group for label in labels})
 
 
-def test_draws_are_what_they_were_and_leave_the_global_state_alone():
+def test_random_draws_are_fixed_and_leave_the_global_state_alone():
     state = random.getstate()
     spoken = list(utterances())
     assert len({u.name for u in spoken}) == 48 * 35 * 2
