@@ -8,14 +8,14 @@ import torch
 from ssamba.audio.augmentation import (
     Augmentation,
     SpecAugment,
+    add_noise_and_roll,
+    apply_crop,
     augment,
     change_speed,
     change_voice,
-    cut,
     draw_crop,
-    factors,
-    hide_stripes,
-    noise_and_roll,
+    mask_stripes,
+    random_factors,
 )
 from ssamba.audio.decode import decode
 from ssamba.audio.fbank import fbank, hertz_to_mel, mel_band, mel_centers, mel_matrix
@@ -94,7 +94,7 @@ def test_crops_lie_within_the_clip_and_copy_it(clips):
     assert (crop.starts + crop.lengths <= lengths).all()
     assert crop.lengths[2] == 7
     assert (crop.lengths[[0, 1, 3]] % 8 == 0).all()
-    out = cut(x, crop, fill=0.5, multiple=16)
+    out = apply_crop(x, crop, fill=0.5, multiple=16)
     assert out.shape[1] % 16 == 0
     for i in range(4):
         start, count = int(crop.starts[i]), int(crop.lengths[i])
@@ -118,7 +118,7 @@ def voice(pitch_hz, formants_hz=(500.0, 1500.0, 2500.0)):
 def seed_of(stream, most, wanted):
     """A seed whose factor is nearly the wanted one."""
     seeds = torch.arange(20_000)
-    return seeds[(factors(seeds, stream, most) - wanted).abs().argmin()][None]
+    return seeds[(random_factors(seeds, stream, most) - wanted).abs().argmin()][None]
 
 
 def lines(features):
@@ -145,7 +145,7 @@ def test_mel_centers_are_where_the_filters_peak():
 
 
 def test_factors_are_log_uniform():
-    found = factors(torch.arange(4000), "x", 0.25)
+    found = random_factors(torch.arange(4000), "x", 0.25)
     assert float(found.min()) >= 1 / 1.2501
     assert float(found.max()) <= 1.2501
     assert abs(float(found.log().mean())) < 0.005
@@ -191,7 +191,7 @@ def test_speed_change_keeps_first_and_last_frame():
     lengths = torch.tensor([100, 37, 1])
     seeds = torch.tensor([1, 2, 3])
     out, changed = change_speed(ramp, seeds, 0.25, lengths, 512)
-    wanted = (lengths * factors(seeds, "voice.speed", 0.25)).round().long()
+    wanted = (lengths * random_factors(seeds, "voice.speed", 0.25)).round().long()
     assert changed.tolist() == wanted.tolist()
     assert out.shape == (3, int(changed.max()), 4)
     for x, old, new in zip(out, lengths.tolist(), changed.tolist(), strict=True):
@@ -229,7 +229,7 @@ def beyond():
 
 def test_stripes_lie_within_the_valid_frames():
     before = random_features()
-    after = hide_stripes(before, CLIP_SEEDS, SPEC_AUGMENT, LENGTHS, -7.0)
+    after = mask_stripes(before, CLIP_SEEDS, SPEC_AUGMENT, LENGTHS, -7.0)
     assert torch.equal(before[beyond()], after[beyond()])
     hidden = after == -7
     assert torch.equal(after[~hidden], before[~hidden])
@@ -245,14 +245,14 @@ def test_stripes_lie_within_the_valid_frames():
 
 def test_roll_and_noise_stay_within_the_clip():
     before = random_features()
-    after = noise_and_roll(before, CLIP_SEEDS, SpecAugment(roll_frames=10), LENGTHS)
+    after = add_noise_and_roll(before, CLIP_SEEDS, SpecAugment(roll_frames=10), LENGTHS)
     assert torch.equal(before[beyond()], after[beyond()])
     shifts = set()
     for old, new, length in zip(before, after, LENGTHS.tolist(), strict=True):
         shift = next(k for k in range(-10, 10) if torch.equal(old[:length].roll(k, 0), new[:length]))
         shifts.add(shift)
     assert shifts == set(range(-10, 10))
-    added = noise_and_roll(before, CLIP_SEEDS, SpecAugment(noise=0.1), LENGTHS) - before
+    added = add_noise_and_roll(before, CLIP_SEEDS, SpecAugment(noise=0.1), LENGTHS) - before
     assert float(added.min()) >= 0
     assert 0.05 < float(added.max()) < 0.1
     assert float(added[beyond()].abs().max()) == 0
@@ -260,16 +260,16 @@ def test_roll_and_noise_stay_within_the_clip():
 
 def test_spec_augment_of_a_clip_is_independent_of_its_batch():
     before = random_features()
-    whole = noise_and_roll(
-        hide_stripes(before, CLIP_SEEDS, SPEC_AUGMENT, LENGTHS, 0.0), CLIP_SEEDS, SPEC_AUGMENT, LENGTHS
+    whole = add_noise_and_roll(
+        mask_stripes(before, CLIP_SEEDS, SPEC_AUGMENT, LENGTHS, 0.0), CLIP_SEEDS, SPEC_AUGMENT, LENGTHS
     )
     length = int(LENGTHS[7])
-    alone = hide_stripes(before[7:8, :length], CLIP_SEEDS[7:8], SPEC_AUGMENT, LENGTHS[7:8], 0.0)
-    alone = noise_and_roll(alone, CLIP_SEEDS[7:8], SPEC_AUGMENT, LENGTHS[7:8])
+    alone = mask_stripes(before[7:8, :length], CLIP_SEEDS[7:8], SPEC_AUGMENT, LENGTHS[7:8], 0.0)
+    alone = add_noise_and_roll(alone, CLIP_SEEDS[7:8], SPEC_AUGMENT, LENGTHS[7:8])
     torch.testing.assert_close(alone[0], whole[7, :length])
 
 
 def test_default_spec_augment_changes_nothing():
     before = random_features()
-    assert torch.equal(hide_stripes(before, CLIP_SEEDS, SpecAugment(), LENGTHS, 0.0), before)
-    assert torch.equal(noise_and_roll(before, CLIP_SEEDS, SpecAugment(), LENGTHS), before)
+    assert torch.equal(mask_stripes(before, CLIP_SEEDS, SpecAugment(), LENGTHS, 0.0), before)
+    assert torch.equal(add_noise_and_roll(before, CLIP_SEEDS, SpecAugment(), LENGTHS), before)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssamba.audio.augmentation import augment, change_speed, hide_stripes, noise_and_roll
+from ssamba.audio.augmentation import add_noise_and_roll, augment, change_speed, mask_stripes
 from ssamba.audio.fbank import fbank, frame_lengths, normalize
 from ssamba.checkpoint import Checkpoint, LoadReport, save_checkpoint
 from ssamba.config import BaseEncoderConfig, ClassifierConfig, FrontEndConfig, ModelConfig
@@ -228,10 +228,10 @@ class FinetuneTask:
             features = augment(features, seeds, recipe.augmentation, heard, front_end)
             # The original hides with a log-mel of 0, as it pads; ours with the mean.
             fill = 0.0 if recipe.clips.short_clips == "pad" else front_end.mean
-            features = hide_stripes(features, seeds, recipe.spec_augment, shown, fill)
+            features = mask_stripes(features, seeds, recipe.spec_augment, shown, fill)
         features = normalize(features, front_end)
         if training:
-            features = noise_and_roll(features, seeds, recipe.spec_augment, shown)
+            features = add_noise_and_roll(features, seeds, recipe.spec_augment, shown)
         return features, lengths.cpu()
 
     def after_step(self, step: int) -> None:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssamba.audio.augmentation import Crop, augment, change_speed, cut, draw_crop
+from ssamba.audio.augmentation import Crop, apply_crop, augment, change_speed, draw_crop
 from ssamba.audio.fbank import fbank, frame_lengths, normalize
 from ssamba.checkpoint import save_checkpoint
 from ssamba.config import ModelConfig
@@ -163,7 +163,7 @@ class PretrainingTask:
         else:
             crops = [Crop(torch.zeros_like(frames), frames)]
         multiple = patch * max(1, -(-int(max(int(crop.lengths.max()) for crop in crops)) // patch))
-        features = torch.cat([cut(features, crop, fill=0.0, multiple=multiple) for crop in crops])
+        features = torch.cat([apply_crop(features, crop, fill=0.0, multiple=multiple) for crop in crops])
         lengths = torch.cat([crop.lengths for crop in crops])
         seeds = torch.cat([seeds + i for i in range(len(crops))])
         if training and recipe.augmentation.speed:
