@@ -12,8 +12,9 @@ import torch
 import ssamba
 from ssamba.audio.decode import decode
 from ssamba.audio.fbank import fbank, log_mel
-from ssamba.embedder import Embedder, EmbedOptions, _similar_lengths
+from ssamba.embedder import Embedder, EmbedOptions
 from ssamba.errors import AudioDecodeError, ConfigError
+from ssamba.inference import group_by_length
 
 
 def assert_same(one, other, atol=1e-5):
@@ -147,7 +148,7 @@ def test_ragged_batches_waste_little_on_padding(embedder):
 
     torch.manual_seed(0)
     items = [(None, Item(int(c))) for c in torch.randint(1, 65, (300,))]
-    groups = list(_similar_lengths(items, 1.1))
+    groups = list(group_by_length(items, 1.1))
     assert sorted(id(i) for g in groups for i in g) == sorted(map(id, items))
     computed = sum(len(g) * g[0][1].columns for g in groups)
     assert computed <= 1.1 * sum(i.columns for _, i in items)

@@ -1,45 +1,49 @@
-"""From a recording to its embedding: the object that most users meet.
+"""The Embedder: from recordings to embeddings or class logits.
 
     model = ssamba.load_model("checkpoint/")
-    e = model.embed("dog.wav")          # e.clip (D,), e.frames (T', D), e.times_s (T',)
+    e = model.embed("dog.wav")          # e.clip (D,), e.frames (K, D), e.times_s (K,)
 
-Recordings of any length run in constant memory: samples become features block by block, features become windows, and
-windows of many recordings are encoded together in batches of similar length, so that padding is never worth mentioning.
+Recordings of any length run in constant memory; windows of many recordings are encoded together (`inference.py`).
 
-Shapes: S samples, T frames, M mel bins, K columns (time steps of the patch grid, T' above), R rows, D channels.
+Shapes: B recordings, S samples, T frames, M mel bins, K time steps, D channels.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
 import numpy as np
+import soxr
 import torch
 from torch import Tensor
 
-from ssamba.audio.fbank import log_mel
-from ssamba.audio.waveform import Source, as_list, blocks
+from ssamba.audio import decode
 from ssamba.checkpoint import Checkpoint, LoadReport, has_bundled, load_bundled, load_checkpoint
 from ssamba.config import FrontEndConfig, ModelConfig
+from ssamba.embedding import Embedding, EmbedOptions
 from ssamba.hashing import digest_of
+from ssamba.inference import (
+    Accumulator,
+    EmbeddingAccumulator,
+    InferenceEngine,
+    LogitsAccumulator,
+    SegmentLogitsAccumulator,
+)
 from ssamba.model.create import build_encoder, encoder_config
 from ssamba.model.encoder import PatchEncoder
 from ssamba.model.heads import Classifier
-from ssamba.model.windows import Window
-from ssamba.recording import ClassifiedRecording, Embedding, EmbedOptions, LabeledRecording, Recording
 
 __all__ = ["EmbedOptions", "Embedder", "Embedding", "load_model"]
 
+Array = np.ndarray[Any, Any]
+Source = str | Path | Array | Tensor
+"""A file's path, or a mono waveform (S,)."""
 Key = TypeVar("Key")
 
-_BLOCK_S = 30.0
-_TOKENS_PER_BATCH = {"cpu": 4096}
-_TOKENS_PER_BATCH_ELSEWHERE = 32_768
-_PADDING_ALLOWANCE = 1.1  # a batch may hold so many times its windows' own columns,
-_UNPADDED_ALLOWANCE = 2.0  # or so many where the blocks leave padding out
+_RANDOM_SEED = 0
 
 
 class Embedder:
@@ -49,10 +53,11 @@ class Embedder:
         encoder: the encoder (a `torch.nn.Module` from normalized features to tokens).
         classifier: the classifier, for checkpoints that have one, else None.
         front_end: how waveforms become features.
-        report: what was loaded and what was left out; None when the model was made in place.
+        report: what was loaded and what was left out; None if the model was not loaded from a checkpoint.
         name: path or name of the checkpoint.
         config: the model's configuration.
-        device: where it runs.
+        device: where the model runs.
+        engine: runs the encoder on batches of windows.
     """
 
     def __init__(
@@ -68,8 +73,8 @@ class Embedder:
         Args:
             model: an encoder (from `create_encoder`) or what `load_checkpoint` returned.
             front_end: how waveforms become features; None is the checkpoint's, or the official one.
-            device: where to run; None takes a CUDA device when there is one, else the CPU.
-            name: what to call it in reports; None is the checkpoint's path.
+            device: where to run; None is CUDA if available, else the CPU.
+            name: name in reports; None is the checkpoint's path.
         """
         self.classifier: Classifier | None = None
         self.report: LoadReport | None = None
@@ -91,26 +96,27 @@ class Embedder:
                 f"the front end makes {self.front_end.num_mel_bins} mel bins, but the encoder takes "
                 f"{self.encoder.config.num_mel_bins}"
             )
-        self.device = torch.device(device) if device is not None else _default_device()
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         (self.classifier or self.encoder).to(self.device).eval()
+        self.engine = InferenceEngine(self.encoder, self.front_end, self.device)
 
     @property
     def dim(self) -> int:
-        """D, the length of an embedding."""
+        """Length D of an embedding."""
         return self.encoder.config.embed_dim
 
     @property
     def window_s(self) -> float:
-        """Length of a window of long recordings: the pretraining length."""
+        """Length of the windows that long recordings are cut into: the pretraining length."""
         return self.encoder.config.num_frames * self.front_end.shift_samples / self.front_end.sample_rate_hz
 
     def check(self, options: EmbedOptions) -> None:
-        """ValueError if this model cannot follow the options."""
+        """Raise a ValueError if this model does not have the layer that the options ask for."""
         if options.layer is not None:
             self.encoder.layer_index(options.layer)
 
     def digest(self, options: EmbedOptions | None = None) -> str:
-        """Sixteen hexadecimal digits of everything an embedding depends on: weights, configuration, options."""
+        """Return 16 hexadecimal digits of everything an embedding depends on: weights, configuration, options."""
         configurations = options or EmbedOptions(), self.front_end, self.encoder.config
         return digest_of(*(config.digest() for config in configurations), self.encoder.state_dict())
 
@@ -128,7 +134,7 @@ class Embedder:
         Args:
             source: a file's path; or a mono waveform (S,), NumPy array or tensor, float in [-1, 1] or integer PCM; or
                 a batch of waveforms (B, S); or a list of any of these, mixed.
-            sample_rate: of the waveforms, in Hz; None means that they already have the model's rate. Files know theirs.
+            sample_rate: of the waveforms, in Hz; None is the model's rate. Files carry their own.
             options: fields of `EmbedOptions`: `context="windows"|"full"`, `layer=`, `padding="patch"|"official"`.
 
         Returns:
@@ -140,7 +146,7 @@ class Embedder:
             ConfigError: an unknown option.
         """
         settings = EmbedOptions.parse(options, "embed")
-        sources, single = as_list(source)
+        sources, single = _as_list(source)
         results: list[Embedding | None] = [None] * len(sources)
         for index, result in self.embed_stream(enumerate(sources), sample_rate, settings):
             if isinstance(result, Exception):
@@ -155,62 +161,27 @@ class Embedder:
         sample_rate: int | None = None,
         options: EmbedOptions | None = None,
     ) -> Iterator[tuple[Key, Embedding | Exception]]:
-        """Embed recordings as they come, many at a time, and give each result when it is ready.
+        """Embed recordings as they come, many at a time, and yield each result when it is ready.
 
-        A recording that cannot be read gives its exception (`ValueError` or `OSError`) in place of an embedding, and
-        the others go on. Results may come in another order than `items`; each carries its key.
+        Args:
+            items: keys and recordings.
+            sample_rate: of waveforms, as in `embed`.
+            options: how to embed.
+
+        Returns:
+            The keys, not always in the order of `items`, each with its embedding, or with the error (`ValueError` or
+            `OSError`) of a recording that cannot be read; the other recordings are not affected.
         """
         options = options or EmbedOptions()
         self.check(options)
-        yield from self._stream(
-            items, sample_rate, options, lambda key: Recording(key, self.encoder.config, self.front_end, options)
+        return self.engine.run(
+            self._decoded(items, sample_rate),
+            options,
+            lambda: EmbeddingAccumulator(self.encoder.config, self.front_end),
         )
 
-    def _stream(
-        self,
-        items: Iterable[tuple[Key, Source]],
-        sample_rate: int | None,
-        options: EmbedOptions,
-        new: Callable[[Key], Recording[Key]],
-    ) -> Iterator[tuple[Key, Any]]:
-        """Run windows of many recordings through the encoder together; `new` says what becomes of a recording's."""
-        budget = _TOKENS_PER_BATCH.get(self.device.type, _TOKENS_PER_BATCH_ELSEWHERE)
-        rows = self.encoder.config.rows
-        batch: list[tuple[Recording[Key], Window]] = []
-        tokens = 0
-        waiting: list[Recording[Key]] = []
-        for key, source in items:
-            recording = new(key)
-            error: Exception | None = None
-            windows = self._windows(source, sample_rate, recording)
-            while True:
-                try:
-                    window = next(windows, None)
-                except (ValueError, OSError) as reason:
-                    error = reason
-                    break
-                if window is None:
-                    break
-                batch.append((recording, window))
-                tokens += window.columns * rows
-                if tokens >= budget:
-                    self._encode(batch, options)
-                    batch, tokens = [], 0
-            if error is not None:
-                batch = [(owner, window) for owner, window in batch if owner is not recording]
-                tokens = sum(window.columns for _, window in batch) * rows
-                yield key, error
-                continue
-            waiting.append(recording)
-            unfinished = {id(owner) for owner, _ in batch}
-            ready = [done for done in waiting if id(done) not in unfinished]
-            waiting = [other for other in waiting if id(other) in unfinished]
-            yield from ((done.key, done.result_or_error()) for done in ready)
-        self._encode(batch, options)
-        yield from ((done.key, done.result_or_error()) for done in waiting)
-
     def logits(self, source: Source, sample_rate: int | None = None) -> Tensor:
-        """The classifier's raw outputs for one recording, (classes,), averaged over windows by their length.
+        """Return the classifier's logits for one recording, (classes,), averaged over windows by their length.
 
         Raises:
             ValueError: the checkpoint has no classifier; or as `embed`.
@@ -223,109 +194,123 @@ class Embedder:
     def logits_stream(
         self, items: Iterable[tuple[Key, Source]], sample_rate: int | None = None, *, per_label: bool | None = None
     ) -> Iterator[tuple[Key, Tensor | Exception]]:
-        """The classifier's raw outputs for recordings as they come, many at a time; as `embed_stream`.
+        """Classify recordings as they come, many at a time; yields logits as `embed_stream` yields embeddings.
 
         Args:
             items: keys and recordings.
             sample_rate: of waveforms, as in `embed`.
-            per_label: (labels, classes), an answer for each stretch of the recording (`label_frames` of the classifier,
-                a second where it has none), instead of one for the whole, (classes,); None is as it was trained.
+            per_label: return (segments, classes), logits of each segment of the recording (`label_frames` of the
+                classifier, a second if it has none), instead of (classes,) of the whole; None is as it was trained.
 
         Raises:
-            ValueError: the checkpoint has no classifier, or one that cannot answer for a part.
+            ValueError: the checkpoint has no classifier, or one that cannot classify segments.
         """
-        head = self.classifier
-        if head is None:
+        classifier = self.classifier
+        if classifier is None:
             raise ValueError(
                 f"{self.name} has no classifier: expected a fine-tuned checkpoint, got kind {self.config.kind!r}"
             )
-        per_label = head.config.label_frames is not None if per_label is None else per_label
-        if per_label and head.config.pooling != "mean":
+        per_label = classifier.config.label_frames is not None if per_label is None else per_label
+        if per_label and classifier.config.pooling != "mean":
             raise ValueError(
                 f"{self.name} reads its prefix token, which stands for the whole clip: ask for whole clips"
             )
-        options = EmbedOptions(padding=head.config.padding)
-        kind = LabeledRecording if per_label else ClassifiedRecording
-        yield from self._stream(items, sample_rate, options, lambda key: kind(key, head, self.front_end))
+
+        def new_accumulator() -> Accumulator[Tensor]:
+            if per_label:
+                return SegmentLogitsAccumulator(classifier, self.front_end)
+            return LogitsAccumulator(classifier)
+
+        options = EmbedOptions(padding=classifier.config.padding)
+        return self.engine.run(self._decoded(items, sample_rate), options, new_accumulator)
 
     def features(self, source: Source, sample_rate: int | None = None) -> Tensor:
-        """The normalized log-mel features of one recording, (T, M), on the CPU; arguments and errors as `embed`."""
-        recording = Recording(None, self.encoder.config, self.front_end, EmbedOptions())
-        return torch.cat([block.cpu() for block in self._feature_blocks(source, sample_rate, recording)])
+        """Return the normalized log-mel features (T, M) of one recording, on the CPU; arguments and errors as `embed`."""
+        return torch.cat([block.cpu() for block in self.engine.features(self._samples(source, sample_rate))])
 
-    def _windows(self, source: Source, sample_rate: int | None, recording: Recording[Any]) -> Iterator[Window]:
-        for features in self._feature_blocks(source, sample_rate, recording):
-            yield from recording.cutter.push(features)
-        yield from recording.cutter.finish()
+    def _decoded(
+        self, items: Iterable[tuple[Key, Source]], sample_rate: int | None
+    ) -> Iterator[tuple[Key, Iterator[Array]]]:
+        return ((key, self._samples(source, sample_rate)) for key, source in items)
 
-    def _feature_blocks(self, source: Source, sample_rate: int | None, recording: Recording[Any]) -> Iterator[Tensor]:
-        """Features (T, M) of consecutive stretches of a recording; counts its samples."""
-        config = self.front_end
-        block_samples = round(_BLOCK_S * config.sample_rate_hz)
-        pending = np.zeros(0, dtype=np.float32)
-        for samples in blocks(source, sample_rate, config.sample_rate_hz):
-            recording.num_samples += len(samples)
-            pending = np.concatenate((pending, samples)) if len(pending) else samples
-            # Always the same stretches, however the source is cut, so that results do not depend on its kind.
-            while len(pending) >= block_samples + config.frame_samples:
-                frames = config.num_frames(block_samples)
-                yield self._log_mel(pending[:block_samples])
-                pending = pending[frames * config.shift_samples :]
-        if len(pending) >= config.frame_samples:
-            yield self._log_mel(pending)
-        if recording.num_samples < config.frame_samples:
-            what = f"{source}: " if isinstance(source, str | Path) else ""
+    def _samples(self, source: Source, sample_rate: int | None) -> Iterator[Array]:
+        """Yield blocks of a recording's samples (S,) at the front end's rate; a ValueError if it is below one frame."""
+        num_samples, config = 0, self.front_end
+        for samples in _samples_of(source, sample_rate, config.sample_rate_hz):
+            num_samples += len(samples)
+            yield samples
+        if num_samples < config.frame_samples:
+            name = f"{source}: " if isinstance(source, str | Path) else ""
             raise ValueError(
-                f"{what}the recording is {1000 * recording.num_samples / config.sample_rate_hz:.1f} ms long, shorter "
+                f"{name}the recording is {1000 * num_samples / config.sample_rate_hz:.1f} ms long, shorter "
                 f"than one frame of {config.frame_ms:g} ms: leave it out, or pad it"
             )
 
-    def _log_mel(self, samples: np.ndarray[Any, Any]) -> Tensor:
-        return log_mel(torch.from_numpy(np.ascontiguousarray(samples)).to(self.device), config=self.front_end)
 
-    @torch.no_grad()
-    def _encode(self, batch: list[tuple[Recording[Key], Window]], options: EmbedOptions) -> None:
-        """Encode windows in groups of similar length, and hand their frame embeddings to their recordings."""
-        config, prefix = self.encoder.config, self.encoder.num_prefix_tokens
-        unpadded = self.encoder.leaves_padding_out(batch[0][1].features) if batch else False
-        for group in _similar_lengths(batch, _UNPADDED_ALLOWANCE if unpadded else _PADDING_ALLOWANCE):
-            longest = max(window.features.shape[0] for _, window in group)
-            if len(group) == 1:  # it may be hours in one window: no copy of it
-                features = group[0][1].features[None]
-            else:
-                features = torch.zeros(len(group), longest, config.num_mel_bins, device=self.device)
-                for row, (_, window) in zip(features, group, strict=True):
-                    row[: window.features.shape[0]] = window.features
-            lengths = None
-            if any(window.features.shape[0] < longest for _, window in group):
-                lengths = torch.tensor([window.features.shape[0] for _, window in group])
-            tokens = self.encoder(features, lengths, layer=options.layer)
-            for own, (recording, window) in zip(tokens, group, strict=True):
-                recording.add(window, own[: prefix + config.rows * window.columns])
+def _samples_of(source: Source, sample_rate: int | None, target_rate_hz: int) -> Iterator[Array]:
+    """Yield mono float32 blocks (S,) of a recording at `target_rate_hz`; files are streamed.
+
+    Args:
+        source: a file's path, or a waveform (S,).
+        sample_rate: of a waveform; None is `target_rate_hz`.
+        target_rate_hz: wanted rate.
+
+    Raises:
+        AudioDecodeError: a file cannot be read.
+        ValueError: a waveform has another shape, another type, NaN or infinity.
+    """
+    if isinstance(source, str | Path):
+        yield from decode.stream(Path(source).expanduser(), sample_rate_hz=target_rate_hz)
+        return
+    samples = _mono_float(source)
+    if sample_rate is not None and decode.checked_rate(sample_rate) != target_rate_hz:
+        samples = soxr.resample(samples, sample_rate, target_rate_hz)
+    yield samples
 
 
-def _similar_lengths(
-    batch: list[tuple[Recording[Key], Window]], allowance: float
-) -> Iterator[list[tuple[Recording[Key], Window]]]:
-    """Groups of windows, longest first, whose padding stays within the allowance."""
-    group: list[tuple[Recording[Key], Window]] = []
-    own = 0
-    for item in sorted(batch, key=lambda entry: -entry[1].columns):
-        columns = item[1].columns
-        if group and (len(group) + 1) * group[0][1].columns > allowance * (own + columns):
-            yield group
-            group, own = [], 0
-        group.append(item)
-        own += columns
-    if group:
-        yield group
+def _mono_float(waveform: Array | Tensor) -> Array:
+    """Convert a waveform (S,) to float32; integers are PCM of full scale."""
+    if isinstance(waveform, Tensor):
+        array = waveform.detach().cpu()
+        samples = (array.float() if array.is_floating_point() else array).numpy()
+    else:
+        samples = np.asarray(waveform)
+    if samples.ndim != 1:
+        raise ValueError(f"a waveform must be mono, of shape (samples,), got shape {samples.shape}")
+    if np.issubdtype(samples.dtype, np.signedinteger):
+        samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+    elif np.issubdtype(samples.dtype, np.floating):
+        samples = samples.astype(np.float32)
+    else:
+        raise ValueError(f"a waveform must be floating point or signed integer PCM, got {samples.dtype}")
+    finite = np.isfinite(samples)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        raise ValueError(f"the waveform holds NaN or infinity, first at sample {first}: repair or leave it out")
+    return samples
 
 
-def _default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-_SEED = 0
+def _as_list(source: Source | Sequence[Source]) -> tuple[list[Source], bool]:
+    """Return the recordings in `source`, and whether it is a single one."""
+    if isinstance(source, str | Path):
+        return [source], True
+    if isinstance(source, np.ndarray | Tensor):
+        if source.ndim == 2:
+            if source.shape[1] <= 32 < source.shape[0]:
+                raise ValueError(
+                    f"a waveform of shape {tuple(source.shape)} looks like (samples, channels): expected (samples,) or "
+                    "(batch, samples). Average the channels first: waveform.mean(axis=1)"
+                )
+            return list(source), False
+        return [source], True
+    expected = "expected a path, a waveform (NumPy array or tensor) or a list of these"
+    if not isinstance(source, Iterable) or isinstance(source, Mapping | bytes):
+        raise ValueError(f"{expected}, got {type(source).__name__}")
+    items = list(source)
+    for item in items:
+        if not isinstance(item, str | Path | np.ndarray | Tensor):
+            raise ValueError(f"{expected}, got a list with {type(item).__name__} in it")
+    return items, False
 
 
 def load_model(
@@ -339,9 +324,9 @@ def load_model(
 
     Args:
         source: a checkpoint folder, an official SSAMBA or SSAST `.pth` file (pretrained or fine-tuned), or a hub name
-            (`hf:OWNER/NAME`, `hf:OWNER/NAME@REVISION`). None is the model that ships with the package (where an
-            installation lacks it, a tiny model with random weights from a fixed seed, with a warning).
-        device: where to run; None takes a CUDA device when there is one, else the CPU.
+            (`hf:OWNER/NAME`, `hf:OWNER/NAME@REVISION`). None is the bundled model (in an installation without it, a
+            tiny model with random weights from a fixed seed, with a warning).
+        device: where to run; None is CUDA if available, else the CPU.
         patch_stride: cut patches with this stride instead of the checkpoint's, e.g. 10.
         front_end: how waveforms become features, instead of the checkpoint's own.
 
@@ -358,7 +343,7 @@ def load_model(
     if source is None:
         warnings.warn(
             "this installation of ssamba came without its weights: this model is randomly initialized (tiny, seed "
-            f"{_SEED}). Give the path of a checkpoint for embeddings that mean something.",
+            f"{_RANDOM_SEED}). Give the path of a checkpoint for embeddings that mean something.",
             stacklevel=2,
         )
         return random_model(device=device, patch_stride=patch_stride, front_end=front_end)
@@ -371,8 +356,10 @@ def random_model(
     patch_stride: int | tuple[int, int] | None = None,
     front_end: FrontEndConfig | None = None,
 ) -> Embedder:
-    """The structure of the model that ships (else the tiny one) with random weights from a fixed seed, to see what
-    training is worth; arguments as `load_model`."""
+    """Return the bundled model's structure (else the tiny one) with random weights from a fixed seed, as a baseline.
+
+    Arguments as `load_model`.
+    """
     if has_bundled():
         shipped = load_bundled(patch_stride)
         config, front_end = shipped.config.encoder, front_end or shipped.front_end
@@ -381,6 +368,6 @@ def random_model(
         if patch_stride is not None:
             config = config.with_patch_stride(patch_stride)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
+        torch.manual_seed(_RANDOM_SEED)
         encoder = build_encoder(config)
     return Embedder(encoder, front_end, device=device, name="random tiny")

@@ -103,7 +103,7 @@ class Killed(BaseException):
 
 def test_an_interrupted_run_goes_on_where_it_was(folder, tmp_path, embedder, monkeypatch):
     monkeypatch.setattr("ssamba.library.embed._FLUSH_FILES", 2)
-    monkeypatch.setattr("ssamba.embedder._TOKENS_PER_BATCH", {"cpu": 200})
+    monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
     files = find_audio([folder])
     embed_collection(files, tmp_path / "whole.npz", embedder)
     output = tmp_path / "parts.npz"

@@ -1,19 +1,20 @@
-"""From clips to one vector a clip, for every layer and pooling at once; the models that evaluation can score.
+"""Embeddings of clips and of time steps, for every layer and pooling; the models that evaluation can score.
 
-A model here is anything with a name, a digest, a sample rate and `vectors(waves)`: named views of the clips, each
-(N, dims). An encoder has a view for each layer and pooling (`12.mean`, `final.cls`), others have `final.mean` alone.
-Tasks of seconds and events need `timestamp_embeddings(waves)`, too.
+A model is any object with `name`, `sample_rate_hz`, `digest()` and `vectors(waves)`, which returns views of the clips,
+(N, dims) each, by name. An encoder has a view for each layer and pooling (`12.mean`, `final.cls`), other models have
+`final.mean` alone. Tasks of seconds and events also need `timestamp_embeddings(waves)`.
 
-Poolings: `mean` is `Embedding.clip`, the mean over patch tokens; `cls` the prefix token (of long recordings the mean
-over windows by their length); `rows` the mean over time of each row of patches, side by side, which keeps what the
-frequency axis says (rows x D numbers, as in Niizumi et al., arXiv:2210.14648).
+Poolings: `mean` is `Embedding.clip`, the mean over patch tokens; `cls` is the prefix token (of long recordings the mean
+over windows, weighted by their length); `rows` is the mean over time of each row of patches, one after the other, which
+keeps the frequency axis (R * D numbers, as in Niizumi et al., arXiv:2210.14648).
 
-Shapes: N clips, S samples, T frames, K columns, R rows, D channels, V layers.
+Shapes: N clips, S samples, K time steps, R rows, D channels, V layers, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,6 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ssamba.audio.fbank import log_mel
 from ssamba.config import Config
 from ssamba.embedder import Embedder, EmbedOptions
 from ssamba.errors import SuiteError
@@ -33,27 +33,23 @@ from ssamba.evaluation.suite import Waves
 from ssamba.evaluation.task import Task
 from ssamba.events import Event
 from ssamba.hashing import digest_of_json
-from ssamba.model.patches import tokens_to_grid
-from ssamba.model.windows import FrameMerger, Window, WindowCutter
-from ssamba.recording import centres_s
+from ssamba.inference import InferenceEngine, LayerVectors, LayerVectorsAccumulator, Pooling
 
 FINAL = "final"
-Pooling = Literal["mean", "cls", "rows"]
-OnClips = Callable[[int], None]
+OnProgress = Callable[[int], None]
+"""Called with the number of clips that are done."""
 
 _COUNTS, _TIMES = "counts", "times_s"
-
-_TOKENS_PER_BATCH = 4096
-_TOKENS_PER_BATCH_ELSEWHERE = 65_536
+_GPU_TOKENS_PER_BATCH = 65_536
 
 
 def view_name(layer: int | str, pooling: str) -> str:
-    """What a view is called."""
+    """Return the name of a layer's view."""
     return f"{layer}.{pooling}"
 
 
 def pooling_of(view: str) -> str:
-    """The pooling in a view's name."""
+    """Return the pooling in a view's name."""
     return view.rpartition(".")[2]
 
 
@@ -108,28 +104,28 @@ class TimestampEmbeddings:
 
 
 class ClipModel(Protocol):
-    """What can be scored."""
+    """A model that can be scored."""
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Name in tables."""
 
     @property
     def sample_rate_hz(self) -> int:
-        """The rate it wants."""
+        """Rate of the waveforms that it takes."""
 
     def digest(self) -> str:
-        """Changes when any vector could."""
+        """Return a digest that changes when any vector could."""
 
-    def vectors(self, waves: Sequence[Array], on_progress: OnClips | None = None) -> dict[str, Array]:
-        """Views of the clips, each (N, dims) float32; `on_progress` hears how many clips are done."""
+    def vectors(self, waves: Sequence[Array], on_progress: OnProgress | None = None) -> dict[str, Array]:
+        """Return views of the clips by name, each (N, dims) float32."""
 
 
 class VectorOptions(Config):
-    """Which vectors of an encoder are wanted."""
+    """Which vectors of an encoder to compute."""
 
     layers: Literal["final", "all"] = "final"
-    """The final output alone, or also every hidden state (from the same pass)."""
+    """The final output alone, or every hidden state as well (from the same pass)."""
     poolings: tuple[Pooling, ...] = ("mean",)
     """How tokens become one vector."""
     padding: Literal["patch", "official"] = "patch"
@@ -137,12 +133,16 @@ class VectorOptions(Config):
 
 
 class EncoderModel:
-    """An embedder as something that can be scored."""
+    """An embedder as a model that can be scored."""
 
     def __init__(self, embedder: Embedder, options: VectorOptions | None = None, name: str | None = None):
-        """Args: the model, which vectors are wanted, and what to call it (None: the embedder's name)."""
+        """Args: the embedder, which vectors to compute, and the name in tables (None: the embedder's)."""
         self.embedder, self.options = embedder, options or VectorOptions()
         self.name = name or embedder.name
+        # The features of a clip are computed at once, so that its vectors do not depend on the embedder's blocks.
+        self._engine = InferenceEngine(
+            embedder.encoder, embedder.front_end, embedder.device, math.inf, _GPU_TOKENS_PER_BATCH
+        )
 
     @property
     def sample_rate_hz(self) -> int:
@@ -150,129 +150,72 @@ class EncoderModel:
         return self.embedder.front_end.sample_rate_hz
 
     def digest(self) -> str:
-        """Of weights, configuration and options."""
-        return digest_of_json([self.embedder.digest(EmbedOptions(padding=self.options.padding)), self.options.digest()])
+        """Return a digest of weights, configuration and options."""
+        options = EmbedOptions(padding=self.options.padding)
+        return digest_of_json([self.embedder.digest(options), self.options.digest()])
 
-    def vectors(self, waves: Sequence[Array], on_progress: OnClips | None = None) -> dict[str, Array]:
-        """Views by layer and pooling; clips below one frame (25 ms) are filled up with silence to one."""
-        clips = self._encoded(waves, on_progress)
-        pooled = {pooling: torch.stack([clip.pooled(pooling) for clip in clips]) for pooling in self.options.poolings}
-        return self._by_layer(pooled)
+    def vectors(self, waves: Sequence[Array], on_progress: OnProgress | None = None) -> dict[str, Array]:
+        """Return a view for each layer and pooling; clips below one frame (25 ms) are padded with silence to one."""
+        clips = [clip.by_pooling for clip in self._encoded(waves, on_progress, time_steps=False)]
+        return self._by_layer({pooling: torch.stack([clip[pooling] for clip in clips]) for pooling in clips[0]})
 
-    def timestamp_embeddings(self, waves: Sequence[Array], on_progress: OnClips | None = None) -> TimestampEmbeddings:
-        """Views of the time steps, as `Embedding.frames` and `times_s`; the prefix token has none.
+    def timestamp_embeddings(
+        self, waves: Sequence[Array], on_progress: OnProgress | None = None
+    ) -> TimestampEmbeddings:
+        """Return views of the time steps, as `Embedding.frames` and `times_s`; the prefix token has none.
 
         Raises:
-            SuiteError: the pooling `cls` is wanted.
+            SuiteError: the options ask for the pooling `cls`.
         """
-        poolings = self.options.poolings
-        if "cls" in poolings:
+        if "cls" in self.options.poolings:
             raise SuiteError(
-                "the pooling 'cls' stands for whole recordings, and tasks of seconds and events need their moments: ask for "
-                "the poolings 'mean' or 'rows', or leave these tasks out"
+                "the pooling 'cls' stands for whole recordings, and tasks of seconds and events need embeddings of "
+                "time steps: ask for the poolings 'mean' or 'rows', or leave these tasks out"
             )
-        clips = self._encoded(waves, on_progress)
-        config, front_end = self.embedder.encoder.config, self.embedder.front_end
-        views = {pooling: torch.cat([clip.moments(pooling) for clip in clips]) for pooling in poolings}
-        lengths = [max(len(wave), front_end.frame_samples) / front_end.sample_rate_hz for wave in waves]
-        times = [centres_s(clip.kept, length, config, front_end) for clip, length in zip(clips, lengths, strict=True)]
-        return TimestampEmbeddings(
-            self._by_layer(views), np.array([clip.kept for clip in clips]), torch.cat(times).numpy()
-        )
+        clips = self._encoded(waves, on_progress, time_steps=True)
+        views = {p: torch.cat([clip.by_pooling[p] for clip in clips]) for p in self.options.poolings}
+        counts = np.array([len(clip.times_s) for clip in clips])
+        return TimestampEmbeddings(self._by_layer(views), counts, torch.cat([clip.times_s for clip in clips]).numpy())
 
-    def _by_layer(self, pooled: dict[Pooling, Tensor]) -> dict[str, Array]:
-        """Views by layer and pooling, (n, dims), from (n, V * dims) by pooling."""
+    def _by_layer(self, pooled: Mapping[Pooling, Tensor]) -> dict[str, Array]:
+        """Split (n, V * dims) of each pooling into the views of its layers, (n, dims)."""
         count = self.embedder.encoder.config.num_layers
         layers = [*range(count + 1), FINAL] if self.options.layers == "all" else [FINAL]
         return {
-            view_name(layer, pooling): rearrange(vectors, "n (v d) -> v n d", v=len(layers))[place].numpy()
+            view_name(layer, pooling): rearrange(vectors, "n (v d) -> v n d", v=len(layers))[index].numpy()
             for pooling, vectors in pooled.items()
-            for place, layer in enumerate(layers)
+            for index, layer in enumerate(layers)
         }
 
-    @torch.no_grad()
-    def _encoded(self, waves: Sequence[Array], on_progress: OnClips | None) -> list[_Clip]:
-        encoder = self.embedder.encoder
-        on_cpu = self.embedder.device.type == "cpu"
-        budget = _TOKENS_PER_BATCH if on_cpu else _TOKENS_PER_BATCH_ELSEWHERE
-        clips = [_Clip(self.options.poolings) for _ in waves]
-        batch: list[tuple[_Clip, Window]] = []
-        tokens = 0
+    def _encoded(
+        self, waves: Sequence[Array], on_progress: OnProgress | None, *, time_steps: bool
+    ) -> list[LayerVectors]:
         lengths = waves.lengths if isinstance(waves, Waves) else np.array([len(wave) for wave in waves])
-        # Longest first: clips of like length share a batch, and what does not fit in memory fails at once.
-        for done, index in enumerate(np.argsort(-lengths, kind="stable"), 1):
-            windows, clips[index].kept = self._windows(waves[int(index)])
-            for window in windows:
-                batch.append((clips[index], window))
-                tokens += window.columns * encoder.config.rows
-                if tokens >= budget:
-                    self._encode(batch)
-                    batch, tokens = [], 0
-                    if on_progress is not None:
-                        on_progress(done)
-        if batch:
-            self._encode(batch)
-        if on_progress is not None:
-            on_progress(len(clips))
-        return clips
+        min_samples = self.embedder.front_end.frame_samples
 
-    def _windows(self, wave: Array) -> tuple[list[Window], int]:
-        """A clip's windows, and how many columns are its own."""
-        front_end, config = self.embedder.front_end, self.embedder.encoder.config
-        missing = front_end.frame_samples - len(wave)
-        samples = torch.from_numpy(np.pad(wave, (0, missing)) if missing > 0 else wave).to(self.embedder.device)
-        cutter = WindowCutter(config, front_end.silent_feature, fill_window=self.options.padding == "official")
-        return [*cutter.push(log_mel(samples, config=front_end)), *cutter.finish()], cutter.num_columns
+        def clips() -> Iterator[tuple[int, list[Array]]]:
+            # Longest first: clips of similar length share a batch, and what does not fit in memory fails at once.
+            for index in map(int, np.argsort(-lengths, kind="stable")):
+                wave = waves[index]
+                yield index, [np.pad(wave, (0, max(0, min_samples - len(wave))))]
 
-    def _encode(self, batch: list[tuple[_Clip, Window]]) -> None:
-        encoder, config = self.embedder.encoder, self.embedder.encoder.config
-        frames = torch.tensor([window.features.shape[0] for _, window in batch])
-        features = torch.zeros(len(batch), int(frames.max()), config.num_mel_bins, device=self.embedder.device)
-        for row, (_, window) in zip(features, batch, strict=True):
-            row[: window.features.shape[0]] = window.features
-        lengths = frames if int(frames.min()) < features.shape[1] else None
-        if self.options.layers == "all":
-            states = torch.stack(encoder.hidden_states(encoder.embed_patches(features, lengths)), dim=1)
-        else:
-            states = encoder(features, lengths)[:, None]
-        prefix = encoder.num_prefix_tokens
-        for own, (clip, window) in zip(states, batch, strict=True):
-            patches = own[:, prefix : prefix + config.rows * window.columns]
-            clip.add(window, own[:, :prefix].mean(1), tokens_to_grid(patches, config.rows, window.columns, config))
+        def new_accumulator() -> LayerVectorsAccumulator:
+            config, front_end = self.embedder.encoder.config, self.embedder.front_end
+            return LayerVectorsAccumulator(config, front_end, self.options.poolings, time_steps=time_steps)
 
-
-class _Clip:
-    """One clip on its way: the poolings of its windows, merged as `Embedder` merges them."""
-
-    def __init__(self, poolings: Sequence[str]):
-        self.mergers = {pooling: FrameMerger() for pooling in poolings if pooling != "cls"}
-        self.prefix: Tensor | None = None
-        self.columns = 0  # of all windows
-        self.kept = 0  # of the recording, without what fills a window up
-
-    def add(self, window: Window, prefix: Tensor, grid: Tensor) -> None:
-        """A window, the mean of its prefix tokens (V, D) and its patches (V, R, K, D)."""
-        for pooling, merger in self.mergers.items():
-            if pooling == "mean":
-                merger.add(window.first_column, rearrange(grid.mean(1), "v k d -> k (v d)"))
-            else:
-                merger.add(window.first_column, rearrange(grid, "v r k d -> k (v r d)"))
-        weighted = window.columns * prefix.flatten().cpu().float()
-        self.prefix = weighted if self.prefix is None else self.prefix + weighted
-        self.columns += window.columns
-
-    def pooled(self, pooling: str) -> Tensor:
-        """The vector of all layers, (V * dims,)."""
-        assert self.prefix is not None
-        return self.prefix / self.columns if pooling == "cls" else self.mergers[pooling].merged().mean(0)
-
-    def moments(self, pooling: str) -> Tensor:
-        """The vectors of all layers at each time step, (K, V * dims)."""
-        return self.mergers[pooling].merged(self.kept)
+        found: dict[int, LayerVectors] = {}
+        options, all_layers = EmbedOptions(padding=self.options.padding), self.options.layers == "all"
+        for index, result in self._engine.run(clips(), options, new_accumulator, all_layers=all_layers):
+            if isinstance(result, Exception):
+                raise result
+            found[index] = result
+            if on_progress is not None:
+                on_progress(len(found))
+        return [found[index] for index in range(len(waves))]
 
 
 class FunctionModel:
-    """Any function from clips to vectors as something that can be scored."""
+    """A function from clips to vectors as a model that can be scored."""
 
     def __init__(
         self,
@@ -282,17 +225,25 @@ class FunctionModel:
         version: str = "",
         embed_timestamps: Callable[[Sequence[Array]], Sequence[tuple[Any, Any]]] | None = None,
     ):
-        """Args: its name, `embed(waves) -> (N, dims)`, the rate it wants, what changes when its vectors do, and for tasks
-        of seconds and events `embed_timestamps(waves)`, for each clip (vectors (K, dims), times in seconds (K,))."""
+        """Wrap a function.
+
+        Args:
+            name: name in tables.
+            embed: `embed(waves)` returns (N, dims).
+            sample_rate_hz: rate of the waveforms that it takes.
+            version: to be changed whenever its vectors do.
+            embed_timestamps: for tasks of seconds and events: `embed_timestamps(waves)` returns for each clip vectors
+                (K, dims) and their times in seconds (K,).
+        """
         self.name, self.embed, self.sample_rate_hz, self.version = name, embed, sample_rate_hz, version
         self.embed_timestamps = embed_timestamps
 
     def digest(self) -> str:
-        """Of name and version."""
+        """Return a digest of name and version."""
         return digest_of_json([self.name, self.version])
 
-    def vectors(self, waves: Sequence[Array], on_progress: OnClips | None = None) -> dict[str, Array]:
-        """The one view that there is."""
+    def vectors(self, waves: Sequence[Array], on_progress: OnProgress | None = None) -> dict[str, Array]:
+        """Return the only view."""
         vectors = np.asarray(self.embed(waves), dtype=np.float32)
         if vectors.ndim != 2 or len(vectors) != len(waves):
             raise ValueError(f"{self.name} must give ({len(waves)} clips, dims), got shape {vectors.shape}")
@@ -300,17 +251,21 @@ class FunctionModel:
             on_progress(len(waves))
         return {view_name(FINAL, "mean"): vectors}
 
-    def timestamp_embeddings(self, waves: Sequence[Array], on_progress: OnClips | None = None) -> TimestampEmbeddings:
-        """The one view of the moments.
+    def timestamp_embeddings(
+        self, waves: Sequence[Array], on_progress: OnProgress | None = None
+    ) -> TimestampEmbeddings:
+        """Return the only view of the time steps.
 
         Raises:
-            SuiteError: it was made without `embed_timestamps`.
+            SuiteError: there is no `embed_timestamps`.
         """
         if self.embed_timestamps is None:
             raise SuiteError(f"{self.name} has no timestamp embeddings: give FunctionModel `embed_timestamps`")
         found = [(np.asarray(x, np.float32), np.asarray(t, np.float32)) for x, t in self.embed_timestamps(waves)]
         if len(found) != len(waves) or any(x.ndim != 2 or t.shape != x.shape[:1] or not len(t) for x, t in found):
-            raise ValueError(f"{self.name} must give (moments, dims) and (moments,) for each of {len(waves)} clips")
+            raise ValueError(
+                f"{self.name} must give (time steps, dims) and (time steps,) for each of {len(waves)} clips"
+            )
         if on_progress is not None:
             on_progress(len(waves))
         vectors = np.concatenate([x for x, _ in found])
@@ -325,20 +280,20 @@ def task_vectors(
     level: float | None,
     waves: Callable[[], Waves],
     cache: Path | None = None,
-    on_progress: OnClips | None = None,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, Array]:
-    """The views of some clips of a task, from `cache` (a folder) where they are there.
+    """Return the views of some clips of a task, read from the cache if it has them.
 
     Args:
-        model: what is scored.
+        model: the model.
         task: the task.
-        indices: its clips that are wanted.
+        indices: the clips, (n,).
         level: peak that each clip is scaled to; None leaves it.
-        waves: gives the decoded clips of the whole task, when they are needed.
-        cache: folder; None keeps nothing.
-        on_progress: hears how many clips are done.
+        waves: returns the decoded clips of the whole task; called only if needed.
+        cache: folder; None caches nothing.
+        on_progress: called with the number of clips that are done.
     """
-    path = _kept(cache, task, [model.digest(), task.digest, level, indices.tolist()])
+    path = _cache_path(cache, task, [model.digest(), task.digest, level, indices.tolist()])
     return cached_arrays(path, lambda: model.vectors(waves().chosen(indices, level), on_progress))
 
 
@@ -349,9 +304,9 @@ def task_timestamps(
     level: float | None,
     waves: Callable[[], Waves],
     cache: Path | None = None,
-    on_progress: OnClips | None = None,
+    on_progress: OnProgress | None = None,
 ) -> TimestampEmbeddings:
-    """The views of the moments of some clips of a task; arguments as `task_vectors`.
+    """Return the views of the time steps of some clips of a task; arguments as `task_vectors`.
 
     Raises:
         SuiteError: the model has no timestamp embeddings.
@@ -359,12 +314,17 @@ def task_timestamps(
     embed = getattr(model, "timestamp_embeddings", None)
     if embed is None:
         raise SuiteError(
-            f"{model.name} has no timestamp embeddings, which {task.name} needs (it is scored by {task.metric}): leave the "
-            "task out, or give the model a method `timestamp_embeddings`"
+            f"{model.name} has no timestamp embeddings, which {task.name} needs (it is scored by {task.metric}): leave "
+            "the task out, or give the model a method `timestamp_embeddings`"
         )
-    path = _kept(cache, task, [model.digest(), task.digest, level, indices.tolist(), "moments", 1])
+    # "moments" is the first name of timestamp embeddings: it stays in the key, so that caches remain valid.
+    path = _cache_path(cache, task, [model.digest(), task.digest, level, indices.tolist(), "moments", 1])
     arrays = cached_arrays(path, lambda: embed(waves().chosen(indices, level), on_progress).to_arrays())
     return TimestampEmbeddings.from_arrays(arrays)
+
+
+def _cache_path(cache: Path | None, task: Task, key: list[Any]) -> Path | None:
+    return cache / "embeddings" / f"{task.name}-{digest_of_json(key)}.safetensors" if cache else None
 
 
 def second_targets(events: Sequence[Event], seconds: Array, labels: Sequence[str]) -> Array:
@@ -382,8 +342,3 @@ def second_targets(events: Sequence[Event], seconds: Array, labels: Sequence[str
         if event.label:
             targets[covered, place[event.label]] = 1.0
     return targets
-
-
-def _kept(cache: Path | None, task: Task, parts: list[Any]) -> Path | None:
-    """Where a task's embeddings are kept that `parts` tell from others; None where nothing is kept."""
-    return cache / "embeddings" / f"{task.name}-{digest_of_json(parts)}.safetensors" if cache else None

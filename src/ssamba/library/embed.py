@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssamba.audio.files import Skipped, path_text, write_skipped
-from ssamba.audio.waveform import Source
-from ssamba.embedder import Embedder, EmbedOptions
+from ssamba.embedder import Embedder, EmbedOptions, Source
 from ssamba.library.decoding import decode_files
 from ssamba.library.store import Store
 from ssamba.library.tables import FileRecord

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssamba.config import EncoderConfig
-from ssamba.model.windows import FrameMerger, WindowCutter
+from ssamba.inference import FrameMerger, WindowCutter
 
 
 def cut(config, features, block, **options):
@@ -63,7 +63,7 @@ def test_full_context_is_one_window():
 @pytest.mark.parametrize("frames", [5, 40, 64])
 def test_official_padding_fills_short_recordings_to_the_window(frames):
     config = EncoderConfig(num_frames=64)
-    (window,), _ = cut(config, torch.zeros(frames, 128), 100, fill_window=True)
+    (window,), _ = cut(config, torch.zeros(frames, 128), 100, pad_to_window=True)
     assert window.features.shape[0] == 64
     assert (window.features[frames:] == 9.0).all()
 

@@ -1,0 +1,486 @@
+"""Batched inference: runs windows of many recordings through an encoder together, in constant memory.
+
+    samples -> log-mel features -> windows -> batches of similar length -> tokens -> accumulators -> results
+
+Windows have the pretraining length and overlap by half; the last one ends where the recording ends. Positions are
+counted in columns (patches along time), so all windows lie on one grid of time steps. Where windows overlap, their frame
+embeddings are averaged with triangular weights: a time step counts most in the middle of a window.
+
+Shapes: S samples, T frames, M mel bins, P prefix tokens, L patch tokens, R rows and K columns of the patch grid, D
+channels, V layers.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ssamba.audio.fbank import log_mel
+from ssamba.config import BaseEncoderConfig, FrontEndConfig
+from ssamba.embedding import Embedding, EmbedOptions
+from ssamba.model.encoder import PatchEncoder
+from ssamba.model.heads import Classifier, span_weights
+from ssamba.model.patches import fill_last_patch, tokens_to_grid
+
+Array = np.ndarray[Any, Any]
+Key = TypeVar("Key")
+Owner = TypeVar("Owner")
+Result = TypeVar("Result")
+Pooling = Literal["mean", "cls", "rows"]
+"""`mean`: over patch tokens; `cls`: over prefix tokens; `rows`: of each row of patches, one after the other."""
+
+CPU_TOKENS_PER_BATCH = 4096
+_MAX_PADDING = 1.1
+"""Columns of a padded batch per column of its windows,"""
+_MAX_PADDING_IF_SKIPPED = 2.0
+"""and for encoders whose blocks skip the padding."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a recording's features."""
+
+    features: Tensor
+    """(T, M), normalized, whole patches."""
+    first_column: int
+    """Start on the recording's grid of time steps."""
+    columns: int
+    """Length on that grid."""
+
+
+class WindowCutter:
+    """Cuts a recording's frames, pushed block by block, into windows.
+
+    Memory: at most about one and a half windows of features, unless `whole` asks for one window of everything.
+    """
+
+    def __init__(self, config: BaseEncoderConfig, silent: float, *, whole: bool = False, pad_to_window: bool = False):
+        """Start a recording.
+
+        Args:
+            config: the encoder's configuration.
+            silent: value of a silent feature.
+            whole: return the recording as one window.
+            pad_to_window: pad a recording shorter than a window to a whole one.
+        """
+        self.config, self.silent, self.whole, self.pad_to_window = config, silent, whole, pad_to_window
+        self.window = config.columns(config.num_frames)
+        self.hop = max(1, self.window // 2)
+        self.num_frames = 0
+        self._parts: list[Tensor] = []
+        self._dropped = 0  # frames before the buffer's start
+        self._buffered = 0
+        self._next = 0  # column at which the next regular window starts
+
+    def push(self, features: Tensor) -> list[Window]:
+        """Append frames (T, M) and return the windows that they complete."""
+        self._parts.append(features)
+        self._buffered += features.shape[0]
+        self.num_frames += features.shape[0]
+        return [] if self.whole else self._regular(self.config.columns(self.num_frames))
+
+    def finish(self) -> list[Window]:
+        """Fill the last partial patch with silence and return the remaining windows."""
+        buffer = fill_last_patch(self._buffer(), self.config, self.silent)
+        self._parts, self._buffered = [buffer], buffer.shape[0]
+        columns = self.num_columns
+        if self.whole or columns <= self.window:
+            return [] if self._next else [self._only(columns)]
+        windows = self._regular(columns)
+        if self._next - self.hop + self.window < columns:
+            windows.append(self._cut(columns - self.window, self.window))
+        return windows
+
+    @property
+    def num_columns(self) -> int:
+        """Columns that cover the frames so far."""
+        return self.config.columns_covering(self.num_frames)
+
+    def _only(self, columns: int) -> Window:
+        if self.pad_to_window and columns < self.window:
+            missing = self.config.frames_spanned(self.window) - self._buffered
+            self._parts = [F.pad(self._buffer(), (0, 0, 0, missing), value=self.silent)]
+            columns = self.window
+        return self._cut(0, columns)
+
+    def _regular(self, columns: int) -> list[Window]:
+        windows = []
+        while self._next + self.window <= columns:
+            windows.append(self._cut(self._next, self.window))
+            self._next += self.hop
+        # The window that ends with the recording may start anywhere after the last regular one.
+        surplus = (self._next - self.hop) * self.config.patch_stride[1] - self._dropped
+        if surplus > 0:
+            # Clone, so that the remaining frames do not keep the memory of all earlier ones alive.
+            self._parts = [self._buffer()[surplus:].clone()]
+            self._dropped += surplus
+            self._buffered -= surplus
+        return windows
+
+    def _buffer(self) -> Tensor:
+        if len(self._parts) != 1:
+            self._parts = [torch.cat(self._parts)]
+        return self._parts[0]
+
+    def _cut(self, first_column: int, columns: int) -> Window:
+        start = first_column * self.config.patch_stride[1] - self._dropped
+        return Window(self._buffer()[start : start + self.config.frames_spanned(columns)], first_column, columns)
+
+
+class FrameMerger:
+    """Averages the frame embeddings of overlapping windows, which may arrive in any order."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+        self._weights = torch.zeros(0)
+        self._end = 0
+
+    def add(self, first_column: int, frames: Tensor) -> None:
+        """Add the frame embeddings (K, D) of a window that starts at `first_column`."""
+        frames = frames.detach().cpu().float()
+        last = first_column + frames.shape[0]
+        self._end = max(self._end, last)
+        sums = self._reserve(last, frames.shape[1])
+        ramp = torch.arange(1, frames.shape[0] + 1, dtype=torch.float32)
+        weights = torch.minimum(ramp, ramp.flip(0))
+        sums[first_column:last] += weights[:, None] * frames
+        self._weights[first_column:last] += weights
+
+    def merged(self, columns: int | None = None) -> Tensor:
+        """Return the first `columns` time steps, or all that any window covered, (columns, D)."""
+        assert self._sums is not None
+        columns = self._end if columns is None else columns
+        return self._sums[:columns] / self._weights[:columns, None]
+
+    def _reserve(self, columns: int, channels: int) -> Tensor:
+        if self._sums is None:
+            self._sums = torch.zeros(0, channels)
+        capacity = self._sums.shape[0]
+        if columns > capacity:
+            more = max(columns, 2 * capacity) - capacity
+            self._sums = torch.cat((self._sums, torch.zeros(more, channels)))
+            self._weights = torch.cat((self._weights, torch.zeros(more)))
+        return self._sums
+
+
+class Accumulator(ABC, Generic[Result]):
+    """Collects the tokens of one recording's windows, which may arrive in any order."""
+
+    @abstractmethod
+    def add(self, window: Window, tokens: Tensor) -> None:
+        """Take the encoder's tokens of one window, (P + L, D), or (V, P + L, D) if all layers were asked for."""
+
+    @abstractmethod
+    def result(self, num_columns: int, num_samples: int) -> Result:
+        """Return the result of a recording of `num_columns` time steps and `num_samples` samples.
+
+        Raises:
+            ValueError: the result is not finite.
+        """
+
+
+class EmbeddingAccumulator(Accumulator[Embedding]):
+    """A recording's `Embedding`."""
+
+    def __init__(self, config: BaseEncoderConfig, front_end: FrontEndConfig):
+        self.config, self.front_end = config, front_end
+        self.merger = FrameMerger()
+
+    def add(self, window: Window, tokens: Tensor) -> None:
+        """Average the patch tokens of (P + L, D) over rows."""
+        patches = tokens[self.config.num_prefix_tokens :]
+        grid = tokens_to_grid(patches, self.config.rows, window.columns, self.config)
+        self.merger.add(window.first_column, grid.mean(0))
+
+    def result(self, num_columns: int, num_samples: int) -> Embedding:
+        """Return the embedding; `clip` is the mean over all time steps, also those of `padding="official"`."""
+        frames, clip = self.merger.merged(num_columns), self.merger.merged().mean(0)
+        if not (torch.isfinite(frames).all() and torch.isfinite(clip).all()):
+            raise ValueError(
+                "the embedding is not finite: the samples are far outside [-1, 1], or the model's weights are damaged"
+            )
+        duration_s = num_samples / self.front_end.sample_rate_hz
+        return Embedding(clip, frames, _centers_s(num_columns, duration_s, self.config, self.front_end), duration_s)
+
+
+class LogitsAccumulator(Accumulator[Tensor]):
+    """One answer of a classifier for a recording: the mean of its windows' logits, weighted by their length."""
+
+    def __init__(self, classifier: Classifier):
+        self.classifier = classifier
+        self.total, self.columns = torch.zeros(classifier.config.num_classes), 0
+
+    def add(self, window: Window, tokens: Tensor) -> None:
+        """Classify the pooled tokens (P + L, D)."""
+        logits = self.classifier.classify(self.classifier.pool(tokens[None]))[0]
+        self.total += window.columns * logits.float().cpu()
+        self.columns += window.columns
+
+    def result(self, num_columns: int, num_samples: int) -> Tensor:
+        """Return logits (classes,)."""
+        return _finite(self.total / self.columns)
+
+
+class SegmentLogitsAccumulator(Accumulator[Tensor]):
+    """An answer of a classifier for each segment of `label_frames` frames, or of a second if it has none."""
+
+    def __init__(self, classifier: Classifier, front_end: FrontEndConfig):
+        self.classifier, self.config, self.front_end = classifier, classifier.encoder.config, front_end
+        self.label_frames = classifier.config.label_frames or front_end.frames_per_second
+        self.frames = EmbeddingAccumulator(self.config, front_end)
+        self.parts: list[tuple[int, Tensor]] = []  # with `token_segments`: first segment and logits of each window
+
+    def add(self, window: Window, tokens: Tensor) -> None:
+        """Pool the tokens (P + L, D); with `token_segments` classify them, too, as the official training did."""
+        if self.classifier.config.token_segments is None:
+            self.frames.add(window, tokens)
+            return
+        pooled = self.classifier.pool_spans(tokens[None], window.features.shape[0])
+        first_frame = window.first_column * self.config.patch_stride[1]
+        self.parts.append((round(first_frame / self.label_frames), self.classifier.classify(pooled)[0].float().cpu()))
+
+    def result(self, num_columns: int, num_samples: int) -> Tensor:
+        """Return logits (segments, classes)."""
+        segments = max(1, -(-num_samples // (self.label_frames * self.front_end.shift_samples)))
+        if self.parts:
+            total, count = torch.zeros(segments, self.classifier.config.num_classes), torch.zeros(segments, 1)
+            for first, logits in self.parts:
+                own = logits[: max(0, segments - first)]
+                total[first : first + len(own)] += own
+                count[first : first + len(own)] += 1
+            covered = int((count > 0).sum())
+            return _finite(total[:covered] / count[:covered])
+        frames = self.frames.merger.merged()
+        weights = span_weights(len(frames), self.config, self.label_frames)[:segments]
+        with torch.no_grad():
+            pooled = (weights @ frames).to(self.classifier.linear.weight.device)
+            return _finite(self.classifier.classify(pooled).float().cpu())
+
+
+class LayerVectors(NamedTuple):
+    """A recording's vectors of all layers."""
+
+    by_pooling: dict[Pooling, Tensor]
+    """(V * dims,), or (K, V * dims) of time steps; dims is D, or R * D for `rows`."""
+    times_s: Tensor
+    """Center of each time step, in seconds from the start of the recording, (K,)."""
+
+
+class LayerVectorsAccumulator(Accumulator[LayerVectors]):
+    """A recording's vectors of all layers for each pooling, of the whole recording or of its time steps."""
+
+    def __init__(
+        self,
+        config: BaseEncoderConfig,
+        front_end: FrontEndConfig,
+        poolings: Sequence[Pooling],
+        *,
+        time_steps: bool = False,
+    ):
+        self.config, self.front_end, self.poolings, self.time_steps = config, front_end, poolings, time_steps
+        self.mergers: dict[Pooling, FrameMerger] = {pooling: FrameMerger() for pooling in poolings if pooling != "cls"}
+        self.prefix, self.columns = torch.zeros(()), 0  # weighted sum of the windows' prefix tokens, (V * D,)
+
+    def add(self, window: Window, tokens: Tensor) -> None:
+        """Pool the tokens, (P + L, D) or (V, P + L, D)."""
+        tokens, prefix = tokens.reshape(-1, *tokens.shape[-2:]), self.config.num_prefix_tokens
+        grid = tokens_to_grid(tokens[:, prefix:], self.config.rows, window.columns, self.config)
+        for pooling, merger in self.mergers.items():
+            if pooling == "mean":
+                merger.add(window.first_column, rearrange(grid.mean(1), "v k d -> k (v d)"))
+            else:
+                merger.add(window.first_column, rearrange(grid, "v r k d -> k (v r d)"))
+        if "cls" in self.poolings:
+            self.prefix = self.prefix + window.columns * tokens[:, :prefix].mean(1).flatten().cpu().float()
+            self.columns += window.columns
+
+    def result(self, num_columns: int, num_samples: int) -> LayerVectors:
+        """Return the vectors of the recording, or of its time steps."""
+        duration_s = num_samples / self.front_end.sample_rate_hz
+        times_s = _centers_s(num_columns, duration_s, self.config, self.front_end)
+        if self.time_steps:
+            return LayerVectors({key: merger.merged(num_columns) for key, merger in self.mergers.items()}, times_s)
+        vectors: dict[Pooling, Tensor] = {
+            pooling: self.prefix / self.columns if pooling == "cls" else self.mergers[pooling].merged().mean(0)
+            for pooling in self.poolings
+        }
+        return LayerVectors(vectors, times_s)
+
+
+def _finite(logits: Tensor) -> Tensor:
+    if torch.isfinite(logits).all():
+        return logits
+    raise ValueError("the logits are not finite: samples are far outside [-1, 1], or the model's weights are damaged")
+
+
+def _centers_s(columns: int, duration_s: float, config: BaseEncoderConfig, front_end: FrontEndConfig) -> Tensor:
+    """Return the center of each column's stretch of audio, cut at the recording's end, (K,)."""
+    shift_s = front_end.shift_samples / front_end.sample_rate_hz
+    span_s = (config.patch_size[1] - 1) * shift_s + front_end.frame_samples / front_end.sample_rate_hz
+    start_s = torch.arange(columns, dtype=torch.float64) * (config.patch_stride[1] * shift_s)
+    return ((start_s + (start_s + span_s).clamp(max=duration_s)) / 2).float()
+
+
+class _Recording(Generic[Key, Result]):
+    """State of a recording while its windows are encoded."""
+
+    def __init__(self, key: Key, cutter: WindowCutter, accumulator: Accumulator[Result]):
+        self.key, self.cutter, self.accumulator = key, cutter, accumulator
+        self.num_samples = 0
+        self.num_pending = 0  # windows in the current batch
+        self.error: Exception | None = None
+
+    def counted(self, blocks: Iterable[Array]) -> Iterator[Array]:
+        """Yield blocks of samples (S,) and count them."""
+        for block in blocks:
+            self.num_samples += len(block)
+            yield block
+
+    def result(self) -> Result | ValueError:
+        try:
+            return self.accumulator.result(self.cutter.num_columns, self.num_samples)
+        except ValueError as error:
+            return error
+
+
+@dataclass(frozen=True)
+class InferenceEngine:
+    """An encoder with its front end, on a device: turns samples into features, windows, batches and results."""
+
+    encoder: PatchEncoder
+    """In evaluation mode, on `device`."""
+    front_end: FrontEndConfig
+    device: torch.device
+    block_s: float = 30.0
+    """Length of audio whose features are computed at once."""
+    gpu_tokens_per_batch: int = 32_768
+    """Tokens at which a batch is complete on devices other than the CPU."""
+
+    def run(
+        self,
+        items: Iterable[tuple[Key, Iterable[Array]]],
+        options: EmbedOptions,
+        new_accumulator: Callable[[], Accumulator[Result]],
+        *,
+        all_layers: bool = False,
+    ) -> Iterator[tuple[Key, Result | Exception]]:
+        """Encode recordings, many at a time, and yield each result when it is ready.
+
+        Args:
+            items: keys, and recordings as blocks of mono samples (S,), float32, at the front end's rate; a recording
+                must have at least one frame.
+            options: context, layer and padding.
+            new_accumulator: makes the accumulator of a recording.
+            all_layers: give accumulators every hidden state and the final output, stacked, instead of one of them.
+
+        Returns:
+            The keys, not always in the order of `items`, each with its result, or with the `ValueError` or `OSError`
+            that reading its blocks or making its result raised; the other recordings are not affected.
+        """
+        budget = CPU_TOKENS_PER_BATCH if self.device.type == "cpu" else self.gpu_tokens_per_batch
+        config = self.encoder.config
+        batch: list[tuple[_Recording[Key, Result], Window]] = []
+        tokens = 0
+        waiting: list[_Recording[Key, Result]] = []  # read to the end, with windows in the batch
+        for key, blocks in items:
+            cutter = WindowCutter(
+                config,
+                self.front_end.silent_feature,
+                whole=options.context == "full",
+                pad_to_window=options.padding == "official",
+            )
+            recording = _Recording(key, cutter, new_accumulator())
+            for window in self._windows(recording, blocks):
+                batch.append((recording, window))
+                recording.num_pending += 1
+                tokens += window.columns * config.rows
+                if tokens >= budget:
+                    self._encode(batch, options.layer, all_layers)
+                    batch, tokens = [], 0
+            if recording.error is not None:
+                batch = [(owner, window) for owner, window in batch if owner is not recording]
+                tokens = sum(window.columns for _, window in batch) * config.rows
+                yield key, recording.error
+                continue
+            waiting.append(recording)
+            ready = [one for one in waiting if not one.num_pending]
+            waiting = [one for one in waiting if one.num_pending]
+            yield from ((one.key, one.result()) for one in ready)
+        self._encode(batch, options.layer, all_layers)
+        yield from ((one.key, one.result()) for one in waiting)
+
+    def features(self, blocks: Iterable[Array]) -> Iterator[Tensor]:
+        """Yield the normalized log-mel features (T, M) of consecutive stretches of a recording.
+
+        The stretches are the same however the samples are cut into blocks, so results do not depend on it.
+        """
+        config = self.front_end
+        block_samples = round(min(self.block_s * config.sample_rate_hz, sys.maxsize))
+        pending: Array = np.zeros(0, dtype=np.float32)
+        shortest = 0  # the first stretch is never left out: a recording below one frame is an error
+        for samples in blocks:
+            pending = np.concatenate((pending, samples)) if len(pending) else samples
+            while len(pending) >= block_samples + config.frame_samples:
+                yield self._log_mel(pending[:block_samples])
+                pending = pending[config.num_frames(block_samples) * config.shift_samples :]
+                shortest = config.frame_samples
+        if len(pending) >= shortest:
+            yield self._log_mel(pending)
+
+    def _log_mel(self, samples: Array) -> Tensor:
+        return log_mel(torch.from_numpy(np.ascontiguousarray(samples)).to(self.device), config=self.front_end)
+
+    def _windows(self, recording: _Recording[Key, Result], blocks: Iterable[Array]) -> Iterator[Window]:
+        try:
+            for features in self.features(recording.counted(blocks)):
+                yield from recording.cutter.push(features)
+            yield from recording.cutter.finish()
+        except (ValueError, OSError) as error:
+            recording.error = error
+
+    @torch.no_grad()
+    def _encode(self, batch: list[tuple[_Recording[Key, Result], Window]], layer: int | None, all_layers: bool) -> None:
+        """Encode windows in groups of similar length and hand their tokens to their recordings' accumulators."""
+        encoder, config = self.encoder, self.encoder.config
+        skips = bool(batch) and encoder.leaves_padding_out(batch[0][1].features) and not all_layers
+        for group in group_by_length(batch, _MAX_PADDING_IF_SKIPPED if skips else _MAX_PADDING):
+            frames = [window.features.shape[0] for _, window in group]
+            if len(group) == 1:  # no copy: it may be hours in one window
+                features = group[0][1].features[None]
+            else:
+                features = torch.zeros(len(group), max(frames), config.num_mel_bins, device=self.device)
+                for row, (_, window) in zip(features, group, strict=True):
+                    row[: window.features.shape[0]] = window.features
+            lengths = torch.tensor(frames) if min(frames) < max(frames) else None
+            if all_layers:
+                tokens = torch.stack(encoder.hidden_states(encoder.embed_patches(features, lengths)), dim=1)
+            else:
+                tokens = encoder(features, lengths, layer=layer)
+            for own, (recording, window) in zip(tokens, group, strict=True):
+                valid = config.num_prefix_tokens + config.rows * window.columns
+                recording.accumulator.add(window, own[..., :valid, :])
+                recording.num_pending -= 1
+
+
+def group_by_length(batch: Sequence[tuple[Owner, Window]], max_padding: float) -> Iterator[list[tuple[Owner, Window]]]:
+    """Yield groups of windows, longest first, whose padded size is at most `max_padding` times their own."""
+    group: list[tuple[Owner, Window]] = []
+    own = 0
+    for item in sorted(batch, key=lambda entry: -entry[1].columns):
+        columns = item[1].columns
+        if group and (len(group) + 1) * group[0][1].columns > max_padding * (own + columns):
+            yield group
+            group, own = [], 0
+        group.append(item)
+        own += columns
+    if group:
+        yield group
