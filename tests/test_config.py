@@ -7,8 +7,8 @@ from pathlib import Path
 
 import ssamba
 from ssamba.config import ModelConfig
-from ssamba.training.finetuning.recipe import read_finetune_recipe
-from ssamba.training.pretraining.recipe import read_recipe
+from ssamba.training.finetuning.recipe import FinetuneRecipe
+from ssamba.training.pretraining.recipe import PretrainRecipe
 
 WEIGHTS = Path(ssamba.__file__).parent / "checkpoint" / "weights"
 
@@ -30,7 +30,7 @@ def test_old_pretraining_recipe_is_read(tmp_path):
         "[objectives]\nnormalise_targets = true\n[optimiser]\nlearning_rate = 0.25\n"
         "[augmentation]\nequaliser_db = 2.0\n[run]\nsteps = 1\n"
     )
-    recipe = read_recipe(path)
+    recipe = PretrainRecipe.read(path)
     assert recipe.objectives.normalize_targets
     assert recipe.optimizer.learning_rate == 0.25
     assert recipe.augmentation.equalizer_db == 2.0
@@ -39,6 +39,6 @@ def test_old_pretraining_recipe_is_read(tmp_path):
 def test_old_fine_tuning_recipe_is_read(tmp_path):
     path = tmp_path / "old.toml"
     path.write_text("[optimiser]\nlearning_rate = 0.25\n[augmentation]\nequaliser_db = 2.0\n[run]\nepochs = 1\n")
-    recipe = read_finetune_recipe(path)
+    recipe = FinetuneRecipe.read(path)
     assert recipe.optimizer.learning_rate == 0.25
     assert recipe.augmentation.equalizer_db == 2.0

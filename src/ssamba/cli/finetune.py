@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -34,7 +34,7 @@ def finetune(
         typer.Option(
             "--data",
             "-d",
-            help="A folder with a folder for each class, a manifest with labels, a folder of shards, or hf:OWNER/NAME.",
+            help="A folder with one folder per class, a manifest with labels, a folder of shards, or hf:OWNER/NAME.",
             show_default=False,
         ),
     ],
@@ -49,52 +49,52 @@ def finetune(
             "--task",
             "-t",
             help="A shipped recipe: audioset20k, esc50, speech-commands-v1, speech-commands-v2, urbansound8k-1min, "
-            "voxceleb1, iemocap, or on a CPU: cpu (anything), cpu-speech (what is said, whoever says it).",
+            "voxceleb1, iemocap; for a CPU: cpu (any sounds), cpu-speech (words, independent of the speaker).",
         ),
     ] = None,
-    official: Annotated[bool, typer.Option("--official", help="The original's settings for the task.")] = False,
+    official: Annotated[bool, typer.Option("--official", help="Use the original's settings for the task.")] = False,
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", "-r", help="TOML file instead of a shipped recipe.")
+        str | None,
+        typer.Option("--recipe", "-r", help="TOML file with all settings, or a shipped recipe, instead of --task."),
     ] = None,
-    scratch: Annotated[bool, typer.Option("--scratch", help="Forget the checkpoint's weights, to compare.")] = False,
-    frozen: Annotated[bool, typer.Option("--frozen", help="Train the classifier alone, not the encoder.")] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a setting of the recipe, e.g. clips.frames=256; repeatable."
+        ),
+    ] = None,
+    scratch: Annotated[bool, typer.Option("--scratch", help="Start from random weights, for comparison.")] = False,
+    frozen: Annotated[bool, typer.Option("--frozen", help="Train only the classifier.")] = False,
     minutes: Annotated[
-        float | None, typer.Option(min=0.001, help="At most so long for each round, in place of the recipe's length.")
+        float | None, typer.Option(min=0.001, help="Minutes per fold at most; replaces the recipe's length.")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Epochs of each round at most, in place of the recipe's length.")
+        int | None, typer.Option(min=1, help="Epochs per fold at most; replaces the recipe's length.")
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--no-resume", help="Refuse to go on with what is in the folder already.")
+        bool, typer.Option("--no-resume", help="Fail if the folder holds a run instead of resuming it.")
     ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")] = None,
 ) -> None:
-    """Teach a pretrained encoder the labels of recordings, and test it.
+    """Fine-tune a pretrained encoder on labeled recordings, and test it.
 
-    Splits are those of the manifest (train, valid, test, or folds, which are cross-validated); without any, test and
-    validation clips are held out by groups, classes evenly. A run that was interrupted goes on where it was: repeat the
-    command. Scores with 95 % intervals are in OUT/results.json, those of each class in OUT/classes.csv, what is taken for
-    what in OUT/confusion.png; with folds, the last two also of each in OUT/rounds/FOLD.
+    Splits are those of the manifest (train, valid, test, or folds, which are cross-validated). Without splits, test and
+    validation clips are held out by groups, stratified by class. To resume an interrupted run, repeat the command. Test
+    scores with 95 % intervals are in OUT/results.json, scores of each class in OUT/classes.csv, the confusion matrix in
+    OUT/confusion.png; with folds, the last two are also in OUT/rounds/FOLD.
     """
-    from ssamba.training.finetuning.recipe import FinetuneRecipe, recipe_file
+    from ssamba.training.finetuning.recipe import FinetuneRecipe
     from ssamba.training.finetuning.run import finetune as run
-    from ssamba.training.pretraining.recipe import read_toml
 
     if task is not None and recipe is not None:
         raise typer.BadParameter("--task and --recipe exclude each other")
     if official and task is None:
         raise typer.BadParameter("--official needs a --task")
-    file = recipe_file(task, official=official) if task is not None else recipe
-    values: dict[str, Any] = read_toml(file) if file else {}
-    start = {name: True for name, chosen in (("scratch", scratch), ("frozen", frozen)) if chosen}
-    values["start"] = {**values.get("start", {}), **start}
-    settings = FinetuneRecipe.parse(values, str(file) if file else "the command line")
-    changes: dict[str, Any] = {}
-    if minutes is not None:
-        changes = {"max_minutes": minutes, "steps": None, "epochs": None}
-    if epochs is not None:
-        changes = {"max_minutes": None, "steps": None} | changes | {"epochs": epochs}
-    settings = settings.with_changes(run={**settings.run.model_dump(), **changes})
+    if task is not None:
+        recipe = f"official-{task}" if official else task
+    flags = {"start.scratch=true": scratch, "start.frozen=true": frozen}
+    changes = [*(flag for flag, given in flags.items() if given), *(changes or [])]
+    settings = FinetuneRecipe.read(recipe, changes).with_length(epochs=epochs, minutes=minutes)
 
     with TrainingBar() as bar:
 
@@ -112,9 +112,9 @@ def finetune(
             on_decoded=bar.decoded,
             on_round=on_round,
         )
-    if os.environ.get("RANK", "0") == "0":  # the first of several processes speaks for all
+    if os.environ.get("RANK", "0") == "0":
         _print_report(report, output)
-    if report.model is None:  # by whatever signal: what comes after must not take it for done
+    if report.model is None:  # stopped by a signal: a script must not take it for finished
         sys.exit(EXIT_INTERRUPTED)
 
 
@@ -124,21 +124,21 @@ def _print_report(report: FinetuneReport, output: Path) -> None:
     for note in report.notes:
         err.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True, highlight=False)
     scores = report.scores()
-    judged = [name for name in ("loss", "accuracy", "balanced_accuracy", "mAP") if name in scores]
+    shown = [name for name in ("loss", "accuracy", "balanced_accuracy", "mAP") if name in scores]
     table = Table("round", "train, valid, test clips", "epoch")
-    for name in (f"valid {report.metric}", *(f"test {name}" for name in judged)):
+    for name in (f"valid {report.metric}", *(f"test {name}" for name in shown)):
         name = name.replace("_", " ")
         table.add_column(name, min_width=max(map(len, name.split())))  # whole words at 80 columns, too
     for part in report.rounds:
         valid = "" if part.valid is None else f"{part.valid:.3f}"
-        tests = (f"{part.scores[name]:.3f}" if name in part.scores else "" for name in judged)
+        tests = (f"{part.scores[name]:.3f}" if name in part.scores else "" for name in shown)
         table.add_row(part.name, ", ".join(map(str, part.clips.values())), str(part.epoch), valid, *tests)
     if report.rounds:
         out.print(table)
     if report.intervals:
-        out.print(_figures(report))
+        out.print(_metrics_table(report))
     if report.model is None:
-        out.print(f"{report.stopped}: repeat the command to go on", highlight=False)
+        out.print(f"{report.stopped}: repeat the command to resume", highlight=False)
         return
     out.print(
         f"{len(report.classes)} labels, classifier in {escape(str(report.model))}", highlight=False, soft_wrap=True
@@ -146,14 +146,14 @@ def _print_report(report: FinetuneReport, output: Path) -> None:
     out.print(f"try it: ssamba predict AUDIO --checkpoint {escape(str(output))}", highlight=False, soft_wrap=True)
 
 
-def _figures(report: FinetuneReport) -> Table:
-    """Each figure of the test, over all rounds."""
+def _metrics_table(report: FinetuneReport) -> Table:
+    """Return a table of the test metrics over all rounds."""
     from rich.table import Table
 
     several = len(report.rounds) > 1
     title = f"mean over {len(report.rounds)} rounds" if several else "test"
     table = Table(
-        "figure", *(("mean", "deviation") if several else ("test",)), "95 %", title=title, title_justify="left"
+        "metric", *(("mean", "deviation") if several else ("test",)), "95 %", title=title, title_justify="left"
     )
     for name, (mean, spread) in report.scores().items():
         bounds = report.intervals.get(name)

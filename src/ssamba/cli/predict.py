@@ -24,28 +24,32 @@ if TYPE_CHECKING:
 )
 def predict(
     paths: Annotated[
-        list[str], typer.Argument(metavar="AUDIO...", help="Audio files, folders (searched below) and patterns.")
+        list[str], typer.Argument(metavar="AUDIO...", help="Audio files, folders (searched recursively) and patterns.")
     ],
     checkpoint: Annotated[
         str,
         typer.Option(
             "--checkpoint",
             "-c",
-            help="A folder of ssamba finetune, a checkpoint folder with a classifier, or an official fine-tuned .pth file.",
+            help="Output folder of ssamba finetune, folder of a classifier, or an official fine-tuned .pth file.",
             show_default=False,
         ),
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a .csv or .json file.")] = None,
-    style: Annotated[str, typer.Option("--format", help="What is printed: table, csv or json.")] = "table",
-    top: Annotated[int | None, typer.Option(min=0, help="Most probable labels to give; 0 is all. Default: 3.")] = None,
+    style: Annotated[str, typer.Option("--format", help="Format of the printed output: table, csv or json.")] = "table",
+    top: Annotated[
+        int | None, typer.Option(min=0, help="Number of most probable labels to list; 0 is all. Default: 3.")
+    ] = None,
     per_second: Annotated[
         bool | None,
-        typer.Option("--per-second/--per-clip", help="For each second, or once. Default: as the model was trained."),
+        typer.Option(
+            "--per-second/--per-clip", help="Labels for each second or for the whole clip. Default: as trained."
+        ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if any file was skipped.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")] = None,
 ) -> None:
-    """Say what recordings hold, with a fine-tuned model: labels and their probabilities."""
+    """Predict labels for recordings with a fine-tuned model, with probabilities."""
     from ssamba.audio.files import Skipped, find_audio
     from ssamba.library.predict import FORMATS, as_csv, as_json, classifier_folder, predict_stream, write_predictions
 
@@ -74,7 +78,7 @@ def predict(
     count = 3 if top is None else top
     if output is not None:
         write_predictions(predictions, output, count)
-        out.print(f"{len(found)} files, {len(predictions)} answers in {escape(str(output))}", highlight=False)
+        out.print(f"{len(found)} files, {len(predictions)} predictions in {escape(str(output))}", highlight=False)
     elif style == "table":
         _show(predictions, count)
     else:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from ssamba.cli.app import EXIT_CODES, CheckpointOption, app, fail, hours_of_audio, out
+from ssamba.cli.app import EXIT_CODES, EXIT_INTERRUPTED, CheckpointOption, app, fail, hours_of_audio, out
 from ssamba.cli.progress import TrainingBar
 
 if TYPE_CHECKING:
@@ -21,48 +21,54 @@ if TYPE_CHECKING:
     epilog="[bold]Examples[/]\n\n"
     "ssamba pretrain recordings/ --minutes 60 --out runs/mine\n\n"
     "ssamba pretrain manifest.parquet --recipe laptop --out runs/mine\n\n"
-    "ssamba pretrain audioset/ librispeech/ --recipe official-tiny-400 --out runs/tiny\n\n"
+    "ssamba pretrain audioset/ librispeech/ --recipe official --size base --set masking.count=250 --out runs/base\n\n"
     "torchrun --nproc-per-node 8 -m ssamba pretrain shards/ --recipe one-gpu --out runs/eight\n\n" + EXIT_CODES
 )
 def pretrain(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCES...", help="Folders of audio, manifests, folders of shards, hf:OWNER/NAME; one or more."
+            metavar="SOURCES...", help="One or more folders of audio, manifests, folders of shards, or hf:OWNER/NAME."
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the run; its model/ is the result.", show_default=False)
+        Path,
+        typer.Option("--out", "-o", help="Folder of the run; its model/ is the trained model.", show_default=False),
     ],
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", "-r", help="TOML file with everything else, or one by name: laptop, one-gpu, ..."),
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="TOML file with all settings, or a shipped recipe: laptop, one-gpu, many-nodes, official.",
+        ),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a setting of the recipe, e.g. masking.count=250; repeatable."
+        ),
     ] = None,
     size: Annotated[str | None, typer.Option(help="tiny, small or base. Default: the recipe's, else tiny.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Train for so long, whatever the recipe says.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Train for so many epochs, whatever the recipe says.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time budget in minutes; replaces the recipe's length.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs; replaces the recipe's length.")] = None,
     fresh: Annotated[
-        bool, typer.Option("--no-resume", help="Refuse to go on with a run that is in the folder already.")
+        bool, typer.Option("--no-resume", help="Fail if the folder holds a run instead of resuming it.")
     ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")] = None,
 ) -> None:
     """Pretrain an encoder on unlabeled recordings.
 
-    A run that was interrupted goes on where it was: repeat the command. Recordings that cannot be read are listed in
-    OUT/skipped.csv. Watch OUT/log.jsonl and OUT/pictures/.
+    To resume an interrupted run, repeat the command. Recordings that cannot be read are listed in OUT/skipped.csv;
+    OUT/log.jsonl and OUT/pictures/ show the progress.
     """
-    from ssamba.training.pretraining.recipe import PretrainRecipe, find_recipe, read_toml
+    from ssamba.training.pretraining.recipe import PretrainRecipe
     from ssamba.training.pretraining.task import pretrain as run
 
-    values: dict[str, Any] = read_toml(find_recipe(recipe)) if recipe else {}
-    if size is not None:
-        values.setdefault("model", {})["size"] = size
     if minutes is not None and epochs is not None:
         raise typer.BadParameter("--minutes and --epochs exclude each other")
-    if minutes is not None or epochs is not None:
-        length = {"steps": None, "epochs": epochs, "max_minutes": minutes}
-        values["run"] = {**values.get("run", {}), **length}
-    settings = PretrainRecipe.parse(values, recipe or "the command line")
+    changes = [*([] if size is None else [f"model.size={size}"]), *(changes or [])]
+    settings = PretrainRecipe.read(recipe, changes).with_length(epochs=epochs, minutes=minutes)
     with TrainingBar() as bar:
         report = run(
             sources,
@@ -76,7 +82,7 @@ def pretrain(
     if os.environ.get("RANK", "0") == "0":
         _print_report(report, output)
     if report.stopped == "SIGINT":
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def _print_report(report: TrainingReport, output: Path) -> None:
@@ -88,40 +94,44 @@ def _print_report(report: TrainingReport, output: Path) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    figures = {name: value for name, value in report.validation.items() if "@" in name}
-    for name, value in figures.items():
-        out.print(f"  held out, {name.replace('@', ' at ')} of 512: {value:.4f}", highlight=False)
+    for name, value in report.validation.items():
+        if "@" in name:
+            out.print(f"  held out, {name.replace('@', ' at ')} of 512: {value:.4f}", highlight=False)
     where = report.model or report.last_state or output
-    verb = "model" if report.model else "state, to go on from by the same command,"
-    out.print(f"{verb} in {escape(str(where))}", highlight=False, soft_wrap=True)
+    kind = "model" if report.model else "state, to resume with the same command,"
+    out.print(f"{kind} in {escape(str(where))}", highlight=False, soft_wrap=True)
 
 
 @app.command(
     epilog="[bold]Examples[/]\n\nssamba reconstruct dawn.flac -c runs/mine/model -o dawn.png\n\n"
-    "ssamba reconstruct dawn.flac -c ssamba_tiny.pth -o dawn.png --audio dawn-imagined.wav --ratio 0.5\n\n" + EXIT_CODES
+    "ssamba reconstruct dawn.flac -c ssamba_tiny.pth -o dawn.png --audio dawn-filled.wav --ratio 0.5\n\n" + EXIT_CODES
 )
 def reconstruct(
-    clip: Annotated[Path, typer.Argument(help="A recording; its first 10.24 s are used.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write (.png, .pdf, .svg).")],
+    clip: Annotated[Path, typer.Argument(help="Audio file; its first 10.24 s are used.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Plot to write (.png, .pdf, .svg).")],
     checkpoint: CheckpointOption = None,
-    audio: Annotated[Path | None, typer.Option(help="Also write what was imagined as sound, to this .wav.")] = None,
-    ratio: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of the patches that is hidden.")] = 400 / 512,
+    audio: Annotated[
+        Path | None, typer.Option(help="Also write the filled spectrogram as sound, to this .wav.")
+    ] = None,
+    ratio: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of the patches to mask.")] = 400 / 512,
     style: Annotated[
         str | None,
-        typer.Option(help="clustered, frames, or official. Default: what the model is best pretrained with."),
+        typer.Option(help="clustered, frames, or official. Default: the style that suits the encoder."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another number hides other patches.")] = 0,
-    start: Annotated[float, typer.Option(min=0, help="Where in the recording to begin, seconds.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the mask.")] = 0,
+    start: Annotated[float, typer.Option(min=0, help="Start in the recording, in seconds.")] = 0.0,
 ) -> None:
-    """Show what a pretrained model imagines under the mask."""
-    from ssamba.training.pretraining.pictures import reconstruct_recording
+    """Plot what a pretrained model predicts for masked patches of a recording."""
     from ssamba.training.pretraining.recipe import MaskSettings
+    from ssamba.training.pretraining.reconstruct import reconstruct_recording
 
     masking = MaskSettings.parse({"ratio": ratio, "style": style}, "options")
     try:
-        error = reconstruct_recording(clip, checkpoint, output, masking, seed=seed, start_s=start, audio=audio)
+        error = reconstruct_recording(
+            clip, checkpoint, output, ratio=ratio, style=masking.style, seed=seed, start_s=start, audio=audio
+        )
     except ValueError as problem:
         fail(str(problem))
-    out.print(f"mean squared error of the hidden patches {error:.4f} (normalized log-mel): {escape(str(output))}")
+    out.print(f"mean squared error of the masked patches {error:.4f} (normalized log-mel): {escape(str(output))}")
     if audio is not None:
         out.print(f"as sound: {escape(str(audio))}")

@@ -25,8 +25,9 @@ from ssamba.library.predict import classifier_folder, predict_stream
 from ssamba.model import create_encoder
 from ssamba.splits import make_folds
 from ssamba.training.finetuning.data import open_labeled
-from ssamba.training.finetuning.recipe import FinetuneRecipe, read_finetune_recipe, recipe_file, shipped_recipes
+from ssamba.training.finetuning.recipe import FinetuneRecipe
 from ssamba.training.finetuning.run import FinetuneReport, finetune
+from ssamba.training.recipes import find_recipe, shipped_recipes
 
 RECIPES = sorted((Path(__file__).parents[3] / "src" / "ssamba" / "recipes" / "finetune").glob("*.toml"))
 SMALL = {
@@ -63,22 +64,22 @@ def listed(folder, split=None, group=None):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_shipped_recipe_is_one(path):
-    settings = read_finetune_recipe(path)
-    assert shipped_recipes()[path.stem] == path
+def test_every_recipe_file_is_a_recipe(path):
+    settings = FinetuneRecipe.read(path)
+    assert shipped_recipes("finetune")[path.stem] == path
     if path.stem.startswith("official"):
         assert settings.optimizer.name == "adam"
         assert settings.optimizer.betas == (0.95, 0.999)
         assert settings.optimizer.weight_decay == 5e-7
         assert settings.schedule.warmup_every == 50
         assert settings.clips.short_clips == "pad"
-        assert recipe_file(path.stem.removeprefix("official-"), official=True) == path
+        assert find_recipe("finetune", path.stem) == path
         assert path.with_name(path.name.removeprefix("official-")).exists()
 
 
 def test_official_recipes_hold_the_originals_numbers():
     esc, audioset, urban = (
-        read_finetune_recipe(recipe_file(name, official=True)) for name in ("esc50", "audioset20k", "urbansound8k-1min")
+        FinetuneRecipe.read(f"official-{name}") for name in ("esc50", "audioset20k", "urbansound8k-1min")
     )
     assert (esc.clips.mean, esc.clips.std, esc.clips.frames, esc.clips.batch_size) == (-6.6268077, 5.358466, 512, 48)
     assert (esc.spec_augment.mel_bins, esc.spec_augment.frames, esc.spec_augment.roll_frames) == (24, 96, 10)
@@ -88,7 +89,7 @@ def test_official_recipes_hold_the_originals_numbers():
     assert urban.labels.tokens == "official"
     assert urban.start.patch_stride == 16
     with pytest.raises(ConfigError, match="expected one of audioset20k, cpu, cpu-speech, esc50"):
-        recipe_file("esc51")
+        FinetuneRecipe.read("esc51")
 
 
 def test_a_folder_per_class_becomes_a_classifier(classes, start, tmp_path):
@@ -471,7 +472,7 @@ def test_a_run_that_was_stopped_is_not_taken_for_done(classes, tmp_path, monkeyp
     monkeypatch.setattr("ssamba.training.finetuning.run.finetune", lambda *_, **__: stopped)
     done = run_cli("finetune", "--data", classes, "-o", tmp_path / "run")
     assert done.exit_code == 130
-    assert "SIGTERM: repeat the command to go on" in done.output
+    assert "SIGTERM: repeat the command to resume" in done.output
     (tmp_path / "run" / "rounds" / "fold1").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="has not finished: repeat its command"):
         classifier_folder(tmp_path / "run")

@@ -16,7 +16,7 @@ from ssamba.model import create_encoder
 from ssamba.splits import hold_out, make_folds
 from ssamba.training.finetuning import run as finetuning
 from ssamba.training.finetuning.data import balanced_parts, open_labeled
-from ssamba.training.finetuning.recipe import FinetuneRecipe, recipe_file
+from ssamba.training.finetuning.recipe import FinetuneRecipe
 from ssamba.training.finetuning.report import FinetuneReport, RoundResult
 from ssamba.training.finetuning.run import finetune
 
@@ -187,8 +187,3 @@ def test_means_are_of_the_rounds_that_have_a_score(tmp_path):
     assert report.scores()["loss"][0] == 2.0
     (note,) = report.partly_scored()
     assert note.startswith("mAP is of 1 of 2 rounds")
-
-
-def test_tasks_have_the_names_of_their_data_sets():
-    assert recipe_file("audioset-20k") == recipe_file("audioset20k")
-    assert recipe_file("speech_commands_v1", official=True).stem == "official-speech-commands-v1"

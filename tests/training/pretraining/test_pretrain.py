@@ -20,7 +20,7 @@ from ssamba.errors import ConfigError, DataError
 from ssamba.model.pretraining import PretrainingModel
 from ssamba.training.pretraining.contrast import gather_views
 from ssamba.training.pretraining.data import open_corpora
-from ssamba.training.pretraining.recipe import PretrainRecipe, find_recipe, read_recipe
+from ssamba.training.pretraining.recipe import PretrainRecipe
 from ssamba.training.pretraining.running_scale import RunningScale
 from ssamba.training.pretraining.task import PretrainingTask, pretrain
 from ssamba.training.task import StepContext
@@ -74,17 +74,21 @@ def recordings(tmp_path, clips):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_shipped_recipe_is_one(path):
-    settings = read_recipe(path)
-    if path.stem.startswith("official"):
-        assert settings.best == "accuracy"
-        assert settings.data.crop == "start"
-        _, size, count = path.stem.split("-")
-        assert settings.model.size == size
-        assert round(512 * settings.masking.ratio) == int(count)
-        assert settings.objectives.passes == 2
-        assert settings.optimizer.clip_norm is None
-        assert settings.run.ema_decay is None
+def test_every_recipe_file_is_a_recipe(path):
+    PretrainRecipe.read(path)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+@pytest.mark.parametrize("count", [250, 300, 400])
+def test_the_official_recipe_holds_the_settings_of_every_released_model(size, count):
+    settings = PretrainRecipe.read("official", [f"model.size={size}", f"masking.count={count}"])
+    assert settings.best == "accuracy"
+    assert settings.data.crop == "start"
+    assert settings.model.size == size
+    assert settings.mask_ratio == count / 512
+    assert settings.objectives.passes == 2
+    assert settings.optimizer.clip_norm is None
+    assert settings.run.ema_decay is None
 
 
 @pytest.mark.parametrize(
@@ -160,22 +164,49 @@ def test_wrong_recipes_are_refused_by_name(tmp_path):
     path = tmp_path / "r.toml"
     path.write_text('[optimizer]\nlearning_rat = 1e-3\n[model]\nsize = "huge"\n')
     with pytest.raises(ConfigError, match=r"learning_rate.*") as error:
-        read_recipe(path)
+        PretrainRecipe.read(path)
     assert "huge" in str(error.value)
     path.write_text("[objectives]\nclip = 1.0\n")
     with pytest.raises(ConfigError, match=r"views.count = 2"):
-        read_recipe(path)
+        PretrainRecipe.read(path)
     with pytest.raises(ConfigError, match="does not exist"):
-        read_recipe(tmp_path / "none.toml")
+        PretrainRecipe.read(tmp_path / "none.toml")
     path.write_text("[objectives\n")
     with pytest.raises(ConfigError, match="TOML"):
-        read_recipe(path)
+        PretrainRecipe.read(path)
 
 
-def test_recipes_are_found_by_name():
-    assert find_recipe("laptop").name == "laptop.toml"
-    with pytest.raises(ConfigError, match="official-tiny-400"):
-        find_recipe("desktop")
+def test_masking_is_given_by_ratio_or_by_count():
+    assert PretrainRecipe().mask_ratio == 400 / 512
+    assert PretrainRecipe.read("official").masking.count == 400
+    assert PretrainRecipe.read("official", ["masking.ratio=0.5"]).mask_ratio == 0.5
+    laptop = PretrainRecipe.read("laptop", ["masking.count=40"])  # crops of 3.2 s: 80 patches of 4 frames
+    assert laptop.mask_ratio == 0.5
+    assert laptop.task_settings()["masking"] == {"ratio": 0.5, "style": None}
+    with pytest.raises(ConfigError, match="exclude each other"):
+        PretrainRecipe.read("official", ["masking.ratio=0.5", "masking.count=250"])
+    with pytest.raises(ConfigError, match=r"a crop of 10\.24 s has 512 patches"):
+        PretrainRecipe.read("official", ["masking.count=512"])
+
+
+def test_a_run_saved_with_the_old_spelling_of_keys_is_resumed(recordings, tmp_path):
+    out, settings = tmp_path / "run", (OURS, OFFICIAL, {"objectives": {**OURS["objectives"], "passes": 1}})
+    pretrain([recordings], recipe(*settings), out)
+    spellings = {"optimizer": "optimiser", "normalize_targets": "normalise_targets", "centers": "centres"}
+
+    def old(value):
+        return {spellings.get(k, k): old(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    for folder in (out / "checkpoints").glob("step-*"):
+        state = old(torch.load(folder / "state.pt", weights_only=True))
+        assert {"optimiser", "task"} <= state.keys()
+        assert "centres" in state["task"]["units"]
+        torch.save(state, folder / "state.pt")
+        meta = old(json.loads((folder / "meta.json").read_text()))
+        meta["files"]["state.pt"] = (folder / "state.pt").stat().st_size
+        (folder / "meta.json").write_text(json.dumps(meta))
+    report = pretrain([recordings], recipe(*settings, {"run": {"steps": 5}}), out, resume=True)
+    assert (report.resumed_from, report.step) == (4, 5)
 
 
 def losses_of(settings, recordings, training=True):
@@ -367,7 +398,7 @@ def test_two_processes_give_the_curve_of_one(recordings, tmp_path):
         )
 
 
-def test_what_is_imagined_can_be_seen_and_heard(recordings, tmp_path):
+def test_a_reconstruction_is_plotted_and_written_as_sound(recordings, tmp_path):
     pretrain([recordings], recipe({"run": {"steps": 2}}), tmp_path / "run")
     arguments = [
         str(next(recordings.glob("*.flac"))),

@@ -5,8 +5,6 @@ The defaults are ours, for recordings of one's own; `official-*.toml` hold the o
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -14,8 +12,7 @@ from pydantic import Field, model_validator
 from ssamba.audio.augmentation import Augmentation, SpecAugment
 from ssamba.config import Config
 from ssamba.data.mixing import Backgrounds, Mixup
-from ssamba.errors import ConfigError
-from ssamba.training.pretraining.recipe import read_toml
+from ssamba.training.recipes import Recipe
 from ssamba.training.settings import OptimizerSettings, RunSettings, ScheduleSettings
 
 
@@ -99,8 +96,10 @@ class ChoiceSettings(Config):
     """What validation is judged by: `auto` is accuracy, or mean average precision with several labels."""
 
 
-class FinetuneRecipe(Config):
-    """A whole fine-tuning."""
+class FinetuneRecipe(Recipe):
+    """Every setting of a fine-tuning run."""
+
+    command = "finetune"
 
     start: StartSettings = StartSettings()
     """What it starts from."""
@@ -143,36 +142,3 @@ class FinetuneRecipe(Config):
         if labels.kind == "multi" and self.loss.kind == "ce":
             raise ValueError("loss.kind = 'ce' has one class in each clip: several labels need 'bce'")
         return self
-
-
-RECIPE_FOLDER = Path(__file__).parents[2] / "recipes" / "finetune"
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with ssamba, by name."""
-    return {path.stem: path for path in sorted(RECIPE_FOLDER.glob("*.toml"))}
-
-
-def recipe_file(task: str, *, official: bool = False) -> Path:
-    """The file of a task's recipe: ours, or the original's.
-
-    Raises:
-        ConfigError: there is none of that name; those that there are are named.
-    """
-    known = shipped_recipes()
-    of_plain = {re.sub("[-_]", "", name): name for name in known}
-    name = f"official-{task}" if official else task
-    name = of_plain.get(re.sub("[-_]", "", name.lower()), name)  # audioset-20k
-    if name not in known:
-        names = ", ".join(sorted(other for other in known if other.startswith("official-") == official))
-        raise ConfigError(f"no recipe is called {name!r}: expected one of {names or '(none are installed)'}")
-    return known[name]
-
-
-def read_finetune_recipe(path: Path) -> FinetuneRecipe:
-    """Read a fine-tuning recipe.
-
-    Raises:
-        ConfigError: the file is missing or damaged, a key is unknown or a value does not fit; each is named.
-    """
-    return FinetuneRecipe.parse(read_toml(path), str(path))

@@ -61,7 +61,7 @@ def finetune(
 
     Args:
         source: a folder with a folder for each class, a manifest with labels (and splits, or folds), or a corpus.
-        recipe: everything else; `read_finetune_recipe` reads one from a file.
+        recipe: everything else; `FinetuneRecipe.read` reads one by name or from a file.
         out: folder of the results, see the head of this file.
         checkpoint: the encoder, as `load_checkpoint` takes it; None is the one that ships with ssamba.
         resume: go on with what is in `out`; "auto" does so if there is something.
@@ -83,7 +83,7 @@ def finetune(
     data = open_labeled(source, recipe, front_end, seconds, on_decoded)
     rounds, notes = _rounds(data, recipe)
     weights = None if recipe.start.scratch or start is None else start.model.encoder.state_dict()
-    settings = recipe.model_dump(mode="json", exclude={"optimizer", "schedule", "run"})
+    settings = recipe.task_settings()
     settings["encoder"], settings["front_end"] = encoder.digest(), front_end.digest()
     settings["started_from"] = digest_of(weights) if weights else "scratch"
     results: list[RoundResult] = []

@@ -1,12 +1,10 @@
-"""A pretraining recipe: everything that decides a run, as one file (`recipes/*.toml`) that is saved beside its results.
+"""Recipe of a pretraining run: every setting, as one TOML file that is saved beside the results.
 
-The defaults are ours; `recipes/official-*.toml` hold the original's settings.
+The defaults are ours; `recipes/pretrain/official.toml` holds the settings of the original.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -17,16 +15,15 @@ from ssamba.data.mixing import Backgrounds
 from ssamba.errors import ConfigError
 from ssamba.model.create import encoder_config
 from ssamba.model.masking import MaskStyle
-from ssamba.training.settings import OptimizerSettings, RunSettings, ScheduleSettings
+from ssamba.training.recipes import Recipe
+from ssamba.training.settings import RunSettings
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+DEFAULT_MASK_RATIO = 400 / 512
+"""Share of the patches that the original masks by default."""
 
 
 class ModelSettings(Config):
-    """Which encoder is trained."""
+    """The encoder to train."""
 
     size: Literal["tiny", "small", "base"] = "tiny"
     """Width of the encoder: 192, 384 or 768."""
@@ -46,7 +43,7 @@ class ModelSettings(Config):
         return self
 
     def config(self) -> EncoderConfig | SSASTConfig:
-        """The encoder's configuration."""
+        """Return the encoder's configuration."""
         return encoder_config(self.size, self.variant, **self.encoder)
 
 
@@ -54,35 +51,46 @@ class DataSettings(Config):
     """How recordings become batches."""
 
     crop_s: float = Field(10.24, gt=0)
-    """Longest stretch of a recording that is used at once, seconds."""
+    """Length of a crop in seconds: longer recordings are cropped to it."""
     crop: Literal["random", "start"] = "random"
-    """Where in a longer recording that stretch is: anywhere, or (the original) at its start."""
+    """Position of the crop in a longer recording: random, or (the original) the start."""
     short_clips: Literal["join", "bucket", "pad"] = "bucket"
-    """Clips shorter than that: joined in time, put in batches of clips of like length, or padded (the original)."""
+    """Clips shorter than `crop_s` are joined in time, batched by length, or (the original) padded."""
     batch_s: float = Field(640.0, gt=0)
     """Seconds of audio in a batch, over all processes."""
     shuffle_window: int | None = Field(None, gt=0)
-    """Shards are read one after the other, in a new order in each epoch, and clips are shuffled within so many of them: for disks and
-    networks that are slow at random access. None shuffles all clips."""
+    """Read shards one after the other, in a new order each epoch, and shuffle clips within this many shards: for
+    storage that is slow at random access. None shuffles all clips."""
     weights: tuple[float, ...] | None = None
-    """Shares of several corpora; None is by their length."""
+    """Sampling weight of each corpus; None weights corpora by their length."""
     valid_share: float = Field(0.02, ge=0, lt=1)
-    """Share of the clips that is held out for validation where the corpus has no `valid` split."""
+    """Share of the clips to hold out for validation where a corpus has no `valid` split."""
     backgrounds: Backgrounds = Backgrounds()
     """Other clips mixed under the clips."""
     workers: int = Field(1, ge=0)
-    """Decoding processes of each training process; 0 decodes in the training process."""
+    """Data loading workers of each training process; 0 decodes in the training process."""
     cache_gb: float = Field(4.0, ge=0)
-    """Decoded audio is kept in memory when it all fits into so much."""
+    """Memory for decoded audio in GB; a corpus that does not fit is decoded again each epoch."""
 
 
 class MaskSettings(Config):
-    """What is hidden."""
+    """Which patches are masked. Give `ratio` or `count`, not both."""
 
-    ratio: float = Field(400 / 512, gt=0, lt=1)
-    """Share of a clip's patches."""
+    ratio: float | None = Field(None, gt=0, lt=1)
+    """Share of a clip's patches to mask; without `ratio` and `count` it is 400 / 512."""
+    count: int | None = Field(None, gt=0)
+    """Patches to mask of a full crop of `data.crop_s`; of shorter clips the same share is masked. A crop of 10.24 s has
+    512 patches of 16 mel bins x 16 frames (the original's)."""
     style: MaskStyle | None = None
-    """`clustered`, `frames`, or `official`; left out, `frames` for SSAST's frame model and else `clustered`."""
+    """`clustered`, `frames`, or `official`; None is `frames` for SSAST's frame model and `clustered` otherwise."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MaskSettings:
+        if self.ratio is not None and self.count is not None:
+            raise ValueError(
+                f"masking.ratio = {self.ratio:g} and masking.count = {self.count} exclude each other: give one of them"
+            )
+        return self
 
 
 class ViewSettings(Config):
@@ -91,114 +99,126 @@ class ViewSettings(Config):
     count: Literal[1, 2] = 1
     """Views of each clip."""
     longest_s: float = Field(10.24, gt=0)
-    """Longest view, seconds."""
+    """Maximum length of a view in seconds."""
     shortest_share: float = Field(0.7, gt=0, le=1)
-    """A view is at least this share of the clip (or of the longest view)."""
+    """Minimum length of a view, as a share of the clip (or of the longest view)."""
     whole_s: float = Field(0.0, ge=0)
-    """Clips of at most so many seconds are not cut: a hit without its beginning is another sound."""
+    """Clips up to this many seconds are not cropped, since a hit without its onset is another sound."""
 
 
 class ObjectiveSettings(Config):
-    """What is minimized: weights of the objectives, 0 leaves one out."""
+    """The training objective: a weight for each term (0 switches it off) and their parameters."""
 
     discriminative: float = Field(1.0, ge=0)
-    """InfoNCE between the hidden patches of a clip."""
+    """InfoNCE between the masked patches of a clip."""
     generative: float = Field(10.0, ge=0)
-    """Mean squared error of the hidden patches."""
+    """Mean squared error of the masked patches."""
     clip: float = Field(0.0, ge=0)
-    """Contrast between two views of each clip (ours)."""
+    """Contrastive loss between two views of each clip (ours)."""
     temperature: float = Field(0.1, gt=0)
-    """Of the clip objective."""
+    """Temperature of the clip objective."""
     statistics: float = Field(0.0, ge=0)
     """Squared error of the clip's log-mel statistics, predicted from its vector (ours)."""
     profile: float = Field(0.0, ge=0)
     """Squared error of the mean spectra of the clip's segments, predicted from its vector (ours)."""
     profile_segments: int = Field(4, gt=0)
-    """Segments of equal length that a clip is cut into for it."""
+    """Segments of equal length for `profile`."""
     profile_target: Literal["heard", "clean"] = "heard"
-    """`heard`: as augmented, level and color included; `clean`: as it was before, within 40 dB and less the clip's mean
-    spectrum, so that voices, rooms and noise floors matter less than what is said."""
+    """`heard`: spectra after augmentation, level and color included; `clean`: spectra before augmentation, within 40 dB
+    and less the clip's mean spectrum, so that voices, rooms and noise floors matter less than content."""
     texture: float = Field(0.0, ge=0)
     """Squared error of how the clip's spectra vary over time and along frequency, predicted from its vector (ours)."""
     units: float = Field(0.0, ge=0)
-    """Cross entropy of the class of sound of each patch, heard as it was before augmentation (ours, after HuBERT)."""
+    """Cross entropy of the sound unit of each patch before augmentation (ours, after HuBERT)."""
     unit_count: int = Field(512, gt=1)
-    """Classes of sound: clusters that are found in the training clips when a run starts."""
+    """Number of sound units: k-means clusters of the training clips, computed when a run starts."""
     teacher: float = Field(0.0, ge=0)
-    """Squared error of the momentum teacher's tokens at the hidden patches (ours)."""
+    """Squared error of the momentum teacher's tokens at the masked patches (ours)."""
     teacher_decay: float = Field(0.99, gt=0, lt=1)
     """Momentum of the teacher at the start; it rises to 1 with the square root of the steps."""
     passes: Literal[1, 2] = 1
-    """One encoder pass serves all objectives; the original takes one each, with a mask of its own."""
+    """Encoder passes: one for all objectives, or (the original) one for each of the two patch objectives."""
     encode: Literal["all", "visible"] = "visible"
-    """Whether the encoder reads mask tokens (the original) or visible patches only."""
+    """Whether the encoder reads mask tokens (`all`, the original) or visible patches only."""
     decoder_depth: int = Field(1, ge=0)
-    """Blocks of the decoder when only visible patches are encoded."""
+    """Blocks of the decoder if only visible patches are encoded."""
     normalize_targets: bool = True
-    """Whether target patches are normalized one by one."""
+    """Whether each target patch is normalized."""
     clip_dim: int = Field(128, gt=0)
-    """Outputs of the clip objective's projection."""
+    """Width of the clip objective's projection."""
 
 
-class PretrainRecipe(Config):
-    """A whole pretraining run."""
+class PretrainRecipe(Recipe):
+    """Every setting of a pretraining run."""
+
+    command = "pretrain"
+    alternatives = (("masking.ratio", "masking.count"),)
 
     model: ModelSettings = ModelSettings()
-    """Which encoder."""
+    """The encoder."""
     front_end: FrontEndConfig = FrontEndConfig()
     """From waveform to features."""
     data: DataSettings = DataSettings()
-    """Batches."""
+    """Crops and batches."""
     masking: MaskSettings = MaskSettings()
-    """What is hidden."""
+    """Masked patches."""
     views: ViewSettings = ViewSettings()
     """Views of a clip."""
     augmentation: Augmentation = Augmentation()
-    """Changes of what is heard."""
+    """Augmentation of the features."""
     objectives: ObjectiveSettings = ObjectiveSettings()
-    """What is minimized."""
+    """Training objective."""
     validation_counts: tuple[int, ...] = (250, 300, 400)
     """Masked patches of 512 at which validation is reported."""
     best: Literal["loss", "accuracy"] = "loss"
-    """What is best in validation, at the count nearest to the masked share: the sum of all objectives, or (the original) how often
-    the right patch is picked."""
-    optimizer: OptimizerSettings = OptimizerSettings()
-    """The optimizer."""
-    schedule: ScheduleSettings = ScheduleSettings()
-    """The learning rate."""
+    """Validation metric that chooses the best state, at the count nearest to the masked share: the weighted sum of the
+    objectives, or (the original) the accuracy of InfoNCE."""
     run: RunSettings = RunSettings(epochs=10)
     """Length, precision, checkpoints, logs."""
 
     @model_validator(mode="after")
     def _check(self) -> PretrainRecipe:
-        objectives = self.objectives
+        objectives, encoder = self.objectives, self.model.config()
         if objectives.clip and self.views.count != 2:
             raise ValueError("objectives.clip compares two views of each clip: set views.count = 2")
         if objectives.clip and self.data.short_clips == "join":
             raise ValueError("objectives.clip needs one clip to a sequence: set data.short_clips = 'bucket'")
         if objectives.clip and objectives.passes == 2:
             raise ValueError("objectives.passes = 2 is the original's, which has no clip objective")
-        learned = (
-            objectives.discriminative,
-            objectives.generative,
-            objectives.clip,
-            objectives.statistics,
-            objectives.profile,
-            objectives.texture,
-            objectives.units,
-            objectives.teacher,
-        )
-        if not any(learned):
+        terms = ("discriminative", "generative", "clip", "statistics", "profile", "texture", "units", "teacher")
+        if not any(getattr(objectives, name) for name in terms):
             raise ValueError("every objective has weight 0: nothing would be learned")
-        if self.front_end.num_mel_bins != self.model.config().num_mel_bins:
+        if self.front_end.num_mel_bins != encoder.num_mel_bins:
             raise ValueError(
                 f"front_end.num_mel_bins = {self.front_end.num_mel_bins}, but the encoder takes "
-                f"{self.model.config().num_mel_bins}: set model.encoder.num_mel_bins alike"
+                f"{encoder.num_mel_bins}: set model.encoder.num_mel_bins alike"
+            )
+        if self.masking.count is not None and self.masking.count >= self._crop_patches():
+            raise ValueError(
+                f"masking.count = {self.masking.count}, but a crop of {self.data.crop_s:g} s has "
+                f"{self._crop_patches()} patches: at least one must stay visible"
             )
         return self
 
+    @property
+    def mask_ratio(self) -> float:
+        """Share of a clip's patches to mask, whichever way the recipe gives it."""
+        if self.masking.count is not None:
+            return self.masking.count / self._crop_patches()
+        return DEFAULT_MASK_RATIO if self.masking.ratio is None else self.masking.ratio
+
+    def _crop_patches(self) -> int:
+        """Patches of a full crop, the last column filled up."""
+        encoder = self.model.config()
+        frames = self.front_end.num_frames(round(self.data.crop_s * self.front_end.sample_rate_hz))
+        return encoder.rows * encoder.columns_covering(frames)
+
+    def task_settings(self) -> dict[str, Any]:
+        """Return the settings of the task as plain values; masking is always given by its ratio."""
+        return {**super().task_settings(), "masking": {"ratio": self.mask_ratio, "style": self.masking.style}}
+
     def pretraining(self) -> PretrainingConfig:
-        """What stands on the encoder."""
+        """Return the configuration of the heads and the decoder on the encoder."""
         objectives = self.objectives
         return PretrainingConfig(
             encode=objectives.encode,
@@ -211,47 +231,3 @@ class PretrainRecipe(Config):
             units=objectives.unit_count if objectives.units else 0,
             teacher=objectives.teacher > 0,
         )
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as a mapping; TOML has no null, so the word "none" stands for it.
-
-    Raises:
-        ConfigError: it is missing or not TOML.
-    """
-    try:
-        return {key: _with_null(value) for key, value in tomllib.loads(path.read_text(encoding="utf-8")).items()}
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist: expected a recipe (TOML)") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
-
-
-def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe: a path, or the name of one that comes with ssamba (`laptop`, `official-tiny-400`).
-
-    Raises:
-        ConfigError: there is neither.
-    """
-    path = Path(name)
-    if path.exists():
-        return path
-    shipped = {file.stem: file for file in sorted((Path(__file__).parents[2] / "recipes" / "pretrain").glob("*.toml"))}
-    if path.name in shipped and path.parent == Path():
-        return shipped[path.name]
-    raise ConfigError(f"{name} does not exist: expected a recipe (TOML), or one of {', '.join(shipped)}")
-
-
-def read_recipe(path: Path) -> PretrainRecipe:
-    """Read a pretraining recipe.
-
-    Raises:
-        ConfigError: the file is missing or damaged, a key is unknown or a value does not fit; each is named.
-    """
-    return PretrainRecipe.parse(read_toml(path), str(path))
-
-
-def _with_null(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_null(inner) for key, inner in value.items()}
-    return None if value == "none" else value

@@ -81,6 +81,7 @@ class PretrainingTask:
         self.recipe = recipe
         self.corpora = corpora
         self.model = PretrainingModel(recipe.model.config(), recipe.pretraining())
+        self.mask_ratio = recipe.mask_ratio
         if recipe.model.start is not None:
             start_from(self.model, recipe.model.start, recipe.front_end)
         self.teacher = (
@@ -224,7 +225,7 @@ class PretrainingTask:
 
     def predict(self, model: nn.Module, inputs: Inputs, stream: str, ratio: float | None = None) -> PretrainingOutput:
         """Mask and run the model."""
-        config, masking = self.model.encoder.config, self.recipe.masking
+        config = self.model.encoder.config
         columns = column_counts(inputs.lengths, config)
         seeds = inputs.seeds if stream == "mask" else inputs.seeds ^ 0x5DEECE66D
         mask = draw_mask(
@@ -232,8 +233,8 @@ class PretrainingTask:
             config,
             columns,
             config.columns(inputs.features.shape[1]),
-            ratio=ratio or masking.ratio,
-            style=masking.style,
+            ratio=ratio or self.mask_ratio,
+            style=self.recipe.masking.style,
         )
         out: PretrainingOutput = model(inputs.features, mask, inputs.lengths)
         return out
@@ -303,7 +304,7 @@ class PretrainingTask:
         best = self.best_metric[0]
         figures[best] = math.nan
         if clips:
-            nearest = min(self.recipe.validation_counts, key=lambda count: abs(count / 512 - self.recipe.masking.ratio))
+            nearest = min(self.recipe.validation_counts, key=lambda count: abs(count / 512 - self.mask_ratio))
             figures[best] = figures[f"{best}@{nearest}"]
         self.unreported, self.corpora.unreadable_held_out = (
             (*self.unreported, *self.corpora.unreadable_held_out), ()
@@ -313,7 +314,7 @@ class PretrainingTask:
     @torch.no_grad()
     def pictures(self, model: nn.Module, step: int) -> Mapping[str, Figure]:
         """Held-out clips, what is hidden of them, and what the model makes of it."""
-        from ssamba.training.pretraining.pictures import reconstruct, reconstruction_figure
+        from ssamba.training.pretraining.reconstruct import plot_reconstructions, reconstruct
 
         assert isinstance(model, PretrainingModel)
         device = next(model.parameters()).device
@@ -326,9 +327,10 @@ class PretrainingTask:
         shown = []
         for i in range(min(3, len(inputs.lengths))):
             features = inputs.features[i, : int(inputs.lengths[i])]
-            shown.append(reconstruct(model, features, int(inputs.seeds[i]), self.recipe.masking))
+            seed = int(inputs.seeds[i])
+            shown.append(reconstruct(model, features, seed, self.mask_ratio, self.recipe.masking.style))
         return {
-            "reconstruction": reconstruction_figure(shown, [keys[0] for keys in batch.keys[:3]], self.recipe.front_end)
+            "reconstruction": plot_reconstructions(shown, [keys[0] for keys in batch.keys[:3]], self.recipe.front_end)
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -381,7 +383,7 @@ def pretrain(
 
     Args:
         sources: one or more corpora: folders of audio, manifests, folders of shards, Hugging Face data sets.
-        recipe: everything else; `ssamba.training.pretraining.recipe.read_recipe` reads one from a file.
+        recipe: everything else; `PretrainRecipe.read` reads one by name or from a file.
         out: folder of the run; `out/model` is the result, a checkpoint for `ssamba.load_model`.
         resume: go on with the run in `out`; "auto" does so if there is one.
         device: where to compute; None is a GPU if there is one.
@@ -394,7 +396,6 @@ def pretrain(
         TrainingError: the run diverged or could not be saved.
     """
     corpora = open_corpora(sources, recipe, on_decoded)
-    settings = recipe.model_dump(mode="json", exclude={"optimizer", "schedule", "run"})
     return train(
         PretrainingTask(recipe, corpora),
         recipe.optimizer,
@@ -402,7 +403,7 @@ def pretrain(
         recipe.run,
         out,
         resume=resume,
-        recipe=settings,
+        recipe=recipe.task_settings(),
         device=device,
         on_progress=on_progress,
     )

@@ -1,0 +1,112 @@
+"""Recipes are found by name or path, and `--set` changes single settings, checked against the recipe's fields."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from ssamba.cli import app
+from ssamba.errors import ConfigError
+from ssamba.training.finetuning.recipe import FinetuneRecipe
+from ssamba.training.pretraining.recipe import PretrainRecipe
+from ssamba.training.recipes import find_recipe, shipped_recipes
+
+
+def test_recipes_are_found_by_name_or_path(tmp_path):
+    assert find_recipe("pretrain", "laptop").name == "laptop.toml"
+    (tmp_path / "mine.toml").write_text("[run]\nsteps = 3\n")
+    assert find_recipe("pretrain", tmp_path / "mine.toml") == tmp_path / "mine.toml"
+    with pytest.raises(
+        ConfigError, match="desktop does not exist: expected one of laptop, many-nodes, official, one-gpu"
+    ):
+        find_recipe("pretrain", "desktop")
+    with pytest.raises(ConfigError, match="expected one of laptop"):
+        find_recipe("pretrain", "esc50")  # a fine-tuning recipe
+
+
+def test_recipes_have_the_names_of_their_data_sets():
+    assert find_recipe("finetune", "audioset-20k") == find_recipe("finetune", "audioset20k")
+    assert find_recipe("finetune", "official-speech_commands_v1").stem == "official-speech-commands-v1"
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_every_shipped_recipe_has_a_command_to_run_it(command):
+    for name, path in shipped_recipes(command).items():
+        text = path.read_text(encoding="utf-8")
+        assert f"--recipe {name}" in text or f"--task {name.removeprefix('official-')}" in text, path
+
+
+@pytest.mark.parametrize(
+    ("change", "section", "field", "value"),
+    [
+        ("model.size=small", "model", "size", "small"),
+        ('model.size="small"', "model", "size", "small"),
+        ("masking.count = 250", "masking", "count", 250),
+        ("schedule.warmup_every=none", "schedule", "warmup_every", None),
+        ("optimizer.betas=[0.8, 0.9]", "optimizer", "betas", (0.8, 0.9)),
+        ("optimiser.eps=1e-6", "optimizer", "eps", 1e-6),
+        ("objectives.normalize_targets=true", "objectives", "normalize_targets", True),
+        ("model.encoder.depth=4", "model", "encoder", {"drop_path": 0.1, "depth": 4}),
+        ("data.backgrounds.share=0.5", "data", "backgrounds", {"share": 0.5}),
+    ],
+)
+def test_one_setting_is_changed_and_all_others_are_kept(change, section, field, value):
+    before, after = PretrainRecipe.read("official"), PretrainRecipe.read("official", [change])
+    found = getattr(getattr(after, section), field)
+    if field == "backgrounds":
+        found = {"share": found.share}
+    assert found == value
+    old, new = before.model_dump(), after.model_dump()
+    assert old[section].pop(field) != new[section].pop(field)
+    assert old == new
+
+
+def test_the_defaults_of_a_recipe_are_kept_beside_a_change():
+    changed = FinetuneRecipe.read(None, ["run.epochs=3"])
+    assert changed == FinetuneRecipe().with_changes(run=FinetuneRecipe().run.with_changes(epochs=3))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("masking.cont=250", "unknown key 'masking.cont'; did you mean 'count'"),
+        ("maskin.count=250", "unknown key 'maskin'; did you mean 'masking'"),
+        ("model.encoder.dept=2", "did you mean 'depth'"),
+        ("masking.count=many", "masking.count: Input should be a valid integer"),
+        ("best.of=loss", "best is a value, not a section"),
+        ("masking.count", "expected KEY=VALUE"),
+        ("=250", "expected KEY=VALUE"),
+        ("masking..count=250", "expected KEY=VALUE"),
+    ],
+)
+def test_a_change_that_does_not_fit_is_refused_by_name(change, message):
+    with pytest.raises(ConfigError) as error:
+        PretrainRecipe.read("official", [change])
+    assert message in str(error.value)
+    assert change.partition("=")[0] in str(error.value)
+
+
+def test_the_length_of_a_run_is_replaced_as_a_whole():
+    run = PretrainRecipe.read("laptop").with_length(epochs=3).run
+    assert (run.steps, run.epochs, run.max_minutes, run.validate_every) == (None, 3, None, "epoch")
+    run = FinetuneRecipe.read("cpu").with_length(epochs=3, minutes=0.5).run
+    assert (run.steps, run.epochs, run.max_minutes) == (None, 3, 0.5)
+    assert PretrainRecipe().with_length() == PretrainRecipe()
+
+
+def test_both_commands_take_changes(tmp_path, monkeypatch):
+    seen = []
+
+    def stop(source, recipe, *_, **__):
+        seen.append(recipe)
+        raise ConfigError("stop here")
+
+    monkeypatch.setattr("ssamba.training.pretraining.task.pretrain", stop)
+    monkeypatch.setattr("ssamba.training.finetuning.run.finetune", stop)
+    options = ["--recipe", "official", "--size", "base", "--set", "masking.count=250", "--set", "run.epochs=2"]
+    CliRunner().invoke(app, ["pretrain", str(tmp_path), "--out", str(tmp_path / "run"), *options])
+    options = ["--data", str(tmp_path), "--task", "esc50", "--official", "--set", "clips.frames=256", "--frozen"]
+    CliRunner().invoke(app, ["finetune", *options, "--out", str(tmp_path / "run")])
+    pretraining, finetuning = seen
+    assert (pretraining.model.size, pretraining.masking.count, pretraining.run.epochs) == ("base", 250, 2)
+    assert (finetuning.clips.frames, finetuning.start.frozen, finetuning.clips.batch_size) == (256, True, 48)
