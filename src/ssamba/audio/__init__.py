@@ -1,1 +1,1 @@
-"""Sound in: decoding any file (`decode`, without torch) and the log-mel front end (`fbank`)."""
+"""Audio input: find and decode any file (`decode`, without torch), compute log-mel features (`fbank`), augment them."""

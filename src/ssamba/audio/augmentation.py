@@ -53,10 +53,10 @@ class Augmentation(Config):
     band_high: float = Field(0.5, ge=0, le=1)
     """The upper edge is uniform between this share of the mel bins and 1."""
     formants: float = Field(0.0, ge=0, le=1)
-    """Largest stretch of the spectral envelope along frequency, as by longer and shorter vocal tracts: 0.25 draws a factor
-    between 1 / 1.25 and 1.25."""
+    """Largest stretch of the spectral envelope along frequency, as by longer and shorter vocal tracts: 0.25 draws a
+    factor between 1 / 1.25 and 1.25."""
     pitch: float = Field(0.0, ge=0, le=3)
-    """The same for what the envelope leaves, the harmonics of a voice: 1 draws between an octave down and an octave up."""
+    """The same for the remainder, the harmonics of a voice: 1 draws between an octave down and an octave up."""
     speed: float = Field(0.0, ge=0, le=1)
     """Largest stretch in time, pitch unchanged: 0.25 draws a factor between 1 / 1.25 and 1.25."""
     shift_bins: int = Field(0, ge=0)
@@ -89,7 +89,7 @@ class SpecAugment(Config):
     frames: int = Field(0, ge=0)
     """Largest width of the masked time stripe, in frames; never more than half of the clip."""
     noise: float = Field(0.0, ge=0)
-    """Noise added to normalized features, uniform from 0 to a level that is uniform from 0 to this (the original: 0.1)."""
+    """Noise added to normalized features, uniform from 0 to a level that is uniform in [0, noise] (the original: 0.1)."""
     roll_frames: int = Field(0, ge=0)
     """Roll in time, uniform in [-roll_frames, roll_frames - 1] within the clip's valid frames (the original: 10)."""
 
@@ -185,7 +185,7 @@ def change_voice(
         features: log-mel values before normalization (B, T, M).
         seeds: seed of each clip (B,), int64.
         formants: largest stretch of the envelope: 0.25 draws a factor between 1 / 1.25 and 1.25.
-        pitch: largest stretch of what the envelope leaves: 1 draws between an octave down and an octave up.
+        pitch: largest stretch of the remainder: 1 draws between an octave down and an octave up.
         front_end: frequencies of the mel bins; None is the official front end.
 
     Returns:

@@ -1,17 +1,15 @@
-"""What an audio file's container says about itself: which format it is, and whether the end of the file is missing.
+"""Identify audio container formats and detect truncated files, from headers and frame chains, without decoding.
 
-Decoders return a truncated WAV, MP3 or Ogg file without a word, only shorter. Every container however says how much
-it ought to hold, each in its own way, and this module reads those claims from headers and frame chains without
-decoding anything:
+Decoders shorten a truncated WAV, MP3 or Ogg file silently. Every container states in some way how much it should hold:
 
-- WAV/RF64/BW64, AIFF, AU, W64, CAF: the size of the chunk of samples against the size of the file (sizes that
-  streaming writers never filled in, 0 or all ones, claim nothing);
-- Ogg: the last page is whole and carries the end-of-stream flag (RFC 3533, section 6);
-- MP3: every frame's header gives its length; Xing/Info and VBRI headers also say how many frames there were;
-- ADTS (raw AAC): frame lengths; MP4: its top-level boxes; Matroska/WebM: the size of its segment.
+- WAV/RF64/BW64, AIFF, AU, W64, CAF: the size of the chunk of samples, compared with the size of the file (sizes that
+  streaming writers never filled in, 0 or all ones, state nothing);
+- Ogg: the last page is complete and has the end-of-stream flag (RFC 3533, section 6);
+- MP3: every frame header gives the frame's length; Xing/Info and VBRI headers also give the number of frames;
+- ADTS (raw AAC): frame lengths; MP4: the top-level boxes; Matroska/WebM: the size of the segment.
 
-`identify` names what the first bytes of a file are, audio or not, for messages. Nothing here raises on damaged
-content: a header that cannot be followed claims nothing. Sizes and offsets are in bytes.
+`identify` names the format of a file, audio or not, for messages. Nothing here raises on damaged content: a header that
+cannot be parsed states nothing. Sizes and offsets are in bytes.
 """
 
 from __future__ import annotations
@@ -21,33 +19,33 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ssamba.audio.files import AudioSource, Bytes, mapped
+from ssamba.audio.files import AudioSource, Bytes, memory_map
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What the first bytes of a file are."""
+    """Format of a file, from its first bytes."""
 
     name: str
-    """In words, with an article: `a PNG image`."""
+    """Name with an article: `a PNG image`."""
     is_audio: bool
-    """Whether it is worth handing to a decoder (containers that may hold audio count)."""
+    """Whether a decoder should try it (containers that may hold audio count)."""
     needs_codecs: bool = False
-    """Whether only FFmpeg reads it, not libsndfile."""
+    """Whether FFmpeg reads it and libsndfile does not."""
 
 
 @dataclass(frozen=True)
 class Integrity:
-    """What the container's claims say about the end of the file."""
+    """Whether the end of a file is missing, according to its container."""
 
     fault: str | None = None
-    """What is missing, in words; None when the file is whole, or its format does not say."""
+    """Message that says what is missing; None if the file is complete, or its format does not tell."""
     is_whole: bool = False
-    """Whether the format was followed to its end, and found complete."""
+    """Whether the container was parsed to its end and is complete."""
     fraction: float | None = None
-    """The share of the claimed samples whose bytes are there, where it is known to be below 1."""
+    """Share of the stated samples that the file holds, if known to be below 1."""
     patches: dict[int, bytes] = field(default_factory=dict)
-    """Header bytes (by offset) to put in place for libsndfile: a size field that was never filled in, a `BW64` tag."""
+    """Header bytes by offset to replace for libsndfile: a size field that was never filled in, a `BW64` tag."""
 
 
 _AUDIO = [  # pattern at the start, name, needs_codecs
@@ -102,7 +100,7 @@ _OTHER = [
 
 
 def identify(head: bytes) -> Kind:
-    """Name what a file is from its first bytes (4 KiB are plenty)."""
+    """Identify the format of a file from its first bytes (4 KiB are enough)."""
     if not head.strip(b"\0"):
         return Kind("filled with zero bytes from the start", is_audio=False)
     for pattern, name in _OTHER:
@@ -130,12 +128,12 @@ def _is_text(head: bytes) -> bool:
 
 
 def inspect(source: AudioSource) -> Integrity:
-    """Compare what the container of `source` claims with what it holds; reads headers and frame chains only."""
-    with mapped(source) as data:
+    """Compare the size that the container of `source` states with what the file holds."""
+    with memory_map(source) as data:
         try:
             return _inspect(data) if len(data) >= 12 else Integrity()
         except (struct.error, IndexError):
-            return Integrity()  # a header cut short or nonsensical: the decoder will say so
+            return Integrity()  # a truncated or nonsensical header, which the decoder reports
 
 
 def _inspect(data: Bytes) -> Integrity:
@@ -176,7 +174,7 @@ def _inspect(data: Bytes) -> Integrity:
 def _samples(
     data: Bytes, start: int, claimed: int, frame_bytes: int = 2, patches: dict[int, bytes] | None = None
 ) -> Integrity:
-    """Judge `claimed` bytes of samples from offset `start`; a part of a frame (one sample per channel) is no loss."""
+    """Compare the stated size with the file, for samples from offset `start`; less than a frame may be missing."""
     present = max(0, len(data) - start)
     # Writers that cannot seek back leave 0, all ones, or a number just below 2 or 4 GiB.
     never_filled_in = claimed in (0, 2**64 - 1) or claimed >> 16 in (0x7FFF, 0xFFFF)
@@ -188,7 +186,7 @@ def _samples(
 
 def _wav(data: Bytes) -> Integrity:
     order = ">" if data[:4] == b"RIFX" else "<"
-    patches = {0: b"RF64"} if data[:4] == b"BW64" else {}  # the same layout under two names; libsndfile knows one
+    patches = {0: b"RF64"} if data[:4] == b"BW64" else {}  # the same layout; libsndfile knows the name RF64 only
     long_size, frame_bytes = None, 2
     at = 12
     while at + 8 <= len(data):
@@ -210,7 +208,7 @@ def _wav(data: Bytes) -> Integrity:
 
 
 def _chunk_follows(data: Bytes, at: int, order: str) -> bool:
-    """Whether a plausible chunk begins at `at`: then an empty chunk before it is empty, not of unknown size."""
+    """Return whether a plausible chunk begins at `at`; if so, a chunk of size 0 before it is empty, not unsized."""
     if at + 8 > len(data):
         return True  # a few stray bytes
     (size,) = struct.unpack_from(order + "I", data, at + 4)
@@ -222,7 +220,7 @@ def _aiff(data: Bytes) -> Integrity:
     while at + 8 <= len(data):
         (size,) = struct.unpack_from(">I", data, at + 4)
         if data[at : at + 4] == b"SSND":
-            # The chunk begins with two words of its own before the samples.
+            # The chunk has two 32-bit words before the samples.
             return _samples(data, at + 16, size - 8 if 8 <= size < 0xFFFFFFFF else size)
         at += 8 + size + size % 2
     return Integrity()
@@ -251,7 +249,7 @@ def _caf(data: Bytes) -> Integrity:
 
 
 def _ogg_pages_backwards(data: Bytes) -> Iterator[tuple[int, int, int]]:
-    """(offset, flags, granule position) of the pages from the last one on."""
+    """Yield (offset, flags, granule position) of the pages, last page first."""
     at = len(data)
     while (at := data.rfind(b"OggS\0", 0, at)) >= 0:
         if at + 27 <= len(data):
@@ -276,12 +274,12 @@ def _ogg(data: Bytes) -> Integrity:
 
 
 def ogg_seekable_before(source: AudioSource) -> int:
-    """The sample position before which libsndfile's seeks in Ogg Vorbis are exact; 0 when there is none.
+    """Return the sample position before which libsndfile seeks exactly in Ogg Vorbis, or 0.
 
-    Inside the last page it counts back from the granule position, which the encoder has shortened to trim the end, so
-    that everything read there is shifted by the trimmed length.
+    Inside the last page it counts back from the granule position, which the encoder reduced to trim the end, so
+    everything read there is shifted by the trimmed length.
     """
-    with mapped(source) as data:
+    with memory_map(source) as data:
         pages = (granule for _, _, granule in _ogg_pages_backwards(data) if granule != -1)
         next(pages, 0)
         return max(0, next(pages, 0) - 8192)  # a block is at most 8192 samples long
@@ -301,7 +299,7 @@ _lengths: dict[bytes, int] = {}  # a file has a handful of distinct headers and 
 
 
 def _skip_id3v2(head: bytes) -> int:
-    """The length of an ID3v2 tag that `head` begins with, else 0."""
+    """Return the length of the ID3v2 tag at the start of `head`, or 0."""
     if head[:3] != b"ID3" or len(head) < 10 or max(head[6:10]) > 127:
         return 0
     body = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
@@ -309,7 +307,7 @@ def _skip_id3v2(head: bytes) -> int:
 
 
 def _mp3_frame(data: Bytes, at: int) -> int:
-    """The length of the MPEG audio frame whose header is at `at`; 0 when there is no (fixed-rate) header there."""
+    """Return the length of the MPEG audio frame whose header is at `at`, or 0 if there is no (fixed-rate) header."""
     head = data[at : at + 3]
     length = _lengths.get(head)
     if length is None:
@@ -359,7 +357,7 @@ def _mp3(data: Bytes, start: int) -> Integrity:
 
 
 def _mp3_resync(data: Bytes, at: int, stream: int) -> int:
-    """The next place after `at` where two frames follow each other, else -1: garbage inside a file is stepped over."""
+    """Return the next offset after `at` where two frames follow each other, or -1, to skip garbage inside a file."""
     sync = bytes((0xFF, stream)), bytes((0xFF, stream | 1))
     while True:
         found = [i for i in (data.find(s, at + 1) for s in sync) if i >= 0]
@@ -372,14 +370,14 @@ def _mp3_resync(data: Bytes, at: int, stream: int) -> int:
 
 
 def _mp3_share(data: Bytes, start: int, count: int) -> float | None:
-    """The frames counted over those that a Xing/Info/VBRI header claims; None without header, or when they agree."""
+    """Return counted frames / frames stated by a Xing/Info/VBRI header; None without a header, or if they agree."""
     first = data[start : start + 200]
     claimed = 0
     if (tag := max(first.find(b"Xing", 0, 44), first.find(b"Info", 0, 44))) >= 0 and first[tag + 7] & 1:
         (claimed,) = struct.unpack_from(">I", first, tag + 8)
     elif first[36:40] == b"VBRI":
         (claimed,) = struct.unpack_from(">I", first, 36 + 14)
-    # The frame that carries the header is in `count`, and some encoders count it, some are one off otherwise.
+    # `count` includes the frame with the header; some encoders count it, others are off by one.
     return count / claimed if claimed > count + 1 else None
 
 
@@ -429,13 +427,13 @@ def _matroska(data: Bytes) -> Integrity:
         return Integrity()
     width = 9 - data[at + 4].bit_length()
     size, start = _vint(data, at + 4)
-    if size == (1 << 7 * width) - 1 or start + size <= len(data):  # all ones: written live, size unknown
+    if size == (1 << 7 * width) - 1 or start + size <= len(data):  # all ones: a live stream of unknown size
         return Integrity()
     return Integrity(f"its segment claims {size:,} bytes, the file holds {len(data) - start:,}")
 
 
 def _vint(data: Bytes, at: int) -> tuple[int, int]:
-    """An EBML number of variable width at `at`, and the offset after it (RFC 8794, section 4)."""
+    """Return the variable-width EBML number at `at`, and the offset after it (RFC 8794, section 4)."""
     width = 9 - data[at].bit_length()
     if width > 8:
         raise IndexError("not an EBML number")

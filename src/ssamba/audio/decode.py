@@ -1,14 +1,14 @@
-"""Any audio file, or a part of it, as mono float32 samples at the rate that is wanted.
+"""Decode any audio file, or a part of it, to mono float32 samples at a given sample rate.
 
     decode("dawn.flac")                                  # the whole recording at 16 kHz, (samples,)
-    decode("dawn.flac", start_s=60, duration_s=10)       # ten seconds of it; what comes before is not read
+    decode("dawn.flac", start_s=60, duration_s=10)       # ten seconds of it; the minute before is not read
     for block in stream("night.wav", block_s=30): ...    # hours in constant memory
-    decode(AudioBytes("shard.tar/0001.opus", data))      # a file that is in memory already
+    decode(AudioBytes("shard.tar/0001.opus", data))      # a file in memory
 
-WAV, FLAC, MP3, Ogg Vorbis, Opus, AIFF, AU, CAF and their kin are read by libsndfile (soundfile), what it refuses
-(M4A/AAC, WebM, WMA, the sound of videos) by FFmpeg (PyAV, the `codecs` extra). Channels are averaged, and soxr
-resamples. Both decoders (`readers.py`) pass over damage in silence, so everything that reaches the end of a file is
-held against what its container claims (`containers.py`), and every sample is checked to be finite.
+libsndfile (soundfile) reads WAV, FLAC, MP3, Ogg Vorbis, Opus, AIFF, AU, CAF and similar formats; FFmpeg (PyAV, the
+`codecs` extra) reads the rest (M4A/AAC, WebM, WMA, the sound of videos). Channels are averaged, and soxr resamples.
+Both decoders ignore damage silently (`readers.py`), so a file that is read to its end is compared with the size that
+its container states (`containers.py`), and every sample is checked to be finite.
 
 A part equals the same samples of the whole: reading starts on an input sample that coincides with an output sample
 (every p-th, for in/out = p/q in lowest terms), far enough ahead to fill the resampler's filter.
@@ -37,9 +37,10 @@ _FILTER_SAMPLES = 400  # more than half the length of soxr's filter, in samples 
 
 
 def probe(path: str | Path | AudioBytes) -> AudioInfo:
-    """Read the headers of the audio file `path`, or of its bytes.
+    """Read the headers of an audio file.
 
-    Raises AudioDecodeError if there is no such file, or it is not audio that can be read here.
+    Raises:
+        AudioDecodeError: the file does not exist, or is not audio that can be read here.
     """
     with open_audio(_source(path)) as reader:
         return reader.info
@@ -53,15 +54,24 @@ def decode(
     duration_s: float | None = None,
     strict: bool = True,
 ) -> Samples:
-    """Decode `path`, or `duration_s` seconds from `start_s` on: mono float32 (samples,) at `sample_rate_hz`.
+    """Decode an audio file, or `duration_s` seconds of it from `start_s` on.
 
-    A whole recording of n samples gives round(n * out / in), at least one. A part is the slice
-    [round(start_s * rate) : round((start_s + duration_s) * rate)] of the whole, shorter where the recording ends.
+    Args:
+        path: the file, or its bytes in memory.
+        sample_rate_hz: sample rate of the result.
+        start_s: start of the part, in seconds.
+        duration_s: duration of the part; None means to the end.
+        strict: raise if the end of the file is missing and the part reaches it; False warns (AudioTruncatedWarning) and
+            returns the samples that exist.
 
-    Raises AudioDecodeError (a ValueError) if the file cannot be read, holds no samples, holds NaN or infinite ones,
-    or ends before `start_s`; and when the end of the file is missing and the part reaches it, unless
-    `strict=False`, which warns (AudioTruncatedWarning) and returns what is there. Raises ValueError for arguments
-    out of range.
+    Returns:
+        Mono float32 (samples,). A whole recording of n samples gives round(n * out / in), at least one. A part is the
+        slice [round(start_s * rate) : round((start_s + duration_s) * rate)] of the whole, shorter at its end.
+
+    Raises:
+        AudioDecodeError (a ValueError): the file cannot be read, holds no samples, holds NaN or infinity, ends before
+            `start_s`, or is truncated (see `strict`).
+        ValueError: an argument is out of range.
     """
     out_hz = checked_rate(sample_rate_hz)
     if not (math.isfinite(start_s) and start_s >= 0):
@@ -76,10 +86,10 @@ def decode(
 def stream(
     path: str | Path | AudioBytes, *, sample_rate_hz: int = 16000, block_s: float = 30.0, strict: bool = True
 ) -> Iterator[Samples]:
-    """Decode `path` block by block in constant memory: joined, the blocks equal `decode(path)` exactly.
+    """Decode an audio file block by block in constant memory; joined, the blocks equal `decode(path)` exactly.
 
-    Yields mono float32 (round(block_s * sample_rate_hz),), the last one shorter. Errors are those of `decode`; a
-    missing end is found when it is reached, after the blocks before it have been handed out.
+    Yields mono float32 blocks (round(block_s * sample_rate_hz),), the last one shorter. Errors are those of `decode`; a
+    missing end is detected when it is reached, after the blocks before it were yielded.
     """
     out_hz = checked_rate(sample_rate_hz)
     if not (math.isfinite(block_s) and round(block_s * out_hz) > 0):
@@ -92,7 +102,7 @@ def _source(path: str | Path | AudioBytes) -> AudioSource:
 
 
 def checked_rate(sample_rate_hz: int) -> int:
-    """The rate as an int; ValueError unless it is a positive whole number."""
+    """Return the sample rate as an int; raise ValueError unless it is a positive whole number."""
     if isinstance(sample_rate_hz, bool | str) or not (
         math.isfinite(sample_rate_hz) and sample_rate_hz > 0 and sample_rate_hz == int(sample_rate_hz)
     ):
@@ -101,24 +111,24 @@ def checked_rate(sample_rate_hz: int) -> int:
 
 
 def _regrouped(pieces: Iterator[Samples], size: int) -> Iterator[Samples]:
-    """The same samples in blocks of `size`."""
-    held: list[Samples] = []
-    num_held = 0
+    """Regroup pieces into blocks of `size` samples."""
+    buffered: list[Samples] = []
+    num_buffered = 0
     for piece in pieces:
-        held.append(piece)
-        num_held += len(piece)
-        if num_held >= size:
-            joined = np.concatenate(held)
-            whole = num_held - num_held % size
+        buffered.append(piece)
+        num_buffered += len(piece)
+        if num_buffered >= size:
+            joined = np.concatenate(buffered)
+            whole = num_buffered - num_buffered % size
             for start in range(0, whole, size):
                 yield joined[start : start + size].copy()
-            held, num_held = [joined[whole:]], num_held - whole
-    if num_held:
-        yield np.concatenate(held)
+            buffered, num_buffered = [joined[whole:]], num_buffered - whole
+    if num_buffered:
+        yield np.concatenate(buffered)
 
 
 def _read(path: AudioSource, out_hz: int, first: int, count: int | None, strict: bool) -> Iterator[Samples]:
-    """Output samples [first : first + count] of `path` (to the end for None), in pieces of no particular size."""
+    """Yield output samples [first : first + count] of `path` (to the end if None), in pieces of any size."""
     with open_audio(path) as reader:
         in_hz = reader.info.sample_rate_hz
         common = math.gcd(in_hz, out_hz)
@@ -156,7 +166,7 @@ def _read(path: AudioSource, out_hz: int, first: int, count: int | None, strict:
 
         _check_end(reader, num_out > 0, strict)
         if num_out == 0 and first == 0:
-            yield block.mean(keepdims=True)  # shorter than half an output sample: better one than none
+            yield block.mean(keepdims=True)  # shorter than half an output sample: return one
         elif num_out == 0:
             raise AudioDecodeError(
                 f"{path}: start_s={first / out_hz:g} lies past the end of the recording, which lasts "
@@ -165,8 +175,8 @@ def _read(path: AudioSource, out_hz: int, first: int, count: int | None, strict:
 
 
 def _check_finite(block: Samples, position: int, info: AudioInfo) -> None:
-    """Refuse NaN and infinite samples; `block` begins at sample `position` of the file."""
-    # A sum is one pass without a temporary array, and float64 cannot overflow here.
+    """Raise AudioDecodeError if `block`, which begins at sample `position` of the file, holds NaN or infinity."""
+    # A sum needs one pass and no temporary array, and float64 cannot overflow here.
     with np.errstate(invalid="ignore"):
         if np.isfinite(block.sum(dtype=np.float64)):
             return
@@ -178,7 +188,7 @@ def _check_finite(block: Samples, position: int, info: AudioInfo) -> None:
 
 
 def _check_end(reader: Reader, some_wanted: bool, strict: bool) -> None:
-    """Complain if a file that was read to its end lacks a part of what it claims."""
+    """Raise or warn if a file that was read to its end is truncated."""
     info, num_samples = reader.info, reader.position
     fault = reader.fault()
     if num_samples == 0:
@@ -191,5 +201,5 @@ def _check_end(reader: Reader, some_wanted: bool, strict: bool) -> None:
     of = f" of {info.duration_s:.2f} s" if missing_s >= 0.005 else ""
     found = f"{info.path}: truncated or damaged, {there}{of} can be read ({fault})"
     if strict or not some_wanted:
-        raise AudioDecodeError(f"{found}. Get a whole copy; in Python, decode(path, strict=False) gives what is there")
+        raise AudioDecodeError(f"{found}. Get a whole copy; in Python, decode(path, strict=False) returns what can be read")
     warnings.warn(found, AudioTruncatedWarning, stacklevel=4)

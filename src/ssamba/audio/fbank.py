@@ -1,14 +1,18 @@
-"""Kaldi-compatible log-mel features in torch: batched, differentiable, on any device, float32 or float64.
+"""Compute Kaldi-compatible log-mel features in torch (batched, differentiable, any device), and invert them.
 
-What `torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False, window_type="hanning", dither=0)`
-computes after the waveform's mean was subtracted, which is what SSAMBA was trained with: frames of 25 ms every
-10 ms without padding, the frame's mean removed, pre-emphasis 0.97, symmetric Hann window, FFT of the next power
-of two, power spectrum, triangular mel bins on the HTK scale, logarithm floored at float32's epsilon.
+The result equals `torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False, window_type="hanning",
+dither=0)` on the waveform minus its mean, which is what SSAMBA was trained with: frames of 25 ms every 10 ms without
+padding, the frame's mean removed, pre-emphasis 0.97, symmetric Hann window, FFT of the next power of two, power
+spectrum, triangular mel bins on the HTK scale, logarithm floored at float32's epsilon.
 
-The order of operations is torchaudio's to the letter, because in quiet bins the float32 rounding of the FFT is
-visible: two FFT libraries, or one on two processors, differ there by up to 1e-3 in the logarithm.
+The order of operations is exactly torchaudio's, because in quiet bins the float32 rounding of the FFT is visible: two
+FFT libraries, or one library on two processors, differ there by up to 1e-3 in the logarithm.
 
-Shapes: B batch, S samples, T frames, M mel bins.
+`features_to_waveform` reconstructs a waveform approximately: the filters' pseudo-inverse spreads the mel bins over
+frequencies, and Griffin and Lim's iteration (1984) with the momentum of Perraudin, Balazs and Sondergaard (2013, "A
+fast Griffin-Lim algorithm") finds a phase.
+
+Shapes: B clips, S samples, T frames, M mel bins, F frequencies of the FFT.
 """
 
 from __future__ import annotations
@@ -24,19 +28,20 @@ from ssamba.config import FrontEndConfig
 
 _PREEMPHASIS = 0.97
 _LOG_FLOOR = torch.finfo(torch.float32).eps
+_MOMENTUM = 0.99  # of the Griffin-Lim iteration
 
 
 def fbank(waveform: Tensor, lengths: Tensor | None = None, config: FrontEndConfig | None = None) -> Tensor:
-    """Log-mel features, not normalized.
+    """Compute log-mel features without normalization.
 
     Args:
         waveform: mono samples at `config.sample_rate_hz`, (S,) or (B, S), float32 or float64.
-        lengths: valid samples of each clip (B,); what stands beyond (NaN included) changes no valid frame, and
-            frames that reach beyond are zero, as the original pads.
+        lengths: valid samples of each clip (B,). Samples beyond (NaN included) change no valid frame; frames that
+            reach beyond are zero, as the original pads.
         config: the front end; None is the official one.
 
     Returns:
-        (T, M) or (B, T, M) in the waveform's dtype, natural logarithm of power, T = config.num_frames(S).
+        Natural logarithm of power, (T, M) or (B, T, M) in the waveform's dtype, T = config.num_frames(S).
 
     Raises:
         ValueError: wrong shape or dtype, or fewer samples than one frame.
@@ -64,7 +69,7 @@ def fbank(waveform: Tensor, lengths: Tensor | None = None, config: FrontEndConfi
 
 
 def log_mel(waveform: Tensor, lengths: Tensor | None = None, config: FrontEndConfig | None = None) -> Tensor:
-    """`fbank`, normalized to (x - mean) / (2 std) for the encoder; arguments and errors are those of `fbank`."""
+    """Compute the encoder's input: `fbank`, normalized to (x - mean) / (2 std). Arguments and errors as `fbank`."""
     config = config or FrontEndConfig()
     return normalize(fbank(waveform, lengths, config), config)
 
@@ -87,12 +92,12 @@ def _check(waveform: Tensor, lengths: Tensor | None, config: FrontEndConfig) -> 
 
 
 def normalize(features: Tensor, config: FrontEndConfig) -> Tensor:
-    """(x - mean) / (2 std), as SSAMBA and SSAST do."""
+    """Return (features - mean) / (2 std), as SSAMBA and SSAST normalize."""
     return (features - config.mean) / (2 * config.std)
 
 
 def frame_lengths(lengths: Tensor, config: FrontEndConfig) -> Tensor:
-    """Frames in each of `lengths` (B,) samples."""
+    """Return the number of frames of clips of `lengths` (B,) samples."""
     whole = torch.div(lengths - config.frame_samples, config.shift_samples, rounding_mode="floor") + 1
     return whole.clamp(min=0)
 
@@ -103,36 +108,38 @@ def _fft_size(config: FrontEndConfig) -> int:
 
 @lru_cache(maxsize=32)
 def _constants(config: FrontEndConfig, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The window (frame_samples,) and the mel matrix (FFT bins, M)."""
+    """Return the window (frame_samples,) and the mel matrix (F, M)."""
     with torch.inference_mode(False):  # cached tensors must also serve a later call that needs gradients
         window = torch.hann_window(config.frame_samples, periodic=False, dtype=dtype, device=device)
         return window, mel_matrix(config).to(device, dtype)
 
 
 def hertz_to_mel(hertz: Tensor) -> Tensor:
-    """The HTK mel scale."""
+    """Convert hertz to the HTK mel scale."""
     return 1127.0 * (1.0 + hertz / 700.0).log()
 
 
 def mel_band(config: FrontEndConfig) -> tuple[float, float]:
-    """The lower end of the lowest filter, and the distance between filters, in mel: filter i has its center at
-    lower end + (i + 1) distances."""
+    """Return the lower edge of the lowest filter and the filter spacing, in mel.
+
+    Filter i has its center at edge + (i + 1) * spacing.
+    """
     high_hz = config.sample_rate_hz / 2 if config.high_hz is None else config.high_hz
     low_mel, high_mel = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (config.low_hz, high_hz))
     return low_mel, (high_mel - low_mel) / (config.num_mel_bins + 1)
 
 
 def mel_centers(config: FrontEndConfig) -> Tensor:
-    """Centers of the filters in hertz, (M,) float32."""
+    """Return the centers of the filters in hertz, (M,) float32."""
     low_mel, step = mel_band(config)
     return 700.0 * torch.expm1((low_mel + (torch.arange(config.num_mel_bins) + 1) * step) / 1127.0)
 
 
 def mel_matrix(config: FrontEndConfig) -> Tensor:
-    """Triangular filters (FFT bins, M) in float32, HTK mel scale 1127 ln(1 + f / 700).
+    """Return the triangular filters (F, M) in float32, HTK mel scale 1127 ln(1 + f / 700).
 
-    Kept in float32 arithmetic throughout: that is how the original's matrix was made, and in the narrow low bins
-    its rounding is visible at 1e-4 in the logarithm.
+    The arithmetic is float32 throughout, as in the original: in the narrow low bins its rounding is visible at 1e-4 in
+    the logarithm.
     """
     fft_size = _fft_size(config)
     low_mel, step = mel_band(config)
@@ -145,16 +152,13 @@ def mel_matrix(config: FrontEndConfig) -> Tensor:
     return F.pad(weights, (0, 1)).T.contiguous()
 
 
-_MOMENTUM = 0.99
-
-
 def features_to_waveform(features: Tensor, config: FrontEndConfig | None = None, iterations: int = 60) -> Tensor:
-    """A waveform whose log-mel features are about these.
+    """Reconstruct a waveform whose log-mel features are close to `features`.
 
     Args:
-        features: normalized as the encoder takes them, (T, M).
+        features: normalized features (T, M), as the encoder reads them.
         config: the front end that made them; None is the official one.
-        iterations: of the search for a phase.
+        iterations: Griffin-Lim iterations.
 
     Returns:
         Mono samples (S,), float32, peak 0.9, S = (T - 1) * shift + frame.
@@ -171,7 +175,7 @@ def features_to_waveform(features: Tensor, config: FrontEndConfig | None = None,
 
 
 def _fit_phase(magnitude: Tensor, config: FrontEndConfig, iterations: int) -> Tensor:
-    """(T, K) -> (S,): the waveform whose short-time spectra have these magnitudes as nearly as can be."""
+    """(T, F) -> (S,): the waveform whose short-time spectra have about these magnitudes."""
     size = 2 * (magnitude.shape[1] - 1)
     window = torch.hann_window(config.frame_samples, periodic=False)
     samples = (len(magnitude) - 1) * config.shift_samples + config.frame_samples
@@ -199,8 +203,8 @@ def _fit_phase(magnitude: Tensor, config: FrontEndConfig, iterations: int) -> Te
 
 
 def _without_preemphasis(wave: Tensor) -> Tensor:
-    """Undo y[t] = x[t] - 0.97 x[t - 1] by its impulse response, long enough to have died away."""
-    response = 0.97 ** torch.arange(400.0)
+    """Undo y[t] = x[t] - 0.97 x[t - 1]: convolve (S,) with the truncated inverse impulse response."""
+    response = _PREEMPHASIS ** torch.arange(400.0)
     size = len(wave) + len(response)
     spectrum = torch.fft.rfft(wave, n=size) * torch.fft.rfft(response, n=size)
     original: Tensor = torch.fft.irfft(spectrum, n=size)[: len(wave)]

@@ -1,4 +1,4 @@
-"""Audio files: which ones a list of files, folders and patterns stands for, their bytes, and the list of skipped ones."""
+"""Find audio files, access their bytes, and record the files that were skipped."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from typing import TypeAlias
 
 from ssamba.files import write_atomically
 
-Bytes: TypeAlias = "bytes | mmap.mmap"
+_SUFFIXES = """
+.wav .wave .rf64 .bwf .w64 .flac .mp3 .mp2 .ogg .oga .opus .aif .aiff .aifc .au .snd .caf
+.m4a .m4b .mp4 .aac .webm .mkv .mka .wma .3gp .amr .mov
+"""
+AUDIO_SUFFIXES = frozenset(_SUFFIXES.split())
 
 
 @dataclass(frozen=True)
 class AudioBytes:
-    """A whole audio file in memory, and the name by which messages call it."""
+    """The contents of an audio file in memory (a member of a tar shard), with a name for messages."""
 
     name: str
     data: bytes
@@ -29,42 +33,28 @@ class AudioBytes:
 
 
 AudioSource: TypeAlias = "Path | AudioBytes"
+Bytes: TypeAlias = "bytes | mmap.mmap"
 
 
 @contextmanager
-def mapped(source: AudioSource) -> Iterator[Bytes]:
-    """All bytes of a source; a file is mapped, not read."""
+def memory_map(source: AudioSource) -> Iterator[Bytes]:
+    """Give access to all bytes of a source; a file is memory-mapped, not read."""
     if isinstance(source, AudioBytes):
         yield source.data
     elif source.stat().st_size == 0:
-        yield b""  # which cannot be mapped
+        yield b""  # an empty file cannot be mapped
     else:
         with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             yield data
 
 
-_SUFFIXES = """
-.wav .wave .rf64 .bwf .w64 .flac .mp3 .mp2 .ogg .oga .opus .aif .aiff .aifc .au .snd .caf
-.m4a .m4b .mp4 .aac .webm .mkv .mka .wma .3gp .amr .mov
-"""
-AUDIO_SUFFIXES = frozenset(_SUFFIXES.split())
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A file that could not be used, and why."""
-
-    path: str
-    reason: str
-
-
 def find_audio(paths: Iterable[str | Path]) -> list[Path]:
-    """Files in the order given, each once.
+    """Return the audio files that a list of files, folders and patterns stands for, in order, each once.
 
-    A file is taken whatever its name; a folder gives all files below it that have the suffix of an audio format,
-    sorted, but for hidden ones; a pattern (`*`, `?`, `[...]`, `**`) gives what it matches. What does not exist is
-    kept, so that it is reported like any other file that cannot be read, and so is a folder that is named like an
-    audio file and holds none.
+    A file counts whatever its name. A folder stands for all files below it with the suffix of an audio format, sorted,
+    without hidden ones. A pattern (`*`, `?`, `[...]`, `**`) stands for what it matches. Paths that do not exist are
+    returned too, so that they are reported like any other unreadable file; so are folders that are named like an audio
+    file and contain none.
 
     Raises:
         ValueError: a pattern matches nothing, or a folder holds no audio file.
@@ -74,7 +64,7 @@ def find_audio(paths: Iterable[str | Path]) -> list[Path]:
         path = Path(entry).expanduser()
         if path.is_dir():
             inside = _in_folder(path)
-            if not inside and not _is_audio_name(path.name):
+            if not inside and not _has_audio_name(path.name):
                 raise ValueError(
                     f"{path}: no audio file in this folder (known suffixes: {' '.join(sorted(AUDIO_SUFFIXES))})"
                 )
@@ -90,7 +80,7 @@ def find_audio(paths: Iterable[str | Path]) -> list[Path]:
     return list(found)
 
 
-def _is_audio_name(name: str) -> bool:
+def _has_audio_name(name: str) -> bool:
     return Path(name).suffix.lower() in AUDIO_SUFFIXES and not name.startswith(".")
 
 
@@ -98,18 +88,26 @@ def _in_folder(folder: Path) -> list[Path]:
     files: list[Path] = []
     for root, folders, names in os.walk(folder, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [Path(root, name) for name in names if _is_audio_name(name)]
-        files += [Path(root, name) for name in folders if _is_audio_name(name) and not _in_folder(Path(root, name))]
+        files += [Path(root, name) for name in names if _has_audio_name(name)]
+        files += [Path(root, name) for name in folders if _has_audio_name(name) and not _in_folder(Path(root, name))]
     return sorted(files)
 
 
 def path_text(path: Path) -> str:
-    """A path as text that every format can store (undecodable bytes are escaped)."""
+    """Return a path as text that every format can store (undecodable bytes are escaped)."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """A file that could not be used, and why."""
+
+    path: str
+    reason: str
+
+
 def write_skipped(report: Path, skipped: Sequence[Skipped]) -> None:
-    """List what was left out as CSV (path, reason); no list, and none from before, when nothing was."""
+    """Write the skipped files to a CSV file (path, reason); remove the file if nothing was skipped."""
     if not skipped:
         report.unlink(missing_ok=True)
         return

@@ -1,12 +1,13 @@
-"""The two libraries that decode audio, behind one interface: libsndfile (soundfile) and FFmpeg (PyAV, if installed).
+"""Read audio files with libsndfile (soundfile) or FFmpeg (PyAV, if installed), behind one interface.
 
-`open_audio` picks the one that reads a file, or says why none does. A `Reader` gives mono blocks from any sample on,
-stops where decoding fails, and afterwards says what is missing at the end. Their exceptions do not leave this file.
+`open_audio` chooses the library that reads a file, or raises with the reason why neither does. A `Reader` yields mono
+blocks from any sample on and stops where decoding fails; its `fault` then says what is missing at the end. Exceptions
+of the libraries do not leave this module.
 
-Seeking is exact where the format allows it. Codecs whose state depends on what came before are decoded from the start
-of the file where that is quick (`_SEEK_FROM_S`), and otherwise from a little ahead (`_PREROLL_S`).
+Seeking is exact where the format allows it. Codecs that depend on earlier frames are decoded from the start of the file
+if that is quick (`_SEEK_FROM_S`), and from shortly before the wanted sample otherwise (`_PREROLL_S`).
 
-Shapes: blocks are (samples,), float32, at the file's own rate.
+Shapes: blocks are (samples,), float32, at the file's own sample rate.
 """
 
 from __future__ import annotations
@@ -30,43 +31,47 @@ from ssamba.errors import AudioDecodeError
 
 Samples: TypeAlias = "npt.NDArray[np.float32]"
 
-_BLOCK_VALUES = 1 << 17  # read at a time, over all channels
-_SEEK_FROM_S = {  # earlier starts are read from the beginning of the file, which is exact and takes under 0.5 s
-    "OPUS": 60.0,  # exact only to about 1e-3 after a seek: its predictors forget slowly
-    "MPEG_LAYER_III": 600.0,  # exact, but mpg123 writes about missing bits to stderr at every seek
-    "AAC": 600.0,  # noise that the codec makes up (PNS) differs after a seek
+_BLOCK_VALUES = 1 << 17  # values read at once, over all channels
+_SEEK_FROM_S = {  # earlier starts are decoded from the beginning of the file, which is exact and takes under 0.5 s
+    "OPUS": 60.0,  # exact only to about 1e-3 after a seek: the predictors decay slowly
+    "MPEG_LAYER_III": 600.0,  # exact, but mpg123 warns on stderr about missing bits at every seek
+    "AAC": 600.0,  # the codec's synthetic noise (PNS) differs after a seek
 }
-_PREROLL_S = 1.0  # decoded and dropped after a seek, until codecs have forgotten what they did not see
-_CODEC_SLACK_S = 0.1  # by how much healthy lossy files fall short of their stated duration
+_PREROLL_S = 1.0  # decoded and dropped after a seek, until the codec's state has converged
+_CODEC_SLACK_S = 0.1  # intact lossy files may be this much shorter than their stated duration
 _EXACT_CODECS = ("PCM", "FLOAT", "DOUBLE", "FLAC", "ULAW", "ALAW")
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file's headers say, before anything is decoded."""
+    """Contents of a file's headers, before decoding."""
 
     path: Path
-    """The file; for bytes in memory, the name they were given."""
+    """Path of the file, or the name given to bytes in memory."""
     sample_rate_hz: int
-    """Its own sampling rate."""
+    """The file's own sample rate."""
     channels: int
     """Number of channels."""
     num_samples: int | None
-    """Samples per channel that the header claims (a truncated file holds fewer); None if it does not say."""
+    """Samples per channel that the header states (a truncated file holds fewer); None if it does not state them."""
     duration_s: float | None
-    """The same in seconds."""
+    """`num_samples` in seconds."""
     container: str
     """The file format: `WAV`, `FLAC`, `OGG`, `MP4`..."""
     codec: str
-    """How samples are coded: `PCM_16`, `FLAC`, `VORBIS`, `AAC`..."""
+    """The coding of the samples: `PCM_16`, `FLAC`, `VORBIS`, `AAC`..."""
     reader: str
-    """Which library reads it: `soundfile` or `pyav`."""
+    """The library that reads the file: `soundfile` or `pyav`."""
     fault: str | None = None
-    """What its container shows to be missing at the end, in words; decoding may find more."""
+    """Message about a missing end that the container reveals; decoding may find more."""
 
 
 def open_audio(source: AudioSource) -> Reader:
-    """Open a file, or the bytes of one, with whichever library reads it; AudioDecodeError says why none does."""
+    """Open a file, or its bytes in memory, with the first library that reads it.
+
+    Raises:
+        AudioDecodeError: no library reads it; the message says why.
+    """
     path = Path(source.name) if isinstance(source, AudioBytes) else source
     head = source.data[:4096] if isinstance(source, AudioBytes) else _head(source)
     if not head:
@@ -81,7 +86,7 @@ def open_audio(source: AudioSource) -> Reader:
         try:
             return _SoundfileReader(source, path, integrity)
         except (soundfile.SoundFileError, TypeError, ValueError, RuntimeError, OSError) as error:
-            if getattr(error, "code", 0) != 7:  # "File does not exist": said of what resembles MP3 a little
+            if getattr(error, "code", 0) != 7:  # "File does not exist", a misleading error for what resembles MP3
                 reason = f" (libsndfile: {_cause(error)})"
     remedy = "Get a whole copy, or convert it to WAV or FLAC"
     try:
@@ -98,7 +103,7 @@ def open_audio(source: AudioSource) -> Reader:
             return _PyavReader(source, path, integrity)
         except AudioDecodeError:
             raise
-        except Exception as error:  # PyAV raises many kinds: FFmpegError, IndexError, UnicodeDecodeError...
+        except Exception as error:  # PyAV raises many types: FFmpegError, IndexError, UnicodeDecodeError...
             reason = reason or f" (FFmpeg: {_cause(error)})"
     if integrity.fault:
         raise AudioDecodeError(f"{path}: truncated or damaged: {integrity.fault}{reason}. Get a whole copy of it")
@@ -110,7 +115,7 @@ def open_audio(source: AudioSource) -> Reader:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a file."""
+    """Return the first 4 KiB of a file."""
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
@@ -127,22 +132,22 @@ def _head(path: Path) -> bytes:
 
 
 def _cause(error: Exception) -> str:
-    """A library's own words, without its prefixes."""
+    """Return a library's error message without its prefix."""
     words = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
     return str(words).removeprefix("Error : ").rstrip(": .")
 
 
 class Reader:
-    """An open file. `blocks` may be called once; afterwards `fault` judges what came."""
+    """An open audio file. Call `blocks` once; afterwards `fault` says whether the file was complete."""
 
     info: AudioInfo
-    position: int = 0  # samples up to here have been read or passed over
+    position: int = 0  # samples before this one were read or skipped
     _integrity: containers.Integrity
     _read_error: str | None = None  # why decoding stopped before the end
     _slack_s: float = 0.0
 
     def blocks(self, first: int) -> Iterator[Samples]:
-        """Mono blocks from sample `first` on; none if that is past the end. Stops where decoding fails."""
+        """Yield mono blocks from sample `first` on, none if that is past the end; stop where decoding fails."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -150,12 +155,12 @@ class Reader:
         raise NotImplementedError
 
     def fault(self) -> str | None:
-        """What is missing from a file that ended at `position`, in words; None for nothing."""
+        """Return a message about what is missing from a file that ended at `position`, or None."""
         claimed = self.info.num_samples
         if self._integrity.fault:
             return self._integrity.fault
         if claimed is not None and self.position >= claimed and not self._slack_s:
-            return None  # all there; what the decoder stumbled over is a tag after a FLAC stream, or the like
+            return None  # complete; the decoder failed on a tag after a FLAC stream, or the like
         if self._read_error:
             return self._read_error
         if claimed is not None and self.position < claimed - self._slack_s * self.info.sample_rate_hz:
@@ -172,9 +177,10 @@ class Reader:
 
 
 class _OneWaySoundFile(soundfile.SoundFile):  # type: ignore[misc]
-    """Reads on from where it is. The base class seeks after every read of a seekable file, to where it already is.
+    """A sound file that does not seek after a read.
 
-    For MP3 and Opus that is no small matter: the decoder loses its state, and the frame after each read is damaged.
+    The base class seeks to the current position after every read of a seekable file. MP3 and Opus decoders lose their
+    state by that, which damages the frame after each read.
     """
 
     def seekable(self) -> bool:
@@ -193,7 +199,7 @@ class _SoundfileReader(Reader):
                 self._patched.close()
             raise
         file = self._file
-        # libsndfile says 2^63 - 1 for a FLAC stream of unknown length.
+        # libsndfile reports 2^63 - 1 samples for a FLAC stream of unknown length.
         frames = file.frames if file.frames < 1 << 60 else None
         if frames and integrity.fraction and file.format != "MP3":  # MP3: already the header's count
             frames = round(frames / integrity.fraction)
@@ -217,7 +223,7 @@ class _SoundfileReader(Reader):
             self._patched.close()
 
     def _seek(self, first: int) -> int:
-        """Go to sample `first`, or as far before it as the codec needs; returns where."""
+        """Seek to sample `first`, or as far before it as the codec needs, and return the position."""
         codec, rate_hz = self.info.codec, self.info.sample_rate_hz
         first = min(first, self._file.frames)
         if first < rate_hz * _SEEK_FROM_S.get(codec, 0.0):
@@ -242,9 +248,9 @@ class _SoundfileReader(Reader):
             try:
                 block = self._file.read(out=buffer)
             except soundfile.SoundFileError as error:
-                # What was decoded before the damage is in the buffer, and NaN after it.
+                # The buffer holds the samples decoded before the damage, then NaN.
                 block = buffer[: int(np.argmax(np.isnan(buffer[:, 0])))] if np.isnan(buffer[-1, 0]) else buffer
-                if self.info.num_samples is not None:  # otherwise libsndfile takes the end itself for an error
+                if self.info.num_samples is not None:  # otherwise libsndfile reports the end of the file as an error
                     self._read_error = f"it cannot be decoded any further; libsndfile: {_cause(error)}"
                 else:
                     self._read_error = ""
@@ -257,7 +263,7 @@ class _SoundfileReader(Reader):
 
 
 class _PatchedFile:
-    """A file to read with some of its bytes replaced, for libsndfile."""
+    """A readable file with some bytes replaced, for libsndfile."""
 
     def __init__(self, file: BinaryIO, patches: dict[int, bytes]) -> None:
         self._file = file
@@ -290,8 +296,8 @@ class _PyavReader(Reader):
         import av
 
         self._integrity = integrity
-        self._slack_s = 5 * _CODEC_SLACK_S  # Matroska may count a last frame of FLAC as whole
-        # Only files: a crafted playlist must not make FFmpeg fetch addresses.
+        self._slack_s = 5 * _CODEC_SLACK_S  # Matroska may count the last frame of FLAC as full
+        # Allow files only: a crafted playlist must not make FFmpeg open URLs.
         opened = io.BytesIO(source.data) if isinstance(source, AudioBytes) else str(path.absolute())
         self._container = av.open(opened, "r", metadata_errors="replace", options={"protocol_whitelist": "file"})
         try:
@@ -309,12 +315,12 @@ class _PyavReader(Reader):
         if not rate_hz:
             raise AudioDecodeError(f"{path}: its sound cannot be decoded (FFmpeg finds no sampling rate). Convert it")
         duration_s = None
-        # Elsewhere FFmpeg guesses from size and bit rate, which is no claim of the file.
+        # For other formats FFmpeg estimates the duration from size and bit rate.
         if {"mov", "matroska", "asf", "caf", "wav", "w64", "flac", "ogg", "aiff"} & set(names):
             if stream.duration is not None and stream.time_base is not None:
                 duration_s = float(stream.duration * stream.time_base)
-            elif "DURATION" in stream.metadata:  # Matroska says it per track, as 00:01:02.003
-                duration_s = _clock_s(stream.metadata["DURATION"])
+            elif "DURATION" in stream.metadata:  # Matroska, per track: 00:01:02.003
+                duration_s = _clock_to_s(stream.metadata["DURATION"])
             elif self._container.duration is not None and len(self._container.streams) == 1:
                 duration_s = self._container.duration / 1e6
         num_samples = None if duration_s is None else round(duration_s * rate_hz)
@@ -330,16 +336,16 @@ class _PyavReader(Reader):
         held: list[Samples] = []
         for piece in self._pieces(first):
             held.append(piece)
-            if sum(map(len, held)) >= _BLOCK_VALUES // 4:  # frames hold about 1,000 samples
+            if sum(map(len, held)) >= _BLOCK_VALUES // 4:  # a codec's frame has about 1,000 samples
                 yield np.concatenate(held)
                 held = []
         if held:
             yield np.concatenate(held)
 
     def _pieces(self, first: int) -> Iterator[Samples]:
-        rate_hz, in_place = self.info.sample_rate_hz, True
+        rate_hz, position_known = self.info.sample_rate_hz, True
         frames = self._frames()
-        # Only MP4 has an index that is exact to the sample; times in WebM are whole milliseconds.
+        # Only MP4 has a sample-exact index; WebM's times are whole milliseconds.
         tick_s = self._stream.time_base or Fraction(1)
         if (
             self.info.container == "MP4"
@@ -351,10 +357,10 @@ class _PyavReader(Reader):
                 ahead_s = first / rate_hz - _PREROLL_S
                 self._container.seek(origin + int(ahead_s / tick_s), stream=self._stream)
                 frames = self._frames()
-                in_place = False
+                position_known = False
         for frame in frames:
-            if not in_place:
-                in_place, self.position = True, round((frame.pts - origin) * tick_s * rate_hz)
+            if not position_known:
+                position_known, self.position = True, round((frame.pts - origin) * tick_s * rate_hz)
             if frame.sample_rate != rate_hz:
                 self._read_error = f"its sampling rate changes at {self.position / rate_hz:.2f} s"
                 return
@@ -364,16 +370,16 @@ class _PyavReader(Reader):
                 yield _frame_mono(frame)[drop:]
 
     def _frames(self) -> Iterator[Any]:
-        """Decoded frames until the end or the first damage."""
+        """Yield decoded frames until the end or the first damage."""
         error: Exception | None = None
         try:
             for packet in self._container.demux(self._stream):
                 try:
                     decoded = packet.decode()
-                except Exception as caught:  # of many kinds, see open_audio
+                except Exception as caught:  # of many types, see open_audio
                     error = error or caught
                     continue
-                if error and decoded:  # damage in the middle: what follows would be out of place
+                if error and decoded:  # damage in the middle: later frames would be misplaced
                     self._read_error = f"a packet cannot be decoded; FFmpeg: {_cause(error)}"
                     return
                 yield from decoded
@@ -383,7 +389,7 @@ class _PyavReader(Reader):
             self._read_error = f"it cannot be decoded any further; FFmpeg: {_cause(error)}"
 
 
-def _clock_s(text: str) -> float | None:
+def _clock_to_s(text: str) -> float | None:
     try:
         hours, minutes, seconds = text.split(":")
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
@@ -403,11 +409,11 @@ def _frame_mono(frame: Any) -> Samples:
 
 
 def _mean(channels: Samples) -> Samples:
-    """(channels, samples) to (samples,)."""
+    """Average channels: (channels, samples) -> (samples,)."""
     if len(channels) == 1:
         return np.ascontiguousarray(channels[0])
     mean: Samples = np.zeros(channels.shape[1], np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf are reported afterwards
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are reported later
         for channel in channels:
             mean += channel
         mean /= np.float32(len(channels))
