@@ -89,7 +89,7 @@ class SpecAugment(Config):
     frames: int = Field(0, ge=0)
     """Largest width of the masked time stripe, in frames; never more than half of the clip."""
     noise: float = Field(0.0, ge=0)
-    """Noise added to normalized features, uniform from 0 to a level that is uniform in [0, noise] (the original: 0.1)."""
+    """Noise added to normalized features, uniform from 0 to a level uniform in [0, noise] (the original: 0.1)."""
     roll_frames: int = Field(0, ge=0)
     """Roll in time, uniform in [-roll_frames, roll_frames - 1] within the clip's valid frames (the original: 10)."""
 

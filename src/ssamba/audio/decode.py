@@ -201,5 +201,5 @@ def _check_end(reader: Reader, some_wanted: bool, strict: bool) -> None:
     of = f" of {info.duration_s:.2f} s" if missing_s >= 0.005 else ""
     found = f"{info.path}: truncated or damaged, {there}{of} can be read ({fault})"
     if strict or not some_wanted:
-        raise AudioDecodeError(f"{found}. Get a whole copy; in Python, decode(path, strict=False) returns what can be read")
+        raise AudioDecodeError(f"{found}. Get a whole copy; in Python, decode(path, strict=False) returns the rest")
     warnings.warn(found, AudioTruncatedWarning, stacklevel=4)
