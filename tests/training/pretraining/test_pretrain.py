@@ -18,10 +18,9 @@ import ssamba
 from ssamba.checkpoint import load_checkpoint
 from ssamba.errors import ConfigError, DataError
 from ssamba.model.pretraining import PretrainingModel
-from ssamba.training.pretraining.contrast import gather_views
 from ssamba.training.pretraining.data import open_corpora
 from ssamba.training.pretraining.recipe import PretrainRecipe
-from ssamba.training.pretraining.running_scale import RunningScale
+from ssamba.training.pretraining.targets import RunningScale, gather_views
 from ssamba.training.pretraining.task import PretrainingTask, pretrain
 from ssamba.training.task import StepContext
 
@@ -120,12 +119,12 @@ def test_broken_files_are_left_out_and_listed(recordings, tmp_path):
         assert listed.count(name) >= 1, listed
 
 
-def test_a_folder_smaller_than_a_batch_trains_and_scraps_are_named(recordings, tmp_path):
+def test_a_folder_smaller_than_a_batch_trains_and_too_short_clips_are_listed(recordings, tmp_path):
     few = tmp_path / "few"
     few.mkdir()
     for path in sorted(recordings.iterdir())[:3]:
         shutil.copy(path, few)
-    soundfile.write(few / "scrap.wav", np.full(300, 0.1), 16_000)  # 19 ms: no frame
+    soundfile.write(few / "short.wav", np.full(300, 0.1), 16_000)  # 19 ms: no frame
     changes = {
         "data": {"batch_s": 640.0, "valid_share": 0.0},
         "objectives": {"statistics": 1.0},
@@ -134,7 +133,7 @@ def test_a_folder_smaller_than_a_batch_trains_and_scraps_are_named(recordings, t
     report = pretrain([few], recipe(OURS, changes), tmp_path / "run")
     assert report.step == 2
     assert report.clips == 6
-    assert "scrap.wav" in (tmp_path / "run" / "skipped.csv").read_text()
+    assert "short.wav" in (tmp_path / "run" / "skipped.csv").read_text()
     assert "shorter than one frame" in (tmp_path / "run" / "skipped.csv").read_text()
 
 
@@ -152,10 +151,10 @@ def test_broken_clips_among_those_held_out_are_named(recordings, tmp_path):
 
 def test_what_is_not_finite_leaves_a_running_scale_as_it_is():
     scale = RunningScale(3)
-    scale.scaled(torch.randn(8, 3), training=True)
+    scale.standardize(torch.randn(8, 3), training=True)
     before = {name: torch.as_tensor(value).clone() for name, value in scale.state_dict().items()}
-    scale.scaled(torch.full((2, 3), torch.inf), training=True)
-    scale.scaled(torch.zeros(0, 3), training=True)
+    scale.standardize(torch.full((2, 3), torch.inf), training=True)
+    scale.standardize(torch.zeros(0, 3), training=True)
     for name, value in scale.state_dict().items():
         assert torch.equal(torch.as_tensor(value), before[name])
 
@@ -301,7 +300,7 @@ def test_an_empty_share_is_no_loss(recordings):
 def test_partners_are_the_other_view():
     views = gather_views(torch.arange(6.0)[:, None])
     assert views.partner.tolist() == [3, 4, 5, 0, 1, 2]
-    assert views.own_share == 1
+    assert views.rank_share == 1
 
 
 def test_other_recordings_cannot_be_resumed_with(recordings, tmp_path, clips):

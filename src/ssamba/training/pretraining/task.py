@@ -1,9 +1,10 @@
 """Pretraining on unlabeled recordings: from batches of waveforms to the objectives (SSAMBA, section 3.3, and ours).
 
-A batch goes waveforms -> log-mel features -> one or two views, changed at random -> normalized -> masked -> model. All
-of it runs batched on the training device, and everything random about a clip follows from the clip's own seed.
+    waveforms -> log-mel features -> one or two views -> augmented -> normalized -> masked -> model -> losses
 
-Shapes: B clips, S samples, T frames, M mel bins, L patch tokens, K hidden patches.
+All of it runs batched on the training device. The randomness of a clip follows from the clip's own seed.
+
+Shapes: B clips, V views, T frames, M mel bins, L patch tokens, K masked patches.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 
 from ssamba.audio.augmentation import Crop, apply_crop, augment, change_speed, draw_crop
 from ssamba.audio.fbank import fbank, frame_lengths, normalize
-from ssamba.checkpoint import save_checkpoint
-from ssamba.config import ModelConfig
+from ssamba.checkpoint import load_bundled, load_checkpoint, save_checkpoint
+from ssamba.config import Config, FrontEndConfig, ModelConfig
 from ssamba.data.loader import WaveBatch
+from ssamba.errors import ConfigError
 from ssamba.model.encoder import PatchTokens
 from ssamba.model.masking import draw_mask
 from ssamba.model.objectives import (
@@ -39,13 +41,11 @@ from ssamba.model.objectives import (
 )
 from ssamba.model.patches import column_counts, order_tokens
 from ssamba.model.pretraining import PretrainingModel, PretrainingOutput
+from ssamba.training.batches import OnDecoded
 from ssamba.training.loop import train
-from ssamba.training.pretraining.contrast import as_own_mean, gather_views
 from ssamba.training.pretraining.data import Corpora, open_corpora
 from ssamba.training.pretraining.recipe import PretrainRecipe
-from ssamba.training.pretraining.running_scale import RunningScale
-from ssamba.training.pretraining.start import start_from
-from ssamba.training.pretraining.units import SoundUnits
+from ssamba.training.pretraining.targets import RunningScale, SoundUnits, gather_views, scale_gradient_to_rank
 from ssamba.training.run_io import TrainingProgress, TrainingReport
 from ssamba.training.task import StepContext, StepOutcome
 
@@ -53,26 +53,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_UNIT_EPOCHS = 3  # that are read at most to find classes of sound in
+SHIPPED = "shipped"
+_UNIT_EPOCHS = 3  # read at most to fit sound units
 
 
 class Inputs(NamedTuple):
-    """What the model reads of a batch: all views, one after the other."""
+    """Inputs of the model for a batch: the first views of all clips, then their second views."""
 
     features: Tensor
     """Normalized (V, T, M)."""
     lengths: Tensor
-    """Valid frames (V,), with those that fill up the last patch."""
+    """Valid frames (V,), rounded up to whole patches."""
     frames: Tensor
-    """Valid frames of the recording itself (V,)."""
+    """Frames of the recording itself (V,)."""
     seeds: Tensor
-    """A seed for each view (V,)."""
+    """Seed of each view (V,)."""
     clean: Tensor
-    """The features before augmentation (V, T, M), normalized."""
+    """Normalized features before augmentation (V, T, M)."""
 
 
 class PretrainingTask:
-    """What the loop trains: the pretraining model on the corpora of a recipe."""
+    """The task of the training loop: a pretraining model on the corpora of a recipe."""
 
     best_metric: tuple[str, Literal["min", "max"]]
 
@@ -83,7 +84,7 @@ class PretrainingTask:
         self.model = PretrainingModel(recipe.model.config(), recipe.pretraining())
         self.mask_ratio = recipe.mask_ratio
         if recipe.model.start is not None:
-            start_from(self.model, recipe.model.start, recipe.front_end)
+            load_initial_weights(self.model, recipe.model.start, recipe.front_end)
         self.teacher = (
             copy.deepcopy(self.model.encoder).requires_grad_(False).eval() if recipe.objectives.teacher else None
         )
@@ -91,25 +92,24 @@ class PretrainingTask:
         self.statistics = RunningScale(3 * bins)
         self.profile = RunningScale(recipe.objectives.profile_segments * profile_bands(bins))
         self.texture = RunningScale(texture_values(bins))
-        self.units = self._find_units() if recipe.objectives.units else None
+        self.units = self._fit_units() if recipe.objectives.units else None
         self.best_metric = ("loss", "min") if recipe.best == "loss" else ("accuracy", "max")
-        # Reported with the first step: what was found broken when the corpora were opened.
-        self.unreported = corpora.skipped
+        self.unreported = corpora.skipped  # reported with the first step
 
-    def batches(self, epoch: int, start: int, rank: int, world: int) -> Iterator[WaveBatch]:
-        """This process's shares of an epoch's batches."""
-        return self.corpora.batches(epoch, start, rank, world)
+    def batches(self, epoch: int, start: int, rank: int, world_size: int) -> Iterator[WaveBatch]:
+        """Return this rank's parts of the batches of an epoch."""
+        return self.corpora.batches(epoch, start, rank, world_size)
 
     def batches_in_epoch(self, epoch: int) -> int:
-        """Global batches of an epoch."""
+        """Return the number of global batches of an epoch."""
         return self.corpora.batches_in_epoch(epoch)
 
     def step_loss(self, model: nn.Module, batch: WaveBatch, context: StepContext) -> StepOutcome:
-        """The weighted sum of the objectives on a share of a batch."""
-        batch, scraps = self._without_scraps(batch)
-        skipped, self.unreported = (*self.unreported, *batch.skipped, *scraps), ()
+        """Return the weighted sum of the objectives on this rank's part of a batch."""
+        batch, too_short = self._without_short_clips(batch)
+        skipped, self.unreported = (*self.unreported, *batch.skipped, *too_short), ()
         if not len(batch):
-            self._share_nothing(context.device)
+            self._join_collectives(context.device)
             return StepOutcome(None, 0.0, skipped=skipped)
         inputs = self.inputs(batch, context.device, training=True)
         with context.autocast():
@@ -124,30 +124,28 @@ class PretrainingTask:
             skipped=skipped,
         )
 
-    def _without_scraps(self, batch: WaveBatch) -> tuple[WaveBatch, tuple[tuple[str, str], ...]]:
-        """The sequences that hold a frame, and name and reason of those that do not."""
+    def _without_short_clips(self, batch: WaveBatch) -> tuple[WaveBatch, tuple[tuple[str, str], ...]]:
+        """Return the clips of at least one frame, and key and reason of the others."""
         front_end = self.recipe.front_end
         short = batch.samples < front_end.frame_samples
         if not short.any():
             return batch, ()
         reason = f"shorter than one frame of {front_end.frame_ms:g} ms"
-        names = tuple((key, reason) for i in short.nonzero()[:, 0].tolist() for key in batch.keys[i])
-        return batch.chosen((~short).nonzero()[:, 0].tolist()), names
+        skipped = tuple((key, reason) for i in short.nonzero()[:, 0].tolist() for key in batch.keys[i])
+        return batch.chosen((~short).nonzero()[:, 0].tolist()), skipped
 
-    def _share_nothing(self, device: torch.device) -> None:
-        """Take part in what the processes exchange in a step, in the order of `losses`, with no clip."""
+    def _join_collectives(self, device: torch.device) -> None:
+        """Take part in the collectives of `losses`, in their order, without a clip."""
         weights = self.recipe.objectives
-        parts = (
-            (weights.statistics, self.statistics), (weights.profile, self.profile), (weights.texture, self.texture)
-        )  # fmt: skip
-        for weight, scale in parts:
-            if weight:
-                scale.scaled(torch.zeros(0, len(scale.mean), device=device), training=True)
+        for name in ("statistics", "profile", "texture"):
+            if getattr(weights, name):
+                scale: RunningScale = getattr(self, name)
+                scale.standardize(torch.zeros(0, len(scale.mean), device=device), training=True)
         if weights.clip:
             gather_views(torch.zeros(0, weights.clip_dim, device=device))
 
     def inputs(self, batch: WaveBatch, device: torch.device, *, training: bool) -> Inputs:
-        """Features of a batch: views and changes while training, the whole crop unchanged otherwise."""
+        """Compute the features of a batch: augmented views while training, otherwise the whole crop as it is."""
         recipe, front_end = self.recipe, self.recipe.front_end
         encoder = recipe.model.config()
         patch = encoder.patch_size[1]
@@ -174,13 +172,20 @@ class PretrainingTask:
         if training:
             features = augment(features, seeds, recipe.augmentation, lengths, front_end)
         features = normalize(features, front_end)
-        # The last patch of a clip is filled with frames of log-mel 0 and counts, as when a clip is embedded.
+        # The last patch of a clip is padded with log-mel 0 and counts as valid, as in `Embedder`.
         return Inputs(features, -(-lengths // patch) * patch, lengths, seeds, clean)
 
     def losses(
         self, model: nn.Module, inputs: Inputs, *, training: bool, ratio: float | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of all objectives, and each of them with the accuracies."""
+        """Return the weighted sum of all objectives, and all objectives and accuracies by name.
+
+        Args:
+            model: `self.model`, perhaps wrapped by DDP.
+            inputs: as from `inputs`.
+            training: also compute the clip objective, and update running statistics.
+            ratio: share of the patches to mask; None is the recipe's.
+        """
         weights = self.recipe.objectives
         out = self.predict(model, inputs, "mask", ratio)
         metrics: dict[str, Tensor] = {}
@@ -190,19 +195,19 @@ class PretrainingTask:
         metrics["generative"] = reconstruction_error(second.generative.float(), second.values, second.hidden.valid)
         total = weights.discriminative * metrics["discriminative"] + weights.generative * metrics["generative"]
         if out.statistics is not None:
-            target = self.statistics.scaled(log_mel_statistics(inputs.features, inputs.lengths), training)
+            target = self.statistics.standardize(log_mel_statistics(inputs.features, inputs.lengths), training)
             metrics["statistics"] = F.mse_loss(out.statistics.float(), target)
             total = total + weights.statistics * metrics["statistics"]
         if out.profile is not None:
-            heard = inputs.features
+            features, lengths = inputs.features, inputs.lengths
             if weights.profile_target == "clean":
-                heard = without_channel(inputs.clean * (2 * self.recipe.front_end.std), inputs.frames)
-            lengths = inputs.frames if weights.profile_target == "clean" else inputs.lengths
-            course = temporal_profile(heard, lengths, weights.profile_segments)
-            metrics["profile"] = F.mse_loss(out.profile.float(), self.profile.scaled(course, training))
+                features = without_channel(inputs.clean * (2 * self.recipe.front_end.std), inputs.frames)
+                lengths = inputs.frames
+            profile = temporal_profile(features, lengths, weights.profile_segments)
+            metrics["profile"] = F.mse_loss(out.profile.float(), self.profile.standardize(profile, training))
             total = total + weights.profile * metrics["profile"]
         if out.texture is not None:
-            texture = self.texture.scaled(log_mel_texture(inputs.features, inputs.lengths), training)
+            texture = self.texture.standardize(log_mel_texture(inputs.features, inputs.lengths), training)
             metrics["texture"] = F.mse_loss(out.texture.float(), texture)
             total = total + weights.texture * metrics["texture"]
         if out.units is not None:
@@ -218,13 +223,13 @@ class PretrainingTask:
         if out.projection is not None and training:
             views = gather_views(out.projection.float())
             loss, metrics["clip_accuracy"] = clip_contrast(views.projections, views.partner, weights.temperature)
-            metrics["clip"] = as_own_mean(loss, views.own_share)
+            metrics["clip"] = scale_gradient_to_rank(loss, views.rank_share)
             total = total + weights.clip * metrics["clip"]
         metrics["loss"] = total
         return total, {name: value.detach() for name, value in metrics.items()}
 
     def predict(self, model: nn.Module, inputs: Inputs, stream: str, ratio: float | None = None) -> PretrainingOutput:
-        """Mask and run the model."""
+        """Mask patches and run the model; `stream` is `mask` or `mask2`, which draws another mask of the same clips."""
         config = self.model.encoder.config
         columns = column_counts(inputs.lengths, config)
         seeds = inputs.seeds if stream == "mask" else inputs.seeds ^ 0x5DEECE66D
@@ -241,22 +246,22 @@ class PretrainingTask:
 
     @torch.no_grad()
     def unit_targets(self, inputs: Inputs) -> Tensor:
-        """The class of sound of every patch (V, L), the same over a column; arbitrary beyond a clip's end."""
+        """Return the sound unit of every patch (V, L): that of its column; arbitrary beyond a clip's end."""
         assert self.units is not None
         config = self.model.encoder.config
         units = self.units.units(inputs.clean, inputs.frames)[:, : config.columns(inputs.features.shape[1])]
         grid = units[:, None, :, None].expand(-1, config.rows, -1, -1)
         return order_tokens(grid, config, column_counts(inputs.lengths, config))[..., 0]
 
-    def _find_units(self) -> SoundUnits:
-        """Clusters of the first training batches, the same in every process."""
+    def _fit_units(self) -> SoundUnits:
+        """Fit sound units to the first training batches, the same on every rank."""
         config, front_end = self.recipe.model.config(), self.recipe.front_end
         units = SoundUnits(self.recipe.objectives.unit_count, config.patch_size[1], 2 * front_end.std)
 
         def clean() -> Iterator[tuple[Tensor, Tensor]]:
             for epoch in range(_UNIT_EPOCHS):
                 for found in self.corpora.batches(epoch, 0, 0, 1):
-                    batch, _ = self._without_scraps(found)
+                    batch, _ = self._without_short_clips(found)
                     if len(batch):
                         inputs = self.inputs(batch, torch.device("cpu"), training=False)
                         yield inputs.clean, inputs.frames
@@ -266,7 +271,7 @@ class PretrainingTask:
 
     @torch.no_grad()
     def teacher_tokens(self, inputs: Inputs, out: PretrainingOutput) -> Tensor:
-        """The teacher's tokens at the hidden patches, each normalized over its channels (data2vec's target)."""
+        """Return the teacher's tokens at the masked patches, each normalized over its channels (as in data2vec)."""
         assert self.teacher is not None
         self.teacher.to(inputs.features.device)
         patches: PatchTokens = self.teacher.embed_patches(inputs.features, inputs.lengths)
@@ -275,22 +280,21 @@ class PretrainingTask:
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Let the teacher follow the student."""
+        """Update the momentum teacher."""
         if self.teacher is None:
             return
         keep = 1 - (1 - self.recipe.objectives.teacher_decay) / max(1.0, step / 100) ** 0.5
-        pairs = zip(self.teacher.parameters(), self.model.encoder.parameters(), strict=True)
-        for slow, fast in pairs:
+        for slow, fast in zip(self.teacher.parameters(), self.model.encoder.parameters(), strict=True):
             slow.to(fast.device).lerp_(fast, 1 - keep) if slow.device == fast.device else slow.copy_(fast)
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> Mapping[str, float]:
-        """Losses and accuracy on held-out clips at every mask count, with masks that never change."""
+        """Return losses and accuracies on held-out clips at every mask count, with the same masks at every call."""
         sums: dict[str, float] = {}
         clips = 0
         device = next(model.parameters()).device
         for found in self.corpora.validation():
-            batch, _ = self._without_scraps(found)
+            batch, _ = self._without_short_clips(found)
             if not len(batch):
                 continue
             inputs = self.inputs(batch, device, training=False)
@@ -300,43 +304,41 @@ class PretrainingTask:
                 for name, value in metrics.items():
                     key = f"{name}@{count}"
                     sums[key] = sums.get(key, 0.0) + float(value) * len(batch)
-        figures = {name: value / clips for name, value in sums.items()}
+        result = {name: value / clips for name, value in sums.items()}
         best = self.best_metric[0]
-        figures[best] = math.nan
+        result[best] = math.nan
         if clips:
             nearest = min(self.recipe.validation_counts, key=lambda count: abs(count / 512 - self.mask_ratio))
-            figures[best] = figures[f"{best}@{nearest}"]
-        self.unreported, self.corpora.unreadable_held_out = (
-            (*self.unreported, *self.corpora.unreadable_held_out), ()
-        )  # fmt: skip
-        return figures
+            result[best] = result[f"{best}@{nearest}"]
+        self.unreported += self.corpora.unreadable_held_out
+        self.corpora.unreadable_held_out = ()
+        return result
 
     @torch.no_grad()
     def pictures(self, model: nn.Module, step: int) -> Mapping[str, Figure]:
-        """Held-out clips, what is hidden of them, and what the model makes of it."""
+        """Plot reconstructions of up to three held-out clips, from the batch with the longest ones."""
         from ssamba.training.pretraining.reconstruct import plot_reconstructions, reconstruct
 
         assert isinstance(model, PretrainingModel)
         device = next(model.parameters()).device
-        # The longest clips show most.
-        batches = [self._without_scraps(batch)[0] for batch in self.corpora.validation()]
+        batches = [self._without_short_clips(batch)[0] for batch in self.corpora.validation()]
         batch = max(batches, key=lambda batch: batch.waves.shape[1] if len(batch) else 0, default=None)
         if batch is None or not len(batch):
             return {}
         inputs = self.inputs(batch, device, training=False)
-        shown = []
+        clips = []
         for i in range(min(3, len(inputs.lengths))):
             features = inputs.features[i, : int(inputs.lengths[i])]
             seed = int(inputs.seeds[i])
-            shown.append(reconstruct(model, features, seed, self.mask_ratio, self.recipe.masking.style))
+            clips.append(reconstruct(model, features, seed, self.mask_ratio, self.recipe.masking.style))
         return {
-            "reconstruction": plot_reconstructions(shown, [keys[0] for keys in batch.keys[:3]], self.recipe.front_end)
+            "reconstruction": plot_reconstructions(clips, [keys[0] for keys in batch.keys[:3]], self.recipe.front_end)
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs besides the model."""
+        """Return what resuming needs besides the model."""
         state: dict[str, Any] = {
-            "corpora": self.corpora.fingerprint(),
+            "corpora": self.corpora.plan.fingerprint(),
             "statistics": self.statistics.state_dict(),
             "profile": self.profile.state_dict(),
             "texture": self.texture.state_dict(),
@@ -348,7 +350,7 @@ class PretrainingTask:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state.
+        """Restore what `state_dict` returned.
 
         Raises:
             DataError: the corpora are not those of the saved run.
@@ -363,10 +365,51 @@ class PretrainingTask:
             self.teacher.load_state_dict(state["teacher"])
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the pretraining model, heads and all, as a checkpoint folder."""
+        """Write the model with its heads as a checkpoint folder."""
         assert isinstance(model, PretrainingModel)
         config = ModelConfig(kind="pretraining", encoder=model.encoder.config, pretraining=model.pretraining)
         save_checkpoint(folder, model, config, self.recipe.front_end)
+
+
+@torch.no_grad()
+def load_initial_weights(model: PretrainingModel, source: str, front_end: FrontEndConfig) -> tuple[str, ...]:
+    """Copy the weights of a checkpoint into a model: the encoder, and other parameters of the same name and shape.
+
+    Args:
+        model: filled in place.
+        source: as for `load_checkpoint`, or `shipped`: the weights that come with ssamba.
+        front_end: that of the run, which must be the checkpoint's.
+
+    Returns:
+        Names of the parameters that stay random, since the checkpoint has none that fit.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged.
+        ConfigError: it has another encoder or front end.
+    """
+    found = load_bundled() if source == SHIPPED else load_checkpoint(source)
+    _check_equal("encoder", found.config.encoder, model.encoder.config, source)
+    _check_equal("front end", found.front_end, front_end, source)
+    tensors = found.model.state_dict()
+    random = []
+    for name, value in model.state_dict().items():
+        if name in tensors and tensors[name].shape == value.shape:
+            value.copy_(tensors[name])
+        else:
+            random.append(name)
+    return tuple(random)
+
+
+def _check_equal(part: str, theirs: Config, ours: Config, source: str) -> None:
+    """Raise a ConfigError that names every difference between two configurations."""
+    if type(theirs) is not type(ours):
+        raise ConfigError(
+            f"model.start: the {part} of {source} is a {type(theirs).__name__}, not a {type(ours).__name__}"
+        )
+    own = ours.model_dump()
+    other = [f"{key} {value!r} (here {own[key]!r})" for key, value in theirs.model_dump().items() if value != own[key]]
+    if other:
+        raise ConfigError(f"model.start: {source} has another {part}: {', '.join(other)}. Set these alike")
 
 
 def pretrain(
@@ -377,22 +420,22 @@ def pretrain(
     resume: bool | Literal["auto"] = False,
     device: str | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
-    on_decoded: Callable[[str, int, int], None] | None = None,
+    on_decoded: OnDecoded | None = None,
 ) -> TrainingReport:
     """Pretrain an encoder on unlabeled recordings.
 
     Args:
         sources: one or more corpora: folders of audio, manifests, folders of shards, Hugging Face data sets.
-        recipe: everything else; `PretrainRecipe.read` reads one by name or from a file.
-        out: folder of the run; `out/model` is the result, a checkpoint for `ssamba.load_model`.
-        resume: go on with the run in `out`; "auto" does so if there is one.
-        device: where to compute; None is a GPU if there is one.
+        recipe: all settings; `PretrainRecipe.read` reads one by name or from a file.
+        out: folder of the run; `out/model` is the trained model, a checkpoint for `ssamba.load_model`.
+        resume: continue the run in `out`; "auto" does so if there is one.
+        device: device to train on; None is a GPU if there is one.
         on_progress: called after each step.
-        on_decoded: called while a corpus is decoded into memory: its name, clips done, clips in all.
+        on_decoded: called while a corpus is decoded into memory: its name, clips done, clips in total.
 
     Raises:
-        DataError: a source holds no audio, or is not that of the run to resume.
-        ConfigError: the recipe contradicts the run to resume.
+        DataError: a source holds no audio, or the data are not those of the run to resume.
+        ConfigError: the recipe differs from that of the run to resume.
         TrainingError: the run diverged or could not be saved.
     """
     corpora = open_corpora(sources, recipe, on_decoded)

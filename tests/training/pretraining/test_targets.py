@@ -1,7 +1,6 @@
 import torch
 
-from ssamba.training.pretraining.running_scale import RunningScale
-from ssamba.training.pretraining.units import SoundUnits, _k_means
+from ssamba.training.pretraining.targets import RunningScale, SoundUnits, _k_means
 
 
 def batch(seed=0, clips=4, frames=40):
@@ -71,9 +70,9 @@ def test_more_clusters_than_moments_are_no_error():
 def test_a_running_scale_standardizes_and_only_training_moves_it():
     scale, generator = RunningScale(3), torch.Generator().manual_seed(0)
     for _ in range(50):
-        scale.scaled(5 + 2 * torch.randn(64, 3, generator=generator), training=True)
+        scale.standardize(5 + 2 * torch.randn(64, 3, generator=generator), training=True)
     before = scale.mean.clone()
-    scaled = scale.scaled(5 + 2 * torch.randn(5000, 3, generator=generator), training=False)
+    scaled = scale.standardize(5 + 2 * torch.randn(5000, 3, generator=generator), training=False)
     assert torch.equal(before, scale.mean)
     torch.testing.assert_close(scaled.mean(0), torch.zeros(3), atol=0.1, rtol=0)
     torch.testing.assert_close(scaled.std(0), torch.ones(3), atol=0.1, rtol=0)

@@ -5,7 +5,7 @@ from ssamba.checkpoint import save_checkpoint
 from ssamba.config import FrontEndConfig, ModelConfig, PretrainingConfig
 from ssamba.errors import CheckpointError, ConfigError
 from ssamba.model import PretrainingModel, encoder_config
-from ssamba.training.pretraining.start import start_from
+from ssamba.training.pretraining.task import load_initial_weights
 
 FRONT_END = FrontEndConfig()
 
@@ -27,7 +27,7 @@ def saved(tmp_path):
 def test_encoder_and_fitting_heads_are_taken_and_the_others_are_named(saved):
     theirs, source = saved
     ours = model({"units": 7, "statistics": True, "profile": 2})
-    fresh = start_from(ours, source, FRONT_END)
+    fresh = load_initial_weights(ours, source, FRONT_END)
     assert {name.split(".")[0] for name in fresh} == {"seen_units_head", "hidden_units_head", "profile_head"}
     expected = theirs.state_dict()
     assert all(torch.equal(v, expected[k]) for k, v in ours.state_dict().items() if k not in fresh)
@@ -35,11 +35,11 @@ def test_encoder_and_fitting_heads_are_taken_and_the_others_are_named(saved):
 
 def test_another_encoder_or_front_end_is_refused_with_what_differs(saved):
     with pytest.raises(ConfigError, match=r"another encoder: depth 2 \(here 4\)"):
-        start_from(model({}, depth=4), saved[1], FRONT_END)
+        load_initial_weights(model({}, depth=4), saved[1], FRONT_END)
     with pytest.raises(ConfigError, match=r"another front end: low_hz"):
-        start_from(model({}), saved[1], FrontEndConfig(low_hz=50.0))
+        load_initial_weights(model({}), saved[1], FrontEndConfig(low_hz=50.0))
     transformer = PretrainingModel(encoder_config("tiny", "ssast", depth=1))
     with pytest.raises(ConfigError, match="EncoderConfig, not a SSASTConfig"):
-        start_from(transformer, saved[1], FRONT_END)
+        load_initial_weights(transformer, saved[1], FRONT_END)
     with pytest.raises(CheckpointError):
-        start_from(model({}), saved[1] + "-that-is-not-there", FRONT_END)
+        load_initial_weights(model({}), saved[1] + "-that-is-not-there", FRONT_END)

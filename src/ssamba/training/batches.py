@@ -1,0 +1,56 @@
+"""Training batches of both tasks: a plan over corpora, its loader, and a cache for corpora that fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+from ssamba.data.cache import CachedCorpus
+from ssamba.data.corpus import Corpus
+from ssamba.data.loader import WaveBatch, WaveLoader
+from ssamba.data.mixing import Backgrounds, Mixup
+from ssamba.data.plan import Plan, PlanConfig
+
+OnDecoded: TypeAlias = Callable[[str, int, int], None]
+"""Called while a corpus is decoded into memory: its name, clips done, clips in total."""
+
+
+class PlannedBatches:
+    """The batches of corpora, by a plan; the part of `ssamba.training.task.Task` that concerns data."""
+
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        config: PlanConfig,
+        *,
+        workers: int,
+        backgrounds: Backgrounds,
+        mixup: Mixup | None = None,
+    ):
+        self.training = list(corpora)
+        self.plan = Plan(config, self.training)
+        self._options: dict[str, Any] = {"workers": workers, "backgrounds": backgrounds, "mixup": mixup}
+        self._loader: WaveLoader | None = None
+
+    def batches(self, epoch: int, start: int, rank: int, world_size: int) -> Iterator[WaveBatch]:
+        """Return this rank's parts of the global batches `start`, `start + 1`, ... of an epoch."""
+        if self._loader is None or (self._loader.rank, self._loader.world_size) != (rank, world_size):
+            self._loader = WaveLoader(self.training, self.plan, rank=rank, world_size=world_size, **self._options)
+        return self._loader.batches(epoch, start)
+
+    def batches_in_epoch(self, epoch: int) -> int:
+        """Return the number of global batches of an epoch."""
+        return len(self.plan.batches(epoch))
+
+
+def decoded_gb(corpus: Corpus) -> float:
+    """Return the memory in GB that a decoded corpus takes, about 1 % for rounding included."""
+    return 2e-9 * corpus.hours * 3600 * corpus.sample_rate_hz * 1.01
+
+
+def cache_if_it_fits(corpus: Corpus, memory_gb: float, workers: int, on_decoded: OnDecoded | None = None) -> Corpus:
+    """Decode a corpus into memory with `workers` processes if it takes at most `memory_gb`; else return it unchanged."""
+    if corpus.in_memory or decoded_gb(corpus) > memory_gb:
+        return corpus
+    report = None if on_decoded is None else lambda done, total: on_decoded(corpus.name, done, total)
+    return CachedCorpus(corpus, limit_gb=max(decoded_gb(corpus) * 1.5, 0.1), workers=workers, on_progress=report)
