@@ -3,8 +3,8 @@
     samples -> log-mel features -> windows -> batches of similar length -> tokens -> accumulators -> results
 
 Windows have the pretraining length and overlap by half; the last one ends where the recording ends. Positions are
-counted in columns (patches along time), so all windows lie on one grid of time steps. Where windows overlap, their frame
-embeddings are averaged with triangular weights: a time step counts most in the middle of a window.
+counted in columns (patches along time), so all windows lie on one grid of time steps. Where windows overlap, their
+frame embeddings are averaged with triangular weights: a time step counts most in the middle of a window.
 
 Shapes: S samples, T frames, M mel bins, P prefix tokens, L patch tokens, R rows and K columns of the patch grid, D
 channels, V layers.

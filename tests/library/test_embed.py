@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from ssamba.audio.decode import decode_files
 from ssamba.audio.files import find_audio
-from ssamba.library.decoding import decode_files
 from ssamba.library.embed import embed_collection, skipped_file
 from ssamba.library.search import nearest_neighbors
-from ssamba.library.store import Store
-from ssamba.library.tables import FileRecord, StoreError, read_embeddings
+from ssamba.library.tables import FileRecord, Store, StoreError, read_embeddings
 
 
 @pytest.fixture
@@ -282,7 +281,7 @@ def test_no_damaged_file_can_end_a_job(tmp_path, embedder, clips, monkeypatch):
     def unheard_of(path):
         raise RuntimeError("a codec's own trouble")
 
-    monkeypatch.setattr("ssamba.library.decoding.probe", unheard_of)
+    monkeypatch.setattr("ssamba.audio.decode.probe", unheard_of)
     result = embed_collection(find_audio([tmp_path]), tmp_path / "f.npz", embedder)
     assert len(result.skipped) == 3
     assert "a codec's own trouble" in result.skipped[0].reason

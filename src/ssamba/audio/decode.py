@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,12 @@ import soxr
 
 from ssamba.audio.files import AudioBytes, AudioSource
 from ssamba.audio.readers import AudioInfo, Reader, Samples, open_audio
-from ssamba.errors import AudioDecodeError, AudioTruncatedWarning
+from ssamba.errors import AudioDecodeError, AudioTruncatedWarning, WorkerDiedError
+from ssamba.worker_pool import map_in_processes
 
-__all__ = ["AudioBytes", "AudioInfo", "decode", "probe", "stream"]
+__all__ = ["AudioBytes", "AudioInfo", "decode", "decode_files", "probe", "stream"]
+
+LONG_S = 300.0
 
 _QUALITY = "HQ"  # 20 bits: below the noise of float32 features; VHQ takes twice the time
 _FILTER_SAMPLES = 400  # more than half the length of soxr's filter, in samples of the lower of the two rates
@@ -203,3 +207,38 @@ def _check_end(reader: Reader, some_wanted: bool, strict: bool) -> None:
     if strict or not some_wanted:
         raise AudioDecodeError(f"{found}. Get a whole copy; in Python, decode(path, strict=False) returns the rest")
     warnings.warn(found, AudioTruncatedWarning, stacklevel=4)
+
+
+def decode_files(
+    paths: Sequence[Path], sample_rate_hz: int, workers: int
+) -> Iterator[tuple[Path, Samples | Path | Exception]]:
+    """Decode many files in worker processes, ahead of the caller, and yield them in order.
+
+    The result of a file is its mono samples at `sample_rate_hz`; or its path if it is longer than `LONG_S`, to be
+    streamed instead of being sent between processes; or the error, also if a worker died on it (a fault in a codec).
+
+    Args:
+        paths: audio files.
+        sample_rate_hz: wanted rate.
+        workers: number of processes; 0 decodes in this one.
+    """
+    for path, decoded in map_in_processes(partial(_decode_file, sample_rate_hz=sample_rate_hz), paths, workers):
+        if isinstance(decoded, WorkerDiedError):
+            decoded = AudioDecodeError(
+                f"{path}: the decoder crashed on this file, so it is damaged: re-encode or leave it out"
+            )
+        yield path, decoded
+
+
+def _decode_file(path: Path, sample_rate_hz: int) -> Samples | Path | Exception:
+    try:
+        duration_s = probe(path).duration_s
+        if duration_s is None or duration_s > LONG_S:
+            return path
+        return decode(path, sample_rate_hz=sample_rate_hz)
+    except (ValueError, OSError) as error:
+        return error
+    except Exception as error:  # whatever a damaged file provokes, it must not cost the other files
+        return AudioDecodeError(
+            f"{path}: cannot be decoded ({type(error).__name__}: {error}). Re-encode or leave it out"
+        )

@@ -1,1 +1,1 @@
-"""What one does with embeddings: bulk embedding of collections, neighbors, figures."""
+"""Collections of recordings: bulk embedding into tables, nearest neighbors, plots, predicted labels."""

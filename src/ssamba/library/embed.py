@@ -1,4 +1,4 @@
-"""Bulk embedding: from a collection of recordings to one table, resumable, whatever the files are like."""
+"""Embed a collection of recordings into one table; resumable, and damaged files are left out and listed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ssamba.audio.decode import decode_files
 from ssamba.audio.files import Skipped, path_text, write_skipped
 from ssamba.embedder import Embedder, EmbedOptions, Source
-from ssamba.library.decoding import decode_files
-from ssamba.library.store import Store
-from ssamba.library.tables import FileRecord
+from ssamba.library.tables import FileRecord, Store
 
 _FLUSH_FILES = 256
 _FLUSH_S = 10.0
@@ -19,31 +18,31 @@ _FLUSH_S = 10.0
 
 @dataclass
 class Progress:
-    """How far a job is; the same object is updated and handed to `on_progress` after each file."""
+    """Progress of a job; one object, updated and passed to `on_progress` after each file."""
 
     total: int
-    """Files asked for."""
+    """Number of files."""
     resumed: int = 0
-    """Of these, embedded by an earlier run."""
+    """Files that an earlier run embedded."""
     embedded: int = 0
-    """Embedded by this run."""
+    """Files that this run embedded."""
     skipped: list[Skipped] = field(default_factory=list)
-    """Left out by this run."""
+    """Files that this run left out."""
     audio_s: float = 0.0
-    """Audio embedded by this run."""
+    """Audio that this run embedded."""
     rows: int = 0
     """Rows of the finished output."""
     started_s: float = field(default_factory=time.monotonic)
-    """When the first file began, on the monotonic clock."""
+    """Start of the job on the monotonic clock."""
 
     @property
     def seconds(self) -> float:
-        """Time spent."""
+        """Time since the start."""
         return time.monotonic() - self.started_s
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of audio for each second spent."""
+        """Seconds of audio per second."""
         return self.audio_s / max(self.seconds, 1e-9)
 
 
@@ -61,19 +60,19 @@ def embed_collection(
 ) -> Progress:
     """Embed files into one table, one row for each file or, with `frames`, for each time step.
 
-    Files that cannot be read are left out and listed in `OUTPUT.skipped.csv`. What is embedded is on disk within ten
-    seconds, in `OUTPUT.partial`; an interrupted job goes on from there with `resume`, and gives the same table.
+    Files that cannot be read are left out and listed in `OUTPUT.skipped.csv`. Embeddings are written within ten seconds
+    to `OUTPUT.partial`; with `resume`, an interrupted job continues from there and produces the same table.
 
     Args:
         files: recordings, as from `find_audio`.
-        output: .npz, .parquet or .csv (the latter two with the `store` extra).
+        output: .npz, .parquet or .csv (the latter two need the `store` extra).
         embedder: the model.
         options: how to embed.
         frames: rows are time steps.
-        workers: processes that decode while the model runs; 0 decodes in this one. (They are spawned: a script that
-            asks for them needs the usual `if __name__ == "__main__":`.)
-        resume: keep what an interrupted run, or a finished output, already holds.
-        overwrite: replace what is there.
+        workers: processes that decode while the model runs; 0 decodes in this one. They are spawned, so a script that
+            uses them needs `if __name__ == "__main__":`.
+        resume: keep the files of an interrupted run or of a finished output.
+        overwrite: replace an existing output.
         on_progress: called after each file.
 
     Raises:
@@ -100,7 +99,7 @@ def embed_collection(
 
     def skip(path: Path, error: Exception) -> None:
         name, reason = path_text(path), str(error)
-        # What was decoded in a worker is an array to the embedder, which cannot name the file.
+        # The embedder knows a file that a worker decoded as an array, so its messages do not name it.
         progress.skipped.append(Skipped(name, reason if reason.startswith(name) else f"{name}: {reason}"))
         report()
 
@@ -124,7 +123,7 @@ def embed_collection(
                 flushed_s = time.monotonic()
             report()
     finally:
-        store.flush()  # also when interrupted: nothing already computed is lost
+        store.flush()  # also if interrupted, so that nothing computed is lost
     progress.skipped.sort(key=lambda entry: entry.path)
     write_skipped(skipped_file(output), progress.skipped)
     progress.rows = store.finish([path_text(path) for path in files])
@@ -132,7 +131,7 @@ def embed_collection(
 
 
 def run_settings(embedder: Embedder, options: EmbedOptions) -> dict[str, str | float]:
-    """What a table of embeddings depends on, besides the recordings."""
+    """Return the settings that a table of embeddings depends on, besides the recordings."""
     return {
         "model": embedder.name,
         "window_s": embedder.window_s,
@@ -142,7 +141,7 @@ def run_settings(embedder: Embedder, options: EmbedOptions) -> dict[str, str | f
 
 
 def skipped_file(output: str | Path) -> Path:
-    """Where the files that were left out are listed."""
+    """Return the path of the list of files that were left out."""
     return Path(f"{output}.skipped.csv")
 
 

@@ -1,4 +1,4 @@
-"""Pictures of recordings and their embeddings, with matplotlib (the `figures` extra), without a display."""
+"""Plot recordings and their embeddings with matplotlib (the `figures` extra)."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def plot_recordings(
     front_end: FrontEndConfig | None = None,
     title: str | None = None,
 ) -> Path:
-    """A row for each recording: its log-mel spectrogram beside the similarity of its frame embeddings.
+    """Plot each recording as a row: its log-mel spectrogram and the similarity of its frame embeddings.
 
     Args:
         recordings: name, normalized features (T, M) as from `Embedder.features`, and embedding.
-        output: picture file; the suffix chooses the format.
-        front_end: gives the axes their units; None is the official one.
-        title: stands above the whole.
+        output: image file; the suffix chooses the format.
+        front_end: defines the units of the axes; None is the official one.
+        title: title of the figure.
 
     Returns:
-        The output's path.
+        The path of the output.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -66,9 +66,8 @@ def _plot_features(axis: Any, name: str, features: Tensor, duration_s: float, fr
     low_hz, high_hz = front_end.low_hz, front_end.high_hz or front_end.sample_rate_hz / 2
     ticks_hz = [hz for hz in (125, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000) if low_hz < hz <= high_hz]
     low_mel, step = mel_band(front_end)
-    bins = (
-        (hertz_to_mel(torch.tensor(ticks_hz)) - low_mel) / step - 0.5
-    ).tolist()  # the picture's bin i reaches from i to i + 1
+    # Bin i of the image reaches from i to i + 1.
+    bins = ((hertz_to_mel(torch.tensor(ticks_hz)) - low_mel) / step - 0.5).tolist()
     axis.set_yticks(bins, [f"{hz / 1000:g}k" if hz >= 1000 else str(hz) for hz in ticks_hz], fontsize=7)
     axis.set_ylabel("Hz", fontsize=8)
 

@@ -1,4 +1,4 @@
-"""Labels of recordings, from a fine-tuned classifier: for whole recordings, or for each second of them.
+"""Predict labels of recordings, or of each second of them, with a fine-tuned classifier.
 
     model = ssamba.load_model("runs/birds/model")
     for path, found in predict_stream(model, ["dawn.flac"]):
@@ -27,42 +27,42 @@ from ssamba.files import write_atomically
 
 FORMATS = (".csv", ".json")
 ROUNDS_FOLDER = "rounds"
-"""Of a fine-tuning: its rounds."""
+"""Subfolder of a fine-tuning run that holds its rounds."""
 _COLUMNS = ("path", "start_s", "end_s", "label", "probability")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of a recording, or of a stretch of it."""
+    """Class probabilities of a recording, or of a segment of it."""
 
     path: str
     """The recording."""
     start_s: float
-    """Where the stretch begins, seconds."""
+    """Start of the segment."""
     end_s: float | None
-    """Where it ends; None is the recording's end."""
+    """End of the segment; None is the recording's end."""
     labels: tuple[str, ...]
-    """Names of the classes."""
+    """Names of the classes, C of them."""
     probabilities: np.ndarray[Any, np.dtype[np.float32]]
-    """Of each class (C,): together 1 where a clip has one label, each for itself where it may have several."""
+    """Probability of each class, (C,): their sum is 1 if a clip has one label; independent if it may have several."""
 
     def best(self, count: int = 1) -> list[tuple[str, float]]:
-        """The most probable labels and their probabilities; 0 gives all."""
+        """Return the `count` most probable labels with their probabilities; 0 returns all."""
         order = np.argsort(-self.probabilities, kind="stable")[: count or None]
         return [(self.labels[i], float(self.probabilities[i])) for i in order]
 
 
 def classifier_folder(checkpoint: str | Path) -> str | Path:
-    """The checkpoint itself, or `model/` in it where it is the folder of a fine-tuning.
+    """Return the checkpoint, or its subfolder `model/` if it is the folder of a fine-tuning run.
 
     Raises:
-        CheckpointError: it is the folder of a fine-tuning that has not finished.
+        CheckpointError: the fine-tuning run has not finished.
     """
     inner = Path(checkpoint).expanduser() / "model"
     if (inner.parent / ROUNDS_FOLDER).is_dir() and not inner.is_dir():
         raise CheckpointError(
-            f"{checkpoint} holds a fine-tuning that has not finished: repeat its command to go on, or name a round that has, "
-            f"{checkpoint}/{ROUNDS_FOLDER}/NAME/chosen"
+            f"{checkpoint} holds a fine-tuning that has not finished: repeat its command to go on, or name a "
+            f"round that has, {checkpoint}/{ROUNDS_FOLDER}/NAME/chosen"
         )
     return inner if (inner / CONFIG_FILE).is_file() and not (inner.parent / CONFIG_FILE).is_file() else checkpoint
 
@@ -75,15 +75,15 @@ def predict_stream(
     Args:
         model: a fine-tuned classifier.
         paths: audio files.
-        per_second: an answer for each second instead of one for the recording; None is as the model was trained. A
-            model that was trained on whole clips answers for a second with its head on that second's frames.
+        per_second: predict each second instead of the whole recording; None is as the model was trained. A model
+            trained on whole clips applies its head to the frames of each second.
 
     Returns:
-        Each file with its predictions, one or one for each second, or with the error that it gave (`ValueError` or
-        `OSError`); others go on. The order may be another than that of `paths`.
+        The files, not always in the order of `paths`, each with its predictions (one, or one for each second), or with
+        the error (`ValueError` or `OSError`) that it raised; the other files are not affected.
 
     Raises:
-        ValueError: the checkpoint has no classifier, or one that cannot answer for a part.
+        ValueError: the checkpoint has no classifier, or one that cannot classify segments.
     """
     items = ((Path(path), path) for path in paths)
     for path, result in model.logits_stream(items, per_label=per_second):
@@ -96,18 +96,18 @@ def predict_stream(
         probabilities = (logits.softmax(-1) if config.activation == "softmax" else logits.sigmoid()).numpy()
         names = config.labels or tuple(map(str, range(config.num_classes)))
         length_s = (config.label_frames or model.front_end.frames_per_second) / model.front_end.frames_per_second
-        stretches = [(0.0, None)] if result.ndim == 1 else _stretches(path, len(logits), length_s)
+        segments = [(0.0, None)] if result.ndim == 1 else _segments(path, len(logits), length_s)
         yield (
             path,
             [
                 Prediction(str(path), start_s, end_s, names, row)
-                for (start_s, end_s), row in zip(stretches, probabilities, strict=True)
+                for (start_s, end_s), row in zip(segments, probabilities, strict=True)
             ],
         )
 
 
-def _stretches(path: Path, count: int, length_s: float) -> list[tuple[float, float | None]]:
-    """Where each of `count` answers begins and ends, the last one with the recording where its header says how long it is."""
+def _segments(path: Path, count: int, length_s: float) -> list[tuple[float, float | None]]:
+    """Return start and end of `count` segments; the last one ends with the recording if its header holds the length."""
     whole_s = probe(path).duration_s
     ends_s = [(k + 1) * length_s for k in range(count)]
     if whole_s is not None and whole_s > (count - 1) * length_s:
@@ -116,7 +116,7 @@ def _stretches(path: Path, count: int, length_s: float) -> list[tuple[float, flo
 
 
 def as_csv(predictions: Sequence[Prediction], count: int = 1) -> str:
-    """A row for each of the `count` most probable labels of each prediction (0: all): path, start_s, end_s, label, probability."""
+    """Return rows of path, start_s, end_s, label, probability for the `count` most probable labels (0: all)."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -128,7 +128,7 @@ def as_csv(predictions: Sequence[Prediction], count: int = 1) -> str:
 
 
 def as_json(predictions: Sequence[Prediction], count: int = 0) -> str:
-    """A JSON list of objects with path, start_s, end_s and labels (name to probability, the most probable first)."""
+    """Return a list of objects with path, start_s, end_s and labels (name to probability, the most probable first)."""
     rows = [
         {
             "path": found.path,
@@ -142,7 +142,7 @@ def as_json(predictions: Sequence[Prediction], count: int = 0) -> str:
 
 
 def write_predictions(predictions: Sequence[Prediction], path: str | Path, count: int = 0) -> None:
-    """Write a `.csv` or `.json` file, whole or not at all.
+    """Write a `.csv` or `.json` file atomically.
 
     Raises:
         ValueError: another suffix.

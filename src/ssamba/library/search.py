@@ -1,6 +1,6 @@
 """Nearest neighbors among embeddings.
 
-Shapes: N recordings, D channels, K neighbors.
+Shapes: N recordings, D channels, k neighbors.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ Array = np.ndarray[Any, Any]
 
 
 class Neighbors(NamedTuple):
-    """For each recording its nearest others, nearest first."""
+    """The nearest other recordings of each one, nearest first."""
 
     indices: Array
-    """(N, K)."""
+    """(N, k)."""
     similarity: Array
-    """Cosine similarity after the collection's mean was subtracted, (N, K)."""
+    """Cosine similarity after the collection's mean was subtracted, (N, k)."""
 
 
 def centered_similarity(embeddings: Array) -> Array:
-    """Cosine similarity of all pairs of rows after their mean was subtracted, (N, D) -> (N, N) in float64.
+    """Return the cosine similarity of all pairs of rows after subtracting their mean, (N, D) -> (N, N) float64.
 
     Without centering, the direction that all embeddings share would hide their differences.
     """
@@ -34,11 +34,11 @@ def centered_similarity(embeddings: Array) -> Array:
 
 
 def nearest_neighbors(embeddings: Array, count: int = 3) -> Neighbors:
-    """The `count` nearest other recordings of each one, by centered cosine similarity.
+    """Find the `count` nearest other recordings of each one by centered cosine similarity.
 
     Args:
         embeddings: (N, D).
-        count: K, at most N - 1.
+        count: k, at most N - 1.
 
     Raises:
         ValueError: fewer than two recordings, or a count outside 1 to N - 1.

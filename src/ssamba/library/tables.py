@@ -1,33 +1,41 @@
-"""The tables that bulk embedding writes, in three formats, and reading them back.
+"""Tables of embeddings: written by resumable jobs, in three formats, and read back.
 
-Rows are files, or time steps when there is a `time_s` column. Rows stream from the parts of a job to the file.
+Rows are files, or time steps if there is a column `time_s`. While a job for `x.npz` runs, the folder `x.npz.partial`
+holds its settings and its parts: the embeddings of some files (`part-N.npy`, and `part-N.times.npy` for time steps) and
+the list of these files (`part-N.json`, written last, so that a part without it does not count). A killed job loses at
+most the part it was collecting. At the end the parts are concatenated in the order of the inputs under a temporary name,
+the result is renamed, and the folder is removed. All rows are never in memory at once.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ssamba.checkpoint.files import read_json, write_json
 from ssamba.errors import MissingExtraError, SsambaError
 
 Array = np.ndarray[Any, Any]
 FORMATS = (".npz", ".parquet", ".csv")
-_ROWS_AT_ONCE = 65_536
+
+_SETTINGS_FILE = "run.json"
+_ROWS_PER_BATCH = 65_536
 
 
 class StoreError(SsambaError, ValueError):
-    """An output exists already, belongs to another run, or cannot be read."""
+    """A table exists already, belongs to another run, or cannot be read."""
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What is known of an embedded file, besides its vectors."""
+    """Metadata of an embedded file."""
 
     path: str
     file_bytes: int
@@ -38,33 +46,180 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Rows:
-    """Where a file's rows are."""
+    """The rows of a file in a part."""
 
     record: FileRecord
     part: Path
     first: int
 
     def embedding(self) -> Array:
-        """(rows, D)."""
-        return _slice(self.part, self.first, self.record.rows)
+        """Read the embeddings, (rows, D)."""
+        return self._read(self.part)
 
     def times_s(self) -> Array:
-        """(rows,)."""
-        return _slice(self.part.with_suffix(".times.npy"), self.first, self.record.rows)
+        """Read the times, (rows,)."""
+        return self._read(self.part.with_suffix(".times.npy"))
+
+    def _read(self, path: Path) -> Array:
+        rows: Array = np.load(path, mmap_mode="r")[self.first : self.first + self.record.rows]
+        return rows
 
 
-def _slice(path: Path, first: int, count: int) -> Array:
-    rows: Array = np.load(path, mmap_mode="r")[first : first + count]
-    return rows
+class Store:
+    """Collects the embeddings of one job in parts and writes its table."""
+
+    def __init__(self, output: str | Path, settings: Mapping[str, Any], frames: bool):
+        """Check the name of the output; nothing is written yet.
+
+        Args:
+            output: the file to write; its suffix chooses the format.
+            settings: what the embeddings depend on; parts with other settings are refused. `model`, `window_s` and
+                `config_hash` become columns.
+            frames: one row for each time step instead of each file.
+
+        Raises:
+            StoreError: an unknown suffix.
+            MissingExtraError: the format needs pyarrow.
+        """
+        self.output = Path(output)
+        self.settings = {**settings, "frames": frames}
+        self.frames = frames
+        if self.output.suffix not in FORMATS:
+            raise StoreError(f"{self.output}: expected a file name that ends in {', '.join(FORMATS)}")
+        self.partial = self.output.with_name(self.output.name + ".partial")
+        if self.output.suffix != ".npz":
+            require_pyarrow()
+        self._rows: dict[str, Rows] = {}
+        self._pending: list[tuple[FileRecord, Array, Array]] = []
+
+    def open(self, resume: bool, overwrite: bool) -> None:
+        """Start a new table, or continue an earlier run.
+
+        Raises:
+            StoreError: there is an output or an interrupted run, and neither `resume` nor `overwrite` was asked for; or
+                `resume` finds other settings.
+        """
+        if self.output.is_dir():
+            raise StoreError(f"{self.output} is a folder: give the name of a file in it, such as embeddings.npz")
+        if overwrite:
+            shutil.rmtree(self.partial, ignore_errors=True)
+        count = sum(len(_read_part(part)) for part in self.partial.glob("part-*.json"))
+        if count == 0:  # the run was killed before it wrote anything
+            shutil.rmtree(self.partial, ignore_errors=True)
+        elif not resume:
+            raise StoreError(
+                f"{self.partial} holds {count} files of an interrupted run: --resume goes on with it, "
+                "--overwrite starts again"
+            )
+        finished = None
+        if self.output.exists() and not overwrite:
+            if not resume:
+                raise StoreError(
+                    f"{self.output} exists: --resume adds the files that are not in it, --overwrite replaces it"
+                )
+            finished = self._read_output()
+        self.partial.mkdir(parents=True, exist_ok=True)
+        self._check_settings()
+        for part in sorted(self.partial.glob("part-*.json")):
+            self._index(part)
+        if finished is not None:
+            self._import(finished)
+
+    def done(self, path: str, file_bytes: int, modified_ns: int) -> bool:
+        """Return whether this very file (same size and time) is embedded already."""
+        rows = self._rows.get(path)
+        return rows is not None and (rows.record.file_bytes, rows.record.modified_ns) == (file_bytes, modified_ns)
+
+    def add(self, record: FileRecord, embedding: Array, times_s: Array) -> None:
+        """Add the rows of a file, (rows, D), and their times, (rows,); the next `flush` writes them."""
+        self._pending.append((record, embedding, times_s))
+
+    @property
+    def num_pending(self) -> int:
+        """Files that are not on disk yet."""
+        return len(self._pending)
+
+    def flush(self) -> None:
+        """Write what was added since the last call as a part."""
+        if not self._pending:
+            return
+        numbers = [int(part.stem.removeprefix("part-")) for part in self.partial.glob("part-*.json")]
+        part = self.partial / f"part-{max(numbers, default=0) + 1:06d}.npy"
+        np.save(part, np.concatenate([rows for _, rows, _ in self._pending]))
+        if self.frames:
+            np.save(part.with_suffix(".times.npy"), np.concatenate([times for _, _, times in self._pending]))
+        write_json(part.with_suffix(".json"), {"files": [asdict(record) for record, _, _ in self._pending]})
+        self._index(part.with_suffix(".json"))
+        self._pending = []
+
+    def finish(self, order: Sequence[str]) -> int:
+        """Write the output, remove the parts and return the number of rows.
+
+        The files of `order` come first (those that were embedded), then the other files of earlier runs.
+        """
+        self.flush()
+        wanted = {path: self._rows[path] for path in order if path in self._rows}
+        rows = list({**wanted, **self._rows}.values())
+        # Written among the parts, so that a killed run leaves everything in one place, and renamed.
+        target = self.partial / f"output{self.output.suffix}"
+        writers = {".npz": _write_npz, ".parquet": _write_parquet, ".csv": _write_csv}
+        writers[target.suffix](target, rows, self.settings, self.frames)
+        target.replace(self.output)
+        shutil.rmtree(self.partial)
+        return sum(entry.record.rows for entry in rows)
+
+    def _check_settings(self) -> None:
+        file = self.partial / _SETTINGS_FILE
+        if not file.exists():
+            write_json(file, self.settings)
+            return
+        before = read_json(file)
+        # The hash identifies the weights; the path that they were loaded from may be written in many ways.
+        keys = {*before, *self.settings} - {"model"}
+        changed = sorted(key for key in keys if before.get(key) != self.settings.get(key))
+        if changed:
+            what = "; ".join(f"{key} was {before.get(key)!r}, is {self.settings.get(key)!r}" for key in changed)
+            raise StoreError(f"{self.partial} is of a run with other settings ({what}): --overwrite starts again")
+
+    def _index(self, part: Path) -> None:
+        first, records, array = 0, _read_part(part), part.with_suffix(".npy")
+        # A machine that crashed may leave a damaged part: its files are embedded again.
+        try:
+            if len(np.load(array, mmap_mode="r")) != sum(record.rows for record in records):
+                return
+        except (OSError, ValueError, EOFError):
+            return
+        for record in records:
+            self._rows[record.path] = Rows(record, array, first)
+            first += record.rows
+
+    def _read_output(self) -> dict[str, Array]:
+        table = read_embeddings(self.output)
+        if str(table["config_hash"]) != self.settings["config_hash"] or ("time_s" in table) != self.frames:
+            raise StoreError(f"{self.output} was made with another model or other settings: --overwrite replaces it")
+        return table
+
+    def _import(self, table: dict[str, Array]) -> None:
+        """Add the rows of a finished output, so that more files can join them."""
+        counts = np.bincount(table["file"], minlength=len(table["path"]))
+        first = 0
+        for index, rows in enumerate(counts.tolist()):
+            record = FileRecord(
+                str(table["path"][index]),
+                int(table["file_bytes"][index]),
+                int(table["modified_ns"][index]),
+                float(table["duration_s"][index]),
+                rows,
+            )
+            if record.path not in self._rows:
+                times = table["time_s"][first : first + rows] if self.frames else np.zeros(rows)
+                self.add(record, table["embedding"][first : first + rows], times)
+            first += rows
+        self.flush()
 
 
-def write_table(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any], frames: bool) -> None:
-    """Write the rows of files to `target`, in the format of its suffix.
-
-    `model`, `window_s` and `config_hash` of the settings become columns (scalars in .npz).
-    """
-    writers = {".npz": _write_npz, ".parquet": _write_parquet, ".csv": _write_csv}
-    writers[target.suffix](target, rows, settings, frames)
+def _read_part(part: Path) -> list[FileRecord]:
+    return [FileRecord(**record) for record in json.loads(part.read_text(encoding="utf-8"))["files"]]
 
 
 def _write_npz(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any], frames: bool) -> None:
@@ -84,8 +239,7 @@ def _write_npz(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any], 
         for name, array in members.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
-        dim = rows[0].embedding().shape[1] if rows else 0
-        header = {"descr": "<f4", "fortran_order": False, "shape": (sum(r.rows for r in records), dim)}
+        header = {"descr": "<f4", "fortran_order": False, "shape": (sum(r.rows for r in records), _dim(rows))}
         with archive.open("embedding.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(member, header)
             for entry in rows:
@@ -96,27 +250,30 @@ def _write_parquet(target: Path, rows: Sequence[Rows], settings: Mapping[str, An
     pa = require_pyarrow()
     from pyarrow import parquet
 
-    dim = rows[0].embedding().shape[1] if rows else 0
+    dim = _dim(rows)
     schema = _schema(pa, frames).append(pa.field("embedding", pa.list_(pa.float32(), dim)))
     schema = schema.with_metadata({"settings": json.dumps(settings)})
     with parquet.ParquetWriter(target, schema) as writer:
         for columns, embedding in _batches(rows, settings, frames):
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), dim)
-            writer.write_table(pa.table([*columns.values(), vectors], schema=schema))
+            writer.write_table(pa.table([*columns, vectors], schema=schema))
 
 
 def _write_csv(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any], frames: bool) -> None:
     pa = require_pyarrow()
     from pyarrow import csv
 
-    dim = rows[0].embedding().shape[1] if rows else 0
     schema = _schema(pa, frames)
-    for index in range(dim):
+    for index in range(_dim(rows)):
         schema = schema.append(pa.field(f"e{index}", pa.float32()))
     with csv.CSVWriter(target, schema) as writer:
         for columns, embedding in _batches(rows, settings, frames):
             vectors = [pa.array(np.ascontiguousarray(column)) for column in embedding.T]
-            writer.write_table(pa.table([*columns.values(), *vectors], schema=schema))
+            writer.write_table(pa.table([*columns, *vectors], schema=schema))
+
+
+def _dim(rows: Sequence[Rows]) -> int:
+    return rows[0].embedding().shape[1] if rows else 0
 
 
 def _schema(pa: Any, frames: bool) -> Any:
@@ -126,34 +283,28 @@ def _schema(pa: Any, frames: bool) -> Any:
     return pa.schema(fields)
 
 
-def _batches(rows: Sequence[Rows], settings: Mapping[str, Any], frames: bool) -> Iterator[tuple[dict[str, Any], Array]]:
-    """Columns in the schema's order, and embeddings, of some tens of thousands of rows at a time."""
+def _batches(rows: Sequence[Rows], settings: Mapping[str, Any], frames: bool) -> Iterator[tuple[list[Any], Array]]:
+    """Yield columns in the order of the schema, and embeddings (rows, D), some tens of thousands of rows at a time."""
     group: list[Rows] = []
     count = 0
     for index, entry in enumerate(rows):
         group.append(entry)
         count += entry.record.rows
-        if count < _ROWS_AT_ONCE and index + 1 < len(rows):
+        if count < _ROWS_PER_BATCH and index + 1 < len(rows):
             continue
-        repeats = [e.record.rows for e in group]
-
-        def column(values: list[Any], repeats: list[int] = repeats) -> list[Any]:
-            return [value for value, times in zip(values, repeats, strict=True) for _ in range(times)]
-
-        columns: dict[str, Any] = {"path": column([e.record.path for e in group])}
+        records = [e.record for e in group for _ in range(e.record.rows)]
+        columns: list[Any] = [[record.path for record in records]]
         if frames:
-            columns["time_s"] = np.concatenate([e.times_s() for e in group]).astype(np.float32)
-        columns["duration_s"] = column([e.record.duration_s for e in group])
-        for key in ("window_s", "model", "config_hash"):
-            columns[key] = [settings[key]] * count
-        columns["file_bytes"] = column([e.record.file_bytes for e in group])
-        columns["modified_ns"] = column([e.record.modified_ns for e in group])
+            columns.append(np.concatenate([e.times_s() for e in group]).astype(np.float32))
+        columns.append([record.duration_s for record in records])
+        columns += [[settings[key]] * count for key in ("window_s", "model", "config_hash")]
+        columns += [[record.file_bytes for record in records], [record.modified_ns for record in records]]
         yield columns, np.concatenate([e.embedding() for e in group]).astype(np.float32)
         group, count = [], 0
 
 
 def require_pyarrow() -> Any:
-    """The pyarrow module, or a MissingExtraError."""
+    """Return the module pyarrow, or raise a MissingExtraError."""
     try:
         import pyarrow
     except ImportError:
@@ -164,11 +315,11 @@ def require_pyarrow() -> Any:
 
 
 def read_embeddings(path: str | Path) -> dict[str, Array]:
-    """What `ssamba embed` wrote, from any of its formats, as arrays.
+    """Read a table that `ssamba embed` wrote, in any of its formats, as arrays.
 
     Returns:
         `embedding` (rows, D); `path`, `duration_s`, `file_bytes`, `modified_ns` (files,); `file` (rows,), each row's
-        index into these; `time_s` (rows,) when rows are time steps; and the scalars `model`, `window_s`, `config_hash`.
+        index into these; `time_s` (rows,) if rows are time steps; and the scalars `model`, `window_s`, `config_hash`.
 
     Raises:
         StoreError: the file is missing or was not written by `ssamba embed`.
@@ -182,16 +333,17 @@ def read_embeddings(path: str | Path) -> dict[str, Array]:
                 table = {name: archive[name] for name in archive.files}
         else:
             table = _read_rows(path)
-        needed = ("embedding", "path", "duration_s", "file", "model", "config_hash")
-        missing = [name for name in needed if name not in table]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StoreError(f"{path} is damaged or was not written by `ssamba embed` ({error})") from None
+    needed = ("embedding", "path", "duration_s", "file", "model", "config_hash")
+    missing = [name for name in needed if name not in table]
     if missing:
         raise StoreError(f"{path} was not written by `ssamba embed`: {', '.join(missing)} missing")
     return table
 
 
 def _read_rows(path: Path) -> dict[str, Array]:
+    """Read a Parquet or CSV table."""
     require_pyarrow()
     if path.suffix == ".parquet":
         from pyarrow import parquet
