@@ -1,4 +1,4 @@
-"""Pictures without a display, with matplotlib (the `figures` extra): an empty figure, and writing one."""
+"""Create and write figures without a display, by matplotlib (the `figures` extra)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def blank_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches.
+    """Return an empty figure of this size in inches.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -26,7 +26,7 @@ def blank_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, output: str | Path, dpi: int = 120) -> Path:
-    """Write a picture, of the kind that its name says (PNG where it says none), atomically; its path."""
+    """Write a figure atomically, in the format of the file's suffix (PNG if it has none); return the path."""
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     kind = output.suffix.removeprefix(".") or "png"

@@ -1,4 +1,4 @@
-"""The efficiency study on toy shapes, its stops, and its crossovers against closed forms."""
+"""The efficiency study on toy shapes, when its sides stop, and its crossovers against closed forms."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def options(**changes):
     return EfficiencyOptions.parse({**SMALL, **changes}, "test")
 
 
-def test_every_side_is_measured_and_a_side_without_memory_stops_politely(no_children, tmp_path):
+def test_every_side_is_measured_and_a_side_without_memory_stops(no_children, tmp_path):
     seen = []
     study = measure_efficiency(options(throughput=False), lambda progress, _: seen.append(progress))
     assert study.finished
@@ -178,7 +178,7 @@ def test_the_exponent_of_a_power_law_is_found_whatever_its_scale(exponent, scale
     assert growth({2048: 1.0, 4096: 2.0}) is None
 
 
-def test_crossovers_are_named_and_written():
+def test_crossovers_are_described_in_the_report():
     chosen = options(throughput=False, passes=("inference",), patches=(512, 1024, 2048, 4096))
     study = Study(chosen, {"processor": "x", "threads": 1}, finished=True)
     for n in chosen.patches:
@@ -223,7 +223,7 @@ def test_wrong_options_say_what_was_expected(changes, message):
         options(**changes)
 
 
-def test_an_absent_gpu_is_named(monkeypatch):
+def test_a_missing_gpu_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert options(device="auto").resolved_device().type == "cpu"
     with pytest.raises(ConfigError, match="no GPU"):

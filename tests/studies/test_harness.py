@@ -1,4 +1,4 @@
-"""Fair measurement: turns, peaks, limits."""
+"""Timing in turns, memory peaks and limits, environment and tables."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from ssamba.studies import harness as measuring
-from ssamba.studies.harness import in_child, is_out_of_memory, surroundings, table, timings_s
+from ssamba.studies import harness
+from ssamba.studies.harness import environment, in_child, is_out_of_memory, table, timings_s
 
 
 def test_sides_take_turns_after_a_warm_call():
@@ -21,12 +21,12 @@ def test_sides_take_turns_after_a_warm_call():
 
 
 def test_a_slow_side_does_not_use_up_the_rounds_of_a_quick_one(monkeypatch):
-    monkeypatch.setattr(measuring, "once_s", lambda run, _: run())  # seconds by no clock: other work would stretch them
+    monkeypatch.setattr(harness, "once_s", lambda run, _: run())  # seconds by no clock: other work would stretch them
     times = timings_s({"quick": lambda: 0.001, "slow": lambda: 0.02, "very slow": lambda: 6.0}, repeats=30, each_s=0.02)
     assert {name: len(values) for name, values in times.items()} == {"quick": 20, "slow": 5, "very slow": 3}
 
 
-def test_what_says_that_memory_ended():
+def test_errors_of_allocators_count_as_out_of_memory():
     for text in ("Unable to allocate 3 GiB", "libgomp: Out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "MemoryError"):
         assert is_out_of_memory(RuntimeError(text))
     assert not is_out_of_memory(RuntimeError("num_frames"))
@@ -46,7 +46,7 @@ def test_memory_that_was_freed_does_not_hide_a_peak():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_resident_peak_sees_what_a_call_holds_for_a_moment():
+def test_the_resident_peak_includes_memory_held_only_during_the_call():
     # In a process of its own: here, memory that earlier tests gave back would hide what a call takes.
     code = "import torch; from ssamba.studies.harness import resident_peak; print(resident_peak(lambda: torch.ones(16, 2**20)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -64,6 +64,6 @@ def test_a_limited_process_gets_an_error_when_it_asks_for_too_much():
     assert "allocate memory" in json.loads(done.stdout)
 
 
-def test_surroundings_and_tables_are_plain():
-    json.dumps(surroundings())
+def test_the_environment_is_json_and_tables_are_markdown():
+    json.dumps(environment())
     assert table(["a", "bc"], [["1", "2"]]) == "| a | bc |\n| - | -- |\n| 1 | 2  |"

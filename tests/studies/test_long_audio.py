@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 from ssamba.cli import app
 from ssamba.errors import ConfigError, DataError
 from ssamba.studies import long_audio
-from ssamba.studies.long_audio import LongOptions, agreement, measure_long
-from ssamba.studies.long_audio_report import headlines, markdown, save_long
+from ssamba.studies.long_audio import LongOptions, agreement, headlines, markdown, measure_long, save_long
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def no_children(monkeypatch, tmp_path):
     monkeypatch.setattr(long_audio, "in_child", child)
 
 
-def test_joined_recordings_are_measured_and_a_pass_without_memory_stops_politely(no_children, clips, tmp_path):
+def test_joined_recordings_are_measured_and_a_pass_without_memory_is_reported(no_children, clips, tmp_path):
     seen = []
     study = measure_long(
         clips, LongOptions(minutes=(0.5, 0.2), device="cpu"), on_progress=lambda p, _: seen.append((p.done, p.total))
@@ -77,7 +76,7 @@ def test_agreement_is_whole_for_scaled_copies_and_centered_agreement_ignores_wha
     assert 0 <= moved.times_s[0] <= moved.times_s[-1] <= 10
 
 
-def test_a_child_embeds_a_file_as_it_is_and_says_what_it_took(clips, monkeypatch):
+def test_a_child_embeds_a_file_as_it_is_and_reports_its_cost(clips, monkeypatch):
     monkeypatch.setattr(long_audio, "CONTEXTS", ("full",))  # a process takes seconds to start: one is enough
     (done,) = measure_long(clips[:1], LongOptions(device="cpu")).passes
     assert (done.context, done.stopped, done.frames) == ("full", None, 39)
@@ -87,7 +86,7 @@ def test_a_child_embeds_a_file_as_it_is_and_says_what_it_took(clips, monkeypatch
         assert done.process_bytes > max(50 * 2**20, done.peak_bytes)
 
 
-def test_files_that_are_not_there_or_cannot_be_read_are_named(no_children, tmp_path, monkeypatch):
+def test_missing_and_unreadable_files_are_reported(no_children, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="no such file"):
         measure_long([tmp_path / "x.wav"], LongOptions(device="cpu"))
     with pytest.raises(ConfigError, match="different lengths"):
@@ -100,7 +99,7 @@ def test_files_that_are_not_there_or_cannot_be_read_are_named(no_children, tmp_p
     assert "is text" in done.output
 
 
-def test_a_pass_past_its_budget_is_named(clips, monkeypatch):
+def test_a_pass_past_its_budget_is_reported(clips, monkeypatch):
     def slow(*_):
         raise TimeoutError("slow")
 

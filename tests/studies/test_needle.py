@@ -1,4 +1,4 @@
-"""The needle test: its plan, how a needle counts as found, a run on real recordings, going on, and its command."""
+"""The needle test: its plan, when a needle counts as found, a run on real recordings, resuming, and its command."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ssamba.audio.decode import decode
-from ssamba.cli import app, bench_long
+from ssamba.cli import app, bench
 from ssamba.errors import ConfigError, DataError
 from ssamba.studies import needle as module
-from ssamba.studies.material import LEVEL
-from ssamba.studies.needle import Matcher, judge, measure_needles, time_steps
-from ssamba.studies.needle_plan import NeedleOptions, choose_needles, hide, plan
+from ssamba.studies.needle import (
+    Matcher,
+    NeedleOptions,
+    add_needles,
+    choose_needles,
+    measure_needles,
+    plan,
+    rank_needle,
+    time_steps,
+)
 from ssamba.studies.needle_report import headlines, markdown, read_needles, save_needles
+from ssamba.studies.recordings import LEVEL
 
 RATE_HZ = 16_000
 SMALL = {"minutes": (0.1, 0.2), "levels_db": (0.0, -6.0), "needles": 3, "needle_s": 0.5}
@@ -61,14 +69,14 @@ def test_needles_are_added_at_their_level(clips):
     assert all(len(n.wave) <= 0.5 * RATE_HZ for n in needles)
     (stack, *_) = plan(chosen, [len(n.wave) for n in needles], RATE_HZ)
     hay = np.zeros(6 * RATE_HZ, np.float32)
-    hide(hay, stack, needles)
+    add_needles(hay, stack, needles)
     (placement,) = stack.placements
     wave = hay[placement.start : placement.start + len(needles[placement.needle].wave)]
     assert np.sqrt(np.mean(np.square(wave))) == pytest.approx(LEVEL / 2, rel=0.05)
     assert np.count_nonzero(hay) <= len(wave)
 
 
-def test_needles_come_out_of_the_haystack_where_none_are_named(clips, tmp_path):
+def test_needles_are_taken_from_the_haystack_if_none_are_given(clips, tmp_path):
     needles, rest, _ = choose_needles(clips, [], options(needles=99), RATE_HZ)
     assert len(needles) <= len(clips) // 2
     assert not {n.name for n in needles} & {path.stem for path in rest}
@@ -88,7 +96,7 @@ def test_ranks_agree_with_counting_places_one_by_one(seed, count, first, width):
     last = min(first + width, count - 1)
     scores = np.random.default_rng(seed).permutation(count).astype(np.float32)
     at_s = np.arange(count, dtype=np.float64)
-    found_s, rank, above, chance = judge(scores, at_s, first, last)
+    found_s, rank, above, chance = rank_needle(scores, at_s, first, last)
     inside = range(first, last + 1)
     assert found_s == np.argmax(scores)
     assert chance == pytest.approx(len(inside) / count)
@@ -136,7 +144,7 @@ def test_log_mel_steps_lie_on_the_models_grid(embedder, medley):
     np.testing.assert_allclose(times_s[:20], own_times_s[:20], atol=0.02)
 
 
-def test_a_study_finds_loud_needles_and_goes_on_where_it_was_interrupted(embedder, clips, tmp_path):
+def test_a_study_finds_loud_needles_and_resumes_where_it_was_interrupted(embedder, clips, tmp_path):
     class EnoughError(Exception):
         pass
 
@@ -202,8 +210,8 @@ def test_wrong_options_say_what_was_expected(changes, message):
         options(**changes)
 
 
-def test_the_command_writes_goes_on_and_refuses_another_study(embedder, clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_long, "load_embedder", lambda *_: embedder)
+def test_the_command_writes_and_resumes_a_study_and_refuses_another(embedder, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "load_embedder", lambda *_: embedder)
     command = ["bench", "needle", *map(str, clips), "--minutes", "0.1", "--levels", "0", "--count", "2"]
     command += ["--needle-s", "0.5", "--sides", "windows,log-mel", "-o", str(tmp_path / "n")]
     done = CliRunner().invoke(app, command)
@@ -220,24 +228,24 @@ def test_the_command_writes_goes_on_and_refuses_another_study(embedder, clips, t
     assert CliRunner().invoke(app, [*command, "--minutes", "x"]).exit_code == 2
 
 
-def test_an_interrupted_command_says_how_to_go_on(embedder, clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_long, "load_embedder", lambda *_: embedder)
-    search = module._Run.search
+def test_an_interrupted_command_says_how_to_resume(embedder, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "load_embedder", lambda *_: embedder)
+    run = module._Search.run
 
-    def interrupted(self, stack, hay, side, **rest):
+    def interrupted(self, stack, wave, side, **rest):
         if side == "log-mel":
             raise KeyboardInterrupt
-        search(self, stack, hay, side, **rest)
+        run(self, stack, wave, side, **rest)
 
-    monkeypatch.setattr(module._Run, "search", interrupted)
+    monkeypatch.setattr(module._Search, "run", interrupted)
     command = ["bench", "needle", *map(str, clips), "--minutes", "0.1", "--needle-s", "0.5", "-o", str(tmp_path / "n")]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 130
-    assert "goes on" in done.output
+    assert "repeat the command to resume" in done.output
     assert {p.side for p in read_needles(tmp_path / "n").passes} == {"windows", "full"}
 
 
-def test_needles_are_cut_to_the_loudest_part(clips):
+def test_needles_are_cut_to_the_loudest_segment(clips):
     (needle,), _, _ = choose_needles(clips[:1], [clips[4]], options(needles=1), RATE_HZ)
     assert len(needle.wave) == RATE_HZ // 2
     assert len(decode(clips[4])) > RATE_HZ

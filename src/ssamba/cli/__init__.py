@@ -10,7 +10,6 @@ import sys
 # Importing a module adds its commands.
 from ssamba.cli import (  # noqa: F401
     bench,
-    bench_long,
     embed,
     evaluate,
     finetune,

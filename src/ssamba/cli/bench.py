@@ -1,28 +1,39 @@
-"""`ssamba bench`: what the models cost."""
+"""`ssamba bench`: efficiency of the models, long recordings, needle test."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from ssamba.cli.app import EXIT_CODES, EXIT_INTERRUPTED, app, err, fail, out
+from ssamba.cli.app import EXIT_CODES, EXIT_INTERRUPTED, CheckpointOption, app, err, fail, load_embedder, out
+from ssamba.cli.progress import Bar, report_skipped
 
 if TYPE_CHECKING:
-    from ssamba.studies.efficiency import Progress, Study
+    from ssamba.studies.harness import Progress
 
 bench = typer.Typer(
-    name="bench", help="Measure what the models cost.", no_args_is_help=True, rich_markup_mode="rich", epilog=EXIT_CODES
+    name="bench",
+    help="Measure time and memory of the models, and how they handle long recordings.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    epilog=EXIT_CODES,
 )
 app.add_typer(bench)
+
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads on the CPU. Default: torch's own choice.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing study.")]
 
 
 @bench.callback()
 def _bench() -> None:
-    """Measure what the models cost."""
+    """Measure time and memory of the models, and how they handle long recordings."""
 
 
 @bench.command(
@@ -33,7 +44,7 @@ def _bench() -> None:
 )
 def efficiency(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for efficiency.json, efficiency.md and pictures.")
+        Path, typer.Option("--output", "-o", help="Folder for efficiency.json, efficiency.md and figures.")
     ] = Path("efficiency"),
     sizes: Annotated[str | None, typer.Option(help="Sizes of both models. [dim]Default: tiny,small,base[/]")] = None,
     patches: Annotated[
@@ -43,7 +54,7 @@ def efficiency(
             "[dim]Default: 512:32768[/]"
         ),
     ] = None,
-    batch: Annotated[str | None, typer.Option(help="Clips in a batch. [dim]Default: 1,4[/]")] = None,
+    batch: Annotated[str | None, typer.Option(help="Batch sizes. [dim]Default: 1,4[/]")] = None,
     passes: Annotated[
         str | None,
         typer.Option(help="inference, training (forward and backward). [dim]Default: inference,training[/]"),
@@ -64,16 +75,18 @@ def efficiency(
         typer.Option("--paper", help="The paper's setting: batches of 4 and 2, fp32, inference, up to 40,704 patches."),
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU. Default: torch's own choice.")] = None,
+    threads: ThreadsOption = None,
     budget_s: Annotated[float, typer.Option("--budget-s", help="A side stops after a call that took longer.")] = 20.0,
-    each_s: Annotated[float, typer.Option("--each-s", help="About how long a side is repeated at one shape.")] = 2.0,
-    depth: Annotated[int | None, typer.Option(help="So many blocks only, to try the command out.", hidden=True)] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a study that is there.")] = False,
+    each_s: Annotated[
+        float, typer.Option("--each-s", help="Approximate time for which a side is repeated at one shape.")
+    ] = 2.0,
+    depth: Annotated[int | None, typer.Option(help="Number of blocks, to try the command out.", hidden=True)] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Time and memory of SSAMBA and SSAST over input length, for inference and training, and where they cross.
 
-    A side that runs out of memory or past its budget stops, and the others go on. An interrupted study keeps what it
-    measured: repeat the command to go on.
+    A side that runs out of memory or exceeds its budget stops, and the others go on. Repeat the command to resume an
+    interrupted study.
     """
     import torch
 
@@ -81,62 +94,254 @@ def efficiency(
     from ssamba.studies.efficiency import EfficiencyOptions, measure_efficiency
     from ssamba.studies.efficiency_report import crossovers, growths, read_study, save_study
 
-    asked = {
+    given = {
         "sizes": words(sizes),
         "patches": None if patches is None else parse_patches(patches),
-        "batches": None if batch is None else integers(batch, "--batch"),
+        "batches": None if batch is None else numbers(batch, "--batch", int),
         "passes": words(passes),
         "sides": words(sides),
         "throughput": throughput,
         "depth": depth,
     }
-    values: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     values |= {"device": device, "budget_s": budget_s, "each_s": each_s}
     try:
         make = EfficiencyOptions.paper if paper else lambda **v: EfficiencyOptions.parse(v, "bench efficiency")
         options = make(**values)
-    except (ConfigError, RuntimeError) as error:  # torch's, for a device of no known kind
+    except (ConfigError, RuntimeError) as error:  # torch raises RuntimeError for an unknown kind of device
         raise typer.BadParameter(str(error).splitlines()[0]) from None
     before = read_study(output) if (output / "efficiency.json").exists() and not overwrite else None
     if before is not None and before.finished:
-        fail(f"{output} holds a study already: choose another folder, or --overwrite")
+        fail(f"{output} already holds a study: choose another folder, or --overwrite")
     if threads is not None:
         torch.set_num_threads(threads)
-    latest: list[Study] = []
-    with _ProgressBar() as bar:
 
-        def show(progress: Progress, study: Study) -> None:
-            bar.update(progress)
+    def save(study: Any, done: bool) -> list[Path]:
+        return save_study(study, output, pictures=done)
+
+    with _progress("measuring", "shapes", save, output, figures=True) as on_progress:
+        try:
+            study = measure_efficiency(options, on_progress, before=before)
+        except ConfigError as error:
+            fail(f"{output}: {error}; choose another folder, or --overwrite")
+    lines = [f"{c.size}, {c.mode}, batch {c.batch}: {c}" for c in crossovers(study)]
+    lines += [
+        f"{g.size}, {g.mode}, batch {g.batch}: the time of {g.side} grows with patches^{g.exponent:.2f} "
+        f"from {g.first:,} to {g.last:,}"
+        for g in growths(study)
+        if g.quantity == "time"
+    ]
+    _print(lines)
+    _print(save(study, done=True))
+
+
+@bench.command(
+    epilog="[bold]Examples[/]\n\n"
+    "ssamba bench needle recordings/ -o needle/\n\n"
+    "ssamba bench needle 'night/*.flac' --needles calls/ --minutes 1,10,60 --levels 0,-6,-12\n\n"
+    "ssamba bench needle recordings/ -c runs/mine/model --minutes 150 --sides full --seed 1\n\n" + EXIT_CODES
+)
+def needle(
+    recordings: Annotated[
+        list[str], typer.Argument(help="Files, folders or patterns: recordings that are joined to haystacks.")
+    ],
+    needles: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Sounds to search for (file, folder or pattern; may be repeated). "
+            "[dim]Default: some of the recordings, left out of the haystacks.[/]"
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for needle.json, needle.md and needle.png.")
+    ] = Path("needle"),
+    minutes: Annotated[
+        str | None, typer.Option(help="Durations of the haystacks. [dim]Default: 1,10,60,150[/]")
+    ] = None,
+    levels: Annotated[
+        str | None,
+        typer.Option(help="Levels of needles in dB, relative to the haystack. [dim]Default: 0,-6,-12[/]"),
+    ] = None,
+    sides: Annotated[
+        str | None,
+        typer.Option(help="windows, full (the model's contexts), log-mel (its input without it). [dim]Default: all[/]"),
+    ] = None,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Most needles. [dim]Default: 12[/]")] = None,
+    needle_s: Annotated[
+        float | None, typer.Option("--needle-s", help="Longer needles are cut to this. [dim]Default: 2[/]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of all random draws. [dim]Default: 0[/]")] = None,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Test whether a known short sound is found again in hours of other recordings.
+
+    Each needle is placed once at each level into recordings joined to each duration, and searched for by the similarity
+    of its embedding to that of every time step, in windows and in full context. Repeat the command to resume an
+    interrupted study. Full context takes about 2 GB for an hour with the weights that ship.
+    """
+    import torch
+
+    from ssamba.errors import ConfigError
+    from ssamba.studies.needle import NeedleOptions, measure_needles
+    from ssamba.studies.needle_report import headlines, read_needles, save_needles
+
+    given: dict[str, Any] = {
+        "minutes": None if minutes is None else numbers(minutes, "--minutes"),
+        "levels_db": None if levels is None else numbers(levels, "--levels"),
+        "sides": words(sides),
+        "needles": count,
+        "needle_s": needle_s,
+        "seed": seed,
+    }
+    try:
+        options = NeedleOptions.parse({name: v for name, v in given.items() if v is not None}, "bench needle")
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+    haystack, sounds = _find_audio(recordings), _find_audio(needles or [])
+    if threads is not None:
+        torch.set_num_threads(threads)
+    before = read_needles(output) if (output / "needle.json").exists() and not overwrite else None
+    model = load_embedder(checkpoint, device)
+    started = False
+
+    def save(study: Any, done: bool) -> list[Path]:
+        nonlocal started
+        started = True
+        return save_needles(study, output, picture=done)
+
+    with _progress("searching", "minutes of audio", save, output) as on_progress:
+        try:
+            study = measure_needles(model, haystack, sounds, options, before=before, on_progress=on_progress)
+        except ValueError as error:
+            if before is None or started:
+                raise
+            fail(f"{output}: {error}; choose another folder, or --overwrite")
+    report_skipped(study.skipped)
+    _print(headlines(study))
+    _print(save(study, done=True))
+
+
+@bench.command(
+    epilog="[bold]Examples[/]\n\n"
+    "ssamba bench long night.flac dawn.flac -o long/\n\n"
+    "ssamba bench long recordings/ --minutes 1,10,60,150 --threads 2\n\n"
+    "ssamba bench long recordings/ --minutes 60 -c ssamba_tiny.pth\n\n" + EXIT_CODES
+)
+def long(
+    recordings: Annotated[list[str], typer.Argument(help="Files, folders or patterns.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for long.json, long.md and long.png.")] = Path(
+        "long"
+    ),
+    minutes: Annotated[
+        str | None, typer.Option(help="Join all recordings to these durations. [dim]Default: each as it is[/]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order in which recordings are joined.")] = 0,
+    budget_s: Annotated[float, typer.Option("--budget-s", help="Time limit of a pass.")] = 3600.0,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Long recordings in windows against full context: time, peak memory, and agreement of their time steps.
+
+    Every pass runs in a process of its own; one that runs out of memory is reported, and the others go on. An interrupted
+    study keeps its results.
+    """
+    import torch
+
+    from ssamba.errors import ConfigError
+    from ssamba.studies.long_audio import LongOptions, headlines, measure_long, save_long
+
+    values = {"minutes": () if minutes is None else numbers(minutes, "--minutes"), "seed": seed}
+    try:
+        options = LongOptions.parse({**values, "budget_s": budget_s, "device": device}, "bench long")
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+    if (output / "long.json").exists() and not overwrite:
+        fail(f"{output} already holds a study: choose another folder, or --overwrite")
+    files = _find_audio(recordings)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    load_embedder(checkpoint, device)  # a checkpoint or device that does not work is reported before any work
+
+    def save(study: Any, done: bool) -> list[Path]:
+        return save_long(study, output, picture=done)
+
+    with _progress("measuring", "passes", save, output, resumes=False) as on_progress:
+        study = measure_long(files, options, checkpoint=checkpoint, on_progress=on_progress)
+    report_skipped(study.skipped)
+    if all(p.stopped for p in study.passes):
+        fail("; ".join(dict.fromkeys(str(p.stopped) for p in study.passes)))
+    _print(headlines(study))
+    _print(save(study, done=True))
+
+
+@contextmanager
+def _progress(
+    label: str,
+    unit: str,
+    save: Callable[[Any, bool], object],
+    output: Path,
+    *,
+    resumes: bool = True,
+    figures: bool = False,
+) -> Iterator[Callable[[Progress, Any], None]]:
+    """Show a progress bar and save the study before each step; on Ctrl-C save it and exit with code 130.
+
+    Args:
+        label: label of the bar.
+        unit: unit of its counts.
+        save: called with the study and whether to write figures.
+        output: folder of the study.
+        resumes: whether the same command resumes the study.
+        figures: whether to write figures of an interrupted study.
+
+    Yields:
+        The callback for the study.
+    """
+    latest: list[Any] = []
+    with Bar(label, unit) as bar:
+
+        def on_progress(progress: Progress, study: Any) -> None:
+            bar.update(round(progress.done), round(progress.total), escape(progress.step))
             latest[:] = [study]
-            save_study(study, output, pictures=False)
+            save(study, False)
 
         try:
-            study = measure_efficiency(options, show, before=before)
-        except ConfigError as error:
-            bar.stop()
-            fail(f"{output}: {error}; choose another folder, or --overwrite")
+            yield on_progress
         except KeyboardInterrupt:
-            bar.stop()
-            files = save_study(latest[0], output) if latest else []
-            kept = f": what was measured is in {output}" if files else ""
-            err.print(f"[yellow]interrupted[/]{escape(kept)}", soft_wrap=True)
+            bar.__exit__()
+            message = ""
+            if latest:
+                save(latest[0], figures)
+                message = f": the results so far are in {output}"
+                message += "; repeat the command to resume" if resumes else ""
+            err.print(f"[yellow]interrupted[/]{escape(message)}", soft_wrap=True)
             sys.exit(EXIT_INTERRUPTED)
-    for found in crossovers(study):
-        what = f"{found.size}, {found.mode}, batch {found.batch}: {found}"
-        out.print(escape(what), highlight=False, soft_wrap=True)
-    for grown in growths(study):
-        if grown.quantity == "time":
-            what = f"{grown.size}, {grown.mode}, batch {grown.batch}: the time of {grown.side} grows with patches^{grown.exponent:.2f}"
-            out.print(escape(f"{what} from {grown.first:,} to {grown.last:,}"), highlight=False, soft_wrap=True)
-    for path in save_study(study, output):
-        out.print(escape(str(path)), highlight=False, soft_wrap=True)
+
+
+def _print(lines: Iterable[object]) -> None:
+    for line in lines:
+        out.print(escape(str(line)), highlight=False, soft_wrap=True)
+
+
+def _find_audio(paths: list[str]) -> list[Path]:
+    from ssamba.audio.files import find_audio
+
+    try:
+        return find_audio(paths)
+    except ValueError as error:
+        fail(str(error))
 
 
 def parse_patches(text: str) -> tuple[int, ...]:
-    """`512,2048` as it stands; `512:32768` every doubling from the first up to the second, which is included."""
+    """Parse `512,2048` (as it is) or `512:32768` (every doubling from the first to the second, which is included)."""
     if ":" not in text:
-        return integers(text, "--patches")
-    ends = integers(text.replace(":", ","), "--patches")
+        return numbers(text, "--patches", int)
+    ends = numbers(text.replace(":", ","), "--patches", int)
     if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
         raise typer.BadParameter(f"--patches: expected FIRST:LAST with FIRST up to LAST, got {text!r}")
     counts = [ends[0]]
@@ -145,55 +350,15 @@ def parse_patches(text: str) -> tuple[int, ...]:
     return (*counts, ends[1]) if ends[1] > counts[-1] else tuple(counts)
 
 
-def integers(text: str, option: str) -> tuple[int, ...]:
-    """`1,2,3`; wrong usage says which option is meant."""
+def numbers(text: str, option: str, kind: Any = float) -> tuple[Any, ...]:
+    """Parse `1,2.5,60`; an error names the option."""
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(kind(part) for part in text.split(","))
     except ValueError:
-        raise typer.BadParameter(f"{option}: expected whole numbers with commas between, got {text!r}") from None
-
-
-def numbers(text: str, option: str) -> tuple[float, ...]:
-    """`1,2.5,60`; wrong usage says which option is meant."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"{option}: expected numbers with commas between, got {text!r}") from None
+        expected = "whole numbers" if kind is int else "numbers"
+        raise typer.BadParameter(f"{option}: expected {expected} with commas between, got {text!r}") from None
 
 
 def words(text: str | None) -> tuple[str, ...] | None:
-    """`a,b`; None stays None."""
+    """Parse `a,b`; None stays None."""
     return None if text is None else tuple(part.strip() for part in text.split(","))
-
-
-class _ProgressBar:
-    """Shapes measured, the one under way, and the time left, on standard error when it is a terminal."""
-
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._progress = Progress(
-            TextColumn("measuring"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("shapes  [cyan]{task.fields[what]}[/]  left:"),
-            TimeRemainingColumn(),
-            console=err,
-            transient=True,
-        )
-        self._task = self._progress.add_task("", total=None, what="")
-
-    def __enter__(self) -> _ProgressBar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Take the bar away."""
-        self._progress.stop()
-
-    def update(self, state: Progress) -> None:
-        """Show how far the study is."""
-        self._progress.update(self._task, total=state.total, completed=state.done, what=state.what)

@@ -1,10 +1,10 @@
-"""What the efficiency study found: where one side overtakes another, how each grows, Markdown, JSON, and a picture.
+"""Report the efficiency study: where SSAMBA becomes cheaper than SSAST, how costs grow, Markdown, JSON and figures.
 
-Times past the budget are of one call each: they are listed and drawn (hollow), and no crossover or growth is made of them.
-
-A crossover is where SSAMBA becomes cheaper than SSAST and stays so up to the longest input that both ran: between two
-measured lengths it is interpolated on logarithmic axes. Growth is the exponent p of cost = c * patches^p, fitted by least
+A crossover is the number of patches from which on SSAMBA is cheaper than SSAST up to the longest input that both ran; between
+two measured lengths it is interpolated on logarithmic axes. Growth is the exponent p of cost = c * patches^p, fitted by least
 squares on logarithmic axes to the lengths from 2,048 to 32,768 patches: 1 is linear, 2 quadratic.
+
+Times past the budget are of a single call: they are listed and plotted (hollow), but not used for crossovers and growth.
 """
 
 from __future__ import annotations
@@ -12,28 +12,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ssamba.checkpoint.files import read_json
-from ssamba.errors import DataError
-from ssamba.evaluation.report_files import write_report
 from ssamba.plotting import blank_figure, save_figure
 from ssamba.studies.efficiency import FRAMES_PER_PATCH, ROWS, SIDES, EfficiencyOptions, Pass, Point, Size, Study
-from ssamba.studies.harness import table
+from ssamba.studies.harness import list_section, machine_name, read_report, report_head, table, write_report
 
 Quantity = Literal["time", "memory"]
+QUANTITIES: tuple[Quantity, ...] = ("time", "memory")
 _SECONDS_PER_PATCH = FRAMES_PER_PATCH * 0.01 / ROWS
-_COLOURS = {"official": ("#0b6e4f", "#5fb49c"), "ssast": ("#b23a48", "#e08e79"), "unfused": ("#555555", "#aaaaaa")}
+_COLORS = {"official": ("#0b6e4f", "#5fb49c"), "ssast": ("#b23a48", "#e08e79"), "unfused": ("#555555", "#aaaaaa")}
 _SCALES: dict[Quantity, float] = {"time": 1e3, "memory": 2**-20}  # to ms and MB
 _GROWTH_FROM, _GROWTH_TO = 2048, 32_768
 _STYLES = {"fp32": "-", "bf16": "--"}
 
 
 class Crossover(NamedTuple):
-    """Where SSAMBA becomes cheaper than a side of SSAST."""
+    """Number of patches from which on SSAMBA is cheaper than a side of SSAST."""
 
     mode: Pass
     size: Size
@@ -42,13 +41,13 @@ class Crossover(NamedTuple):
     ours: str
     theirs: str
     patches: float | None
-    """From this many patches on; None if not within what both ran."""
+    """The crossover; None if SSAMBA is not cheaper at the longest input that both ran."""
     first: int
     """Fewest patches that both ran."""
     last: int
     """Most patches that both ran."""
     factor: float
-    """How many times as much SSAST costs at `last`."""
+    """Cost of SSAST divided by that of SSAMBA at `last`."""
 
     def __str__(self) -> str:
         cheaper = "is faster" if self.quantity == "time" else "needs less memory"
@@ -60,36 +59,32 @@ class Crossover(NamedTuple):
         if self.patches <= self.first:
             return f"{name} at every length measured, {self.first:,} to {self.last:,} patches {at_last}"
         seconds = self.patches * _SECONDS_PER_PATCH
-        return f"{name} from about {_rounded(self.patches):,} patches on, {seconds:.0f} s of audio {at_last}"
+        return f"{name} from about {_two_digits(self.patches):,} patches on, {seconds:.0f} s of audio {at_last}"
 
 
 def crossovers(study: Study) -> list[Crossover]:
-    """Every comparison of SSAMBA with SSAST in the same precision, where both have at least two lengths in common."""
+    """Compare SSAMBA with each side of SSAST in the same precision, where both have at least two lengths in common."""
     found = []
     options = study.options
-    for mode in options.passes:
-        for size in options.sizes:
-            for batch in options.batches:
-                for quantity in ("time", "memory"):
-                    curves = {side: curve(study, mode, size, batch, side, quantity) for side in options.sides}
-                    for ours in options.sides:
-                        for theirs in options.sides:
-                            if SIDES[ours].variant != "official" or SIDES[theirs].variant != "ssast":
-                                continue
-                            if SIDES[ours].precision != SIDES[theirs].precision:
-                                continue
-                            where = crossing(curves[ours], curves[theirs])
-                            if where is not None:
-                                found.append(Crossover(mode, size, batch, quantity, ours, theirs, *where))
+    for mode, size, batch, quantity in product(options.passes, options.sizes, options.batches, QUANTITIES):
+        curves = {side: curve(study, mode, size, batch, side, quantity) for side in options.sides}
+        for ours, theirs in product(options.sides, options.sides):
+            if (SIDES[ours].variant, SIDES[theirs].variant) != ("official", "ssast"):
+                continue
+            if SIDES[ours].precision != SIDES[theirs].precision:
+                continue
+            where = crossing(curves[ours], curves[theirs])
+            if where is not None:
+                found.append(Crossover(mode, size, batch, quantity, ours, theirs, *where))
     return found
 
 
 def curve(
     study: Study, mode: Pass, size: Size, batch: int, side: str, quantity: Quantity, *, single: bool = False
 ) -> dict[int, float]:
-    """Seconds or bytes of one side by number of patches; what was not measured, or is nothing, is left out.
+    """Return seconds or bytes of one side by number of patches; missing and zero values are left out.
 
-    Times of single calls, past the budget, are only among them where `single` asks for these.
+    Times of single calls, past the budget, are included only with `single`.
     """
     values: dict[int, float | None] = {
         p.patches: p.median_s if quantity == "time" else p.peak_bytes
@@ -101,7 +96,12 @@ def curve(
 
 
 def crossing(ours: dict[int, float], theirs: dict[int, float]) -> tuple[float | None, int, int, float] | None:
-    """Where `ours` falls below `theirs` for good: patches (None: nowhere), the range in common, theirs / ours at its end."""
+    """Return from how many patches on `ours` stays below `theirs`, and where both were compared.
+
+    Returns:
+        The crossing (None if `ours` is not below at the end), fewest and most patches in common, and theirs / ours at
+        the most. None with fewer than two lengths in common.
+    """
     common = sorted(ours.keys() & theirs.keys())
     if len(common) < 2:
         return None
@@ -109,17 +109,17 @@ def crossing(ours: dict[int, float], theirs: dict[int, float]) -> tuple[float | 
     factor = math.exp(-gaps[-1])
     if gaps[-1] >= 0:
         return None, common[0], common[-1], factor
-    dearer = [index for index, gap in enumerate(gaps) if gap >= 0]
-    if not dearer:
+    above = [index for index, gap in enumerate(gaps) if gap >= 0]
+    if not above:
         return float(common[0]), common[0], common[-1], factor
-    low = dearer[-1]
+    low = above[-1]
     share = gaps[low] / (gaps[low] - gaps[low + 1])
     at = math.exp(math.log(common[low]) + share * math.log(common[low + 1] / common[low]))
     return at, common[0], common[-1], factor
 
 
 class Growth(NamedTuple):
-    """How the cost of a side grows with the number of patches."""
+    """Growth of the cost of a side with the number of patches."""
 
     mode: Pass
     size: Size
@@ -135,22 +135,18 @@ class Growth(NamedTuple):
 
 
 def growths(study: Study) -> list[Growth]:
-    """The exponent of every side that ran at least three lengths of the fit's range."""
+    """Fit the exponent of every side that ran at least three lengths of the fit's range."""
     found = []
-    options = study.options
-    for mode in options.passes:
-        for size in options.sizes:
-            for batch in options.batches:
-                for side in options.sides:
-                    for quantity in ("time", "memory"):
-                        fit = growth(curve(study, mode, size, batch, side, quantity))
-                        if fit is not None:
-                            found.append(Growth(mode, size, batch, side, quantity, *fit))
+    o = study.options
+    for mode, size, batch, side, quantity in product(o.passes, o.sizes, o.batches, o.sides, QUANTITIES):
+        fit = growth(curve(study, mode, size, batch, side, quantity))
+        if fit is not None:
+            found.append(Growth(mode, size, batch, side, quantity, *fit))
     return found
 
 
 def growth(values: dict[int, float]) -> tuple[float, int, int] | None:
-    """The fitted exponent, fewest and most patches of the fit; None with fewer than three lengths in its range."""
+    """Return the exponent and the fewest and most patches of the fit; None with fewer than three lengths in its range."""
     lengths = [n for n in sorted(values) if _GROWTH_FROM <= n <= _GROWTH_TO]
     if len(lengths) < 3:
         return None
@@ -158,64 +154,55 @@ def growth(values: dict[int, float]) -> tuple[float, int, int] | None:
     return float(slope), lengths[0], lengths[-1]
 
 
-def _rounded(value: float) -> int:
-    """Two digits: more were not measured."""
+def _two_digits(value: float) -> int:
     digits = 10 ** max(0, math.floor(math.log10(value)) - 1)
     return int(round(value / digits) * digits)
 
 
+def _three_digits(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def markdown(study: Study) -> str:
-    """The whole study as Markdown: what it ran on, crossovers, growth, throughput, every point, and why sides stopped."""
-    parts = ["# What the encoders cost", "\n".join(f"- {name}: {value}" for name, value in study.environment.items())]
-    if not study.finished:
-        parts.append("**The study was interrupted: the figures below are what it had.**")
+    """Return the whole study as Markdown."""
+    parts = report_head("Cost of the encoders", study.environment, study.finished)
     parts.append(
-        "Random input; medians of calls in turns, quartiles in brackets ('once': a single call, past the budget); memory "
-        "beyond model and input, and of the whole process or, on a GPU, of all that its allocator gave out; training is "
-        "forward and backward, its gradients included."
+        "Random input; medians of calls timed in turns, quartiles in brackets ('once': a single call, past the budget); "
+        "peak memory beyond model and input, and in all (of the whole process or, on a GPU, of its allocator); training "
+        "is forward and backward, gradients included."
     )
-    found = crossovers(study)
-    if found:
-        heads = ["pass", "size", "batch", "quantity", "finding"]
+    if found := crossovers(study):
+        columns = ["pass", "size", "batch", "quantity", "finding"]
         rows = [[c.mode, c.size, str(c.batch), c.quantity, str(c)] for c in found]
-        parts += ["## Crossovers", table(heads, rows)]
-    grown = growths(study)
-    if grown:
-        heads = ["pass", "size", "batch", "side", "quantity", "exponent", "from", "to patches"]
+        parts += ["## Crossovers", table(columns, rows)]
+    if fitted := growths(study):
+        columns = ["pass", "size", "batch", "side", "quantity", "exponent", "from", "to patches"]
         rows = [
-            [
-                g.mode,
-                g.size,
-                str(g.batch),
-                SIDES[g.side].title,
-                g.quantity,
-                f"{g.exponent:.2f}",
-                str(g.first),
-                str(g.last),
-            ]
-            for g in grown
+            [g.mode, g.size, str(g.batch), SIDES[g.side].title, g.quantity, f"{g.exponent:.2f}", f"{g.first}", f"{g.last}"]
+            for g in fitted
         ]
-        parts += ["## Growth (1 is linear, 2 quadratic)", table(heads, rows)]
-    best = study.best_batches()
-    if best:
-        heads = ["pass", "size", "side", "patches", "best batch", "clips/s"]
+        parts += ["## Growth (1 is linear, 2 quadratic)", table(columns, rows)]
+    if best := study.best_batches():
+        columns = ["pass", "size", "side", "patches", "best batch", "clips/s"]
         rows = [
-            [p.mode, p.size, SIDES[p.side].title, str(p.patches), str(p.batch), _figure(p.clips_per_s)] for p in best
+            [p.mode, p.size, SIDES[p.side].title, str(p.patches), str(p.batch), _three_digits(p.clips_per_s)]
+            for p in best
         ]
-        parts += ["## Clips per second at the best batch", table(heads, rows)]
+        parts += ["## Clips per second at the best batch", table(columns, rows)]
+    columns = ["pass", "size", "batch", "patches", "side", "ms", "quartiles", "peak MB", "in all", "clips/s"]
     lengths = [p for p in study.points if p.section == "length"]
-    heads = ["pass", "size", "batch", "patches", "side", "ms", "quartiles", "peak MB", "in all", "clips/s"]
-    parts += ["## Every length", table(heads, [_row(p) for p in lengths])]
-    swept = [p for p in study.points if p.section == "batch"]
-    if swept:
-        parts += ["## Every batch", table(heads, [_row(p) for p in swept])]
+    parts += ["## Every length", table(columns, [_row(p) for p in lengths])]
+    batches = [p for p in study.points if p.section == "batch"]
+    if batches:
+        parts += ["## Every batch", table(columns, [_row(p) for p in batches])]
     stopped = [
-        f"- {p.mode}, {p.size}, batch {p.batch}, {p.patches:,} patches: {_reason(p)}"
-        for p in [*lengths, *swept]
+        f"{p.mode}, {p.size}, batch {p.batch}, {p.patches:,} patches: {SIDES[p.side].title}: {p.stopped}"
+        for p in [*lengths, *batches]
         if p.stopped
     ]
-    if stopped:
-        parts += ["## Where sides stopped", "\n".join(stopped)]
+    parts += list_section("Where sides stopped", stopped)
     return "\n\n".join(parts) + "\n"
 
 
@@ -223,27 +210,13 @@ def _row(p: Point) -> list[str]:
     shape = [p.mode, p.size, str(p.batch), str(p.patches), SIDES[p.side].title]
     if p.median_s is None or p.low_s is None or p.high_s is None:
         return [*shape, "-", "-", "-", "-", "-"]
-    quartiles = "once" if p.is_single else f"[{_figure(1e3 * p.low_s)}, {_figure(1e3 * p.high_s)}]"
-    memory = ["-" if count is None else _figure(count / 2**20) for count in (p.peak_bytes, p.total_bytes)]
-    return [*shape, _figure(1e3 * p.median_s), quartiles, *memory, _figure(p.clips_per_s)]
-
-
-def _reason(p: Point) -> str:
-    return f"{SIDES[p.side].title}: {p.stopped}"
-
-
-def _figure(value: float | None) -> str:
-    """Three digits."""
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    quartiles = "once" if p.is_single else f"[{_three_digits(1e3 * p.low_s)}, {_three_digits(1e3 * p.high_s)}]"
+    memory = ["-" if count is None else _three_digits(count / 2**20) for count in (p.peak_bytes, p.total_bytes)]
+    return [*shape, _three_digits(1e3 * p.median_s), quartiles, *memory, _three_digits(p.clips_per_s)]
 
 
 def save_study(study: Study, folder: str | Path, *, pictures: bool = True) -> list[Path]:
-    """Write `efficiency.json`, `efficiency.md` and a picture for each batch size into a folder, each atomically.
-
-    Returns:
-        The files.
+    """Write `efficiency.json`, `efficiency.md` and a figure for each batch size, each atomically; return the files.
 
     Raises:
         MissingExtraError: matplotlib is not installed; JSON and Markdown are written before.
@@ -265,25 +238,25 @@ def save_study(study: Study, folder: str | Path, *, pictures: bool = True) -> li
 
 
 def read_study(folder: str | Path) -> Study:
-    """The study in a folder, as `save_study` wrote it.
+    """Read the study that `save_study` wrote into a folder.
 
     Raises:
-        DataError: there is none, or the file is something else.
+        DataError: the file holds something else.
     """
     path = Path(folder) / "efficiency.json"
-    content = read_json(path)
-    try:
+
+    def build(content: dict[str, Any]) -> Study:
         points = [Point(**entry) for entry in content["points"]]
         options = EfficiencyOptions.parse(content["options"], str(path))
         return Study(options, content["environment"], points, content["finished"])
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is not an efficiency study ({error}): choose another folder") from None
+
+    return read_report(path, "an efficiency study", build)
 
 
 def plot_study(study: Study, batch: int, output: Path) -> Path:
-    """Time and memory against patches on logarithmic axes, a column for each size; crossovers are marked and named.
+    """Plot time and memory over patches on logarithmic axes, a column for each size, with labeled crossovers.
 
-    What an interrupted study did not come to has no panel.
+    What an interrupted study did not reach has no panel.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -291,24 +264,20 @@ def plot_study(study: Study, batch: int, output: Path) -> Path:
     reached = [p for p in study.points if p.section == "length" and p.batch == batch]
     sizes = [size for size in study.options.sizes if any(p.size == size for p in reached)] or study.options.sizes
     passes = [m for m in study.options.passes if any(p.mode == m for p in reached)] or study.options.passes
-    panels: list[tuple[Pass, Quantity]] = [(mode, q) for mode in passes for q in ("time", "memory")]
+    panels = list(product(passes, QUANTITIES))
     figure = blank_figure(1 + 4.2 * len(sizes), 1 + 2.9 * len(panels))
-    where = study.environment.get("gpu") or f"{study.environment['processor']}, {study.environment['threads']} threads"
-    figure.suptitle(f"Cost of a batch of {batch} ({where})", fontsize=11)
+    figure.suptitle(f"Cost of a batch of {batch} ({machine_name(study.environment)})", fontsize=11)
     axes = figure.subplots(len(panels), len(sizes), squeeze=False)
     crossed = [c for c in crossovers(study) if c.batch == batch]
     for (mode, quantity), row in zip(panels, axes, strict=True):
         for size, axis in zip(sizes, row, strict=True):
             _plot_panel(axis, study, mode, size, batch, quantity)
             _mark(axis, study, [c for c in crossed if (c.mode, c.size, c.quantity) == (mode, size, quantity)])
-    handles = {h.get_label(): h for axis in axes.flat for h in axis.get_lines() if h.get_label() in _titles()}
+    titles = {side.title for side in SIDES.values()}
+    handles = {h.get_label(): h for axis in axes.flat for h in axis.get_lines() if h.get_label() in titles}
     if handles:
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize=8)
     return save_figure(figure, output)
-
-
-def _titles() -> set[str]:
-    return {side.title for side in SIDES.values()}
 
 
 def _plot_panel(axis: Any, study: Study, mode: Pass, size: Size, batch: int, quantity: Quantity) -> None:
@@ -318,7 +287,7 @@ def _plot_panel(axis: Any, study: Study, mode: Pass, size: Size, batch: int, qua
         medians = curve(study, mode, size, batch, name, quantity)
         if not values:
             continue
-        shades = _COLOURS["unfused" if side.attention == "unfused" else side.variant]
+        shades = _COLORS["unfused" if side.attention == "unfused" else side.variant]
         axis.plot(
             list(values),
             [_SCALES[quantity] * value for value in values.values()],
@@ -342,7 +311,7 @@ def _plot_panel(axis: Any, study: Study, mode: Pass, size: Size, batch: int, qua
 
 
 def _mark(axis: Any, study: Study, found: Sequence[Crossover]) -> None:
-    """A ring and a letter at each crossover that lies between measured lengths; its name in the corner."""
+    """Circle and letter each crossover that lies between measured lengths; list them in the corner."""
     names = []
     for letter, c in zip("ABCDEFGHI", (c for c in found if c.patches and c.patches > c.first), strict=False):
         assert c.patches is not None
@@ -351,5 +320,5 @@ def _mark(axis: Any, study: Study, found: Sequence[Crossover]) -> None:
         height *= _SCALES[c.quantity]
         axis.plot(c.patches, height, "o", markersize=9, markerfacecolor="none", markeredgecolor="black")
         axis.annotate(letter, (c.patches, height), (6, -10), textcoords="offset points", fontsize=7, weight="bold")
-        names.append(f"{letter}: {SIDES[c.ours].title} < {SIDES[c.theirs].title} from {_rounded(c.patches):,}")
+        names.append(f"{letter}: {SIDES[c.ours].title} < {SIDES[c.theirs].title} from {_two_digits(c.patches):,}")
     axis.text(0.02, 0.97, "\n".join(names), transform=axis.transAxes, va="top", fontsize=6.5)

@@ -1,8 +1,8 @@
-"""Fair measurement: sides that take turns, peak memory of one call, what it all ran on, and tables of the figures.
+"""Measure and report studies: fair timing, peak memory, child processes, environment, resuming, JSON and Markdown.
 
-Sides take turns, so that a machine that slows down slows all of them. Memory is what one call holds beyond what stood
-there before it: by the allocator's count on a GPU; on a CPU the resident peak, best read in a process of its own, since
-memory that an earlier call left behind would hide it.
+Sides are timed in turns, so that a machine that slows down slows all of them. Peak memory is what one call holds beyond what
+was held before it: counted by the allocator on a GPU; on a CPU the peak of resident memory, which is best measured in a
+process of its own, since memory that an earlier call left behind would hide it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,40 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from ssamba.errors import DataError
+from ssamba.files import write_atomically
+
 Run = Callable[[], object]
+S = TypeVar("S")
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+class Progress(NamedTuple):
+    """Progress of a study."""
+
+    done: float
+    total: float
+    step: str
+    """Name of the step that begins now."""
+
+
+class CallCost(NamedTuple):
+    """Time and memory of one call."""
+
+    seconds: float
+    peak_bytes: int | None
+    """Peak memory beyond what was held before the call; None if the system does not report it (not Linux)."""
+    total_bytes: int | None
+    """Peak of everything: of the allocator on a GPU, of the whole process on a CPU."""
 
 
 def timings_s(
@@ -36,15 +60,15 @@ def timings_s(
     *,
     each_s: float | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of each call of each side, warm, all taking turns.
+    """Return the seconds of each call of each side. The first call warms up; then the sides take turns.
 
     Args:
-        sides: what to call.
-        budget_s: about so many seconds in all, however many rounds that makes, but at least 3 rounds.
-        repeats: rounds at most.
-        device: where the sides work; a GPU is waited for before a clock is read.
-        each_s: in place of `budget_s`: a side that has been at work for so long, in 5 rounds or more (3 where they take
-            longer than 5 s), leaves the others to go on, so that a slow side does not use up the rounds of a quick one.
+        sides: the calls to time, by name.
+        budget_s: stop after this time in all, but not before 3 rounds.
+        repeats: most rounds.
+        device: device that the calls use; a GPU is synchronized before the clock is read.
+        each_s: replaces `budget_s`: a side leaves once it has run this long and at least 5 rounds (3 if a call takes
+            more than 5 s), so that a slow side does not use up the rounds of a fast one.
     """
     for run in sides.values():
         run()
@@ -69,21 +93,36 @@ def _is_enough(times: Sequence[float], each_s: float) -> bool:
 
 
 def once_s(run: Run, device: str | torch.device = "cpu") -> float:
-    """Seconds of one call, the device idle before and after."""
-    _wait_for(device)
-    begun = time.perf_counter()
+    """Return the seconds of one call; the device is idle before and after."""
+    _synchronize(device)
+    started = time.perf_counter()
     run()
-    _wait_for(device)
-    return time.perf_counter() - begun
+    _synchronize(device)
+    return time.perf_counter() - started
 
 
-def _wait_for(device: str | torch.device) -> None:
+def _synchronize(device: str | torch.device) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
+def measure_call(run: Run, device: str | torch.device = "cpu") -> CallCost:
+    """Return time and peak memory of one call. On a CPU, call this in a child process: it limits the process's memory."""
+    seconds: list[float] = []
+
+    def timed() -> None:
+        seconds.append(once_s(run, device))
+
+    if torch.device(device).type == "cuda":
+        peak: int | None = allocated_peak(timed, device)
+        return CallCost(seconds[0], peak, torch.cuda.max_memory_allocated(device))
+    limit_memory()
+    peak = resident_peak(timed)
+    return CallCost(seconds[0], peak, process_peak())
+
+
 def allocated_peak(run: Run, device: str | torch.device) -> int:
-    """Most bytes that one call holds on a CUDA device beyond what its allocator had given out before."""
+    """Return the peak bytes that one call allocates on a CUDA device beyond what was allocated before."""
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
@@ -94,15 +133,15 @@ def allocated_peak(run: Run, device: str | torch.device) -> int:
 
 
 def resident_peak(run: Run) -> int | None:
-    """Most resident bytes that one call adds to this process; None where the system does not tell (not Linux).
+    """Return the peak resident bytes that one call adds to this process; None if the system does not report it.
 
-    What earlier calls freed is given back to the system first: the allocator would hand it out again, uncounted.
+    Memory that earlier calls freed is returned to the system first: the allocator would hand it out again, uncounted.
     """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
         before = _status_bytes("VmRSS")
     except OSError:
         run()
@@ -112,7 +151,7 @@ def resident_peak(run: Run) -> int | None:
 
 
 def process_peak() -> int | None:
-    """Most resident bytes of this process since it started or `resident_peak` began; None where the system does not tell."""
+    """Return the peak resident bytes of this process since its start or the last `resident_peak`; None if not reported."""
     try:
         return _status_bytes("VmHWM")
     except OSError:
@@ -125,9 +164,9 @@ def _status_bytes(name: str) -> int:
 
 
 def limit_memory(share: float = 0.8) -> None:
-    """Let this process ask for no more than a share of the memory that is free now (Linux; elsewhere nothing happens).
+    """Limit this process to a share of the memory that is free now (Linux; does nothing elsewhere).
 
-    Too much then ends in an error; where the system kills nevertheless, it takes this process and not its parent.
+    A larger allocation then raises an error; if the system kills a process nevertheless, it is this one, not its parent.
     """
     free = _free_bytes()
     if free is None:
@@ -137,12 +176,12 @@ def limit_memory(share: float = 0.8) -> None:
     Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = _status_bytes("VmSize") + int(share * free)
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    limit = _status_bytes("VmSize") + int(share * free)
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def _free_bytes() -> int | None:
-    """What the machine and this process's control group have left; None where the system does not tell."""
+    """Return the memory that the machine and this process's control group have free; None if not reported."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -156,7 +195,7 @@ def _free_bytes() -> int | None:
         except OSError:
             continue
         if limit_text.strip().isdigit():
-            # Files that were read and can be dropped count as used.
+            # Cached file contents, which can be dropped, count as used.
             keys = ("inactive_file", "total_inactive_file")
             cached = [int(value) for key, value in zip(statistics[::2], statistics[1::2], strict=False) if key in keys]
             free.append(int(limit_text) - int(used_text) + max(cached, default=0))
@@ -164,26 +203,26 @@ def _free_bytes() -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator gave up; on CPUs torch says so in a plain RuntimeError."""
-    told = ("allocate memory", "out of memory", "bad_alloc", "unable to allocate", "alloc_failed", "memoryerror")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error).lower() for text in told)
+    """Return whether an allocation failed; on CPUs torch raises a plain RuntimeError."""
+    texts = ("allocate memory", "out of memory", "bad_alloc", "unable to allocate", "alloc_failed", "memoryerror")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error).lower() for text in texts)
 
 
 def in_child(code: str, arguments: Sequence[str], limit_s: float | None = None) -> Any:
-    """Run Python code in a process of its own, where memory of earlier calls hides nothing and too much ends only that.
+    """Run Python code in a child process, so that memory peaks are its own and running out of memory ends only the child.
 
     Args:
-        code: prints JSON as its last line.
+        code: code whose last line of output is JSON.
         arguments: its `sys.argv[1:]`.
-        limit_s: how long to wait for it.
+        limit_s: time limit.
 
     Returns:
-        What it printed last.
+        The parsed last line of output.
 
     Raises:
-        TimeoutError: it did not end in time.
-        MemoryError: the system ended it.
-        RuntimeError: it failed; the message is the last line that it wrote, or the signal that it died of.
+        TimeoutError: the child did not end in time.
+        MemoryError: the system killed it.
+        RuntimeError: it failed; the message is the last line of its standard error, or the signal that ended it.
     """
     command = [sys.executable, "-c", code, *arguments]
     try:
@@ -193,15 +232,15 @@ def in_child(code: str, arguments: Sequence[str], limit_s: float | None = None) 
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    if done.returncode == -signal.SIGKILL:  # the system's last resort
+    if done.returncode == -signal.SIGKILL:  # sent by the system when memory runs out
         raise MemoryError(f"out of memory: {reason}")
     if done.returncode < 0:
         reason = f"{signal.Signals(-done.returncode).name}: {reason}"
     raise RuntimeError(reason)
 
 
-def surroundings(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Date, hardware and versions, for the head of every result."""
+def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Return date, hardware and versions, which every result records."""
     gpu = {}
     if torch.device(device).type == "cuda":
         gpu = {
@@ -221,20 +260,6 @@ def surroundings(device: str | torch.device = "cpu") -> dict[str, Any]:
     }
 
 
-def changed_surroundings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs of two results' surroundings, but for the date."""
-    return [name for name, value in now.items() if name != "date" and before.get(name) != value]
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
-    lines = [columns, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
-    )
-
-
 def _processor() -> str:
     path = Path("/proc/cpuinfo")
     if path.exists():
@@ -249,3 +274,57 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the keys in which two environments differ, except for the date."""
+    return [name for name, value in now.items() if name != "date" and before.get(name) != value]
+
+
+def machine_name(environment: Mapping[str, Any]) -> str:
+    """Return the GPU, or the processor with its number of threads, for a figure's title."""
+    return environment.get("gpu") or f"{environment['processor']}, threads: {environment['threads']}"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    lines = [columns, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def report_head(title: str, environment: Mapping[str, Any], finished: bool) -> list[str]:
+    """Return the first paragraphs of a report: title, environment, and a notice if the study is incomplete."""
+    parts = [f"# {title}", "\n".join(f"- {name}: {value}" for name, value in environment.items())]
+    if not finished:
+        parts.append("**This study is not finished: it was interrupted, and the figures below are incomplete.**")
+    return parts
+
+
+def list_section(title: str, lines: Iterable[str]) -> list[str]:
+    """Return a heading and a bullet list; nothing if there are no lines."""
+    items = [f"- {line}" for line in lines]
+    return [f"## {title}", "\n".join(items)] if items else []
+
+
+def write_report(folder: Path, name: str, content: Mapping[str, Any], text: str) -> list[Path]:
+    """Write `NAME.json` and `NAME.md` into a folder, each atomically; return the two files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{name}.json", folder / f"{name}.md"]
+    for path, written in zip(files, (json.dumps(content, indent=2) + "\n", text), strict=True):
+        write_atomically(path, partial(Path.write_text, data=written, encoding="utf-8"))
+    return files
+
+
+def read_report(path: Path, kind: str, build: Callable[[dict[str, Any]], S]) -> S:
+    """Build a study from the JSON file of a report, to resume it.
+
+    Raises:
+        DataError: the file is not a study of this kind.
+    """
+    try:
+        return build(json.loads(path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not {kind} ({error}): choose another folder") from None

@@ -1,12 +1,12 @@
-"""Long recordings in one piece or in windows: time, memory, and how far the frame embeddings agree.
+"""Compare two ways to embed long recordings, in windows and in full context: time, memory, agreement of time steps.
 
-Every pass runs in a process of its own, so that its peak memory is its own and too much of it ends only the pass. A pass
-is what users run: `Embedder.embed` on a file, decoding included, once, after a few seconds of audio that warm it up.
+Every pass runs in a process of its own, so that its peak memory is its own and running out of memory ends only that pass. A
+pass is what users run: `Embedder.embed` on a file, decoding included, once, after a few seconds of audio as warm-up.
 
-Agreement is the cosine between the two embeddings of each time step, as they are, and after each side's mean over the
-recording was subtracted (what all steps share would hide their differences).
+Agreement is the cosine between the two embeddings of each time step: as they are, and centered, i.e. after subtracting each
+context's mean over the recording (a component that all steps share would hide their differences).
 
-Shapes: S samples, K time steps, D channels.
+Shapes: K time steps, D channels.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field, model_validator
 
@@ -26,36 +27,40 @@ from ssamba.audio.files import Skipped
 from ssamba.config import Config
 from ssamba.embedder import load_model
 from ssamba.errors import SsambaError
-from ssamba.evaluation.caching import Array
+from ssamba.plotting import blank_figure, save_figure
 from ssamba.studies.harness import (
-    allocated_peak,
+    Progress,
+    environment,
     in_child,
     is_out_of_memory,
-    limit_memory,
-    once_s,
+    list_section,
+    machine_name,
+    measure_call,
     process_peak,
-    resident_peak,
-    surroundings,
+    report_head,
+    table,
+    write_report,
 )
-from ssamba.studies.material import Material, check_there
+from ssamba.studies.recordings import RecordingPool, require_files
 
 Context = Literal["windows", "full"]
 CONTEXTS: tuple[Context, ...] = ("windows", "full")
+_COLORS: dict[Context, str] = {"windows": "#0b6e4f", "full": "#b23a48"}
 _BINS = 300
-_WARM_S = 3.0
+_WARM_UP_S = 3.0
 
 
 class LongOptions(Config):
-    """What is embedded."""
+    """Options of the study."""
 
     minutes: tuple[float, ...] = ()
-    """Join all recordings to these lengths; none takes each recording as it is."""
+    """Concatenate all recordings to these durations; if empty, embed each recording as it is."""
     device: str | None = None
-    """Where the model runs; None takes a GPU if there is one."""
+    """Device of the model; None uses a GPU if there is one."""
     budget_s: float = Field(3600.0, gt=0)
-    """A pass that takes longer is ended."""
+    """Time limit of a pass."""
     seed: int = Field(0, ge=0)
-    """Of the order in which recordings are joined."""
+    """Seed of the order in which recordings are concatenated."""
 
     @model_validator(mode="after")
     def _check(self) -> LongOptions:
@@ -66,21 +71,21 @@ class LongOptions(Config):
 
 @dataclass(frozen=True)
 class LongPass:
-    """What embedding one recording in one context took."""
+    """Cost of embedding one recording in one context."""
 
     recording: str
     duration_s: float | None
-    """Of audio; None where it did not run."""
+    """Duration of the audio; None if the pass did not run."""
     context: Context
     seconds: float | None = None
     frames: int | None = None
-    """Time steps."""
+    """Number of time steps."""
     peak_bytes: int | None = None
-    """Most memory beyond the loaded model: resident on a CPU, allocated on a GPU; None where the system does not tell."""
+    """Peak memory beyond the loaded model: resident on a CPU, allocated on a GPU; None if not reported."""
     process_bytes: int | None = None
-    """Most memory of the whole process, Python, torch and model included; None where the system does not tell."""
+    """Peak memory of the whole process, including Python, torch and the model; None if not reported."""
     stopped: str | None = None
-    """Why there is no result, in words."""
+    """Reason if there is no result."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +100,16 @@ class Agreement:
     centered_median: float
     centered_low: float
     times_s: list[float]
-    """Centers of the bins of what follows."""
+    """Centers of the bins of the two lists below."""
     over_time: list[float]
     """Median of the centered cosine in each bin."""
     low_over_time: list[float]
-    """5th percentile of it."""
+    """5th percentile of the centered cosine in each bin."""
 
 
 @dataclass
 class LongStudy:
-    """All passes, and what they ran on."""
+    """All passes, and the environment they ran in."""
 
     options: LongOptions
     environment: dict[str, Any]
@@ -112,15 +117,6 @@ class LongStudy:
     agreements: list[Agreement] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     finished: bool = False
-
-
-class Progress(NamedTuple):
-    """How far the study is."""
-
-    done: int
-    total: int
-    """Passes."""
-    what: str
 
 
 def measure_long(
@@ -134,18 +130,18 @@ def measure_long(
 
     Args:
         recordings: files.
-        options: joined to which lengths, where; None is the default.
+        options: durations and device; None is the default.
         checkpoint: as `load_model` takes it; None is the shipped model.
-        on_progress: called before each pass, with what there is so far (to show it, or to keep it safe).
+        on_progress: called before each pass with the study so far, to show or save it.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
-        DataError: a file does not exist, or none of the recordings to join can be used.
+        DataError: a file does not exist, or none of the recordings to concatenate can be used.
     """
     options = options or LongOptions()
-    check_there(recordings)
+    require_files(recordings)
     model = load_model(checkpoint, device=options.device)
-    study = LongStudy(options, {**surroundings(model.device), "model": model.name})
+    study = LongStudy(options, {**environment(model.device), "model": model.name})
     rate_hz, device = model.front_end.sample_rate_hz, model.device
     del model
     names = [f"{m:g} min joined" for m in sorted(options.minutes)] or [path.name for path in recordings]
@@ -154,12 +150,12 @@ def measure_long(
             path = recordings[number] if not options.minutes else Path(folder) / "joined.wav"
             if options.minutes:
                 _write_joined(path, recordings, sorted(options.minutes)[number], rate_hz, study)
-            frames: dict[Context, Array] = {}
-            for place, context in enumerate(CONTEXTS):
+            frames: dict[Context, npt.NDArray[Any]] = {}
+            for index, context in enumerate(CONTEXTS):
                 if on_progress is not None:
-                    on_progress(Progress(2 * number + place, 2 * len(names), f"{name}, {context}"), study)
+                    on_progress(Progress(2 * number + index, 2 * len(names), f"{name}, {context}"), study)
                 vectors = Path(folder) / "frames.npy"
-                done = _pass(name, path, context, vectors, checkpoint, device, options.budget_s)
+                done = embed_in_child(name, path, context, vectors, checkpoint, device, options.budget_s)
                 study.passes.append(done)
                 if not done.stopped:
                     frames[context] = np.load(vectors)
@@ -174,13 +170,13 @@ def measure_long(
 def _write_joined(path: Path, recordings: Sequence[Path], minutes: float, rate_hz: int, study: LongStudy) -> None:
     import soundfile
 
-    material = Material(recordings, rate_hz)
-    random = np.random.default_rng([study.options.seed, round(60_000 * minutes)])
-    soundfile.write(path, material.joined(round(60 * minutes * rate_hz), random), rate_hz, subtype="FLOAT")
-    study.skipped += [entry for entry in material.skipped if entry not in study.skipped]
+    pool = RecordingPool(recordings, rate_hz)
+    rng = np.random.default_rng([study.options.seed, round(60_000 * minutes)])
+    soundfile.write(path, pool.concatenate(round(60 * minutes * rate_hz), rng), rate_hz, subtype="FLOAT")
+    study.skipped += [entry for entry in pool.skipped if entry not in study.skipped]
 
 
-def _pass(
+def embed_in_child(
     name: str,
     path: Path,
     context: Context,
@@ -189,58 +185,50 @@ def _pass(
     device: torch.device,
     budget_s: float,
 ) -> LongPass:
+    """Embed a recording in a child process; write its frame embeddings (K, D) to the .npy file `vectors`."""
     job = json.dumps([str(path), context, str(vectors), checkpoint, str(device), torch.get_num_threads()])
     code = "import sys; from ssamba.studies.long_audio import child_main; child_main(sys.argv[1])"
     try:
         result = in_child(code, [job], budget_s)
     except TimeoutError:
-        stopped = f"longer than the budget of {budget_s:g} s"
+        result = {"stopped": f"longer than the budget of {budget_s:g} s"}
     except MemoryError:
-        stopped = "out of memory"
+        result = {"stopped": "out of memory"}
     except RuntimeError as error:
-        stopped = str(error)
-    else:
-        if "stopped" not in result:
-            return LongPass(name, context=context, **result)
-        stopped = result["stopped"]
-    return LongPass(name, None, context, stopped=stopped)
+        result = {"stopped": str(error)}
+    return LongPass(name, context=context, **{"duration_s": None, **result})
 
 
 def child_main(job: str) -> None:
-    """What a child does: embed one recording in one context, save its frames, print what that took."""
+    """Run in the child: embed one recording in one context, save its frames, and print its cost as JSON."""
     path, context, vectors, checkpoint, device_name, threads = json.loads(job)
     torch.set_num_threads(threads)
     device = torch.device(device_name)
     model = load_model(checkpoint, device=device)
-    warm = np.random.default_rng(0).standard_normal(round(_WARM_S * model.front_end.sample_rate_hz)) * 0.01
-    model.embed(warm, context=context)
+    noise = np.random.default_rng(0).standard_normal(round(_WARM_UP_S * model.front_end.sample_rate_hz)) * 0.01
+    model.embed(noise, context=context)
     result: dict[str, Any] = {}
 
     def run() -> None:
         result["embedding"] = model.embed(path, context=context)
 
-    timed: list[float] = []
     try:
-        if device.type == "cuda":
-            peak: int | None = allocated_peak(lambda: timed.append(once_s(run, device)), device)
-        else:
-            limit_memory()
-            peak = resident_peak(lambda: timed.append(once_s(run)))
+        cost = measure_call(run, device)
     except SsambaError as error:
         print(json.dumps({"stopped": str(error)}))
         return
     except (RuntimeError, MemoryError) as error:
         print(json.dumps({"stopped": "out of memory" if is_out_of_memory(error) else str(error)}))
         return
-    whole = process_peak()
+    process_bytes = process_peak()
     embedding = result["embedding"]
     np.save(vectors, embedding.frames.numpy())
-    facts = {"duration_s": embedding.duration_s, "seconds": timed[0], "frames": len(embedding.frames)}
-    print(json.dumps({**facts, "peak_bytes": peak, "process_bytes": whole}))
+    facts = {"duration_s": embedding.duration_s, "seconds": cost.seconds, "frames": len(embedding.frames)}
+    print(json.dumps({**facts, "peak_bytes": cost.peak_bytes, "process_bytes": process_bytes}))
 
 
-def agreement(name: str, duration_s: float, windows: Array, full: Array) -> Agreement:
-    """How far the time steps (K, D) of windows and of full context agree."""
+def agreement(name: str, duration_s: float, windows: npt.NDArray[Any], full: npt.NDArray[Any]) -> Agreement:
+    """Compare the time steps (K, D) of windows with those of full context."""
     centered = _cosines(windows - windows.mean(0), full - full.mean(0))
     bins = np.array_split(centered, min(_BINS, len(centered)))
     edges_s = np.cumsum([0, *map(len, bins)]) * (duration_s / len(centered))
@@ -259,8 +247,132 @@ def agreement(name: str, duration_s: float, windows: Array, full: Array) -> Agre
     )
 
 
-def _cosines(a: Array, b: Array) -> Array:
-    """Cosine of each row of (K, D) with its partner, (K,)."""
+def _cosines(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the cosine of each row of `a` (K, D) with the same row of `b`: (K,)."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosines: Array = np.einsum("kd,kd->k", a, b) / np.maximum(norms, 1e-12)
+    cosines: npt.NDArray[Any] = np.einsum("kd,kd->k", a, b) / np.maximum(norms, 1e-12)
     return cosines
+
+
+def headlines(study: LongStudy) -> list[str]:
+    """Return one sentence for each pass and one for each agreement."""
+    lines = []
+    for p in study.passes:
+        cost = p.stopped or f"{_seconds(p)} s, {_megabytes(p.process_bytes)} MB in all"
+        lines.append(f"{p.recording}, {p.context}: {cost}")
+    lines += [
+        f"{a.recording}: cosine of time steps {a.median:.3f} in the median, {a.low:.3f} at the 5th percentile; centered "
+        f"{a.centered_median:.3f}, {a.centered_low:.3f}"
+        for a in study.agreements
+    ]
+    return lines
+
+
+def markdown(study: LongStudy) -> str:
+    """Return the whole study as Markdown."""
+    parts = report_head("Long recordings", study.environment, study.finished)
+    parts.append(
+        "Each pass runs once, warm, in a process of its own, decoding included. `peak` is memory beyond the loaded "
+        "model, `in all` that of the whole process."
+    )
+    columns = ["recording", "minutes", "context", "s", "x real time", "peak MB", "in all MB", "time steps"]
+    parts.append(table(columns, [_row(p) for p in study.passes]))
+    if study.agreements:
+        columns = ["recording", "minutes", "cosine, median", "5th percentile", "centered, median", "5th percentile"]
+        rows = [
+            [
+                a.recording,
+                f"{a.duration_s / 60:.3g}",
+                *(f"{x:.3f}" for x in (a.median, a.low, a.centered_median, a.centered_low)),
+            ]
+            for a in study.agreements
+        ]
+        parts += ["## Time steps of windows against full context", table(columns, rows)]
+    stopped = [f"{p.recording}, {p.context}: {p.stopped}" for p in study.passes if p.stopped]
+    parts += list_section("Passes without a result", stopped)
+    parts += list_section("Skipped recordings", [entry.reason for entry in study.skipped])
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(p: LongPass) -> list[str]:
+    if p.stopped or p.duration_s is None or p.seconds is None:
+        return [p.recording, "-", p.context, *["-"] * 5]
+    rate = f"{p.duration_s / p.seconds:.0f}"
+    memory = [_megabytes(p.peak_bytes), _megabytes(p.process_bytes)]
+    return [p.recording, f"{p.duration_s / 60:.3g}", p.context, _seconds(p), rate, *memory, f"{p.frames:,}"]
+
+
+def _seconds(p: LongPass) -> str:
+    assert p.seconds is not None
+    return f"{p.seconds:.0f}" if p.seconds >= 100 else f"{p.seconds:.3g}"
+
+
+def _megabytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 2**20:,.0f}"
+
+
+def save_long(study: LongStudy, folder: str | Path, *, picture: bool = True) -> list[Path]:
+    """Write `long.json`, `long.md` and `long.png` into a folder, each atomically; return the files.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed; JSON and Markdown are written before.
+    """
+    folder = Path(folder)
+    content = {**asdict(study), "options": study.options.model_dump(mode="json")}
+    files = write_report(folder, "long", content, markdown(study))
+    if picture:
+        files.append(plot_long(study, folder / "long.png"))
+    return files
+
+
+def plot_long(study: LongStudy, output: Path) -> Path:
+    """Plot time and memory over duration, and the agreement of the longest recording over its time.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure = blank_figure(11, 6)
+    title = f"Long recordings, {study.environment['model']} ({machine_name(study.environment)})"
+    figure.suptitle(title, fontsize=11)
+    grid = figure.add_gridspec(2, 2)
+    _plot_cost(figure.add_subplot(grid[0, 0]), study, "seconds", 1.0, "s")
+    _plot_cost(figure.add_subplot(grid[0, 1]), study, "process_bytes", 2**-20, "MB, whole process")
+    axis = figure.add_subplot(grid[1, :])
+    longest = max(study.agreements, key=lambda a: a.duration_s, default=None)
+    if longest is not None:
+        at_min = np.array(longest.times_s) / 60
+        axis.plot(at_min, longest.over_time, color="#22577a", linewidth=0.9, label="median")
+        axis.plot(at_min, longest.low_over_time, color="#22577a", linewidth=0.7, alpha=0.5, label="5th percentile")
+        axis.set_title(f"{longest.recording}: centered cosine, windows to full context", fontsize=9, loc="left")
+        axis.set_xlabel("minutes from the start", fontsize=8)
+        axis.set_ylim(min(0.0, *longest.low_over_time), 1.02)
+        axis.legend(fontsize=7, loc="lower left")
+    axis.tick_params(labelsize=7)
+    axis.grid(alpha=0.25)
+    return save_figure(figure, output)
+
+
+def _plot_cost(axis: Any, study: LongStudy, name: str, scale: float, unit: str) -> None:
+    for context in CONTEXTS:
+        points = sorted(
+            (p.duration_s / 60, scale * value)
+            for p in study.passes
+            if p.context == context and p.duration_s and (value := getattr(p, name))
+        )
+        if not points:
+            continue
+        axis.plot(*zip(*points, strict=True), "o-", ms=4, color=_COLORS[context], label=context)
+        above = 1 if context == "full" else -1
+        for x, y in points:
+            axis.annotate(f"{y:,.3g}" if y < 100 else f"{y:,.0f}", (x, y), (0, 7 * above - 3), fontsize=6.5,
+                          textcoords="offset points", ha="center", color=_COLORS[context])  # fmt: skip
+        axis.set(xscale="log", yscale="log")
+        axis.legend(fontsize=7, loc="upper left")
+    minutes = sorted({round(p.duration_s / 60, 1) for p in study.passes if p.duration_s})
+    axis.set_xticks(minutes, [f"{m:g}" for m in minutes])
+    axis.margins(0.12)
+    axis.minorticks_off()
+    axis.set_xlabel("minutes of audio", fontsize=8)
+    axis.set_ylabel(unit, fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.grid(alpha=0.25)

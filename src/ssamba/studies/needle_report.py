@@ -1,8 +1,7 @@
-"""What the needle test found: accuracy by length, level and place as Markdown, JSON that can be continued, a picture."""
+"""Report the needle test: accuracy by duration, level and position as Markdown, JSON that can be resumed, and a figure."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,39 +10,33 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssamba.audio.files import Skipped
-from ssamba.checkpoint.files import read_json
-from ssamba.errors import DataError
-from ssamba.evaluation.report_files import write_report
 from ssamba.plotting import blank_figure, save_figure
-from ssamba.studies.harness import table
-from ssamba.studies.needle import RULES, Curve, NeedleStudy, Pass, Rule, Trial
-from ssamba.studies.needle_plan import NeedleOptions, Side
+from ssamba.studies.harness import list_section, read_report, report_head, table, write_report
+from ssamba.studies.needle import RULES, Curve, NeedleOptions, NeedleStudy, Pass, Rule, Side, Trial
 
-_NAME = "needle"
-JSON = f"{_NAME}.json"
-_COLOURS: dict[Side, str] = {"windows": "#0b6e4f", "full": "#b23a48", "log-mel": "#777777"}
+_COLORS: dict[Side, str] = {"windows": "#0b6e4f", "full": "#b23a48", "log-mel": "#777777"}
 _LINES: dict[Side, str] = {"windows": "o-", "full": "s--", "log-mel": "^:"}
 _RULES: dict[Rule, str] = {
-    "frame": "single time steps, to the needle's mean",
-    "matched": "sequences of time steps, the haystack whitened",
+    "frame": "single time steps, compared with the needle's mean",
+    "matched": "sequences of time steps, after whitening the haystack",
 }
-_DEPTHS = 5
+_SECTIONS = 5  # of a haystack, in the table and panel by position
 
 
 class Score(NamedTuple):
-    """How often needles were found."""
+    """Accuracy over some trials."""
 
     trials: int
     first: float
-    """Share whose best place was the needle."""
+    """Fraction whose best match lies inside the needle."""
     five: float
-    """Share with the needle among the five best places."""
+    """Fraction with the needle among the five best matches."""
     chance: float
-    """What a random time step would find."""
+    """Accuracy of a random time step."""
 
 
 def score(trials: Sequence[Trial]) -> Score | None:
-    """Over some trials; None without any."""
+    """Return the accuracy over trials; None if there are none."""
     if not trials:
         return None
     ranks = [trial.rank for trial in trials]
@@ -52,13 +45,8 @@ def score(trials: Sequence[Trial]) -> Score | None:
     return Score(count, ranks.count(1) / count, sum(rank is not None for rank in ranks) / count, chance)
 
 
-def depth(trial: Trial) -> float:
-    """Where the needle stands: 0 at the haystack's start, 1 at its end."""
-    return (trial.start_s + trial.end_s) / 2 / (60 * trial.minutes)
-
-
 def select(study: NeedleStudy, side: Side, rule: Rule, **fields: Any) -> list[Trial]:
-    """The trials of a side and rule that have these values."""
+    """Return the trials of a side and rule whose other fields have these values."""
     return [
         trial
         for trial in study.trials
@@ -67,39 +55,35 @@ def select(study: NeedleStudy, side: Side, rule: Rule, **fields: Any) -> list[Tr
 
 
 def headlines(study: NeedleStudy) -> list[str]:
-    """For each length and side one sentence: needles found by the matched filter, all levels together."""
+    """Return one sentence for each duration and side: accuracy of the matched filter, all levels together."""
     lines = []
     for minutes in sorted(study.options.minutes):
         for side in study.options.sides:
             found = score(select(study, side, "matched", minutes=minutes))
             if found is not None:
                 lines.append(
-                    f"{minutes:g} min, {side}: {100 * found.first:.0f} % found first, {100 * found.five:.0f} % among five, "
-                    f"of {found.trials} (chance {100 * found.chance:.2g} %)"
+                    f"{minutes:g} min, {side}: {100 * found.first:.0f} % found first, {100 * found.five:.0f} % among "
+                    f"five, of {found.trials} (chance {100 * found.chance:.2g} %)"
                 )
     return lines
 
 
 def markdown(study: NeedleStudy) -> str:
-    """The whole study as Markdown."""
-    parts = ["# Needles in haystacks", "\n".join(f"- {name}: {value}" for name, value in study.environment.items())]
-    if not study.finished:
-        parts.append("**The study is not finished: the figures below are what it has.**")
+    """Return the whole study as Markdown."""
+    parts = report_head("Needles in haystacks", study.environment, study.finished)
     needles = ", ".join(f"{name} ({seconds:.1f} s)" for name, seconds in study.needles.items())
     parts.append(
         f"{len(study.needles)} needles: {needles}. Haystacks of {study.files} recordings, joined at one level. A needle "
-        "is found where the best time step lies within it; each cell: found first / among the five best places, in "
+        "is found if the best time step lies inside it; each cell: found first / among the five best places, in "
         "percent. `log-mel` is the model's input without the model; chance is that of a random time step."
     )
     for rule in RULES:
-        parts += [f"## By {_RULES[rule]}", _by_length(study, rule)]
-    parts += ["## By place in the haystack (matched, all lengths and levels)", _by_depth(study)]
-    parts += ["## Seconds of a haystack", _seconds(study)]
-    stopped = [f"- {p.minutes:g} min, {p.side}: {p.stopped}" for p in study.passes if p.stopped]
-    if stopped:
-        parts += ["## Where sides stopped", "\n".join(stopped)]
-    if study.skipped:
-        parts += ["## Left out", "\n".join(f"- {entry.reason}" for entry in study.skipped)]
+        parts += [f"## By {_RULES[rule]}", _by_duration(study, rule)]
+    parts += ["## By position in the haystack (matched, all durations and levels)", _by_position(study)]
+    parts += ["## Seconds to embed a haystack", _seconds(study)]
+    stopped = [f"{p.minutes:g} min, {p.side}: {p.stopped}" for p in study.passes if p.stopped]
+    parts += list_section("Where sides stopped", stopped)
+    parts += list_section("Skipped recordings", [entry.reason for entry in study.skipped])
     return "\n\n".join(parts) + "\n"
 
 
@@ -107,7 +91,7 @@ def _cell(found: Score | None) -> str:
     return "-" if found is None else f"{100 * found.first:.0f} / {100 * found.five:.0f}"
 
 
-def _by_length(study: NeedleStudy, rule: Rule) -> str:
+def _by_duration(study: NeedleStudy, rule: Rule) -> str:
     options = study.options
     rows = []
     for minutes in sorted(options.minutes):
@@ -120,18 +104,23 @@ def _by_length(study: NeedleStudy, rule: Rule) -> str:
     return table(["minutes", "level, dB", *options.sides, "chance", "trials"], rows)
 
 
-def _by_depth(study: NeedleStudy) -> str:
+def _by_position(study: NeedleStudy) -> str:
     rows = []
-    for fifth in range(_DEPTHS):
-        row = [f"{fifth / _DEPTHS:.1f} to {(fifth + 1) / _DEPTHS:.1f}"]
-        for side in study.options.sides:
-            row.append(_cell(score(_in_fifth(study, side, fifth))))
-        rows.append([*row, str(len(_in_fifth(study, study.options.sides[0], fifth)))])
-    return table(["place", *study.options.sides, "trials"], rows)
+    for section in range(_SECTIONS):
+        trials = [_in_section(study, side, section) for side in study.options.sides]
+        name = f"{section / _SECTIONS:.1f} to {(section + 1) / _SECTIONS:.1f}"
+        rows.append([name, *(_cell(score(found)) for found in trials), str(len(trials[0]))])
+    return table(["position", *study.options.sides, "trials"], rows)
 
 
-def _in_fifth(study: NeedleStudy, side: Side, fifth: int) -> list[Trial]:
-    return [t for t in select(study, side, "matched") if min(int(depth(t) * _DEPTHS), _DEPTHS - 1) == fifth]
+def _in_section(study: NeedleStudy, side: Side, section: int) -> list[Trial]:
+    """Return the trials whose needle lies in this fifth of its haystack."""
+
+    def section_of(trial: Trial) -> int:
+        position = (trial.start_s + trial.end_s) / 2 / (60 * trial.minutes)
+        return min(int(position * _SECTIONS), _SECTIONS - 1)
+
+    return [trial for trial in select(study, side, "matched") if section_of(trial) == section]
 
 
 def _seconds(study: NeedleStudy) -> str:
@@ -146,32 +135,28 @@ def _seconds(study: NeedleStudy) -> str:
 
 
 def save_needles(study: NeedleStudy, folder: str | Path, *, picture: bool = True) -> list[Path]:
-    """Write `needle.json`, `needle.md` and `needle.png` into a folder, each atomically.
-
-    Returns:
-        The files.
+    """Write `needle.json`, `needle.md` and `needle.png` into a folder, each atomically; return the files.
 
     Raises:
         MissingExtraError: matplotlib is not installed; JSON and Markdown are written before.
     """
     folder = Path(folder)
     content = {**asdict(study), "options": study.options.model_dump(mode="json")}
-    files = write_report(folder, _NAME, content, markdown(study))
+    files = write_report(folder, "needle", content, markdown(study))
     if picture:
-        files.append(plot_needles(study, folder / f"{_NAME}.png"))
+        files.append(plot_needles(study, folder / "needle.png"))
     return files
 
 
 def read_needles(folder: str | Path) -> NeedleStudy:
-    """A study that `save_needles` wrote, also half of one.
+    """Read the study, complete or not, that `save_needles` wrote into a folder.
 
     Raises:
-        DataError: the file does not hold such a study.
-        CheckpointError: it is missing or not JSON.
+        DataError: the file holds something else.
     """
-    path = Path(folder) / JSON
-    content = read_json(path)
-    try:
+    path = Path(folder) / "needle.json"
+
+    def build(content: dict[str, Any]) -> NeedleStudy:
         return NeedleStudy(
             NeedleOptions.parse(content.pop("options"), str(path)),
             skipped=[Skipped(**entry) for entry in content.pop("skipped")],
@@ -180,12 +165,12 @@ def read_needles(folder: str | Path) -> NeedleStudy:
             curves=[Curve(**entry) for entry in content.pop("curves")],
             **content,
         )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} is not a needle study ({error}): choose another folder") from None
+
+    return read_report(path, "a needle study", build)
 
 
 def plot_needles(study: NeedleStudy, output: Path) -> Path:
-    """Accuracy over length and place, and similarity over the longest haystack with the needle marked.
+    """Plot accuracy over duration and position, and similarity over the longest haystack with the needle marked.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -197,8 +182,8 @@ def plot_needles(study: NeedleStudy, output: Path) -> Path:
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.0, 1.5 * len(options.sides)))[:, 0]
     axes = above.subplots(1, len(levels) + 1, sharey=True, squeeze=False)[0]
     for level_db, axis in zip(levels, axes, strict=False):
-        _plot_lengths(axis, study, level_db)
-    _plot_depths(axes[-1], study)
+        _plot_durations(axis, study, level_db)
+    _plot_positions(axes[-1], study)
     axes[0].set_ylabel("found first (pale: chance)", fontsize=8)
     axes[0].legend(fontsize=7, loc="lower left")
     axes[0].set_ylim(-0.03, 1.03)
@@ -206,7 +191,7 @@ def plot_needles(study: NeedleStudy, output: Path) -> Path:
     return save_figure(figure, output)
 
 
-def _plot_lengths(axis: Any, study: NeedleStudy, level_db: float) -> None:
+def _plot_durations(axis: Any, study: NeedleStudy, level_db: float) -> None:
     for side in study.options.sides:
         points = {
             minutes: found
@@ -214,7 +199,7 @@ def _plot_lengths(axis: Any, study: NeedleStudy, level_db: float) -> None:
             if (found := score(select(study, side, "matched", minutes=minutes, level_db=level_db)))
         }
         axis.plot(
-            list(points), [p.first for p in points.values()], _LINES[side], ms=4, color=_COLOURS[side], label=side
+            list(points), [p.first for p in points.values()], _LINES[side], ms=4, color=_COLORS[side], label=side
         )
         axis.plot(list(points), [p.chance for p in points.values()], "-", color="0.8", linewidth=0.8)
     axis.set_xscale("log")
@@ -226,20 +211,20 @@ def _plot_lengths(axis: Any, study: NeedleStudy, level_db: float) -> None:
     axis.grid(alpha=0.25)
 
 
-def _plot_depths(axis: Any, study: NeedleStudy) -> None:
+def _plot_positions(axis: Any, study: NeedleStudy) -> None:
     sides = study.options.sides
     for number, side in enumerate(sides):
-        heights = [found.first if (found := score(_in_fifth(study, side, f))) else 0.0 for f in range(_DEPTHS)]
-        places = np.arange(_DEPTHS) + 0.8 * ((number + 0.5) / len(sides) - 0.5)
-        axis.bar(places, heights, 0.8 / len(sides), color=_COLOURS[side])
-    axis.set_xticks(range(_DEPTHS), [f"{(f + 0.5) / _DEPTHS:.1f}" for f in range(_DEPTHS)], fontsize=7)
-    axis.set_xlabel("place (0 start, 1 end)", fontsize=8)
-    axis.set_title("all lengths and levels", fontsize=9, loc="left")
+        heights = [found.first if (found := score(_in_section(study, side, f))) else 0.0 for f in range(_SECTIONS)]
+        places = np.arange(_SECTIONS) + 0.8 * ((number + 0.5) / len(sides) - 0.5)
+        axis.bar(places, heights, 0.8 / len(sides), color=_COLORS[side])
+    axis.set_xticks(range(_SECTIONS), [f"{(f + 0.5) / _SECTIONS:.1f}" for f in range(_SECTIONS)], fontsize=7)
+    axis.set_xlabel("position (0 start, 1 end)", fontsize=8)
+    axis.set_title("all durations and levels", fontsize=9, loc="left")
     axis.grid(alpha=0.25, axis="y")
 
 
 def _plot_curves(axes: Sequence[Any], study: NeedleStudy) -> None:
-    """Similarity over the longest haystack's time, one axis for each side."""
+    """Plot the similarity over the time of the longest haystack, one axis for each side."""
     for side, axis in zip(study.options.sides, axes, strict=True):
         curve = next((c for c in study.curves if c.side == side), None)
         axis.tick_params(labelsize=7)
@@ -248,10 +233,10 @@ def _plot_curves(axes: Sequence[Any], study: NeedleStudy) -> None:
             continue
         at_min = np.array(curve.times_s) / 60
         axis.axvspan(curve.start_s / 60, curve.end_s / 60, color="#f2b134", linewidth=3)
-        axis.plot(at_min, curve.similarity, color=_COLOURS[side], linewidth=0.7)
+        axis.plot(at_min, curve.similarity, color=_COLORS[side], linewidth=0.7)
         best = int(np.argmax(curve.similarity))
         axis.plot(at_min[best], curve.similarity[best], "x", color="black", ms=6)
         if axis is axes[0]:
             title = f"similarity to {curve.needle} at {curve.level_db:g} dB over {curve.minutes:g} min"
-            axis.set_title(f"{title} (yellow: the needle; cross: the best place)", fontsize=9, loc="left")
+            axis.set_title(f"{title} (yellow: the needle; cross: the best match)", fontsize=9, loc="left")
     axes[-1].set_xlabel("minutes from the start", fontsize=8)

@@ -1,7 +1,7 @@
-"""Recordings joined end to end until they are as long as wanted: hours of audio from any folder of clips.
+"""Concatenate recordings to any duration: hours of audio from any folder of clips.
 
-Every recording is brought to one level (root mean square), so that none drowns another, and fades in and out over a few
-milliseconds, so that no click marks a join. All recordings come once in random order, then all again in another.
+Every recording is scaled to the same level (root mean square) and fades in and out over a few milliseconds, so that no join
+clicks. All recordings come once in random order, then all again in another order.
 
 Shapes: S samples.
 """
@@ -25,11 +25,11 @@ LEVEL = 0.05
 """Root mean square of every recording: -26 dB of full scale."""
 _SILENT = 1e-5
 _FADE_S = 0.005
-_KEPT = 64  # decoded recordings, for folders so small that they come around again
+_CACHED_RECORDINGS = 64  # for folders so small that recordings repeat
 
 
-class Material:
-    """Recordings to join.
+class RecordingPool:
+    """Recordings to concatenate.
 
     Attributes:
         files: the recordings.
@@ -37,60 +37,62 @@ class Material:
     """
 
     def __init__(self, files: Sequence[Path], sample_rate_hz: int):
-        """Args: the files, at least one; and the rate to decode them at."""
+        """Args: at least one file, and the rate to decode to."""
         self.files, self.sample_rate_hz = list(files), sample_rate_hz
         self.skipped: list[Skipped] = []
         self._unusable: set[Path] = set()
-        self._levelled = lru_cache(_KEPT)(lambda path: levelled(decode(path, sample_rate_hz=sample_rate_hz)))
+        self._load = lru_cache(_CACHED_RECORDINGS)(
+            lambda path: normalize_level(decode(path, sample_rate_hz=sample_rate_hz))
+        )
 
-    def joined(self, samples: int, random: np.random.Generator) -> Samples:
-        """So many samples of recordings in a random order, float32 (S,).
+    def concatenate(self, num_samples: int, rng: np.random.Generator) -> Samples:
+        """Return recordings in random order, cut to `num_samples`: float32 (S,).
 
         Raises:
             DataError: none of the recordings can be used.
         """
-        wave = np.zeros(samples, np.float32)
+        wave = np.zeros(num_samples, np.float32)
         filled = 0
-        for piece in self._pieces(random):
-            piece = piece[: samples - filled]
-            wave[filled : filled + len(piece)] = faded(piece, self.sample_rate_hz)
-            filled += len(piece)
-            if filled == samples:
+        for recording in self._recordings(rng):
+            recording = recording[: num_samples - filled]
+            wave[filled : filled + len(recording)] = fade_ends(recording, self.sample_rate_hz)
+            filled += len(recording)
+            if filled == num_samples:
                 break
         return wave
 
-    def _pieces(self, random: np.random.Generator) -> Iterator[Samples]:
+    def _recordings(self, rng: np.random.Generator) -> Iterator[Samples]:
         while len(self._unusable) < len(self.files):
-            for path in [self.files[i] for i in random.permutation(len(self.files))]:
+            for path in [self.files[i] for i in rng.permutation(len(self.files))]:
                 if path in self._unusable:
                     continue
                 try:
-                    yield self._levelled(path)
+                    yield self._load(path)
                 except (ValueError, OSError) as error:
                     self._unusable.add(path)
-                    self.skipped.append(skipped(path, error))
+                    self.skipped.append(skipped_recording(path, error))
         reasons = "; ".join(entry.reason for entry in self.skipped[:3])
         raise DataError(f"none of {len(self.files)} recordings can be used: {reasons}")
 
 
-def skipped(path: Path, error: Exception) -> Skipped:
-    """A recording that was left out, by its name alone: reports are made to be shown, folders are nobody's business."""
+def skipped_recording(path: Path, error: Exception) -> Skipped:
+    """Return an entry with the file's name only: reports are published, and folders are private."""
     reason = str(error).replace(str(path), path.name)
     return Skipped(path.name, reason if path.name in reason else f"{path.name}: {reason}")
 
 
-def check_there(files: Sequence[Path]) -> None:
-    """DataError if a file does not exist: a wrong path is a mistake, other than a broken recording among many."""
+def require_files(files: Sequence[Path]) -> None:
+    """Raise DataError if a file does not exist: a wrong path is an error, a damaged recording is only skipped."""
     for path in files:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder: expected recordings, folders of them or patterns")
 
 
-def levelled(samples: Samples) -> Samples:
-    """The same sound at `LEVEL`, (S,) -> (S,).
+def normalize_level(samples: Samples) -> Samples:
+    """Scale samples (S,) to `LEVEL`.
 
     Raises:
-        ValueError: it is silent.
+        ValueError: they are silent.
     """
     level = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
     if not level > _SILENT:
@@ -98,8 +100,8 @@ def levelled(samples: Samples) -> Samples:
     return np.asarray(samples * np.float32(LEVEL / level), np.float32)
 
 
-def faded(samples: Samples, sample_rate_hz: int) -> Samples:
-    """A copy that starts and ends at zero, (S,) -> (S,)."""
+def fade_ends(samples: Samples, sample_rate_hz: int) -> Samples:
+    """Return a copy (S,) that fades in from zero and out to zero."""
     length = min(round(_FADE_S * sample_rate_hz), len(samples) // 2)
     ramp = (np.arange(length, dtype=np.float32) + 0.5) / max(1, length)
     out: Samples = samples.copy()
@@ -108,8 +110,8 @@ def faded(samples: Samples, sample_rate_hz: int) -> Samples:
     return out
 
 
-def loudest(samples: Samples, length: int) -> Samples:
-    """The stretch of so many samples with the most energy, or everything if there are no more: (S,) -> (length,)."""
+def loudest_segment(samples: Samples, length: int) -> Samples:
+    """Return the `length` consecutive samples with the most energy, or all of (S,) if S is smaller."""
     if len(samples) <= length:
         return samples
     energy = np.concatenate(([0.0], np.cumsum(np.square(samples, dtype=np.float64))))
