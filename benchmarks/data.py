@@ -28,7 +28,7 @@ from ssamba.data.loader import WaveLoader
 from ssamba.data.manifest import Clip, Manifest
 from ssamba.data.plan import Plan, PlanConfig
 from ssamba.data.shards import write_shards
-from ssamba.studies.harness import surroundings, table
+from ssamba.studies.harness import environment, table
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE_HZ = 16_000
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results: dict[str, Any] = {**surroundings(), "corpora": {}}
+    results: dict[str, Any] = {**environment(), "corpora": {}}
     with tempfile.TemporaryDirectory() as folder:
         if options.shards:
             corpora = {options.shards.name: open_corpus(options.shards)}

@@ -25,7 +25,7 @@ from benchmarks.timing import medians_s, save
 from ssamba.audio.decode import decode
 from ssamba.audio.fbank import fbank
 from ssamba.ops import available_backends
-from ssamba.studies.harness import surroundings, table
+from ssamba.studies.harness import environment, table
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -75,7 +75,7 @@ def main() -> None:
     long = json.loads(done.stdout)
 
     results: dict[str, Any] = {
-        **surroundings(),
+        **environment(),
         "backend": next(b.name for b in available_backends("cpu") if b.chosen),
         "fbank_10s_ms": fbank_s * 1000,
         "fbank_real_time_factor": 10 / fbank_s,

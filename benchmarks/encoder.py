@@ -33,7 +33,7 @@ from ssamba.embedder import Embedder
 from ssamba.model import SSAMBAEncoder, create_encoder, encoder
 from ssamba.ops.matmul import library, linear
 from ssamba.ops.mixer import compose
-from ssamba.studies.harness import surroundings, table
+from ssamba.studies.harness import environment, table
 
 Row = dict[str, Any]
 INFERENCE = (("tiny", 512), ("tiny", 2048), ("tiny", 8192), ("tiny", 22_000), ("base", 512), ("base", 2048))
@@ -333,7 +333,7 @@ def main() -> None:
         [r["section"], r["what"], figure(r["ssamba_ms"]), r["other"], figure(r["other_ms"]), figure(r["ratio"], 3)]
         for r in rows
     ]
-    where = {**surroundings(), "products": library(), **({"memory": "kept"} if arguments.keep_memory else {})}
+    where = {**environment(), "products": library(), **({"memory": "kept"} if arguments.keep_memory else {})}
     text = table(["section", "what", "ssamba (ms, MB)", "against", "it (ms, MB)", "ratio"], cells)
     heading = ", ".join(f"{key} {value}" for key, value in where.items())
     name = "encoder" if arguments.sections == list(SECTIONS) else "encoder_" + "_".join(arguments.sections)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from benchmarks.timing import disagreement, save
 from ssamba.ops import causal_conv, selective_scan
 from ssamba.ops.triton import launch as triton_launch
-from ssamba.studies.harness import surroundings, table
+from ssamba.studies.harness import environment, table
 
 PARTS = ("check", "scan", "conv", "encoders", "sweep")
 STATE, TAPS, RANK = 16, 4, 48
@@ -481,8 +481,8 @@ def sweep(report: Report, clock: Clock, shapes: tuple[Any, ...]) -> None:
     report.add("sweep", "Block sizes (plan_backward: forward and backward together)", columns, rows)
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    facts = surroundings()
+def gpu_environment(device: torch.device) -> dict[str, Any]:
+    facts = environment()
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         facts |= {
@@ -511,7 +511,7 @@ def main() -> None:
         parser.error("there is no CUDA device here (--tiny tests the script without one)")
     device, backend = (torch.device("cpu"), "eager") if args.tiny else (torch.device("cuda", 0), "triton")
     clock, report = Clock(device, args.budget_s, args.each_s), Report()
-    report.data["environment"] = environment(device)
+    report.data["environment"] = gpu_environment(device)
     print(report.data["environment"], flush=True)
     shapes: tuple[tuple[Any, ...], ...] = SCANS, CONVS, ENCODERS
     if args.tiny:

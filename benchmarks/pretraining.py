@@ -22,7 +22,7 @@ import torch
 from benchmarks.timing import save
 from ssamba.audio.decode import decode
 from ssamba.data.loader import WaveBatch
-from ssamba.studies.harness import surroundings, table, timings_s
+from ssamba.studies.harness import environment, table, timings_s
 from ssamba.training.optim import build_optimizer
 from ssamba.training.pretraining.data import open_corpora
 from ssamba.training.pretraining.recipe import PretrainRecipe
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--budget-s", type=float, default=120.0)
     parser.add_argument("--wait-minutes", type=float, default=1.0, help="length of the run that measures waiting")
     options = parser.parse_args()
-    results: dict[str, Any] = {**surroundings(), **vars(options)}
+    results: dict[str, Any] = {**environment(), **vars(options)}
     with tempfile.TemporaryDirectory() as folder:
         for path in AUDIO.glob("*.flac"):
             shutil.copy(path, folder)

@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.timing import disagreement, keep_memory, medians_s, save
 from ssamba.ops import selective_scan
 from ssamba.ops.cpp import extension as cpu_extension
-from ssamba.studies.harness import surroundings, table
+from ssamba.studies.harness import environment, table
 
 STATE, RANK = 16, 12
 COMPARED = ((512, 384), (2048, 384), (512, 1536))
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
     kept = "kept by the process" if keep_memory() else "as the allocator has it"
-    head, most = {**surroundings(), "memory": kept}, torch.get_num_threads()
+    head, most = {**environment(), "memory": kept}, torch.get_num_threads()
     threads = sorted({1, most})
 
     compared: list[dict[str, Any]] = []

@@ -24,7 +24,7 @@ from benchmarks.timing import RESULTS, save
 from ssamba.embedder import Embedder, load_model
 from ssamba.evaluation import EncoderModel, EvaluateOptions, LogMelStatistics, evaluate, read_suite
 from ssamba.model import create_encoder
-from ssamba.studies.harness import surroundings, table
+from ssamba.studies.harness import environment, table
 from ssamba.training import TrainingReport, train
 from ssamba.training.pretraining.data import Corpora, open_corpora
 from ssamba.training.pretraining.recipe import PretrainRecipe
@@ -92,7 +92,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     kept = RESULTS / "variants.json"
     found = json.loads(kept.read_text())["rows"] if kept.exists() and not arguments.again else {}
-    where = {**surroundings(), "minutes": arguments.minutes}
+    where = {**environment(), "minutes": arguments.minutes}
     same = ("processor", "threads", "torch", "minutes")
     other = [name for name, row in found.items() if [row["where"].get(k) for k in same] != [where[k] for k in same]]
     if other:

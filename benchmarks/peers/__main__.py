@@ -36,7 +36,7 @@ from ssamba.evaluation import (
     evaluate,
     read_suite,
 )
-from ssamba.studies.harness import surroundings
+from ssamba.studies.harness import environment
 
 PEERS = [module.PEER for module in (resemblyzer, aisfx, livekit_wakeword, efficientword_net, birdnet, musicnn)]
 _OURS = "MIT"
@@ -98,7 +98,7 @@ def measure(
     elif card.model_digest != model.digest() or card.options != EvaluateOptions() or card.tasks != facts_of(tasks):
         raise PeerError("the card is of another model, other options or other tasks")
     found = {"seconds": round(card.seconds, 1), "digest": card.model_digest}
-    measured = {**surroundings(), **about.pop("measured", {}), **found}
+    measured = {**environment(), **about.pop("measured", {}), **found}
     return lines_of(replace(card, model=model.name), views, measured=measured, **about)
 
 

@@ -180,7 +180,16 @@ def markdown(study: Study) -> str:
     if fitted := growths(study):
         columns = ["pass", "size", "batch", "side", "quantity", "exponent", "from", "to patches"]
         rows = [
-            [g.mode, g.size, str(g.batch), SIDES[g.side].title, g.quantity, f"{g.exponent:.2f}", f"{g.first}", f"{g.last}"]
+            [
+                g.mode,
+                g.size,
+                str(g.batch),
+                SIDES[g.side].title,
+                g.quantity,
+                f"{g.exponent:.2f}",
+                f"{g.first}",
+                f"{g.last}",
+            ]
             for g in fitted
         ]
         parts += ["## Growth (1 is linear, 2 quadratic)", table(columns, rows)]

@@ -198,9 +198,7 @@ def _plot_durations(axis: Any, study: NeedleStudy, level_db: float) -> None:
             for minutes in sorted(study.options.minutes)
             if (found := score(select(study, side, "matched", minutes=minutes, level_db=level_db)))
         }
-        axis.plot(
-            list(points), [p.first for p in points.values()], _LINES[side], ms=4, color=_COLORS[side], label=side
-        )
+        axis.plot(list(points), [p.first for p in points.values()], _LINES[side], ms=4, color=_COLORS[side], label=side)
         axis.plot(list(points), [p.chance for p in points.values()], "-", color="0.8", linewidth=0.8)
     axis.set_xscale("log")
     axis.set_xticks(sorted(study.options.minutes), [f"{m:g}" for m in sorted(study.options.minutes)], fontsize=7)
