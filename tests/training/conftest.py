@@ -1,4 +1,4 @@
-"""The experiment that the training tests share; they run on one thread, so that sums are formed in one order."""
+"""Fixtures of the training tests. They run on one thread, so that sums are always formed in the same order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).with_name("experiment.py")
 
 @pytest.fixture(scope="session")
 def experiment() -> ModuleType:
-    """The module experiment.py."""
+    """Import experiment.py as a module."""
     name = "training_experiment"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, SCRIPT)
@@ -33,7 +33,7 @@ def experiment() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory, clips):
-    """A folder for each of three classes, eight clips of half a second to one second in each."""
+    """Write a folder with three classes of eight clips of 0.5 to 1 s."""
     folder = tmp_path_factory.mktemp("classes")
     for name, sources in {"drum": clips[6:8], "tabla": clips[10:12], "choir": clips[:2]}.items():
         (folder / name).mkdir()
@@ -46,7 +46,7 @@ def classes(tmp_path_factory, clips):
 
 @pytest.fixture
 def launch():
-    """Runs experiment.py as a process of its own, under torchrun with `processes`."""
+    """Return a function that runs experiment.py in a new process, or in several under torchrun."""
 
     def start(*arguments: object, processes: int | None = None, restarts: int = 0) -> subprocess.CompletedProcess[str]:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]

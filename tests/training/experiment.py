@@ -1,11 +1,11 @@
-"""A small real experiment for the tests of the loop: classify feature crops of the demo recordings.
+"""A small experiment for the tests of the loop: classify crops of the demo recordings' features.
 
-As a script it is one process of a run that tests kill, stop or start under torchrun:
+As a script it is one process of a run, which tests kill, stop or start under torchrun:
 
     python experiment.py OUT '{"steps": 6}' [--resume] [--kill-at STEP] ...
 
-With `--lives '[["--kill-at", "3"], []]'` it is forked into one such process after the other, each with these options
-more, so that all share one start of Python; a line for each says how it ended.
+With `--lives '[["--kill-at", "3"], []]'` it forks one such process after the other, each with these options added, and
+prints the exit status of each. That saves starting Python several times.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from ssamba.training import OptimizerSettings, RunSettings, ScheduleSettings, St
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CROP = 32
-"""Frames of a crop."""
+"""Length of a crop in frames."""
 _features: list[Tensor] = []
 
 
 def features() -> list[Tensor]:
-    """Features (T, M) of the demo recordings, computed once."""
+    """Return the features (T, M) of the demo recordings; they are computed once."""
     if not _features:
         for path in sorted((ROOT / "demo" / "audio").glob("*.flac")):
             mel = normalize(log_mel(torch.from_numpy(decode(path))), FrontEndConfig())[: 4 * CROP]
@@ -49,7 +49,7 @@ def features() -> list[Tensor]:
 
 
 class DemoTask:
-    """Which of the demo recordings a crop comes from; crops, dropout and noise are random."""
+    """Classify which of the demo recordings a crop comes from; crops, dropout and noise are random."""
 
     best_metric: tuple[str, Literal["min", "max"]] = ("loss", "min")
 
@@ -61,7 +61,7 @@ class DemoTask:
         self.model = Classifier(encoder, ClassifierConfig(num_classes=len(features())))
         self.batch, self.global_noise, self.poisoned = batch, global_noise, poisoned
         self.seen: list[int] = []
-        """Steps that changed the weights, as `after_step` heard of them."""
+        """The last arguments of `after_step`."""
         self.teacher = self.model.linear.weight.detach().clone()
         self.kill_at: int | None = None
         self.fail_at: int | None = None
@@ -71,7 +71,7 @@ class DemoTask:
 
     def batches(self, epoch: int, start: int, rank: int, world: int) -> Iterator[list[int]]:
         order = np.random.default_rng((7, epoch)).permutation(len(features()))
-        torch.rand(3)  # what a data loader draws when it starts
+        torch.rand(3)  # a data loader draws such numbers when it starts
         for index in range(start, self.batches_in_epoch(epoch)):
             clips = order[index * self.batch : (index + 1) * self.batch]
             yield clips[rank::world].tolist()
@@ -143,38 +143,38 @@ class DemoTask:
         save_checkpoint(folder, model)
 
 
-OPTIMISER = OptimizerSettings(learning_rate=3e-3)
+OPTIMIZER = OptimizerSettings(learning_rate=3e-3)
 SCHEDULE = ScheduleSettings(warmup_steps=2)
 
 
 def settings(**changes: Any) -> RunSettings:
-    """A short run that logs every step and saves by steps alone."""
+    """Return settings of a short run that logs every step and does not save by time."""
     values: dict[str, Any] = {"steps": 8, "log_every": 1, "checkpoint_every_minutes": None, **changes}
     return RunSettings.parse(values, "test")
 
 
 def run(task: DemoTask, out: Path, **changes: Any) -> Any:
-    """Train in this process; `changes` are run settings, or `optimizer`, `schedule` and arguments of `train`."""
+    """Train in this process; `changes` are run settings, `optimizer`, `schedule`, or arguments of `train`."""
     arguments = {name: changes.pop(name) for name in ("resume", "on_progress", "recipe") if name in changes}
-    optimizer, schedule = changes.pop("optimizer", OPTIMISER), changes.pop("schedule", SCHEDULE)
+    optimizer, schedule = changes.pop("optimizer", OPTIMIZER), changes.pop("schedule", SCHEDULE)
     if isinstance(schedule, dict):
         schedule = ScheduleSettings.parse(schedule, "test")
     return train(task, optimizer, schedule, settings(**changes), out, device="cpu", **arguments)
 
 
 def log(out: Path, event: str = "train") -> list[dict[str, Any]]:
-    """The lines of the log with this event."""
+    """Return the lines of the log with this event."""
     lines = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [record for record in map(json.loads, lines) if record["event"] == event]
 
 
 def curve(out: Path) -> dict[int, float]:
-    """Loss by step."""
+    """Return the loss by step."""
     return {record["step"]: record["loss"] for record in log(out)}
 
 
 def last_state(out: Path) -> dict[str, Any]:
-    """The last saved state, without the clock."""
+    """Load the last saved state, without its time."""
     folder = max((out / "checkpoints").glob("step-*"))
     state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True)
     del state["elapsed_s"]
@@ -182,7 +182,7 @@ def last_state(out: Path) -> dict[str, Any]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two states are equal, bit for bit."""
+    """Return whether two states are equal, bit for bit."""
     if isinstance(one, Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -193,16 +193,18 @@ def same(one: Any, other: Any) -> bool:
 
 
 def main() -> None:
-    """One process of a run, or several one after the other."""
+    """Run one process, or several one after the other."""
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("run", type=json.loads, help="run settings")
     parser.add_argument("--lives", type=json.loads, help="lists of further options")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--kill-at", type=int, help="die by SIGKILL in this step")
-    parser.add_argument("--kill-in-save", type=int, help="die by SIGKILL with half of this state written, from 1")
-    parser.add_argument("--poison", type=int, help="the loss of this step is not a number")
-    parser.add_argument("--only-rank", type=int, help="of several processes only this one dies or is poisoned")
+    parser.add_argument(
+        "--kill-in-save", type=int, help="die by SIGKILL with half of this state (counted from 1) written"
+    )
+    parser.add_argument("--poison", type=int, help="the loss of this step is NaN")
+    parser.add_argument("--only-rank", type=int, help="rank of the only process that dies or is poisoned")
     parser.add_argument("--terminate-at", type=int, help="send SIGTERM after this step")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--global-noise", action="store_true")
@@ -221,7 +223,7 @@ def main() -> None:
 
 
 def live(options: argparse.Namespace) -> None:
-    """Train as the options say."""
+    """Train with the given options."""
     noise = options.global_noise
     task = DemoTask(batch=options.batch, global_noise=noise, drop_path=0.5 if noise else 0.0)
     if options.only_rank in (None, int(os.environ.get("RANK", "0"))):
@@ -241,13 +243,13 @@ def live(options: argparse.Namespace) -> None:
 
 
 def _gloo_threads() -> list[str]:
-    """Threads of process groups that are still alive (Linux)."""
+    """Return the threads of process groups that are still alive (Linux)."""
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     return sorted(name for name in names if "gloo" in name)
 
 
 def _kill_in_save(number: int) -> None:
-    """Die in the middle of writing the state of this number, counted from 1."""
+    """Make the process die in the middle of writing this state (counted from 1)."""
     import ssamba.training.state
 
     whole, count = ssamba.training.state.write_state, [0]

@@ -1,4 +1,4 @@
-"""Two processes under torchrun against one."""
+"""Two processes under torchrun, compared with one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills a process by SIGKILL")
 
-# Thirteen clips and one: the second batch of an epoch leaves nothing for the second process.
+# Batches of 13 and 1 clips: the second process gets no clip of an epoch's second batch.
 BATCH = 13
 RUN = {
     "steps": 6,
@@ -41,11 +41,11 @@ def assert_same_curve(experiment, out, other):
     assert experiment.last_state(out)["clips"] == experiment.last_state(other)["clips"]
 
 
-def test_two_processes_learn_as_one_and_one_goes_on_after_them(experiment, tmp_path, launch):
+def test_two_processes_train_like_one_which_can_resume_their_run(experiment, tmp_path, launch):
     out = tmp_path / "two"
     ran = launch(out, json.dumps({**RUN, "steps": 4}), "--batch", BATCH, processes=2)
     assert ran.returncode == 0, ran.stderr
-    # A group that outlives its run aborts Python's exit now and then.
+    # A process group that is still alive when Python exits sometimes aborts it.
     assert ran.stdout.count('"gloo_threads": []') == 2, ran.stdout
     assert experiment.log(out, "start")[0]["processes"] == 2
     report = experiment.run(experiment.DemoTask(batch=BATCH), out, resume=True, **RUN)
@@ -53,9 +53,9 @@ def test_two_processes_learn_as_one_and_one_goes_on_after_them(experiment, tmp_p
     assert_same_curve(experiment, out, alone(experiment, tmp_path / "one"))
 
 
-def test_a_process_that_dies_is_started_again_and_the_run_goes_on(experiment, tmp_path, launch):
-    # Accumulating, so that what the second process has of a step has to wait for an exchange it adds nothing to; and one
-    # of its losses is not a number, which leaves the step out in both.
+def test_a_process_that_dies_is_restarted_and_the_run_resumes(experiment, tmp_path, launch):
+    # With accumulation, the second process's gradients of a step are synchronized by a batch of which it has no clip.
+    # One of its losses is NaN, which skips the step on both.
     out, run = tmp_path / "two", {**RUN, "accumulate": 2}
     options = ["--batch", BATCH, "--resume", "--kill-at", 3, "--poison", 4, "--only-rank", 1]
     ran = launch(out, json.dumps(run), *options, processes=2, restarts=1)

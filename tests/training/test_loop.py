@@ -1,4 +1,4 @@
-"""The loop in one process: sums, averages, guards, signals, what it writes."""
+"""The loop in one process: gradients, averages, steps that are not finite, signals, and the files it writes."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_the_released_model_is_the_average(experiment, tmp_path):
     )
 
 
-def test_bad_steps_are_left_out_counted_and_listed(experiment, tmp_path):
+def test_steps_that_are_not_finite_are_skipped_counted_and_listed(experiment, tmp_path):
     task = experiment.DemoTask(poisoned=(3,))
     report = experiment.run(task, tmp_path)
     assert report.bad_steps == 1
@@ -122,7 +122,7 @@ def test_bad_steps_are_left_out_counted_and_listed(experiment, tmp_path):
     assert all(torch.isfinite(p).all() for p in task.model.parameters())
 
 
-def test_a_bad_gradient_alone_is_left_out_too(experiment, tmp_path):
+def test_a_step_with_only_a_bad_gradient_is_skipped_too(experiment, tmp_path):
     task = experiment.DemoTask()
     plain = task.step_loss
 
@@ -138,27 +138,29 @@ def test_a_bad_gradient_alone_is_left_out_too(experiment, tmp_path):
     assert "clip-" in str(caught.value)
 
 
-def test_too_many_bad_steps_stop_the_run_with_the_weights_of_before(experiment, tmp_path):
+def test_too_many_bad_steps_stop_the_run_and_the_weights_before_them_are_saved(experiment, tmp_path):
     healthy = experiment.DemoTask()
     experiment.run(healthy, tmp_path / "healthy", steps=8)
     good = experiment.last_state(tmp_path / "healthy")
     task = experiment.DemoTask(poisoned=tuple(range(8, 99)))
     with pytest.raises(TrainingDivergedError, match=r"4 steps in a row .*saved in .*step-00000012"):
-        experiment.run(task, tmp_path / "ill", steps=30, bad_steps_limit=3, schedule=ScheduleSettings(kind="constant"))
+        experiment.run(
+            task, tmp_path / "diverged", steps=30, bad_steps_limit=3, schedule=ScheduleSettings(kind="constant")
+        )
     task = experiment.DemoTask(poisoned=tuple(range(8, 99)))
     with pytest.raises(TrainingDivergedError):
-        experiment.run(task, tmp_path / "ill8", steps=8 + 30, bad_steps_limit=3, checkpoint_every_steps=8)
-    steps = sorted(path.name for path in (tmp_path / "ill8" / "checkpoints").iterdir())
+        experiment.run(task, tmp_path / "diverged8", steps=8 + 30, bad_steps_limit=3, checkpoint_every_steps=8)
+    steps = sorted(path.name for path in (tmp_path / "diverged8" / "checkpoints").iterdir())
     assert steps == ["step-00000008", "step-00000012"]
     before, after = (
-        torch.load(tmp_path / "ill8" / "checkpoints" / name / "state.pt", weights_only=True) for name in steps
+        torch.load(tmp_path / "diverged8" / "checkpoints" / name / "state.pt", weights_only=True) for name in steps
     )
     assert experiment.same(before["model"], after["model"])
     assert after["bad_steps"] == 4
     assert good["model"].keys() == after["model"].keys()
 
 
-def test_an_empty_batch_teaches_nothing(experiment, tmp_path):
+def test_an_empty_batch_does_not_change_the_weights(experiment, tmp_path):
     task = experiment.DemoTask()
     plain = task.step_loss
     task.step_loss = lambda model, batch, context: plain(model, [] if context.step == 2 else batch, context)
@@ -167,7 +169,7 @@ def test_an_empty_batch_teaches_nothing(experiment, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["steps", "epochs", "minutes"])
-def test_a_run_ends_where_it_should(experiment, tmp_path, kind):
+def test_a_run_ends_after_its_steps_epochs_or_minutes(experiment, tmp_path, kind):
     length = {"steps": {"steps": 3}, "epochs": {"steps": None, "epochs": 2}, "minutes": {"max_minutes": 0.01}}[kind]
     report = experiment.run(experiment.DemoTask(), tmp_path, **{"steps": None, **length})
     if kind == "minutes":
@@ -186,7 +188,9 @@ def test_bfloat16_trains(experiment, tmp_path):
 
 
 @pytest.mark.parametrize("has_units", [False, True])
-def test_automatic_precision_is_what_the_processor_computes_quickly(experiment, tmp_path, monkeypatch, has_units):
+def test_automatic_precision_is_bf16_where_the_processor_computes_it_natively(
+    experiment, tmp_path, monkeypatch, has_units
+):
     for name in ("avx512_bf16", "amx_tile"):
         monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda: has_units)
     experiment.run(experiment.DemoTask(), tmp_path, steps=2, precision="auto")
@@ -194,14 +198,14 @@ def test_automatic_precision_is_what_the_processor_computes_quickly(experiment, 
     assert (start["event"], start["precision"]) == ("start", "bf16" if has_units else "fp32")
 
 
-def test_compiled_models_train_alike(experiment, tmp_path, monkeypatch):
+def test_the_model_is_compiled_when_asked(experiment, tmp_path, monkeypatch):
     calls = []
 
-    def compile_in_name(model):
+    def fake_compile(model):
         calls.append(model)
         return model
 
-    monkeypatch.setattr(torch, "compile", compile_in_name)
+    monkeypatch.setattr(torch, "compile", fake_compile)
     task = experiment.DemoTask()
     experiment.run(task, tmp_path, steps=2, compile=True)
     assert calls == [task.model]
@@ -223,7 +227,7 @@ def test_a_plateau_needs_validations(experiment, tmp_path):
     assert experiment.last_state(tmp_path)["schedule"]["level"] == 0.5
 
 
-def test_a_task_that_breaks_its_promises_is_told_so(experiment, tmp_path):
+def test_a_task_that_breaks_its_interface_is_refused(experiment, tmp_path):
     task = experiment.DemoTask()
     task.best_metric = ("f1", "max")
     with pytest.raises(TrainingError, match="best_metric is 'f1', but its validation gave loss, accuracy"):
@@ -271,7 +275,7 @@ def test_memory_stays_constant(experiment, tmp_path):
     assert resident[150] - resident[50] < 4e6
 
 
-def test_weights_and_biases_is_used_when_asked(experiment, tmp_path, monkeypatch):
+def test_curves_go_to_weights_and_biases_when_asked(experiment, tmp_path, monkeypatch):
     import sys
     import types
 

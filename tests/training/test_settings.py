@@ -1,4 +1,4 @@
-"""Recipes: unknown keys are refused by name, contradictions are explained."""
+"""Settings: unknown keys are refused by name, contradictions are explained."""
 
 from __future__ import annotations
 

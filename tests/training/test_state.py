@@ -1,4 +1,4 @@
-"""Stopping and going on: killed anywhere, told to stop, disk full, damaged states, other recipes."""
+"""Saving and resuming: runs that are killed or stopped, full disks, damaged states, other recipes, old spellings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="needs fork and SIGKILL")
 
 
 def reference(experiment, out: Path):
-    """An uninterrupted run with everything random that there is."""
+    """An uninterrupted run that uses every random generator."""
     experiment.run(experiment.DemoTask(global_noise=True, drop_path=0.5), out, **RUN)
     return experiment.last_state(out)
 
@@ -58,7 +58,7 @@ def test_killed_at_any_step_and_resumed_equals_uninterrupted(experiment, tmp_pat
     reference(experiment, tmp_path / "whole")
     out = tmp_path / "killed"
     at = random.SystemRandom().randrange(STEPS)
-    # The second life dies with half a state on the disk, which must not count.
+    # The second process dies with half a state on the disk, which must not count.
     lives = [["--kill-at", str(at)], ["--kill-in-save", "1"], []]
     ran = launch(out, json.dumps(RUN), "--resume", "--global-noise", "--lives", json.dumps(lives))
     assert ran.returncode == 0, ran.stderr
@@ -109,7 +109,7 @@ def test_the_last_and_the_best_states_are_kept(experiment, tmp_path):
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == best
 
 
-def test_a_full_disk_costs_a_state_but_not_the_run(experiment, tmp_path, monkeypatch):
+def test_a_run_continues_when_the_disk_is_full(experiment, tmp_path, monkeypatch):
     write, calls = state.write_state, []
 
     def full_in_the_middle(path, content):
@@ -134,7 +134,7 @@ def test_a_full_disk_costs_a_state_but_not_the_run(experiment, tmp_path, monkeyp
     assert "No space left" in next(message for message in messages if message)
 
 
-def test_a_run_that_cannot_save_its_end_says_so(experiment, tmp_path, monkeypatch):
+def test_a_run_that_cannot_save_its_last_state_is_an_error(experiment, tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -144,12 +144,12 @@ def test_a_run_that_cannot_save_its_end_says_so(experiment, tmp_path, monkeypatc
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_failed_write_is_an_oserror_whatever_torch_makes_of_it():
+def test_a_failed_write_raises_oserror_not_torchs_error():
     with pytest.raises(OSError, match="No space left"):
         state.write_state(Path("/dev/full"), {"x": torch.zeros(100_000)})
 
 
-def test_replacing_a_state_never_leaves_none(experiment, tmp_path, monkeypatch):
+def test_there_is_a_complete_state_at_every_moment_of_replacing_one(experiment, tmp_path, monkeypatch):
     experiment.run(experiment.DemoTask(), tmp_path, steps=2, keep_last=1)
     folder = state.StateFolder(tmp_path / "checkpoints", 1)
     (saved,) = folder.complete()
@@ -174,7 +174,7 @@ def test_replacing_a_state_never_leaves_none(experiment, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "scrambled", "no_meta"])
-def test_a_damaged_state_is_passed_over(experiment, tmp_path, damage):
+def test_after_a_damaged_state_the_one_before_it_is_resumed(experiment, tmp_path, damage):
     experiment.run(experiment.DemoTask(), tmp_path, steps=4, checkpoint_every_steps=2)
     newest = tmp_path / "checkpoints" / "step-00000004"
     if damage == "no_meta":
@@ -189,7 +189,7 @@ def test_a_damaged_state_is_passed_over(experiment, tmp_path, damage):
     assert report.last_state.name == "step-00000006"
 
 
-def test_another_recipe_is_refused_by_name(experiment, tmp_path):
+def test_other_settings_are_refused_by_name(experiment, tmp_path):
     experiment.run(experiment.DemoTask(), tmp_path, steps=2, recipe={"masked": 400})
     with pytest.raises(ConfigError) as caught:
         experiment.run(
@@ -237,7 +237,7 @@ def test_old_spellings_inside_a_tasks_state_are_read(tmp_path):
     assert torch.equal(saved.load()["task"]["units"]["centers"], centers)
 
 
-def test_resuming_must_fit_what_is_there(experiment, tmp_path):
+def test_resuming_needs_a_state_and_a_new_run_an_empty_folder(experiment, tmp_path):
     with pytest.raises(CheckpointError, match="no saved state to resume"):
         experiment.run(experiment.DemoTask(), tmp_path, resume=True)
     experiment.run(experiment.DemoTask(), tmp_path, steps=2, resume="auto")

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -38,7 +38,15 @@ from ssamba.randomness import seed_generators
 from ssamba.training.averaging import Averages, evaluation_mode
 from ssamba.training.distributed import World, backward_zeros, init_distributed, no_sync, wrap_ddp
 from ssamba.training.optim import Schedule, build_optimizer, set_learning_rate
-from ssamba.training.run_io import REPORT_FILE, RunLog, TrainingProgress, TrainingReport, Window, peak_memory_bytes
+from ssamba.training.run_io import (
+    REPORT_FILE,
+    RunLog,
+    RunTotals,
+    TrainingProgress,
+    TrainingReport,
+    Window,
+    peak_memory_bytes,
+)
 from ssamba.training.settings import OptimizerSettings, RunSettings, ScheduleSettings
 from ssamba.training.state import (
     BEST_FOLDER,
@@ -142,9 +150,6 @@ class _Trainer:
         self.total_steps = min((length for length in lengths if length is not None), default=None)
         self.progress = TrainingProgress(total_steps=self.total_steps)
         self.window = Window()
-        self.step = 0
-        self.elapsed_s = 0.0  # over all sessions, the same on all ranks
-        self.bad_steps = 0
         self.bad_row: list[_BadStep] = []  # since the last good step
         self.best: tuple[int, float] | None = None
         self.best_saved_step: int | None = None
@@ -153,6 +158,10 @@ class _Trainer:
         self.resumed_from: int | None = None
         self.saved: tuple[int, Path] | None = None
         self.wandb_id: str | None = None
+
+    @property
+    def step(self) -> int:
+        return self.progress.step
 
     def start(self, resume: bool | Literal["auto"]) -> None:
         """Load the state to resume, the same on all ranks, and open the log."""
@@ -179,7 +188,7 @@ class _Trainer:
                 self.progress.message = "; ".join([*self.states.damaged, f"continuing from step {self.step}"])
             values = {"processes": self.world.size, "device": str(self.world.device), "precision": self.precision}
             self.log.event("start", self.step, {**values, "damaged": self.states.damaged})
-        self.session_step, self.session_elapsed_s = self.step, self.elapsed_s
+        self.session_step, self.session_elapsed_s = self.step, self.progress.elapsed_s
         self.session_started_s = self.window_started_s = self.saved_s = time.monotonic()
 
     def run_to_end(self) -> TrainingReport:
@@ -194,9 +203,9 @@ class _Trainer:
             stop_signal, save_is_due = self._train_step()
             epoch_ended = self.stream.next_epoch_if_ended()
             if epoch_ended:
+                self.progress.epoch = self.stream.epoch
                 self.averages.after_epoch(self.model, self.stream.epoch)
             self.validation_due = epoch_ended if run.validate_every == "epoch" else self._every(run.validate_every)
-            self._update_progress()
             if len(self.bad_row) > run.bad_steps_limit:
                 self._raise_diverged()
             if stop_signal is not None or self._is_done():
@@ -221,7 +230,7 @@ class _Trainer:
 
     def _train_step(self) -> tuple[str | None, bool]:
         """Update the weights once. Return the signal that asks to stop, if any, and whether it is time to save."""
-        run, world, step, epoch = self.run, self.world, self.step, self.stream.epoch
+        run, world, progress, step, epoch = self.run, self.world, self.progress, self.step, self.stream.epoch
         factor = self.schedule.factor(step, epoch, self.total_steps, self._budget_share())
         learning_rate = self.optimizer_settings.learning_rate * factor
         set_learning_rate(self.optimizer, learning_rate)
@@ -244,9 +253,8 @@ class _Trainer:
             self.averages.after_step(self.model)
             self.task.after_step(step + 1)
             self.bad_row.clear()
-        self.step, self.elapsed_s = step + 1, totals.elapsed_s
-        self.progress.loss, self.progress.grad_norm = totals.loss, totals.grad_norm
-        self.progress.learning_rate = learning_rate
+        progress.step, progress.elapsed_s = step + 1, totals.elapsed_s
+        progress.loss, progress.grad_norm, progress.learning_rate = totals.loss, totals.grad_norm, learning_rate
         self.window.add(outcomes, usable)
         if totals.weight > 0 and not is_finite:
             self._skip_step(_BadStep(step, totals.loss, totals.grad_norm, learning_rate, self._bad_keys(outcomes)))
@@ -302,7 +310,7 @@ class _Trainer:
         return tuple(key for keys in bad for key in keys)
 
     def _skip_step(self, bad: _BadStep) -> None:
-        self.bad_steps += 1
+        self.progress.bad_steps += 1
         self.bad_row.append(bad)
         if self.log is not None:
             self.log.event("bad_step", self.step, {**asdict(bad), "keys": list(bad.keys)})
@@ -324,7 +332,7 @@ class _Trainer:
         return self._budget_share() >= 1 or (self.total_steps is not None and self.step >= self.total_steps)
 
     def _budget_share(self) -> float:
-        return self.elapsed_s / (self.run.max_minutes * 60) if self.run.max_minutes else 0.0
+        return self.progress.elapsed_s / (self.run.max_minutes * 60) if self.run.max_minutes else 0.0
 
     def _every(self, steps: int | Literal["epoch"] | None) -> bool:
         return isinstance(steps, int) and self.step % steps == 0
@@ -396,13 +404,10 @@ class _Trainer:
         values = {**total.means(), **self.progress.log_values(), "steps": total.steps, "peak_memory_bytes": memory}
         self.log.event("train", self.step, values)
 
-    def _update_progress(self) -> None:
-        self.progress.step, self.progress.epoch, self.progress.elapsed_s = self.step, self.stream.epoch, self.elapsed_s
-        self.progress.bad_steps = self.bad_steps
-
     def _report_progress(self) -> None:
         progress = self.progress
-        progress.estimate(self.step - self.session_step, self.elapsed_s - self.session_elapsed_s, self.run.max_minutes)
+        session_s = progress.elapsed_s - self.session_elapsed_s
+        progress.estimate(self.step - self.session_step, session_s, self.run.max_minutes)
         if self.on_progress is not None and self.world.is_main:
             self.on_progress(progress)
             progress.message = None
@@ -414,7 +419,7 @@ class _Trainer:
             "step": self.step,
             "epoch": self.stream.epoch,
             "batch": self.stream.batch,
-            "elapsed_s": self.elapsed_s,
+            "elapsed_s": self.progress.elapsed_s,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -427,7 +432,7 @@ class _Trainer:
             "validation": dict(self.progress.validation),
             "clips": self.progress.clips,
             "audio_s": self.progress.audio_s,
-            "bad_steps": self.bad_steps,
+            "bad_steps": self.progress.bad_steps,
             "wandb_id": None if self.log is None else self.log.wandb_id,
         }
 
@@ -437,17 +442,16 @@ class _Trainer:
         self.schedule.load_state_dict(state["schedule"])
         self.averages.load_state_dict(state["averages"])
         self.task.load_state_dict(state["task"])
-        self.step = self.resumed_from = state["step"]
+        progress = self.progress
+        progress.step = self.resumed_from = state["step"]
+        progress.epoch, progress.elapsed_s = state["epoch"], state["elapsed_s"]
+        progress.clips, progress.audio_s, progress.bad_steps = state["clips"], state["audio_s"], state["bad_steps"]
+        progress.validation = state["validation"]
         self.stream = BatchStream(self.task, self.run.accumulate, self.world, state["epoch"], state["batch"])
-        self.elapsed_s = state["elapsed_s"]
         self.best = None if state["best"] is None else (state["best"][0], state["best"][1])
         self.best_saved_step, self.validated_at = state["kept_best"], state["validated_at"]
         self.validation_due = state["validation_due"]
-        self.bad_steps = state["bad_steps"]
-        self.progress.clips, self.progress.audio_s = state["clips"], state["audio_s"]
-        self.progress.validation = state["validation"]
         self.wandb_id = state["wandb_id"]
-        self._update_progress()
         self.saved = (self.step, folder)
 
     def _save_if(self, is_best: bool, is_due: bool = False) -> None:
@@ -491,8 +495,9 @@ class _Trainer:
         if stop_signal is None and self._every(self.run.picture_every):
             self._draw_pictures()
         self._report_progress()
-        report = self.progress.report(
-            stop_signal or "finished",
+        report = TrainingReport(
+            **{f.name: getattr(self.progress, f.name) for f in fields(RunTotals)},
+            stopped=stop_signal or "finished",
             resumed_from=self.resumed_from,
             best=self.best,
             peak_memory_bytes=peak_memory_bytes(self.world.device),

@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,48 +31,54 @@ REPORT_FILE = "report.json"
 _CURVE_EVENTS = ("train", "validation")
 
 
-@dataclass
-class TrainingProgress:
-    """Progress of a run. The same object is updated and passed to `on_progress` after each step."""
+@dataclass(kw_only=True)
+class RunTotals:
+    """Counts and metrics over all sessions of a run."""
 
     step: int = 0
     """Steps done."""
-    total_steps: int | None = None
-    """Steps of the whole run; None if only a time budget ends it."""
     epoch: int = 0
     """Epochs done."""
     elapsed_s: float = 0.0
-    """Time spent, over all sessions."""
-    left_s: float | None = None
-    """Estimate of the time left."""
-    share: float = 0.0
-    """Share of the run that is done."""
+    """Time spent."""
+    clips: int = 0
+    """Clips seen."""
+    audio_s: float = 0.0
+    """Seconds of audio seen."""
     loss: float = float("nan")
     """Loss of the last step."""
-    learning_rate: float = 0.0
-    """Learning rate of the last step."""
-    grad_norm: float = float("nan")
-    """Gradient norm of the last step, before clipping."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Mean loss and metrics over the last log window (the steps between two log lines)."""
     validation: Mapping[str, float] = field(default_factory=dict)
-    """Metrics of the last validation."""
-    clips_per_s: float = 0.0
-    """Clips per second over the last log window, all processes together."""
-    audio_h_per_s: float = 0.0
-    """Hours of audio per second, likewise."""
-    data_wait_share: float = 0.0
-    """Share of that window's time spent waiting for data."""
-    clips: int = 0
-    """Clips seen, over all sessions."""
-    audio_s: float = 0.0
-    """Seconds of audio seen, over all sessions."""
+    """Metrics of the last validation; empty if there was none."""
     skipped: int = 0
     """Clips that could not be used, each counted once."""
     bad_steps: int = 0
     """Steps skipped because the loss or gradient was not finite."""
     failed_saves: int = 0
     """States that could not be written."""
+
+
+@dataclass(kw_only=True)
+class TrainingProgress(RunTotals):
+    """Progress of a run. The same object is updated and passed to `on_progress` after each step."""
+
+    total_steps: int | None = None
+    """Steps of the whole run; None if only a time budget ends it."""
+    left_s: float | None = None
+    """Estimate of the time left."""
+    share: float = 0.0
+    """Share of the run that is done."""
+    learning_rate: float = 0.0
+    """Learning rate of the last step."""
+    grad_norm: float = float("nan")
+    """Gradient norm of the last step, before clipping."""
+    clips_per_s: float = 0.0
+    """Clips per second over the last log window, all processes together."""
+    audio_h_per_s: float = 0.0
+    """Hours of audio per second, likewise."""
+    data_wait_share: float = 0.0
+    """Share of that window's time spent waiting for data."""
     message: str | None = None
     """A message to show to the user once."""
 
@@ -111,44 +117,17 @@ class TrainingProgress:
         self.share = min(1.0, self.share)
         self.left_s = max(0.0, min(ends)) if ends else None
 
-    def report(self, stopped: str, **more: Any) -> TrainingReport:
-        """Return the report of a run that ends here; `more` are the fields that progress does not have."""
-        shared = {f.name for f in fields(TrainingReport)} & {f.name for f in fields(self)}
-        return TrainingReport(stopped=stopped, **{name: getattr(self, name) for name in shared}, **more)
 
-
-@dataclass(frozen=True)
-class TrainingReport:
+@dataclass(kw_only=True)
+class TrainingReport(RunTotals):
     """Result of a run, or of this session of it. `report.json` holds it, too."""
 
     stopped: str
     """`finished`, or the name of the signal that ended the session; the run can then be resumed."""
-    step: int
-    """Steps done, over all sessions."""
-    epoch: int
-    """Epochs done."""
-    elapsed_s: float
-    """Time spent, over all sessions."""
-    clips: int
-    """Clips seen."""
-    audio_s: float
-    """Seconds of audio seen."""
     resumed_from: int | None
     """Step that this session resumed from; None for a new run."""
-    loss: float
-    """Loss of the last step."""
-    metrics: Mapping[str, float]
-    """Means over the last log window."""
-    validation: Mapping[str, float]
-    """Metrics of the last validation; empty if there was none."""
     best: tuple[int, float] | None
     """Step and value of the best validation."""
-    skipped: int
-    """Clips that could not be used."""
-    bad_steps: int
-    """Steps skipped because the loss or gradient was not finite."""
-    failed_saves: int
-    """States that could not be written."""
     peak_memory_bytes: int | None
     """Peak memory of the main process: the GPU's, or the process's own."""
     last_state: Path | None

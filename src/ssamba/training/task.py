@@ -68,12 +68,10 @@ class Task(Protocol):
     @property
     def model(self) -> nn.Module:
         """The model to optimize and save. The loop moves it to its device in place."""
-        ...
 
     @property
     def best_metric(self) -> tuple[str, Literal["min", "max"]]:
         """Key of `validate` that decides which state is best, and its direction."""
-        ...
 
     def batches(self, epoch: int, start: int, rank: int, world_size: int) -> Iterable[Any]:
         """Return this rank's parts of the global batches `start`, `start + 1`, ... of an epoch.
@@ -81,43 +79,34 @@ class Task(Protocol):
         There are exactly `batches_in_epoch(epoch) - start` of them on every rank, and the same arguments give the same
         parts. A part may be empty.
         """
-        ...
 
     def batches_in_epoch(self, epoch: int) -> int:
         """Return the number of global batches of an epoch, at least one."""
-        ...
 
     def step_loss(self, model: nn.Module, batch: Any, context: StepContext) -> StepOutcome:
         """Compute the loss of a part. `model` is `self.model`, perhaps compiled and wrapped by DDP: only call it,
         because its methods and submodules do not synchronize gradients."""
-        ...
 
     def after_step(self, step: int) -> None:
         """React to an update of the weights (update a momentum teacher, say); `step` is the number of steps done."""
-        ...
 
     def validate(self, model: nn.Module) -> Mapping[str, float]:
         """Return metrics of `model`, which has the averaged weights if there are any.
 
         Called on every rank, in evaluation mode, without gradients; the metrics of rank 0 count.
         """
-        ...
 
     def pictures(self, model: nn.Module, step: int) -> Mapping[str, Any]:
         """Return matplotlib figures by name; called on rank 0, with the same model as `validate`."""
-        ...
 
     def state_dict(self) -> Mapping[str, Any]:
         """Return the task's state besides the model: tensors, numbers, strings, and lists and dicts of these."""
-        ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; tensors come on the CPU."""
-        ...
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the model to release into an empty folder, in the format of `ssamba.checkpoint`."""
-        ...
 
 
 def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
