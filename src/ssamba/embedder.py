@@ -225,7 +225,7 @@ class Embedder:
         return self.engine.run(self._decoded(items, sample_rate), options, new_accumulator)
 
     def features(self, source: Source, sample_rate: int | None = None) -> Tensor:
-        """Return the normalized log-mel features (T, M) of one recording on the CPU; arguments and errors as `embed`."""
+        """Return the normalized log-mel features (T, M) of a recording on the CPU; arguments and errors as `embed`."""
         return torch.cat([block.cpu() for block in self.engine.features(self._samples(source, sample_rate))])
 
     def _decoded(

@@ -44,7 +44,7 @@ def test_the_module_prefix_is_optional(tmp_path, official, ssamba_pth):
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])
 def test_released_sizes_are_inferred_from_shapes(tmp_path, size):
     """An official state dict of each released size, made by renaming ours back (depth cut to stay quick)."""
-    from ssamba.checkpoint.official import _our_name
+    from ssamba.checkpoint.official import our_name
 
     model = PretrainingModel(encoder_config(size, depth=2))
     ours = model.state_dict()
@@ -54,10 +54,10 @@ def test_released_sizes_are_inferred_from_shapes(tmp_path, size):
     names = [f"v.layers.{i}.{rest}" for i in range(2) for rest in ("norm.weight", "norm.bias")]
     from ssamba.checkpoint import official as table
 
-    names += [f"v.layers.{i}.mixer.{rest}" for i in range(2) for rest in table._MIXER]
-    names += [name for name in table._OUTSIDE_BLOCKS if not name.startswith("mlp_head")]
+    names += [f"v.layers.{i}.mixer.{rest}" for i in range(2) for rest in table.MIXER]
+    names += [name for name in table.OUTSIDE_BLOCKS if not name.startswith("mlp_head")]
     for name in names:
-        tensor = ours[_our_name(name)]
+        tensor = ours[our_name(name)]
         official[f"module.{name}"] = tensor[:, None] if "conv1d" in name and tensor.ndim == 2 else tensor
     loaded = load_checkpoint(save(tmp_path, official))
     assert loaded.config.encoder == model.encoder.config

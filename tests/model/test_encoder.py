@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ssamba.checkpoint import load_checkpoint, load_encoder
-from ssamba.checkpoint.official import _our_name
+from ssamba.checkpoint.official import our_name
 from ssamba.config import ClassifierConfig
 from ssamba.errors import ConfigError
 from ssamba.model import Classifier, PretrainingModel, create_encoder, encoder_config, info_nce, reconstruction_error
@@ -62,7 +62,7 @@ def test_losses_accuracy_and_gradients_match_the_official_model(golden, ssamba_p
     compared = 0
     for name, theirs in expected.items():
         if name.startswith(f"grad.{objective}."):
-            ours = parameters[_our_name(name.removeprefix(f"grad.{objective}."))].grad
+            ours = parameters[our_name(name.removeprefix(f"grad.{objective}."))].grad
             difference = (ours - theirs.reshape(ours.shape)).abs().max() / theirs.abs().max()
             assert difference <= 1e-4, (name, difference)
             compared += 1

@@ -1,13 +1,14 @@
-"""Loading and writing checkpoints: our folders, official files, hub names."""
+"""Load and write checkpoints: our folders, official files, hub names, the bundled weights."""
 
-from ssamba.checkpoint.average import average_checkpoints
-from ssamba.checkpoint.bundled import has_bundled, load_bundled
 from ssamba.checkpoint.load import (
     Checkpoint,
     EncoderOnly,
     LoadReport,
+    average_checkpoints,
     build_model,
     convert_checkpoint,
+    has_bundled,
+    load_bundled,
     load_checkpoint,
     load_encoder,
     save_checkpoint,

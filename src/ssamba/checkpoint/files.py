@@ -1,6 +1,6 @@
-"""Reading and writing the files of a checkpoint: tensors and JSON, safely.
+"""Read and write the files of a checkpoint, tensors and JSON.
 
-Pickles are read with `weights_only=True` alone, so a file cannot run code. Files are written whole or not at all.
+Pickles are read with `weights_only=True`, so a file cannot run code. Files are written atomically.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ssamba.files import write_atomically
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file or a PyTorch file (any other name), on the CPU.
+    """Read the tensors of a `.safetensors` file or a PyTorch file (any other suffix), on the CPU.
 
     Raises:
-        CheckpointError: the file is empty, damaged, of another kind, or holds more than tensors.
+        CheckpointError: the file is empty, damaged, of another kind, or holds other objects than tensors.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file: expected the weights themselves")
@@ -38,7 +38,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}): fetch it again") from None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles that are then refused below
+            warnings.simplefilter("ignore")  # about pickles that are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Weights only load failed" in str(error) and _is_torch_file(path):
@@ -61,7 +61,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _is_torch_file(path: Path) -> bool:
-    """Zip files are PyTorch's format since 1.6; before, a pickle with a magic number."""
+    """Return whether a file looks like PyTorch's: a zip file, or a pickle (before 1.6)."""
     with path.open("rb") as file:
         head = file.read(16)
     return head.startswith(b"PK\x03\x04") or head.startswith(b"\x80")
@@ -76,7 +76,7 @@ def _not_a_checkpoint(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
         CheckpointError: the file is missing or not a JSON object.
@@ -96,12 +96,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file, atomically."""
+    """Write a safetensors file atomically."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, lambda target: save_file(contiguous, target, metadata={"format": "pt"}))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """An indented JSON file, atomically."""
+    """Write an indented JSON file atomically."""
     text = json.dumps(content, indent=2) + "\n"
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Checkpoints named `hf:OWNER/NAME`, fetched through huggingface_hub's cache."""
+"""Fetch checkpoints named `hf:OWNER/NAME` through the cache of huggingface_hub."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def fetch(name: str) -> tuple[Path, str]:
 
     Args:
         name: `hf:OWNER/NAME`, optionally `/FILE.pth` for one file of the repository, optionally `@REVISION` (a
-            commit, tag or branch) to pin what is fetched.
+            commit, tag or branch) to pin the version.
 
     Returns:
-        The local folder or file, and a note that gives the commit, so that it can be pinned.
+        The local folder or file, and a note with the commit, so that it can be pinned.
 
     Raises:
         CheckpointError: the name is malformed, the hub cannot be reached and nothing is cached, or there is no such
@@ -63,7 +63,7 @@ def _snapshot(name: str, repo: str, revision: str | None, patterns: list[str]) -
         raise MissingExtraError(f'{name} needs huggingface_hub: pip install "ssamba[hf]"') from None
     try:
         if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
-            # A commit never changes: what is cached of it needs no network.
+            # A commit never changes, so its cached files need no network.
             with contextlib.suppress(errors.LocalEntryNotFoundError):
                 cached = Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
                 if any(file for pattern in patterns for file in cached.glob(pattern)):

@@ -1,8 +1,8 @@
-"""Loading a checkpoint of any kind (our folder, an official `.pth`, a hub name) and writing ours."""
+"""Load checkpoints (our folders, official `.pth` files, hub names, the bundled weights) and write our folders."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +22,12 @@ from ssamba.model.pretraining import PretrainingModel
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PREPROCESSOR_FILE = "preprocessor_config.json"
+BUNDLED_FOLDER = Path(__file__).parent / "weights" / "ssamba2-tiny"
+"""The weights that ship with the package (docs/model-card.md)."""
 
 
 class EncoderOnly(nn.Module):
-    """An encoder without a head, under the same tensor names as the models that have one."""
+    """An encoder without a head, with the same tensor names as models that have one."""
 
     def __init__(self, encoder: PatchEncoder):
         super().__init__()
@@ -37,21 +39,21 @@ Model = EncoderOnly | PretrainingModel | Classifier
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was loaded, and everything that was not taken as it stood."""
+    """Summary of a loaded checkpoint, with everything that was ignored or assumed."""
 
     source: str
     """Path or hub name, as given."""
     kind: str
     """encoder, pretraining or classifier."""
     num_parameters: int
-    """Parameters of the model that was built."""
+    """Number of parameters of the model."""
     ignored: Mapping[str, str] = field(default_factory=dict)
-    """Tensors of the file that were left out, each with the reason."""
+    """Ignored tensors of the file, each with the reason."""
     notes: tuple[str, ...] = ()
-    """What was inferred or assumed."""
+    """Facts that were inferred or assumed."""
 
     def ignored_by_reason(self) -> list[str]:
-        """A line for each reason: the tensors that were left out for it, and the reason."""
+        """Return a line for each reason: the tensors that were ignored for it, and the reason."""
         names: dict[str, list[str]] = {}
         for name, reason in self.ignored.items():
             names.setdefault(reason, []).append(name)
@@ -74,7 +76,7 @@ class Checkpoint:
 
 
 def build_model(config: ModelConfig) -> Model:
-    """The model that a configuration describes, randomly initialized."""
+    """Build the model that a configuration describes, randomly initialized."""
     if config.kind == "pretraining":
         return PretrainingModel(config.encoder, config.pretraining)
     if config.classifier is not None:
@@ -88,7 +90,7 @@ def load_checkpoint(source: str | Path, patch_stride: int | tuple[int, int] | No
     Args:
         source: a folder written by `save_checkpoint`, an official `.pth` file, or a hub name (`hf:OWNER/NAME`).
         patch_stride: cut patches with this stride (mel bins and frames, or one number for both) instead of the
-            checkpoint's; positions are interpolated as the original does. Fine-tuning often uses 10.
+            checkpoint's; positions are interpolated as the official code does. Fine-tuning often uses 10.
 
     Raises:
         CheckpointError: it is missing, damaged, of another model, or its tensors do not fit its configuration.
@@ -139,10 +141,29 @@ def load_checkpoint(source: str | Path, patch_stride: int | tuple[int, int] | No
     return Checkpoint(model.eval(), config, front_end, report)
 
 
-def load_encoder(source: str | Path, patch_stride: int | tuple[int, int] | None = None) -> PatchEncoder:
-    """The encoder of a checkpoint, without heads, in evaluation mode: normalized features (B, T, M) to tokens.
+def has_bundled() -> bool:
+    """Return whether this installation has the bundled weights (an editable one of a shallow copy may not)."""
+    return (BUNDLED_FOLDER / WEIGHTS_FILE).exists()
 
-    Arguments and errors are those of `load_checkpoint`.
+
+def load_bundled(patch_stride: int | tuple[int, int] | None = None) -> Checkpoint:
+    """Load the bundled weights; `patch_stride` as in `load_checkpoint`.
+
+    Raises:
+        CheckpointError: this installation does not have them.
+    """
+    if not has_bundled():
+        raise CheckpointError(
+            f"{BUNDLED_FOLDER} is missing: this installation of ssamba came without weights. Reinstall it, or name a "
+            "checkpoint (a folder, an official .pth file, or hf:OWNER/NAME)"
+        )
+    return load_checkpoint(BUNDLED_FOLDER, patch_stride)
+
+
+def load_encoder(source: str | Path, patch_stride: int | tuple[int, int] | None = None) -> PatchEncoder:
+    """Load the encoder of a checkpoint, without heads, in evaluation mode: normalized features (B, T, M) to tokens.
+
+    Arguments and errors as `load_checkpoint`.
     """
     return load_checkpoint(source, patch_stride).model.encoder
 
@@ -159,10 +180,10 @@ def save_checkpoint(
 
     Args:
         folder: created if absent; files of the same names in it are replaced.
-        model: what to save. An encoder alone is fine.
-        config: its configuration; None works it out from the model.
+        model: the model, or an encoder alone.
+        config: its configuration; None derives it from the model.
         front_end: the features it was trained with; None is the official front end.
-        half: write the weights as float16, half the size; loading makes float32 of them again.
+        half: write the weights as float16, half the size; loading converts them to float32.
 
     Returns:
         The folder.
@@ -180,10 +201,10 @@ def save_checkpoint(
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
-    """Refuse to write a checkpoint over a file, or over another one unless that is asked for.
+    """Raise a CheckpointError if a checkpoint cannot be written to `folder`.
 
     Raises:
-        CheckpointError: as said.
+        CheckpointError: `folder` is a file, or holds a checkpoint and `overwrite` is not set.
     """
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file: give the name of a folder to write")
@@ -194,14 +215,14 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
 def convert_checkpoint(
     source: str | Path, folder: str | Path, *, overwrite: bool = False, half: bool = False, origin: str | None = None
 ) -> LoadReport:
-    """Write any checkpoint that `load_checkpoint` reads as a folder of ours; every tensor stays as it is.
+    """Write any checkpoint that `load_checkpoint` reads as a folder of ours, with its tensors unchanged.
 
     Args:
-        source: what to load.
-        folder: where to write.
-        overwrite: replace a checkpoint that is there.
-        half: write float16 instead.
-        origin: a line for people that says where the weights come from; None keeps what the source says.
+        source: the checkpoint to load.
+        folder: the folder to write.
+        overwrite: replace a checkpoint in the folder.
+        half: write float16.
+        origin: a line that tells readers where the weights come from; None keeps the source's.
 
     Raises:
         CheckpointError: the source cannot be loaded, or the folder holds a checkpoint and `overwrite` is not set.
@@ -212,6 +233,63 @@ def convert_checkpoint(
     config = loaded.config if origin is None else loaded.config.with_changes(origin=origin)
     save_checkpoint(folder, loaded.model, config, loaded.front_end, half=half)
     return loaded.report
+
+
+def average_checkpoints(
+    sources: Sequence[str | Path],
+    folder: str | Path,
+    *,
+    weights: Sequence[float] | None = None,
+    overwrite: bool = False,
+    half: bool = False,
+    origin: str | None = None,
+) -> Checkpoint:
+    """Write the weighted mean of checkpoints of one structure as a folder of ours.
+
+    The checkpoints should be trained from one another: between such models the loss is often flat, and their mean
+    generalizes better than each of them, above all to other sources of data (model soups: Wortsman et al., 2022,
+    arXiv:2203.05482; WiSE-FT: arXiv:2109.01903). Models that were trained separately do not average.
+
+    Args:
+        sources: two or more checkpoints to load.
+        folder: the folder to write.
+        weights: weight of each source, relative to their sum; None weights all alike.
+        overwrite: replace a checkpoint in the folder.
+        half: write float16.
+        origin: a line that tells readers where the weights come from; None names the sources.
+
+    Returns:
+        The mean, as written.
+
+    Raises:
+        CheckpointError: a source cannot be loaded or has another structure, the weights do not fit, or the folder holds
+            a checkpoint and `overwrite` is not set.
+    """
+    folder = Path(folder)
+    shares = [1.0] * len(sources) if weights is None else list(weights)
+    if len(sources) < 2:
+        raise CheckpointError(f"averaging takes two checkpoints or more, got {len(sources)}")
+    if len(shares) != len(sources) or min(shares) < 0 or not 0 < sum(shares) < float("inf"):
+        raise CheckpointError(f"{len(sources)} checkpoints need as many weights, none below 0, got {shares}")
+    check_output(folder, overwrite=overwrite)
+    loaded = [load_checkpoint(source) for source in sources]
+    first = loaded[0]
+    for source, other in zip(sources[1:], loaded[1:], strict=True):
+        same = other.config.with_changes(origin=first.config.origin) == first.config
+        if not same or other.front_end != first.front_end:
+            raise CheckpointError(
+                f"{source} is of another structure than {sources[0]} (encoder, heads or front end), so their weights "
+                "do not average: compare them with `ssamba info`"
+            )
+    parts = [checkpoint.model.state_dict() for checkpoint in loaded]
+    with torch.no_grad():
+        for name, tensor in parts[0].items():
+            mean = sum(share / sum(shares) * part[name] for share, part in zip(shares, parts, strict=True))
+            tensor.copy_(torch.as_tensor(mean))
+    named = " and ".join(f"{share:g} of {source}" for share, source in zip(shares, sources, strict=True))
+    config = first.config.with_changes(origin=origin or f"mean of {named}")
+    save_checkpoint(folder, first.model, config, first.front_end, half=half)
+    return first
 
 
 def _config_of(model: Model) -> ModelConfig:
@@ -245,6 +323,7 @@ def _read_folder(folder: Path, notes: list[str]) -> tuple[ModelConfig, FrontEndC
 
 
 def _fill(model: Model, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Load tensors into a model on the meta device; a CheckpointError if any is missing, unknown or misshapen."""
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     missing = sorted(expected.keys() - tensors.keys())
     unknown = sorted(tensors.keys() - expected.keys())

@@ -1,10 +1,10 @@
-"""Official checkpoints (`.pth` files of the SSAMBA and SSAST training scripts) as ours.
+"""Convert official checkpoints (`.pth` files of the SSAMBA and SSAST training scripts) to our tensor names.
 
-A pretraining file holds `module.p_input_fdim/tdim` (the input's size), a mask token, prediction heads and the encoder
-`module.v.*`; a fine-tuned one holds the encoder, with positions already cut or interpolated to its own input, and
-`module.mlp_head.*`. SSAST's encoder has attention blocks (`module.v.blocks.*`) where SSAMBA's has `module.v.layers.*`. The
-size of everything but the attention heads follows from the tensors' shapes. Loading is strict: each tensor is used, or
-is on the short list of known leftovers, or the file is refused with a reason.
+A pretraining file holds `module.p_input_fdim/tdim` (the size of the input), a mask token, prediction heads and the
+encoder `module.v.*`; a fine-tuned file holds the encoder, with positions already cut or interpolated to its own input,
+and `module.mlp_head.*`. The blocks are `module.v.layers.*` in SSAMBA and `module.v.blocks.*` (attention) in SSAST. All
+sizes but the number of attention heads follow from the shapes of the tensors. Conversion is strict: every tensor is
+used or is a known unused one, otherwise the file is refused with a reason.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor
 from ssamba.config import ENCODER_CONFIGS, ClassifierConfig, EncoderConfig, ModelConfig, SSASTConfig
 from ssamba.errors import CheckpointError
 
-# The vision encoder's own image classifiers: in every official file, used by none of them.
-_LEFTOVERS = {
-    f"v.{head}.{what}": "the unused vision head" for head in ("head", "head_dist") for what in ("weight", "bias")
+# Image classifiers of the vision encoder: in every official file, used by none.
+_UNUSED = {
+    f"v.{head}.{part}": "the unused vision head" for head in ("head", "head_dist") for part in ("weight", "bias")
 }
 
 # Official recipes fine-tune with these (stride, frames); a fine-tuned file records neither.
@@ -33,9 +33,9 @@ _FINE_TUNING_STRIDES = {(16, 16): ((10, 10), (16, 16)), (128, 2): ((128, 1), (12
 _MEL_BINS = 128
 
 _HEAD_SIZE = 64  # channels of an attention head in every released SSAST
-_FEWEST_HEADS = 3
+_MIN_HEADS = 3  # of the smallest released SSAST
 
-_MIXER = {
+MIXER = {
     "in_proj.weight": "in_proj.weight",
     "out_proj.weight": "out_proj.weight",
     "A_log": "forward_scan.A_log",
@@ -67,13 +67,13 @@ _ATTENTION_BLOCK = {
     for what in ("weight", "bias")
 }
 
-_SSAST_OUTSIDE_BLOCKS = {
+SSAST_OUTSIDE_BLOCKS = {
     "v.dist_token": "encoder.dist_token",
     "v.norm.weight": "encoder.norm.weight",
     "v.norm.bias": "encoder.norm.bias",
 }
 
-_OUTSIDE_BLOCKS = {
+OUTSIDE_BLOCKS = {
     "v.cls_token": "encoder.cls_token",
     "v.pos_embed": "encoder.position_embed",
     "v.patch_embed.proj.weight": "encoder.patch_embed.proj.weight",
@@ -95,33 +95,33 @@ _OUTSIDE_BLOCKS = {
 
 
 class Converted(NamedTuple):
-    """An official checkpoint in our terms."""
+    """An official checkpoint with our tensor names."""
 
     config: ModelConfig
     tensors: dict[str, Tensor]
     ignored: dict[str, str]
     """Tensors that were left out, each with the reason."""
     notes: list[str]
-    """What was inferred rather than read."""
+    """Facts that the file does not hold and that were inferred."""
 
 
 def is_official(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these look like a state dict of the SSAMBA or SSAST training scripts."""
+    """Return whether the names are those of a state dict of the SSAMBA or SSAST training scripts."""
     return any(name.startswith("v.") for name in map(_bare, tensors))
 
 
 def convert_official(
     tensors: Mapping[str, Tensor], source: str, patch_stride: int | tuple[int, int] | None = None
 ) -> Converted:
-    """Rename an official state dict and infer its configuration.
+    """Rename the tensors of an official state dict and infer its configuration.
 
     Args:
-        tensors: the state dict, with or without the `module.` prefix.
-        source: the file's name, for messages.
-        patch_stride: decides between the readings of a fine-tuned file that fits several strides.
+        tensors: the state dict, with or without the prefix `module.`.
+        source: name of the file, for messages.
+        patch_stride: stride of a fine-tuned file that fits several.
 
     Raises:
-        CheckpointError: something is missing, unknown, or of the wrong shape.
+        CheckpointError: a tensor is missing, unknown, or of the wrong shape.
     """
     bare = {_bare(name): tensor for name, tensor in tensors.items()}
     ssast = any(name.startswith("v.blocks.") for name in bare)
@@ -135,11 +135,11 @@ def convert_official(
     ignored: dict[str, str] = {}
     unknown: list[str] = []
     for name, tensor in bare.items():
-        ours = _our_name(name)
+        ours = our_name(name)
         if ours is not None:
             renamed[ours] = tensor.squeeze(1) if ours.endswith("conv_weight") and tensor.ndim == 3 else tensor
-        elif name in _LEFTOVERS:
-            ignored[name] = _LEFTOVERS[name]
+        elif name in _UNUSED:
+            ignored[name] = _UNUSED[name]
         elif name not in ("p_input_fdim", "p_input_tdim"):
             unknown.append(name)
     if unknown:
@@ -175,11 +175,12 @@ def _require(tensors: Mapping[str, Tensor], names: tuple[str, ...], family: str,
         )
 
 
-def _our_name(name: str) -> str | None:
-    if name in _OUTSIDE_BLOCKS:
-        return _OUTSIDE_BLOCKS[name]
-    if name in _SSAST_OUTSIDE_BLOCKS:
-        return _SSAST_OUTSIDE_BLOCKS[name]
+def our_name(name: str) -> str | None:
+    """Return our name of an official tensor, without the prefix `module.`; None for unknown ones."""
+    if name in OUTSIDE_BLOCKS:
+        return OUTSIDE_BLOCKS[name]
+    if name in SSAST_OUTSIDE_BLOCKS:
+        return SSAST_OUTSIDE_BLOCKS[name]
     match = re.fullmatch(r"v\.blocks\.(\d+)\.(.+)", name)
     if match is not None:
         ours = _ATTENTION_BLOCK.get(match[2])
@@ -190,7 +191,7 @@ def _our_name(name: str) -> str | None:
     index, part, rest = match.groups()
     if part == "norm":
         return f"encoder.blocks.{index}.norm.{rest}"
-    return f"encoder.blocks.{index}.mixer.{_MIXER[rest]}" if rest in _MIXER else None
+    return f"encoder.blocks.{index}.mixer.{MIXER[rest]}" if rest in MIXER else None
 
 
 def _encoder_config(
@@ -222,7 +223,7 @@ def _encoder_config(
 
 
 def _mamba_sizes(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
-    """What SSAMBA's blocks tell about themselves."""
+    """Return the sizes of SSAMBA's blocks, from their shapes."""
     embed_dim = tensors["v.cls_token"].shape[-1]
     mixer = "v.layers.0.mixer"
     _require(tensors, (f"{mixer}.conv1d.weight", f"{mixer}.dt_proj.weight"), "SSAMBA", source)
@@ -239,14 +240,14 @@ def _mamba_sizes(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
 
 
 def _attention_sizes(tensors: Mapping[str, Tensor], source: str, notes: list[str]) -> dict[str, Any]:
-    """What SSAST's blocks tell about themselves, and the number of heads, which no tensor tells."""
+    """Return the sizes of SSAST's blocks, from their shapes, and the number of heads, which no shape shows."""
     embed_dim = tensors["v.cls_token"].shape[-1]
     _require(tensors, ("v.blocks.0.mlp.fc1.weight",), "SSAST", source)
     inner = tensors["v.blocks.0.mlp.fc1.weight"].shape[0]
     if inner % embed_dim:
         raise CheckpointError(f"{source}: an MLP of {inner} channels is not a multiple of the width {embed_dim}")
     released = embed_dim % _HEAD_SIZE == 0
-    heads = embed_dim // _HEAD_SIZE if released else _FEWEST_HEADS
+    heads = embed_dim // _HEAD_SIZE if released else _MIN_HEADS
     if not released:
         notes.append(f"{heads} attention heads are assumed: the file does not record them, and no released size fits")
     return {
@@ -259,42 +260,42 @@ def _attention_sizes(tensors: Mapping[str, Tensor], source: str, notes: list[str
 def _fine_tuning_input(
     patches: int,
     patch_size: tuple[int, int],
-    wanted_stride: int | tuple[int, int] | None,
+    patch_stride: int | tuple[int, int] | None,
     source: str,
     notes: list[str],
 ) -> dict[str, int | tuple[int, int]]:
-    """Stride and frames of a fine-tuned file, from its number of positions.
+    """Infer stride and frames of a fine-tuned file from its number of positions.
 
-    Both 12 rows (stride 10) and 8 rows (stride 16) may divide it; then the stride asked for wins, else a size that an
+    Both 12 rows (stride 10) and 8 rows (stride 16) may divide it. Then `patch_stride` decides, else a size that an
     official recipe uses, else stride 10, which all recipes but one use.
     """
     strides = _FINE_TUNING_STRIDES.get(patch_size, (patch_size,))
-    readings: list[tuple[tuple[int, int], int]] = []
+    candidates: list[tuple[tuple[int, int], int]] = []
     for stride in strides:
         rows = (_MEL_BINS - patch_size[0]) // stride[0] + 1
         if patches % rows == 0:
-            readings.append((stride, (patches // rows - 1) * stride[1] + patch_size[1]))
-    if not readings:
+            candidates.append((stride, (patches // rows - 1) * stride[1] + patch_size[1]))
+    if not candidates:
         raise CheckpointError(
             f"{source} has positions for {patches} patches, which fits no grid of {patch_size[0]} x {patch_size[1]} "
             f"patches over {_MEL_BINS} mel bins with a stride of {' or '.join(str(s[1]) for s in strides)}"
         )
-    asked = [(stride, frames) for stride, frames in readings if wanted_stride in (stride, stride[1])]
+    asked = [(stride, frames) for stride, frames in candidates if patch_stride in (stride, stride[1])]
     official = [
         (stride, known)
         for known_stride, known in _FINE_TUNING_INPUTS.get(patch_size, ())
-        for stride, frames in readings
+        for stride, frames in candidates
         if stride[1] == known_stride and frames <= known < frames + known_stride
     ]
-    stride, frames = (asked or official or readings)[0]
+    stride, frames = (asked or official or candidates)[0]
     notes.append(f"an input of {frames} frames with patch stride {stride[1]} was inferred from {patches} positions")
-    if len(readings) > 1 and not asked:
-        others = ", ".join(f"stride {s[1]} with {f} frames" for s, f in readings if s != stride)
+    if len(candidates) > 1 and not asked:
+        others = ", ".join(f"stride {s[1]} with {f} frames" for s, f in candidates if s != stride)
         notes.append(f"the file would also fit {others}: patch_stride chooses")
         if not official:
             warnings.warn(
-                f"{source} does not record its patch stride: stride {stride[1]} with {frames} frames is assumed, but it "
-                f"would also fit {others}. Say which with patch_stride=.",
+                f"{source} does not record its patch stride: stride {stride[1]} with {frames} frames is assumed, but "
+                f"it would also fit {others}. Say which with patch_stride=.",
                 stacklevel=2,
             )
     return {"num_mel_bins": _MEL_BINS, "num_frames": frames, "patch_stride": stride}

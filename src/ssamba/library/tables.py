@@ -3,8 +3,8 @@
 Rows are files, or time steps if there is a column `time_s`. While a job for `x.npz` runs, the folder `x.npz.partial`
 holds its settings and its parts: the embeddings of some files (`part-N.npy`, and `part-N.times.npy` for time steps) and
 the list of these files (`part-N.json`, written last, so that a part without it does not count). A killed job loses at
-most the part it was collecting. At the end the parts are concatenated in the order of the inputs under a temporary name,
-the result is renamed, and the folder is removed. All rows are never in memory at once.
+most the part it was collecting. At the end the parts are concatenated in the order of the inputs under a temporary
+name, the result is renamed, and the folder is removed. All rows are never in memory at once.
 """
 
 from __future__ import annotations
