@@ -451,7 +451,7 @@ class InferenceEngine:
     def _encode(self, batch: list[tuple[_Recording[Key, Result], Window]], layer: int | None, all_layers: bool) -> None:
         """Encode windows in groups of similar length and hand their tokens to their recordings' accumulators."""
         encoder, config = self.encoder, self.encoder.config
-        skips = bool(batch) and encoder.leaves_padding_out(batch[0][1].features) and not all_layers
+        skips = bool(batch) and encoder.skips_padding(batch[0][1].features) and not all_layers
         for group in group_by_length(batch, _MAX_PADDING_IF_SKIPPED if skips else _MAX_PADDING):
             frames = [window.features.shape[0] for _, window in group]
             if len(group) == 1:  # no copy: it may be hours in one window

@@ -445,13 +445,13 @@ def test_hooks_are_called_and_other_norms_used():
     with torch.no_grad():
         plain = encoder(features)
         handle = encoder.blocks[1].mixer.register_forward_hook(lambda module, inputs, output: heard.append(output))
-        assert not encoder.leaves_padding_out(features)
+        assert not encoder.skips_padding(features)
         torch.testing.assert_close(encoder(features), plain, rtol=1e-5, atol=1e-5)
         assert len(heard) == 1
         handle.remove()
-        assert encoder.leaves_padding_out(features)
+        assert encoder.skips_padding(features)
         encoder.blocks[0].norm = torch.nn.RMSNorm(32)
-        assert not encoder.leaves_padding_out(features)
+        assert not encoder.skips_padding(features)
         assert not torch.allclose(encoder(features), plain, atol=1e-3)
 
 

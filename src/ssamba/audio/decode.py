@@ -205,7 +205,7 @@ def _check_end(reader: Reader, some_wanted: bool, strict: bool) -> None:
     of = f" of {info.duration_s:.2f} s" if missing_s >= 0.005 else ""
     found = f"{info.path}: truncated or damaged, {there}{of} can be read ({fault})"
     if strict or not some_wanted:
-        raise AudioDecodeError(f"{found}. Get a whole copy; in Python, decode(path, strict=False) returns the rest")
+        raise AudioDecodeError(f"{found}. Get a whole copy; in Python, decode(path, strict=False) returns that part")
     warnings.warn(found, AudioTruncatedWarning, stacklevel=4)
 
 

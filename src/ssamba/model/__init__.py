@@ -1,4 +1,4 @@
-"""The models: patches, positions, BiMamba and attention blocks, encoders, heads and pretraining objectives."""
+"""Models: patches, encoders (SSAMBA and SSAST), heads, masking and pretraining objectives."""
 
 from ssamba.model.create import SIZES, VARIANTS, build_encoder, create_encoder, encoder_config
 from ssamba.model.encoder import PatchEncoder, PatchTokens, SSAMBAEncoder

@@ -1,4 +1,4 @@
-"""Making a fresh encoder: from its configuration, or by size and variant."""
+"""Create an untrained encoder from its configuration, or by size and variant."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ssast_frame": {"patch_size": (128, 2), "patch_stride": (128, 2)},
 }
 
-_HEAD_SIZE = 64  # channels of an attention head in all released SSAST models
+_HEAD_SIZE = 64  # channels of an attention head in every released SSAST model
 
 
 def build_encoder(config: BaseEncoderConfig) -> PatchEncoder:
-    """The encoder that a configuration describes, randomly initialized."""
+    """Build the randomly initialized encoder that a configuration describes."""
     if isinstance(config, SSASTConfig):
         return SSASTEncoder(config)
     assert isinstance(config, EncoderConfig), type(config)
@@ -36,7 +36,7 @@ def build_encoder(config: BaseEncoderConfig) -> PatchEncoder:
 
 
 def build_blocks(config: BaseEncoderConfig, depth: int) -> nn.Module:
-    """A stack of the encoder's kind of blocks, (B, L, D) and lengths (B,) -> (B, L, D); not yet initialized."""
+    """Build an uninitialized stack of the encoder's blocks: tokens (B, L, D), lengths (B,) -> (B, L, D)."""
     if isinstance(config, SSASTConfig):
         return AttentionBlocks(config, [0.0] * depth)
     assert isinstance(config, EncoderConfig), type(config)
@@ -44,10 +44,10 @@ def build_blocks(config: BaseEncoderConfig, depth: int) -> nn.Module:
 
 
 def encoder_config(size: str, variant: str = "official", **overrides: Any) -> EncoderConfig | SSASTConfig:
-    """The configuration of a size and variant, with fields of `EncoderConfig` or `SSASTConfig` overridden.
+    """Return the configuration of a size and variant, with fields of `EncoderConfig` or `SSASTConfig` overridden.
 
     Raises:
-        ConfigError: an unknown size, variant or field, or a value that does not fit.
+        ConfigError: the size, the variant or a field is unknown, or a value is invalid.
     """
     for kind, name, known in (("size", size, SIZES), ("variant", variant, VARIANTS)):
         if name not in known:
@@ -58,7 +58,7 @@ def encoder_config(size: str, variant: str = "official", **overrides: Any) -> En
         return SSASTConfig.parse({**SIZES[size], **heads, **VARIANTS[variant], **overrides}, source)
     values = {"variant": variant, **SIZES[size], **VARIANTS[variant], **overrides}
     if variant == "ssamba2" and "patch_size" not in overrides:
-        # A token is a moment, over all frequencies: the mean over tokens then keeps what lies at which frequency.
+        # A token spans all frequencies, so that the mean over tokens preserves the spectrum.
         values["patch_size"] = (values.get("num_mel_bins", 128), 4)
         values.setdefault("patch_stride", values["patch_size"])
     return EncoderConfig.parse(values, source)
@@ -69,17 +69,17 @@ def create_encoder(
     variant: Literal["official", "ssamba2", "ssast", "ssast_frame"] = "official",
     **overrides: Any,
 ) -> PatchEncoder:
-    """A randomly initialized encoder, from normalized features (B, T, M) to tokens (B, P + L, D), P prefix tokens first.
+    """Create a randomly initialized encoder: features (B, T, M) -> tokens (B, P + L, D), prefix tokens first.
 
     Args:
         size: "tiny" (D = 192), "small" (384) or "base" (768); SSAMBA has 24 blocks, SSAST 12.
-        variant: "official" is the released SSAMBA; "ssamba2" is ours, its flags still to be settled by measurement;
-            "ssast" is the transformer over 16 x 16 patches, "ssast_frame" the one over frames (128 x 2).
+        variant: "official" is the released SSAMBA; "ssamba2" is this project's own; "ssast" is the transformer over
+            16 x 16 patches, "ssast_frame" the one over frames (128 x 2).
         overrides: any field of `ssamba.config.EncoderConfig`, or of `SSASTConfig` for the transformers, such as
             `distillation_token=False` (one prefix token) and `attention="unfused"`.
 
     Raises:
-        ConfigError: an unknown size, variant or field, or a value that does not fit.
+        ConfigError: the size, the variant or a field is unknown, or a value is invalid.
 
     Example:
         >>> encoder = create_encoder("tiny", patch_stride=(10, 10)).eval()

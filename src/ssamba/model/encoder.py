@@ -1,10 +1,17 @@
-"""Encoders over spectrogram patches: what they share (`PatchEncoder`), and SSAMBA (Shams et al., SLT 2024, section 3).
+"""The SSAMBA encoder (Shams et al., SLT 2024, section 3), and `PatchEncoder`, the base that it shares with SSAST.
 
-`variant="official"` is the released structure with its quirks, each behind a flag of `EncoderConfig`:
-blocks run in pairs, the second of a pair on the reversed sequence, outputs and residual streams summed (so the residual
-doubles at every pair); the final LayerNorm is applied twice; patches are numbered frequency-major.
+`PatchEncoder` turns features into patch tokens with positions and prefix tokens; subclasses add blocks and a final
+norm.
 
-Shapes: B clips, T frames, M mel bins, L patch tokens, P prefix tokens, D channels, E inner channels, N states.
+`variant="official"` is the released structure with its quirks, each behind a flag of `EncoderConfig`: blocks run in
+pairs, the second of a pair on the reversed sequence, outputs and residual streams summed (so the residual doubles at
+every pair); the final LayerNorm is applied twice; patches are numbered frequency-major.
+
+The block is Vision Mamba's "v2" mixer. Its symbols are Mamba's (Gu and Dao, 2023, arXiv:2312.00752, algorithm 2; Zhu et
+al., 2024, arXiv:2401.09417, algorithm 1); `ssamba.ops.mixer` has the computation and its equations.
+
+Shapes: B clips, T frames, M mel bins, R rows, K columns, L = R * K patch tokens, P prefix tokens, D channels, E inner
+channels, N states, W taps.
 """
 
 from __future__ import annotations
@@ -28,13 +35,13 @@ class PatchTokens(NamedTuple):
     tokens: Tensor
     """(B, L, D), each clip's valid tokens first."""
     columns: Tensor | None
-    """Patches along time of each clip (B,); None when every clip fills the batch."""
+    """Columns of each clip (B,); None if all clips have `longest` columns."""
     longest: int
-    """Patches along time of the batch, L / rows."""
+    """Columns K of the batch."""
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a whole clip's branch while training (Huang et al., 2016, arXiv:1603.09382)."""
+    """Stochastic depth: drop a branch for whole clips in training (Huang et al., 2016, arXiv:1603.09382)."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -42,11 +49,11 @@ class DropPath(nn.Module):
 
     @property
     def is_active(self) -> bool:
-        """Whether anything is dropped now."""
+        """Whether the module drops branches in its current mode."""
         return self.training and self.rate > 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
+        """Drop clips of x (B, L, D) at random, and scale the others."""
         if not self.is_active:
             return x
         keep = torch.empty(x.shape[0], 1, 1, device=x.device, dtype=x.dtype).bernoulli_(1 - self.rate)
@@ -54,7 +61,7 @@ class DropPath(nn.Module):
 
 
 class PatchEncoder(nn.Module):
-    """Normalized log-mel features to tokens: `encoder(features, lengths)` gives (B, P + L, D), prefix tokens first."""
+    """Base of encoders: normalized log-mel features (B, T, M) -> tokens (B, P + L, D), prefix tokens first."""
 
     def __init__(self, config: BaseEncoderConfig):
         super().__init__()
@@ -65,22 +72,22 @@ class PatchEncoder(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
         self.position_embed = nn.Parameter(torch.empty(1, config.num_prefix_tokens + rows * columns, config.embed_dim))
 
-    def leaves_padding_out(self, hidden: Tensor) -> bool:
-        """Whether the blocks spend no time on padding for tokens or features of this device and dtype, here and now."""
+    def skips_padding(self, hidden: Tensor) -> bool:
+        """Return whether the blocks skip padding now, for a tensor of this device and dtype: then it costs no time."""
         return False
 
     @abstractmethod
     def _run_blocks(
         self, hidden: Tensor, lengths: Tensor | None, layers: int, *, finish: bool, states: list[Tensor] | None = None
     ) -> Tensor:
-        """Run the first `layers` layers over (B, P + L, D), `lengths` (B,) of them valid; `finish`: the final norm too.
+        """Run the first `layers` layers over `hidden` (B, P + L, D), and the final norm if `finish`.
 
-        `states` collects what enters each layer and what leaves the last. What stands beyond `lengths` is finite, and
-        what is returned there is arbitrary.
+        `lengths` (B,) are valid tokens; padding is finite in the input and arbitrary in the output. The input of each
+        layer and the output of the last are appended to `states`.
         """
 
     def prefix_tokens(self) -> Tensor:
-        """The learned tokens that stand before the patches, (1, P, D), without positions."""
+        """Return the learned prefix tokens (1, P, D), without positions."""
         return self.cls_token
 
     def forward(self, features: Tensor, lengths: Tensor | None = None, *, layer: int | None = None) -> Tensor:
@@ -88,23 +95,23 @@ class PatchEncoder(nn.Module):
 
         Args:
             features: (B, T, M).
-            lengths: valid frames of each clip (B,), None when all are; frames after a clip's last whole patch are
-                dropped. What stands beyond (NaN included) changes nothing.
-            layer: return the hidden state after this layer instead, before the final norm, and compute no
-                further: 0 is what enters the first block, k what leaves block k (SSAMBA: block pair k), up
-                to `config.num_layers`; negative numbers count from the last.
+            lengths: valid frames of each clip (B,), None if all are. Frames after a clip's last whole patch are
+                dropped, and padding (NaN included) has no effect.
+            layer: return the hidden state after this layer, before the final norm, and skip the rest: 0 is the input of
+                the first block, k the output of block k (SSAMBA: block pair k), up to `config.num_layers`; negative
+                numbers count from the last.
 
         Returns:
-            (B, P + L, D), prefix tokens first, with L = rows * columns of the longest clip. A clip with fewer columns has its
-            P + rows * columns tokens at the front (in its own order), zeros after.
+            Tokens (B, P + L, D), prefix tokens first, with L = R * K of the longest clip. A clip with fewer columns has
+            its own tokens first, in its own order, then zeros.
 
         Raises:
-            ValueError: a shape does not fit, a clip is shorter than one patch, or there is no such layer.
+            ValueError: a shape is wrong, a clip is shorter than one patch, or the layer does not exist.
         """
         return self.encode(self.embed_patches(features, lengths), layer=layer)
 
     def embed_patches(self, features: Tensor, lengths: Tensor | None = None) -> PatchTokens:
-        """Project the patches of normalized features (B, T, M) and put them in sequence; arguments as `forward`."""
+        """Project the patches of normalized features (B, T, M) to a token sequence; arguments as `forward`."""
         lengths = self._checked(features, lengths)
         longest = self.config.columns(features.shape[1])
         columns = None
@@ -116,7 +123,7 @@ class PatchEncoder(nn.Module):
         return PatchTokens(order_tokens(grid, self.config, columns), columns, longest)
 
     def positions(self, columns: Tensor | None, longest: int) -> Tensor:
-        """Positions of the patch tokens, (B, L, D), or (1, L, D) when `columns` is None."""
+        """Return the positions of the patch tokens (B, L, D), or (1, L, D) if `columns` is None."""
         rows, _ = self.config.grid
         if columns is None and not torch.compiler.is_compiling() and (self.config.rows, longest) == self.config.grid:
             grid = rearrange(self.position_embed[:, self.num_prefix_tokens :], "b (r k) d -> b r k d", r=rows)
@@ -127,30 +134,30 @@ class PatchEncoder(nn.Module):
         return order_tokens(grid, self.config, columns)
 
     def encode(self, patches: PatchTokens, *, layer: int | None = None) -> Tensor:
-        """Run the blocks over patch tokens; returns and `layer` as `forward`."""
+        """Add positions and prefix tokens to patch tokens, and run the blocks; `layer` and result as `forward`."""
         columns = patches.columns
-        entering = [self._with_prefix(patches.tokens + self.positions(columns, patches.longest))]
-        del patches  # what nobody else holds is free while the blocks run: 140 MB for an hour
-        return self._through_blocks(entering, None if columns is None else columns * self.config.rows, layer)
+        inputs = [self._with_prefix(patches.tokens + self.positions(columns, patches.longest))]
+        del patches  # frees the patch tokens while the blocks run: 140 MB for an hour of audio
+        return self._apply_blocks(inputs, None if columns is None else columns * self.config.rows, layer)
 
     def encode_tokens(self, tokens: Tensor, counts: Tensor | None = None, *, layer: int | None = None) -> Tensor:
-        """Run the blocks over tokens that have their positions already, a clip's whole grid or some of it.
+        """Add prefix tokens to tokens that already have positions (any subset of a clip's patches), and run the blocks.
 
         Args:
             tokens: (B, L, D), each clip's valid tokens first.
-            counts: valid tokens of each clip (B,), None when all are.
+            counts: valid tokens of each clip (B,), None if all are.
             layer: as `forward`.
 
         Returns:
-            (B, P + L, D), the prefix tokens first, zeros behind a clip's own tokens.
+            Tokens (B, P + L, D), prefix tokens first, zeros after a clip's own tokens.
         """
-        return self._through_blocks([self._with_prefix(tokens)], counts, layer)
+        return self._apply_blocks([self._with_prefix(tokens)], counts, layer)
 
     def hidden_states(self, patches: PatchTokens) -> list[Tensor]:
-        """Every layer's tokens from one pass over the blocks.
+        """Return the tokens of every layer from one pass over the blocks.
 
         Returns:
-            `config.num_layers` + 2 tensors (B, P + L, D): what `encode` gives for `layer=0`, 1, ..., `num_layers`,
+            `config.num_layers` + 2 tensors (B, P + L, D): the results of `encode` for `layer=0`, 1, ..., `num_layers`,
             then the final output (`layer=None`).
         """
         tokens, columns, longest = patches
@@ -161,22 +168,22 @@ class PatchEncoder(nn.Module):
         return [_zero_padding(state, lengths) for state in states]
 
     def _with_prefix(self, tokens: Tensor) -> Tensor:
-        """What enters the first block, (B, P + L, D)."""
+        """Prepend the prefix tokens with their positions: (B, L, D) -> (B, P + L, D)."""
         prefix = self.prefix_tokens() + self.position_embed[:, : self.num_prefix_tokens]
         return torch.cat((prefix.expand(tokens.shape[0], -1, -1), tokens), dim=1)
 
     def _with_prefix_lengths(self, counts: Tensor | None) -> Tensor | None:
-        """Valid tokens of each clip with its prefix (B,), for `counts` of patch tokens."""
+        """Return the valid tokens of each clip (B,) with its prefix, for `counts` patch tokens."""
         return None if counts is None else self.num_prefix_tokens + counts
 
-    def _through_blocks(self, entering: list[Tensor], counts: Tensor | None, layer: int | None) -> Tensor:
-        """`encode_tokens` for what enters the first block, which is taken out of its list: the blocks may free it."""
-        stop_after = self.config.num_layers if layer is None else self.layer_index(layer)
+    def _apply_blocks(self, inputs: list[Tensor], counts: Tensor | None, layer: int | None) -> Tensor:
+        """Run the blocks over the single tensor of `inputs`, which is popped so that its memory can be freed."""
+        layers = self.config.num_layers if layer is None else self.layer_index(layer)
         lengths = self._with_prefix_lengths(counts)
-        return _zero_padding(self._run_blocks(entering.pop(), lengths, stop_after, finish=layer is None), lengths)
+        return _zero_padding(self._run_blocks(inputs.pop(), lengths, layers, finish=layer is None), lengths)
 
     def layer_index(self, layer: int) -> int:
-        """A layer as `forward` takes it, counted from the first; ValueError if there is none such."""
+        """Return a `layer` argument of `forward` as a number from 0; raise ValueError if the layer does not exist."""
         count = self.config.num_layers
         if not -count - 1 <= layer <= count:
             raise ValueError(
@@ -205,7 +212,7 @@ class PatchEncoder(nn.Module):
                     raise ValueError(f"lengths go up to {int(lengths.max())}, but there are {features.shape[1]} frames")
                 shortest = int(lengths.min())
                 if 0 < config.columns(shortest) == config.columns(features.shape[1]):
-                    return None  # no padding that any patch could see
+                    return None  # no patch contains padding
             lengths = lengths.to(features.device)
         if config.columns(shortest) < 1:
             raise ValueError(
@@ -216,7 +223,7 @@ class PatchEncoder(nn.Module):
 
 
 def _zero_padding(tokens: Tensor, lengths: Tensor | None) -> Tensor:
-    """Zeros in place of what stands behind each clip's valid tokens."""
+    """Set tokens (B, P + L, D) beyond each clip's `lengths` (B,) to zero."""
     if lengths is None:
         return tokens
     valid = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
@@ -224,20 +231,20 @@ def _zero_padding(tokens: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 class DirectionalScan(nn.Module):
-    """What one direction of time has for itself: convolution, projections of delta, B and C, and the scan."""
+    """Parameters of one direction of time: convolution, projections to delta, B and C, and the scan."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
-        inner, rank, state = config.inner_dim, config.rank, config.state_size
-        self.conv_weight = nn.Parameter(torch.empty(inner, config.conv_kernel))
+        inner, delta_rank, state = config.inner_dim, config.rank, config.state_size
+        self.conv_weight = nn.Parameter(torch.empty(inner, config.conv_kernel))  # (E, W)
         self.conv_bias = nn.Parameter(torch.empty(inner))
-        self.x_proj = nn.Linear(inner, rank + 2 * state, bias=False)
-        self.dt_proj = nn.Linear(rank, inner, bias=True)
-        self.A_log = nn.Parameter(torch.empty(inner, state))
+        self.x_proj = nn.Linear(inner, delta_rank + 2 * state, bias=False)
+        self.dt_proj = nn.Linear(delta_rank, inner, bias=True)
+        self.A_log = nn.Parameter(torch.empty(inner, state))  # (E, N)
         self.D = nn.Parameter(torch.empty(inner))
 
     def weights(self) -> DirectionWeights:
-        """Its parameters as the operator takes them."""
+        """Return the parameters as the operator takes them."""
         step = self.dt_proj
         return DirectionWeights(
             self.conv_weight, self.conv_bias, self.x_proj.weight, step.weight, step.bias, self.A_log, self.D
@@ -245,7 +252,11 @@ class DirectionalScan(nn.Module):
 
 
 class BiMambaMixer(nn.Module):
-    """(B, L, D_model) -> (B, L, D_model), every token informed by all others, in time linear in L."""
+    """Bidirectional Mamba mixer, (B, L, D) -> (B, L, D): every token sees all others, in time linear in L.
+
+    One input projection makes the stream x and the gate z for both directions of time. Each direction has its own
+    causal convolution, input-dependent step sizes and projections, and selective scan.
+    """
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -255,13 +266,11 @@ class BiMambaMixer(nn.Module):
         self.out_proj = nn.Linear(config.inner_dim, config.embed_dim, bias=False)
 
     def forward(self, hidden: Tensor, lengths: Tensor | None = None, reversed_time: bool = False) -> Tensor:
-        """`lengths` (B,) are valid tokens. `reversed_time` gives what flipping input and output along L would."""
-        return bimamba_mixer(
-            hidden,
-            *self._weights(),
-            lengths=lengths,
-            reversed_time=reversed_time,
-        )
+        """Mix tokens (B, L, D), `lengths` (B,) of them valid.
+
+        `reversed_time=True` equals flipping input and output along L.
+        """
+        return bimamba_mixer(hidden, *self._weights(), lengths=lengths, reversed_time=reversed_time)
 
     def add_to(
         self,
@@ -273,7 +282,7 @@ class BiMambaMixer(nn.Module):
         reversed_time: bool = False,
         accumulate: bool = True,
     ) -> None:
-        """out += mixer(norm(stream)), or out = that: `ssamba.ops.mix_into`, where `can_mix_into`."""
+        """Compute out += mixer(norm(stream)), or out = mixer(norm(stream)), in place (`ssamba.ops.mix_into`)."""
         mix_into(
             out,
             stream,
@@ -289,7 +298,7 @@ class BiMambaMixer(nn.Module):
 
 
 class Block(nn.Module):
-    """LayerNorm and mixer over the residual stream, and the stochastic depth of what enters it."""
+    """Pre-norm mixer over the residual stream, with stochastic depth on its input."""
 
     def __init__(self, config: EncoderConfig, drop_path: float):
         super().__init__()
@@ -299,31 +308,28 @@ class Block(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """False where somebody listens in (a hook would not be called) or has put another norm in place."""
+        """False if forward hooks are registered (the in-place path would not call them) or the norm was replaced."""
         parts: tuple[nn.Module, ...] = (self, self.norm, self.mixer)
         return type(self.norm) is nn.LayerNorm and not any(m._forward_hooks or m._forward_pre_hooks for m in parts)
 
-    def enter(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
-        """The residual stream (B, P + L, D) with what the blocks before gave."""
+    def add_residual(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
+        """Add the output of the previous blocks to the residual stream, both (B, P + L, D)."""
         return hidden if residual is None else residual + self.drop_path(hidden)
 
     def forward(self, stream: Tensor, lengths: Tensor | None, reversed_time: bool) -> Tensor:
-        """stream (B, P + L, D) -> what this block adds to it."""
+        """Return this block's contribution to the residual stream (B, P + L, D)."""
         out: Tensor = self.mixer(self.norm(stream), lengths, reversed_time)
         return out
 
     def add_to(
         self, out: Tensor, stream: Tensor, lengths: Tensor | None, reversed_time: bool, *, accumulate: bool = True
     ) -> None:
-        """Add to `out`, where it may be the stream itself, what `forward` returns, or put it there."""
+        """Add the result of `forward` to `out`, which may be `stream` itself, or write it there."""
         self.mixer.add_to(out, stream, self.norm, lengths, reversed_time=reversed_time, accumulate=accumulate)
 
 
 class SSAMBAEncoder(PatchEncoder):
-    """Normalized log-mel features to tokens.
-
-    `encoder(features, lengths)` gives (B, 1 + L, D) after the final norm, the prefix token ([CLS]) first.
-    """
+    """Normalized log-mel features (B, T, M) -> tokens (B, 1 + L, D) after the final norm, the [CLS] token first."""
 
     config: EncoderConfig
 
@@ -334,8 +340,8 @@ class SSAMBAEncoder(PatchEncoder):
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         initialize_encoder(self, config)
 
-    def leaves_padding_out(self, hidden: Tensor) -> bool:
-        """True for inference where the mixer can work in memory that is there, clips one behind the other."""
+    def skips_padding(self, hidden: Tensor) -> bool:
+        """Return whether inference runs in place on packed clips (no padding) for a tensor like `hidden`."""
         if self.training and self.config.drop_path:
             return False
         return can_mix_into(hidden) and all(isinstance(block, Block) and block.is_plain for block in self.blocks)
@@ -345,7 +351,7 @@ class SSAMBAEncoder(PatchEncoder):
     ) -> Tensor:
         residual: Tensor | None = None
         blocks = [block for block in self.blocks if isinstance(block, Block)]
-        if states is None and self.leaves_padding_out(hidden):
+        if states is None and self.skips_padding(hidden):
             if lengths is None:
                 self._run_in_place(hidden, None, blocks, layers)
                 return self._final_norm(hidden) if finish else hidden
@@ -358,43 +364,43 @@ class SSAMBAEncoder(PatchEncoder):
             return padded
         for layer in range(layers):
             if states is not None:
-                states.append(_state(hidden, residual))
+                states.append(_hidden_state(hidden, residual))
             if self.config.block_layout == "sequential":
                 block = blocks[layer]
-                residual = block.enter(hidden, residual)
+                residual = block.add_residual(hidden, residual)
                 hidden = block(residual, lengths, False)
                 continue
-            ahead, behind = blocks[2 * layer], blocks[2 * layer + 1]
-            stream = ahead.enter(hidden, residual)
-            # The two streams differ only where one of them drops what enters.
-            other = (
-                behind.enter(hidden, residual) if ahead.drop_path.is_active or behind.drop_path.is_active else stream
-            )
-            hidden = ahead(stream, lengths, False) + behind(other, lengths, True)
+            first, second = blocks[2 * layer], blocks[2 * layer + 1]
+            stream = first.add_residual(hidden, residual)
+            # The two streams differ only if stochastic depth drops the input of one of them.
+            other = stream
+            if first.drop_path.is_active or second.drop_path.is_active:
+                other = second.add_residual(hidden, residual)
+            hidden = first(stream, lengths, False) + second(other, lengths, True)
             if self.config.pair_residual == "sum":
                 residual = stream + other
             else:
                 residual = stream if other is stream else (stream + other) * 0.5
         if states is not None:
-            states.append(_state(hidden, residual))
+            states.append(_hidden_state(hidden, residual))
         if not finish:
-            return _state(hidden, residual)
+            return _hidden_state(hidden, residual)
         assert residual is not None
         return self._final_norm(residual + self.drop_path(hidden))
 
     def _run_in_place(self, stream: Tensor, lengths: Tensor | None, blocks: list[Block], layers: int) -> None:
-        """The same for inference, without new memory and padding: the stream becomes what leaves the last layer.
+        """Run the first `layers` layers in place, for inference; afterwards `stream` is the last hidden state.
 
-        (B, P + L, D), or with `lengths` (M, D): clips one behind the other.
+        `stream` is (B, P + L, D), or with `lengths` (tokens, D): clips packed without padding.
         """
         if self.config.block_layout == "sequential":
             for block in blocks[:layers]:
                 block.add_to(stream, stream, lengths, False)
             return
         added = torch.empty_like(stream, dtype=mixing_dtype(stream))
-        for ahead, behind in zip(blocks[: 2 * layers : 2], blocks[1 : 2 * layers : 2], strict=True):
-            ahead.add_to(added, stream, lengths, False, accumulate=False)
-            behind.add_to(added, stream, lengths, True)
+        for first, second in zip(blocks[: 2 * layers : 2], blocks[1 : 2 * layers : 2], strict=True):
+            first.add_to(added, stream, lengths, False, accumulate=False)
+            second.add_to(added, stream, lengths, True)
             torch.add(added, stream, alpha=2 if self.config.pair_residual == "sum" else 1, out=stream)
 
     def _final_norm(self, tokens: Tensor) -> Tensor:
@@ -404,27 +410,27 @@ class SSAMBAEncoder(PatchEncoder):
 
 
 class AlternatingBlocks(nn.ModuleList):
-    """A few blocks in a row, every second one on the reversed sequence: the stack of a decoder."""
+    """A stack of blocks, every second one on the reversed sequence, for a decoder."""
 
     def __init__(self, config: EncoderConfig, depth: int):
         super().__init__(Block(config, 0.0) for _ in range(depth))
 
     def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, L, D) with `lengths` (B,) valid tokens -> (B, L, D), before any final norm."""
+        """Run the blocks over `hidden` (B, L, D), `lengths` (B,) tokens valid; without a final norm."""
         residual: Tensor | None = None
         for index, block in enumerate(self):
             assert isinstance(block, Block)
-            residual = block.enter(hidden, residual)
+            residual = block.add_residual(hidden, residual)
             hidden = block(residual, lengths, bool(index % 2))
-        return hidden if residual is None else residual + hidden
+        return _hidden_state(hidden, residual)
 
 
-def _state(hidden: Tensor, residual: Tensor | None) -> Tensor:
-    """The hidden state between two layers."""
+def _hidden_state(hidden: Tensor, residual: Tensor | None) -> Tensor:
+    """Return the hidden state between two layers: residual + output."""
     return hidden if residual is None else residual + hidden
 
 
 def _drop_path_rates(config: EncoderConfig) -> list[float]:
-    """Linear from 0 to `drop_path`, shifted by one block as in the original: blocks 0 and 1 both get 0."""
+    """Return rates that rise linearly from 0 to `drop_path`, shifted by one block as in the original (0, 0, ...)."""
     linear = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
     return [0.0, *linear][: config.depth]

@@ -1,6 +1,6 @@
-"""What stands on an encoder: prediction heads for pretraining, a classifier for fine-tuning.
+"""Heads on an encoder: prediction heads for pretraining, and the classifier for fine-tuning.
 
-Shapes: B batch, T frames, M mel bins, P prefix tokens, L patch tokens, K columns, D channels, V = values of a patch.
+Shapes: B clips, T frames, M mel bins, P prefix tokens, L patch tokens, K columns, D channels, V values of a patch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ssamba.model.patches import column_counts, tokens_to_grid
 
 
 class PredictionHead(nn.Sequential):
-    """D -> D -> V with a ReLU: from a masked token to the values of its patch."""
+    """Predict the values of a masked patch from its token: D -> D -> V, with a ReLU."""
 
     def __init__(self, config: BaseEncoderConfig):
         values = config.patch_size[0] * config.patch_size[1]
@@ -24,7 +24,7 @@ class PredictionHead(nn.Sequential):
 
 
 class Classifier(nn.Module):
-    """Encoder, pooling, LayerNorm, Linear: the original's fine-tuned model."""
+    """The original's fine-tuned model: encoder, pooling, LayerNorm, Linear."""
 
     def __init__(self, encoder_config: BaseEncoderConfig, config: ClassifierConfig):
         super().__init__()
@@ -34,10 +34,10 @@ class Classifier(nn.Module):
         self.linear = nn.Linear(encoder_config.embed_dim, config.num_classes)
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Normalized features (B, T, M) with valid frames `lengths` (B,) -> logits (B, classes).
+        """Classify normalized features (B, T, M) with `lengths` (B,) valid frames: logits (B, classes).
 
-        With `label_frames`: (B, labels, classes), the labels of the longest clip; what stands behind a clip's own is
-        arbitrary.
+        With `label_frames`: (B, labels, classes), where `labels` is that of the longest clip; entries after a clip's
+        own labels are arbitrary.
         """
         tokens = self.encoder(features, lengths)
         if self.config.label_frames is None:
@@ -45,23 +45,23 @@ class Classifier(nn.Module):
         return self.classify(self.pool_spans(tokens, features.shape[1], lengths))
 
     def classify(self, vectors: Tensor) -> Tensor:
-        """Pooled vectors (..., D) -> logits (..., classes)."""
+        """Return the logits (..., classes) of pooled vectors (..., D)."""
         logits: Tensor = self.linear(self.norm(vectors))
         return logits
 
     def pool(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """The encoder's tokens (B, P + L, D) -> (B, D): the mean over valid patch tokens, or over prefix tokens."""
+        """Pool tokens (B, P + L, D) to (B, D): the mean over valid patch tokens, or over prefix tokens."""
         prefix = self.encoder.num_prefix_tokens
         if self.config.pooling == "cls":
             return tokens[:, :prefix].mean(1)
         if lengths is None:
             return tokens[:, prefix:].mean(1)
         columns = column_counts(lengths.to(tokens.device), self.encoder.config)
-        # Tokens beyond a clip's own are zero.
+        # Padding tokens are zero.
         return tokens[:, prefix:].sum(1) / (columns * self.encoder.config.rows)[:, None]
 
     def pool_spans(self, tokens: Tensor, frames: int, lengths: Tensor | None = None) -> Tensor:
-        """The encoder's tokens (B, P + L, D) of `frames` frames -> a vector for each label (B, labels, D)."""
+        """Pool the tokens (B, P + L, D) of `frames` frames to one vector for each label (B, labels, D)."""
         config, encoder, prefix = self.config, self.encoder.config, self.encoder.num_prefix_tokens
         assert config.label_frames is not None
         if config.token_segments is not None:
@@ -79,14 +79,14 @@ class Classifier(nn.Module):
 
 
 def span_weights(columns: int, config: BaseEncoderConfig, label_frames: int) -> Tensor:
-    """How much each column counts for each label (labels, K): by the frames that they share; rows sum to one."""
+    """Return the weight of each column for each label (labels, K): the share of common frames; rows sum to one."""
     start = torch.arange(columns) * config.patch_stride[1]
     labels = -(-config.frames_spanned(columns) // label_frames)
     first = torch.arange(labels)[:, None] * label_frames
     shared = (torch.minimum(start + config.patch_size[1], first + label_frames) - torch.maximum(start, first)).clamp(
         min=0
     )
-    # A stride above the patch's size leaves frames that no column covers: the nearest column answers for them.
+    # With a stride above the patch size some frames have no column: use the nearest one.
     nearest = (start + config.patch_size[1] / 2 - first - label_frames / 2).abs().argmin(1)
     empty = shared.sum(1) == 0
     shared[empty, nearest[empty]] = 1

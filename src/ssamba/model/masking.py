@@ -1,13 +1,13 @@
-"""Which patches a model must not see while it is pretrained (SSAMBA, section 3.3; SSAST, section 2.3).
+"""Draw random masks over patches for pretraining (SSAMBA, section 3.3; SSAST, section 2.3).
 
-`clustered` hides squares of neighboring patches, their side drawn for each clip from {3, 4, 5}, in random order until
-the wanted number is hidden. Squares wrap around the clip's edges, so every patch is equally likely to be hidden.
-`official` is the original's rule with its quirks: squares run over the ends of rows, patch 0 is never hidden, and what
-is too many is dropped from the highest numbers, which are the highest frequencies. `frames` hides whole columns.
+`clustered` masks squares of neighboring patches, their side drawn for each clip from {3, 4, 5}, in random order until
+the mask ratio is reached. Squares wrap around the clip's edges, so every patch is equally likely to be masked.
+`official` is the original's rule with its quirks: squares run over the ends of rows, patch 0 is never masked, and
+surplus patches are dropped from the end, which is the highest frequencies. `frames` masks whole columns.
 
 All clips of a batch are masked at once, each from its own seed; padding is never masked.
 
-Shapes: B clips, R rows, K columns (K_max the longest clip's), L = R * K_max tokens.
+Shapes: B clips, R rows, K columns of the longest clip, L = R * K tokens.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ def draw_mask(
     ratio: float,
     style: MaskStyle | None = None,
 ) -> Tensor:
-    """Choose the patches to hide.
+    """Draw a random mask for each clip.
 
     Args:
-        seeds: the clips' seeds (B,), int64; the same seed gives the same mask in any batch.
-        config: the encoder's, for its rows and patch order.
+        seeds: seed of each clip (B,), int64; a seed gives the same mask in any batch.
+        config: configuration of the encoder, for its rows and patch order.
         columns: valid columns of each clip (B,).
-        longest: columns of the batch, K_max.
-        ratio: share of a clip's valid patches to hide (of its columns, for `frames`).
-        style: `clustered`, `official` or `frames`; None is `frames` for SSAST's frame model, whose authors found clusters of
-            frames to be worse (Gong et al., AAAI 2022), and `clustered` for every other.
+        longest: columns K of the batch.
+        ratio: share of a clip's valid patches to mask (for `frames`, of its columns).
+        style: `clustered`, `official` or `frames`; None is `frames` for SSAST's frame model, whose authors found
+            clusters of frames to be worse (Gong et al., AAAI 2022), and `clustered` otherwise.
 
     Returns:
-        (B, L) bool in token order, each clip's tokens first; True is hidden. Exactly round(ratio * R * K) of a clip's
-        patches are hidden, at most all but one (for `frames` round(ratio * K) columns).
+        Mask (B, L) in token order, each clip's tokens first, True where masked. Exactly round(ratio * n) of a clip's n
+        patches are masked, but never all (for `frames`, of its n columns).
 
     Raises:
-        ValueError: the ratio is not between 0 and 1, or `official` is asked of another order than frequency-major.
+        ValueError: the ratio is not in [0, 1), or `official` is used with time-major patches.
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"the mask ratio must be at least 0 and below 1, got {ratio:g}")
@@ -65,26 +65,26 @@ def draw_mask(
     if style == "frames":
         order = uniform(seeds, "mask.frames", longest)
         wanted = torch.minimum((columns * ratio).round().long(), columns - 1).clamp(min=0)
-        hidden = _first(order, torch.arange(longest, device=seeds.device) < columns[:, None], wanted)
-        grid = repeat(hidden, "b k -> b r k", r=rows)
+        masked = _smallest(order, torch.arange(longest, device=seeds.device) < columns[:, None], wanted)
+        grid = repeat(masked, "b k -> b r k", r=rows)
     else:
         grid = _clustered(seeds, rows, columns, longest, ratio)
-    return order_tokens(grid[..., None].long(), config, columns)[..., 0].bool() & _valid(rows, columns, longest)
+    return order_tokens(grid[..., None].long(), config, columns)[..., 0].bool() & _valid_tokens(rows, columns, longest)
 
 
 def mask_count(patches: Tensor, ratio: float) -> Tensor:
-    """How many of so many valid patches (B,) are hidden: round(ratio * patches), leaving at least one."""
+    """Return the number of masked patches for clips of `patches` (B,): round(ratio * patches), but never all."""
     return torch.minimum((patches * ratio).round().long(), patches - 1).clamp(min=0)
 
 
-def _valid(rows: int, columns: Tensor, longest: int) -> Tensor:
+def _valid_tokens(rows: int, columns: Tensor, longest: int) -> Tensor:
     return torch.arange(rows * longest, device=columns.device) < (rows * columns)[:, None]
 
 
-def _first(order: Tensor, valid: Tensor, wanted: Tensor, breaker: Tensor | None = None) -> Tensor:
-    """Mark the `wanted` (B,) smallest of `order` (B, L) among the valid; `breaker` (B, L) decides between equals."""
+def _smallest(order: Tensor, valid: Tensor, wanted: Tensor, ties: Tensor | None = None) -> Tensor:
+    """Mark the `wanted` (B,) smallest valid entries of `order` (B, L); `ties` (B, L) orders equal entries."""
     order = order.masked_fill(~valid, torch.inf)
-    shuffle = torch.argsort(breaker, dim=1) if breaker is not None else torch.arange(order.shape[1]).expand_as(order)
+    shuffle = torch.argsort(ties, dim=1) if ties is not None else torch.arange(order.shape[1]).expand_as(order)
     shuffle = shuffle.to(order.device)
     ranked = shuffle.gather(1, torch.argsort(order.gather(1, shuffle), dim=1, stable=True))
     chosen = torch.arange(order.shape[1], device=order.device) < wanted[:, None]
@@ -92,8 +92,12 @@ def _first(order: Tensor, valid: Tensor, wanted: Tensor, breaker: Tensor | None 
 
 
 def _clustered(seeds: Tensor, rows: int, columns: Tensor, longest: int, ratio: float) -> Tensor:
-    """(B, R, K_max): a patch is hidden when the first of the squares that cover it is drawn early enough."""
-    # Drawn column by column, so that a clip's numbers do not depend on the longest of its batch.
+    """Return a mask (B, R, K): a patch is masked if the first square that covers it comes early enough.
+
+    Every place draws the rank of the square that starts there; a patch takes the smallest rank of the squares that
+    cover it. This equals drawing squares one by one.
+    """
+    # Drawn column by column, so that a clip's numbers do not depend on the longest clip of its batch.
     drawn = rearrange(uniform(seeds, "mask.squares", rows * longest), "b (k r) -> b r k", r=rows)
     sides = integers(seeds, "mask.side", CLUSTER_SIDES[0], CLUSTER_SIDES[-1])
     step = torch.arange(longest, device=seeds.device)
@@ -108,16 +112,16 @@ def _clustered(seeds: Tensor, rows: int, columns: Tensor, longest: int, ratio: f
         shifted = drawn.gather(2, repeat(source, "b k -> b r k", r=rows))
         first = torch.where(covers, torch.minimum(first, shifted), first)
     valid = repeat(step < columns[:, None], "b k -> b (r k)", r=rows)
-    breaker = rearrange(uniform(seeds, "mask.equals", rows * longest), "b (k r) -> b (r k)", r=rows)
-    hidden = _first(first.flatten(1), valid, mask_count(rows * columns, ratio), breaker)
-    return rearrange(hidden, "b (r k) -> b r k", r=rows)
+    ties = rearrange(uniform(seeds, "mask.equals", rows * longest), "b (k r) -> b (r k)", r=rows)
+    masked = _smallest(first.flatten(1), valid, mask_count(rows * columns, ratio), ties)
+    return rearrange(masked, "b (r k) -> b r k", r=rows)
 
 
 def _official(seeds: Tensor, rows: int, columns: Tensor, longest: int, ratio: float) -> Tensor:
-    """(B, L) by the original's rule, in its own numbering of each clip's patches."""
+    """Return a mask (B, L) by the original's rule, in frequency-major order of each clip's own patches."""
     count = rows * longest
     sides = integers(seeds, "mask.side", CLUSTER_SIDES[0], CLUSTER_SIDES[-1])
-    valid = _valid(rows, columns, longest)
+    valid = _valid_tokens(rows, columns, longest)
     drawn = uniform(seeds, "mask.squares", count).masked_fill(~valid, torch.inf)
     patch = torch.arange(count, device=seeds.device)
     first = torch.full_like(drawn, torch.inf)
@@ -129,7 +133,7 @@ def _official(seeds: Tensor, rows: int, columns: Tensor, longest: int, ratio: fl
     first[:, 0] = torch.inf
     first = first.masked_fill(~valid, torch.inf)
     wanted = mask_count(rows * columns, ratio)
-    # Squares are drawn until more patches than wanted are covered; the lowest-numbered of these stay.
+    # Squares are added until they cover more patches than wanted; the first `wanted` of these are masked.
     limit = first.sort(dim=1).values.gather(1, wanted[:, None].clamp(max=count - 1))
     covered = (first <= limit) & first.isfinite()
     return covered & (covered.cumsum(1) <= wanted[:, None])

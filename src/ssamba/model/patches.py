@@ -1,13 +1,19 @@
-"""Cutting a log-mel spectrogram into patches, and the order in which the patches become tokens.
+"""Split log-mel spectrograms into patches, order patches as tokens, and compute their positions.
 
-A patch is `patch_size` = (mel bins, frames), 16 x 16 in SSAMBA; overlapping patches have a smaller stride. Rows count
-along frequency, columns along time. The official order is frequency-major (token = row * columns + column); ours
-can also be time-major.
+A patch is `patch_size` = (mel bins, frames), 16 x 16 in SSAMBA; overlapping patches have a smaller stride. Rows of the
+patch grid run along frequency, columns along time. The official order is frequency-major (token = row * columns +
+column); time-major is ours.
 
-In a padded batch each clip has its own number of columns. Its tokens stand at the front of the sequence in its own
-order, as if the clip were alone, and padding follows.
+In a padded batch each clip has its own number of columns. Its tokens come first, in the order that they have when the
+clip is alone, and padding follows.
 
-Shapes: B batch, T frames, M mel bins, R rows, K columns (K_max the longest clip's), L = R * K tokens, D channels.
+Positions are learned for the pretraining grid. The official rule for other grids (SSAST, section 2.4, also in SSAMBA):
+along each axis, a smaller grid takes the middle of the table, and a larger one interpolates it linearly with half-pixel
+centers (`align_corners=False`), time first. Here each axis is sampled separately, so that each clip of a batch can have
+its own number of columns.
+
+Shapes: B clips, T frames, M mel bins, R rows, K columns of the longest clip, L = R * K tokens, D channels, V values of
+a patch.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ from ssamba.ops.matmul import linear
 
 
 class PatchEmbedding(nn.Module):
-    """A linear projection of each patch; the weight is kept as the convolution's that it is."""
+    """Linear projection of each patch; the weight has the layout of the official convolution."""
 
     def __init__(self, config: BaseEncoderConfig):
         super().__init__()
@@ -30,16 +36,16 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv2d(1, config.embed_dim, config.patch_size, config.patch_stride)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, T, M) -> (B, R, K, D). Frames and bins after the last whole patch are dropped, as the original does."""
+        """Project (B, T, M) to (B, R, K, D); frames and bins after the last whole patch are dropped."""
         if self.config.patch_size == self.config.patch_stride:
-            # Without overlap one matrix product does it, several times faster backward than a convolution.
+            # Without overlap this is one matrix product, with a several times faster backward than a convolution.
             return linear(patch_values(features, self.config), self.proj.weight.flatten(1), self.proj.bias)
         patches: Tensor = self.proj(rearrange(features, "b t m -> b 1 m t"))
         return rearrange(patches, "b d r k -> b r k d")
 
 
 def patch_values(features: Tensor, config: BaseEncoderConfig) -> Tensor:
-    """The raw values of each patch, (B, T, M) -> (B, R, K, patch bins * patch frames), bins outermost."""
+    """Return the values of each patch, (B, T, M) -> (B, R, K, V), mel bins outermost."""
     size_m, size_t = config.patch_size
     stride_m, stride_t = config.patch_stride
     patches = rearrange(features, "b t m -> b m t").unfold(1, size_m, stride_m).unfold(2, size_t, stride_t)
@@ -47,15 +53,15 @@ def patch_values(features: Tensor, config: BaseEncoderConfig) -> Tensor:
 
 
 def order_tokens(grid: Tensor, config: BaseEncoderConfig, columns: Tensor | None = None) -> Tensor:
-    """Put the patches of a grid in sequence, each clip's valid ones first.
+    """Order the patches of a grid as a sequence, each clip's valid patches first.
 
     Args:
-        grid: (B, R, K_max, D); B may be 1 to serve every clip when `columns` is None.
-        config: gives the order.
-        columns: valid columns of each clip (B,); None when all are valid.
+        grid: (B, R, K, D); B may be 1 to serve every clip if `columns` is None.
+        config: configuration of the encoder, for the patch order.
+        columns: valid columns of each clip (B,); None if all are valid.
 
     Returns:
-        (B, R * K_max, D). Behind a clip's tokens stands arbitrary padding.
+        (B, L, D); padding after a clip's tokens is arbitrary.
     """
     if config.patch_order == "time_major":
         return rearrange(grid, "b r k d -> b (k r) d")
@@ -71,37 +77,37 @@ def order_tokens(grid: Tensor, config: BaseEncoderConfig, columns: Tensor | None
 
 
 def tokens_to_grid(tokens: Tensor, rows: int, columns: int, config: BaseEncoderConfig) -> Tensor:
-    """One clip's patch tokens back on their grid: (..., rows * columns, D) -> (..., rows, columns, D)."""
+    """Arrange the patch tokens of one clip as a grid: (..., rows * columns, D) -> (..., rows, columns, D)."""
     pattern = "(k r)" if config.patch_order == "time_major" else "(r k)"
     return rearrange(tokens, f"... {pattern} d -> ... r k d", r=rows, k=columns)
 
 
 def column_counts(lengths: Tensor, config: BaseEncoderConfig) -> Tensor:
-    """Whole patches along time in each of `lengths` (B,) frames; `BaseEncoderConfig.columns` for a batch."""
+    """Return the columns of clips of `lengths` (B,) frames: `BaseEncoderConfig.columns` for a batch."""
     return torch.div(lengths - config.patch_size[1], config.patch_stride[1], rounding_mode="floor") + 1
 
 
 def fill_last_patch(features: Tensor, config: BaseEncoderConfig, silent: float) -> Tensor:
-    """Append frames of value `silent` until the last patch is whole: (..., T, M) -> (..., T', M), T' >= T."""
+    """Append frames of value `silent` to (..., T, M) until the last patch is whole."""
     frames = features.shape[-2]
     missing = config.frames_spanned(config.columns_covering(frames)) - frames
     return F.pad(features, (0, 0, 0, missing), value=silent) if missing > 0 else features
 
 
 def grid_positions(table: Tensor, rows: int, columns: Tensor, longest: int) -> Tensor:
-    """Positions of a grid for each clip.
+    """Compute the positions of each clip's grid.
 
     Args:
-        table: (R_t, K_t, D).
-        rows: wanted rows R.
-        columns: wanted columns of each clip, (B,) integers.
-        longest: columns to return, at least the largest of `columns`.
+        table: learned positions (table rows, table columns, D).
+        rows: rows R of the grid.
+        columns: columns of each clip, (B,) integers.
+        longest: columns K to return, at least the largest of `columns`.
 
     Returns:
-        (B, R, longest, D); beyond a clip's own columns the values are arbitrary but finite.
+        (B, R, K, D); beyond a clip's own columns the values are arbitrary but finite.
     """
     below, above, weight = _axis_samples(table.shape[1], columns, longest)
-    in_time = torch.lerp(table[:, below], table[:, above], weight[..., None].to(table.dtype))  # (R_t, B, K, D)
+    in_time = torch.lerp(table[:, below], table[:, above], weight[..., None].to(table.dtype))  # (table rows, B, K, D)
     one_count = torch.full((1,), rows, device=table.device)
     below, above, weight = _axis_samples(table.shape[0], one_count, rows)
     weight = weight[0, :, None, None, None].to(table.dtype)
@@ -109,12 +115,12 @@ def grid_positions(table: Tensor, rows: int, columns: Tensor, longest: int) -> T
 
 
 def _axis_samples(table_size: int, counts: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of `counts` (B,): indices below and above, and the weight of the one above, each (B, longest)."""
+    """For grids of `counts` (B,) entries: lower index, upper index and weight of the upper one, each (B, longest)."""
     step = torch.arange(longest, device=counts.device)
     counts = counts[:, None]
-    # In float64, so that a sample that falls on an entry of the table takes exactly that entry.
+    # In float64, so that a sample on an entry of the table takes exactly that entry.
     interpolated = ((step + 0.5) * table_size / counts.clamp(min=1).double() - 0.5).clamp(0, table_size - 1)
-    cut = (table_size // 2 - torch.div(counts, 2, rounding_mode="floor") + step).clamp(0, table_size - 1)
-    where = torch.where(counts < table_size, cut.double(), interpolated)
+    cropped = (table_size // 2 - torch.div(counts, 2, rounding_mode="floor") + step).clamp(0, table_size - 1)
+    where = torch.where(counts < table_size, cropped.double(), interpolated)
     below = where.floor().long()
     return below, (below + 1).clamp(max=table_size - 1), where - below

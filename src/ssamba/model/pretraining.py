@@ -21,7 +21,7 @@ from ssamba.config import BaseEncoderConfig, PretrainingConfig
 from ssamba.model.create import build_blocks, build_encoder
 from ssamba.model.encoder import PatchTokens
 from ssamba.model.heads import PredictionHead
-from ssamba.model.initialize import initialize_encoder, initialize_mask_token
+from ssamba.model.initialize import initialize_encoder
 from ssamba.model.objectives import profile_bands, texture_values
 from ssamba.model.patches import order_tokens, patch_values
 
@@ -135,7 +135,7 @@ class PretrainingModel(nn.Module):
             self.hidden_units_head = nn.Linear(dim, self.pretraining.units)
         if self.pretraining.teacher:
             self.latent_head = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
-        initialize_mask_token(self.mask_token)
+        nn.init.xavier_normal_(self.mask_token)
 
     def forward(self, features: Tensor, mask: Tensor, lengths: Tensor | None = None) -> PretrainingOutput:
         """Encode with some patches hidden.

@@ -1,12 +1,12 @@
 """The SSAST encoder: a vision transformer over spectrogram patches (Gong et al., AAAI 2022, arXiv:2110.09784).
 
-Pre-norm blocks of self-attention and MLP as in DeiT (Touvron et al., 2021, arXiv:2012.12877), whose [CLS] and distillation
-tokens stand first. Patches (16 x 16, or whole frames of 128 x 2), positions and lengths are SSAMBA's.
+The blocks are pre-norm self-attention and MLP as in DeiT (Touvron et al., 2021, arXiv:2012.12877), with its [CLS] and
+distillation tokens as prefix. Patches (16 x 16, or whole frames of 128 x 2), positions and lengths work as in SSAMBA.
 
-Attention goes through `scaled_dot_product_attention`; a batch without padding needs no mask, so the fastest kernel may run.
-`attention="unfused"` writes it out with its L x L matrix, which is what the SSAMBA paper compared with.
+Attention uses `scaled_dot_product_attention`; a batch without padding needs no mask, which allows the fastest kernel.
+`attention="unfused"` computes the L x L matrix explicitly, as the code that the SSAMBA paper compared with.
 
-Shapes: B batch, L tokens (prefix included), D channels, H heads of C = D / H channels.
+Shapes: B clips, L tokens (prefix included), D channels, H heads of D / H channels.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Attention(nn.Module):
         self.proj = Linear(config.embed_dim, config.embed_dim)
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        """(B, L, D) -> (B, L, D); `valid` (B, 1, 1, L) are the keys to look at, None for all."""
-        # (B, L, 3 H C) -> (B, L, 3, H, C) -> (B, H, 3, L, C) -> three of (B, H, L, C)
+        """Attend within x (B, L, D); `valid` (B, 1, 1, L) marks the keys that are not padding, None if all are."""
+        # (B, L, 3 D) -> (B, L, 3, H, D / H) -> (B, H, 3, L, D / H) -> three of (B, H, L, D / H)
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).transpose(1, 3).unbind(2)
         if self.fused:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=valid)
@@ -46,7 +46,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a LayerNorm and added to its input."""
+    """Pre-norm attention and MLP with residual connections."""
 
     def __init__(self, config: SSASTConfig, drop_path: float):
         super().__init__()
@@ -58,17 +58,16 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(Linear(dim, inner), nn.GELU(), Linear(inner, dim))
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        """(B, L, D) -> (B, L, D); `valid` as `Attention`."""
+        """Apply the block to x (B, L, D); `valid` as in `Attention`."""
         x = x + self.drop_path(self.attention(self.norm1(x), valid))
         out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
         return out
 
 
 class AttentionBlocks(nn.ModuleList):
-    """Blocks in a row: the encoder's stack, and a decoder's."""
+    """A stack of blocks, for an encoder or a decoder; `rates` are their stochastic depth rates."""
 
     def __init__(self, config: SSASTConfig, rates: list[float]):
-        """`rates`: stochastic depth of each block."""
         super().__init__(Block(config, rate) for rate in rates)
 
     def forward(
@@ -78,9 +77,9 @@ class AttentionBlocks(nn.ModuleList):
         layers: int | None = None,
         states: list[Tensor] | None = None,
     ) -> Tensor:
-        """The first `layers` blocks over (B, L, D), `lengths` (B,) of them valid -> (B, L, D), before any final norm.
+        """Run the first `layers` blocks over `hidden` (B, L, D), `lengths` (B,) tokens valid; without a final norm.
 
-        `states` collects what enters each of them, and what leaves the last.
+        The input of each block and the output of the last are appended to `states`.
         """
         valid = None
         if lengths is not None:
@@ -95,10 +94,9 @@ class AttentionBlocks(nn.ModuleList):
 
 
 class SSASTEncoder(PatchEncoder):
-    """Normalized log-mel features to tokens.
+    """Normalized log-mel features (B, T, M) -> tokens (B, P + L, D) after the final norm.
 
-    `encoder(features, lengths)` gives (B, 2 + L, D) after the final norm: [CLS], the distillation token (there is none
-    with `distillation_token=False`), then the patches.
+    The prefix is [CLS] and the distillation token (P = 2), or [CLS] alone with `distillation_token=False`.
     """
 
     config: SSASTConfig
@@ -113,7 +111,7 @@ class SSASTEncoder(PatchEncoder):
         initialize_encoder(self, config)
 
     def prefix_tokens(self) -> Tensor:
-        """[CLS] and the distillation token, (1, P, D), without positions."""
+        """Return [CLS] and the distillation token (1, P, D), without positions."""
         if not self.config.distillation_token:
             return self.cls_token
         return torch.cat((self.cls_token, self.dist_token), dim=1)
