@@ -11,7 +11,7 @@ import torch
 from tests.data.corpora import CrashingCorpus, NoiseCorpus
 
 from ssamba.data.corpus import open_corpus
-from ssamba.data.loader import WaveLoader, make_loader
+from ssamba.data.loader import WaveLoader
 from ssamba.data.mixing import Backgrounds
 from ssamba.data.plan import Plan, PlanConfig
 from ssamba.errors import DataError
@@ -33,7 +33,7 @@ def corpus(foreign_shards, tmp_path_factory):
 def test_waves_are_the_clips_that_the_plan_says(corpus, short_clips):
     plan = Plan(PlanConfig(short_clips=short_clips, batch_size=2, crop_s=2.0), [corpus])
     epoch = plan.batches(0)
-    batches = list(make_loader([corpus], plan, 0))
+    batches = list(WaveLoader([corpus], plan).batches(0))
     assert len(batches) == len(epoch)
     for k, (batch, rows) in enumerate(zip(batches, epoch, strict=True)):
         assert batch.waves.shape == (len(rows), epoch.padded_samples(k))
@@ -67,23 +67,23 @@ def test_two_workers_give_the_same_bits_as_none_over_epochs(corpus):
 
 def test_ranks_together_read_what_one_reads_and_an_interrupted_epoch_goes_on(corpus):
     plan = Plan(PlanConfig(batch_size=3, short_clips="pad", crop_s=1.0), [corpus])
-    whole = list(make_loader([corpus], plan, 2))
-    shares = [list(make_loader([corpus], plan, 2, rank=rank, world_size=2)) for rank in (0, 1)]
+    whole = list(WaveLoader([corpus], plan).batches(2))
+    shares = [list(WaveLoader([corpus], plan, rank=rank, world_size=2).batches(2)) for rank in (0, 1)]
     for k, batch in enumerate(whole):
         for rank in (0, 1):
             assert torch.equal(shares[rank][k].waves, batch.waves[rank::2])
             assert shares[rank][k].keys == batch.keys[rank::2]
-    rest = list(make_loader([corpus], plan, 2, start_batch=2))
+    rest = list(WaveLoader([corpus], plan).batches(2, 2))
     for one, other in zip(rest, whole[2:], strict=True):
         assert_same_batch(one, other)
-    assert not list(make_loader([corpus], plan, 2, start_batch=99))
+    assert not list(WaveLoader([corpus], plan).batches(2, 99))
 
 
 def test_a_corpus_of_which_a_part_is_broken_is_read_to_the_end():
     broken = set(range(0, 200, 20))
     corpus = NoiseCorpus(np.full(200, 0.7), broken=broken)
     plan = Plan(PlanConfig(batch_size=4), [corpus])
-    batches = list(make_loader([corpus], plan, 0))
+    batches = list(WaveLoader([corpus], plan).batches(0))
     keys = [key for batch in batches for row in batch.keys for key in row]
     skipped = [key for batch in batches for key, _ in batch.skipped]
     assert sorted(skipped) == sorted(corpus.key(i) for i in broken)
@@ -98,12 +98,12 @@ def test_a_corpus_of_which_a_part_is_broken_is_read_to_the_end():
 def test_a_batch_of_which_all_is_broken_is_empty_but_there():
     corpus = NoiseCorpus(np.full(6, 1.0), broken=range(6))
     plan = Plan(PlanConfig(batch_size=3, short_clips="pad"), [corpus])
-    batches = list(make_loader([corpus], plan, 0))
+    batches = list(WaveLoader([corpus], plan).batches(0))
     assert [tuple(batch.waves.shape) for batch in batches] == [(0, 163840)] * 2
     assert [len(batch.skipped) for batch in batches] == [3, 3]
     assert len(batches[0]) == 0
     few = Plan(PlanConfig(batch_size=2, short_clips="pad"), [corpus])
-    assert len(list(make_loader([corpus], few, 0, rank=5, world_size=8))) == 3
+    assert len(list(WaveLoader([corpus], few, rank=5, world_size=8).batches(0))) == 3
 
 
 def test_a_clip_that_kills_a_worker_is_left_out_like_others():

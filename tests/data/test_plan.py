@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from tests.data.corpora import NoiseCorpus
 
-from ssamba.data.plan import Crop, Plan, PlanConfig, _mixed, _uniform
+from ssamba.data.plan import Crop, Plan, PlanConfig, _hash, _uniform
 from ssamba.errors import DataError
 
 LENGTHS = st.lists(st.floats(0.01, 40), min_size=1, max_size=60)
@@ -194,9 +194,9 @@ def test_what_does_not_fit_is_refused():
 def test_the_hash_is_splitmix64():
     """The first outputs of the reference implementation (https://prng.di.unimi.it/splitmix64.c) for the seed 1234567."""
     state, step = 1234567, 0x9E3779B97F4A7C15
-    outputs = [int(_mixed(np.array([(state + i * step) % 2**64], np.uint64))[0]) for i in range(3)]
+    outputs = [int(_hash(np.array([(state + i * step) % 2**64], np.uint64))[0]) for i in range(3)]
     assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    values = _uniform(_mixed(np.arange(100_000, dtype=np.uint64), 3))
+    values = _uniform(_hash(np.arange(100_000, dtype=np.uint64), 3))
     assert values.min() >= 0
     assert values.max() < 1
     assert abs(values.mean() - 0.5) < 0.005

@@ -1,4 +1,4 @@
-"""A corpus decoded once and kept in memory, for corpora that fit: 16 bits a sample, 115 MB for an hour at 16 kHz."""
+"""Decode a corpus once and hold it in memory, with 16 bits a sample: 115 MB for an hour at 16 kHz."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssamba.audio.files import Skipped
-from ssamba.data.corpus import Corpus, CorpusClip, Samples
+from ssamba.data.corpus import Corpus, CorpusClip, Samples, past_the_end, read_or_error
 from ssamba.errors import AudioDecodeError, DataError, WorkerDiedError
 from ssamba.worker_pool import map_in_processes, run_alone
 
@@ -23,8 +23,11 @@ Pcm: TypeAlias = "npt.NDArray[np.int16]"
 
 
 class CachedCorpus(Corpus):
-    """Another corpus, in memory. Samples are rounded to 16 bits and clipped to [-1, 1]; clips that cannot be decoded
-    are left out, and listed in `skipped`."""
+    """Another corpus, decoded into memory.
+
+    Samples are rounded to 16 bits and clipped to [-1, 1]. Clips that cannot be decoded are left out and listed in
+    `skipped`.
+    """
 
     in_memory = True
 
@@ -39,19 +42,19 @@ class CachedCorpus(Corpus):
 
         Args:
             corpus: what to decode.
-            limit_gb: how much memory it may take, in 10^9 bytes.
-            workers: processes that decode; 0 decodes in this one.
-            on_progress: called now and then with how many clips are done, and of how many.
+            limit_gb: the most memory it may take, in 10^9 bytes.
+            workers: processes that decode; 0 decodes in this process.
+            on_progress: called after each chunk with the number of finished clips and of all clips.
 
         Raises:
-            DataError: it would take more than the limit, or no clip can be decoded.
+            DataError: the corpus exceeds the limit, or no clip can be decoded.
         """
         rate_hz = corpus.sample_rate_hz
-        room = np.ceil(corpus.seconds * rate_hz).astype(np.int64) + 1  # headers round
+        room = np.ceil(corpus.seconds * rate_hz).astype(np.int64) + 1  # durations in headers are rounded
         if 2 * room.sum() > limit_gb * 1e9:
             raise DataError(
                 f"{corpus.name}: {corpus.hours:.1f} h at {rate_hz} Hz take {2e-9 * room.sum():.1f} GB of memory, and "
-                f"{limit_gb:g} GB are allowed: raise the limit, or read it from where it is, without the cache"
+                f"{limit_gb:g} GB are allowed: raise the limit, or read the corpus from disk, without the cache"
             )
         self.name, self.sample_rate_hz = corpus.name, rate_hz
         self._pcm = np.empty(int(room.sum()), np.int16)
@@ -59,7 +62,7 @@ class CachedCorpus(Corpus):
         skipped = list(corpus.skipped)
         ends = [0]
         for chunk, decoded in map_in_processes(partial(_decode_all, corpus), _chunks(corpus), workers, ahead=2):
-            if isinstance(decoded, WorkerDiedError):  # a codec crashed on one of them
+            if isinstance(decoded, WorkerDiedError):  # a codec crashed on one of the clips
                 decoded = [_decode_alone(corpus, i) for i in chunk]
             for i, pcm in zip(chunk, decoded, strict=True):
                 if isinstance(pcm, Exception):
@@ -77,30 +80,27 @@ class CachedCorpus(Corpus):
         self.seconds = np.diff(self._ends) / rate_hz
 
     def key(self, i: int) -> str:
-        """The name of clip `i`."""
+        """Return the key of clip `i`, the same as in the other corpus."""
         return self._clips[i].key
 
     def clip(self, i: int) -> CorpusClip:
-        """What is known of clip `i`."""
+        """Return the metadata of clip `i`."""
         return self._clips[i]
 
     def read(self, i: int, start_s: float = 0.0, seconds: float | None = None) -> Samples:
-        """A part of clip `i`, as `Corpus.read` has it."""
+        """Read a part of clip `i`; see `Corpus.read`."""
         first, end = int(self._ends[i]), int(self._ends[i + 1])
         start = round(start_s * self.sample_rate_hz)
         stop = end - first if seconds is None else round((start_s + seconds) * self.sample_rate_hz)
         if start >= end - first:
-            raise AudioDecodeError(
-                f"{self.key(i)}: start_s={start_s:g} lies past the end of the clip, which lasts "
-                f"{self.seconds[i]:.3f} s. Choose an earlier start"
-            )
+            raise past_the_end(self.key(i), start_s, float(self.seconds[i]))
         pcm = self._pcm[first + start : min(end, first + max(stop, start + 1))]
         samples: Samples = pcm.astype(np.float32) / np.float32(_FULL_SCALE)
         return samples
 
 
 def _chunks(corpus: Corpus) -> Iterator[range]:
-    """Clips that go to a worker together: the corpus is sent with each of them."""
+    """Yield ranges of clips for the workers; each is long, because the corpus is pickled with every one of them."""
     chunk_of = np.floor(np.cumsum(corpus.seconds) / _CHUNK_S)
     bounds = [0, *(np.flatnonzero(np.diff(chunk_of)) + 1).tolist(), len(corpus)]
     return (range(first, stop) for first, stop in pairwise(bounds))
@@ -111,19 +111,14 @@ def _decode_all(corpus: Corpus, chunk: range) -> list[Pcm | Exception]:
 
 
 def _decode(corpus: Corpus, i: int) -> Pcm | Exception:
-    try:
-        samples = corpus.read(i)
-    except (ValueError, OSError) as error:
-        return error
-    except Exception as error:  # whatever a damaged file provokes, it must not cost the other clips
-        return AudioDecodeError(f"{corpus.key(i)}: cannot be decoded ({type(error).__name__}: {error})")
+    samples = read_or_error(corpus, i)
+    if isinstance(samples, Exception):
+        return samples
     return np.round(np.clip(samples, -1.0, 1.0) * _FULL_SCALE).astype(np.int16)
 
 
 def _decode_alone(corpus: Corpus, i: int) -> Pcm | Exception:
     pcm = run_alone(partial(_decode, corpus), i)
     if isinstance(pcm, WorkerDiedError):
-        return AudioDecodeError(
-            f"{corpus.key(i)}: the decoder crashed on it, so it is damaged: re-encode or leave it out"
-        )
+        return AudioDecodeError(f"{corpus.key(i)}: the decoder crashed on this clip: re-encode it or leave it out")
     return pcm

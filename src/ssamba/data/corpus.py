@@ -1,12 +1,13 @@
-"""A corpus: clips that can be listed and read at random, wherever they are kept.
+"""Corpora: clips that can be listed and read in any order, whatever they are stored in.
 
-    corpus = open_corpus("recordings/")                 # a folder of audio: headers are scanned
+    corpus = open_corpus("recordings/")                 # a folder of audio, whose headers are read
     corpus = open_corpus("manifest.parquet", split="train")
-    corpus = open_corpus("shards/")                     # tars of `ssamba shard`, or anyone's WebDataset tars
-    corpus = open_corpus("hf:ashraq/esc50")             # (or hf:OWNER/NAME:CONFIGURATION) Hugging Face, or a `datasets.Dataset` itself
-    corpus = CachedCorpus(corpus)                       # decoded once, kept in memory (`cache.py`)
+    corpus = open_corpus("shards/")                     # tars of `ssamba shard`, or any WebDataset tars
+    corpus = open_corpus("hf:ashraq/esc50")             # hf:OWNER/NAME[:CONFIGURATION], or a `datasets.Dataset`
+    corpus = Subset(corpus, np.arange(100))
+    corpus = CachedCorpus(corpus)                       # decoded once and held in memory (`cache.py`)
 
-A corpus is picklable and small: worker processes get their own. Shapes: waveforms are (samples,), float32.
+A corpus can be pickled and is small: each worker process gets its own. Shapes: waveforms are (samples,), float32.
 """
 
 from __future__ import annotations
@@ -40,15 +41,18 @@ from ssamba.hashing import digest_of, hash_bytes
 
 Samples: TypeAlias = "npt.NDArray[np.float32]"
 _MANIFESTS = (".csv", ".jsonl", ".parquet", ".json")
-_OPEN_TARS = 128
+_MAX_OPEN_TARS = 128
+_LABEL_COLUMNS = ("labels", "label", "category", "class")
+_MAX_COMPARED_FILES = 100_000
+_COMPARED_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusClip:
-    """What a corpus knows of a clip without decoding it."""
+    """Metadata of a clip, known without decoding it."""
 
     key: str
-    """Its name, unique in the corpus."""
+    """Name, unique in the corpus."""
     seconds: float
     labels: tuple[str, ...] = ()
     split: str | None = None
@@ -56,37 +60,37 @@ class CorpusClip:
 
 
 class Corpus(ABC):
-    """Clips by number. Implementations set `name`, `sample_rate_hz`, `seconds`, and may set the others."""
+    """Clips by index. Subclasses set `name`, `sample_rate_hz` and `seconds`, and may set the other attributes."""
 
     name: str
-    """For people and reports."""
+    """Name for messages and reports."""
     sample_rate_hz: int
-    """Rate of what `read` gives."""
+    """Sample rate of what `read` returns."""
     seconds: npt.NDArray[np.float64]
     """Durations (clips,), as headers state them."""
     shards: npt.NDArray[np.int64] | None = None
-    """Which file each clip lies in (clips,), where reading them in turn is quicker; None where it makes no difference."""
+    """Number of the file that holds each clip (clips,), if reading file by file is faster; None if it is not."""
     skipped: tuple[Skipped, ...] = ()
-    """What was left out when the corpus was opened, and why."""
+    """Clips that were left out when the corpus was opened, with reasons."""
     in_memory: bool = False
-    """Whether reading costs next to nothing."""
+    """True if clips are already decoded, so that reading is nearly free."""
 
     def __len__(self) -> int:
         return len(self.seconds)
 
     @abstractmethod
     def clip(self, i: int) -> CorpusClip:
-        """What is known of clip `i`."""
+        """Return the metadata of clip `i`."""
 
     @abstractmethod
     def key(self, i: int) -> str:
-        """The name of clip `i`."""
+        """Return the key of clip `i`."""
 
     @abstractmethod
     def read(self, i: int, start_s: float = 0.0, seconds: float | None = None) -> Samples:
-        """Samples [round(start_s * rate) : round((start_s + seconds) * rate)] of clip `i`, mono; None: to its end.
+        """Return samples [round(start_s * rate) : round((start_s + seconds) * rate)] of clip `i`, mono.
 
-        Fewer come where the clip ends earlier.
+        `seconds=None` reads to the end. Fewer samples are returned if the clip ends earlier.
 
         Raises:
             AudioDecodeError: the clip is missing, damaged, or ends before `start_s`.
@@ -99,33 +103,74 @@ class Corpus(ABC):
 
     @cached_property
     def key_hashes(self) -> npt.NDArray[np.uint64]:
-        """64 bits of each clip's key (clips,), from which random draws are made."""
+        """A 64-bit hash of each clip's key (clips,), from which random numbers are made."""
         hashes = (hash_bytes(os.fsencode(self.key(i))) for i in range(len(self)))
         return np.frombuffer(b"".join(hashes), "<u8").astype(np.uint64)
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that change when the set of clips, or the length of one, does."""
+        """Return 16 hexadecimal digits that change when the set of clips, or the length of one, does."""
         milliseconds = np.round(self.seconds * 1000).astype("<i8")
         order = np.lexsort((milliseconds, self.key_hashes))
         return digest_of(str(self.sample_rate_hz), self.key_hashes[order].astype("<u8"), milliseconds[order])
 
 
+def read_or_error(corpus: Corpus, i: int, start_s: float = 0.0, seconds: float | None = None) -> Samples | Exception:
+    """Return a part of clip `i` (see `Corpus.read`), or the error that reading it raises."""
+    try:
+        return corpus.read(i, start_s, seconds)
+    except (ValueError, OSError) as error:
+        return error
+    except Exception as error:  # a damaged file can provoke any error, which must not cost the other clips
+        return AudioDecodeError(f"{corpus.key(i)}: cannot be decoded ({type(error).__name__}: {error})")
+
+
+def past_the_end(key: str, start_s: float, seconds: float) -> AudioDecodeError:
+    """Return the error for a start beyond the end of a clip."""
+    return AudioDecodeError(
+        f"{key}: start_s={start_s:g} lies past the end of the clip, which lasts {seconds:.3f} s. Choose an earlier start"
+    )
+
+
+class Subset(Corpus):
+    """Some clips of another corpus, such as a split."""
+
+    def __init__(self, corpus: Corpus, chosen: npt.NDArray[np.int64]):
+        """Select the clips of `corpus` with the indices `chosen` (clips,)."""
+        self.corpus, self.chosen = corpus, chosen
+        self.name, self.sample_rate_hz, self.in_memory = corpus.name, corpus.sample_rate_hz, corpus.in_memory
+        self.seconds = corpus.seconds[chosen]
+        self.shards = None if corpus.shards is None else corpus.shards[chosen]
+        self.skipped = corpus.skipped
+
+    def key(self, i: int) -> str:
+        """Return the key of clip `i`, the same as in the other corpus."""
+        return self.corpus.key(int(self.chosen[i]))
+
+    def clip(self, i: int) -> CorpusClip:
+        """Return the metadata of clip `i`."""
+        return self.corpus.clip(int(self.chosen[i]))
+
+    def read(self, i: int, start_s: float = 0.0, seconds: float | None = None) -> Samples:
+        """Read a part of clip `i`; see `Corpus.read`."""
+        return self.corpus.read(int(self.chosen[i]), start_s, seconds)
+
+
 class ManifestCorpus(Corpus):
-    """Local files, as a manifest lists them. Durations that it lacks come from the files' headers."""
+    """Local files listed by a manifest. Missing durations are read from the files' headers."""
 
     def __init__(
         self, manifest: Manifest, sample_rate_hz: int = 16_000, name: str = "manifest", workers: int = 0
     ) -> None:
-        """Make a corpus of the clips of `manifest`, by `workers` processes where headers must be read.
+        """Open the clips of `manifest`; `workers` processes read headers where durations are missing.
 
         Raises:
-            DataError: none of them can be read.
+            DataError: no clip can be read.
         """
         self.name, self.sample_rate_hz = name, checked_rate(sample_rate_hz)
         self.manifest, skipped = with_durations(manifest, workers)
         self.skipped = tuple(skipped)
         if not len(self.manifest):
-            reason = skipped[0].reason if skipped else "it lists none"
+            reason = skipped[0].reason if skipped else "The manifest lists none"
             raise DataError(f"{name}: no clip can be read. {reason}")
         source = manifest.source
         root = None if source is None else source if source.is_dir() else source.parent
@@ -133,21 +178,21 @@ class ManifestCorpus(Corpus):
         self.seconds = np.array([clip.duration_s for clip in self.manifest], np.float64)
 
     def key(self, i: int) -> str:
-        """The path below the manifest, with the start of a part."""
+        """Return the path below the manifest's folder, followed by `@start_s` for a part of a recording."""
         return self._keys[i]
 
     def clip(self, i: int) -> CorpusClip:
-        """What is known of clip `i`."""
+        """Return the metadata of clip `i`."""
         clip = self.manifest[i]
         return CorpusClip(self._keys[i], float(self.seconds[i]), clip.labels, clip.split, clip.group)
 
     def read(self, i: int, start_s: float = 0.0, seconds: float | None = None) -> Samples:
-        """A part of clip `i`, as `Corpus.read` has it."""
+        """Read a part of clip `i`; see `Corpus.read`."""
         clip = self.manifest[i]
         left_s = float(self.seconds[i]) - start_s
         if left_s <= 0:
-            raise _past_the_end(self._keys[i], start_s, float(self.seconds[i]))
-        # Counted in samples of the clip, so that a part of it equals the slice whatever its own start rounds to.
+            raise past_the_end(self._keys[i], start_s, float(self.seconds[i]))
+        # Counted in samples of the clip, so that a part equals the slice however the clip's own start is rounded.
         rate_hz = self.sample_rate_hz
         first = round(clip.start_s * rate_hz) + round(start_s * rate_hz)
         count = round((start_s + min(left_s, seconds or left_s)) * rate_hz) - round(start_s * rate_hz)
@@ -155,7 +200,7 @@ class ManifestCorpus(Corpus):
 
 
 def _clip_key(path: Path, start_s: float, root: Path | None) -> str:
-    """Names a clip by its path below the manifest, so that a moved corpus has the same keys."""
+    # Relative to the manifest, so that a corpus that was moved has the same keys.
     name = path.relative_to(root) if root is not None and path.is_relative_to(root) else path
     return name.as_posix() + (f"@{start_s!r}" if start_s else "")
 
@@ -167,19 +212,13 @@ def _unique(keys: Iterable[str]) -> Iterable[str]:
         yield key if counts[key] == 1 else f"{key}#{counts[key]}"
 
 
-def _past_the_end(key: str, start_s: float, seconds: float) -> AudioDecodeError:
-    return AudioDecodeError(
-        f"{key}: start_s={start_s:g} lies past the end of the clip, which lasts {seconds:.3f} s. Choose an earlier start"
-    )
-
-
 class ShardCorpus(Corpus):
-    """Clips in tars, each read at its offset, without looking for it."""
+    """Clips in tars, each read directly at its offset."""
 
     def __init__(
         self, index: ShardIndex, sample_rate_hz: int = 16_000, split: str | None = None, name: str | None = None
     ) -> None:
-        """Make a corpus of the clips of an index, or of one split of them.
+        """Open the clips of an index, or one split of them.
 
         Raises:
             DataError: there is no such split.
@@ -191,25 +230,25 @@ class ShardCorpus(Corpus):
             rows = np.flatnonzero(index.splits.is_value(split))
             if not len(rows):
                 known = ", ".join(s for s in index.splits.values if s) or "none"
-                raise DataError(f"{index.folder}: no clip is of split {split!r} (there are: {known})")
+                raise DataError(f"{index.folder}: no clip is in split {split!r} (there are: {known})")
         self._rows = rows
         self.seconds = index.seconds[rows]
         self.shards = index.shards.codes[rows].astype(np.int64)
         self._tars = _OpenTars()
 
     def key(self, i: int) -> str:
-        """The name of the members."""
+        """Return the name that the members of clip `i` share."""
         return self.index.keys[int(self._rows[i])]
 
     def clip(self, i: int) -> CorpusClip:
-        """What is known of clip `i`."""
+        """Return the metadata of clip `i`."""
         row, index = int(self._rows[i]), self.index
         return CorpusClip(
             index.keys[row], float(self.seconds[i]), index.labels[row], index.splits[row], index.groups[row]
         )
 
     def read(self, i: int, start_s: float = 0.0, seconds: float | None = None) -> Samples:
-        """A part of clip `i`, as `Corpus.read` has it."""
+        """Read a part of clip `i`; see `Corpus.read`."""
         row, index = int(self._rows[i]), self.index
         shard = index.shards[row]
         name = f"{index.folder / shard}/{index.keys[row]}{index.suffixes[row]}"
@@ -221,22 +260,22 @@ class ShardCorpus(Corpus):
 
 
 class _OpenTars:
-    """The last tars that were read, kept open; each process opens its own."""
+    """File handles of the most recently opened tars; each process opens its own."""
 
     def __init__(self) -> None:
         self._files: dict[Path, BinaryIO] = {}
 
     def read(self, path: Path, offset: int, size: int) -> bytes:
-        """So many bytes from `offset` on; OSError where the file is gone."""
+        """Return `size` bytes from `offset` on; raise OSError if the file cannot be read."""
         if not hasattr(os, "pread"):  # Windows
             with path.open("rb") as file:
                 file.seek(offset)
                 return file.read(size)
         if path not in self._files:
-            while len(self._files) >= _OPEN_TARS:
+            while len(self._files) >= _MAX_OPEN_TARS:
                 self._files.pop(next(iter(self._files))).close()
             self._files[path] = path.open("rb", buffering=0)
-        # Reads at an offset of its own: processes that were forked share the file's position.
+        # pread takes an offset, whereas forked processes share the position of an open file.
         return os.pread(self._files[path].fileno(), size, offset)
 
     def __del__(self) -> None:
@@ -247,6 +286,148 @@ class _OpenTars:
         return _OpenTars, ()
 
 
+class HuggingFaceCorpus(Corpus):
+    """Rows of a `datasets.Dataset` with an audio column. Rows whose audio cannot be read are left out and listed.
+
+    The bytes or paths of the column are decoded here like any other file (`datasets` itself would need torchcodec).
+    The package `datasets` is no dependency of ssamba: whoever has a dataset has it.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        sample_rate_hz: int = 16_000,
+        *,
+        audio_column: str | None = None,
+        label_column: str | None = None,
+        group_column: str | None = None,
+        split: str | None = None,
+        name: str = "dataset",
+    ) -> None:
+        """Open a dataset; the header of every recording is read once for its duration.
+
+        Args:
+            dataset: a map-style `datasets.Dataset`.
+            sample_rate_hz: rate that recordings are resampled to.
+            audio_column: the column of audio; None takes the only one of the type `Audio`.
+            label_column: labels (names, numbers of a `ClassLabel`, or lists of these); None takes `labels`, `label`,
+                `category` or `class` if there is one.
+            group_column: groups, if any.
+            split: name of the split, for the metadata of the clips.
+            name: for reports.
+
+        Raises:
+            DataError: there is no audio column, or several; no recording can be read; the dataset is streamed.
+            MissingExtraError: the package `datasets` is not installed.
+        """
+        datasets = _require_datasets()
+        if isinstance(dataset, datasets.IterableDataset):
+            raise DataError(f"{name}: is streamed, and clips are read at random: load it with streaming=False")
+        if not isinstance(dataset, datasets.Dataset):
+            raise DataError(f"{name}: expected a datasets.Dataset, got {type(dataset).__name__}")
+        features = dataset.features
+        column = audio_column or _audio_column(features, datasets.Audio, name)
+        if column not in features:
+            raise DataError(f"{name}: no column {column!r} (there are: {', '.join(features)})")
+        labels = label_column or next((c for c in _LABEL_COLUMNS if c in features), None)
+        self.name, self.sample_rate_hz = name, checked_rate(sample_rate_hz)
+        self._split, self._column = split, column
+        self._audio = dataset.select_columns([column]).cast_column(column, datasets.Audio(decode=False))
+        rows, seconds, keys, skipped = [], [], [], []
+        for i, row in enumerate(self._audio):
+            cell = row[column]
+            duration_s = header_duration_s(self._source(i, cell))
+            if isinstance(duration_s, Exception):
+                skipped.append(Skipped(str(self._source(i, cell)), str(duration_s)))
+                continue
+            path = (cell or {}).get("path")
+            rows.append(i)
+            seconds.append(duration_s)
+            keys.append(f"{i:08d}/{Path(path).name}" if path else f"{i:08d}")
+        if not rows:
+            raise DataError(f"{name}: no clip can be read. {skipped[0].reason if skipped else 'It is empty'}")
+        self.skipped = tuple(skipped)
+        self.seconds = np.array(seconds, np.float64)
+        self._rows, self._keys = np.array(rows, np.int64), TextColumn(keys)
+        names = dataset[labels][:] if labels else [None] * len(dataset)
+        groups = dataset[group_column][:] if group_column else [None] * len(dataset)
+        self._labels = CategoryColumn(_label_names(names[i], features[labels] if labels else None) for i in rows)
+        self._groups = CategoryColumn(None if groups[i] is None else str(groups[i]) for i in rows)
+
+    @classmethod
+    def open(cls, source: Any, sample_rate_hz: int = 16_000, split: str | None = None) -> HuggingFaceCorpus:
+        """Open a dataset, a split of a `DatasetDict` (`train` by default), a folder of `save_to_disk`, or `hf:OWNER/NAME`.
+
+        `hf:OWNER/NAME:CONFIGURATION` names a configuration.
+
+        Raises:
+            DataError: as for the class, or there is no such split.
+        """
+        datasets = _require_datasets()
+        name = type(source).__name__
+        if isinstance(source, str) and source.startswith("hf:"):
+            name = source.removeprefix("hf:")
+            repository, _, configuration = name.partition(":")
+            source = datasets.load_dataset(repository, configuration or None, split=split or "train")
+        elif isinstance(source, str | Path):
+            name = Path(source).name
+            source = datasets.load_from_disk(str(source))
+        if isinstance(source, datasets.DatasetDict):
+            split = "train" if split is None and "train" in source else split
+            if split is None or split not in source:
+                raise DataError(f"{name}: name one of its splits: {', '.join(source)} (got {split!r})")
+            source = source[split]
+        own = str(source.split) if getattr(source, "split", None) is not None else None
+        if split is not None and own is not None and own != split:
+            raise DataError(f"{name}: is the split {own!r}, not {split!r}: load that one")
+        return cls(source, sample_rate_hz, split=split or own, name=name)
+
+    def key(self, i: int) -> str:
+        """Return the row number in the dataset and the file's name."""
+        return self._keys[i]
+
+    def clip(self, i: int) -> CorpusClip:
+        """Return the metadata of clip `i`."""
+        return CorpusClip(self._keys[i], float(self.seconds[i]), self._labels[i], self._split, self._groups[i])
+
+    def read(self, i: int, start_s: float = 0.0, seconds: float | None = None) -> Samples:
+        """Read a part of clip `i`; see `Corpus.read`."""
+        row = int(self._rows[i])
+        source = self._source(row, self._audio[row][self._column])
+        return decode(source, sample_rate_hz=self.sample_rate_hz, start_s=start_s, duration_s=seconds)
+
+    def _source(self, row: int, cell: dict[str, Any] | None) -> AudioBytes | Path:
+        cell = cell or {}
+        if cell.get("bytes") is None and cell.get("path"):
+            return Path(cell["path"])
+        return AudioBytes(f"{self.name}[{row}]", cell.get("bytes") or b"")
+
+
+def _audio_column(features: Any, audio: type, name: str) -> str:
+    columns = [column for column, feature in features.items() if isinstance(feature, audio)]
+    if len(columns) == 1:
+        return str(columns[0])
+    several = f"several audio columns ({', '.join(columns)})"
+    found = several if columns else f"no audio column (of {', '.join(features)})"
+    raise DataError(f"{name}: has {found}: name it with HuggingFaceCorpus(dataset, audio_column=...)")
+
+
+def _label_names(value: Any, feature: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    inner = getattr(feature, "feature", feature)
+    values = value if isinstance(value, list) else [value]
+    return tuple(inner.int2str(v) if isinstance(v, int) and hasattr(inner, "int2str") else str(v) for v in values)
+
+
+def _require_datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtraError("Hugging Face data sets need the package datasets: pip install datasets") from None
+    return datasets
+
+
 def open_corpus(
     source: Any,
     sample_rate_hz: int = 16_000,
@@ -255,26 +436,26 @@ def open_corpus(
     workers: int = 0,
     labels: Literal["folder"] | None = None,
 ) -> Corpus:
-    """A corpus from whatever holds one.
+    """Open a corpus from any source.
 
     Args:
-        source: a folder of audio, or of tars; a tar; a manifest (`.csv`, `.jsonl`, `.parquet`, the original's `.json`);
+        source: a folder of audio or of tars; a tar; a manifest (`.csv`, `.jsonl`, `.parquet`, the original's `.json`);
             a `datasets.Dataset` with an audio column, a folder of its `save_to_disk`, or `hf:OWNER/NAME`; a `Manifest`;
-            a corpus (handed back).
-        sample_rate_hz: what recordings are resampled to.
+            a corpus (returned unchanged).
+        sample_rate_hz: rate that recordings are resampled to.
         split: only the clips of this split.
-        workers: processes that read headers, where that must be done; 0 reads in this one.
-        labels: `folder` takes the folders of a folder of audio as labels.
+        workers: processes that read headers where that is necessary; 0 reads in this process.
+        labels: `folder` takes the names of the folders as labels, for a folder of audio.
 
     Raises:
-        DataError: it is nothing of the kind, or there is nothing in it.
-        MissingExtraError: `datasets` or pyarrow is needed and missing.
+        DataError: the source is none of these, or holds no clip.
+        MissingExtraError: `datasets` or pyarrow is needed and not installed.
     """
     if isinstance(source, Corpus):
         if source.sample_rate_hz != sample_rate_hz or split is not None:
             raise DataError(
-                f"{source.name}: is open already, at {source.sample_rate_hz} Hz and with its splits; "
-                f"open it anew for {sample_rate_hz} Hz or split {split!r}"
+                f"{source.name}: is already open at {source.sample_rate_hz} Hz with all its splits; "
+                f"open it again for {sample_rate_hz} Hz or split {split!r}"
             )
         return source
     if isinstance(source, Manifest):
@@ -291,8 +472,8 @@ def open_corpus(
         return ShardCorpus(open_index(path, workers), sample_rate_hz, split, path.stem)
     if not path.is_dir():
         raise DataError(f"{path}: is neither a manifest ({', '.join(_MANIFESTS)}) nor a tar, nor a folder of audio")
-    one = (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
-    if one or (path / "dataset_dict.json").is_file():
+    saved_dataset = (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
+    if saved_dataset or (path / "dataset_dict.json").is_file():
         return HuggingFaceCorpus.open(path, sample_rate_hz, split)
     if split is not None:
         raise DataError(f"{path}: a folder of audio has no splits: list it in a manifest with a split column")
@@ -307,193 +488,19 @@ def open_corpus(
     return corpus
 
 
-class Subset(Corpus):
-    """The clips of another corpus with these numbers."""
+def find_copies(corpus: Corpus, files: Sequence[str]) -> tuple[str | None, ...]:
+    """Find clips that are the same recording under several names, which must not be on both sides of a split.
 
-    def __init__(self, corpus: Corpus, chosen: npt.NDArray[np.int64]):
-        self.corpus, self.chosen = corpus, chosen
-        self.name, self.sample_rate_hz, self.in_memory = corpus.name, corpus.sample_rate_hz, corpus.in_memory
-        self.seconds = corpus.seconds[chosen]
-        self.shards = None if corpus.shards is None else corpus.shards[chosen]
-        self.skipped = corpus.skipped
-
-    def key(self, i: int) -> str:
-        """The name of clip `i`."""
-        return self.corpus.key(int(self.chosen[i]))
-
-    def clip(self, i: int) -> CorpusClip:
-        """What is known of clip `i`."""
-        return self.corpus.clip(int(self.chosen[i]))
-
-    def read(self, i: int, start_s: float = 0.0, seconds: float | None = None) -> Samples:
-        """A part of clip `i`, as `Corpus.read` has it."""
-        return self.corpus.read(int(self.chosen[i]), start_s, seconds)
-
-
-_LABEL_COLUMNS = ("labels", "label", "category", "class")
-
-
-class HuggingFaceCorpus(Corpus):
-    """Rows of a dataset; those whose audio cannot be read are left out and listed."""
-
-    def __init__(
-        self,
-        dataset: Any,
-        sample_rate_hz: int = 16_000,
-        *,
-        audio_column: str | None = None,
-        label_column: str | None = None,
-        group_column: str | None = None,
-        split: str | None = None,
-        name: str = "dataset",
-    ) -> None:
-        """Make a corpus of a dataset; the header of every recording is read once for its duration.
-
-        Args:
-            dataset: a map-style `datasets.Dataset`.
-            sample_rate_hz: what recordings are resampled to.
-            audio_column: which column is the audio; None takes the only one of the type `Audio`.
-            label_column: labels (names, numbers of a `ClassLabel`, or lists of these); None takes `labels`, `label`,
-                `category` or `class` where there is one.
-            group_column: groups, if any.
-            split: the name that its clips say they are of.
-            name: for reports.
-
-        Raises:
-            DataError: no audio column, several, or nothing in it can be read; a streamed (iterable) dataset.
-            MissingExtraError: the package `datasets` is missing.
-        """
-        datasets = require_datasets()
-        if isinstance(dataset, datasets.IterableDataset):
-            raise DataError(f"{name}: is streamed, and clips are read at random: load it with streaming=False")
-        if not isinstance(dataset, datasets.Dataset):
-            raise DataError(f"{name}: expected a datasets.Dataset, got {type(dataset).__name__}")
-        features = dataset.features
-        column = audio_column or _audio_column(features, datasets.Audio, name)
-        if column not in features:
-            raise DataError(f"{name}: no column {column!r} (there are: {', '.join(features)})")
-        labels = label_column or next((c for c in _LABEL_COLUMNS if c in features), None)
-        self.name, self.sample_rate_hz = name, checked_rate(sample_rate_hz)
-        self._split = split
-        wanted = [c for c in (column, labels, group_column) if c is not None]
-        self._audio, self._column = (
-            dataset.select_columns(wanted).cast_column(column, datasets.Audio(decode=False)),
-            column,
-        )
-        rows, seconds, keys, skipped = [], [], [], []
-        for i, row in enumerate(self._audio.select_columns([column])):
-            cell = row[column]
-            found = header_duration_s(self._source(i, cell))
-            if isinstance(found, Exception):
-                skipped.append(Skipped(str(self._source(i, cell)), str(found)))
-                continue
-            path = (cell or {}).get("path")
-            rows.append(i)
-            seconds.append(found)
-            keys.append(f"{i:08d}/{Path(path).name}" if path else f"{i:08d}")
-        if not rows:
-            raise DataError(f"{name}: no clip can be read. {skipped[0].reason if skipped else 'It is empty'}")
-        self.skipped = tuple(skipped)
-        self.seconds = np.array(seconds, np.float64)
-        self._rows, self._keys = np.array(rows, np.int64), TextColumn(keys)
-        names = dataset[labels][:] if labels else [None] * len(dataset)
-        groups = dataset[group_column][:] if group_column else [None] * len(dataset)
-        self._labels = CategoryColumn(_names(names[i], features[labels] if labels else None) for i in rows)
-        self._groups = CategoryColumn(None if groups[i] is None else str(groups[i]) for i in rows)
-        self._audio = self._audio.select_columns([column])
-
-    @classmethod
-    def open(cls, source: Any, sample_rate_hz: int = 16_000, split: str | None = None) -> HuggingFaceCorpus:
-        """A corpus of a dataset, of a split of a `DatasetDict` (`train` unless named), of a saved folder, or of
-        `hf:OWNER/NAME` or `hf:OWNER/NAME:CONFIGURATION`.
-
-        Raises:
-            DataError: as the class, and where there is no such split.
-        """
-        datasets = require_datasets()
-        name = type(source).__name__
-        if isinstance(source, str) and source.startswith("hf:"):
-            name = source.removeprefix("hf:")
-            place, _, configuration = name.partition(":")
-            source = datasets.load_dataset(place, configuration or None, split=split or "train")
-        elif isinstance(source, str | Path):
-            name = Path(source).name
-            source = datasets.load_from_disk(str(source))
-        if isinstance(source, datasets.DatasetDict):
-            split = "train" if split is None and "train" in source else split
-            if split is None or split not in source:
-                raise DataError(f"{name}: name one of its splits: {', '.join(source)} (got {split!r})")
-            source = source[split]
-        own = str(source.split) if getattr(source, "split", None) is not None else None
-        if split is not None and own is not None and own != split:
-            raise DataError(f"{name}: is the split {own!r}, not {split!r}: load that one")
-        return cls(source, sample_rate_hz, split=split or own, name=name)
-
-    def key(self, i: int) -> str:
-        """The row's number in the dataset, and its file's name."""
-        return self._keys[i]
-
-    def clip(self, i: int) -> CorpusClip:
-        """What is known of clip `i`."""
-        return CorpusClip(self._keys[i], float(self.seconds[i]), self._labels[i], self._split, self._groups[i])
-
-    def read(self, i: int, start_s: float = 0.0, seconds: float | None = None) -> Samples:
-        """A part of clip `i`, as `Corpus.read` has it."""
-        row = int(self._rows[i])
-        source = self._source(row, self._audio[row][self._column])
-        return decode(source, sample_rate_hz=self.sample_rate_hz, start_s=start_s, duration_s=seconds)
-
-    def _source(self, row: int, cell: dict[str, Any] | None) -> AudioBytes | Path:
-        name = f"{self.name}[{row}]"
-        if not cell or (cell.get("bytes") is None and not cell.get("path")):
-            return AudioBytes(name, b"")
-        if cell.get("bytes") is not None:
-            return AudioBytes(name, cell["bytes"])
-        return Path(cell["path"])
-
-
-def _audio_column(features: Any, audio: type, name: str) -> str:
-    columns = [column for column, feature in features.items() if isinstance(feature, audio)]
-    if len(columns) != 1:
-        what = (
-            f"several audio columns ({', '.join(columns)})"
-            if columns
-            else f"no audio column (of {', '.join(features)})"
-        )
-        raise DataError(f"{name}: has {what}: say which with HuggingFaceCorpus(dataset, audio_column=...)")
-    return str(columns[0])
-
-
-def _names(value: Any, feature: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    inner = getattr(feature, "feature", feature)
-    values = value if isinstance(value, list) else [value]
-    return tuple(inner.int2str(v) if isinstance(v, int) and hasattr(inner, "int2str") else str(v) for v in values)
-
-
-def require_datasets() -> Any:
-    """The `datasets` module, or a MissingExtraError."""
-    try:
-        import datasets
-    except ImportError:
-        raise MissingExtraError("Hugging Face data sets need the package datasets: pip install datasets") from None
-    return datasets
-
-
-MOST_FILES = 100_000
-"""Files that are looked into at most; in a larger corpus that is not in memory, copies are not looked for."""
-_END = 1 << 16
-
-
-def copies_of(corpus: Corpus, files: Sequence[str]) -> tuple[str | None, ...]:
-    """Of each clip, a name that it shares with clips that are the very same recording; None where there are none.
-
-    Clips of silence, or of any constant value, are nobody's copies.
+    In memory, decoded samples are compared. Otherwise files are compared by size and, if sizes agree, by their first
+    and last 64 KiB; copies are not looked for among more than 100,000 files. Clips of silence, or of any constant
+    value, are never copies.
 
     Args:
         corpus: the clips (N).
-        files: where each clip's audio is (N), as a path where it is a file of its own.
+        files: file that holds each clip's audio (N), a path if it is a file of its own.
+
+    Returns:
+        For each clip a name that it shares with its copies, or None if it has none.
     """
     if corpus.in_memory:
         names = [_samples_digest(corpus, i) for i in range(len(corpus))]
@@ -514,18 +521,18 @@ def _samples_digest(corpus: Corpus, i: int) -> str | None:
 
 
 def _file_digests(paths: Sequence[Path]) -> dict[str, str]:
-    """Of each file whose size another one has, too, what its size and ends are."""
-    if len(paths) > MOST_FILES:
+    """Return a digest of size, first and last bytes for each file whose size another file has, too."""
+    if len(paths) > _MAX_COMPARED_FILES:
         return {}
     sizes = {path: path.stat().st_size for path in paths if path.is_file()}
     shared = Counter(sizes.values())
-    return {str(path): _ends_digest(path, size) for path, size in sizes.items() if shared[size] > 1}
-
-
-def _ends_digest(path: Path, size: int) -> str:
-    with path.open("rb") as file:
-        data = str(size).encode() + file.read(_END)
-        if size > _END:
-            file.seek(max(_END, size - _END))
-            data += file.read(_END)
-    return hash_bytes(data).hex()
+    digests: dict[str, str] = {}
+    for path, size in sizes.items():
+        if shared[size] > 1:
+            with path.open("rb") as file:
+                data = str(size).encode() + file.read(_COMPARED_BYTES)
+                if size > _COMPARED_BYTES:
+                    file.seek(max(_COMPARED_BYTES, size - _COMPARED_BYTES))
+                    data += file.read(_COMPARED_BYTES)
+            digests[str(path)] = hash_bytes(data).hex()
+    return digests

@@ -1,6 +1,6 @@
-"""The files that hold a manifest: CSV, JSON lines, Parquet, and the original's JSON.
+"""Read and write `Clip`, a row of a manifest, as CSV, JSON lines, Parquet and the JSON of the original SSAMBA.
 
-All of them give the same rows; `manifest.py` says what the columns mean.
+`manifest.py` describes the columns.
 """
 
 from __future__ import annotations
@@ -8,8 +8,11 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,63 +20,79 @@ from ssamba.errors import DataError, MissingExtraError
 from ssamba.files import write_atomically
 
 FORMATS = (".csv", ".jsonl", ".parquet")
+"""Suffixes of the formats that can be written."""
 COLUMNS = ("path", "start_s", "duration_s", "labels", "split", "group")
 _ALIASES = {"start": "start_s", "duration": "duration_s", "label": "labels"}
 LABEL_SEPARATOR = ";"
-"""Stands between labels, in manifests as in tables of suites."""
-_ROWS_AT_ONCE = 65_536
+"""Separates labels in CSV, in manifests as in the tables of evaluation suites."""
+_ROWS_PER_BATCH = 65_536
+
+Records = tuple[Iterable[str], str, Iterable[tuple[str, Mapping[str, Any]]]]
+"""Column names, separator of labels, and for each row its place for messages (`line 3`) and its values by column."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A line of a manifest, as written."""
-
-    path: str
-    start_s: float
-    duration_s: float | None
-    labels: tuple[str, ...]
-    split: str | None
-    group: str | None
-    where: str = ""
-    """`line 3`, for messages."""
-
-
-def read_rows(path: Path) -> tuple[Iterator[Row], list[str]]:
-    """The rows of a manifest, and the names of columns that are not used.
+class Clip:
+    """A recording, or a part of one.
 
     Raises:
-        DataError: the file is missing or damaged, or a value does not fit; also while iterating.
-        MissingExtraError: Parquet without pyarrow.
+        DataError: `start_s` is negative, or `duration_s` is not positive.
+    """
+
+    path: Path
+    start_s: float = 0.0
+    duration_s: float | None = None
+    """None: to the end of the recording."""
+    labels: tuple[str, ...] = ()
+    split: str | None = None
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.start_s) and self.start_s >= 0):
+            raise DataError(f"{self.path}: start_s must be a finite number of seconds, at least 0; got {self.start_s}")
+        if self.duration_s is not None and not (math.isfinite(self.duration_s) and self.duration_s > 0):
+            raise DataError(f"{self.path}: duration_s must be finite and above 0; got {self.duration_s}")
+
+
+def read_clips(path: Path) -> tuple[list[Clip], list[str]]:
+    """Return the clips that a file lists, and the names of the columns that were ignored.
+
+    Raises:
+        DataError: the file is missing or damaged, or a value is invalid; the message names the line.
+        MissingExtraError: the file is Parquet and pyarrow is not installed.
     """
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet, ".json": _read_official}
     if path.suffix not in readers:
         raise DataError(f"{path}: expected a manifest, a file that ends in {', '.join(readers)}")
     if not path.is_file():
         raise DataError(f"{path}: no such file. Expected a manifest; `ssamba manifest FOLDER -o FILE` makes one")
-    names, separator, records = readers[path.suffix](path)
-    names = list(names)
-    _check_columns(path, names)
-    ignored = [name for name in names if _ALIASES.get(name, name) not in COLUMNS]
-    return (_row(path, where, record, separator) for where, record in records), ignored
+    columns, separator, records = readers[path.suffix](path)
+    columns = list(columns)
+    _check_columns(path, columns)
+    ignored = [name for name in columns if _ALIASES.get(name, name) not in COLUMNS]
+    clips = []
+    for where, record in records:
+        try:
+            clips.append(_clip(path.parent, record, separator))
+        except DataError as error:
+            raise DataError(f"{path}, {where}: {error}") from None
+    return clips, ignored
 
 
-Records = tuple[Iterable[str], str, Iterable[tuple[str, Mapping[str, Any]]]]
-
-
-def _check_columns(path: Path, names: list[str]) -> None:
+def _check_columns(path: Path, columns: list[str]) -> None:
     for name in _ALIASES:
-        if name in names and _ALIASES[name] in names:
-            raise DataError(f"{path}: has both a column {name!r} and {_ALIASES[name]!r}: leave one of them out")
-    if "path" in names:
+        if name in columns and _ALIASES[name] in columns:
+            raise DataError(f"{path}: has both a column {name!r} and {_ALIASES[name]!r}: remove one of them")
+    if "path" in columns:
         return
-    near = difflib.get_close_matches("path", names, n=1) or [
-        n for n in names if n.lower() in ("file", "filename", "file_name", "wav", "audio", "clip", "filepath")
+    near = difflib.get_close_matches("path", columns, n=1) or [
+        n for n in columns if n.lower() in ("file", "filename", "file_name", "wav", "audio", "clip", "filepath")
     ]
     hint = f": rename {near[0]!r}?" if near else ""
-    raise DataError(f"{path}: no column 'path' (there are: {', '.join(map(str, names)) or 'none'}){hint}")
+    raise DataError(f"{path}: no column 'path' (there are: {', '.join(map(str, columns)) or 'none'}){hint}")
 
 
-def _row(path: Path, where: str, record: Mapping[str, Any], separator: str) -> Row:
+def _clip(folder: Path, record: Mapping[str, Any], separator: str) -> Clip:
     values = {_ALIASES.get(name, name): value for name, value in record.items()}
 
     def seconds(name: str) -> float | None:
@@ -83,7 +102,7 @@ def _row(path: Path, where: str, record: Mapping[str, Any], separator: str) -> R
         try:
             return float(value)
         except (TypeError, ValueError):
-            raise DataError(f"{path}, {where}: {name} must be a number of seconds, got {value!r}") from None
+            raise DataError(f"{name} must be a number of seconds, got {value!r}") from None
 
     def text(name: str) -> str | None:
         value = values.get(name)
@@ -91,7 +110,7 @@ def _row(path: Path, where: str, record: Mapping[str, Any], separator: str) -> R
 
     name = values.get("path")
     if not isinstance(name, str) or not name:
-        raise DataError(f"{path}, {where}: expected the path of a recording, got {name!r}")
+        raise DataError(f"expected the path of a recording, got {name!r}")
     labels = values.get("labels")
     if labels is None:
         labels = ()
@@ -101,12 +120,13 @@ def _row(path: Path, where: str, record: Mapping[str, Any], separator: str) -> R
         labels = tuple(map(str, labels))
     else:
         labels = (str(labels),)
-    return Row(name, seconds("start_s") or 0.0, seconds("duration_s"), labels, text("split"), text("group"), where)
+    # An absolute path replaces the folder.
+    return Clip(folder / name, seconds("start_s") or 0.0, seconds("duration_s"), labels, text("split"), text("group"))
 
 
 def _read_csv(path: Path) -> Records:
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        names = next(csv.reader(file), [])
+        columns = next(csv.reader(file), [])
 
     def records() -> Iterator[tuple[str, Mapping[str, Any]]]:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -114,15 +134,15 @@ def _read_csv(path: Path) -> Records:
             for record in reader:
                 where = f"line {reader.line_num}"
                 if None in record:
-                    raise DataError(f"{path}, {where}: more values than the {len(names)} columns of the first line")
+                    raise DataError(f"{path}, {where}: more values than the {len(columns)} columns of the first line")
                 yield where, record
 
-    return names, LABEL_SEPARATOR, records()
+    return columns, LABEL_SEPARATOR, records()
 
 
 def _read_jsonl(path: Path) -> Records:
     records: list[tuple[str, Mapping[str, Any]]] = []
-    names: dict[str, None] = {}
+    columns: dict[str, None] = {}
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -130,18 +150,19 @@ def _read_jsonl(path: Path) -> Records:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: is not JSON ({error}). Expected an object a line") from None
+                message = f"{path}, line {number}: is not JSON ({error}). Expected one object on each line"
+                raise DataError(message) from None
             if not isinstance(record, dict):
                 raise DataError(
                     f'{path}, line {number}: expected an object such as {{"path": "a.wav"}}, got {record!r}'
                 )
-            names.update(dict.fromkeys(record))
+            columns.update(dict.fromkeys(record))
             records.append((f"line {number}", record))
-    return names, LABEL_SEPARATOR, records
+    return columns, LABEL_SEPARATOR, records
 
 
 def _read_official(path: Path) -> Records:
-    """`{"data": [{"wav": ..., "labels": "a,b"}]}`, as the original's recipes and SSAST's and AST's have it."""
+    """Read `{"data": [{"wav": ..., "labels": "a,b"}]}`, the layout of AST, SSAST and SSAMBA."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["data"]
         records = [
@@ -149,7 +170,7 @@ def _read_official(path: Path) -> Records:
             for number, entry in enumerate(entries, 1)
         ]
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is not JSON ({error}). Restore it, or make a manifest anew") from None
+        raise DataError(f"{path}: is not JSON ({error}). Restore it, or make a new manifest") from None
     except (KeyError, TypeError, AttributeError):
         raise DataError(
             f'{path}: expected the original\'s layout, {{"data": [{{"wav": "a.wav", "labels": "x,y"}}]}}. '
@@ -165,93 +186,97 @@ def _read_parquet(path: Path) -> Records:
     try:
         file = parquet.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: is damaged or no Parquet file ({error}). Write it anew") from None
-    names = file.schema_arrow.names
-    wanted = [name for name in names if _ALIASES.get(name, name) in COLUMNS]
+        raise DataError(f"{path}: is damaged, or no Parquet file ({error}). Write it again") from None
+    columns = file.schema_arrow.names
+    used = [name for name in columns if _ALIASES.get(name, name) in COLUMNS]
 
     def records() -> Iterator[tuple[str, Mapping[str, Any]]]:
         number = 0
-        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=wanted):
+        for batch in file.iter_batches(_ROWS_PER_BATCH, columns=used):
             for record in batch.to_pylist():
                 number += 1
                 yield f"row {number}", record
 
-    return names, LABEL_SEPARATOR, records()
+    return columns, LABEL_SEPARATOR, records()
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows in the format of the suffix, atomically.
+def write_clips(path: Path, clips: Iterable[Clip]) -> None:
+    """Write clips atomically in the format of the suffix; paths inside the file's folder become relative to it.
 
     Raises:
-        DataError: a value that the format cannot hold.
-        MissingExtraError: Parquet without pyarrow.
+        DataError: the format cannot hold a value.
+        MissingExtraError: the file is Parquet and pyarrow is not installed.
     """
     writers = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
     if path.suffix == ".parquet":
         require_pyarrow()
+    folder = path.parent.absolute()
+    rows = ((relative_path(c.path, folder), c.start_s, c.duration_s, c.labels, c.split, c.group) for c in clips)
     write_atomically(path, lambda target: writers[path.suffix](target, rows))
+
+
+Row = tuple[str, float, float | None, tuple[str, ...], str | None, str | None]
+"""Values of a clip in the order of `COLUMNS`, as they are written."""
+
+
+def relative_path(path: Path, folder: Path) -> str:
+    """Return a path as a manifest in `folder` (absolute) holds it: relative if it is below the folder, else absolute."""
+    path = Path(os.path.normpath(path.expanduser().absolute()))
+    return os.fspath(path.relative_to(folder)) if path.is_relative_to(folder) else os.fspath(path)
 
 
 def _write_csv(target: Path, rows: Iterable[Row]) -> None:
     with target.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for row in rows:
-            for label in row.labels:
+        for path, start_s, duration_s, labels, split, group in rows:
+            for label in labels:
                 if LABEL_SEPARATOR in label:
                     raise DataError(
-                        f"{row.path}: the label {label!r} holds a ';', which separates labels in CSV: use .jsonl"
+                        f"{path}: the label {label!r} contains ';', which separates labels in CSV: use .jsonl"
                     )
-            start = repr(row.start_s) if row.start_s else ""
-            duration = "" if row.duration_s is None else repr(row.duration_s)
-            writer.writerow([row.path, start, duration, LABEL_SEPARATOR.join(row.labels), row.split, row.group])
+            start = repr(start_s) if start_s else ""
+            duration = "" if duration_s is None else repr(duration_s)
+            writer.writerow([path, start, duration, LABEL_SEPARATOR.join(labels), split, group])
 
 
 def _write_jsonl(target: Path, rows: Iterable[Row]) -> None:
     with target.open("w", encoding="utf-8") as file:
-        for row in rows:
-            record = {
-                "path": row.path,
-                "start_s": row.start_s or None,
-                "duration_s": row.duration_s,
-                "labels": list(row.labels) or None,
-                "split": row.split,
-                "group": row.group,
-            }
-            file.write(json.dumps({name: value for name, value in record.items() if value is not None}) + "\n")
+        for path, start_s, duration_s, labels, split, group in rows:
+            values = (path, start_s or None, duration_s, list(labels) or None, split, group)
+            record = {name: value for name, value in zip(COLUMNS, values, strict=True) if value is not None}
+            file.write(json.dumps(record) + "\n")
 
 
 def _write_parquet(target: Path, rows: Iterable[Row]) -> None:
     pa = require_pyarrow()
     from pyarrow import parquet
 
-    kinds = (pa.string(), pa.float64(), pa.float64(), pa.list_(pa.string()), pa.string(), pa.string())
-    schema = pa.schema(list(zip(COLUMNS, kinds, strict=True)))
+    types = (pa.string(), pa.float64(), pa.float64(), pa.list_(pa.string()), pa.string(), pa.string())
+    schema = pa.schema(list(zip(COLUMNS, types, strict=True)))
+    rows = iter(rows)
     with parquet.ParquetWriter(target, schema) as writer:
-        held: list[Row] = []
-
-        def flush() -> None:
+        while True:
+            batch = list(islice(rows, _ROWS_PER_BATCH))
             try:
-                columns = [[getattr(row, name) for row in held] for name in COLUMNS]
-                arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
+                columns = zip(*batch, strict=True) if batch else [()] * len(types)
+                arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
             except UnicodeEncodeError as error:
                 raise DataError(f"{error.object!r}: Parquet cannot hold a name that is not UTF-8: use .jsonl") from None
             writer.write_table(pa.table(arrays, schema=schema))
-            held.clear()
-
-        for row in rows:
-            held.append(row)
-            if len(held) == _ROWS_AT_ONCE:
-                flush()
-        flush()
+            if len(batch) < _ROWS_PER_BATCH:
+                return
 
 
 def require_pyarrow() -> Any:
-    """The pyarrow module, or a MissingExtraError."""
+    """Return the module pyarrow.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
         import pyarrow
     except ImportError:
-        raise MissingExtraError(
-            'Parquet needs pyarrow: pip install "ssamba[store]", or use .csv or .jsonl instead'
-        ) from None
+        message = 'Parquet needs pyarrow: pip install "ssamba[store]", or use .csv or .jsonl instead'
+        raise MissingExtraError(message) from None
     return pyarrow

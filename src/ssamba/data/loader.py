@@ -1,14 +1,14 @@
-"""From a plan to batches of waveforms: worker processes read and decode whole batches, ahead of the model.
+"""Load the batches of a plan as waveforms: worker processes read and decode whole batches ahead of the model.
 
     plan = Plan(PlanConfig(batch_size=64), [corpus])
     loader = WaveLoader([corpus], plan, workers=8)
     for batch in loader.batches(epoch=0):          # batch.waves (B, S), batch.samples (B,), ...
 
-A batch is the same for any number of workers. Workers know no plan: each batch's rows are sent to them, so they persist
-over epochs. A clip that cannot be read is left out of its batch and named in `skipped`; so is one on which a worker dies,
-after which the workers start again.
+A batch is the same for any number of workers. Workers do not hold the plan: the rows of each batch are sent to them, so
+they persist over epochs. A clip that cannot be read is left out of its batch and listed in `skipped`; so is a clip that
+crashes a worker, after which the workers are restarted.
 
-Features are computed from the waves by the trainer, on the model's device. Shapes: B sequences, S samples.
+Features are computed from the waves by the training step, on the model's device. Shapes: B sequences, S samples.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -27,64 +26,64 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ssamba.data.corpus import Corpus, Samples
-from ssamba.data.mixing import Backgrounds, Mixed, Mixup, add_background, chosen_background, chosen_partner, mix
-from ssamba.data.plan import BatchPlan, Crop, EpochPlan, Plan
+from ssamba.data.corpus import Corpus, Samples, read_or_error
+from ssamba.data.mixing import Backgrounds, Mixed, Mixup, add_background, choose_background, choose_partner, mix
+from ssamba.data.plan import BatchPlan, Crop, EpochPlan, Plan, crashing_crops
 from ssamba.errors import AudioDecodeError, DataError
-from ssamba.worker_pool import crashing_items
 
 StartMethod = Literal["spawn", "forkserver", "fork"]
 Item: TypeAlias = tuple[BatchPlan, int, frozenset[tuple[int, int]]]
+"""Work for a worker: the rows of a batch, its padded length in samples, and the clips that must not be read."""
 
-_DEATHS = 3  # of workers without a clip that explains them, before this is an error
+_MAX_DEATHS = 3
+"""Successive deaths of workers without a clip that explains them, before an error is raised."""
+_TENSORS = ("waves", "samples", "seeds")
 
 
 @dataclass(frozen=True)
 class WaveBatch:
-    """Sequences of audio, each one clip or several joined in time."""
+    """Sequences of audio, each one clip or several clips joined in time."""
 
     waves: Tensor
-    """(B, S) float32, zero beyond `samples`. B is 0 when no clip of the batch could be read, or none was this rank's."""
+    """(B, S) float32, zero beyond `samples`. B is 0 if no clip of the batch could be read or this rank has none."""
     samples: Tensor
     """Valid samples of each sequence (B,), int64."""
     seeds: Tensor
-    """A number of 63 bits for each sequence (B,), int64, from which its masks and augmentation are drawn."""
+    """A 63-bit seed for each sequence (B,), int64, for its masks and augmentation."""
     keys: tuple[tuple[str, ...], ...]
-    """Names of the clips of each sequence."""
+    """Keys of the clips in each sequence."""
     pieces: tuple[tuple[int, ...], ...]
-    """How many samples of the sequence each of them is."""
+    """Length in samples of each clip's part of the sequence."""
     labels: tuple[tuple[str, ...], ...]
-    """Labels of each sequence: those of its clips, each once."""
+    """Distinct labels of each sequence, over its clips."""
     skipped: tuple[tuple[str, str], ...] = ()
     """(key, reason) of clips that could not be read."""
     mixed: tuple[Mixed | None, ...] = ()
-    """With mixup: what was mixed into each sequence."""
+    """With mixup: the clip that was mixed into each sequence."""
 
     def __len__(self) -> int:
         return len(self.waves)
 
     @property
     def num_samples(self) -> int:
-        """Valid samples of all its sequences."""
+        """Valid samples of all sequences."""
         return int(self.samples.sum())
 
     def chosen(self, rows: Sequence[int]) -> WaveBatch:
-        """Some of the sequences."""
-        changes: dict[str, Any] = {name: getattr(self, name)[list(rows)] for name in ("waves", "samples", "seeds")}
+        """Return the sequences with the indices `rows`."""
+        changes: dict[str, Any] = {name: getattr(self, name)[list(rows)] for name in _TENSORS}
         for name in ("keys", "pieces", "labels", "mixed"):
             if own := getattr(self, name):
                 changes[name] = tuple(own[i] for i in rows)
         return dataclasses.replace(self, **changes)
 
     def pin_memory(self) -> WaveBatch:
-        """The same in memory from which a GPU copies without waiting."""
-        tensors = {name: getattr(self, name).pin_memory() for name in ("waves", "samples", "seeds")}
-        return dataclasses.replace(self, **tensors)
+        """Return a copy in page-locked memory, for asynchronous copies to a GPU."""
+        return dataclasses.replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> WaveBatch:
-        """The same on a device."""
-        names = ("waves", "samples", "seeds")
-        tensors = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
+        """Return a copy on a device."""
+        tensors = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _TENSORS}
         return dataclasses.replace(self, **tensors)
 
 
@@ -96,15 +95,15 @@ def read_batch(
     backgrounds: Backgrounds | None = None,
     mixup: Mixup | None = None,
 ) -> WaveBatch:
-    """Read the clips of a batch: what a worker does.
+    """Read the clips of a batch; each call of a worker is one of these.
 
     Args:
         corpora: as the plan numbers them.
         rows: the sequences.
         padded_samples: S.
-        crashing: clips (corpus, index) not to touch.
-        backgrounds: what is mixed under the sequences, if anything.
-        mixup: what is mixed into them, with its labels, if anything.
+        crashing: clips (corpus, index) that must not be read.
+        backgrounds: backgrounds to mix under the sequences, if any.
+        mixup: mixup of waves and labels, if any.
     """
     waves = np.zeros((len(rows), padded_samples), np.float32)
     samples: list[int] = []
@@ -119,7 +118,8 @@ def read_batch(
         clips = []
         for crop in sequence:
             corpus = corpora[crop.corpus]
-            part = _CRASHED if (crop.corpus, crop.index) in crashing else _read(corpus, crop)
+            crashes = (crop.corpus, crop.index) in crashing
+            part = _CRASHED if crashes else read_or_error(corpus, crop.index, crop.start_s, crop.seconds)
             if isinstance(part, Exception):
                 skipped.append((corpus.key(crop.index), str(part)))
             else:
@@ -151,16 +151,7 @@ def read_batch(
     )
 
 
-_CRASHED = AudioDecodeError("the decoder crashed on it, so it is damaged: re-encode or leave it out")
-
-
-def _read(corpus: Corpus, crop: Crop) -> Samples | Exception:
-    try:
-        return corpus.read(crop.index, crop.start_s, crop.seconds)
-    except (ValueError, OSError) as error:
-        return error
-    except Exception as error:  # whatever a damaged file provokes, it must not end the training
-        return AudioDecodeError(f"{corpus.key(crop.index)}: cannot be decoded ({type(error).__name__}: {error})")
+_CRASHED = AudioDecodeError("the decoder crashed on this clip: re-encode it or leave it out")
 
 
 class WaveLoader:
@@ -180,23 +171,23 @@ class WaveLoader:
         backgrounds: Backgrounds | None = None,
         mixup: Mixup | None = None,
     ):
-        """Make a loader; workers start with the first batch.
+        """Create a loader; its workers start with the first batch.
 
         Args:
-            corpora: those that the plan was made of, in the same order.
+            corpora: the corpora of the plan, in the same order.
             plan: the batches.
-            rank: which rows of each batch are read: rank, rank + world_size, ...
+            rank: this process reads rows rank, rank + world_size, ... of each batch.
             world_size: number of ranks.
-            workers: processes that read; 0 reads in this one, as it does when every corpus is in memory.
-            prefetch: batches that each worker is ahead.
-            pin_memory: for copies to a GPU; None: where there is one.
-            start_method: how workers start. A script needs `if __name__ == "__main__":` but for `fork`, which is quicker
-                and shares the corpora's memory, and may hang where threads are running.
-            backgrounds: what is mixed under the sequences, if anything.
-            mixup: what is mixed into them, with its labels, if anything.
+            workers: processes that read; 0 reads in this process, as do corpora that are all in memory.
+            prefetch: batches that each worker prepares ahead.
+            pin_memory: page-locked memory for copies to a GPU; None: if there is a GPU.
+            start_method: how workers start. Except with `fork`, a script needs `if __name__ == "__main__":`. `fork` is
+                faster and shares the corpora's memory, but may hang if threads are running.
+            backgrounds: backgrounds to mix under the sequences, if any.
+            mixup: mixup of waves and labels, if any.
 
         Raises:
-            DataError: the corpora are not those of the plan, or there is no such rank.
+            DataError: the corpora are not those of the plan, or the rank is out of range.
         """
         if plan.corpora != [corpus.fingerprint() for corpus in corpora]:
             raise DataError("the corpora are not those that the plan was made of: make a plan of these")
@@ -210,18 +201,18 @@ class WaveLoader:
         self._pin = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._crashing: frozenset[tuple[int, int]] = frozenset()
         self._order = _Order()
-        self._loader = self._started()
+        self._loader = self._make_loader()
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[WaveBatch]:
-        """This rank's part of the batches of an epoch, from number `start_batch` on; one epoch at a time.
+        """Yield this rank's part of the batches of an epoch, from batch `start_batch` on; one epoch at a time.
 
         Raises:
-            DataError: workers die again and again, and no clip is the reason.
+            DataError: workers die repeatedly, and no clip is the reason.
         """
         return self.run(self.plan.batches(epoch), start_batch)
 
     def run(self, epoch: EpochPlan, start_batch: int = 0) -> Iterator[WaveBatch]:
-        """The same for an epoch of the plan that was made already."""
+        """Yield the batches of an epoch that the plan has already made; see `batches`."""
         next_batch, deaths = start_batch, 0
         while True:
             self._order.items = _Items(epoch, next_batch, self.rank, self.world_size, self._crashing)
@@ -233,24 +224,23 @@ class WaveLoader:
             except (RuntimeError, EOFError, OSError) as error:
                 if not _is_death(error):
                     raise
-                ahead = range(next_batch, min(len(epoch), next_batch + self._workers * (self._prefetch + 1)))
             del self._loader
-            rows = [row for k in ahead for row in epoch.rows(k, self.rank, self.world_size)]
-            suspects = [crop for row in rows for crop in self._read_for(row)]
-            suspects = [crop for crop in suspects if (crop.corpus, crop.index) not in self._crashing]
-            found = crashing_crops(self._corpora, suspects)
-            self._crashing |= {(crop.corpus, crop.index) for crop in found}
+            found = self._find_crashing(epoch, next_batch)
+            self._crashing |= found
             deaths = 0 if found else deaths + 1
-            if deaths == _DEATHS:
+            if deaths == _MAX_DEATHS:
                 raise DataError(
-                    f"loading workers were killed {deaths} times, and no clip is the reason. Where memory is short, use "
+                    f"loading workers were killed {deaths} times, and no clip is the reason. If memory is short, use "
                     "fewer workers, a smaller prefetch or smaller batches; in a container, allow more shared memory"
                 )
-            self._loader = self._started()
+            self._loader = self._make_loader()
 
     def _iterator(self) -> Iterator[WaveBatch]:
-        """The loader's batches. Its first start makes a worker's death an error wherever this process is at that moment, in
-        the middle of a step perhaps; it is noticed soon enough where the next batch is waited for."""
+        """Iterate over the loader, without the signal handler that its first start installs.
+
+        That handler raises an error wherever this process is when a worker dies, perhaps in the middle of a step. Waiting
+        for the next batch notices a death soon enough.
+        """
         if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
             return iter(self._loader)
         before = signal.getsignal(signal.SIGCHLD)
@@ -259,18 +249,27 @@ class WaveLoader:
             signal.signal(signal.SIGCHLD, before)
         return iterator
 
-    def _read_for(self, row: Sequence[Crop]) -> Iterator[Crop]:
-        """Everything that a sequence is made of: its clips, and what is mixed into it."""
+    def _find_crashing(self, epoch: EpochPlan, next_batch: int) -> frozenset[tuple[int, int]]:
+        """Try the clips of the batches that were being read, and return those that crash a process."""
+        ahead = range(next_batch, min(len(epoch), next_batch + self._workers * (self._prefetch + 1)))
+        rows = [row for k in ahead for row in epoch.rows(k, self.rank, self.world_size)]
+        suspects = [crop for row in rows for crop in self._crops_read_for(row)]
+        suspects = [crop for crop in suspects if (crop.corpus, crop.index) not in self._crashing]
+        found = crashing_crops(self._corpora, suspects)
+        return frozenset((crop.corpus, crop.index) for crop in found)
+
+    def _crops_read_for(self, row: Sequence[Crop]) -> Iterator[Crop]:
+        """Yield the crops of a sequence, and the clips that are mixed into it."""
         yield from row
         for other in (
-            None if self._backgrounds is None else chosen_background(row[0], self._corpora, self._backgrounds),
-            None if self._mixup is None else chosen_partner(row[0], self._corpora, self._mixup),
+            None if self._backgrounds is None else choose_background(row[0], self._corpora, self._backgrounds),
+            None if self._mixup is None else choose_partner(row[0], self._corpora, self._mixup),
         ):
             if other is not None:
                 seconds = float(self._corpora[other.corpus].seconds[other.clip])
                 yield Crop(other.corpus, other.clip, 0.0, seconds, row[0].seed)
 
-    def _started(self) -> DataLoader[WaveBatch]:
+    def _make_loader(self) -> DataLoader[WaveBatch]:
         options: dict[str, Any] = {}
         if self._workers > 0:
             options = {
@@ -284,36 +283,21 @@ class WaveLoader:
             batch_size=None,
             sampler=self._order,
             num_workers=self._workers,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             pin_memory=self._pin,
             **options,
         )
 
 
 def _is_death(error: Exception) -> bool:
-    """Whether an error of a DataLoader says that a worker is gone, rather than what a worker ran into."""
+    """Return whether an error of a DataLoader means that a worker died, rather than an exception inside a worker."""
     if "Caught" in str(error):
         return False
     return "DataLoader worker" in str(error) or isinstance(error, EOFError | ConnectionError | FileNotFoundError)
 
 
-def make_loader(
-    corpora: Sequence[Corpus],
-    plan: Plan,
-    epoch: int,
-    start_batch: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 0,
-    prefetch: int = 2,
-) -> Iterator[WaveBatch]:
-    """One rank's batches of one epoch; arguments and errors are those of `WaveLoader`, which keeps workers for more."""
-    loader = WaveLoader(corpora, plan, rank=rank, world_size=world_size, workers=workers, prefetch=prefetch)
-    return loader.batches(epoch, start_batch)
-
-
 class _Items(Sequence[Item]):
-    """What workers are sent, one item for each batch, made when its turn comes."""
+    """The work for the workers, one item for each batch, created when it is sent."""
 
     def __init__(
         self, epoch: EpochPlan, start_batch: int, rank: int, world_size: int, crashing: frozenset[tuple[int, int]]
@@ -333,7 +317,7 @@ class _Items(Sequence[Item]):
 
 
 class _Order(Sampler[Item]):
-    """Hands the items of the current epoch to the workers."""
+    """Passes the items of the current epoch to the workers."""
 
     def __init__(self) -> None:
         self.items: Sequence[Item] = ()
@@ -353,7 +337,7 @@ class _Batches(Dataset[WaveBatch]):
         return read_batch(self._corpora, *item, self._backgrounds, self._mixup)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
@@ -361,17 +345,4 @@ def _start_worker(number: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles the interrupt and ends its workers
     if hasattr(os, "setsid"):
-        os.setsid()  # what is sent to the parent's group (torchrun, timeout, systemd) is the parent's to handle, too
-
-
-def crashing_crops(corpora: Sequence[Corpus], crops: Sequence[Crop]) -> list[Crop]:
-    """Those of `crops` on which a process dies."""
-    return crashing_items(partial(_read_all, corpora), crops)
-
-
-def _read_all(corpora: Sequence[Corpus], crops: Sequence[Crop]) -> None:
-    for crop in crops:
-        try:
-            corpora[crop.corpus].read(crop.index, crop.start_s, crop.seconds)
-        except Exception:  # told when its batch is read
-            continue
+        os.setsid()  # signals to the parent's group (by torchrun, timeout, systemd) are the parent's to handle, too

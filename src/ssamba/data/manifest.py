@@ -1,4 +1,4 @@
-"""A manifest: which recordings, or parts of them, make a corpus, with labels, split and group of each.
+"""Manifests: which recordings, or parts of recordings, form a corpus, with the labels, split and group of each.
 
     clips, skipped = scan_folder("recordings/", workers=4)
     write_manifest(clips, "recordings/manifest.parquet")
@@ -6,15 +6,15 @@
 
 | column | meaning | in CSV |
 |---|---|---|
-| `path` | the recording; relative ones start at the manifest's folder | needed |
-| `start_s` (`start`) | where the clip begins in it, seconds | empty: 0 |
-| `duration_s` (`duration`) | how long the clip is, seconds | empty: to the end |
+| `path` | the recording; relative paths start at the manifest's folder | required |
+| `start_s` (`start`) | where the clip begins in the recording, seconds | empty: 0 |
+| `duration_s` (`duration`) | length of the clip, seconds | empty: to the end |
 | `labels` (`label`) | names of its classes | separated by `;` |
 | `split` | `train`, `valid`, `test`, `fold1`, ... | empty: none |
-| `group` | what must not be divided between splits: a speaker, a recording, a site | empty: none |
+| `group` | clips of one group must stay in one split: a speaker, a recording, a site | empty: none |
 
 Formats: `.csv`, `.jsonl`, `.parquet` (the `store` extra) and the original's `.json` (`formats.py` reads and writes them).
-No torch here: the workers that read headers are light processes.
+No torch here, so that worker processes that read headers start quickly.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
@@ -31,17 +31,26 @@ import numpy as np
 
 from ssamba.audio.decode import AudioBytes, probe, stream
 from ssamba.audio.files import Skipped, find_audio, path_text
-from ssamba.data.formats import FORMATS, Row, read_rows, write_rows
+from ssamba.data.formats import FORMATS, read_clips, write_clips
+from ssamba.data.formats import Clip as Clip
 from ssamba.errors import DataError, WorkerDiedError
 from ssamba.worker_pool import map_in_processes
 
 H = TypeVar("H", bound=Hashable)
 
+_NUM_EXAMPLES = 5
+"""Offending clips or groups that a message names; it counts the others."""
+
 
 class TextColumn(Sequence[str]):
-    """An immutable sequence of strings (also of such that UTF-8 cannot hold, as file names may be)."""
+    """An immutable sequence of strings, stored as one block of bytes and the offsets into it.
+
+    Two million Python strings would be gigabytes of small objects, copied into each forked worker process as soon as
+    their reference counts change. A column is small, quick to pickle, and stays shared.
+    """
 
     def __init__(self, values: Iterable[str]):
+        # File names may hold bytes that are not UTF-8.
         encoded = [value.encode("utf-8", "surrogateescape") for value in values]
         self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
@@ -59,24 +68,20 @@ class TextColumn(Sequence[str]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is outside a column of {len(self)}")
         index %= len(self)
-        return self.raw(index).decode("utf-8", "surrogateescape")
-
-    def raw(self, index: int) -> bytes:
-        """The string's bytes."""
-        return self._bytes[self._ends[index] : self._ends[index + 1]].tobytes()
+        return self._bytes[self._ends[index] : self._ends[index + 1]].tobytes().decode("utf-8", "surrogateescape")
 
 
 class CategoryColumn(Sequence[H], Generic[H]):
-    """An immutable sequence of values few of which are different."""
+    """An immutable sequence with few distinct values, stored as their numbers."""
 
     def __init__(self, values: Iterable[H]):
         numbers: dict[H, int] = {}
         self.codes: np.ndarray[Any, np.dtype[np.int32]] = np.fromiter(
             (numbers.setdefault(value, len(numbers)) for value in values), np.int32
         )
-        """Which of `values` each is (n,)."""
+        """Index of each element in `values` (n,)."""
         self.values: tuple[H, ...] = tuple(numbers)
-        """The different ones, in order of appearance."""
+        """The distinct values, in order of appearance."""
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -92,47 +97,21 @@ class CategoryColumn(Sequence[H], Generic[H]):
         return value
 
     def is_value(self, value: H) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Where the column holds `value` (n,)."""
+        """Return where the column holds `value` (n,)."""
         if value not in self.values:
             return np.zeros(len(self), dtype=bool)
         return np.asarray(self.codes == self.values.index(value))
 
 
-_EXAMPLES = 5  # named in a message; the others are counted
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """A recording, or a part of one.
-
-    Raises:
-        DataError: a start before 0, or a duration that is not positive.
-    """
-
-    path: Path
-    start_s: float = 0.0
-    duration_s: float | None = None
-    """None: to the end of the recording."""
-    labels: tuple[str, ...] = ()
-    split: str | None = None
-    group: str | None = None
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.start_s) and self.start_s >= 0):
-            raise DataError(f"{self.path}: start_s must be a finite number of seconds, at least 0; got {self.start_s}")
-        if self.duration_s is not None and not (math.isfinite(self.duration_s) and self.duration_s > 0):
-            raise DataError(f"{self.path}: duration_s must be finite and above 0; got {self.duration_s}")
-
-
 class Manifest(Sequence[Clip]):
-    """Clips in the order of their file, and where they came from."""
+    """Clips in the order of their file."""
 
     def __init__(self, clips: Iterable[Clip], source: Path | None = None, notes: tuple[str, ...] = ()):
         clips = list(clips)
         self.source = source
-        """The file it was read from, if any."""
+        """The file the manifest was read from, or the folder that was scanned."""
         self.notes = notes
-        """What a reader should know: columns that were ignored."""
+        """Remarks for users: columns that were ignored."""
         self._paths = TextColumn(os.fspath(clip.path) for clip in clips)
         self._starts_s = np.array([clip.start_s for clip in clips], np.float64)
         self._durations_s = np.array([clip.duration_s or math.nan for clip in clips], np.float64)
@@ -172,12 +151,12 @@ class Manifest(Sequence[Clip]):
 
     @property
     def hours(self) -> float | None:
-        """Sum of the durations; None when some are not known."""
+        """Sum of the durations; None if some are unknown."""
         total = float(self._durations_s.sum()) / 3600
         return None if math.isnan(total) else total
 
     def in_split(self, split: str | None) -> Manifest:
-        """The clips of one split; all of them for None.
+        """Return the clips of one split, or all clips for None.
 
         Raises:
             DataError: there is no such split.
@@ -186,30 +165,29 @@ class Manifest(Sequence[Clip]):
             return self
         if split not in self.splits:
             known = ", ".join(self.splits) or "none: the manifest has no split column"
-            raise DataError(f"{self._name}: no clip is of split {split!r} (there are: {known})")
+            raise DataError(f"{self._name}: no clip is in split {split!r} (there are: {known})")
         return Manifest((self[int(i)] for i in np.flatnonzero(self._splits.is_value(split))), self.source, self.notes)
 
     def check(self) -> None:
-        """Look for clips that are listed twice and for groups that are divided between splits.
+        """Check that no clip is listed twice and that no group is divided between splits.
 
         Raises:
-            DataError: there are such; the message names some of both.
+            DataError: the check fails; the message names some of the clips and groups.
         """
-        problems = [*self._duplicates(), *self._divided_groups()]
-        if problems:
+        if problems := [*self._duplicates(), *self._divided_groups()]:
             raise DataError(f"{self._name}: " + "; ".join(problems))
 
     def check_duplicates(self) -> None:
-        """Look for clips that are listed twice.
+        """Check that no clip is listed twice.
 
         Raises:
-            DataError: there are such; the message names some.
+            DataError: some are; the message names some of them.
         """
         if problems := self._duplicates():
             raise DataError(f"{self._name}: {problems[0]}")
 
     def divided_groups(self) -> dict[str, tuple[str, ...]]:
-        """The groups that are in more than one split, and the names of their splits."""
+        """Return the groups that are in more than one split, each with its splits."""
         splits: dict[str, set[str]] = {}
         for group, split in zip(self._groups, self._splits, strict=True):
             if group is not None and split is not None:
@@ -221,56 +199,49 @@ class Manifest(Sequence[Clip]):
         return str(self.source or "the manifest")
 
     def _duplicates(self) -> list[str]:
-        seen: dict[tuple[str, float, float], int] = {}
-        twice: list[str] = []
+        first_index: dict[tuple[str, float, float], int] = {}
+        duplicates: list[str] = []
         for i, path in enumerate(self._paths):
-            # A whole recording (no duration) is not its own part, so NaN stands for itself here.
+            # NaN, the duration of a whole recording, does not equal itself: -1 stands for it.
             key = (path, float(self._starts_s[i]), float(np.nan_to_num(self._durations_s[i], nan=-1.0)))
-            if (first := seen.setdefault(key, i)) != i:
-                twice.append(f"{path} (clips {first + 1} and {i + 1})")
-        if not twice:
+            if (first := first_index.setdefault(key, i)) != i:
+                duplicates.append(f"{path} (clips {first + 1} and {i + 1})")
+        if not duplicates:
             return []
-        return [f"{len(twice)} clips are listed twice: {_some(twice)}. Remove one of each"]
+        return [f"{len(duplicates)} clips are listed twice: {_some(duplicates)}. Remove one of each"]
 
     def _divided_groups(self) -> list[str]:
         divided = [f"{group} ({', '.join(names)})" for group, names in self.divided_groups().items()]
         if not divided:
             return []
         return [
-            f"{len(divided)} groups are in more than one split, so that a test would not be one: {_some(divided)}. "
-            "Move each to one split, or leave the group column out where it does not matter"
+            f"{len(divided)} groups are in more than one split, which would leak training data into a test: "
+            f"{_some(divided)}. Move each to one split, or remove the group column if it does not matter"
         ]
 
 
 def _some(entries: Sequence[str]) -> str:
-    more = f" and {len(entries) - _EXAMPLES} more" if len(entries) > _EXAMPLES else ""
-    return ", ".join(entries[:_EXAMPLES]) + more
+    more = f" and {len(entries) - _NUM_EXAMPLES} more" if len(entries) > _NUM_EXAMPLES else ""
+    return ", ".join(entries[:_NUM_EXAMPLES]) + more
 
 
 def read_manifest(path: str | Path, *, check: bool = True) -> Manifest:
-    """Read a manifest of any of the formats (see the head of this file).
+    """Read a manifest in any of the formats.
 
-    Columns that are not known are ignored, and named in `Manifest.notes`. In the original's JSON, labels are
-    separated by commas, as AudioSet's are.
+    Unknown columns are ignored and named in `Manifest.notes`. In the original's JSON, labels are separated by commas,
+    as in AudioSet.
 
     Args:
         path: a `.csv`, `.jsonl`, `.parquet` or `.json` file.
         check: refuse clips that are listed twice, and groups that are divided between splits.
 
     Raises:
-        DataError: no such file, no `path` column, a value that does not fit (with its line), or what `check` finds.
-        MissingExtraError: Parquet without pyarrow.
+        DataError: the file is missing, has no `path` column or no row, a value is invalid (the message names its
+            line), or `check` fails.
+        MissingExtraError: the file is Parquet and pyarrow is not installed.
     """
     path = Path(path).expanduser()
-    rows, ignored = read_rows(path)
-    folder = path.parent
-    clips = []
-    for row in rows:
-        try:
-            # An absolute path stands as it is.
-            clips.append(Clip(folder / row.path, row.start_s, row.duration_s, row.labels, row.split, row.group))
-        except DataError as error:
-            raise DataError(f"{path}, {row.where}: {error}") from None
+    clips, ignored = read_clips(path)
     if not clips:
         raise DataError(f"{path}: lists no recording. Make one with `ssamba manifest FOLDER -o {path.name}`")
     notes = (f"columns ignored: {', '.join(ignored)}",) if ignored else ()
@@ -281,39 +252,29 @@ def read_manifest(path: str | Path, *, check: bool = True) -> Manifest:
 
 
 def write_manifest(clips: Iterable[Clip], path: str | Path) -> None:
-    """Write a manifest, whole or not at all; paths inside its folder become relative to it, so both can be moved.
+    """Write a manifest atomically. Paths inside its folder become relative to it, so that both can be moved.
 
     Args:
-        clips: what to list.
+        clips: the rows.
         path: `.csv`, `.jsonl` or `.parquet`.
 
     Raises:
-        DataError: another suffix, or a value that the format cannot hold.
-        MissingExtraError: Parquet without pyarrow.
+        DataError: the suffix is another one, or the format cannot hold a value.
+        MissingExtraError: the file is Parquet and pyarrow is not installed.
     """
     path = Path(path).expanduser()
     if path.suffix not in FORMATS:
         raise DataError(f"{path}: expected a file name that ends in {', '.join(FORMATS)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = path.parent.absolute()
-    rows = (
-        Row(relative_path(clip.path, folder), clip.start_s, clip.duration_s, clip.labels, clip.split, clip.group)
-        for clip in clips
-    )
-    write_rows(path, rows)
-
-
-def relative_path(path: Path, folder: Path) -> str:
-    """A path as a manifest in `folder` (absolute) writes it: below the folder, else whole."""
-    path = Path(os.path.normpath(path.expanduser().absolute()))
-    return os.fspath(path.relative_to(folder)) if path.is_relative_to(folder) else os.fspath(path)
+    write_clips(path, clips)
 
 
 @dataclass
 class ScanProgress:
-    """How far a scan is; the same object is handed to `on_progress` after each file."""
+    """Progress of a scan; the same object is passed to `on_progress` after each file."""
 
     total: int
+    """Files to read."""
     done: int = 0
     skipped: int = 0
     audio_s: float = 0.0
@@ -326,19 +287,19 @@ def scan_folder(
     *,
     labels: Literal["folder"] | None = None,
 ) -> tuple[list[Clip], list[Skipped]]:
-    """List every recording below a folder (or of a list of files, folders and patterns), with its duration.
+    """List every recording below a folder (or of a list of files, folders and patterns) with its duration.
 
-    Only headers are read, but for the few formats that do not state a duration.
+    Only headers are read, except for the few formats that do not state a duration.
 
     Args:
-        source: where to look, as `ssamba.audio.files.find_audio` takes it.
-        workers: processes that read headers; 0 reads in this one.
+        source: where to look, as in `ssamba.audio.files.find_audio`.
+        workers: processes that read headers; 0 reads in this process.
         on_progress: called after each file.
-        labels: `folder` takes labels, and splits where there are any, from the folders that files are in (`folders.py`);
-            a file that is in no class's folder is skipped.
+        labels: `folder` takes labels, and splits if there are any, from the names of the folders (see `read_places`);
+            a file outside every class's folder is skipped.
 
     Returns:
-        The clips in order of their paths, and what cannot be read, with the reason: neither is the other's end.
+        The clips in the order of their paths, and the files that cannot be read, with reasons.
 
     Raises:
         ValueError: there is no audio file.
@@ -348,68 +309,21 @@ def scan_folder(
     clips: list[Clip] = []
     skipped: list[Skipped] = []
     places = iter(read_places(files) if labels == "folder" else [])
-    for path, found in map_in_processes(header_duration_s, files, workers, ahead=256):
-        place = next(places, None)
-        if isinstance(found, float) and place is not None and place.label is None:
-            skipped.append(Skipped(path_text(path), "is in no class's folder: move it into one, or make a manifest"))
-            progress.skipped += 1
-        elif isinstance(found, float):
-            own = () if place is None or place.label is None else (place.label,)
-            clips.append(Clip(path, 0.0, found, own, None if place is None else place.split))
-            progress.audio_s += found
+    for path, duration_s in map_in_processes(header_duration_s, files, workers, ahead=256):
+        place = next(places, Place(None))
+        if not isinstance(duration_s, float):
+            skipped.append(Skipped(path_text(path), _reason(path, duration_s)))
+        elif labels == "folder" and place.label is None:
+            reason = "is outside every class's folder: move it into one, or make a manifest"
+            skipped.append(Skipped(path_text(path), reason))
         else:
-            skipped.append(Skipped(path_text(path), _reason(path, found)))
-            progress.skipped += 1
+            clips.append(Clip(path, 0.0, duration_s, () if place.label is None else (place.label,), place.split))
+            progress.audio_s += duration_s
         progress.done += 1
+        progress.skipped = len(skipped)
         if on_progress is not None:
             on_progress(progress)
     return clips, skipped
-
-
-def with_durations(manifest: Manifest, workers: int = 0) -> tuple[Manifest, list[Skipped]]:
-    """The manifest with the durations that it lacks, from the recordings' headers, and the clips that have none."""
-    unknown = dict.fromkeys(clip.path for clip in manifest if clip.duration_s is None)
-    if not unknown:
-        return manifest, []
-    found = dict(map_in_processes(header_duration_s, unknown, workers, ahead=256))
-    clips: list[Clip] = []
-    skipped: list[Skipped] = []
-    for clip in manifest:
-        if clip.duration_s is not None:
-            clips.append(clip)
-            continue
-        length = found[clip.path]
-        if not isinstance(length, float):
-            skipped.append(Skipped(path_text(clip.path), _reason(clip.path, length)))
-        elif length <= clip.start_s:
-            reason = f"{clip.path}: start_s={clip.start_s:g} lies past the end of the recording ({length:.3f} s)"
-            skipped.append(Skipped(path_text(clip.path), reason))
-        else:
-            duration_s = length - clip.start_s
-            clips.append(Clip(clip.path, clip.start_s, duration_s, clip.labels, clip.split, clip.group))
-    return Manifest(clips, manifest.source, manifest.notes), skipped
-
-
-def header_duration_s(path: Path | AudioBytes) -> float | Exception:
-    """The length of a recording (or of its bytes in memory) in seconds, or why it cannot be used."""
-    try:
-        info = probe(path)
-        if info.fault:
-            return DataError(f"{path}: truncated or damaged ({info.fault}). Get a whole copy, or leave it out")
-        if info.duration_s is not None:
-            return info.duration_s if info.duration_s > 0 else DataError(f"{path}: holds no audio. Leave it out")
-        block_rate_hz = info.sample_rate_hz
-        return sum(map(len, stream(path, sample_rate_hz=block_rate_hz))) / block_rate_hz
-    except (ValueError, OSError) as error:
-        return error
-    except Exception as error:  # whatever a damaged file provokes, it must not cost the other files
-        return DataError(f"{path}: cannot be read ({type(error).__name__}: {error}). Re-encode or leave it out")
-
-
-def _reason(path: Path, error: Exception) -> str:
-    if isinstance(error, WorkerDiedError):
-        return f"{path}: the decoder crashed on this file, so it is damaged: re-encode or leave it out"
-    return str(error)
 
 
 _SPLITS = {
@@ -421,15 +335,20 @@ _FOLD = re.compile(r"fold[-_ ]?\d+", re.IGNORECASE)
 
 
 class Place(NamedTuple):
-    """What the folders that a recording lies in say of it."""
+    """Label and split of a recording, read from the names of its folders."""
 
     label: str | None
-    """None where it lies in no class's folder."""
+    """None if the recording is outside every class's folder."""
     split: str | None = None
 
 
 def read_places(files: Sequence[Path]) -> list[Place]:
-    """What the folders of each of the files say; files that all lie in one folder have its name for a label."""
+    """Return the label and split of each file from the names of its folders.
+
+    The first folder below the folder that all files share is the class, `CLASS/.../a.wav`. If these first folders are
+    splits (train, valid, test, or fold1, fold2, ...), the second is the class: `train/CLASS/.../a.wav`. Files that are
+    all in one folder have its name as their label.
+    """
     folders = [file.absolute().parent for file in files]
     if len(set(folders)) <= 1:
         return [Place(folder.name) for folder in folders]
@@ -445,3 +364,52 @@ def read_places(files: Sequence[Path]) -> list[Place]:
 
 def _place(parts: Sequence[str], split: str | None = None) -> Place:
     return Place(parts[0] if parts else None, split)
+
+
+def with_durations(manifest: Manifest, workers: int = 0) -> tuple[Manifest, list[Skipped]]:
+    """Fill in missing durations from the headers of the recordings.
+
+    Returns:
+        The manifest with the duration of every clip, and the clips that were left out because they have none.
+    """
+    unknown = dict.fromkeys(clip.path for clip in manifest if clip.duration_s is None)
+    if not unknown:
+        return manifest, []
+    durations = dict(map_in_processes(header_duration_s, unknown, workers, ahead=256))
+    clips: list[Clip] = []
+    skipped: list[Skipped] = []
+    for clip in manifest:
+        if clip.duration_s is not None:
+            clips.append(clip)
+            continue
+        length_s = durations[clip.path]
+        if not isinstance(length_s, float):
+            skipped.append(Skipped(path_text(clip.path), _reason(clip.path, length_s)))
+        elif length_s <= clip.start_s:
+            reason = f"{clip.path}: start_s={clip.start_s:g} lies past the end of the recording ({length_s:.3f} s)"
+            skipped.append(Skipped(path_text(clip.path), reason))
+        else:
+            clips.append(replace(clip, duration_s=length_s - clip.start_s))
+    return Manifest(clips, manifest.source, manifest.notes), skipped
+
+
+def header_duration_s(path: Path | AudioBytes) -> float | Exception:
+    """Return the length in seconds of a recording, or of encoded bytes in memory, or the error that makes it unusable."""
+    try:
+        info = probe(path)
+        if info.fault:
+            return DataError(f"{path}: truncated or damaged ({info.fault}). Get a whole copy, or leave it out")
+        if info.duration_s is not None:
+            return info.duration_s if info.duration_s > 0 else DataError(f"{path}: holds no audio. Leave it out")
+        rate_hz = info.sample_rate_hz
+        return sum(map(len, stream(path, sample_rate_hz=rate_hz))) / rate_hz
+    except (ValueError, OSError) as error:
+        return error
+    except Exception as error:  # a damaged file can provoke any error, which must not cost the other files
+        return DataError(f"{path}: cannot be read ({type(error).__name__}: {error}). Re-encode or leave it out")
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, WorkerDiedError):
+        return f"{path}: the decoder crashed on this file, so it is damaged: re-encode or leave it out"
+    return str(error)

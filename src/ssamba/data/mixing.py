@@ -1,7 +1,10 @@
-"""Mixing another clip of the corpus under a clip, as recordings are in the world_size: never alone.
+"""Mix other clips of the corpora into sequences: backgrounds, which keep the labels, and mixup, which mixes them, too.
 
-Which clip, which part of it and how loud follow from the first clip's seed alone, so a mixture is the same for any
-number of workers and processes.
+    background: mixed = wave + gain * other,              the level of `other` is `below_db` below that of `wave`
+    mixup:      mixed = (1 - share) * wave + share * other,   1 - share drawn from Beta(alpha, alpha)
+
+Mixup is by Zhang et al. (2018) and Tokozume et al. (2018). Which clip, which part of it and how loud depend on the seed
+of the sequence's first crop alone, so a mixture is the same for any number of workers and ranks.
 """
 
 from __future__ import annotations
@@ -10,23 +13,20 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from ssamba.config import Config
-from ssamba.data.corpus import Corpus
+from ssamba.data.corpus import Corpus, Samples
 from ssamba.data.plan import Crop
-
-Samples = npt.NDArray[np.float32]
 
 
 class Backgrounds(Config):
-    """How often another clip is mixed under one, and how far below."""
+    """How often another clip is mixed under a sequence, and how loud."""
 
     share: float = Field(0.0, ge=0, le=1)
-    """Share of sequences that get one."""
+    """Share of sequences that get a background."""
     below_db: tuple[float, float] = (3.0, 20.0)
-    """Its level below the sequence's, by root mean square, uniform between these, dB."""
+    """Range of the background's level below the sequence's, by root mean square, uniform, dB."""
 
     @model_validator(mode="after")
     def _check(self) -> Backgrounds:
@@ -35,26 +35,57 @@ class Backgrounds(Config):
         return self
 
 
-class Background(NamedTuple):
-    """What is mixed under a sequence."""
+class Mixup(Config):
+    """How often clips are mixed, and how evenly."""
+
+    share: float = Field(0.0, ge=0, le=1)
+    """Share of clips that another clip is mixed into; 0 turns mixup off."""
+    alpha: float = Field(10.0, gt=0)
+    """Parameter of the beta distribution: 10, as in the original, mixes about half and half."""
+
+
+class Mixed(NamedTuple):
+    """The clip that mixup mixed into a sequence."""
+
+    key: str
+    labels: tuple[str, ...]
+    share: float
+    """Its share of the mixture."""
+
+
+class OtherClip(NamedTuple):
+    """A clip chosen to be mixed into a sequence."""
 
     corpus: int
-    """Number of the corpus."""
+    """Index of the corpus."""
     clip: int
-    """Number of the clip in it."""
-    below_db: float
-    """Its level below the sequence's."""
-    place: float
-    """Where it, or the part of it that is used, begins: a share of what is left."""
+    """Index of the clip in the corpus."""
+    amount: float
+    """Background: level below the sequence's, dB. Mixup: share of the mixture."""
+    position: float
+    """Where the part that is used begins, as a fraction of the possible range."""
 
 
-def chosen_background(crop: Crop, corpora: Sequence[Corpus], settings: Backgrounds) -> Background | None:
-    """What the first clip's seed chooses for a sequence; None is nothing."""
+def choose_background(crop: Crop, corpora: Sequence[Corpus], settings: Backgrounds) -> OtherClip | None:
+    """Choose a clip of the crop's own corpus by the crop's seed; None for a sequence without a background."""
     random = np.random.default_rng([crop.seed, 0x6D6978])
     if random.random() >= settings.share:
         return None
     index, below_db = int(random.integers(len(corpora[crop.corpus]))), random.uniform(*settings.below_db)
-    return Background(crop.corpus, index, below_db, random.random())
+    return OtherClip(crop.corpus, index, below_db, random.random())
+
+
+def choose_partner(crop: Crop, corpora: Sequence[Corpus], settings: Mixup) -> OtherClip | None:
+    """Choose a clip of any corpus for mixup by the crop's seed; None for a sequence that is not mixed."""
+    random = np.random.default_rng([crop.seed, 0x6D697875])
+    if random.random() >= settings.share:
+        return None
+    index, position = int(random.integers(sum(map(len, corpora)))), random.random()
+    share = 1 - random.beta(settings.alpha, settings.alpha)
+    corpus = 0
+    while index >= len(corpora[corpus]):
+        index, corpus = index - len(corpora[corpus]), corpus + 1
+    return OtherClip(corpus, index, share, position)
 
 
 def add_background(
@@ -64,80 +95,32 @@ def add_background(
     settings: Backgrounds,
     crashing: frozenset[tuple[int, int]] = frozenset(),
 ) -> Samples:
-    """The wave (samples,) with a part of another clip of its corpus under it, or as it is.
+    """Mix a part of another clip under a sequence, unless its seed chooses none.
 
-    A background that is shorter than the wave stands somewhere in it. One that cannot be read is left out: it will be
-    reported when its own turn comes.
+    A background shorter than the sequence is placed somewhere in it. One that cannot be read is left out; it is
+    reported when the plan reaches that clip itself.
+
+    Args:
+        wave: the sequence (samples,).
+        crop: its first crop.
+        corpora: as the plan numbers them.
+        settings: how often and how loud.
+        crashing: clips (corpus, index) that must not be read.
+
+    Returns:
+        The mixture (samples,).
     """
-    background = chosen_background(crop, corpora, settings)
-    if background is None or background[:2] in crashing:
-        return wave
-    number, i, below_db, place = background
-    corpus = corpora[number]
-    rate_hz = corpus.sample_rate_hz
-    seconds = float(corpus.seconds[i])
-    length_s = len(wave) / rate_hz
-    try:
-        other = corpus.read(i, max(0.0, seconds - length_s) * place, length_s)[: len(wave)]
-    except (ValueError, OSError):
+    chosen = choose_background(crop, corpora, settings)
+    other = None if chosen is None or chosen[:2] in crashing else _read(chosen, corpora, len(wave))
+    if chosen is None or other is None:
         return wave
     level, other_level = _rms(wave), _rms(other)
     if level == 0 or other_level == 0:
         return wave
     mixed: Samples = wave.copy()
-    start = int((len(wave) - len(other)) * place)
-    mixed[start : start + len(other)] += other * np.float32(level / other_level * 10 ** (-below_db / 20))
+    start = int((len(wave) - len(other)) * chosen.position)
+    mixed[start : start + len(other)] += other * np.float32(level / other_level * 10 ** (-chosen.amount / 20))
     return mixed
-
-
-def _rms(x: Samples) -> float:
-    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if len(x) else 0.0
-
-
-class Mixup(Config):
-    """How often clips are mixed, and how evenly."""
-
-    share: float = Field(0.0, ge=0, le=1)
-    """Share of clips that another one is mixed into; 0 is off."""
-    alpha: float = Field(10.0, gt=0)
-    """Of the beta distribution: 10, as the original, mixes about half and half."""
-
-
-class Mixed(NamedTuple):
-    """What was mixed into a clip."""
-
-    key: str
-    """The other clip's name."""
-    labels: tuple[str, ...]
-    """Its labels."""
-    share: float
-    """Its part of the mixture."""
-
-
-class Partner(NamedTuple):
-    """What is mixed into a clip."""
-
-    corpus: int
-    """Number of the corpus."""
-    clip: int
-    """Number of the clip in it."""
-    share: float
-    """Its part of the mixture."""
-    place: float
-    """Where the part of it that is used begins: a share of what is left."""
-
-
-def chosen_partner(crop: Crop, corpora: Sequence[Corpus], settings: Mixup) -> Partner | None:
-    """What a clip's seed chooses for it, of any corpus; None is nothing."""
-    random = np.random.default_rng([crop.seed, 0x6D697875])
-    if random.random() >= settings.share:
-        return None
-    i, place = int(random.integers(sum(map(len, corpora)))), random.random()
-    share = 1 - random.beta(settings.alpha, settings.alpha)
-    number = 0
-    while i >= len(corpora[number]):
-        i, number = i - len(corpora[number]), number + 1
-    return Partner(number, i, share, place)
 
 
 def mix(
@@ -147,22 +130,41 @@ def mix(
     settings: Mixup,
     crashing: frozenset[tuple[int, int]] = frozenset(),
 ) -> tuple[Samples, Mixed | None]:
-    """The wave (samples,) with another clip of any corpus mixed in, and what that was; or as it is, and None.
+    """Mix another clip of any corpus into a sequence, unless its seed chooses none.
 
-    Both lose their mean first. A clip that is shorter than the wave is filled with zeros; one that cannot be read is
-    left out: it will be reported when its own turn comes.
+    The mean of both is removed first. A clip shorter than the sequence is padded with zeros. One that cannot be read is
+    left out; it is reported when the plan reaches that clip itself.
+
+    Args:
+        wave: the sequence (samples,).
+        crop: its first crop.
+        corpora: as the plan numbers them.
+        settings: how often and how evenly.
+        crashing: clips (corpus, index) that must not be read.
+
+    Returns:
+        The mixture (samples,) and the other clip, or `wave` and None.
     """
-    partner = chosen_partner(crop, corpora, settings)
-    if partner is None or partner[:2] in crashing:
+    chosen = choose_partner(crop, corpora, settings)
+    other = None if chosen is None or chosen[:2] in crashing else _read(chosen, corpora, len(wave))
+    if chosen is None or other is None:
         return wave, None
-    number, i, share, place = partner
-    corpus = corpora[number]
-    length_s = len(wave) / corpus.sample_rate_hz
+    mixed = (wave - wave.mean()) * np.float32(1 - chosen.amount)
+    mixed[: len(other)] += (other - other.mean()) * np.float32(chosen.amount)
+    clip = corpora[chosen.corpus].clip(chosen.clip)
+    return mixed, Mixed(clip.key, clip.labels, float(chosen.amount))
+
+
+def _read(chosen: OtherClip, corpora: Sequence[Corpus], num_samples: int) -> Samples | None:
+    """Return at most `num_samples` of the chosen clip, or None if it cannot be read."""
+    corpus = corpora[chosen.corpus]
+    length_s = num_samples / corpus.sample_rate_hz
+    start_s = max(0.0, float(corpus.seconds[chosen.clip]) - length_s) * chosen.position
     try:
-        other = corpus.read(i, max(0.0, float(corpus.seconds[i]) - length_s) * place, length_s)[: len(wave)]
+        return corpus.read(chosen.clip, start_s, length_s)[:num_samples]
     except (ValueError, OSError):
-        return wave, None
-    mixed = (wave - wave.mean()) * np.float32(1 - share)
-    mixed[: len(other)] += (other - other.mean()) * np.float32(share)
-    clip = corpus.clip(i)
-    return mixed, Mixed(clip.key, clip.labels, float(share))
+        return None
+
+
+def _rms(x: Samples) -> float:
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if len(x) else 0.0

@@ -1,19 +1,19 @@
-"""What an epoch consists of: which part of which clip stands in which sequence of which batch.
+"""Plan epochs: which part of which clip stands in which sequence of which batch.
 
-A plan is a pure function of (configuration, corpora, epoch). Nothing in it knows of workers or ranks: rank r of R takes
-the rows r, r + R, r + 2R, ... of each batch, and an interrupted epoch goes on at the number of the next batch. With one
-corpus every clip appears exactly once in an epoch. Several are mixed by weight: each goes through its own permutation,
-over epochs, and begins a new one when it is exhausted.
+A plan is a pure function of its configuration, the corpora and the epoch; it knows nothing of workers or ranks. Rank r of
+R reads the rows r, r + R, r + 2R, ... of each batch, and an interrupted epoch resumes at the index of the next batch. With
+one corpus every clip appears exactly once in an epoch. Several corpora are mixed by weight: each runs through its own
+permutation, across epochs, and starts another one when it is exhausted.
 
-All randomness is a hash (splitmix64) of the plan's seed, the pass over the corpus, and the clip's key, so it depends on
-neither the order of the clips nor their number. (A pass is the epoch, where there is one corpus.)
+Every random number is a hash (splitmix64) of the plan's seed, the pass over the corpus and the clip's key, so it depends
+on neither the order of the clips nor their number. With one corpus a pass is an epoch.
 
-What happens to clips shorter than the crop (`short_clips`):
+Clips shorter than the crop (`short_clips`):
 
-- `join`: they are put one after the other in time until the crop is full (best fit among a bounded number of open
-  sequences: "bounded-space best fit", Csirik and Johnson 2001);
-- `bucket`: each is a sequence, batches are made of like lengths and have as many rows as fit into the seconds of a batch;
-- `pad`: each is a sequence, filled up with zeros to the crop, as the original does.
+- `join`: clips are joined in time until the crop is full (best fit among a bounded number of open sequences:
+  "bounded-space best fit", Csirik and Johnson 2001);
+- `bucket`: each clip is a sequence; batches hold clips of similar length, as many as fit into the seconds of a batch;
+- `pad`: each clip is a sequence, zero-padded to the crop, as in the original.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
@@ -28,45 +29,49 @@ import numpy.typing as npt
 from pydantic import Field
 
 from ssamba.config import Config
-from ssamba.data.corpus import Corpus
+from ssamba.data.corpus import Corpus, read_or_error
 from ssamba.errors import DataError
 from ssamba.hashing import digest_of, splitmix64
+from ssamba.worker_pool import crashing_items
 
 Ints: TypeAlias = "npt.NDArray[np.int64]"
 Hashes: TypeAlias = "npt.NDArray[np.uint64]"
 
-_OPEN_SEQUENCES = 64  # that `join` still adds to
-_BUCKET_BATCHES = 64  # batches whose rows are sorted by length together
-_ORDER, _START, _DRAW, _MIX, _BATCHES = range(5)  # what a hash is for
+_MAX_OPEN_SEQUENCES = 64
+"""Sequences that `join` still adds clips to."""
+_BUCKET_BATCHES = 64
+"""Batches whose rows `bucket` sorts by length together."""
+_ORDER, _START, _SEED, _CORPUS_ORDER, _BATCH_ORDER = range(5)
+"""Purposes of a hash, which keep its random numbers independent."""
 
 
 class PlanConfig(Config):
     """How clips become batches."""
 
     seed: int = Field(0, ge=0, lt=2**63)
-    """Of everything random."""
+    """Seed of everything random."""
     sample_rate_hz: int = Field(16_000, gt=0)
-    """Rate of the corpora."""
+    """Sample rate of the corpora."""
     crop_s: float = Field(10.24, gt=0)
-    """The most that is taken of a clip, and the length of a sequence."""
+    """Longest part that is taken of a clip, and the length of a sequence."""
     crop: Literal["random", "start"] = "random"
-    """Where in a longer clip the crop is: anywhere, or (the original) at its start."""
+    """Where the crop of a longer clip begins: anywhere, or at the start of the clip, as in the original."""
     short_clips: Literal["join", "bucket", "pad"] = "join"
-    """What happens to clips shorter than the crop; see the head of this file."""
+    """What happens to clips shorter than the crop; see the top of this file."""
     batch_size: int = Field(64, gt=0)
-    """Sequences of a batch, over all ranks; with `bucket`, batch_size * crop_s seconds are a batch, padding included."""
+    """Sequences in a batch, over all ranks; with `bucket`, a batch is batch_size * crop_s seconds, including padding."""
     length_step_s: float = Field(0.16, gt=0)
     """With `bucket`: sequences of a batch are padded to a multiple of this (the default is one patch)."""
     shuffle: bool = True
-    """A new order in each epoch; otherwise that of the corpora."""
+    """Take the clips of each epoch in another order; otherwise in the order of the corpora."""
     shuffle_window: int | None = Field(None, gt=0)
-    """Shuffle the shards, and clips within so many of them, so that slow disks are read in turn; None: all clips."""
+    """Shuffle the shards, and clips within this many shards, so that slow disks are read sequentially; None: all clips."""
     weights: tuple[float, ...] | None = None
     """Share of each corpus in an epoch's clips; None: by their numbers of clips, so that each clip appears once."""
     epoch_clips: int | None = Field(None, gt=0)
-    """Clips of an epoch; None: as many as the corpora have."""
+    """Clips in an epoch; None: as many as the corpora have."""
     fewest: int = Field(1, gt=0)
-    """A remainder of fewer sequences than this is no batch, and left out."""
+    """Smallest number of sequences in a batch; a smaller remainder is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,9 @@ class Crop:
     """A part of a clip."""
 
     corpus: int
+    """Index of the corpus."""
     index: int
+    """Index of the clip in the corpus."""
     start_s: float
     seconds: float
     seed: int
@@ -85,13 +92,24 @@ SequencePlan: TypeAlias = tuple[Crop, ...]
 BatchPlan: TypeAlias = tuple[SequencePlan, ...]
 
 
+def crashing_crops(corpora: Sequence[Corpus], crops: Sequence[Crop]) -> list[Crop]:
+    """Return those crops that crash a process that reads them. The processes load no torch, so they start quickly."""
+    return crashing_items(partial(_read_all, corpora), crops)
+
+
+def _read_all(corpora: Sequence[Corpus], crops: Sequence[Crop]) -> None:
+    for crop in crops:
+        read_or_error(corpora[crop.corpus], crop.index, crop.start_s, crop.seconds)
+
+
 @dataclass(frozen=True)
 class _Source:
-    """What a plan needs of a corpus."""
+    """The columns of a corpus that a plan needs."""
 
-    name: str
     samples: Ints
+    """Length of each clip (clips,)."""
     hashes: Hashes
+    """Hash of each clip's key, the plan's seed and the index of the corpus (clips,)."""
     shards: Ints | None
 
 
@@ -102,7 +120,7 @@ class Plan:
         """Plan epochs over `corpora`.
 
         Raises:
-            DataError: no corpus, an empty one, one at another rate, or weights that do not fit.
+            DataError: there is no corpus, one is empty or has another sample rate, or the weights do not fit.
         """
         self.config = config
         if not corpora:
@@ -117,31 +135,30 @@ class Plan:
                 raise DataError(f"{corpus.name}: holds no clip")
         self._sources = [
             _Source(
-                corpus.name,
                 np.maximum(1, np.round(corpus.seconds * config.sample_rate_hz)).astype(np.int64),
-                _mixed(corpus.key_hashes, config.seed, number),
+                _hash(corpus.key_hashes, config.seed, number),
                 corpus.shards,
             )
             for number, corpus in enumerate(corpora)
         ]
         self.corpora = [corpus.fingerprint() for corpus in corpora]
         """Fingerprints of the corpora."""
-        self._counts = self._apportioned()
+        self._counts = self._clip_counts()
 
     @property
     def clips_of_epoch(self) -> tuple[int, ...]:
-        """How many clips of each corpus an epoch takes."""
+        """Number of clips of each corpus in an epoch."""
         return tuple(self._counts)
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that change when the batches would: resume only where they agree."""
+        """Return 16 hexadecimal digits that change when the batches do: a run resumes only if they are the same."""
         return digest_of("/".join([self.config.digest(), *self.corpora]))
 
     def batches(self, epoch: int) -> EpochPlan:
-        """The batches of an epoch (from 0 on), as a sequence."""
-        return EpochPlan(self.config, *self._epoch(epoch))
+        """Return the batches of an epoch (counted from 0) as a sequence."""
+        return EpochPlan(self.config, *self._crops(epoch))
 
-    def _apportioned(self) -> list[int]:
+    def _clip_counts(self) -> list[int]:
         sizes = [len(source.samples) for source in self._sources]
         weights = self.config.weights
         if weights is not None and (len(weights) != len(sizes) or min(weights) < 0 or sum(weights) <= 0):
@@ -150,72 +167,73 @@ class Plan:
         total = self.config.epoch_clips or sum(sizes)
         exact = shares / shares.sum() * total
         counts = np.floor(exact + 1e-9).astype(np.int64)
-        # The largest remainders get what is left, the first of equal ones before the others.
+        # The corpora with the largest remainders get the clips that are left; equal ones in their order.
         for i in np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]:
             counts[i] += 1
         return [int(count) for count in counts]
 
-    def _epoch(self, epoch: int) -> tuple[Ints, Ints, Ints, Ints, Ints]:
-        """The crops of an epoch in order: corpus, index, start and samples, seed, each (crops,)."""
+    def _crops(self, epoch: int) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+        """Return the crops of an epoch in order: corpus, index, first sample, samples, seed, each (crops,)."""
         crop = round(self.config.crop_s * self.config.sample_rate_hz)
         streams = [self._stream(number, epoch) for number in range(len(self._sources))]
         numbers = np.repeat(np.arange(len(streams)), self._counts)
         if self.config.shuffle and len(streams) > 1:
-            turn = _mixed(np.arange(len(numbers), dtype=np.uint64), self.config.seed, epoch, _MIX)
-            numbers = numbers[np.argsort(turn, kind="stable")]
+            order = _hash(np.arange(len(numbers), dtype=np.uint64), self.config.seed, epoch, _CORPUS_ORDER)
+            numbers = numbers[np.argsort(order, kind="stable")]
         columns = np.empty((4, len(numbers)), np.int64)
         for number, (index, passes) in enumerate(streams):
             source = self._sources[number]
             length = source.samples[index]
             taken = np.minimum(length, crop)
-            hashes = _mixed(source.hashes[index], passes)
+            hashes = _hash(source.hashes[index], passes)
             room = (length - taken + 1).astype(np.float64)
-            start = np.floor(_uniform(_mixed(hashes, _START)) * room).astype(np.int64)
+            start = np.floor(_uniform(_hash(hashes, _START)) * room).astype(np.int64)
             if self.config.crop == "start":
                 start[:] = 0
-            seeds = (_mixed(hashes, _DRAW) >> np.uint64(1)).astype(np.int64)
+            seeds = (_hash(hashes, _SEED) >> np.uint64(1)).astype(np.int64)
             columns[:, numbers == number] = index, start, taken, seeds
         return numbers.astype(np.int64), columns[0], columns[1], columns[2], columns[3]
 
     def _stream(self, number: int, epoch: int) -> tuple[Ints, Hashes]:
-        """Which clips of a corpus an epoch takes, in order, and in which pass over the corpus each is."""
+        """Return the clips of a corpus in an epoch, in order, and the pass over the corpus that each belongs to."""
         size, count = len(self._sources[number].samples), self._counts[number]
         first, stop = epoch * count, (epoch + 1) * count
         pieces = [np.zeros(0, np.int64)]
-        for turn in range(first // size, -(-stop // size)):
-            order = self._permutation(number, turn)
-            pieces.append(order[max(0, first - turn * size) : stop - turn * size])
+        for number_of_pass in range(first // size, -(-stop // size)):
+            order = self._permutation(number, number_of_pass)
+            pieces.append(order[max(0, first - number_of_pass * size) : stop - number_of_pass * size])
         passes = np.arange(first, stop, dtype=np.int64) // size
         return np.concatenate(pieces), passes.astype(np.uint64)
 
-    def _permutation(self, number: int, turn: int) -> Ints:
-        """A corpus' clips in the order of its pass `turn`."""
+    def _permutation(self, number: int, number_of_pass: int) -> Ints:
+        """Return the order of a corpus' clips in one pass."""
         source, config = self._sources[number], self.config
         if not config.shuffle:
             return np.arange(len(source.samples))
-        place = _mixed(source.hashes, turn, _ORDER)
+        hashes = _hash(source.hashes, number_of_pass, _ORDER)
         if config.shuffle_window is None or source.shards is None:
-            return np.argsort(place, kind="stable")
+            return np.argsort(hashes, kind="stable")
         shards = np.arange(source.shards.max() + 1, dtype=np.uint64)
-        rank = np.argsort(np.argsort(_mixed(shards, config.seed, number, turn, _ORDER), kind="stable"), kind="stable")
-        return np.lexsort((place, rank[source.shards] // config.shuffle_window))
+        shard_hashes = _hash(shards, config.seed, number, number_of_pass, _ORDER)
+        rank = np.argsort(np.argsort(shard_hashes, kind="stable"), kind="stable")
+        return np.lexsort((hashes, rank[source.shards] // config.shuffle_window))
 
 
 class EpochPlan(Sequence[BatchPlan]):
-    """The batches of one epoch. Kept as columns; the crops of a batch are made when it is asked for."""
+    """The batches of one epoch. It holds columns, and creates the crops of a batch on access."""
 
     def __init__(self, config: PlanConfig, corpus: Ints, index: Ints, start: Ints, samples: Ints, seed: Ints):
         self.config = config
         self._columns = corpus, index, start, samples, seed
         self._crop = round(config.crop_s * config.sample_rate_hz)
         self._step = max(1, round(config.length_step_s * config.sample_rate_hz))
-        joined = config.short_clips == "join"
-        sequences = _joined(samples, self._crop) if joined else [[i] for i in range(len(samples))]
+        joins = config.short_clips == "join"
+        sequences = _join(samples, self._crop) if joins else [[i] for i in range(len(samples))]
+        # Sequence s consists of the crops rows[ends[s] : ends[s + 1]].
         self._rows = np.array([i for sequence in sequences for i in sequence], np.int64)
         self._ends = np.cumsum([0, *map(len, sequences)])
-        lengths = np.add.reduceat(samples[self._rows], self._ends[:-1]) if sequences else np.zeros(0, np.int64)
-        self._batches = self._grouped(lengths)
-        self._lengths = lengths
+        self._lengths = np.add.reduceat(samples[self._rows], self._ends[:-1]) if sequences else np.zeros(0, np.int64)
+        self._batches = self._group(self._lengths)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -230,11 +248,11 @@ class EpochPlan(Sequence[BatchPlan]):
         return tuple(self._sequence(int(row)) for row in self._batches[k])
 
     def rows(self, k: int, rank: int = 0, world_size: int = 1) -> BatchPlan:
-        """What rank `rank` of `world_size` reads of batch `k`."""
+        """Return the rows of batch `k` that one rank reads."""
         return tuple(self._sequence(int(row)) for row in self._batches[k][rank::world_size])
 
     def padded_samples(self, k: int) -> int:
-        """The length that the sequences of batch `k` are padded to, the same for every rank."""
+        """Return the length that the sequences of batch `k` are padded to, the same for every rank."""
         if self.config.short_clips != "bucket":
             return self._crop
         return self._padded(int(self._lengths[self._batches[k]].max()))
@@ -246,7 +264,7 @@ class EpochPlan(Sequence[BatchPlan]):
 
     @property
     def num_clips(self) -> int:
-        """Draws in all batches."""
+        """Crops in all batches."""
         return int(sum((self._ends[rows + 1] - self._ends[rows]).sum() for rows in self._batches))
 
     @property
@@ -256,7 +274,7 @@ class EpochPlan(Sequence[BatchPlan]):
 
     @property
     def filled(self) -> float:
-        """The share of the batches that is audio; the rest is padding."""
+        """Share of the batches that is audio; the rest is padding."""
         room = sum(len(self._batches[k]) * self.padded_samples(k) for k in range(len(self)))
         return self._valid / max(room, 1)
 
@@ -275,8 +293,8 @@ class EpochPlan(Sequence[BatchPlan]):
     def _padded(self, samples: int) -> int:
         return -(-samples // self._step) * self._step
 
-    def _grouped(self, lengths: Ints) -> list[Ints]:
-        """Sequences in batches."""
+    def _group(self, lengths: Ints) -> list[Ints]:
+        """Return the sequences of each batch."""
         size = self.config.batch_size
         order = np.arange(len(lengths))
         if self.config.short_clips != "bucket":
@@ -286,10 +304,11 @@ class EpochPlan(Sequence[BatchPlan]):
         budget = size * self._padded(self._crop)
         window = int(_BUCKET_BATCHES * budget / max(1.0, float(lengths.mean()))) if len(lengths) else 1
         for first in range(0, len(order), window):
-            batches += self._bucketed(order[first : first + window], lengths, budget)
+            batches += self._bucket(order[first : first + window], lengths, budget)
         return batches
 
-    def _bucketed(self, rows: Ints, lengths: Ints, budget: int) -> Iterator[Ints]:
+    def _bucket(self, rows: Ints, lengths: Ints, budget: int) -> Iterator[Ints]:
+        """Yield batches of sequences of similar length, each of at most `budget` samples including padding."""
         rows = rows[np.argsort(-lengths[rows], kind="stable")]
         batches = []
         first = 0
@@ -298,18 +317,18 @@ class EpochPlan(Sequence[BatchPlan]):
             if len(rows) - first >= min(count, self.config.fewest):
                 batches.append(rows[first : first + count])
             first += count
-        # Long and short batches in turn; the hash of a batch's first clip stands for the epoch, too.
+        # Shuffle long and short batches; the seed of a batch's first crop depends on the epoch, too.
         leaders = np.array([batch[0] for batch in batches], np.int64)
         seeds = self._columns[4][self._rows[self._ends[leaders]]].astype(np.uint64)
-        turn = np.argsort(_mixed(seeds, _BATCHES), kind="stable")
-        return (batches[i] for i in (turn if self.config.shuffle else range(len(batches))))
+        order = np.argsort(_hash(seeds, _BATCH_ORDER), kind="stable")
+        return (batches[i] for i in (order if self.config.shuffle else range(len(batches))))
 
 
-def _joined(samples: Ints, crop: int) -> list[list[int]]:
-    """Draws in sequences of at most `crop` samples, in the order in which these are full."""
+def _join(samples: Ints, crop: int) -> list[list[int]]:
+    """Group crops into sequences of at most `crop` samples, in the order in which the sequences are full."""
     done: list[list[int]] = []
     opened: dict[int, list[int]] = {}
-    free: list[tuple[int, int]] = []  # room of the open sequences and their numbers, sorted
+    free: list[tuple[int, int]] = []  # (room, number) of the open sequences, sorted
     shortest = int(samples.min()) if len(samples) else 0
     for i, length in enumerate(samples.tolist()):
         at = bisect_left(free, (length, -1))
@@ -319,13 +338,13 @@ def _joined(samples: Ints, crop: int) -> list[list[int]]:
             done.append(opened.pop(number))
             continue
         insort(free, (room - length, number))
-        if len(free) > _OPEN_SEQUENCES:
+        if len(free) > _MAX_OPEN_SEQUENCES:
             done.append(opened.pop(free.pop(0)[1]))
     return done + list(opened.values())
 
 
-def _mixed(values: Hashes, *more: int | Any) -> Hashes:
-    """Return splitmix64 of each of `values` (n,), mixed with further numbers or arrays (n,) one after the other."""
+def _hash(values: Hashes, *more: int | Any) -> Hashes:
+    """Return splitmix64 of each of `values` (n,), combined with further numbers or arrays (n,) one after the other."""
     state = splitmix64(values.view(np.int64))
     for value in more:
         state = splitmix64(state ^ np.asarray(value).astype(np.uint64).view(np.int64))
@@ -333,6 +352,6 @@ def _mixed(values: Hashes, *more: int | Any) -> Hashes:
 
 
 def _uniform(hashes: Hashes) -> npt.NDArray[np.float64]:
-    """Numbers in [0, 1) of 53 bits."""
+    """Return numbers in [0, 1) of 53 bits."""
     numbers: npt.NDArray[np.float64] = (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return numbers

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ssamba.audio.files import Skipped, path_text, write_skipped
-from ssamba.data.manifest import Clip, Manifest, ScanProgress, header_duration_s, relative_path, write_manifest
+from ssamba.data.formats import relative_path
+from ssamba.data.manifest import Clip, Manifest, ScanProgress, header_duration_s, write_manifest
 from ssamba.datasets.audioset import AUDIOSET_2M, AUDIOSET_20K
 from ssamba.datasets.dataset import PublicDataset
 from ssamba.datasets.esc50 import ESC50

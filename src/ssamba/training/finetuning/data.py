@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ssamba.audio.files import Skipped
 from ssamba.config import FrontEndConfig
 from ssamba.data.cache import CachedCorpus
-from ssamba.data.corpus import Corpus, ManifestCorpus, Subset, copies_of, open_corpus
+from ssamba.data.corpus import Corpus, ManifestCorpus, Subset, find_copies, open_corpus
 from ssamba.data.manifest import Clip, Manifest, read_manifest, with_durations
 from ssamba.errors import DataError
 from ssamba.training.finetuning.recipe import FinetuneRecipe
@@ -122,7 +122,7 @@ def open_labeled(
         corpus = CachedCorpus(corpus, limit_gb=max(need_gb * 1.5, 0.1), workers=settings.workers, on_progress=report)
         file_of = dict(zip((opened.key(i) for i in range(len(opened))), files, strict=True))
         files = tuple(file_of[corpus.key(i)] for i in range(len(corpus)))
-    return Labeled(corpus, classes, targets, files, multi, copies_of(corpus, files))
+    return Labeled(corpus, classes, targets, files, multi, find_copies(corpus, files))
 
 
 def balanced_parts(data: Labeled, clips: npt.NDArray[np.int64]) -> list[Subset]:
