@@ -1,11 +1,11 @@
-"""Where in which tar each clip of a folder of shards lies, so that a member is read without looking for it.
+"""The index of a folder of shards: where in which tar each clip is, so that a member is read directly at its offset.
 
-Shards follow the WebDataset convention: uncompressed tars in which members of one clip stand together and share their
-name up to the first dot: `000123.opus`, `000123.json`. Any folder of such tars will do. Their headers are scanned once,
-and the index is kept beside them where the folder may be written to:
+Shards follow the WebDataset convention: uncompressed tars in which the members of one clip are adjacent and share their
+name up to the first dot: `000123.opus`, `000123.json`. Any folder of such tars works. Their headers are scanned once, and
+the index is saved beside them if the folder is writable:
 
 - `index.parquet` (without pyarrow `index.csv`): key, shard, suffix, offset, size, seconds, labels, split, group;
-- `shards.json`: the tars with their sizes in bytes, by which an index that does not fit them any more is noticed.
+- `shards.json`: the tars with their sizes in bytes, which show whether the index still fits them.
 
 Offsets and sizes are in bytes. No torch here.
 """
@@ -38,15 +38,15 @@ COLUMNS = ("key", "shard", "suffix", "offset", "size", "seconds", "labels", "spl
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One clip of a shard."""
+    """Index entry of one clip."""
 
     key: str
     shard: str
     """Name of the tar."""
     suffix: str
-    """Of the audio member: `.opus`."""
+    """Suffix of the audio member: `.opus`."""
     offset: int
-    """Of the audio's first byte in the tar."""
+    """Offset of the audio's first byte in the tar."""
     size: int
     seconds: float
     labels: tuple[str, ...] = ()
@@ -55,15 +55,15 @@ class Member:
 
 
 class ShardIndex:
-    """The clips of a folder of shards, in the order of the tars and inside them, as columns."""
+    """The clips of a folder of shards as columns, in the order of the tars and of their members."""
 
     def __init__(self, folder: Path, members: Sequence[Member], skipped: Sequence[Skipped] = ()):
         keys = [member.key for member in members]
-        if max(Counter(keys).values(), default=0) > 1:  # tars that each count from zero
+        if max(Counter(keys).values(), default=0) > 1:  # each tar counts from zero
             keys = [f"{Path(member.shard).stem}/{member.key}" for member in members]
         self.folder = folder
         self.skipped = tuple(skipped)
-        """Members that cannot be used, and why."""
+        """Members that cannot be used, with reasons."""
         self.keys = TextColumn(keys)
         self.shards = CategoryColumn(member.shard for member in members)
         self.suffixes = CategoryColumn(member.suffix for member in members)
@@ -79,49 +79,49 @@ class ShardIndex:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The tars of a folder, sorted; a tar itself stands for a folder that holds it alone."""
+    """Return the tars of a folder, sorted; a tar itself counts as a folder that holds only it."""
     if folder.is_file():
         return [folder]
     return sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
 
 
 def open_index(source: Path, workers: int = 0) -> ShardIndex:
-    """The index of a folder of tars (or of one tar): as it was kept there, else from the tars.
+    """Return the index of a folder of tars (or of one tar): the saved one if it fits, else a new one from the tars.
 
     Args:
         source: the folder, or one tar.
-        workers: processes that scan tars; 0 scans in this one.
+        workers: processes that scan tars; 0 scans in this process.
 
     Raises:
-        DataError: there is no tar, or no audio in them.
+        DataError: there is no tar, or no audio in the tars.
     """
     files = shard_files(source)
     if not files:
-        raise DataError(f"{source}: no tar in this folder. `ssamba shard MANIFEST {source}` writes some")
+        raise DataError(f"{source}: no tar in this folder. `ssamba shard MANIFEST {source}` writes shards to it")
     folder = files[0].parent
     whole_folder = source.is_dir()
-    if whole_folder and (kept := _read_kept(folder, files)) is not None:
-        return kept
+    if whole_folder and (saved := _read_index(folder, files)) is not None:
+        return saved
     members, skipped = _scan(files, workers)
     if not members:
         reasons = "; ".join(entry.reason for entry in skipped[:3])
         raise DataError(f"{source}: holds no clip that can be read. {reasons or 'Expected members such as 0001.opus'}")
-    if whole_folder and folder.stat().st_mode & 0o222:  # write permission stops root only if one asks
-        with suppress(OSError):  # not ours to write to: the tars are scanned again next time
-            keep_index(folder, members, [{"name": file.name, "bytes": file.stat().st_size} for file in files], skipped)
+    if whole_folder and folder.stat().st_mode & 0o222:  # root could write to a read-only folder, but must not
+        with suppress(OSError):  # not writable: the tars are scanned again next time
+            write_index(folder, members, [{"name": file.name, "bytes": file.stat().st_size} for file in files], skipped)
     return ShardIndex(folder, members, skipped)
 
 
-def keep_index(
+def write_index(
     folder: Path,
     members: Sequence[Member],
     shards: Sequence[Mapping[str, Any]],
     skipped: Sequence[Skipped] = (),
     **more: Any,
 ) -> None:
-    """Write the index of `shards` (each with its `name` and `bytes`) beside them; a file of others is never replaced."""
+    """Write the index of `shards` (each with `name` and `bytes`) beside them; never replace a file of another program."""
     before = read_head(folder)
-    name = before["index"] if before else next(n for n in _names() if not (folder / n).exists())
+    name = before["index"] if before else next(n for n in _index_names() if not (folder / n).exists())
     write = _write_parquet if name.endswith(".parquet") else _write_csv
     head = {
         "format": FORMAT,
@@ -138,8 +138,8 @@ def keep_index(
     write_atomically(folder / SHARDS_FILE, lambda target: target.write_text(text, encoding="utf-8"))
 
 
-def _names() -> list[str]:
-    """Names for an index, best first; the last one is ours alone."""
+def _index_names() -> list[str]:
+    """Return file names for an index, the best first; the last one no other program uses."""
     try:
         import pyarrow  # noqa: F401
     except ImportError:
@@ -148,7 +148,7 @@ def _names() -> list[str]:
 
 
 def read_head(folder: Path) -> dict[str, Any] | None:
-    """What `shards.json` says, if it is ours."""
+    """Return the content of `shards.json`, or None if there is none of ssamba's."""
     try:
         head = json.loads((folder / SHARDS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -157,7 +157,7 @@ def read_head(folder: Path) -> dict[str, Any] | None:
 
 
 def read_members(folder: Path, head: Mapping[str, Any]) -> list[Member] | None:
-    """The clips of a kept index; None if it cannot be read here, or is damaged."""
+    """Return the clips of a saved index, or None if it cannot be read here or is damaged."""
     path = folder / head["index"]
     try:
         records = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
@@ -167,14 +167,14 @@ def read_members(folder: Path, head: Mapping[str, Any]) -> list[Member] | None:
     return members if len(members) == head["clips"] else None
 
 
-def _read_kept(folder: Path, files: Sequence[Path]) -> ShardIndex | None:
-    """The index beside the tars, if there is one and it fits them."""
+def _read_index(folder: Path, files: Sequence[Path]) -> ShardIndex | None:
+    """Return the index that is saved beside the tars, or None if there is none or it does not fit them."""
     head = read_head(folder)
     if head is None or {s["name"]: s["bytes"] for s in head["shards"]} != {f.name: f.stat().st_size for f in files}:
         return None
     members = read_members(folder, head)
     if members is None:
-        return None  # the tars say it all again
+        return None
     return ShardIndex(folder, members, [Skipped(path, reason) for path, reason in head["skipped"]])
 
 
@@ -183,9 +183,9 @@ def _write_parquet(target: Path, members: Sequence[Member]) -> None:
     from pyarrow import parquet
 
     text, whole, names = pa.string(), pa.int64(), pa.list_(pa.string())
-    kinds = (text, text, text, whole, whole, pa.float64(), names, text, text)
+    types = (text, text, text, whole, whole, pa.float64(), names, text, text)
     arrays = [
-        pa.array([getattr(member, name) for member in members], kind) for name, kind in zip(COLUMNS, kinds, strict=True)
+        pa.array([getattr(member, name) for member in members], kind) for name, kind in zip(COLUMNS, types, strict=True)
     ]
     parquet.write_table(pa.table(arrays, names=list(COLUMNS)), target)
 
@@ -220,7 +220,7 @@ def _scan(files: Sequence[Path], workers: int) -> tuple[list[Member], list[Skipp
     skipped: list[Skipped] = []
     for path, result in map_in_processes(scan_tar, files, min(workers, len(files)), ahead=1):
         if isinstance(result, WorkerDiedError):
-            reason = f"{path}: a codec crashed on a member of this tar, so it is damaged: write it anew"
+            reason = f"{path}: a codec crashed on a member of this tar, so it is damaged: write it again"
             skipped.append(Skipped(str(path), reason))
         else:
             members += result[0]
@@ -229,8 +229,8 @@ def _scan(files: Sequence[Path], workers: int) -> tuple[list[Member], list[Skipp
 
 
 def scan_tar(path: Path) -> tuple[list[Member], list[Skipped]]:
-    """The clips of one tar from its headers and those of its audio, and what in it cannot be used."""
-    parts: dict[str, dict[str, tuple[int, int]]] = {}
+    """Return the clips of one tar, from its headers and those of its audio, and the members that cannot be used."""
+    parts: dict[str, dict[str, tuple[int, int]]] = {}  # (offset, size) by suffix, by key
     skipped: list[Skipped] = []
     try:
         with tarfile.open(path, "r:") as tar:
@@ -242,7 +242,8 @@ def scan_tar(path: Path) -> tuple[list[Member], list[Skipped]]:
                         key = f"{folder}/{stem}" if folder else stem
                         parts.setdefault(key, {})[(dot + suffix).lower()] = (info.offset_data, info.size)
     except (tarfile.TarError, OSError, EOFError) as error:
-        skipped.append(Skipped(str(path), f"{path}: the tar is damaged or cut ({error}); what comes before is used"))
+        reason = f"{path}: the tar is damaged or cut off ({error}); the members before that are used"
+        skipped.append(Skipped(str(path), reason))
     members: list[Member] = []
     if not parts:
         return members, skipped
@@ -253,36 +254,35 @@ def scan_tar(path: Path) -> tuple[list[Member], list[Skipped]]:
             return file.read(part[1])
 
         for key, found in parts.items():
-            suffixes = [suffix for suffix in found if f".{suffix.rpartition('.')[2]}" in AUDIO_SUFFIXES]
-            if not suffixes:
+            audio = next((suffix for suffix in found if f".{suffix.rpartition('.')[2]}" in AUDIO_SUFFIXES), None)
+            if audio is None:
                 name = f"{path}/{key}"
                 skipped.append(Skipped(name, f"{name}: no audio among its members ({', '.join(found)})"))
                 continue
-            suffix = suffixes[0]
-            name = f"{path}/{key}{suffix}"
-            seconds = header_duration_s(AudioBytes(name, read(found[suffix])))
+            name = f"{path}/{key}{audio}"
+            seconds = header_duration_s(AudioBytes(name, read(found[audio])))
             if isinstance(seconds, Exception):
                 skipped.append(Skipped(name, str(seconds)))
                 continue
-            about = _about(read(found[".json"])) if ".json" in found else {}
-            labels = _labels(about)
+            metadata = _parse_metadata(read(found[".json"])) if ".json" in found else {}
+            labels = _labels(metadata)
             if not labels and ".cls" in found:
                 labels = (read(found[".cls"]).decode("utf-8", "replace").strip(),)
-            split, group = (None if about.get(which) is None else str(about[which]) for which in ("split", "group"))
-            members.append(Member(key, path.name, suffix, *found[suffix], seconds, labels, split, group))
+            split, group = (None if metadata.get(name) is None else str(metadata[name]) for name in ("split", "group"))
+            members.append(Member(key, path.name, audio, *found[audio], seconds, labels, split, group))
     return members, skipped
 
 
-def _about(data: bytes) -> dict[str, Any]:
+def _parse_metadata(data: bytes) -> dict[str, Any]:
     try:
-        about = json.loads(data)
+        metadata = json.loads(data)
     except ValueError:
         return {}
-    return about if isinstance(about, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
-def _labels(about: Mapping[str, Any]) -> tuple[str, ...]:
-    labels = about.get("labels", about.get("label"))
+def _labels(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    labels = metadata.get("labels", metadata.get("label"))
     if labels is None:
         return ()
     return tuple(map(str, labels)) if isinstance(labels, list) else (str(labels),)

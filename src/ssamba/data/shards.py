@@ -1,17 +1,17 @@
-"""Writing shards: a manifest's recordings as FLAC or Opus in tars of the WebDataset convention.
+"""Write shards: the recordings of a manifest as FLAC or Opus in tars of the WebDataset convention.
 
     write_shards(read_manifest("manifest.parquet"), "shards/", codec="opus", workers=8)
 
-Each clip is two members, `00000123.opus` and `00000123.json` (labels, seconds, source, ...); recordings longer than
-`max_clip_s` are cut in equal pieces, `00000123-0000`, `00000123-0001`, ... Clips are dealt to the shards in a random
-order, the same for the same manifest, so that any shard is a fair sample of the corpus and a window over shards
+Each clip is two members, `00000123.opus` and `00000123.json` (labels, seconds, source, ...). Recordings longer than
+`max_clip_s` are cut into equal pieces, `00000123-0000`, `00000123-0001`, ... Clips are distributed over the shards in a
+random order, the same for the same manifest, so that every shard is a fair sample of the corpus and a window over shards
 shuffles well.
 
-A shard is written under a temporary name by one worker, every clip of it decoded again and compared in length, its
-checksum taken from the disk, and renamed; `.records/` says so. A killed job, started again, checks the shards that are
-recorded and writes the others. At the end the index (`shard_index.py`) is written and the records go. Clips that cannot
-be read are left out and listed in `skipped.csv`. (The same recordings give the same bytes as FLAC. Opus comes in Ogg
-streams, each with a random number in it.)
+One worker writes a shard under a temporary name, decodes every clip of it again and compares the length, computes the
+checksum from the disk, renames the file and notes it in `.records/`. A job that was killed and is started again checks
+the shards that are recorded and writes the others. At the end the index (`shard_index.py`) is written and the records
+are removed. Clips that cannot be read are left out and listed in `skipped.csv`. The same recordings give the same bytes
+as FLAC; Opus is in Ogg streams, each of which contains a random number.
 
 No torch here.
 """
@@ -41,32 +41,37 @@ from ssamba.audio.files import Skipped, path_text, write_skipped
 from ssamba.audio.readers import Samples
 from ssamba.config import Config
 from ssamba.data.manifest import Clip, Manifest, with_durations
-from ssamba.data.shard_index import COLUMNS, SHARDS_FILE, Member, keep_index, read_head, read_members, shard_files
+from ssamba.data.shard_index import COLUMNS, SHARDS_FILE, Member, read_head, read_members, shard_files, write_index
 from ssamba.errors import AudioDecodeError, DataError, WorkerDiedError
 from ssamba.files import write_atomically
 from ssamba.hashing import digest_of, file_checksum, hash_bytes
 from ssamba.worker_pool import crashing_items, map_in_processes
 
+_RECORDS = ".records"
 _OPUS_RATES_HZ = (8_000, 12_000, 16_000, 24_000, 48_000)
-_FLAC_SHARE = 0.55  # of 16 bits a sample
-_ENCODE_SAMPLES = 8_192  # at once: libsndfile's Vorbis encoder overflows its stack on a minute
+_FLAC_RATIO = 0.55
+"""Typical size of FLAC relative to 16 bits a sample."""
+_TAR_BYTES = 2_048
+"""Size of the tar headers and the JSON of a clip."""
+_ENCODE_SAMPLES = 8_192
+"""Samples to encode at once: libsndfile's Vorbis encoder overflows its stack on a minute."""
 
 
 class ShardSettings(Config):
-    """What shards depend on, besides the recordings; saved in `shards.json`."""
+    """Everything that shards depend on besides the recordings; saved in `shards.json`."""
 
     codec: Literal["opus", "flac"] = "opus"
-    """Opus is a tenth of FLAC, which is exact to 16 bits."""
+    """Opus is a tenth of the size of FLAC, which is exact to 16 bits."""
     sample_rate_hz: int = Field(16_000, gt=0)
     """Rate that recordings are resampled to; they become mono."""
     bitrate_kbps: float = Field(48.0, ge=8, le=256)
-    """Of Opus."""
+    """Bit rate of Opus."""
     shard_mb: float = Field(200.0, gt=0)
-    """Size of a shard, about, in 10^6 bytes."""
+    """Approximate size of a shard, in 10^6 bytes."""
     max_clip_s: float = Field(30.0, gt=0)
-    """Longer recordings are cut: Opus is decoded from the start of a clip, so that a crop of a long one takes long."""
+    """Longer recordings are cut: Opus is decoded from the start of a clip, so a crop of a long one is slow."""
     shuffle: bool = True
-    """Deal clips to shards in a random order, instead of the manifest's."""
+    """Distribute clips over the shards in a random order instead of the manifest's."""
 
     @model_validator(mode="after")
     def _check(self) -> ShardSettings:
@@ -77,81 +82,29 @@ class ShardSettings(Config):
 
     @property
     def bytes_per_s(self) -> float:
-        """About how many bytes a second of audio takes."""
+        """Approximate size of a second of audio."""
         if self.codec == "opus":
             return 1000 / 8 * (self.bitrate_kbps + 3)
-        return 2 * self.sample_rate_hz * _FLAC_SHARE
-
-
-def encoded_pieces(clip: Clip, settings: ShardSettings) -> Iterator[tuple[bytes, float]]:
-    """The pieces of a clip as whole files of the codec, and their durations in seconds.
-
-    Raises:
-        AudioDecodeError: the recording cannot be read, or does not come back in its length.
-    """
-    rate_hz = settings.sample_rate_hz
-    for samples in pieces(clip, rate_hz, settings.max_clip_s):
-        data = encode(samples, settings)
-        back = decode(AudioBytes(f"{clip.path} as {settings.codec}", data), sample_rate_hz=rate_hz)
-        if len(back) != len(samples):
-            raise AudioDecodeError(
-                f"{clip.path}: {len(samples)} samples came back as {len(back)} from {settings.codec}. Leave it out, or "
-                "write flac"
-            )
-        yield data, len(samples) / rate_hz
-
-
-def pieces(clip: Clip, rate_hz: int, max_clip_s: float) -> Iterator[Samples]:
-    """The clip's samples in equal pieces of at most `max_clip_s` seconds."""
-    total = max(1, round((clip.duration_s or 0.0) * rate_hz))
-    count = math.ceil(total / (max_clip_s * rate_hz))
-    if count == 1:
-        yield decode(clip.path, sample_rate_hz=rate_hz, start_s=clip.start_s, duration_s=total / rate_hz)
-        return
-    size = math.ceil(total / count)
-    if clip.start_s == 0:
-        yield from islice(stream(clip.path, sample_rate_hz=rate_hz, block_s=size / rate_hz), count)
-        return
-    first = round(clip.start_s * rate_hz)
-    for at in range(0, total, size):
-        length = min(size, total - at)
-        yield decode(clip.path, sample_rate_hz=rate_hz, start_s=(first + at) / rate_hz, duration_s=length / rate_hz)
-
-
-def encode(samples: Samples, settings: ShardSettings) -> bytes:
-    """Samples at the rate of the settings, as a whole file of their codec."""
-    options: dict[str, Any] = {"format": "FLAC", "subtype": "PCM_16"}
-    if settings.codec == "opus":
-        # libsndfile's level runs from 256 kbit/s at 0 to 6 at 1.
-        options = {"format": "OGG", "subtype": "OPUS", "compression_level": 1 - (settings.bitrate_kbps - 6) / 250}
-    target = io.BytesIO()
-    with soundfile.SoundFile(target, "w", settings.sample_rate_hz, 1, **options) as file:
-        for first in range(0, len(samples), _ENCODE_SAMPLES):
-            file.write(samples[first : first + _ENCODE_SAMPLES])
-    return target.getvalue()
-
-
-_RECORDS = ".records"
-_TAR_BYTES = 2_048  # what the headers and the JSON of a clip take
+        return 2 * self.sample_rate_hz * _FLAC_RATIO
 
 
 @dataclass
 class ShardProgress:
-    """How far a job is, and at its end what came of it; the same object goes to `on_progress` after each shard."""
+    """Progress of a job, and its result; the same object is passed to `on_progress` after each shard."""
 
     total: int
     """Shards to write."""
     shards: int = 0
-    """Of these, done."""
+    """Finished shards."""
     resumed: int = 0
-    """Of these, found done by an earlier run."""
+    """Finished shards that an earlier run wrote."""
     clips: int = 0
-    """Clips in them (pieces count)."""
+    """Clips in the finished shards; each piece of a recording counts."""
     audio_s: float = 0.0
     size: int = 0
-    """Bytes of them."""
+    """Size of the finished shards in bytes."""
     skipped: list[Skipped] = field(default_factory=list)
-    """Recordings left out."""
+    """Recordings that were left out."""
 
 
 @dataclass(frozen=True)
@@ -161,10 +114,10 @@ class _Job:
     folder: Path
     name: str
     clips: tuple[tuple[int, Clip], ...]
-    """With their numbers in the manifest."""
+    """Clips with their numbers in the manifest."""
     settings: ShardSettings
     crashing: frozenset[int] = frozenset()
-    """Numbers of clips that must not be touched."""
+    """Numbers of clips that must not be read."""
 
     @property
     def path(self) -> Path:
@@ -186,21 +139,21 @@ def write_shards(
     overwrite: bool = False,
     **settings: Any,
 ) -> ShardProgress:
-    """Write the recordings of a manifest as shards; go on where an interrupted call for the same ones stopped.
+    """Write the recordings of a manifest as shards, or resume an interrupted call with the same arguments.
 
     Args:
-        manifest: what to write.
+        manifest: the recordings.
         out: folder of the shards.
         codec: `opus` or `flac`.
-        shard_mb: size of a shard, about.
-        workers: processes, each of which writes a shard at a time; 0 writes in this one.
+        shard_mb: approximate size of a shard.
+        workers: processes, each of which writes one shard at a time; 0 writes in this process.
         on_progress: called after each shard.
-        overwrite: replace other shards that are there.
+        overwrite: replace other shards in the folder.
         settings: further fields of `ShardSettings`.
 
     Raises:
-        ConfigError: settings that do not fit.
-        DataError: other shards or tars are in the folder, or no recording can be read.
+        ConfigError: the settings are invalid.
+        DataError: the folder holds other shards or tars, or no recording can be read.
     """
     options = ShardSettings.parse({"codec": codec, "shard_mb": shard_mb, **settings}, "shards")
     folder = Path(out).expanduser()
@@ -208,14 +161,14 @@ def write_shards(
     manifest, unread = with_durations(manifest, workers)
     if not len(manifest):
         raise DataError(f"none of {total} recordings can be read. {unread[0].reason if unread else 'It lists none'}")
-    jobs = _divided(manifest, folder, options)
-    whole = _digest(options, [clip for job in jobs for clip in job.clips])
-    _make_ready(folder, whole, overwrite)
+    jobs = _make_jobs(manifest, folder, options)
+    digest = _digest(options, [clip for job in jobs for clip in job.clips])
+    _prepare_folder(folder, digest, overwrite)
 
     progress = ShardProgress(len(jobs), skipped=list(unread))
     records: dict[str, dict[str, Any]] = {}
 
-    def took(job: _Job, record: dict[str, Any]) -> None:
+    def finish(job: _Job, record: dict[str, Any]) -> None:
         records[job.name] = record
         progress.shards += 1
         progress.clips += len(record["members"])
@@ -225,31 +178,31 @@ def write_shards(
         if on_progress is not None:
             on_progress(progress)
 
-    todo = []
-    for job, record in map_in_processes(_finished, jobs, workers if len(jobs) > 1 else 0):
+    remaining = []
+    for job, record in map_in_processes(_read_finished, jobs, workers if len(jobs) > 1 else 0):
         if isinstance(record, dict):
             progress.resumed += 1
-            took(job, record)
+            finish(job, record)
         else:
-            todo.append(job)
-    for job, record in map_in_processes(_write_shard, todo, min(workers, len(todo)), ahead=2):
-        took(job, _without_crashing(job) if isinstance(record, WorkerDiedError) else record)
+            remaining.append(job)
+    for job, record in map_in_processes(_write_shard, remaining, min(workers, len(remaining)), ahead=2):
+        finish(job, _write_without_crashing(job) if isinstance(record, WorkerDiedError) else record)
 
     progress.skipped = sorted(set(progress.skipped), key=lambda entry: (entry.path, entry.reason))
     write_skipped(folder / "skipped.csv", progress.skipped)
     if not progress.clips:
         raise DataError(f"none of {total} recordings can be read. {progress.skipped[0].reason}")
     written = [records[job.name] for job in jobs if records[job.name]["bytes"]]
-    members = [_member(listed) for record in written for listed in record["members"]]
+    members = [_member(values) for record in written for values in record["members"]]
     shards = [{key: record[key] for key in ("name", "bytes", "sha256")} for record in written]
-    keep_index(folder, members, shards, progress.skipped, job=whole, settings=options.model_dump())
+    write_index(folder, members, shards, progress.skipped, job=digest, settings=options.model_dump())
     shutil.rmtree(folder / _RECORDS)
     return progress
 
 
-def _member(listed: Sequence[Any]) -> Member:
-    values = dict(zip(COLUMNS, listed, strict=True))
-    return Member(**{**values, "labels": tuple(values["labels"])})
+def _member(values: Sequence[Any]) -> Member:
+    fields = dict(zip(COLUMNS, values, strict=True))
+    return Member(**{**fields, "labels": tuple(fields["labels"])})
 
 
 def _digest(settings: ShardSettings, clips: Sequence[tuple[int, Clip]]) -> str:
@@ -257,8 +210,8 @@ def _digest(settings: ShardSettings, clips: Sequence[tuple[int, Clip]]) -> str:
     return digest_of(settings.digest(), *(text.encode("utf-8", "replace") for text in texts))
 
 
-def _divided(manifest: Manifest, folder: Path, settings: ShardSettings) -> list[_Job]:
-    """Clips in shards of like size."""
+def _make_jobs(manifest: Manifest, folder: Path, settings: ShardSettings) -> list[_Job]:
+    """Distribute the clips over shards of similar size."""
     numbers = list(range(len(manifest)))
     if settings.shuffle:
         keys = [hash_bytes(os.fsencode(clip.path) + repr(clip.start_s).encode(), 64) for clip in manifest]
@@ -275,8 +228,8 @@ def _divided(manifest: Manifest, folder: Path, settings: ShardSettings) -> list[
     return jobs
 
 
-def _make_ready(folder: Path, job: str, overwrite: bool) -> None:
-    """Prepare the folder for a job, or refuse to mix it with what is there."""
+def _prepare_folder(folder: Path, digest: str, overwrite: bool) -> None:
+    """Prepare the folder for the job with this digest, or refuse to mix its shards with others."""
     folder.mkdir(parents=True, exist_ok=True)
     records = folder / _RECORDS
     marker = records / "job"
@@ -284,14 +237,15 @@ def _make_ready(folder: Path, job: str, overwrite: bool) -> None:
     begun = marker.read_text(encoding="utf-8") if marker.is_file() else (head or {}).get("job")
     known = {entry["name"] for entry in (head or {}).get("shards", ())}
     known |= {path.name.removesuffix(".json") for path in records.glob("*.json")}
-    if begun != job:
+    if begun != digest:
         if (begun or known or shard_files(folder)) and not overwrite:
             raise DataError(
-                f"{folder}: holds other shards, or such of other settings: give another folder, or replace them (--overwrite)"
+                f"{folder}: holds other shards, or shards of other settings: choose another folder, or replace them "
+                "(--overwrite)"
             )
-        strangers = [path.name for path in shard_files(folder) if path.name not in known]
-        if strangers:
-            raise DataError(f"{folder}: {strangers[0]} was not written by ssamba: give another folder, or remove it")
+        unknown = [path.name for path in shard_files(folder) if path.name not in known]
+        if unknown:
+            raise DataError(f"{folder}: {unknown[0]} was not written by ssamba: choose another folder, or remove it")
         for name in known:
             (folder / name).unlink(missing_ok=True)
         if head is not None:
@@ -302,14 +256,14 @@ def _make_ready(folder: Path, job: str, overwrite: bool) -> None:
     if not marker.is_file():
         records.mkdir(exist_ok=True)
         if head is not None:
-            _unfold(folder, head)
-        write_atomically(marker, lambda target: target.write_text(job, encoding="utf-8"))
+            _restore_records(folder, head)
+        write_atomically(marker, lambda target: target.write_text(digest, encoding="utf-8"))
     for leftover in folder.glob(".shard-*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
-def _unfold(folder: Path, head: dict[str, Any]) -> None:
-    """Make the records of a finished job again, from its index, so that its shards can be checked one by one."""
+def _restore_records(folder: Path, head: dict[str, Any]) -> None:
+    """Write the records of a finished job again, from its index, so that its shards can be checked one by one."""
     members = read_members(folder, head)
     if members is None:
         return
@@ -318,12 +272,12 @@ def _unfold(folder: Path, head: dict[str, Any]) -> None:
         of_shard.setdefault(member.shard, []).append(member)
     for number, shard in enumerate(head["shards"]):
         skipped = head["skipped"] if number == 0 else []
-        listed = [dataclasses.astuple(member) for member in of_shard.get(shard["name"], [])]
-        _write_record(folder / _RECORDS / f"{shard['name']}.json", {**shard, "members": listed, "skipped": skipped})
+        values = [dataclasses.astuple(member) for member in of_shard.get(shard["name"], [])]
+        _write_record(folder / _RECORDS / f"{shard['name']}.json", {**shard, "members": values, "skipped": skipped})
 
 
-def _finished(job: _Job) -> dict[str, Any] | None:
-    """The record of a shard that an earlier run wrote, if the shard is as it was left."""
+def _read_finished(job: _Job) -> dict[str, Any] | None:
+    """Return the record of a shard that an earlier run wrote, or None if there is none or the shard has changed."""
     try:
         record: dict[str, Any] = json.loads(job.record.read_text(encoding="utf-8"))
         if record["bytes"] == 0:
@@ -336,9 +290,7 @@ def _finished(job: _Job) -> dict[str, Any] | None:
 
 
 def _write_shard(job: _Job) -> dict[str, Any]:
-    """Write one shard and its record; what a worker does."""
-    settings = job.settings
-    suffix = f".{settings.codec}"
+    """Write one shard and its record, in a worker."""
     members: list[Member] = []
     skipped: list[tuple[str, str]] = []
     temporary = job.folder / f".{job.name}.{os.getpid()}.tmp"
@@ -347,45 +299,23 @@ def _write_shard(job: _Job) -> dict[str, Any]:
             for number, clip in job.clips:
                 try:
                     if number in job.crashing:
-                        raise AudioDecodeError(
-                            f"{clip.path}: the decoder crashed on it, so it is damaged: leave it out"
-                        )
-                    parts = list(encoded_pieces(clip, settings))
+                        raise AudioDecodeError(f"{clip.path}: the decoder crashed on this file: leave it out")
+                    parts = list(_encoded_pieces(clip, job.settings))
                 except (ValueError, OSError) as error:
                     skipped.append((path_text(clip.path), str(error)))
-                    continue
-                except Exception as error:  # whatever a damaged file provokes, it must not cost the other files
+                except Exception as error:  # a damaged file can provoke any error, which must not cost the other files
                     reason = f"{clip.path}: cannot be decoded ({type(error).__name__}: {error}). Leave it out"
                     skipped.append((path_text(clip.path), reason))
-                    continue
-                # Pieces of a recording belong together, whatever the splits.
-                group = clip.group or (f"recording {number}" if len(parts) > 1 else None)
-                start_s = clip.start_s
-                for piece, (data, seconds) in enumerate(parts):
-                    key = f"{number:08d}" if len(parts) == 1 else f"{number:08d}-{piece:04d}"
-                    offset = _add(tar, key + suffix, data)
-                    about = {
-                        "labels": list(clip.labels),
-                        "split": clip.split,
-                        "group": group,
-                        "seconds": seconds,
-                        "source": path_text(clip.path),
-                        "start_s": start_s,
-                        "sample_rate_hz": settings.sample_rate_hz,
-                    }
-                    _add(tar, key + ".json", json.dumps(about).encode())
-                    start_s += seconds
-                    members.append(
-                        Member(key, job.name, suffix, offset, len(data), seconds, clip.labels, clip.split, group)
-                    )
+                else:
+                    members += _add_clip(tar, job, number, clip, parts)
             tar.close()
             file.flush()
             os.fsync(file.fileno())
         record = {"name": job.name, "bytes": 0, "sha256": "", "members": [], "skipped": skipped}
         if members:
             size, checksum = temporary.stat().st_size, file_checksum(temporary)
-            listed = [dataclasses.astuple(member) for member in members]
-            record = {**record, "bytes": size, "sha256": checksum, "members": listed}
+            values = [dataclasses.astuple(member) for member in members]
+            record = {**record, "bytes": size, "sha256": checksum, "members": values}
             temporary.replace(job.path)
         _write_record(job.record, record)
     finally:
@@ -393,32 +323,105 @@ def _write_shard(job: _Job) -> dict[str, Any]:
     return record
 
 
-def _without_crashing(job: _Job) -> dict[str, Any]:
-    """Write a shard on which a worker died: without the clips that kill a process."""
-    killers = crashing_items(_decode_all, job.clips)
-    if not killers:
-        raise DataError(
-            f"{job.path}: the worker that wrote it died, and no recording is the reason: if memory is short, use fewer "
-            "workers; then start again, which goes on from here"
-        )
-    return _write_shard(dataclasses.replace(job, crashing=frozenset(number for number, _ in killers)))
-
-
-def _decode_all(clips: Sequence[tuple[int, Clip]]) -> None:
-    for _, clip in clips:
-        try:
-            deque(pieces(clip, 16_000, 30.0), maxlen=0)
-        except Exception:  # said when its shard is written
-            continue
+def _add_clip(
+    tar: tarfile.TarFile, job: _Job, number: int, clip: Clip, parts: Sequence[tuple[bytes, float]]
+) -> Iterator[Member]:
+    """Write the encoded pieces of a clip, each with its duration in seconds, and yield their index entries."""
+    suffix = f".{job.settings.codec}"
+    # Pieces of one recording must stay together when splits are made.
+    group = clip.group or (f"recording {number}" if len(parts) > 1 else None)
+    start_s = clip.start_s
+    for piece, (data, seconds) in enumerate(parts):
+        key = f"{number:08d}" if len(parts) == 1 else f"{number:08d}-{piece:04d}"
+        offset = _add(tar, key + suffix, data)
+        metadata = {
+            "labels": list(clip.labels),
+            "split": clip.split,
+            "group": group,
+            "seconds": seconds,
+            "source": path_text(clip.path),
+            "start_s": start_s,
+            "sample_rate_hz": job.settings.sample_rate_hz,
+        }
+        _add(tar, key + ".json", json.dumps(metadata).encode())
+        start_s += seconds
+        yield Member(key, job.name, suffix, offset, len(data), seconds, clip.labels, clip.split, group)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Add a member, the same on every machine; returns the offset of its first byte."""
+    """Add a member, the same on every machine, and return the offset of its first byte."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
     return tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
+def _write_without_crashing(job: _Job) -> dict[str, Any]:
+    """Write a shard on which a worker died, without the clips that crash a process."""
+    crashing = crashing_items(_decode_all, job.clips)
+    if not crashing:
+        raise DataError(
+            f"{job.path}: the worker that wrote it died, and no recording is the reason: if memory is short, use fewer "
+            "workers; then run the command again, which resumes here"
+        )
+    return _write_shard(dataclasses.replace(job, crashing=frozenset(number for number, _ in crashing)))
+
+
+def _decode_all(clips: Sequence[tuple[int, Clip]]) -> None:
+    for _, clip in clips:
+        try:
+            deque(_pieces(clip, 16_000, 30.0), maxlen=0)
+        except Exception:
+            continue
+
+
 def _write_record(path: Path, record: dict[str, Any]) -> None:
     write_atomically(path, lambda target: target.write_text(json.dumps(record), encoding="utf-8"))
+
+
+def _encoded_pieces(clip: Clip, settings: ShardSettings) -> Iterator[tuple[bytes, float]]:
+    """Yield the pieces of a clip as whole files of the codec, each with its duration in seconds.
+
+    Raises:
+        AudioDecodeError: the recording cannot be read, or its length changes when it is encoded and decoded.
+    """
+    rate_hz = settings.sample_rate_hz
+    for samples in _pieces(clip, rate_hz, settings.max_clip_s):
+        data = encode(samples, settings)
+        decoded = decode(AudioBytes(f"{clip.path} as {settings.codec}", data), sample_rate_hz=rate_hz)
+        if len(decoded) != len(samples):
+            raise AudioDecodeError(
+                f"{clip.path}: {len(samples)} samples came back as {len(decoded)} from {settings.codec}. Leave it out, "
+                "or write flac"
+            )
+        yield data, len(samples) / rate_hz
+
+
+def _pieces(clip: Clip, rate_hz: int, max_clip_s: float) -> Iterator[Samples]:
+    """Yield the clip's samples in equal pieces of at most `max_clip_s` seconds."""
+    total = max(1, round((clip.duration_s or 0.0) * rate_hz))
+    count = math.ceil(total / (max_clip_s * rate_hz))
+    if count == 1:
+        yield decode(clip.path, sample_rate_hz=rate_hz, start_s=clip.start_s, duration_s=total / rate_hz)
+        return
+    size = math.ceil(total / count)
+    if clip.start_s == 0:
+        yield from islice(stream(clip.path, sample_rate_hz=rate_hz, block_s=size / rate_hz), count)
+        return
+    first = round(clip.start_s * rate_hz)
+    for at in range(0, total, size):
+        length = min(size, total - at)
+        yield decode(clip.path, sample_rate_hz=rate_hz, start_s=(first + at) / rate_hz, duration_s=length / rate_hz)
+
+
+def encode(samples: Samples, settings: ShardSettings) -> bytes:
+    """Return samples (samples,) at the rate of the settings as a whole file of their codec."""
+    options: dict[str, Any] = {"format": "FLAC", "subtype": "PCM_16"}
+    if settings.codec == "opus":
+        # libsndfile's compression level 0 is 256 kbit/s, level 1 is 6 kbit/s.
+        options = {"format": "OGG", "subtype": "OPUS", "compression_level": 1 - (settings.bitrate_kbps - 6) / 250}
+    target = io.BytesIO()
+    with soundfile.SoundFile(target, "w", settings.sample_rate_hz, 1, **options) as file:
+        for first in range(0, len(samples), _ENCODE_SAMPLES):
+            file.write(samples[first : first + _ENCODE_SAMPLES])
+    return target.getvalue()

@@ -1,7 +1,8 @@
-"""Mean and standard deviation of a corpus' log-mel values, for `FrontEndConfig.mean` and `.std`.
+"""Measure the mean and standard deviation of a corpus' log-mel values, for `FrontEndConfig.mean` and `.std`.
 
-They are taken over what a model is shown in an epoch: of each clip at most 10.24 s, at random places, whole frames only.
-Sums are float64, and batches are put together as Chan, Golub and LeVeque (1979) do, so that nothing is lost to rounding.
+They are measured over what a model sees in an epoch: at most 10.24 s of each clip, at random positions, whole frames
+only. Sums are float64, and batches are combined by the method of Chan, Golub and LeVeque (1979), which avoids rounding
+errors.
 
 Shapes: B clips, T frames, M mel bins.
 """
@@ -27,16 +28,17 @@ _BATCH_SIZE = 16
 
 @dataclass
 class CorpusStatistics:
-    """What was found; while it is being found, the same object is handed to `on_progress` after each batch."""
+    """The result so far; the same object is passed to `on_progress` after each batch."""
 
     mean: float = 0.0
-    """Of log-mel values before normalization."""
+    """Mean of the log-mel values before normalization."""
     std: float = 0.0
+    """Standard deviation of the log-mel values before normalization."""
     hours: float = 0.0
-    """Of audio that was looked at."""
+    """Audio that was measured."""
     clips: int = 0
     total_hours: float = 0.0
-    """That are to be looked at."""
+    """Audio to measure."""
     skipped: list[Skipped] = field(default_factory=list)
     """Clips that could not be read."""
 
@@ -50,23 +52,23 @@ def corpus_statistics(
     workers: int = 0,
     on_progress: Callable[[CorpusStatistics], None] | None = None,
 ) -> CorpusStatistics:
-    """Mean and standard deviation of the log-mel values of `corpus`.
+    """Return the mean and standard deviation of the log-mel values of `corpus`.
 
     Args:
-        corpus: open at the front end's rate.
-        front_end: how they are computed; its own mean and std are not used. None is the official one.
-        limit_hours: stop after so much audio, of clips in a random order; None takes a crop of every clip.
-        seed: of the order and the crops.
+        corpus: opened at the front end's sample rate.
+        front_end: how the values are computed; its own mean and std are ignored. None is the official one.
+        limit_hours: stop after this much audio, of clips in a random order; None takes a crop of every clip.
+        seed: seed of the order and the crops.
         workers: processes that decode.
         on_progress: called after each batch.
 
     Raises:
-        DataError: another rate, or no clip of a frame's length can be read.
+        DataError: the sample rates differ, or no clip of at least one frame can be read.
     """
     front_end = front_end or FrontEndConfig()
     if corpus.sample_rate_hz != front_end.sample_rate_hz:
         raise DataError(
-            f"{corpus.name}: is read at {corpus.sample_rate_hz} Hz, the front end wants {front_end.sample_rate_hz} Hz: "
+            f"{corpus.name}: is read at {corpus.sample_rate_hz} Hz, the front end needs {front_end.sample_rate_hz} Hz: "
             f"open_corpus(..., sample_rate_hz={front_end.sample_rate_hz})"
         )
     rate_hz = front_end.sample_rate_hz
@@ -80,13 +82,13 @@ def corpus_statistics(
         frames = frame_lengths(batch.samples, front_end)
         if int(frames.sum()):
             features = fbank(batch.waves, batch.samples, front_end)
-            whole = torch.arange(features.shape[1]) < frames[:, None]
-            values = features[whole].double()
-            more, its_mean = values.numel(), float(values.mean())
-            shift = its_mean - mean
-            squares += float((values - its_mean).square().sum()) + shift * shift * count * more / (count + more)
-            mean += shift * more / (count + more)
-            count += more
+            valid = torch.arange(features.shape[1]) < frames[:, None]
+            values = features[valid].double()
+            batch_count, batch_mean = values.numel(), float(values.mean())
+            delta, total = batch_mean - mean, count + batch_count
+            squares += float((values - batch_mean).square().sum()) + delta * delta * count * batch_count / total
+            mean += delta * batch_count / total
+            count = total
             result.mean, result.std = mean, math.sqrt(squares / count)
         result.hours += batch.num_samples / rate_hz / 3600
         result.clips += len(batch)
