@@ -42,7 +42,7 @@ def test_a_part_of_a_corpus_is_close_to_the_whole(foreign_shards, clips):
 
 
 def test_another_rate_and_nothing_to_hear_are_refused():
-    with pytest.raises(DataError, match="wants 16000 Hz"):
+    with pytest.raises(DataError, match="needs 16000 Hz"):
         corpus_statistics(NoiseCorpus([1.0], rate_hz=8000))
     with pytest.raises(DataError, match=r"at least 25 ms.*on purpose"):
         corpus_statistics(NoiseCorpus([1.0, 0.01], broken=(0,)))
