@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from scipy.ndimage import median_filter
 
 from ssamba.events import (
-    EVENT_FIGURES,
+    EVENT_METRICS,
     Event,
     Smoothing,
+    count_matches,
     event_counts,
-    event_figure,
+    event_metric,
     find_events,
-    matched,
-    moment_targets,
     segment_activity,
+    timestamp_targets,
 )
 from ssamba.metrics.classification import segment_error_rate
 
@@ -30,25 +30,26 @@ def test_onsets_count_once_each_and_by_label():
     truly = [Event("dog", 1.0, 2.0), Event("dog", 1.3, 3.0), Event("cat", 5.0, 6.0), Event("cat", 8.0, 9.0)]
     found = [Event("dog", 1.15, 1.2), Event("cat", 5.2, 5.3), Event("dog", 8.0, 9.0), Event("cat", 8.21, 9.0)]
     # The dog is near both dogs but is one; the cat is 0.2 s late, which still counts; a dog is no cat; 0.21 s is too late.
-    assert matched(truly, found, 0.2) == 2
-    assert event_figure(ONSET, [truly], [found]) == pytest.approx(2 * 2 / (4 + 4))
+    assert count_matches(truly, found, 0.2) == 2
+    assert event_metric(ONSET, [truly], [found]) == pytest.approx(2 * 2 / (4 + 4))
     # Two found ones that share a neighbor: the greedy choice of the first would lose one.
     assert (
-        matched([Event("a", 1.0, 2.0), Event("a", 1.1, 2.0)], [Event("a", 1.15, 2.0), Event("a", 0.85, 2.0)], 0.2) == 2
+        count_matches([Event("a", 1.0, 2.0), Event("a", 1.1, 2.0)], [Event("a", 1.15, 2.0), Event("a", 0.85, 2.0)], 0.2)
+        == 2
     )
-    assert event_figure(ONSET, [truly, []], [[], [Event("cow", 0.0, 1.0)]]) == 0
-    assert event_figure(ONSET, [truly], [truly]) == 1
+    assert event_metric(ONSET, [truly, []], [[], [Event("cow", 0.0, 1.0)]]) == 0
+    assert event_metric(ONSET, [truly], [truly]) == 1
 
 
 def test_offsets_count_by_the_tolerance_or_a_share_of_the_length():
     name = "event_onset_offset_50ms_20perc_fms"
     note = Event("60", 1.0, 2.0)
-    assert event_figure(name, [[note]], [[Event("60", 1.04, 2.19)]]) == 1  # 20 % of a second
-    assert event_figure(name, [[note]], [[Event("60", 1.04, 2.21)]]) == 0
+    assert event_metric(name, [[note]], [[Event("60", 1.04, 2.19)]]) == 1  # 20 % of a second
+    assert event_metric(name, [[note]], [[Event("60", 1.04, 2.21)]]) == 0
     short = Event("60", 1.0, 1.1)
-    assert event_figure(name, [[short]], [[Event("60", 1.0, 1.15)]]) == 1  # at least 50 ms
-    assert event_figure(name, [[short]], [[Event("60", 1.0, 1.16)]]) == 0
-    assert event_figure("event_onset_50ms_fms", [[short]], [[Event("60", 1.05, 9.0)]]) == 1
+    assert event_metric(name, [[short]], [[Event("60", 1.0, 1.15)]]) == 1  # at least 50 ms
+    assert event_metric(name, [[short]], [[Event("60", 1.0, 1.16)]]) == 0
+    assert event_metric("event_onset_50ms_fms", [[short]], [[Event("60", 1.05, 9.0)]]) == 1
 
 
 def test_the_segment_error_rate_of_events_by_hand():
@@ -56,8 +57,8 @@ def test_the_segment_error_rate_of_events_by_hand():
     truly = [Event("a", 0.5, 2.5), Event("b", 1.0, 2.0)]
     found = [Event("a", 0.0, 1.0), Event("b", 1.2, 2.2), Event("c", 3.0, 3.5)]
     # 0: right; 1: a deleted; 2: a taken for b, one substitution; 3: c inserted: 3 errors of 4.
-    assert event_figure("segment_1s_er", [truly], [found]) == pytest.approx(3 / 4)
-    assert event_figure("segment_1s_er", [truly, []], [truly, [Event("c", 0.0, 1.5)]]) == pytest.approx(2 / 4)
+    assert event_metric("segment_1s_er", [truly], [found]) == pytest.approx(3 / 4)
+    assert event_metric("segment_1s_er", [truly, []], [truly, [Event("c", 0.0, 1.5)]]) == pytest.approx(2 / 4)
     activity = segment_activity(truly, ["a", "b"])
     np.testing.assert_array_equal(activity, [[1, 0], [1, 1], [1, 0]])
     labels = ["a", "b", "c"]
@@ -66,11 +67,11 @@ def test_the_segment_error_rate_of_events_by_hand():
     ]
     assert segment_error_rate(both[1], both[0]) == pytest.approx(3 / 4)
     with pytest.raises(ValueError, match="needs true events"):
-        event_figure("segment_1s_er", [[]], [found])
+        event_metric("segment_1s_er", [[]], [found])
     with pytest.raises(ValueError, match="same recordings"):
-        event_figure(ONSET, [truly], [])
+        event_metric(ONSET, [truly], [])
     with pytest.raises(ValueError, match="expected one of event_onset_200ms_fms"):
-        event_figure("event_onset", [truly], [found])
+        event_metric("event_onset", [truly], [found])
 
 
 @st.composite
@@ -98,7 +99,7 @@ def test_the_matching_is_the_largest(truly, found, share):
         sum(near(*((b, a) if flip else (a, b)), share) for a, b in zip(few, order, strict=True))
         for order in itertools.permutations(many, len(few))
     )
-    assert matched(truly, found, 0.2, share) == best
+    assert count_matches(truly, found, 0.2, share) == best
 
 
 @settings(deadline=None, max_examples=80)
@@ -113,7 +114,7 @@ def test_the_matching_is_mir_evals(truly, found, share):
     pairs = transcription.match_notes(
         *arrays[0], *arrays[1], onset_tolerance=0.2, offset_ratio=share, offset_min_tolerance=0.2
     )
-    assert matched(truly, found, 0.2, share) == len(pairs)
+    assert count_matches(truly, found, 0.2, share) == len(pairs)
 
 
 def test_counts_of_recordings_add_up():
@@ -122,18 +123,18 @@ def test_counts_of_recordings_add_up():
         Event(str(generator.integers(3)), start, start + 0.5) for start in np.sort(generator.uniform(0, 9, 8))
     ]
     truly, found = [draw() for _ in range(5)], [draw() for _ in range(5)]
-    for name, figure in EVENT_FIGURES.items():
+    for name, figure in EVENT_METRICS.items():
         counts = event_counts(name, truly, found)
-        assert float(figure.score(counts.sum(0))) == pytest.approx(event_figure(name, truly, found))
-        alone = [event_figure(name, [a], [b]) for a, b in zip(truly, found, strict=True)]
+        assert float(figure.score(counts.sum(0))) == pytest.approx(event_metric(name, truly, found))
+        alone = [event_metric(name, [a], [b]) for a, b in zip(truly, found, strict=True)]
         np.testing.assert_allclose(figure.score(counts), alone)
 
 
 def test_moments_belong_to_the_events_they_lie_in():
     times_s = np.array([0.0, 0.5, 1.0, 1.5])
     heard = [Event("a", 0.5, 1.0), Event("b", 0.9, 1.1), Event("a", 1.5, 2.0)]
-    np.testing.assert_array_equal(moment_targets(heard, times_s, ["a", "b"]), [[0, 0], [1, 0], [1, 1], [1, 0]])
-    assert moment_targets([], times_s, ["a"]).sum() == 0
+    np.testing.assert_array_equal(timestamp_targets(heard, times_s, ["a", "b"]), [[0, 0], [1, 0], [1, 1], [1, 0]])
+    assert timestamp_targets([], times_s, ["a"]).sum() == 0
 
 
 def test_runs_of_moments_are_events():

@@ -23,6 +23,7 @@ ROWS = {
     "randomness": 1,
     "plotting": 1,
     "metrics": 1,
+    "probes": 1,
     "splits": 1,
     "events": 2,
     "ops": 1,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers.peer import Embed, Loaded, Peer, import_from, parameters_of
-from ssamba.evaluation.caching import Array
+from ssamba.metrics.classification import Array
 
 
 def load(folder: Path) -> Loaded:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers.peer import Loaded, Peer, filled, float32_weights
-from ssamba.evaluation.caching import Array
+from ssamba.metrics.classification import Array
 
 _RATE_HZ = 48_000
 _CHUNK = 3 * _RATE_HZ

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers.peer import Loaded, Peer, centered, float32_weights, import_from, windows
-from ssamba.evaluation.caching import Array
+from ssamba.metrics.classification import Array
 
 
 def load(folder: Path) -> Loaded:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.peers.peer import Loaded, Peer, filled, float32_weights, import_from
-from ssamba.evaluation.caching import Array
+from ssamba.metrics.classification import Array
 
 # 76 frames of 10 ms: the first needs 512 samples, each further one 160.
 _LEAST = 512 + 75 * 160

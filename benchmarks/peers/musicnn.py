@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers.peer import Loaded, Peer
 from benchmarks.peers.tensorflow_checkpoint import read_checkpoint
-from ssamba.evaluation.caching import Array
+from ssamba.metrics.classification import Array
 
 _RATE_HZ, _FFT, _HOP, _BANDS = 16_000, 512, 256, 96
 _PART_FRAMES = 187

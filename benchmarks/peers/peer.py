@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ssamba.evaluation import FunctionModel
-from ssamba.evaluation.caching import Array
+from ssamba.metrics.classification import Array
 
 Embed = Callable[[Array], Array]
 

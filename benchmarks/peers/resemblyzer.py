@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.peers.peer import Loaded, Peer, import_from, parameters_of
-from ssamba.evaluation.caching import Array
+from ssamba.metrics.classification import Array
 
 
 def load(folder: Path) -> Loaded:

@@ -15,10 +15,9 @@ from typing import Any
 
 from ssamba.evaluation import EvaluateOptions, Scorecard
 from ssamba.evaluation.evaluate import Row
-from ssamba.evaluation.figures import plot_scorecard
-from ssamba.evaluation.reference import ReferenceRow, reference_rows
+from ssamba.evaluation.report import ReferenceRow, plot_scorecard, reference_rows
 from ssamba.files import write_atomically
-from ssamba.metrics.classification import Interval
+from ssamba.metrics.bootstrap import Interval
 from ssamba.studies.harness import table
 
 KINDS = ("ours", "fine-tuned", "peer")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ssamba.evaluation.caching import Array
+from ssamba.metrics.classification import Array
 
 _FOOTER = 48
 _MAGIC = bytes.fromhex("57fb808b247547db")

@@ -1,16 +1,16 @@
-"""Sound events: where they are, how they are found in scores of moments, and what finding them is worth.
+"""Sound events: find them in scores of time steps, match them with true events, and score the result.
 
-The figures are those of sed_eval (Mesaros et al., 2016, doi:10.3390/app6060162), micro-averaged, as HEAR takes them:
+The metrics are those of sed_eval (Mesaros et al., 2016, doi:10.3390/app6060162), micro-averaged as in HEAR:
 
-    event_onset_200ms_fms                F1; an event is found when one of its label begins within 0.2 s of it
+    event_onset_200ms_fms                F1; a true event is found if one with its label starts within 0.2 s of it
     event_onset_50ms_fms                 the same within 50 ms
-    event_onset_offset_50ms_20perc_fms   and when it also ends within 50 ms, or 20 % of the true event's length
+    event_onset_offset_50ms_20perc_fms   and if that one also ends within 50 ms, or 20 % of the true event's length
     segment_1s_er                        error rate of segments of 1 s: (substitutions + deletions + insertions) / active
 
-No found event counts for two true ones: pairs are a maximum matching of a bipartite graph. All of them add up over
-recordings, so a recording's counts are taken once, and a bootstrap sample of recordings is a sum.
+A predicted event is paired with at most one true event (maximum matching of a bipartite graph). The counts behind each
+metric add up over recordings, so each recording is counted once, and a bootstrap sample of recordings is a sum.
 
-Shapes: K moments of a recording, C classes, N recordings.
+Shapes: K time steps of a recording, S seconds, C classes, N recordings.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ssamba.errors import MissingExtraError
-from ssamba.metrics.ranking import Array
+from ssamba.metrics.classification import Array
 
-_GRACE_MS = 0.0001  # an event's end still belongs to it
-_SLACK_S = 1e-9  # a tolerance holds for times whose difference is not exact in binary
+_END_TOLERANCE_MS = 0.0001  # an event's end still belongs to it
+_ROUNDING_S = 1e-9  # tolerances hold for times whose difference is not exact in binary
 
 
 class Event(NamedTuple):
-    """A label, from when to when."""
+    """A label and the time it is heard; an empty label marks silence."""
 
     label: str
     start_s: float
@@ -38,124 +38,150 @@ class Event(NamedTuple):
 
 
 class Smoothing(NamedTuple):
-    """How scores of moments become events."""
+    """How scores of time steps become events."""
 
     median_filter_ms: float
     """Length of a median filter over each class's scores."""
     min_duration_ms: float
-    """Shorter events are dropped; from the first moment's time to the last's."""
+    """Shorter events are dropped; measured from the first time step to the last."""
 
 
 @dataclass(frozen=True)
-class EventFigure:
-    """A figure of found events: counts of a recording, and what their sums are worth."""
+class EventMetric:
+    """A metric of predicted events: counts of one recording, and the metric of their sums."""
 
     counts: Callable[[Sequence[Event], Sequence[Event]], Array]
-    """(true events, found events) of one recording -> counts that add up."""
+    """(true events, predicted events) of one recording -> counts that add up over recordings."""
     score: Callable[[Array], Array]
-    """Sums of counts, (..., counts) -> figures (...)."""
-    more_is_better: bool
+    """Sums of counts, (..., counts) -> values (...)."""
+    higher_is_better: bool
     """False for error rates."""
 
 
-def event_figure(name: str, truly: Sequence[Sequence[Event]], found: Sequence[Sequence[Event]]) -> float:
-    """A figure over recordings.
+def event_metric(name: str, true: Sequence[Sequence[Event]], predicted: Sequence[Sequence[Event]]) -> float:
+    """Return a metric over recordings.
 
     Args:
-        name: one of `EVENT_FIGURES`.
-        truly: the events of each recording.
-        found: those that were found in each.
+        name: one of `EVENT_METRICS`.
+        true: true events of each recording (N).
+        predicted: predicted events of each (N).
 
     Raises:
-        ValueError: the name is unknown, the lists are not of the same recordings, or an error rate has no true event.
+        ValueError: the name is unknown, the lists differ in length, or an error rate has no true event.
     """
-    if name not in EVENT_FIGURES:
-        raise ValueError(f"no figure of events is called {name!r}: expected one of {', '.join(EVENT_FIGURES)}")
-    figure = EVENT_FIGURES[name]
-    value = float(figure.score(event_counts(name, truly, found).sum(0)))
+    if name not in EVENT_METRICS:
+        raise ValueError(f"no metric of events is called {name!r}: expected one of {', '.join(EVENT_METRICS)}")
+    value = float(EVENT_METRICS[name].score(event_counts(name, true, predicted).sum(0)))
     if math.isnan(value):
         raise ValueError(f"{name} needs true events: there is none")
     return value
 
 
-def event_counts(name: str, truly: Sequence[Sequence[Event]], found: Sequence[Sequence[Event]]) -> Array:
-    """The counts of a figure in each recording, (N, counts); arguments as `event_figure`."""
-    if len(truly) != len(found) or not truly:
-        raise ValueError(f"expected true and found events of the same recordings, got {len(truly)} and {len(found)}")
-    return np.array([EVENT_FIGURES[name].counts(a, b) for a, b in zip(truly, found, strict=True)])
+def event_counts(name: str, true: Sequence[Sequence[Event]], predicted: Sequence[Sequence[Event]]) -> Array:
+    """Return the counts of a metric in each recording, (N, counts); arguments as `event_metric`."""
+    if len(true) != len(predicted) or not true:
+        raise ValueError(
+            f"expected true and predicted events of the same recordings, got {len(true)}, {len(predicted)}"
+        )
+    return np.array([EVENT_METRICS[name].counts(a, b) for a, b in zip(true, predicted, strict=True)])
 
 
-def matched(
-    truly: Sequence[Event], found: Sequence[Event], tolerance_s: float, share_of_length: float | None = None
+def count_matches(
+    true: Sequence[Event], predicted: Sequence[Event], tolerance_s: float, share_of_length: float | None = None
 ) -> int:
-    """The most true events that can each be paired with a found one of its own.
+    """Return the largest number of true events that can be paired with different predicted events of their label.
 
     Args:
-        truly: true events.
-        found: found events.
-        tolerance_s: how far apart their beginnings may be.
-        share_of_length: how far apart their ends may be, as a share of the true event's length (at least the
-            tolerance); None leaves ends alone.
+        true: true events.
+        predicted: predicted events.
+        tolerance_s: largest distance of the starts.
+        share_of_length: largest distance of the ends, as a share of the true event's length (at least `tolerance_s`);
+            None ignores the ends.
     """
-    if not truly or not found:
+    if not true or not predicted:
         return 0
-    matching = _scipy_matching()
+    try:
+        from scipy.sparse import csr_array
+        from scipy.sparse.csgraph import maximum_bipartite_matching
+    except ImportError:
+        raise MissingExtraError(_MISSING_SCIPY) from None
     total = 0
-    for label in {event.label for event in truly} & {event.label for event in found}:
-        a, b = (np.array([e[1:] for e in events if e.label == label]) for events in (truly, found))
-        near = np.abs(a[:, None, 0] - b[None, :, 0]) <= tolerance_s + _SLACK_S
+    for label in {event.label for event in true} & {event.label for event in predicted}:
+        a, b = (np.array([e[1:] for e in events if e.label == label]) for events in (true, predicted))
+        near = np.abs(a[:, None, 0] - b[None, :, 0]) <= tolerance_s + _ROUNDING_S
         if share_of_length is not None:
             allowed = np.maximum(tolerance_s, share_of_length * (a[:, 1] - a[:, 0]))
-            near &= np.abs(a[:, None, 1] - b[None, :, 1]) <= allowed[:, None] + _SLACK_S
-        total += matching(near)
+            near &= np.abs(a[:, None, 1] - b[None, :, 1]) <= allowed[:, None] + _ROUNDING_S
+        total += int((maximum_bipartite_matching(csr_array(near), perm_type="column") >= 0).sum())
     return total
 
 
 def segment_activity(events: Sequence[Event], labels: Sequence[str], length_s: float = 1.0) -> Array:
-    """Which labels are active in each segment, (segments, C) bool: those that an event touches."""
+    """Return which labels are active in each segment, (segments, C) bool: those of events that overlap it."""
     count = max((math.ceil(event.end_s / length_s) for event in events), default=0)
     active = np.zeros((count, len(labels)), bool)
-    place = {label: k for k, label in enumerate(labels)}
+    column = {label: k for k, label in enumerate(labels)}
     for event in events:
-        active[math.floor(event.start_s / length_s) : math.ceil(event.end_s / length_s), place[event.label]] = True
+        active[math.floor(event.start_s / length_s) : math.ceil(event.end_s / length_s), column[event.label]] = True
     return active
 
 
-def moment_targets(events: Sequence[Event], times_s: Array, labels: Sequence[str]) -> Array:
-    """Which labels hold at each moment, (K, C), 0 or 1: those of the events that it lies in, ends included."""
+def timestamp_targets(events: Sequence[Event], times_s: Array, labels: Sequence[str]) -> Array:
+    """Return the labels at times (K,): (K, C) with 0 or 1; an event includes its start and its end."""
     targets = np.zeros((len(times_s), len(labels)), np.int64)
-    place = {label: k for k, label in enumerate(labels)}
+    column = {label: k for k, label in enumerate(labels)}
     for event in events:
-        inside = (times_s >= event.start_s) & (times_s < event.end_s + _GRACE_MS / 1000)
-        targets[inside, place[event.label]] = 1
+        inside = (times_s >= event.start_s) & (times_s < event.end_s + _END_TOLERANCE_MS / 1000)
+        targets[inside, column[event.label]] = 1
+    return targets
+
+
+def second_targets(events: Sequence[Event], seconds: Array, labels: Sequence[str]) -> Array:
+    """Return the labels of seconds that start at `seconds` (S,): (S, C) with 0, 1, or NaN for unknown.
+
+    As in fine-tuning, a label holds for a second if its event covers more than half of it; an event without a label
+    marks silence, and a second that no event covers is unknown.
+    """
+    targets = np.full((len(seconds), len(labels)), np.nan)
+    column = {label: k for k, label in enumerate(labels)}
+    for event in events:
+        covered = np.minimum(event.end_s, seconds + 1) - np.maximum(event.start_s, seconds) > 0.5
+        known = targets[covered]
+        targets[covered] = np.where(np.isnan(known), 0.0, known)
+        if event.label:
+            targets[covered, column[event.label]] = 1.0
     return targets
 
 
 def find_events(
     scores: Array, times_s: Array, labels: Sequence[str], smoothing: Smoothing, threshold: float
 ) -> list[Event]:
-    """Events in scores of moments, as HEAR's kit finds them.
+    """Return the events in scores of time steps, found as HEAR's kit does.
 
-    Scores go through a median filter; runs of moments above the threshold are events, from the first moment's time to
-    the last's.
+    After a median filter, each run of time steps above the threshold is an event, from the time of its first step to
+    that of its last.
 
     Args:
         scores: (K, C).
         times_s: (K,), ascending.
-        labels: of the classes.
-        smoothing: of the scores.
-        threshold: a label is there above it.
+        labels: names of the classes (C).
+        smoothing: median filter and shortest event.
+        threshold: a label is active above this score.
     """
     if smoothing.median_filter_ms and len(times_s) > 1:
         width = round(smoothing.median_filter_ms / (1000 * float(np.mean(np.diff(times_s)))))
         if width > 1:
-            scores = _scipy_median(scores, width)
+            try:
+                from scipy.ndimage import median_filter
+            except ImportError:
+                raise MissingExtraError(_MISSING_SCIPY) from None
+            scores = median_filter(scores, size=(width, 1))
     edges = np.diff(np.pad((scores > threshold).astype(np.int8), ((1, 1), (0, 0))), axis=0)
     events = []
     for column, label in enumerate(labels):
         starts, ends = np.flatnonzero(edges[:, column] == 1), np.flatnonzero(edges[:, column] == -1) - 1
         for start_s, end_s in zip(times_s[starts], times_s[ends], strict=True):
-            if 1000 * (end_s - start_s) >= smoothing.min_duration_ms - _GRACE_MS:
+            if 1000 * (end_s - start_s) >= smoothing.min_duration_ms - _END_TOLERANCE_MS:
                 events.append(Event(label, float(start_s), float(end_s)))
     return sorted(events, key=lambda event: event[1:])
 
@@ -163,55 +189,36 @@ def find_events(
 def _f1_counts(
     tolerance_s: float, share_of_length: float | None
 ) -> Callable[[Sequence[Event], Sequence[Event]], Array]:
-    return lambda truly, found: np.array(
-        [matched(truly, found, tolerance_s, share_of_length), len(truly), len(found)], np.float64
+    return lambda true, predicted: np.array(
+        [count_matches(true, predicted, tolerance_s, share_of_length), len(true), len(predicted)], np.float64
     )
 
 
 def _f1(sums: Array) -> Array:
-    """From hits, true and found events; 0 where there is neither."""
+    """Return F1 from numbers of matches, true and predicted events; 0 if there are no events."""
     return np.asarray(2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1))
 
 
-def _segment_counts(truly: Sequence[Event], found: Sequence[Event]) -> Array:
-    labels = sorted({event.label for event in (*truly, *found)})
-    true, said = segment_activity(truly, labels), segment_activity(found, labels)
-    longest = max(len(true), len(said))
-    true, said = (np.pad(active, ((0, longest - len(active)), (0, 0))) for active in (true, said))
-    missed, alarmed = (true & ~said).sum(1), (said & ~true).sum(1)
-    return np.array([np.maximum(missed, alarmed).sum(), true.sum()], np.float64)
+def _segment_counts(true: Sequence[Event], predicted: Sequence[Event]) -> Array:
+    labels = sorted({event.label for event in (*true, *predicted)})
+    actual, found = segment_activity(true, labels), segment_activity(predicted, labels)
+    longest = max(len(actual), len(found))
+    actual, found = (np.pad(active, ((0, longest - len(active)), (0, 0))) for active in (actual, found))
+    missed, alarmed = (actual & ~found).sum(1), (found & ~actual).sum(1)
+    return np.array([np.maximum(missed, alarmed).sum(), actual.sum()], np.float64)
 
 
 def _error_rate(sums: Array) -> Array:
-    """From errors and active labels; NaN where there are none of these."""
+    """Return the error rate from numbers of errors and active labels; NaN if no label is active."""
     return np.where(sums[..., 1] > 0, sums[..., 0] / np.maximum(sums[..., 1], 1), np.nan)
 
 
-EVENT_FIGURES: Mapping[str, EventFigure] = {
-    "event_onset_200ms_fms": EventFigure(_f1_counts(0.2, None), _f1, True),
-    "event_onset_50ms_fms": EventFigure(_f1_counts(0.05, None), _f1, True),
-    "event_onset_offset_50ms_20perc_fms": EventFigure(_f1_counts(0.05, 0.2), _f1, True),
-    "segment_1s_er": EventFigure(_segment_counts, _error_rate, False),
+EVENT_METRICS: Mapping[str, EventMetric] = {
+    "event_onset_200ms_fms": EventMetric(_f1_counts(0.2, None), _f1, True),
+    "event_onset_50ms_fms": EventMetric(_f1_counts(0.05, None), _f1, True),
+    "event_onset_offset_50ms_20perc_fms": EventMetric(_f1_counts(0.05, 0.2), _f1, True),
+    "segment_1s_er": EventMetric(_segment_counts, _error_rate, False),
 }
-"""By the name that a HEAR task gives them."""
+"""By the name that HEAR's tasks use."""
 
-
-def _scipy_matching() -> Callable[[Array], int]:
-    try:
-        from scipy.sparse import csr_array
-        from scipy.sparse.csgraph import maximum_bipartite_matching
-    except ImportError:
-        raise MissingExtraError(_MISSING) from None
-    return lambda near: int((maximum_bipartite_matching(csr_array(near), perm_type="column") >= 0).sum())
-
-
-def _scipy_median(scores: Array, width: int) -> Array:
-    try:
-        from scipy.ndimage import median_filter
-    except ImportError:
-        raise MissingExtraError(_MISSING) from None
-    filtered: Array = median_filter(scores, size=(width, 1))
-    return filtered
-
-
-_MISSING = 'events need SciPy: pip install "ssamba[eval]"'
+_MISSING_SCIPY = 'events need SciPy: pip install "ssamba[eval]"'

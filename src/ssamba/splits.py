@@ -255,7 +255,7 @@ def _copies_note(folds: Sequence[Fold], copies: Sequence[str | None], files: Seq
 
 
 def _joined_groups(groups: Sequence[str | None], files: Sequence[str], copies: Sequence[str | None]) -> Ints:
-    """Return a number for each clip (N), equal for clips joined by a group, file or copy, directly or through others."""
+    """Return a number for each clip (N), equal for clips joined by a group, file or copy, also through others."""
     parent: dict[tuple[str, str], tuple[str, str]] = {}
 
     def root(name: tuple[str, str]) -> tuple[str, str]:

@@ -8,14 +8,20 @@ import math
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from ssamba.evaluation.probe import RoundResult
 
 from ssamba.evaluation import EvaluateOptions, LogMelStatistics, evaluate
-from ssamba.evaluation.details import accuracy_intervals, class_scores, confusion
-from ssamba.evaluation.figures import plot_scorecard, write_details
-from ssamba.evaluation.probe import RoundResult
-from ssamba.evaluation.reference import reference_rows
+from ssamba.evaluation.report import (
+    accuracy_intervals,
+    class_scores,
+    confusion,
+    plot_scorecard,
+    reference_rows,
+    write_details,
+)
 from ssamba.evaluation.suite import OPEN_SUITE, read_suite
-from ssamba.metrics.classification import accuracy, bootstrap_interval
+from ssamba.metrics.bootstrap import bootstrap_interval
+from ssamba.metrics.classification import accuracy
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,12 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from ssamba.evaluation.probe import C_GRID
 
 from ssamba.embedder import Embedder
 from ssamba.evaluation import EncoderModel, EvaluateOptions, FunctionModel, LogMelStatistics, VectorOptions, evaluate
-from ssamba.evaluation.probe import C_GRID
-from ssamba.evaluation.suite import read_suite, read_waves
+from ssamba.evaluation.clips import read_waves
+from ssamba.evaluation.suite import read_suite
 from ssamba.splits import validation_mask
 
 
@@ -41,7 +42,7 @@ def test_the_linear_probe_is_scikit_learns(suite):
     tasks, model = read_suite(suite), LogMelStatistics()
     card = evaluate(model, tasks, workers=2)
     for task in tasks:
-        waves = read_waves(task).chosen(np.arange(len(task.clips)), 0.9)
+        waves = read_waves(task).select(np.arange(len(task.clips)), 0.9)
         assert card.rows[0].scores[task.name] == by_hand(model.vectors(waves)["final.mean"], task)
     assert card.best().mean == pytest.approx(np.mean(list(card.best().scores.values())))
     assert card.best().scores["drum8"] > 0.4  # five kinds, and pieces of the same recordings to learn from

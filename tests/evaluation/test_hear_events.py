@@ -12,16 +12,16 @@ import pytest
 import soundfile
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from ssamba.evaluation.multilabel import EventRows, EventsResult
+from ssamba.evaluation.probe import C_GRID
 
 from ssamba.audio.decode import decode
 from ssamba.embedder import Embedder
 from ssamba.errors import AudioDecodeError, SuiteError
 from ssamba.evaluation import EncoderModel, EvaluateOptions, FunctionModel, LogMelStatistics, evaluate, read_suite
-from ssamba.evaluation.figures import write_details
-from ssamba.evaluation.multilabel import EventRows, EventsResult
-from ssamba.evaluation.probe import C_GRID
+from ssamba.evaluation.report import write_details
 from ssamba.evaluation.suite import read_waves
-from ssamba.events import Event, Smoothing, event_figure, find_events, moment_targets
+from ssamba.events import Event, Smoothing, event_metric, find_events, timestamp_targets
 
 RATE = 16_000
 LABELS = ("drum", "tabla")
@@ -82,7 +82,7 @@ def events(sounds, tmp_path_factory):
 
 def test_events_are_read_as_published(events):
     (task,) = read_suite(events.parent)
-    assert (task.kind, task.figures) == ("event", ("event_onset_200ms_fms", "segment_1s_er"))
+    assert (task.kind, task.metrics) == ("event", ("event_onset_200ms_fms", "segment_1s_er"))
     assert task.classes == LABELS
     assert task.smoothings == (Smoothing(250.0, 125.0), Smoothing(250.0, 250.0))
     truth = json.loads((events / "train.json").read_text())["train_0.wav"]
@@ -104,12 +104,12 @@ def test_events_are_found_and_scored(events, tmp_path):
     assert low <= figures["event_onset_200ms_fms"] <= high
     (result,) = card.results["final.mean"][task.name]
     assert isinstance(result, EventsResult)
-    assert event_figure("event_onset_200ms_fms", result.truly, result.found) == pytest.approx(result.score)
+    assert event_metric("event_onset_200ms_fms", result.true, result.found) == pytest.approx(result.score)
     assert result.smoothing in task.smoothings
     write_details(card, [task], tmp_path)
     with (tmp_path / f"{task.name}.classes.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert sum(int(row["clips"]) for row in rows) == sum(len(own) for own in result.truly)
+    assert sum(int(row["clips"]) for row in rows) == sum(len(own) for own in result.true)
     assert all(float(row["f1"]) > 0.5 for row in rows)
 
 
@@ -117,11 +117,11 @@ def test_the_probe_of_events_is_scikit_learns(events):
     """Setting and smoothing by the onset figure on `valid`, refit on both, all by hand."""
     (task,) = read_suite(events)
     (found,) = evaluate(LogMelStatistics(), [task]).results["final.mean"][task.name]
-    moments = LogMelStatistics().timestamp_embeddings(read_waves(task).chosen(np.arange(len(task.clips)), 0.9))
+    moments = LogMelStatistics().timestamp_embeddings(read_waves(task).select(np.arange(len(task.clips)), 0.9))
     part = task.folds()[0]
     x = moments.views["final.mean"].astype(float)
     y = np.concatenate(
-        [moment_targets(task.events[k], moments.times_s[moments.rows_of(k)], LABELS) for k in range(len(task.clips))]
+        [timestamp_targets(task.events[k], moments.times_s[moments.rows_of(k)], LABELS) for k in range(len(task.clips))]
     )
 
     def events_of(c, train, clips, smoothing):
@@ -135,14 +135,14 @@ def test_the_probe_of_events_is_scikit_learns(events):
         return [find_events(said(k), moments.times_s[moments.rows_of(k)], LABELS, smoothing, 0.5) for k in clips]
 
     tried = {
-        (c, s): event_figure(task.metric, [task.events[k] for k in part.valid], events_of(c, part.train, part.valid, s))
+        (c, s): event_metric(task.metric, [task.events[k] for k in part.valid], events_of(c, part.train, part.valid, s))
         for c in C_GRID
         for s in task.smoothings
     }
     best = max(tried, key=lambda pair: tried[pair])
     assert (found.setting, found.smoothing) == best
     assert found.validation == pytest.approx(tried[best])
-    expected = event_figure(
+    expected = event_metric(
         task.metric, [task.events[k] for k in part.test], events_of(best[0], part.train_and_valid, part.test, best[1])
     )
     assert found.score == pytest.approx(expected)
@@ -162,7 +162,7 @@ def test_knowing_the_truth_scores_one(events):
 
     def moments(waves):
         times_s = np.arange(0.005, 6.0, 0.01)
-        return [(moment_targets(own, times_s, LABELS), times_s) for own in task.events]
+        return [(timestamp_targets(own, times_s, LABELS), times_s) for own in task.events]
 
     oracle = FunctionModel("oracle", lambda waves: np.zeros((len(waves), 1)), embed_timestamps=moments)
     card = evaluate(oracle, [task])
@@ -223,13 +223,13 @@ def labeled(sounds, tmp_path):
 
 def test_several_labels_are_scored_by_map(labeled):
     (task,) = read_suite(labeled)
-    assert (task.kind, task.figures, task.classes) == ("multi", ("mAP", "mAUC", "d_prime"), LABELS)
+    assert (task.kind, task.metrics, task.classes) == ("multi", ("mAP", "mAUC", "d_prime"), LABELS)
     assert task.valid.sum() == 8
     card = evaluate(LogMelStatistics(), [task])
     assert card.best().scores[task.name] > 0.85
     metadata = json.loads((labeled / "task_metadata.json").read_text())
     (labeled / "task_metadata.json").write_text(json.dumps({**metadata, "evaluation": ["aucroc", "mAP"]}))
-    assert read_suite(labeled)[0].figures == ("mAUC", "mAP", "d_prime")
+    assert read_suite(labeled)[0].metrics == ("mAUC", "mAP", "d_prime")
     (labeled / "labelvocabulary.csv").unlink()
     assert read_suite(labeled)[0].classes == LABELS
 

@@ -18,15 +18,16 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
+from ssamba.evaluation.multilabel import LABEL_PROBES, LabelsResult, Rows, labels_round
+from ssamba.evaluation.probe import ALPHA_GRID, C_GRID, K_GRID, run_side_by_side
 
 from ssamba.audio.decode import decode
 from ssamba.embedder import Embedder
 from ssamba.errors import SuiteError
 from ssamba.evaluation import EncoderModel, EvaluateOptions, FunctionModel, LogMelStatistics, VectorOptions, evaluate
-from ssamba.evaluation.figures import plot_scorecard, write_details
-from ssamba.evaluation.multilabel import LABEL_PROBES, LabelsResult, Rows, labels_round
-from ssamba.evaluation.probe import ALPHA_GRID, C_GRID, K_GRID, run_side_by_side
-from ssamba.evaluation.suite import read_suite, read_waves
+from ssamba.evaluation.clips import read_waves
+from ssamba.evaluation.report import plot_scorecard, write_details
+from ssamba.evaluation.suite import read_suite
 from ssamba.splits import Fold, validation_mask
 
 FIGURES = ("mAP", "mAUC", "d_prime")
@@ -88,8 +89,8 @@ def test_probes_are_scikit_learns(rows, name, settings, make):
     assert found.setting == best
     assert found.validation == pytest.approx(max(scores), abs=1e-6)
     truth = y[part.test]
-    assert found.figures["mAP"] == found.score == pytest.approx(average_precision_score(truth, expected), abs=1e-6)
-    assert found.figures["mAUC"] == pytest.approx(roc_auc_score(truth, expected), abs=1e-6)
+    assert found.metrics["mAP"] == found.score == pytest.approx(average_precision_score(truth, expected), abs=1e-6)
+    assert found.metrics["mAUC"] == pytest.approx(roc_auc_score(truth, expected), abs=1e-6)
     np.testing.assert_array_equal(found.predicted, expected >= 0.5)
     np.testing.assert_array_equal(found.correct, ((expected >= 0.5) == truth).all(1))
     assert found.score > truth.mean() + 0.2
@@ -219,7 +220,7 @@ def test_a_scorecard_says_what_each_score_is(suite, tmp_path):
 def test_the_linear_probe_of_a_suite_is_scikit_learns(suite):
     (task,) = read_suite(suite, ["both"])
     card = evaluate(LogMelStatistics(), [task])
-    x = LogMelStatistics().vectors(read_waves(task).chosen(np.arange(40), 0.9))["final.mean"].astype(float)
+    x = LogMelStatistics().vectors(read_waves(task).select(np.arange(40), 0.9))["final.mean"].astype(float)
     (part,) = task.folds()
     held = validation_mask(task.groups[part.train])
 
@@ -238,7 +239,7 @@ def test_the_linear_probe_of_a_suite_is_scikit_learns(suite):
 
 
 def test_a_scorecard_in_json_holds_no_infinity(suite):
-    tasks = [dataclasses.replace(task, figures=("d_prime", "mAP")) for task in read_suite(suite, ["both"])]
+    tasks = [dataclasses.replace(task, metrics=("d_prime", "mAP")) for task in read_suite(suite, ["both"])]
     truth = FunctionModel("truth", lambda waves: tasks[0].targets.astype(np.float32))
     card = evaluate(truth, tasks)
     assert card.best().scores["both"] == np.inf

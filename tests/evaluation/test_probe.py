@@ -11,16 +11,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ssamba.errors import SuiteError
-from ssamba.evaluation.probe import (
-    ALPHA_GRID,
-    K_GRID,
-    ProbeJob,
-    linear_probe,
-    neighbors_probe,
-    perceptron_probe,
-    run_jobs,
-)
-from ssamba.evaluation.weighting import weighted_probe
+from ssamba.evaluation.probing import probe_labels, probe_layers, run_jobs
+from ssamba.probes import SETTINGS
 from ssamba.splits import Fold, validation_mask
 
 
@@ -82,7 +74,7 @@ def test_damaged_vectors_do_not_stop_a_probe(job):
 
 
 def test_a_single_layer_weighted_is_logistic_regression(job):
-    found = weighted_probe(job.vectors[None], job.labels, job.groups, job.part)
+    found = probe_layers(job.vectors[None], job.labels, job.groups, job.part)
     train, test = job.part.train, job.part.test
     model = make_pipeline(StandardScaler(), LogisticRegression(C=found.setting, max_iter=500, tol=1e-8))
     model.fit(job.vectors[train].astype(float), job.labels[train])
@@ -93,17 +85,17 @@ def test_a_single_layer_weighted_is_logistic_regression(job):
 def test_the_weighting_finds_the_layer_that_knows(job):
     noise = np.random.default_rng(1).normal(size=(2, *job.vectors.shape)).astype(np.float32)
     layers = np.stack([noise[0], job.vectors, noise[1]])
-    found = weighted_probe(layers, job.labels, job.groups, job.part)
+    found = probe_layers(layers, job.labels, job.groups, job.part)
     assert found.weights is not None
     assert found.weights.argmax() == 1
     assert found.weights.sum() == pytest.approx(1, abs=1e-6)
-    assert found.score > weighted_probe(noise, job.labels, job.groups, job.part).score + 0.2
+    assert found.score > probe_layers(noise, job.labels, job.groups, job.part).score + 0.2
 
 
 def test_classes_without_a_training_clip_are_never_guessed(job):
     train = job.part.train[job.labels[job.part.train] != "c"]
     for found in (
-        weighted_probe(job.vectors[None], job.labels, job.groups, Fold(train, job.part.test)),
+        probe_layers(job.vectors[None], job.labels, job.groups, Fold(train, job.part.test)),
         linear_probe(job.vectors, job.labels, job.groups, Fold(train, job.part.test)),
     ):
         assert set(found.predicted) == {"a", "b"}

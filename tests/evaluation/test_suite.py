@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssamba.errors import SuiteError
-from ssamba.evaluation.suite import read_suite, read_waves
+from ssamba.evaluation.clips import read_waves
+from ssamba.evaluation.suite import read_suite
 from ssamba.evaluation.task import Task
 from ssamba.splits import validation_mask
 
@@ -43,7 +44,7 @@ def test_waves_are_those_of_the_files_at_any_level(suite, tmp_path):
                 samples, _ = soundfile.read(suite / clip, dtype="float32")
                 np.testing.assert_allclose(waves[index], samples, atol=1.6e-5 * np.abs(samples).max())
         assert heard == list(range(1, len(task.clips) + 1))
-        chosen = waves.chosen(np.array([3, 1]), 0.9)
+        chosen = waves.select(np.array([3, 1]), 0.9)
         assert list(chosen.lengths) == [len(chosen[0]), len(chosen[1])]
         assert np.abs(chosen[1]).max() == pytest.approx(0.9)
         np.testing.assert_allclose(chosen[0] / 0.9, waves[3] / np.abs(waves[3]).max(), atol=1e-6)

@@ -85,8 +85,7 @@ def evaluate(
     from ssamba.errors import ConfigError
     from ssamba.evaluation import EvaluateOptions, VectorOptions, cache_folder, read_suite
     from ssamba.evaluation import evaluate as run
-    from ssamba.evaluation.figures import PICTURE_FORMATS, plot_scorecard, write_details
-    from ssamba.evaluation.reference import reference_rows
+    from ssamba.evaluation.report import PICTURE_FORMATS, plot_scorecard, reference_rows, write_details
 
     try:
         vectors = VectorOptions.parse(

@@ -1,9 +1,9 @@
-"""Judging embeddings: metrics, probes, suites of labeled tasks."""
+"""Score embeddings by probes on suites of labeled tasks."""
 
-from ssamba.evaluation.caching import cache_folder
+from ssamba.evaluation.clips import cache_folder, read_waves
 from ssamba.evaluation.evaluate import EvaluateOptions, Progress, Scorecard, evaluate
 from ssamba.evaluation.log_mel import LogMelStatistics
-from ssamba.evaluation.suite import read_suite, read_waves
+from ssamba.evaluation.suite import read_suite
 from ssamba.evaluation.task import Task
 from ssamba.evaluation.vectors import ClipModel, EncoderModel, FunctionModel, TimestampEmbeddings, VectorOptions
 

@@ -1,130 +1,125 @@
-"""One model on one suite: vectors, probes, and a scorecard that says everything it depends on.
+"""Score one model on one suite: embed the clips, run the probes, and collect a scorecard.
 
     tasks = read_suite("suite/")
     card = evaluate(EncoderModel(load_model("checkpoint/")), tasks)
     print(card.best().mean, card.best().scores)
 
-Tasks of one label for each clip are scored by accuracy, others by what they name (`Task.figures`); `Scorecard.tasks` says
-which under `metric`.
+A task's score is its first metric (`Task.metrics`; accuracy for one label a clip), which `Scorecard.tasks` names.
 
-With `inner=True` no test clip is read: for choosing between recipes, layers and poolings. The row "best" chooses a
-view for each round by the score on its validation part, so that no test clip chooses it either. The rows
-"weighted" learn a mixture of all layers (`weighting.py`).
+With `inner=True` no test clip is read: for choosing between recipes, layers and poolings. The row "best" takes for each
+fold the view with the best score on its validation clips, so that no test clip chooses it either. The rows "weighted"
+learn a mixture of all layers (`probes.LayerMixture`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache as remembered
+from functools import cache as memoized
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from ssamba.config import Config
-from ssamba.evaluation.caching import Array
-from ssamba.evaluation.details import accuracy_intervals
-from ssamba.evaluation.judging import check_weighted, clip_runs, moment_runs, single_runs
-from ssamba.evaluation.probe import RoundResult, accuracy_of, run_side_by_side
-from ssamba.evaluation.suite import Waves, read_waves, recording_digests
+from ssamba.errors import SuiteError
+from ssamba.evaluation.clips import Waves, read_waves, recording_digests
+from ssamba.evaluation.probing import ProbeResult, clip_jobs, layer_jobs, run_jobs, timestamp_jobs
 from ssamba.evaluation.task import Task
 from ssamba.evaluation.vectors import ClipModel, pooling_of, task_timestamps, task_vectors, view_name
-from ssamba.evaluation.weighting import weighted_probe
-from ssamba.metrics.classification import Interval, finite_or_none
+from ssamba.metrics.bootstrap import Interval, interval_of
+from ssamba.metrics.classification import Array, finite_or_none
+from ssamba.probes import ProbeKind
 
 BEST = "best"
 WEIGHTED = "weighted"
+_BOOTSTRAP_SAMPLES = 2000
 
 
 class EvaluateOptions(Config):
-    """How a model is scored; the defaults are the open suite's protocol."""
+    """Options of an evaluation; the defaults are the open suite's protocol."""
 
     inner: bool = False
-    """Score inside the training part of each task's first round, by cross-validation over groups: no test clip is
+    """Score inside the training part of each task's first fold, by cross-validation over groups: no test clip is
     read. For choosing between recipes."""
-    probe: Literal["linear", "knn", "mlp"] = "linear"
+    probe: ProbeKind = "linear"
     """Logistic regression, nearest neighbors, or a perceptron with one hidden layer."""
     weighted: bool = False
-    """Also learn a mixture of all layers, with a linear classifier on it, for each pooling of several layers."""
+    """Also learn a mixture of all layers with a linear classifier on it, for each pooling."""
     level: float | None = Field(0.9, gt=0)
-    """Peak that each clip is scaled to before it is embedded, as for the published rows; None leaves it."""
+    """Peak that each clip is scaled to before it is embedded, as for published results; None leaves it as it is."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an evaluation is."""
+    """Progress of an evaluation."""
 
     step: str
     """`decoding`, `embedding` or `probing`."""
     task: str
-    """The task in work."""
+    """Name of the current task."""
     done: int
-    """Clips, or rounds."""
+    """Clips or folds that are done."""
     total: int
-    """Of how many."""
+    """Clips or folds in all."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """The scores of one view of the model."""
+    """Scores of one view of the model."""
 
     view: str
-    """`LAYER.POOLING`; `weighted.POOLING`; or `best`: for each round the layer with the best validation score."""
+    """`LAYER.POOLING`; `weighted.POOLING`; or `best`: in each fold the view with the best validation score."""
     scores: dict[str, float]
-    """By task: accuracy, or what the task is scored by."""
+    """The metric of each task, the mean over its folds."""
     intervals: dict[str, Interval]
-    """By task, and under `mean`: 95 % bootstrap intervals over test clips."""
+    """95 % bootstrap intervals over test clips, by task and of the mean (`mean`)."""
     chosen: dict[str, list[str]] = field(default_factory=dict)
-    """For `best`: the view of each round, by task."""
+    """For `best`: the view of each fold, by task."""
     weights: dict[str, list[list[float]]] = field(default_factory=dict)
-    """For `weighted`: of each layer in each round, by task."""
+    """For `weighted`: the weight of each layer in each fold, by task."""
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By task, of those that are not scored by accuracy alone: every figure, the mean over rounds."""
+    """All metrics of tasks that have more than accuracy, by task and name: means over folds."""
 
     @property
     def mean(self) -> float:
-        """Over the tasks."""
+        """Mean score of the tasks."""
         return float(np.mean(list(self.scores.values())))
 
 
 @dataclass(frozen=True)
 class Scorecard:
-    """What an evaluation found."""
+    """Result of an evaluation."""
 
     model: str
     """Name of the model."""
     model_digest: str
     """Digest of the model."""
     options: EvaluateOptions
-    """How it was scored."""
+    """How the model was scored."""
     tasks: dict[str, dict[str, Any]]
-    """By task: its digest, clips and classes, and what its score is (`metric`)."""
+    """Digest, number of clips and classes, and metric (`metric`) of each task."""
     rows: list[Row]
-    """One for each view, weighted ones after, and last `best` when there are several layers or poolings."""
+    """One for each view, then weighted ones, and last `best` if there are several layers or poolings."""
     seconds: float
-    """Time it took."""
+    """Duration."""
     repeated: dict[str, int] = field(default_factory=dict)
-    """By task, where there are some: clips tested although the same samples, under another name, were trained on."""
-    results: dict[str, dict[str, list[RoundResult]]] = field(repr=False, default_factory=dict)
-    """By row and task: what the probe said in each round."""
+    """Number of test clips whose samples, under another name, are also trained on, by task; only tasks with any."""
+    results: dict[str, dict[str, list[ProbeResult]]] = field(repr=False, default_factory=dict)
+    """Result of each fold, by row and task."""
 
     def row(self, view: str) -> Row:
-        """The row of a view.
-
-        Raises:
-            KeyError: there is none.
-        """
+        """Return the row of a view; KeyError if there is none."""
         return {row.view: row for row in self.rows}[view]
 
     def best(self) -> Row:
-        """The row `best`, or the only one."""
+        """Return the row `best`, or the only one."""
         return self.rows[-1]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the single predictions, ready for `json.dump`."""
+        """Return everything except the predictions, ready for `json.dump`."""
         return {
             "model": self.model,
             "model_digest": self.model_digest,
@@ -137,7 +132,7 @@ class Scorecard:
 
 
 def _for_json(value: Any) -> Any:
-    """The same, with None in place of infinities (d' of a perfect ranking), which JSON does not have."""
+    """Replace infinities (d' of a perfect ranking), which JSON does not have, by None."""
     if isinstance(value, dict):
         return {key: _for_json(own) for key, own in value.items()}
     if isinstance(value, list | tuple):
@@ -157,12 +152,12 @@ def evaluate(
     """Score a model on tasks.
 
     Args:
-        model: `EncoderModel`, `LogMelStatistics`, `FunctionModel` or alike.
+        model: `EncoderModel`, `LogMelStatistics`, `FunctionModel` or another `ClipModel`.
         tasks: from `read_suite`.
-        options: how.
-        cache: folder that keeps decoded clips and vectors (`cache_folder()`); None keeps nothing.
+        options: None is the open suite's protocol.
+        cache: folder for decoded clips and vectors (`cache_folder()`); None caches nothing.
         workers: threads for the probes.
-        on_progress: hears how far it is.
+        on_progress: called after each clip and fold.
 
     Raises:
         AudioDecodeError: a clip cannot be read.
@@ -170,12 +165,19 @@ def evaluate(
         MissingExtraError: scikit-learn is not installed.
     """
     options, started_s = options or EvaluateOptions(), time.monotonic()
-    if options.weighted:
-        check_weighted(tasks)
-    both = [_evaluate_task(model, task, options, cache, workers, on_progress) for task in tasks]
-    found = [own for own, _ in both]
-    views = list(found[0]) if found else []
-    results = {view: {task.name: own[view] for task, own in zip(tasks, found, strict=True)} for view in views}
+    several = [task.name for task in tasks if task.kind != "single"]
+    if options.weighted and several:
+        raise SuiteError(
+            f"a learned mixture of layers (`weighted`) is made for tasks of one label for each clip, and "
+            f"{', '.join(several)} may have several: leave the mixture or these tasks out"
+        )
+    found, repeated = {}, {}
+    for task in tasks:
+        found[task.name], count = _evaluate_task(model, task, options, cache, workers, on_progress)
+        if count:
+            repeated[task.name] = count
+    views = list(next(iter(found.values()), {}))
+    results = {view: {task: own[view] for task, own in found.items()} for view in views}
     layers = {view: own for view, own in results.items() if not view.startswith(WEIGHTED)}
     rows = [_row(view, own) for view, own in results.items()]
     if len(layers) > 1:
@@ -188,7 +190,7 @@ def evaluate(
         tasks={task.name: task.facts for task in tasks},
         rows=rows,
         seconds=time.monotonic() - started_s,
-        repeated={task.name: count for task, (_, count) in zip(tasks, both, strict=True) if count},
+        repeated=repeated,
         results=results,
     )
 
@@ -200,80 +202,99 @@ def _evaluate_task(
     cache: Path | None,
     workers: int,
     on_progress: Callable[[Progress], None] | None,
-) -> tuple[dict[str, list[RoundResult]], int]:
-    """By view, the rounds; and how many clips are tested that were trained on under another name."""
+) -> tuple[dict[str, list[ProbeResult]], int]:
+    """Return the results of the folds by view, and the number of test clips that are also trained on."""
 
     def report(step: str, total: int) -> Callable[[int], None]:
         return lambda done: on_progress(Progress(step, task.name, done, total)) if on_progress else None
 
-    rounds = task.inner_folds() if options.inner else task.folds()
-    used = np.unique(np.concatenate([np.concatenate((r.train_and_valid, r.test)) for r in rounds]))
+    folds = task.inner_folds() if options.inner else task.folds()
+    used = np.unique(np.concatenate([np.concatenate((fold.train_and_valid, fold.test)) for fold in folds]))
 
-    @remembered
+    @memoized
     def waves() -> Waves:
         return read_waves(task, model.sample_rate_hz, cache, report("decoding", len(task.clips)))
 
-    embedded = report("embedding", len(used))
+    arguments = model, task, used, options.level, waves, cache, report("embedding", len(used))
     if task.kind in ("second", "event"):
-        moments = task_timestamps(model, task, used, options.level, waves, cache, embedded)
-        names, runs = list(moments.views), moment_runs(task, moments, used, rounds, options.probe)
+        embeddings = task_timestamps(*arguments)
+        names, jobs = list(embeddings.views), timestamp_jobs(task, embeddings, used, folds, options.probe)
     else:
-        views = task_vectors(model, task, used, options.level, waves, cache, embedded)
-        names, runs = list(views), clip_runs(task, views, used, rounds, options.probe)
+        views = task_vectors(*arguments)
+        names, jobs = list(views), clip_jobs(task, views, used, folds, options.probe)
         if options.weighted:
-            mixtures = _stacks(views)
-            names += mixtures
-            runs += single_runs(task, mixtures, used, rounds, weighted_probe)
-    answers = iter(run_side_by_side(runs, workers, report("probing", len(runs))))
+            stacks = _layer_stacks(views)
+            names += stacks
+            jobs += layer_jobs(task, stacks, used, folds)
+    results = iter(run_jobs(jobs, workers, report("probing", len(jobs))))
     repeated = 0
     if not options.inner:
         recordings = recording_digests(task, waves, cache)
-        repeated = sum(int(np.isin(recordings[r.test], recordings[r.train_and_valid]).sum()) for r in rounds)
-    return {view: [next(answers) for _ in rounds] for view in names}, repeated
+        repeated = sum(int(np.isin(recordings[f.test], recordings[f.train_and_valid]).sum()) for f in folds)
+    return {view: [next(results) for _ in folds] for view in names}, repeated
 
 
-def _stacks(views: dict[str, Array]) -> dict[str, Array]:
-    """All layers of each pooling, (V, N, D), where there are several."""
-    poolings = dict.fromkeys(pooling_of(view) for view in views)
+def _layer_stacks(views: Mapping[str, Array]) -> dict[str, Array]:
+    """Return all layers of each pooling that has several, (V, n, D)."""
     stacks = {
         view_name(WEIGHTED, pooling): [vectors for view, vectors in views.items() if pooling_of(view) == pooling]
-        for pooling in poolings
+        for pooling in dict.fromkeys(pooling_of(view) for view in views)
     }
     return {view: np.stack(layers) for view, layers in stacks.items() if len(layers) > 1}
 
 
-def _row(view: str, results: dict[str, list[RoundResult]], chosen: dict[str, list[str]] | None = None) -> Row:
+def score_intervals(
+    tasks: Mapping[str, Sequence[ProbeResult]], *, confidence: float = 0.95, seed: int = 0
+) -> dict[str, Interval]:
+    """Return bootstrap confidence intervals of each task's score, and of their mean under the name `mean`.
+
+    Test clips are drawn with replacement within each fold, and the trained probes stay as they are: the interval says
+    how much the choice of test clips matters, not that of training clips or sources.
+    """
+    generator = np.random.default_rng(seed)
+    samples = {
+        task: np.mean([result.samples(_BOOTSTRAP_SAMPLES, generator) for result in results], axis=0)
+        for task, results in tasks.items()
+    }
+    samples["mean"] = np.mean(list(samples.values()), axis=0)
+    return {task: interval_of(values, confidence) for task, values in samples.items()}
+
+
+def _row(view: str, results: Mapping[str, Sequence[ProbeResult]], chosen: dict[str, list[str]] | None = None) -> Row:
+    metrics = {task: _mean_metrics(folds) for task, folds in results.items()}
+    weights = {task: [fold.weights for fold in folds if fold.weights is not None] for task, folds in results.items()}
     return Row(
         view=view,
-        scores={task: accuracy_of(rounds) for task, rounds in results.items()},
-        intervals=accuracy_intervals(results),
+        scores={task: float(np.mean([fold.score for fold in folds])) for task, folds in results.items()},
+        intervals=score_intervals(results),
         chosen=chosen or {},
-        weights={
-            task: [[round(float(w), 4) for w in r.weights] for r in rounds if r.weights is not None]
-            for task, rounds in results.items()
-            if any(r.weights is not None for r in rounds)
-        },
-        figures={task: found for task, rounds in results.items() if set(found := _figures(rounds)) != {"accuracy"}},
+        weights={task: [[round(float(w), 4) for w in fold] for fold in own] for task, own in weights.items() if own},
+        figures={task: own for task, own in metrics.items() if set(own) != {"accuracy"}},
     )
 
 
-def _figures(rounds: list[RoundResult]) -> dict[str, float]:
-    """The mean over rounds of each figure, over those where it exists."""
-    values = [result.figures for result in rounds]
+def _mean_metrics(results: Sequence[ProbeResult]) -> dict[str, float]:
+    """Return the mean of each metric over the folds where it exists."""
+    values = [result.metrics for result in results]
     names = dict.fromkeys(name for found in values for name in found)
     return {name: float(np.mean([found[name] for found in values if name in found])) for name in names}
 
 
-def _best(layers: dict[str, dict[str, list[RoundResult]]]) -> tuple[dict[str, list[RoundResult]], dict[str, list[str]]]:
-    """For each task and round the view with the best validation score (the last of equals), and its name."""
+def _best(
+    layers: Mapping[str, Mapping[str, list[ProbeResult]]],
+) -> tuple[dict[str, list[ProbeResult]], dict[str, list[str]]]:
+    """Return, for each task and fold, the result and the name of the view with the best validation score.
+
+    Of equals the last view is taken.
+    """
     views = list(layers)
-    taken: dict[str, list[RoundResult]] = {}
+    taken: dict[str, list[ProbeResult]] = {}
     chosen: dict[str, list[str]] = {}
     for task in layers[views[0]]:
         taken[task], chosen[task] = [], []
-        for in_views in zip(*(layers[view][task] for view in views), strict=True):
-            validation = [result.validation for result in in_views]
+        for fold in zip(*(layers[view][task] for view in views), strict=True):
+            validation = [result.validation for result in fold]
             best = len(views) - 1 - int(np.argmax(validation[::-1]))
-            taken[task].append(in_views[best])
+            taken[task].append(fold[best])
             chosen[task].append(views[best])
     return taken, chosen

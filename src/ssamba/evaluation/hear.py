@@ -36,7 +36,7 @@ import numpy as np
 from ssamba.data.formats import LABEL_SEPARATOR
 from ssamba.errors import SuiteError
 from ssamba.evaluation.task import Task
-from ssamba.events import EVENT_FIGURES, Event, Smoothing
+from ssamba.events import EVENT_METRICS, Event, Smoothing
 
 METADATA = "task_metadata.json"
 VOCABULARY = "labelvocabulary.csv"
@@ -154,12 +154,12 @@ def _names(metadata: Mapping[str, Any]) -> list[str]:
 
 def _event_scores() -> list[str]:
     """Figures that may be a score: those of which more is better."""
-    return [name for name, figure in EVENT_FIGURES.items() if figure.more_is_better]
+    return [name for name, figure in EVENT_METRICS.items() if figure.higher_is_better]
 
 
 def _event_figures(metadata: Mapping[str, Any]) -> tuple[str, ...]:
     """The known figures of a task, its score first; none where none may be a score."""
-    known = [name for name in _names(metadata) if name in EVENT_FIGURES]
+    known = [name for name in _names(metadata) if name in EVENT_METRICS]
     scores = [name for name in known if name in _event_scores()]
     return tuple(dict.fromkeys([*scores[:1], *known])) if scores else ()
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from ssamba.audio.fbank import mel_matrix
 from ssamba.config import FrontEndConfig
-from ssamba.evaluation.caching import Array
 from ssamba.evaluation.vectors import TimestampEmbeddings
 from ssamba.hashing import digest_of_json
+from ssamba.metrics.classification import Array
 
 _FFT = 512
 _HOP = 160

@@ -1,11 +1,11 @@
-"""A labeled task and the rounds in which it is scored.
+"""A labeled task and the folds in which it is scored.
 
-Rounds: splits `train` and `test` are one round; tasks in `SWAPPED` (the two sides are two recording sources) are also
-scored the other way round. Any other split names are folds: each is scored once, after training on the others.
-Inner rounds never touch a test clip: they divide the training part of the first round by its groups.
+Splits `train` and `test` are one fold, or two if the task is scored in both directions. Any other split names are folds:
+each is scored once, after training on the others. Inner folds divide the training part of the first fold, so that no
+test clip is in them.
 
-Kinds: `single`, one label for each clip, scored by accuracy; `multi`, any number of labels for each; `second`, any number
-for each second of a recording; `event`, what is heard from when to when. `figures` says what the others are scored by.
+Kinds: `single`, one label a clip, scored by accuracy; `multi`, any number of labels a clip; `second`, any number for each
+second of a recording; `event`, labels with start and end.
 
 Shapes: N clips, C classes.
 """
@@ -20,54 +20,54 @@ from typing import Any, Literal
 import numpy as np
 
 from ssamba.errors import SuiteError
-from ssamba.evaluation.caching import Array
 from ssamba.events import Event, Smoothing
 from ssamba.hashing import digest_of_files
+from ssamba.metrics.classification import Array
 from ssamba.splits import Fold, inner_folds
 
-SWAPPED = frozenset({"instr_family", "zh_final"})
-"""Tasks that are scored in both directions."""
 INNER_FOLDS = 3
 
 
 @dataclass(frozen=True)
 class Task:
-    """A labeled task. The arrays are (N,), of strings."""
+    """A labeled task. Arrays are (N,) strings unless stated otherwise."""
 
     name: str
-    """What it is called: the stem of its table."""
+    """The stem of its table, or the name of its folder."""
     table: Path
-    """The table it was read from."""
+    """The file it was read from."""
     audio: Path
-    """A tar archive, or the folder from which `clips` are paths."""
+    """A tar archive, or the folder that `clips` are relative to."""
     clips: Array
     """Paths of the recordings."""
     labels: Array
-    """What they hold."""
+    """Label of each clip; several are joined."""
     splits: Array
     """`train`, `test` or the name of a fold."""
     groups: Array
-    """What they belong to."""
+    """Group of each clip, which is in one split only; may be empty."""
     kind: Literal["single", "multi", "second", "event"] = "single"
-    """What a label is of, and how many there may be."""
-    figures: tuple[str, ...] = ("accuracy",)
-    """What it is scored by: the first is its score."""
+    """What has labels, and how many; see above."""
+    metrics: tuple[str, ...] = ("accuracy",)
+    """Names of the metrics; the first is the score."""
     classes: tuple[str, ...] = ()
-    """Not `single`: the classes, in the order of columns."""
+    """The classes (C), in the order of columns; empty for `single`."""
     targets: Array | None = None
-    """`multi`: (N, C), 0 or 1."""
+    """For `multi`: (N, C), 0 or 1."""
     events: tuple[tuple[Event, ...], ...] = ()
-    """`second` and `event`: what is heard in each recording; of a second, an empty label says that nothing is."""
+    """For `second` and `event`: labeled times of each recording (N)."""
     smoothings: tuple[Smoothing, ...] = ()
-    """`event`: ways of smoothing among which the validation part chooses."""
+    """For `event`: the smoothings that the validation clips choose from."""
     valid: Array | None = None
-    """(N,) bool: training clips that choose a probe's settings, where the task names them."""
+    """(N,) bool: training clips that choose a probe's settings, if the task names them."""
     beside: tuple[Path, ...] = ()
-    """Further files that say what the recordings hold."""
+    """Further files with labels."""
+    both_directions: bool = False
+    """Whether to score `train` after training on `test`, too."""
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits of the table, what stands beside it, and the recordings.
+        """Sixteen hexadecimal digits of the table, the files beside it, and the recordings.
 
         Raises:
             SuiteError: a recording is missing.
@@ -81,7 +81,7 @@ class Task:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a scorecard says of it: its digest, clips and classes, and what its score is."""
+        """Entry of a scorecard: digest, number of clips and classes, and the metric of the score."""
         return {
             "digest": self.digest,
             "clips": len(self.clips),
@@ -91,27 +91,27 @@ class Task:
 
     @property
     def num_classes(self) -> int:
-        """Different labels."""
+        """Number of different labels."""
         return len(self.classes) or len(np.unique(self.labels))
 
     @property
     def metric(self) -> str:
-        """What its score is."""
-        return self.figures[0]
+        """Name of the metric that is the score."""
+        return self.metrics[0]
 
     def folds(self) -> list[Fold]:
         """Return the folds in which the task is scored."""
         train = self.splits == "train"
         if "test" in self.splits:
             folds = [self._fold(train, ~train)]
-            return [*folds, self._fold(~train, train)] if self.name in SWAPPED else folds
+            return [*folds, self._fold(~train, train)] if self.both_directions else folds
         return [self._fold(self.splits != name, self.splits == name, str(name)) for name in np.unique(self.splits)]
-
-    def _fold(self, train: Array, test: Array, name: str = "all") -> Fold:
-        valid = train & self.valid if self.valid is not None else np.zeros_like(train)
-        return Fold(np.flatnonzero(train & ~valid), np.flatnonzero(test), np.flatnonzero(valid), name)
 
     def inner_folds(self) -> list[Fold]:
         """Return three folds, or fewer, of the clips that the first fold does not test."""
         clips = self.folds()[0].train_and_valid
         return inner_folds(clips, self.groups[clips], self.labels[clips], INNER_FOLDS)
+
+    def _fold(self, train: Array, test: Array, name: str = "all") -> Fold:
+        valid = train & self.valid if self.valid is not None else np.zeros_like(train)
+        return Fold(np.flatnonzero(train & ~valid), np.flatnonzero(test), np.flatnonzero(valid), name)

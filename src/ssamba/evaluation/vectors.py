@@ -28,12 +28,11 @@ from torch import Tensor
 from ssamba.config import Config
 from ssamba.embedder import Embedder, EmbedOptions
 from ssamba.errors import SuiteError
-from ssamba.evaluation.caching import Array, cached_arrays
-from ssamba.evaluation.suite import Waves
+from ssamba.evaluation.clips import Waves, cached_arrays
 from ssamba.evaluation.task import Task
-from ssamba.events import Event
 from ssamba.hashing import digest_of_json
 from ssamba.inference import InferenceEngine, LayerVectors, LayerVectorsAccumulator, Pooling
+from ssamba.metrics.classification import Array
 
 FINAL = "final"
 OnProgress = Callable[[int], None]
@@ -294,7 +293,7 @@ def task_vectors(
         on_progress: called with the number of clips that are done.
     """
     path = _cache_path(cache, task, [model.digest(), task.digest, level, indices.tolist()])
-    return cached_arrays(path, lambda: model.vectors(waves().chosen(indices, level), on_progress))
+    return cached_arrays(path, lambda: model.vectors(waves().select(indices, level), on_progress))
 
 
 def task_timestamps(
@@ -319,8 +318,12 @@ def task_timestamps(
         )
     # "moments" is the first name of timestamp embeddings: it stays in the key, so that caches remain valid.
     path = _cache_path(cache, task, [model.digest(), task.digest, level, indices.tolist(), "moments", 1])
-    arrays = cached_arrays(path, lambda: embed(waves().chosen(indices, level), on_progress).to_arrays())
+    arrays = cached_arrays(path, lambda: embed(waves().select(indices, level), on_progress).to_arrays())
     return TimestampEmbeddings.from_arrays(arrays)
+
+
+def _cache_path(cache: Path | None, task: Task, key: list[Any]) -> Path | None:
+    return cache / "embeddings" / f"{task.name}-{digest_of_json(key)}.safetensors" if cache else None
 
 
 def _cache_path(cache: Path | None, task: Task, key: list[Any]) -> Path | None:

@@ -1,1 +1,1 @@
-"""Metrics of scores against targets."""
+"""Metrics of scores against targets, and their bootstrap confidence intervals."""

@@ -16,7 +16,8 @@ from benchmarks.open_suite.tasks import FONTS
 from tests.benchmarks.open_suite.conftest import files_below, speaking
 
 from ssamba.errors import DataError
-from ssamba.evaluation.suite import read_suite, read_waves
+from ssamba.evaluation.clips import read_waves
+from ssamba.evaluation.suite import read_suite
 
 ROOT = Path(__file__).resolve().parents[3]
 VOICE = "usr/share/gcin-voice/ogg"

@@ -21,10 +21,10 @@ import numpy as np
 
 from ssamba.checkpoint.files import write_json
 from ssamba.errors import MissingExtraError
-from ssamba.evaluation.details import scored_classes, write_class_scores
-from ssamba.evaluation.figures import plot_confusion
+from ssamba.evaluation.report import plot_confusion, scores_of_several_labels, write_class_scores
 from ssamba.library.predict import ROUNDS_FOLDER
-from ssamba.metrics.classification import Interval, confusion_counts, finite_or_none
+from ssamba.metrics.bootstrap import Interval
+from ssamba.metrics.classification import confusion_counts, finite_or_none
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 from ssamba.training.finetuning.scores import Array, given_labels
 
@@ -158,7 +158,7 @@ def write_report(
 def write_tables(folder: Path, answers: Verdicts, classes: Sequence[str], *, multi: bool, title: str) -> list[str]:
     """Write `classes.csv`, and `confusion.png` where answers have one label; returns what should be said about it."""
     given = given_labels(answers.scores, multi=multi)
-    write_class_scores(scored_classes(classes, answers.scores, answers.targets, given), folder / CLASSES_FILE)
+    write_class_scores(scores_of_several_labels(classes, answers.scores, answers.targets, given), folder / CLASSES_FILE)
     if multi:
         return []
     try:

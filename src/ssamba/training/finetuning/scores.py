@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from ssamba.metrics import classification as metrics
-from ssamba.metrics.classification import Interval, bootstrap_values, interval_of
+from ssamba.metrics.bootstrap import Interval, bootstrap_values, interval_of
 
 Array: TypeAlias = "npt.NDArray[Any]"
 Metric: TypeAlias = Callable[[Array, Array], float]
