@@ -4,7 +4,7 @@
 
 A task that cannot be built here (a package or program is missing) is left out with its reason; the others are built. A task
 that exists is not built again, and a killed job resumes with the packages it had not read: they are unpacked to
-`suite/.work/`, which is removed once every requested task is built. `PACKAGES.txt` lists the packages used.
+`suite/.work/`, which is removed once every requested task is built. `PACKAGES.txt` lists the packages used, `suite.json` the order of the tasks and how they are scored.
 
 Clips are 16 kHz, mono, 0.3 s to a few seconds long, in Opus. Recordings that occur in two splits, bit for bit, are counted:
 they raise a score a little. They stay, because the published suite has them and scores must be comparable.
@@ -52,8 +52,10 @@ from benchmarks.open_suite.tasks import (
 from ssamba.audio.decode import decode
 from ssamba.audio.files import Skipped, write_skipped
 from ssamba.audio.readers import Samples
+from ssamba.checkpoint.files import write_json
 from ssamba.data.shards import ShardSettings, encode
 from ssamba.errors import AudioDecodeError, AudioTruncatedWarning, DataError, MissingExtraError, WorkerDiedError
+from ssamba.evaluation.suite import METADATA_FILE, open_suite_metadata
 from ssamba.files import write_atomically
 from ssamba.worker_pool import map_in_processes
 
@@ -160,6 +162,7 @@ def build_suite(
             voices = f" Its voices are in {' '.join(task.voices)}" if task.voices else ""
             _leave_out(task, f"{error}{voices}", built)
     _write_packages(folder, found)
+    write_json(folder / METADATA_FILE, open_suite_metadata().model_dump(exclude_defaults=True))
     write_skipped(Path(f"{folder}.skipped.csv"), [*built.left_out, *built.skipped])
     if not built.left_out:
         shutil.rmtree(folder / _WORK, ignore_errors=True)

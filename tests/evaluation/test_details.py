@@ -8,18 +8,12 @@ import math
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from ssamba.evaluation.probe import RoundResult
 
 from ssamba.evaluation import EvaluateOptions, LogMelStatistics, evaluate
-from ssamba.evaluation.report import (
-    accuracy_intervals,
-    class_scores,
-    confusion,
-    plot_scorecard,
-    reference_rows,
-    write_details,
-)
-from ssamba.evaluation.suite import OPEN_SUITE, read_suite
+from ssamba.evaluation.evaluate import score_intervals
+from ssamba.evaluation.probing import ProbeResult
+from ssamba.evaluation.report import confusion, plot_scorecard, reference_rows, scores_of_one_label, write_details
+from ssamba.evaluation.suite import open_suite_metadata, read_suite
 from ssamba.metrics.bootstrap import bootstrap_interval
 from ssamba.metrics.classification import accuracy
 
@@ -30,7 +24,7 @@ def card(suite):
 
 
 def result(labels, test, predicted):
-    return RoundResult(test, predicted, predicted == labels[test], 0.0, 0.0)
+    return ProbeResult(test, predicted, predicted == labels[test], 0.0, 0.0)
 
 
 def test_classes_and_confusions_agree_with_scikit_learn():
@@ -45,7 +39,7 @@ def test_classes_and_confusions_agree_with_scikit_learn():
     names, counts = confusion(labels, results)
     np.testing.assert_array_equal(counts, confusion_matrix(truly, guessed, labels=names))
     precision, recall, f1, clips = precision_recall_fscore_support(truly, guessed, labels=names, zero_division=np.nan)
-    rows = class_scores(labels, results)
+    rows = scores_of_one_label(labels, results)
     assert rows[-1].label == "d"
     assert math.isnan(rows[-1].recall)
     assert [row.recall for row in rows[:-1]] == sorted(row.recall for row in rows[:-1])
@@ -60,7 +54,7 @@ def test_intervals_are_the_bootstraps():
     generator = np.random.default_rng(0)
     labels = np.repeat(["a", "b"], 150)
     predicted = np.where(generator.random(300) < 0.8, labels, "c")
-    found = accuracy_intervals({"task": [result(labels, np.arange(300), predicted)]})
+    found = score_intervals({"task": [result(labels, np.arange(300), predicted)]})
     scores = np.stack([predicted == labels, np.full(300, 0.5)], axis=1)
     drawn = bootstrap_interval(accuracy, scores, np.zeros(300, dtype=int), samples=2000)
     np.testing.assert_allclose(found["task"], drawn, atol=0.012)
@@ -81,9 +75,9 @@ def test_details_and_pictures_are_written(card, suite, tmp_path):
 
 
 def test_reference_rows_cover_the_open_suite():
-    rows = reference_rows()
+    rows, tasks = reference_rows(), list(open_suite_metadata().tasks)
     assert rows[0].name == "log-mel statistics"
-    assert rows[0].mean(list(OPEN_SUITE)) == pytest.approx(0.394, abs=5e-4)
+    assert rows[0].mean(tasks) == pytest.approx(0.394, abs=5e-4)
     for row in rows:
-        assert set(row.scores) == set(OPEN_SUITE)
+        assert set(row.scores) == set(tasks)
         assert all(0 < score < 1 for score in row.scores.values())

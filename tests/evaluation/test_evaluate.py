@@ -13,12 +13,12 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from ssamba.evaluation.probe import C_GRID
 
 from ssamba.embedder import Embedder
 from ssamba.evaluation import EncoderModel, EvaluateOptions, FunctionModel, LogMelStatistics, VectorOptions, evaluate
 from ssamba.evaluation.clips import read_waves
 from ssamba.evaluation.suite import read_suite
+from ssamba.probes import SETTINGS
 from ssamba.splits import validation_mask
 
 
@@ -33,7 +33,9 @@ def by_hand(vectors, task):
             pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=500))
             return pipeline.fit(vectors[clips].astype(float), task.labels[clips])
 
-        best = max(C_GRID, key=lambda c: trained(c, fit).score(vectors[choose].astype(float), task.labels[choose]))
+        best = max(
+            SETTINGS["linear"], key=lambda c: trained(c, fit).score(vectors[choose].astype(float), task.labels[choose])
+        )
         scores.append(trained(best, part.train).score(vectors[part.test].astype(float), task.labels[part.test]))
     return float(np.mean(scores))
 

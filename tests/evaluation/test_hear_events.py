@@ -12,16 +12,16 @@ import pytest
 import soundfile
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from ssamba.evaluation.multilabel import EventRows, EventsResult
-from ssamba.evaluation.probe import C_GRID
 
 from ssamba.audio.decode import decode
 from ssamba.embedder import Embedder
 from ssamba.errors import AudioDecodeError, SuiteError
 from ssamba.evaluation import EncoderModel, EvaluateOptions, FunctionModel, LogMelStatistics, evaluate, read_suite
+from ssamba.evaluation.clips import read_waves
+from ssamba.evaluation.probing import EventRows, EventsResult
 from ssamba.evaluation.report import write_details
-from ssamba.evaluation.suite import read_waves
 from ssamba.events import Event, Smoothing, event_metric, find_events, timestamp_targets
+from ssamba.probes import SETTINGS
 
 RATE = 16_000
 LABELS = ("drum", "tabla")
@@ -136,7 +136,7 @@ def test_the_probe_of_events_is_scikit_learns(events):
 
     tried = {
         (c, s): event_metric(task.metric, [task.events[k] for k in part.valid], events_of(c, part.train, part.valid, s))
-        for c in C_GRID
+        for c in SETTINGS["linear"]
         for s in task.smoothings
     }
     best = max(tried, key=lambda pair: tried[pair])
@@ -172,7 +172,7 @@ def test_knowing_the_truth_scores_one(events):
 
 
 def test_many_moments_are_thinned_evenly(events, monkeypatch):
-    monkeypatch.setattr("ssamba.evaluation.multilabel._MOST_MOMENTS", 300)
+    monkeypatch.setattr("ssamba.evaluation.probing._MAX_TIME_STEPS", 300)
     (task,) = read_suite(events)
     card = evaluate(LogMelStatistics(), [task])
     assert card.best().scores[task.name] > 0.6  # 840 moments train, or every third of them

@@ -9,8 +9,7 @@ from ssamba.audio.decode import decode
 from ssamba.embedder import Embedder
 from ssamba.errors import SuiteError
 from ssamba.evaluation import EncoderModel, FunctionModel, LogMelStatistics, TimestampEmbeddings, VectorOptions
-from ssamba.evaluation.vectors import second_targets
-from ssamba.events import Event
+from ssamba.events import Event, second_targets
 
 
 @pytest.mark.parametrize("padding", ["patch", "official"])

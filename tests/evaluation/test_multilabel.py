@@ -18,19 +18,19 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
-from ssamba.evaluation.multilabel import LABEL_PROBES, LabelsResult, Rows, labels_round
-from ssamba.evaluation.probe import ALPHA_GRID, C_GRID, K_GRID, run_side_by_side
 
 from ssamba.audio.decode import decode
 from ssamba.embedder import Embedder
 from ssamba.errors import SuiteError
 from ssamba.evaluation import EncoderModel, EvaluateOptions, FunctionModel, LogMelStatistics, VectorOptions, evaluate
 from ssamba.evaluation.clips import read_waves
+from ssamba.evaluation.probing import LabelsResult, Rows, probe_rows, run_jobs
 from ssamba.evaluation.report import plot_scorecard, write_details
 from ssamba.evaluation.suite import read_suite
+from ssamba.probes import SETTINGS
 from ssamba.splits import Fold, validation_mask
 
-FIGURES = ("mAP", "mAUC", "d_prime")
+METRICS = ("mAP", "mAUC", "d_prime")
 
 
 def write_table(path, rows, columns=("clip", "label", "split", "group")):
@@ -45,8 +45,8 @@ def rows() -> tuple[Rows, Fold]:
     vectors = generator.normal(size=(150, 8))
     targets = (vectors @ generator.normal(size=(8, 3)) + generator.normal(size=(150, 3)) > [0, 1, 2.5]).astype(float)
     order = generator.permutation(150)
-    part = Fold(np.sort(order[:100]), np.sort(order[100:]))
-    return Rows(vectors.astype(np.float32), np.arange(150), targets, (np.arange(150) % 10).astype(str), "task"), part
+    fold = Fold(np.sort(order[:100]), np.sort(order[100:]))
+    return Rows(vectors.astype(np.float32), np.arange(150), targets, (np.arange(150) % 10).astype(str), "task"), fold
 
 
 def one_vs_rest(c):
@@ -67,14 +67,15 @@ def probabilities(model, x):
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "make"),
-    [("linear", C_GRID, one_vs_rest), ("knn", K_GRID, by_neighbors), ("mlp", ALPHA_GRID, perceptron)],
+    ("name", "make"),
+    [("linear", one_vs_rest), ("knn", by_neighbors), ("mlp", perceptron)],
 )
-def test_probes_are_scikit_learns(rows, name, settings, make):
-    data, part = rows
-    (found,) = run_side_by_side([lambda: labels_round(data, part, FIGURES, LABEL_PROBES[name])])
+def test_probes_are_scikit_learns(rows, name, make):
+    settings = SETTINGS[name]
+    data, fold = rows
+    (found,) = run_jobs([lambda: probe_rows(name, data, fold, METRICS)])
     assert isinstance(found, LabelsResult)
-    x, y, train = data.vectors.astype(float), data.targets.astype(int), part.train
+    x, y, train = data.vectors.astype(float), data.targets.astype(int), fold.train
     held = validation_mask(data.groups[train])
 
     def said(setting, fit, clips):
@@ -85,10 +86,10 @@ def test_probes_are_scikit_learns(rows, name, settings, make):
         warnings.simplefilter("ignore")  # of epochs that end before convergence, which is the protocol
         scores = [average_precision_score(y[train[held]], said(s, train[~held], train[held])) for s in settings]
         best = settings[int(np.argmax(scores))]
-        expected = said(best, train, part.test)
+        expected = said(best, train, fold.test)
     assert found.setting == best
     assert found.validation == pytest.approx(max(scores), abs=1e-6)
-    truth = y[part.test]
+    truth = y[fold.test]
     assert found.metrics["mAP"] == found.score == pytest.approx(average_precision_score(truth, expected), abs=1e-6)
     assert found.metrics["mAUC"] == pytest.approx(roc_auc_score(truth, expected), abs=1e-6)
     np.testing.assert_array_equal(found.predicted, expected >= 0.5)
@@ -97,22 +98,22 @@ def test_probes_are_scikit_learns(rows, name, settings, make):
 
 
 def test_classes_that_the_training_part_lacks_are_never_given(rows):
-    data, part = rows
+    data, fold = rows
     targets = np.column_stack([data.targets, np.zeros(150), np.ones(150)])
-    targets[part.test[:3], 3] = 1
-    found = labels_round(dataclasses.replace(data, targets=targets), part, FIGURES, LABEL_PROBES["linear"])
+    targets[fold.test[:3], 3] = 1
+    found = probe_rows("linear", dataclasses.replace(data, targets=targets), fold, METRICS)
     assert not found.predicted[:, 3].any()
     assert found.predicted[:, 4].all()
-    alone = labels_round(data, part, FIGURES, LABEL_PROBES["linear"])
+    alone = probe_rows("linear", data, fold, METRICS)
     np.testing.assert_allclose(found.scores[:, :3], alone.scores)
 
 
 def test_named_validation_clips_choose(rows):
-    data, part = rows
-    named = Fold(part.train[20:], part.test, part.train[:20])
-    found = labels_round(data, named, FIGURES, LABEL_PROBES["linear"])
+    data, fold = rows
+    named = Fold(fold.train[20:], fold.test, fold.train[:20])
+    found = probe_rows("linear", data, named, METRICS)
     x, y = data.vectors.astype(float), data.targets.astype(int)
-    fit, choose = part.train[20:], part.train[:20]
+    fit, choose = fold.train[20:], fold.train[:20]
     scaler = StandardScaler().fit(x[fit])
     model = one_vs_rest(found.setting).fit(scaler.transform(x[fit]), y[fit])
     expected = average_precision_score(y[choose], model.decision_function(scaler.transform(x[choose])))
@@ -120,26 +121,24 @@ def test_named_validation_clips_choose(rows):
 
 
 def test_rows_of_which_nothing_is_known_count_nowhere(rows):
-    data, part = rows
+    data, fold = rows
     targets, vectors = data.targets.copy(), data.vectors.copy()
     targets[::5], vectors[::5] = np.nan, 1e9
-    found = labels_round(
-        dataclasses.replace(data, targets=targets, vectors=vectors), part, FIGURES, LABEL_PROBES["linear"]
-    )
+    found = probe_rows("linear", dataclasses.replace(data, targets=targets, vectors=vectors), fold, METRICS)
     keep = np.flatnonzero(np.arange(150) % 5 > 0)
     kept = Rows(data.vectors[keep], keep, data.targets[keep], data.groups, "task")
-    np.testing.assert_array_equal(found.scores, labels_round(kept, part, FIGURES, LABEL_PROBES["linear"]).scores)
+    np.testing.assert_array_equal(found.scores, probe_rows("linear", kept, fold, METRICS).scores)
 
 
 def test_what_cannot_be_probed_is_refused(rows):
-    data, part = rows
+    data, fold = rows
     nothing = dataclasses.replace(data, targets=np.zeros((150, 3)))
     with pytest.raises(SuiteError, match="task: 100 training clips are too few"):
-        labels_round(nothing, part, FIGURES, LABEL_PROBES["linear"])
+        probe_rows("linear", nothing, fold, METRICS)
     targets = data.targets.copy()
-    targets[part.test] = 0
+    targets[fold.test] = 0
     with pytest.raises(SuiteError, match="task cannot be scored by mAP on these test clips: none of the 3 classes"):
-        labels_round(dataclasses.replace(data, targets=targets), part, FIGURES, LABEL_PROBES["linear"])
+        probe_rows("linear", dataclasses.replace(data, targets=targets), fold, METRICS)
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +194,7 @@ def test_a_scorecard_says_what_each_score_is(suite, tmp_path):
     }  # fmt: skip
     row = card.best()
     assert set(row.figures) == {"both", "seconds"}
-    assert set(row.figures["both"]) == set(FIGURES)
+    assert set(row.figures["both"]) == set(METRICS)
     assert set(row.figures["seconds"]) == {"segment_f1", "error_rate", "mAP"}
     assert row.scores["both"] == row.figures["both"]["mAP"]
     assert min(row.scores.values()) > 0.8
@@ -221,8 +220,8 @@ def test_the_linear_probe_of_a_suite_is_scikit_learns(suite):
     (task,) = read_suite(suite, ["both"])
     card = evaluate(LogMelStatistics(), [task])
     x = LogMelStatistics().vectors(read_waves(task).select(np.arange(40), 0.9))["final.mean"].astype(float)
-    (part,) = task.folds()
-    held = validation_mask(task.groups[part.train])
+    (fold,) = task.folds()
+    held = validation_mask(task.groups[fold.train])
 
     def said(c, fit, clips):
         scaler = StandardScaler().fit(x[fit])
@@ -232,9 +231,9 @@ def test_the_linear_probe_of_a_suite_is_scikit_learns(suite):
             .decision_function(scaler.transform(x[clips]))
         )
 
-    fit, choose = part.train[~held], part.train[held]
-    best = max(C_GRID, key=lambda c: average_precision_score(task.targets[choose], said(c, fit, choose)))
-    expected = average_precision_score(task.targets[part.test], said(best, part.train, part.test))
+    fit, choose = fold.train[~held], fold.train[held]
+    best = max(SETTINGS["linear"], key=lambda c: average_precision_score(task.targets[choose], said(c, fit, choose)))
+    expected = average_precision_score(task.targets[fold.test], said(best, fold.train, fold.test))
     assert card.best().scores["both"] == pytest.approx(expected, abs=1e-6)
 
 

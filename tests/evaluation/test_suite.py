@@ -11,7 +11,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssamba.errors import SuiteError
+from ssamba.errors import ConfigError, SuiteError
 from ssamba.evaluation.clips import read_waves
 from ssamba.evaluation.suite import read_suite
 from ssamba.evaluation.task import Task
@@ -70,14 +70,40 @@ def test_the_digest_follows_table_and_recordings(suite, tmp_path):
     assert all(changed[name] != digests[name] for name in digests)
 
 
-def test_training_and_test_part_are_one_round_or_two():
+def test_training_and_test_part_are_one_fold_or_two():
     task = make_task(["train", "test", "train", "test", "test"])
     (only,) = task.folds()
     assert list(only.train) == [0, 2]
     assert list(only.test) == [1, 3, 4]
-    there, back = dataclasses.replace(task, name="zh_final").folds()
+    there, back = dataclasses.replace(task, both_directions=True).folds()
     assert list(there.train) == list(back.test) == [0, 2]
     assert list(there.test) == list(back.train) == [1, 3, 4]
+
+
+def test_the_metadata_of_a_suite_orders_its_tasks_and_names_those_scored_in_both_directions(suite, tmp_path):
+    folder = shutil.copytree(suite, tmp_path / "suite")
+    # Without a suite.json the open suite's metadata holds: drum8 is one of its tasks, scored in one direction.
+    assert not any(task.both_directions for task in read_suite(folder))
+    digests = {task.name: task.digest for task in read_suite(folder)}
+    (folder / "suite.json").write_text('{"tasks": {"kinds": {"both_directions": true}, "other": {}}}')
+    kinds, drum8 = read_suite(folder)
+    assert (kinds.name, drum8.name) == ("kinds", "drum8")
+    assert len(kinds.folds()) == 2
+    assert not drum8.both_directions
+    assert {kinds.name: kinds.digest, drum8.name: drum8.digest} == digests
+    (folder / "suite.json").write_text('{"tasks": {"kinds": {"both": true}}}')
+    with pytest.raises(ConfigError, match=r"suite\.json: unknown key 'tasks.kinds.both'"):
+        read_suite(folder)
+    (folder / "suite.json").write_text("both")
+    with pytest.raises(SuiteError, match=r"suite\.json is not JSON"):
+        read_suite(folder)
+
+
+def test_tables_of_the_open_suite_are_scored_as_published_without_metadata(tmp_path):
+    for name in ("zh_final", "instr_family", "kws35"):
+        (tmp_path / f"{name}.csv").write_text("clip,label,split,group\na,x,train,1\nb,y,test,2\n")
+    tasks = read_suite(tmp_path)
+    assert {task.name: len(task.folds()) for task in tasks} == {"kws35": 1, "instr_family": 2, "zh_final": 2}
 
 
 def test_each_fold_is_scored_once():
@@ -88,7 +114,7 @@ def test_each_fold_is_scored_once():
 
 @settings(deadline=None)
 @given(st.data())
-def test_inner_rounds_never_see_a_test_clip_nor_tear_a_group(data):
+def test_inner_folds_never_see_a_test_clip_nor_tear_a_group(data):
     count = data.draw(st.integers(8, 60))
     splits = ["train", "test", *data.draw(st.lists(st.sampled_from(["train", "test"]), min_size=count, max_size=count))]
     splits += ["train"] * 4

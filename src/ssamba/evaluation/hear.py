@@ -126,7 +126,7 @@ def _with_labels(task: Task, folder: Path, metadata: Mapping[str, Any], rows: Ro
         task,
         labels=np.array([LABEL_SEPARATOR.join(sorted(labels)) for labels in own], dtype=str),
         kind="multi",
-        figures=tuple(dict.fromkeys([*wanted[:1], *named.values()])),
+        metrics=tuple(dict.fromkeys([*wanted[:1], *named.values()])),
         classes=classes,
         targets=targets,
     )
@@ -140,7 +140,7 @@ def _with_events(task: Task, folder: Path, metadata: Mapping[str, Any], rows: Ro
         task,
         labels=np.array([LABEL_SEPARATOR.join(sorted({event.label for event in own})) for own in events], dtype=str),
         kind="event",
-        figures=_event_figures(metadata),
+        metrics=_event_figures(metadata),
         classes=classes,
         events=events,
         smoothings=_smoothings(folder, metadata),

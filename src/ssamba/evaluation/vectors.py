@@ -324,24 +324,3 @@ def task_timestamps(
 
 def _cache_path(cache: Path | None, task: Task, key: list[Any]) -> Path | None:
     return cache / "embeddings" / f"{task.name}-{digest_of_json(key)}.safetensors" if cache else None
-
-
-def _cache_path(cache: Path | None, task: Task, key: list[Any]) -> Path | None:
-    return cache / "embeddings" / f"{task.name}-{digest_of_json(key)}.safetensors" if cache else None
-
-
-def second_targets(events: Sequence[Event], seconds: Array, labels: Sequence[str]) -> Array:
-    """Return the labels of seconds that start at `seconds` (S,): (S, C) with 0, 1, or NaN for unknown.
-
-    As in fine-tuning, a label holds for a second if its event covers more than half of it; an event without a label
-    marks silence, and a second that no event covers is unknown.
-    """
-    targets = np.full((len(seconds), len(labels)), np.nan)
-    place = {label: k for k, label in enumerate(labels)}
-    for event in events:
-        covered = np.minimum(event.end_s, seconds + 1) - np.maximum(event.start_s, seconds) > 0.5
-        known = targets[covered]
-        targets[covered] = np.where(np.isnan(known), 0.0, known)
-        if event.label:
-            targets[covered, place[event.label]] = 1.0
-    return targets

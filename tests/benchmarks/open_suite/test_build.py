@@ -67,10 +67,11 @@ def test_a_recorded_task_is_built_and_evaluated(mandarin, tmp_path):
         ("ㄨ", "train", "3"),
     ]
     (task,) = read_suite(tmp_path / "suite")
+    assert task.both_directions
     waves = read_waves(task)
     assert waves.lengths.tolist() == [4_800, 6_400, 4_800, 4_800, 64_000]  # filled, whole, filled, cut
     assert "gcin-voice 1:2.0-1: usr/share/doc/gcin-voice/copyright" in (tmp_path / "suite" / "PACKAGES.txt").read_text()
-    assert files_below(tmp_path / "suite") == ["PACKAGES.txt", "zh_final.csv", "zh_final.tar"]
+    assert files_below(tmp_path / "suite") == ["PACKAGES.txt", "suite.json", "zh_final.csv", "zh_final.tar"]
 
 
 def test_an_existing_task_is_not_built_again_unless_requested(mandarin, tmp_path):
