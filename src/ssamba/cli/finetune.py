@@ -98,7 +98,7 @@ def finetune(
 
     with TrainingBar() as bar:
 
-        def on_round(name: str, number: int, count: int) -> None:
+        def on_fold(name: str, number: int, count: int) -> None:
             bar.label = "training" if count == 1 else f"{name} ({number} of {count})"
 
         report = run(
@@ -110,7 +110,7 @@ def finetune(
             device=device,
             on_progress=bar.update,
             on_decoded=bar.decoded,
-            on_round=on_round,
+            on_fold=on_fold,
         )
     if os.environ.get("RANK", "0") == "0":
         _print_report(report, output)
@@ -125,15 +125,15 @@ def _print_report(report: FinetuneReport, output: Path) -> None:
         err.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True, highlight=False)
     scores = report.scores()
     shown = [name for name in ("loss", "accuracy", "balanced_accuracy", "mAP") if name in scores]
-    table = Table("round", "train, valid, test clips", "epoch")
+    table = Table("fold", "train, valid, test clips", "epoch")
     for name in (f"valid {report.metric}", *(f"test {name}" for name in shown)):
         name = name.replace("_", " ")
         table.add_column(name, min_width=max(map(len, name.split())))  # whole words at 80 columns, too
-    for part in report.rounds:
-        valid = "" if part.valid is None else f"{part.valid:.3f}"
-        tests = (f"{part.scores[name]:.3f}" if name in part.scores else "" for name in shown)
-        table.add_row(part.name, ", ".join(map(str, part.clips.values())), str(part.epoch), valid, *tests)
-    if report.rounds:
+    for fold in report.folds:
+        valid = "" if fold.valid is None else f"{fold.valid:.3f}"
+        tests = (f"{fold.scores[name]:.3f}" if name in fold.scores else "" for name in shown)
+        table.add_row(fold.name, ", ".join(map(str, fold.clips.values())), str(fold.epoch), valid, *tests)
+    if report.folds:
         out.print(table)
     if report.intervals:
         out.print(_metrics_table(report))
@@ -147,11 +147,11 @@ def _print_report(report: FinetuneReport, output: Path) -> None:
 
 
 def _metrics_table(report: FinetuneReport) -> Table:
-    """Return a table of the test metrics over all rounds."""
+    """Return a table of the test metrics over all folds."""
     from rich.table import Table
 
-    several = len(report.rounds) > 1
-    title = f"mean over {len(report.rounds)} rounds" if several else "test"
+    several = len(report.folds) > 1
+    title = f"mean over {len(report.folds)} folds" if several else "test"
     table = Table(
         "metric", *(("mean", "deviation") if several else ("test",)), "95 %", title=title, title_justify="left"
     )

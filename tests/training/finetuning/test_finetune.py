@@ -96,7 +96,7 @@ def test_a_folder_per_class_becomes_a_classifier(classes, start, tmp_path):
     report = finetune(classes, recipe(), tmp_path / "run", checkpoint=start)
     assert report.classes == ("choir", "drum", "tabla")
     assert any("held out for testing" in note for note in report.notes)
-    (only,) = report.rounds
+    (only,) = report.folds
     assert only.clips["train"] + only.clips["valid"] + only.clips["test"] == 24
     assert min(only.clips.values()) >= 3
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -130,10 +130,10 @@ def test_folds_are_cross_validated(classes, start, tmp_path):
     number = lambda path: int(path.stem)  # noqa: E731
     write_manifest(listed(classes, lambda p: f"fold{number(p) % 2 + 1}"), tmp_path / "m.csv")
     report = finetune(tmp_path / "m.csv", recipe(), tmp_path / "run", checkpoint=start)
-    assert [part.name for part in report.rounds] == ["fold1", "fold2"]
-    assert [part.clips["test"] for part in report.rounds] == [12, 12]
+    assert [part.name for part in report.folds] == ["fold1", "fold2"]
+    assert [part.clips["test"] for part in report.folds] == [12, 12]
     mean, spread = report.scores()["accuracy"]
-    scores = [part.scores["accuracy"] for part in report.rounds]
+    scores = [part.scores["accuracy"] for part in report.folds]
     assert mean == pytest.approx(np.mean(scores))
     assert spread == pytest.approx(np.std(scores, ddof=1))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -166,7 +166,7 @@ def test_training_never_reads_test_clips(classes, start, tmp_path):
         changes = recipe({"run": {"epochs": 4, "patience": 1}})
         reports.append(finetune(folder / "m.csv", changes, tmp_path / name / "run", checkpoint=start))
     first, second = reports
-    assert first.rounds[0].step == second.rounds[0].step
+    assert first.folds[0].step == second.folds[0].step
     assert first.scores() != second.scores()
     a, b = (load_checkpoint(tmp_path / name / "run" / "model").model.state_dict() for name in ("as it is", "changed"))
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -295,7 +295,7 @@ def test_seconds_are_learned_and_told(minutes, start, tmp_path):
     assert data.targets_of(0).argmax(1).tolist() == [0, 1, 1, 0]
     report = finetune(minutes, settings, tmp_path / "run", checkpoint=start)
     assert report.scores()["accuracy"][0] >= 0.75
-    (only,) = report.rounds
+    (only,) = report.folds
     assert only.scores["segment_f1"] == pytest.approx(only.scores["accuracy"])  # of seconds with one label each
     assert only.scores["error_rate"] == pytest.approx(1 - only.scores["accuracy"])
     assert only.intervals["accuracy"].low == only.intervals["accuracy"].high  # its four seconds are of one recording
@@ -355,7 +355,7 @@ def test_the_originals_seconds_are_offered(minutes, tmp_path, ssamba_pth):
     head = load_checkpoint(tmp_path / "run" / "model").config.classifier
     assert head is not None
     assert (head.token_segments, head.label_frames, head.padding) == (60, 100, "official")
-    assert report.rounds[0].scores["accuracy"] >= 0
+    assert report.folds[0].scores["accuracy"] >= 0
 
 
 def test_splits_that_leak_are_refused(classes, start, tmp_path):
@@ -403,7 +403,7 @@ def test_wrong_inputs_are_refused_by_name(classes, start, tmp_path):
         finetune(Manifest(odd), recipe(), tmp_path / "run", checkpoint=start)
     for change, message in (
         ({"labels": {"tokens": "official"}}, "needs labels.unit = 'second'"),
-        ({"labels": {"unit": "second"}, "augmentation": {"speed": 0.1}}, "moves what is heard in time"),
+        ({"labels": {"unit": "second"}, "augmentation": {"speed": 0.1}}, "shifts sounds in time"),
         ({"clips": {"meen": 1.0}}, "did you mean 'mean'"),
         ({"run": {"validate_every": None, "patience": 3}}, "set validate_every"),
     ):

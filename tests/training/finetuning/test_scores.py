@@ -10,7 +10,7 @@ import pytest
 from sklearn import metrics as theirs
 
 from ssamba.training.finetuning.recipe import FinetuneRecipe
-from ssamba.training.finetuning.report import FinetuneReport, RoundResult, Verdicts, write_report
+from ssamba.training.finetuning.report import FinetuneReport, FoldResult, ScoredClips, write_report
 from ssamba.training.finetuning.scores import (
     Measured,
     comparable_scores,
@@ -99,10 +99,10 @@ def test_results_hold_no_infinity(tmp_path):
     scores, targets = np.array([[2.0, -1.0], [-1.0, 2.0]] * 4), np.array([[1, 0], [0, 1]] * 4)
     found = measure(scores, targets, np.arange(8), wanted_metrics(multi=True, by_second=False))
     assert found.values["d_prime"] == math.inf
-    part = RoundResult("all", {"test": 8}, 1, 1, None, found.values, tmp_path / "m", (), found.intervals)
+    part = FoldResult("all", {"test": 8}, 1, 1, None, found.values, tmp_path / "m", (), found.intervals)
     report = FinetuneReport("finished", "mAP", ("a", "b"), (part, part), (), tmp_path, mean_intervals([found, found]))
     assert report.scores()["d_prime"] == (math.inf, None)
-    write_report(report, tmp_path, [Verdicts(scores, targets)], FinetuneRecipe(), multi=True)
+    write_report(report, tmp_path, [ScoredClips(scores, targets)], FinetuneRecipe(), multi=True)
     text = (tmp_path / "results.json").read_text()
     assert "Infinity" not in text
     assert "NaN" not in text

@@ -1,6 +1,6 @@
-"""A fine-tuning recipe: everything that decides how a pretrained encoder learns labels (`recipes/finetune/*.toml`).
+"""Recipe of a fine-tuning run: every setting, as one TOML file (`recipes/finetune/*.toml`).
 
-The defaults are ours, for recordings of one's own; `official-*.toml` hold the original's settings for its tasks.
+The defaults are ours, for the user's own recordings; `official-*.toml` hold the original's settings for its tasks.
 """
 
 from __future__ import annotations
@@ -17,83 +17,83 @@ from ssamba.training.settings import OptimizerSettings, RunSettings, ScheduleSet
 
 
 class StartSettings(Config):
-    """What training starts from."""
+    """The model that training starts from."""
 
     scratch: bool = False
-    """Keep the checkpoint's structure and forget its weights, to see what pretraining is worth."""
+    """Use the checkpoint's structure with random weights, to measure the benefit of pretraining."""
     frozen: bool = False
-    """Leave the encoder as it is, and train the classifier on it alone."""
+    """Freeze the encoder and train only the classifier."""
     fitted_head: bool = False
-    """Fit the classifier to the encoder as it is (logistic regression) before the encoder changes; from scratch there is
-    nothing to fit it to."""
+    """Initialize the classifier by logistic regression on the pretrained encoder; no effect with `scratch`."""
     patch_stride: int | tuple[int, int] | None = None
-    """Distance between patches in mel bins and frames; 10 overlaps patches of 16. None is the checkpoint's."""
+    """Stride of patches in mel bins and frames; 10 overlaps patches of 16. None is the checkpoint's."""
     drop_path: float | None = Field(None, ge=0, lt=1)
-    """Stochastic depth; None is the checkpoint's, 0 where the encoder is frozen."""
+    """Stochastic depth; None is the checkpoint's, or 0 if the encoder is frozen."""
     pooling: Literal["mean", "cls"] = "mean"
-    """What the classifier reads: the mean over patch tokens, or the prefix token."""
+    """Input of the classifier: the mean over patch tokens, or the prefix token."""
 
 
 class LabelSettings(Config):
-    """What a label is of."""
+    """How labels relate to recordings."""
 
     unit: Literal["clip", "second"] = "clip"
-    """`second`: rows of the manifest are stretches of recordings, and every second has the labels of the stretch that
-    covers more than half of it; a second that none covers counts nowhere."""
+    """Unit that labels describe. `second`: rows of the manifest are segments of recordings, and a second has the labels
+    of the segment that covers more than half of it; seconds that none covers are ignored."""
     tokens: Literal["covering", "official"] = "covering"
-    """Second: the tokens that cover it, or (the original) an equal part of the sequence, which is frequency-major."""
+    """Tokens that predict a second: those that cover it, or (the original) an equal part of the sequence, which is
+    frequency-major."""
     kind: Literal["auto", "single", "multi"] = "auto"
-    """Whether a clip has one label or any number; `auto` looks."""
+    """One label per clip, or any number; `auto` follows the data."""
 
 
 class ClipSettings(Config):
     """How recordings become batches."""
 
     frames: int | None = Field(None, gt=0)
-    """Longest stretch that is used at once, in frames of 10 ms, and the window of longer recordings afterwards; None is
+    """Length of a crop in frames of 10 ms, and of the windows that longer recordings are cut into at inference; None is
     the checkpoint's."""
     short_clips: Literal["bucket", "pad"] = "bucket"
-    """Shorter clips are batched with their like, or (the original) filled up with silence that counts."""
+    """Shorter clips are batched by length, or (the original) padded with silence that counts as valid."""
     batch_size: int = Field(32, gt=0)
-    """Clips of middling length in a batch, over all processes; a batch of shorter ones has more, one of longer ones fewer."""
+    """Clips of median length in a batch, over all processes; batches of shorter clips hold more, of longer clips less."""
     crop: Literal["random", "start"] = "random"
-    """Which stretch of a longer clip: any, or (the original) its first."""
+    """Position of the crop in a longer clip: random, or (the original) the start."""
     balanced: bool = False
-    """Draw every class equally often; a clip with several labels stands for its rarest."""
+    """Sample all classes equally often; a clip with several labels counts for its rarest."""
     mixup: Mixup = Mixup()
-    """Mixing clips and their labels."""
+    """Mixing of clips and their labels."""
     backgrounds: Backgrounds = Backgrounds()
-    """Mixing clips under clips, whose labels stay as they are."""
+    """Other clips mixed under the clips, whose labels do not change."""
     mean: float | None = None
     """Mean of the log-mel values for normalization; None is the checkpoint's."""
     std: float | None = Field(None, gt=0)
     """Their standard deviation."""
     valid_share: float = Field(0.15, ge=0, lt=1)
-    """Share of the training clips that validates where the data have no `valid` split."""
+    """Share of the training clips to hold out for validation if the data have no `valid` split."""
     test_share: float = Field(0.2, ge=0, lt=1)
-    """Share of the clips that tests where the data have no split at all."""
+    """Share of the clips to hold out for testing if the data have no splits."""
     workers: int = Field(1, ge=0)
-    """Decoding processes of each training process; 0 decodes in the training process."""
+    """Data loading workers of each training process; 0 decodes in the training process."""
     cache_gb: float = Field(4.0, ge=0)
-    """Decoded audio is kept in memory when it all fits into so much."""
+    """Memory for decoded audio in GB; a corpus that does not fit is decoded again each epoch."""
 
 
 class LossSettings(Config):
-    """What is minimized."""
+    """The loss."""
 
     kind: Literal["auto", "ce", "bce"] = "auto"
-    """Cross entropy over classes, or binary for each class; `auto`: by whether clips have one label or several."""
+    """Cross entropy over classes, or binary cross entropy; `auto`: `ce` if each clip has one label, else `bce`."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Cross entropy: share of each target that is spread over all classes."""
+    """Label smoothing of the cross entropy."""
 
 
 class ChoiceSettings(Config):
-    """Which state of a run is kept. Test clips never take part."""
+    """Model selection. Test clips never take part."""
 
     state: Literal["best", "last"] = "best"
-    """By validation, or the last (for recipes with a fixed length; then nothing is held out for validation)."""
+    """The state with the best validation, or the last (for a fixed length; no validation clips are held out then)."""
     metric: Literal["auto", "accuracy", "balanced_accuracy", "mAP", "loss"] = "auto"
-    """What validation is judged by: `auto` is accuracy, or mean average precision with several labels."""
+    """Validation metric: `auto` is accuracy, or mean average precision if clips have several labels."""
 
 
 class FinetuneRecipe(Recipe):
@@ -102,25 +102,25 @@ class FinetuneRecipe(Recipe):
     command = "finetune"
 
     start: StartSettings = StartSettings()
-    """What it starts from."""
+    """The initial model."""
     labels: LabelSettings = LabelSettings()
-    """What a label is of."""
+    """Labels."""
     clips: ClipSettings = ClipSettings()
-    """Batches."""
+    """Crops and batches."""
     augmentation: Augmentation = Augmentation()
-    """Changes of what is heard."""
+    """Augmentation of the features."""
     spec_augment: SpecAugment = SpecAugment()
-    """What is hidden of it."""
+    """Masked stripes of the features."""
     loss: LossSettings = LossSettings()
-    """What is minimized."""
+    """Loss."""
     choice: ChoiceSettings = ChoiceSettings()
-    """Which state is kept."""
+    """Model selection."""
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=5e-4, layer_decay=0.8)
     """The optimizer."""
     schedule: ScheduleSettings = ScheduleSettings(warmup_steps=50)
-    """The learning rate."""
+    """The learning rate over the run."""
     run: RunSettings = RunSettings(epochs=50, validate_every="epoch", patience=10, ema_decay=0.99, keep_last=1)
-    """Length of each round (fold), precision, checkpoints, logs."""
+    """Length of the training of each fold, precision, checkpoints, logs."""
 
     @model_validator(mode="after")
     def _check(self) -> FinetuneRecipe:
@@ -131,14 +131,12 @@ class FinetuneRecipe(Recipe):
             raise ValueError("labels.unit = 'second' needs start.pooling = 'mean'")
         if labels.unit == "second" and clips.balanced:
             raise ValueError(
-                "clips.balanced draws whole clips by their label: it does not go with labels.unit = 'second'"
+                "clips.balanced samples whole clips by their label: it does not go with labels.unit = 'second'"
             )
         if labels.unit == "second" and clips.mixup.share:
-            raise ValueError("clips.mixup cuts clips anywhere: it does not go with labels.unit = 'second'")
+            raise ValueError("clips.mixup crops clips at random: it does not go with labels.unit = 'second'")
         if labels.unit == "second" and self.augmentation.speed:
-            raise ValueError(
-                "augmentation.speed moves what is heard in time: it does not go with labels.unit = 'second'"
-            )
+            raise ValueError("augmentation.speed shifts sounds in time: it does not go with labels.unit = 'second'")
         if labels.kind == "multi" and self.loss.kind == "ce":
-            raise ValueError("loss.kind = 'ce' has one class in each clip: several labels need 'bce'")
+            raise ValueError("loss.kind = 'ce' needs one label per clip: use 'bce' for several labels")
         return self

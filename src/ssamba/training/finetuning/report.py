@@ -1,11 +1,11 @@
-"""What a fine-tuning leaves behind besides its models: how its rounds went, in numbers, tables and pictures.
+"""Results of a fine-tuning run: test metrics of each fold, and the files written from them.
 
-    OUT/results.json     test scores of each round with 95 % intervals, their mean and deviation, the chosen epoch, the recipe
-    OUT/classes.csv      the classes' own scores, over the test answers of all rounds, the worst first
-    OUT/confusion.png    what is taken for what, where each answer has one label
-    OUT/rounds/NAME/     the same table and picture of each fold
+    OUT/results.json     test metrics of each fold with 95 % intervals, their mean and standard deviation, the recipe
+    OUT/classes.csv      metrics of each class over the test predictions of all folds, the worst class first
+    OUT/confusion.png    confusion matrix, if each clip has one label
+    OUT/rounds/NAME/     the same table and plot for each fold
 
-Shapes: N answers, C classes.
+Shapes: N predictions, C classes.
 """
 
 from __future__ import annotations
@@ -34,56 +34,57 @@ CLASSES_FILE = "classes.csv"
 
 
 @dataclass(frozen=True)
-class RoundResult:
-    """How one round went."""
+class FoldResult:
+    """Result of training and testing on one fold."""
 
     name: str
-    """`all`, or the fold that was tested."""
+    """`all`, or the name of the fold that is tested."""
     clips: Mapping[str, int]
-    """Clips of `train`, `valid` and `test`."""
+    """Number of clips in `train`, `valid` and `test`."""
     step: int
-    """Steps done by the model that was chosen."""
+    """Training steps of the chosen model."""
     epoch: int
-    """Epochs it had seen, the one it was in included."""
+    """Training epochs of the chosen model, the current one included."""
     valid: float | None
-    """Its validation by the recipe's metric."""
+    """Validation metric of the chosen model."""
     scores: Mapping[str, float]
-    """Its test, empty where nothing is tested."""
+    """Test metrics; empty if there are no test clips."""
     model: Path
-    """Its folder."""
+    """Folder of the chosen model."""
     skipped: tuple[tuple[str, str], ...] = ()
-    """Test clips that could not be read, and why."""
+    """Key and reason of test clips that could not be read."""
     intervals: Mapping[str, Interval] = field(default_factory=dict)
-    """95 % bootstrap intervals of the scores, over test recordings."""
+    """95 % bootstrap intervals of the test metrics, over recordings."""
 
 
 @dataclass(frozen=True)
 class FinetuneReport:
-    """How a fine-tuning ended."""
+    """Result of a fine-tuning run."""
 
     stopped: str
-    """`finished`, or the signal that ended it early; repeat it to go on."""
+    """`finished`, or the signal that stopped the run; call again to resume."""
     metric: str
-    """What validation is judged by."""
+    """Name of the validation metric."""
     classes: tuple[str, ...]
-    """The labels."""
-    rounds: tuple[RoundResult, ...]
-    """Those that are done."""
+    """Names of the classes."""
+    folds: tuple[FoldResult, ...]
+    """Results of the folds that are finished."""
     notes: tuple[str, ...]
-    """What was held out, and what else should be known."""
+    """Remarks for the user, for example on held-out clips."""
     model: Path | None
-    """Folder of the classifier, once all is done."""
+    """Folder of the classifier; None until the run is finished."""
     intervals: Mapping[str, Interval] = field(default_factory=dict)
-    """95 % bootstrap intervals of the means over the rounds, over test recordings."""
+    """95 % bootstrap intervals of the means over folds, over recordings."""
 
     def scores(self) -> dict[str, tuple[float, float | None]]:
-        """Mean of each test score over the rounds that have it, and their standard deviation where these are several.
+        """Return mean and standard deviation of each test metric over the folds that have it.
 
-        A round may have none: no clip of its test has a label, say, so that there is no average precision.
+        A fold lacks a metric if it is undefined there, such as average precision without a label among the test clips.
+        The standard deviation is None for a single fold.
         """
-        names = dict.fromkeys(name for part in self.rounds for name in part.scores)
+        names = dict.fromkeys(name for fold in self.folds for name in fold.scores)
         values = {
-            name: [part.scores[name] for part in self.rounds if not math.isnan(part.scores.get(name, math.nan))]
+            name: [fold.scores[name] for fold in self.folds if not math.isnan(fold.scores.get(name, math.nan))]
             for name in names
         }
         return {
@@ -95,95 +96,95 @@ class FinetuneReport:
         }
 
     def partly_scored(self) -> list[str]:
-        """What to say of scores that some of several rounds lack."""
-        tested = [part.scores for part in self.rounds if part.scores]
-        found = {
+        """Return a note for each metric that some of several folds lack."""
+        tested = [fold.scores for fold in self.folds if fold.scores]
+        counts = {
             name: sum(not math.isnan(scores.get(name, math.nan)) for scores in tested)
             for name in dict.fromkeys(name for scores in tested for name in scores)
         }
         return [
-            f"{name} is of {count} of {len(tested)} rounds: the test clips of the others have no label, or all the same"
-            for name, count in found.items()
+            f"{name} is of {count} of {len(tested)} folds: the test clips of the others have no label, or all the same"
+            for name, count in counts.items()
             if 0 < count < len(tested)
         ]
 
 
 @dataclass(frozen=True)
-class Verdicts:
-    """What the models of one or several rounds said of their test clips."""
+class ScoredClips:
+    """Scores of the test clips by the models of one or several folds."""
 
     scores: Array
-    """(N, C), comparable."""
+    """(N, C), as from `comparable_scores`."""
     targets: Array
     """(N, C), 0 or 1."""
 
     def confusion(self) -> Array:
-        """True class down, given class across, (C, C)."""
+        """Return the confusion matrix (C, C), with a row for each true class."""
         return confusion_counts(self.targets.argmax(1), self.scores.argmax(1), self.scores.shape[1])
 
 
 def write_report(
-    report: FinetuneReport, out: Path, answers: Sequence[Verdicts], recipe: FinetuneRecipe, *, multi: bool
+    report: FinetuneReport, out: Path, tested: Sequence[ScoredClips], recipe: FinetuneRecipe, *, multi: bool
 ) -> None:
-    """Write the results, the tables and the pictures of a fine-tuning that is done.
+    """Write the results, tables and plots of a finished run.
 
     Args:
-        report: how it went.
-        out: its folder.
-        answers: of each round that tested anything.
-        recipe: what it followed.
-        multi: whether an answer may have any number of labels.
+        report: results of the run.
+        out: folder of the run.
+        tested: scores of each fold that has test clips.
+        recipe: settings of the run.
+        multi: whether clips may have any number of labels.
     """
     notes = list(report.notes)
-    whole = None
-    if answers:
-        whole = Verdicts(*(np.concatenate([getattr(a, name) for a in answers]) for name in ("scores", "targets")))
+    pooled = None
+    if tested:
+        pooled = ScoredClips(
+            *(np.concatenate([getattr(one, name) for one in tested]) for name in ("scores", "targets"))
+        )
         mean = report.scores().get("accuracy", (math.nan, None))[0]
-        notes += write_tables(out, whole, report.classes, multi=multi, title=f"accuracy {mean:.3f}")
+        notes += write_tables(out, pooled, report.classes, multi=multi, title=f"accuracy {mean:.3f}")
     content = {
         "metric": report.metric,
         "scores": {
-            name: {"mean": finite_or_none(mean), "deviation": spread, "interval": bounds(report.intervals.get(name))}
+            name: {"mean": finite_or_none(mean), "deviation": spread, "interval": _bounds(report.intervals.get(name))}
             for name, (mean, spread) in report.scores().items()
         },
-        "rounds": [_round_json(part, out) for part in report.rounds],
+        "rounds": [_fold_json(fold, out) for fold in report.folds],
         "classes": report.classes,
-        "confusion": None if multi or whole is None else whole.confusion().tolist(),
+        "confusion": None if multi or pooled is None else pooled.confusion().tolist(),
         "notes": notes,
         "recipe": json.loads(recipe.model_dump_json()),
     }
     write_json(out / RESULTS_FILE, content)
 
 
-def write_tables(folder: Path, answers: Verdicts, classes: Sequence[str], *, multi: bool, title: str) -> list[str]:
-    """Write `classes.csv`, and `confusion.png` where answers have one label; returns what should be said about it."""
-    given = given_labels(answers.scores, multi=multi)
-    write_class_scores(scores_of_several_labels(classes, answers.scores, answers.targets, given), folder / CLASSES_FILE)
+def write_tables(folder: Path, tested: ScoredClips, classes: Sequence[str], *, multi: bool, title: str) -> list[str]:
+    """Write `classes.csv` and, if each clip has one label, `confusion.png`; return notes for the user."""
+    given = given_labels(tested.scores, multi=multi)
+    write_class_scores(scores_of_several_labels(classes, tested.scores, tested.targets, given), folder / CLASSES_FILE)
     if multi:
         return []
     try:
-        plot_confusion(
-            classes, answers.confusion(), folder / CONFUSION_FILE, f"{len(answers.scores)} test answers, {title}"
-        )
+        title = f"{len(tested.scores)} test predictions, {title}"
+        plot_confusion(classes, tested.confusion(), folder / CONFUSION_FILE, title)
     except MissingExtraError as error:
         return [f"{CONFUSION_FILE} was not drawn: {error}"]
     return []
 
 
-def round_folder(out: Path, name: str) -> Path:
-    """Where a round's files are."""
+def fold_folder(out: Path, name: str) -> Path:
+    """Return the folder of a fold."""
     return out / ROUNDS_FOLDER / name
 
 
-def _round_json(part: RoundResult, out: Path) -> dict[str, Any]:
+def _fold_json(fold: FoldResult, out: Path) -> dict[str, Any]:
     return {
-        **asdict(part),
-        "scores": {name: finite_or_none(value) for name, value in part.scores.items()},
-        "intervals": {name: bounds(interval) for name, interval in part.intervals.items()},
-        "model": part.model.relative_to(out).as_posix(),
+        **asdict(fold),
+        "scores": {name: finite_or_none(value) for name, value in fold.scores.items()},
+        "intervals": {name: _bounds(interval) for name, interval in fold.intervals.items()},
+        "model": fold.model.relative_to(out).as_posix(),
     }
 
 
-def bounds(interval: Interval | None) -> list[float | None] | None:
-    """An interval for JSON."""
+def _bounds(interval: Interval | None) -> list[float | None] | None:
     return None if interval is None else [finite_or_none(interval.low), finite_or_none(interval.high)]

@@ -1,10 +1,10 @@
-"""Fine-tuning: a pretrained encoder learns the labels of recordings, in one round or one for each fold.
+"""Fine-tune a pretrained encoder on labeled recordings: train and test a classifier on one fold, or on each fold.
 
     OUT/model            the classifier: `ssamba predict --checkpoint OUT`, `ssamba.load_model("OUT/model")`
-    OUT/results.json     and tables and pictures beside it: see `finetune_report.py`
-    OUT/rounds/NAME      each round's run as the loop writes it, and `chosen/`, its classifier
+    OUT/results.json     test metrics, with tables and plots beside it: see `ssamba.training.finetuning.report`
+    OUT/rounds/NAME      the run of each fold as the training loop writes it, and `chosen/`, its classifier
 
-With folds each has its own classifier, and OUT/model is that of the best validation (the first, where there is none).
+Each fold has a classifier of its own; OUT/model is the one with the best validation (the first fold's without one).
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ from ssamba.errors import CheckpointError
 from ssamba.hashing import digest_of
 from ssamba.model.heads import Classifier
 from ssamba.splits import Fold, check_leaks, make_folds
+from ssamba.training.batches import OnDecoded
 from ssamba.training.distributed import World, init_distributed
-from ssamba.training.finetuning.data import Labeled, open_labeled
-from ssamba.training.finetuning.head_start import start_head
+from ssamba.training.finetuning.data import LabeledData, open_labeled
+from ssamba.training.finetuning.head_init import fit_initial_head
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 from ssamba.training.finetuning.report import (
     FinetuneReport,
-    RoundResult,
-    Verdicts,
-    round_folder,
+    FoldResult,
+    ScoredClips,
+    fold_folder,
     write_report,
     write_tables,
 )
 from ssamba.training.finetuning.scores import Measured, comparable_scores, mean_intervals, measure, wanted_metrics
-from ssamba.training.finetuning.task import Answers, FinetuneTask, window_s
+from ssamba.training.finetuning.task import FinetuneTask, Predictions, window_s
 from ssamba.training.loop import train
 from ssamba.training.pretraining.recipe import ModelSettings
 from ssamba.training.run_io import TrainingProgress, TrainingReport
 from ssamba.training.state import BEST_FOLDER, MODEL_FOLDER, has_state, replace_folder
 
-__all__ = ["FinetuneReport", "RoundResult", "finetune"]
+__all__ = ["FinetuneReport", "FoldResult", "finetune"]
 
 CHOSEN_FOLDER = "chosen"
 
@@ -54,51 +55,50 @@ def finetune(
     resume: bool | Literal["auto"] = False,
     device: str | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
-    on_decoded: Callable[[str, int, int], None] | None = None,
-    on_round: Callable[[str, int, int], None] | None = None,
+    on_decoded: OnDecoded | None = None,
+    on_fold: Callable[[str, int, int], None] | None = None,
 ) -> FinetuneReport:
-    """Teach a pretrained encoder the labels of recordings, and test what it learned.
+    """Fine-tune a pretrained encoder on labeled recordings, and test it.
 
     Args:
-        source: a folder with a folder for each class, a manifest with labels (and splits, or folds), or a corpus.
-        recipe: everything else; `FinetuneRecipe.read` reads one by name or from a file.
-        out: folder of the results, see the head of this file.
-        checkpoint: the encoder, as `load_checkpoint` takes it; None is the one that ships with ssamba.
-        resume: go on with what is in `out`; "auto" does so if there is something.
-        device: where to compute; None is a GPU if there is one.
+        source: a folder with one folder per class, a manifest with labels (and splits or folds), or a corpus.
+        recipe: all settings; `FinetuneRecipe.read` reads one by name or from a file.
+        out: folder of the results; see the docstring of this module.
+        checkpoint: the encoder, as for `load_checkpoint`; None is the one that ships with ssamba.
+        resume: continue what is in `out`; "auto" does so if there is something.
+        device: device to train on; None is a GPU if there is one.
         on_progress: called after each step.
-        on_decoded: called while recordings are decoded into memory: name, clips done, clips in all.
-        on_round: called as each round begins: its name, its number from 1, rounds in all.
+        on_decoded: called while recordings are decoded into memory: name, clips done, clips in total.
+        on_fold: called when a fold begins: its name, its number from 1, number of folds.
 
     Raises:
         DataError: there are no labels, the splits leak, or the recordings are not those of the run to resume.
-        CheckpointError: the checkpoint cannot be loaded, or something is in `out` already and `resume` is not set.
-        ConfigError: the recipe contradicts the run to resume, or the checkpoint.
+        CheckpointError: the checkpoint cannot be loaded, or `out` holds a run and `resume` is not set.
+        ConfigError: the recipe contradicts the checkpoint, or the run to resume.
         TrainingError: a run diverged or could not be saved.
     """
     out = Path(out)
-    start = _start(checkpoint, recipe)
+    start = _load_start(checkpoint, recipe)
     encoder, front_end = _configs(start, recipe)
-    seconds = window_s(encoder.num_frames, front_end)
-    data = open_labeled(source, recipe, front_end, seconds, on_decoded)
-    rounds, notes = _rounds(data, recipe)
+    data = open_labeled(source, recipe, front_end, window_s(encoder.num_frames, front_end), on_decoded)
+    folds, notes = _make_folds(data, recipe)
     weights = None if recipe.start.scratch or start is None else start.model.encoder.state_dict()
     settings = recipe.task_settings()
     settings["encoder"], settings["front_end"] = encoder.digest(), front_end.digest()
     settings["started_from"] = digest_of(weights) if weights else "scratch"
-    results: list[RoundResult] = []
-    answers: list[Verdicts] = []
+    results: list[FoldResult] = []
+    tested: list[ScoredClips] = []
     measured: list[Measured] = []
     stopped, metric = "finished", ""
     with init_distributed(device) as world:
-        for number, part in enumerate(rounds, start=1):
-            if on_round is not None and world.is_main:
-                on_round(part.name, number, len(rounds))
-            task = FinetuneTask(recipe, data, part, encoder, front_end, weights)
+        for number, fold in enumerate(folds, start=1):
+            if on_fold is not None and world.is_main:
+                on_fold(fold.name, number, len(folds))
+            task = FinetuneTask(recipe, data, fold, encoder, front_end, weights)
             metric = task.best_metric[0]
-            folder = round_folder(out, part.name)
+            folder = fold_folder(out, fold.name)
             if recipe.start.fitted_head and weights is not None and not has_state(folder):
-                start_head(task, world.device)
+                fit_initial_head(task, world.device)
             report = train(
                 task,
                 recipe.optimizer,
@@ -113,31 +113,26 @@ def finetune(
             if report.stopped != "finished":
                 stopped = report.stopped
                 break
-            result, said = _test(task, report, folder, world)
-            if said is not None and len(said.logits):
-                result, of_round = _measure(result, said, task)
-                answers.append(Verdicts(comparable_scores(said.logits, binary_loss=task.binary), said.targets))
-                measured.append(of_round)
+            result, predictions = _test(task, report, folder, world)
+            if predictions is not None and len(predictions.logits):
+                result, found, scores = _measure(result, predictions, task)
+                tested.append(scores)
+                measured.append(found)
             results.append(result)
+        model = out / MODEL_FOLDER if stopped == "finished" else None
         final = FinetuneReport(
-            stopped,
-            metric,
-            data.classes,
-            tuple(results),
-            tuple(notes),
-            out / MODEL_FOLDER if stopped == "finished" else None,
-            mean_intervals(measured),
+            stopped, metric, data.classes, tuple(results), tuple(notes), model, mean_intervals(measured)
         )
         final = replace(final, notes=(*notes, *final.partly_scored()))
         if stopped == "finished":
             if world.is_main:
-                _publish(final, out, answers, recipe, task)
-            world.broadcast(None)  # the others wait
+                _publish(final, out, tested, recipe, task)
+            world.broadcast(None)  # wait for the main process
     return final
 
 
-def _start(checkpoint: str | Path | None, recipe: FinetuneRecipe) -> Checkpoint | None:
-    """The checkpoint to start from; None where there is none and none is needed."""
+def _load_start(checkpoint: str | Path | None, recipe: FinetuneRecipe) -> Checkpoint | None:
+    """Return the checkpoint to start from; None if there is none and training starts from scratch."""
     stride = recipe.start.patch_stride
     if checkpoint is not None:
         return load_checkpoint(checkpoint, stride)
@@ -152,24 +147,26 @@ def _start(checkpoint: str | Path | None, recipe: FinetuneRecipe) -> Checkpoint 
 
 
 def _configs(start: Checkpoint | None, recipe: FinetuneRecipe) -> tuple[BaseEncoderConfig, FrontEndConfig]:
-    """The encoder and front end of a recipe: the checkpoint's, with its changes."""
+    """Return the configurations of encoder and front end: the checkpoint's with the recipe's changes."""
     encoder: BaseEncoderConfig = ModelSettings().config() if start is None else start.config.encoder
     front_end = FrontEndConfig() if start is None else start.front_end
     if start is None and recipe.start.patch_stride is not None:
         encoder = encoder.with_patch_stride(recipe.start.patch_stride)
     clips = recipe.clips
-    frames = clips.frames or encoder.num_frames
     drop_path = 0.0 if recipe.start.frozen else encoder.drop_path
     if recipe.start.drop_path is not None:
         drop_path = recipe.start.drop_path
-    # The table of positions stays as it was pretrained, whatever the window.
-    encoder = encoder.with_changes(num_frames=frames, position_grid=encoder.grid, drop_path=drop_path)
+    # The table of positions stays as pretrained, whatever the window.
+    encoder = encoder.with_changes(
+        num_frames=clips.frames or encoder.num_frames, position_grid=encoder.grid, drop_path=drop_path
+    )
     changes = {name: value for name, value in (("mean", clips.mean), ("std", clips.std)) if value is not None}
     return encoder, front_end.with_changes(**changes)
 
 
-def _rounds(data: Labeled, recipe: FinetuneRecipe) -> tuple[list[Fold], list[str]]:
-    rounds, notes = make_folds(
+def _make_folds(data: LabeledData, recipe: FinetuneRecipe) -> tuple[list[Fold], list[str]]:
+    """Return the folds, checked for leaks, and notes for the user."""
+    folds, notes = make_folds(
         data.splits,
         data.groups,
         data.files,
@@ -180,46 +177,47 @@ def _rounds(data: Labeled, recipe: FinetuneRecipe) -> tuple[list[Fold], list[str
         classes=data.classes,
         copies=data.copies,
     )
-    check_leaks(rounds, data.groups, data.files)
+    check_leaks(folds, data.groups, data.files)
     if data.corpus.skipped:
         notes.append(
-            f"{len(data.corpus.skipped)} recordings cannot be used and were left out: rounds/{rounds[0].name}/skipped.csv"
+            f"{len(data.corpus.skipped)} recordings cannot be used and were left out: "
+            f"rounds/{folds[0].name}/skipped.csv"
         )
-    return rounds, notes
+    return folds, notes
 
 
-def _test(task: FinetuneTask, report: TrainingReport, folder: Path, world: World) -> tuple[RoundResult, Answers | None]:
-    """Keep the model that the recipe chooses, and test it."""
-    part = task.part
+def _test(
+    task: FinetuneTask, report: TrainingReport, folder: Path, world: World
+) -> tuple[FoldResult, Predictions | None]:
+    """Copy the model that the recipe chooses to `chosen/`, and test it."""
+    fold = task.fold
     best = report.best if task.recipe.choice.state == "best" and (folder / BEST_FOLDER).is_dir() else None
     best = world.broadcast(best)
     chosen = folder / CHOSEN_FOLDER
     if world.is_main:
-        kept = folder / (BEST_FOLDER if best else MODEL_FOLDER)
-        replace_folder(chosen, lambda target: shutil.copytree(kept, target, dirs_exist_ok=True))
-    world.broadcast(None)  # the folder is there
+        source = folder / (BEST_FOLDER if best else MODEL_FOLDER)
+        replace_folder(chosen, lambda target: shutil.copytree(source, target, dirs_exist_ok=True))
+    world.broadcast(None)  # wait until the folder is complete
     model = load_checkpoint(chosen).model
     assert isinstance(model, Classifier)
-    answers = task.answers(model.to(world.device), part.test) if len(part.test) else None
-    scores = task.figures(answers) if answers is not None and len(answers.logits) else {}
+    predictions = task.predict(model.to(world.device), fold.test) if len(fold.test) else None
     step = best[0] if best else report.step
     last = report.validation.get(task.best_metric[0], float("nan"))
-    valid = best[1] if best else last if last == last else None
-    result = RoundResult(
-        part.name,
-        {"train": len(part.train), "valid": len(part.valid), "test": len(part.test)},
+    result = FoldResult(
+        fold.name,
+        {"train": len(fold.train), "valid": len(fold.valid), "test": len(fold.test)},
         step,
         _epoch(task, step),
-        valid,
-        scores,
+        best[1] if best else last if last == last else None,
+        task.metrics(predictions) if predictions is not None and len(predictions.logits) else {},
         chosen,
-        answers.skipped if answers is not None else (),
+        predictions.skipped if predictions is not None else (),
     )
-    return result, answers
+    return result, predictions
 
 
 def _epoch(task: FinetuneTask, step: int) -> int:
-    """Epochs, counted from 1, that so many steps reach into."""
+    """Return the epoch, counted from 1, of the last of `step` steps; 0 before the first."""
     epoch, steps = 0, 0
     while steps < step:
         steps += -(-task.batches_in_epoch(epoch) // task.recipe.run.accumulate)
@@ -227,27 +225,29 @@ def _epoch(task: FinetuneTask, step: int) -> int:
     return epoch
 
 
-def _measure(result: RoundResult, said: Answers, task: FinetuneTask) -> tuple[RoundResult, Measured]:
-    """The result of a round with all figures of its test, and what their intervals are taken of."""
+def _measure(
+    result: FoldResult, predictions: Predictions, task: FinetuneTask
+) -> tuple[FoldResult, Measured, ScoredClips]:
+    """Return the result with all test metrics and their intervals, their bootstrap samples, and the scores of clips."""
     wanted = wanted_metrics(multi=task.data.multi, by_second=task.recipe.labels.unit == "second")
-    scores = comparable_scores(said.logits, binary_loss=task.binary)
-    found = measure(scores, said.targets, said.units, wanted)
-    return replace(result, scores={**result.scores, **found.values}, intervals=found.intervals), found
+    scores = comparable_scores(predictions.logits, binary_loss=task.binary)
+    found = measure(scores, predictions.targets, predictions.recordings, wanted)
+    result = replace(result, scores={**result.scores, **found.values}, intervals=found.intervals)
+    return result, found, ScoredClips(scores, predictions.targets)
 
 
 def _publish(
-    report: FinetuneReport, out: Path, answers: list[Verdicts], recipe: FinetuneRecipe, task: FinetuneTask
+    report: FinetuneReport, out: Path, tested: list[ScoredClips], recipe: FinetuneRecipe, task: FinetuneTask
 ) -> None:
-    """Write the model, the results, the tables and the pictures."""
+    """Write the model, the results, the tables and the plots."""
     sign = 1 if task.best_metric[1] == "max" else -1
-    judged = [part for part in report.rounds if part.valid is not None]
-    best = max(judged, key=lambda part: sign * (part.valid or 0.0)) if judged else report.rounds[0]
+    validated = [fold for fold in report.folds if fold.valid is not None]
+    best = max(validated, key=lambda fold: sign * (fold.valid or 0.0)) if validated else report.folds[0]
     replace_folder(out / MODEL_FOLDER, lambda target: shutil.copytree(best.model, target, dirs_exist_ok=True))
     multi = task.data.multi
-    if len(report.rounds) > 1:
-        report = replace(report, notes=(*report.notes, f"model/ is the classifier of round {best.name}"))
-        tested = [part for part in report.rounds if part.scores]
-        for part, said in zip(tested, answers, strict=True):
-            title = f"{part.name}, accuracy {part.scores.get('accuracy', float('nan')):.3f}"
-            write_tables(round_folder(out, part.name), said, report.classes, multi=multi, title=title)
-    write_report(report, out, answers, recipe, multi=multi)
+    if len(report.folds) > 1:
+        report = replace(report, notes=(*report.notes, f"model/ is the classifier of fold {best.name}"))
+        for fold, scores in zip((fold for fold in report.folds if fold.scores), tested, strict=True):
+            title = f"{fold.name}, accuracy {fold.scores.get('accuracy', float('nan')):.3f}"
+            write_tables(fold_folder(out, fold.name), scores, report.classes, multi=multi, title=title)
+    write_report(report, out, tested, recipe, multi=multi)

@@ -15,9 +15,9 @@ from ssamba.errors import DataError
 from ssamba.model import create_encoder
 from ssamba.splits import hold_out, make_folds
 from ssamba.training.finetuning import run as finetuning
-from ssamba.training.finetuning.data import balanced_parts, open_labeled
+from ssamba.training.finetuning.data import open_labeled, split_by_class
 from ssamba.training.finetuning.recipe import FinetuneRecipe
-from ssamba.training.finetuning.report import FinetuneReport, RoundResult
+from ssamba.training.finetuning.report import FinetuneReport, FoldResult
 from ssamba.training.finetuning.run import finetune
 
 SMALL = {
@@ -61,7 +61,7 @@ def test_a_clip_without_a_label_is_left_out_unless_none_may_be_meant(classes):
     assert data.multi
     assert len(data.corpus) == 24
     # What has no label is balanced as a class of its own.
-    parts = balanced_parts(data, np.arange(24))
+    parts = split_by_class(data, np.arange(24))
     assert [len(part) for part in parts] == [7, 8, 8, 1]
     clips[3] = dataclasses.replace(clips[3], labels=("choir", "drum"))
     assert opened(Manifest(clips)).multi
@@ -158,7 +158,7 @@ def test_classes_that_cannot_be_held_out_are_named():
 def test_a_run_that_validates_nothing_is_not_cut_short(classes, start, tmp_path):
     changes = {"run": {"epochs": 5, "patience": 2}, "clips": {"valid_share": 0.0}}
     report = finetune(classes, recipe(**changes), tmp_path / "run", checkpoint=start)
-    assert report.rounds[0].epoch == 5
+    assert report.folds[0].epoch == 5
 
 
 def test_changed_labels_are_not_resumed_with(classes, start, tmp_path, monkeypatch):
@@ -171,7 +171,7 @@ def test_changed_labels_are_not_resumed_with(classes, start, tmp_path, monkeypat
             finetune(Manifest(other), recipe(), tmp_path / "run", checkpoint=start, resume=True)
     # A state that was not finished does not keep the classifier from being fitted.
     fitted = []
-    monkeypatch.setattr(finetuning, "start_head", lambda task, device: fitted.append(task))
+    monkeypatch.setattr(finetuning, "fit_initial_head", lambda task, device: fitted.append(task))
     (tmp_path / "killed" / "rounds" / "all" / "checkpoints" / ".unfinished-step-00000001").mkdir(parents=True)
     finetune(Manifest(clips), recipe(start={"fitted_head": True}), tmp_path / "killed", checkpoint=start, resume="auto")
     assert len(fitted) == 1
@@ -179,11 +179,11 @@ def test_changed_labels_are_not_resumed_with(classes, start, tmp_path, monkeypat
 
 def test_means_are_of_the_rounds_that_have_a_score(tmp_path):
     def tested(name, scores):
-        return RoundResult(name, {}, 1, 1, None, scores, tmp_path)
+        return FoldResult(name, {}, 1, 1, None, scores, tmp_path)
 
     rounds = (tested("a", {"mAP": 0.8, "loss": 1.0}), tested("b", {"mAP": float("nan"), "loss": 3.0}))
     report = FinetuneReport("finished", "mAP", ("x", "y"), rounds, (), None)
     assert report.scores()["mAP"] == (0.8, None)
     assert report.scores()["loss"][0] == 2.0
     (note,) = report.partly_scored()
-    assert note.startswith("mAP is of 1 of 2 rounds")
+    assert note.startswith("mAP is of 1 of 2 folds")

@@ -13,7 +13,7 @@ from ssamba.model import create_encoder
 from ssamba.splits import Fold
 from ssamba.training.finetuning import run as finetuning
 from ssamba.training.finetuning.data import open_labeled
-from ssamba.training.finetuning.head_start import start_head
+from ssamba.training.finetuning.head_init import fit_initial_head
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 from ssamba.training.finetuning.run import finetune
 from ssamba.training.finetuning.task import FinetuneTask
@@ -47,7 +47,7 @@ def test_the_head_is_scikit_learns(encoder, classes):
     train, valid = [i for i in range(24) if i % 4], list(range(0, 24, 4))
     task = task_of(encoder, classes, recipe(), train, valid)
     before = {name: value.clone() for name, value in task.model.encoder.state_dict().items()}
-    strength = start_head(task, CPU)
+    strength = fit_initial_head(task, CPU)
     assert strength is not None
     assert all(torch.equal(value, before[name]) for name, value in task.model.encoder.state_dict().items())
     embedder = Embedder(encoder, device="cpu")
@@ -66,23 +66,23 @@ def test_the_head_is_scikit_learns(encoder, classes):
 def test_it_fits_what_the_recipe_minimizes(encoder, classes, changes):
     train, valid = [i for i in range(24) if i % 4], list(range(0, 24, 4))
     task = task_of(encoder, classes, recipe(**changes), train, valid)
-    answers = task.answers(task.model.eval(), task.part.train)
-    start_head(task, CPU)
-    fitted = task.answers(task.model.eval(), task.part.train)
-    assert task.figures(fitted)["loss"] < task.figures(answers)["loss"]
-    assert task.figures(fitted)["accuracy"] > 0.6
+    answers = task.predict(task.model.eval(), task.fold.train)
+    fit_initial_head(task, CPU)
+    fitted = task.predict(task.model.eval(), task.fold.train)
+    assert task.metrics(fitted)["loss"] < task.metrics(answers)["loss"]
+    assert task.metrics(fitted)["accuracy"] > 0.6
 
 
 def test_without_validation_clips_it_still_fits(encoder, classes):
     task = task_of(encoder, classes, recipe(), range(24), [])
-    assert start_head(task, CPU) == 1e-2
+    assert fit_initial_head(task, CPU) == 1e-2
 
 
 def test_the_fitted_start_is_kept_where_nothing_is_better(encoder, classes, tmp_path):
     settings = recipe(optimizer={"learning_rate": 10.0})  # destroys what was fitted
     settings = settings.with_changes(run=settings.run.with_changes(validate_first=True))
     checkpoint = save_checkpoint(tmp_path / "encoder", encoder)
-    (only,) = finetune(classes, settings, tmp_path / "run", checkpoint=checkpoint).rounds
+    (only,) = finetune(classes, settings, tmp_path / "run", checkpoint=checkpoint).folds
     assert (only.step, only.epoch) == (0, 0)
     kept = load_checkpoint(tmp_path / "run" / "model").model.state_dict()
     assert all(torch.equal(kept[f"encoder.{name}"], value) for name, value in encoder.state_dict().items())
@@ -90,7 +90,9 @@ def test_the_fitted_start_is_kept_where_nothing_is_better(encoder, classes, tmp_
 
 def test_a_run_fits_its_head_once_and_none_from_scratch(encoder, classes, tmp_path, monkeypatch):
     fitted = []
-    monkeypatch.setattr(finetuning, "start_head", lambda task, device: fitted.append(start_head(task, device)))
+    monkeypatch.setattr(
+        finetuning, "fit_initial_head", lambda task, device: fitted.append(fit_initial_head(task, device))
+    )
     checkpoint = save_checkpoint(tmp_path / "encoder", encoder)
     finetune(classes, recipe(), tmp_path / "run", checkpoint=checkpoint)
     assert len(fitted) == 1
