@@ -51,11 +51,11 @@ def test_losses_accuracy_and_gradients_match_the_official_model(golden, ssamba_p
     mask = torch.zeros(2, 64, dtype=torch.bool).scatter(1, expected["mask_index"], True)
     out = model(expected["input"], mask)
     if objective == "mpc":
-        loss, accuracy = info_nce(out.discriminative, out.values, out.hidden.valid)
+        loss, accuracy = info_nce(out.discriminative, out.values, out.masked.valid)
         torch.testing.assert_close(loss, expected["pretrain_infonce"][0], atol=1e-5, rtol=0)
         torch.testing.assert_close(accuracy, expected["pretrain_accuracy"][0], atol=1e-5, rtol=0)
     else:
-        loss = reconstruction_error(out.generative, out.values, out.hidden.valid)
+        loss = reconstruction_error(out.generative, out.values, out.masked.valid)
         torch.testing.assert_close(loss, expected["pretrain_mse"][0], atol=1e-5, rtol=0)
     loss.backward()
     parameters = dict(model.named_parameters())

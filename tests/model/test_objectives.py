@@ -7,10 +7,10 @@ from scipy.fft import dct
 from ssamba.model.objectives import (
     log_mel_texture,
     profile_bands,
+    remove_channel,
     temporal_profile,
     texture_values,
     unit_cross_entropy,
-    without_channel,
 )
 
 
@@ -46,17 +46,17 @@ def test_bins_that_do_not_fill_a_band_are_averaged_among_themselves():
 
 def test_level_color_and_a_quiet_floor_leave_what_is_heard_without_its_channel():
     levels, lengths = torch.randn(2, 12, 8).clamp(-4, 4), torch.tensor([12, 7])
-    heard = without_channel(levels, lengths)
+    heard = remove_channel(levels, lengths)
     torch.testing.assert_close(heard[1, :7].mean(0), torch.zeros(8), atol=1e-6, rtol=0)
     padded = levels.clone()
     padded[1, 7:] = torch.nan
-    torch.testing.assert_close(without_channel(padded, lengths)[1, :7], heard[1, :7])
+    torch.testing.assert_close(remove_channel(padded, lengths)[1, :7], heard[1, :7])
     color = torch.linspace(-0.3, 0.3, 8) - 5
-    torch.testing.assert_close(without_channel(levels + color, lengths)[1, :7], heard[1, :7])
+    torch.testing.assert_close(remove_channel(levels + color, lengths)[1, :7], heard[1, :7])
     levels[0, 3] = -50.0
     floored = levels.clone()
     floored[0, 3] = -10.0  # both more than 40 dB below the loudest value
-    torch.testing.assert_close(without_channel(levels, lengths)[0], without_channel(floored, lengths)[0])
+    torch.testing.assert_close(remove_channel(levels, lengths)[0], remove_channel(floored, lengths)[0])
 
 
 def test_a_texture_is_what_scipy_and_plain_means_give():

@@ -5,7 +5,7 @@ from ssamba.config import PretrainingConfig
 from ssamba.errors import ConfigError
 from ssamba.model import PretrainingModel, encoder_config
 from ssamba.model.masking import draw_mask
-from ssamba.model.pretraining import hidden_patches
+from ssamba.model.pretraining import patch_subset
 
 SMALL = {
     "embed_dim": 32,
@@ -41,17 +41,17 @@ def test_a_batch_gives_what_single_clips_give_and_padding_never_counts(pretraini
         together = model(features, mask, lengths)
         for i, length in enumerate(lengths.tolist()):
             alone = model(features[i : i + 1, :length], mask[i : i + 1, : length // 8 * 2])
-            count = int(together.hidden.valid[i].sum())
+            count = int(together.masked.valid[i].sum())
             assert count == round(0.6 * (length // 8 * 2))
             for name in ("tokens", "discriminative", "generative", "values", "latent"):
                 theirs = getattr(together, name)
                 if theirs is not None:
                     torch.testing.assert_close(theirs[i, :count], getattr(alone, name)[0], atol=1e-5, rtol=1e-5)
             scores, own = together.units, alone.units
-            torch.testing.assert_close(scores.hidden[i, :count], own.hidden[0], atol=1e-5, rtol=1e-5)
-            seen = own.seen.shape[1]
-            assert scores.places.valid[i].sum() == seen == length // 8 * 2 - count
-            torch.testing.assert_close(scores.seen[i, :seen], own.seen[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(scores.masked[i, :count], own.masked[0], atol=1e-5, rtol=1e-5)
+            seen = own.visible.shape[1]
+            assert scores.visible_patches.valid[i].sum() == seen == length // 8 * 2 - count
+            torch.testing.assert_close(scores.visible[i, :seen], own.visible[0], atol=1e-5, rtol=1e-5)
             for name in ("clip", "projection", "statistics", "profile", "texture"):
                 if getattr(together, name) is not None:
                     torch.testing.assert_close(
@@ -66,16 +66,16 @@ def test_hidden_values_reach_the_predictions_through_nothing(pretraining):
     changed = features.view(3, 16, 8, 2, 16) + 3.0 * hidden[:, :, None, :, None]
     with torch.no_grad():
         before, after = (model(x.reshape(3, 128, 32), mask, lengths) for x in (features, changed))
-    valid = before.hidden.valid
+    valid = before.masked.valid
     torch.testing.assert_close(before.generative[valid], after.generative[valid])
-    torch.testing.assert_close(before.units.hidden[valid], after.units.hidden[valid])
+    torch.testing.assert_close(before.units.masked[valid], after.units.masked[valid])
     assert not torch.allclose(before.values[valid], after.values[valid])
 
 
 def test_targets_can_be_normalized_patch_by_patch():
     model, features, lengths, mask = model_and_batch({"normalize_targets": True})
     out = model(features, mask, lengths)
-    values = out.values[out.hidden.valid]
+    values = out.values[out.masked.valid]
     torch.testing.assert_close(values.mean(-1), torch.zeros(len(values)), atol=1e-5, rtol=0)
     torch.testing.assert_close(values.var(-1), torch.ones(len(values)), atol=1e-3, rtol=0)
 
@@ -85,22 +85,22 @@ def test_every_parameter_learns(pretraining):
     model, features, lengths, mask = model_and_batch(pretraining)
     out = model(features, mask, lengths)
     outputs = (out.discriminative, out.generative, out.projection, out.latent, out.statistics, out.profile, out.texture)
-    loss = sum(x.square().mean() for x in (*outputs, out.units.seen, out.units.hidden) if x is not None)
+    loss = sum(x.square().mean() for x in (*outputs, out.units.visible, out.units.masked) if x is not None)
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_hidden_patches_are_listed_in_order():
+def test_patch_subset_is_in_ascending_order():
     mask = torch.tensor([[True, False, True, False], [False, False, False, True]])
-    places, valid = hidden_patches(mask)
-    assert places[0].tolist() == [0, 2]
-    assert places[1, 0] == 3
+    indices, valid = patch_subset(mask)
+    assert indices[0].tolist() == [0, 2]
+    assert indices[1, 0] == 3
     assert valid.tolist() == [[True, True], [True, False]]
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_mask_or_configuration_raises():
     model, features, lengths, mask = model_and_batch({})
     with pytest.raises(ValueError, match=r"mask must be \(3, 32\) bool"):
         model(features, mask[:, :5], lengths)

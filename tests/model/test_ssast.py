@@ -68,8 +68,8 @@ def test_losses_and_accuracy_match_the_official_model(golden, ssast_pth):
     mask = torch.zeros(2, 64, dtype=torch.bool).scatter_(1, expected["mask_index"], True)
     with torch.no_grad():
         out = model(expected["input"], mask)
-    contrast = info_nce(out.discriminative, out.values, out.hidden.valid)
-    error = reconstruction_error(out.generative, out.values, out.hidden.valid)
+    contrast = info_nce(out.discriminative, out.values, out.masked.valid)
+    error = reconstruction_error(out.generative, out.values, out.masked.valid)
     ours = (contrast.loss, contrast.accuracy, error)
     for value, name in zip(ours, ("infonce", "accuracy", "mse"), strict=True):
         torch.testing.assert_close(value, expected[f"pretrain_{name}"][0], atol=1e-5, rtol=0)
@@ -240,8 +240,8 @@ def test_pretrains_in_every_way_that_ssamba_does(encode):
     mask[:, :, 1:3] = True
     mask = mask.flatten(1)
     out = model(features, mask)
-    loss = info_nce(out.discriminative, out.values, out.hidden.valid).loss
-    loss = loss + 10 * reconstruction_error(out.generative, out.values, out.hidden.valid)
+    loss = info_nce(out.discriminative, out.values, out.masked.valid).loss
+    loss = loss + 10 * reconstruction_error(out.generative, out.values, out.masked.valid)
     loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
     changed = features.clone()

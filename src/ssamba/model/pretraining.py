@@ -1,13 +1,12 @@
-"""The model while it is pretrained: encoder, mask token, heads, and ours: visible-only encoding and a clip vector.
+"""The model in pretraining: encoder, mask token, optional decoder, and one head for each objective.
 
-`encode="all"` is the original: a hidden patch's token is replaced by the mask token and the encoder runs over all of
-them (SSAMBA, section 3.3). `encode="visible"` runs the encoder over the visible patches only and puts mask tokens back
-for a shallow decoder (He et al., 2022, arXiv:2111.06377; Huang et al., 2022, arXiv:2207.06405): with 400 of 512 patches
-hidden the encoder does a quarter of the work. The decoder is thrown away afterwards.
+`encode="all"` is the original: the mask token replaces the tokens of masked patches, and the encoder runs over all
+patches (SSAMBA, section 3.3). `encode="visible"` runs the encoder over visible patches only, and a shallow decoder over
+its output with mask tokens in between (He et al., 2022, arXiv:2111.06377; Huang et al., 2022, arXiv:2207.06405): with
+400 of 512 patches masked, the encoder does a quarter of the work. The decoder is discarded after pretraining.
 
-Shapes: B batch, T frames, M mel bins, L patch tokens, D channels, K hidden patches of the clip with most of them,
-V = values of a patch, C channels of the clip projection, S visible patches of the clip with most of them, U classes of
-sound.
+Shapes: B clips, T frames, M mel bins, L patch tokens, D channels, V values of a patch, U units; `masked` and `visible`
+patches of the clip with most of them.
 """
 
 from __future__ import annotations
@@ -26,73 +25,71 @@ from ssamba.model.objectives import profile_bands, texture_values
 from ssamba.model.patches import order_tokens, patch_values
 
 
-class Hidden(NamedTuple):
-    """Some patches of each clip, such as the hidden ones; entries beyond a clip's own count are padding."""
+class PatchSubset(NamedTuple):
+    """Some patches of each clip, such as the masked ones; clips with fewer of them are padded."""
 
-    places: Tensor
-    """Their places in the token sequence without the prefix (B, K)."""
+    indices: Tensor
+    """Their indices among the patch tokens (B, count)."""
     valid: Tensor
-    """Which entries are the clip's own (B, K), bool."""
+    """Which entries are not padding (B, count), bool."""
 
-    def take(self, x: Tensor) -> Tensor:
-        """(B, L, C) -> (B, K, C)."""
-        return x.gather(1, self.places[..., None].expand(-1, -1, x.shape[2]))
-
-    def pick(self, x: Tensor) -> Tensor:
-        """(B, L) -> (B, K)."""
-        return x.gather(1, self.places)
+    def gather(self, x: Tensor) -> Tensor:
+        """Select the subset from x: (B, L) -> (B, count), or (B, L, channels) -> (B, count, channels)."""
+        if x.ndim == 2:
+            return x.gather(1, self.indices)
+        return x.gather(1, self.indices[..., None].expand(-1, -1, x.shape[2]))
 
 
-class Units(NamedTuple):
-    """Scores (logits) of the classes of sound."""
-
-    seen: Tensor
-    """At the visible patches, from the encoder's tokens (B, S, U)."""
-    places: Hidden
-    """Where these stand."""
-    hidden: Tensor
-    """At the hidden patches, from the tokens that the heads read (B, K, U)."""
-
-
-class PretrainingOutput(NamedTuple):
-    """One encoder pass with some patches hidden."""
-
-    tokens: Tensor
-    """Tokens at the hidden patches, what the heads read (B, K, D)."""
-    discriminative: Tensor
-    """The discriminative head's predictions (B, K, V)."""
-    generative: Tensor
-    """The generative head's predictions (B, K, V)."""
-    values: Tensor
-    """The values that were hidden (B, K, V), normalized patch by patch if the configuration says so."""
-    hidden: Hidden
-    """Where they stand."""
-    clip: Tensor
-    """Mean over the tokens of the visible patches (B, D)."""
-    projection: Tensor | None
-    """Projection of `clip` (B, C) for the clip objective, None without."""
-    statistics: Tensor | None
-    """Prediction from `clip` of the clip's log-mel statistics (B, 3 M), None without that objective."""
-    profile: Tensor | None
-    """Prediction from `clip` of the clip's course over time (B, segments * bands), None without that objective."""
-    texture: Tensor | None
-    """Prediction from `clip` of the clip's texture (B, values), None without that objective."""
-    units: Units | None
-    """Scores of the classes of sound, None without that objective."""
-    latent: Tensor | None
-    """Prediction of the teacher's tokens at the hidden patches (B, K, D), None without teacher."""
-
-
-def hidden_patches(mask: Tensor) -> Hidden:
-    """The True entries of a mask (B, L) as indices, each clip's in rising order."""
+def patch_subset(mask: Tensor) -> PatchSubset:
+    """Return the True entries of a mask (B, L), each clip's in ascending order."""
     counts = mask.sum(1)
     most = int(counts.max()) if len(counts) else 0
     index = torch.argsort(mask.to(torch.uint8), dim=1, descending=True, stable=True)[:, :most]
-    return Hidden(index, torch.arange(most, device=mask.device) < counts[:, None])
+    return PatchSubset(index, torch.arange(most, device=mask.device) < counts[:, None])
+
+
+class UnitLogits(NamedTuple):
+    """Logits of the units."""
+
+    visible: Tensor
+    """At the visible patches, from the encoder's tokens (B, visible, U)."""
+    visible_patches: PatchSubset
+    """The visible patches."""
+    masked: Tensor
+    """At the masked patches, from the tokens that all patch heads read (B, masked, U)."""
+
+
+class PretrainingOutput(NamedTuple):
+    """Result of a forward pass with masked patches."""
+
+    tokens: Tensor
+    """Tokens at the masked patches, the input of the heads (B, masked, D)."""
+    discriminative: Tensor
+    """Predictions of the discriminative head (B, masked, V)."""
+    generative: Tensor
+    """Predictions of the generative head (B, masked, V)."""
+    values: Tensor
+    """True values of the masked patches (B, masked, V), normalized patch by patch if the configuration says so."""
+    masked: PatchSubset
+    """The masked patches."""
+    clip: Tensor
+    """Mean over the tokens of visible patches, the clip vector (B, D)."""
+    projection: Tensor | None
+    """Projection of `clip` for the clip objective (B, clip_dim); None without it."""
+    statistics: Tensor | None
+    """Prediction of the clip's log-mel statistics from `clip` (B, 3 M); None without that objective."""
+    profile: Tensor | None
+    """Prediction of the clip's temporal profile from `clip` (B, segments * bands); None without that objective."""
+    texture: Tensor | None
+    """Prediction of the clip's texture from `clip` (B, values); None without that objective."""
+    units: UnitLogits | None
+    """Logits of the units; None without that objective."""
+    latent: Tensor | None
+    """Prediction of the teacher's tokens at the masked patches (B, masked, D); None without a teacher."""
 
 
 class Decoder(nn.Module):
-    """A few blocks over all patches, mask tokens at the hidden ones."""
+    """A few blocks over all patches, with mask tokens at the masked ones."""
 
     def __init__(self, config: BaseEncoderConfig, depth: int):
         super().__init__()
@@ -102,7 +99,7 @@ class Decoder(nn.Module):
         initialize_encoder(self, config)
 
     def forward(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
-        """(B, L, D) with `lengths` (B,) valid tokens -> (B, L, D)."""
+        """Decode tokens (B, L, D), `lengths` (B,) of them valid."""
         out: Tensor = self.norm(self.blocks(tokens, lengths))
         return out
 
@@ -138,70 +135,72 @@ class PretrainingModel(nn.Module):
         nn.init.xavier_normal_(self.mask_token)
 
     def forward(self, features: Tensor, mask: Tensor, lengths: Tensor | None = None) -> PretrainingOutput:
-        """Encode with some patches hidden.
+        """Encode clips with masked patches, and apply all heads.
 
         Args:
-            features: normalized, (B, T, M).
-            mask: True where a patch is hidden, (B, L) in token order; padding must be False.
-            lengths: valid frames of each clip (B,), None when all are.
+            features: normalized features (B, T, M).
+            mask: True where a patch is masked (B, L), in token order; padding must be False.
+            lengths: valid frames of each clip (B,), None if all are.
 
         Raises:
-            ValueError: the mask is not (B, L) bool.
+            ValueError: the mask is not a bool tensor (B, L).
         """
         patches = self.encoder.embed_patches(features, lengths)
         if mask.shape != patches.tokens.shape[:2] or mask.dtype != torch.bool:
             raise ValueError(
                 f"mask must be {tuple(patches.tokens.shape[:2])} bool, got {tuple(mask.shape)} {mask.dtype}"
             )
-        hidden = hidden_patches(mask)
-        values = hidden.take(
+        masked = patch_subset(mask)
+        values = masked.gather(
             order_tokens(patch_values(features, self.encoder.config), self.encoder.config, patches.columns)
         )
         if self.pretraining.normalize_targets:
             values = (values - values.mean(-1, keepdim=True)) / (values.var(-1, keepdim=True) + 1e-4).sqrt()
         encode = self._encode_visible if self.pretraining.encode == "visible" else self._encode_all
-        seen = hidden_patches(self._valid(patches) & ~mask)
-        tokens, visible = encode(patches, mask, seen)
-        tokens, clip = hidden.take(tokens), _mean(visible, seen.valid)
+        visible = patch_subset(self._valid_tokens(patches) & ~mask)
+        tokens, visible_tokens = encode(patches, mask, visible)
+        tokens, clip = masked.gather(tokens), _mean(visible_tokens, visible.valid)
         return PretrainingOutput(
             tokens=tokens,
             discriminative=self.discriminative_head(tokens),
             generative=self.generative_head(tokens),
             values=values,
-            hidden=hidden,
+            masked=masked,
             clip=clip,
             projection=self.clip_head(clip) if self.pretraining.clip_dim else None,
             statistics=self.statistics_head(clip) if self.pretraining.statistics else None,
             profile=self.profile_head(clip) if self.pretraining.profile else None,
             texture=self.texture_head(clip) if self.pretraining.texture else None,
-            units=Units(self.seen_units_head(visible), seen, self.hidden_units_head(tokens))
+            units=UnitLogits(self.seen_units_head(visible_tokens), visible, self.hidden_units_head(tokens))
             if self.pretraining.units
             else None,
             latent=self.latent_head(tokens) if self.pretraining.teacher else None,
         )
 
-    def _encode_all(self, patches: PatchTokens, mask: Tensor, seen: Hidden) -> tuple[Tensor, Tensor]:
-        """All tokens (B, L, D), and the encoder's at the visible patches (B, S, D)."""
+    def _encode_all(self, patches: PatchTokens, mask: Tensor, visible: PatchSubset) -> tuple[Tensor, Tensor]:
+        """Return the encoder's tokens (B, L, D) with masked patches replaced, and those of visible patches."""
         tokens = torch.where(mask[..., None], self.mask_token, patches.tokens)
         encoded = self.encoder.encode(PatchTokens(tokens, patches.columns, patches.longest))
         encoded = encoded[:, self.encoder.num_prefix_tokens :]
-        return encoded, seen.take(encoded)
+        return encoded, visible.gather(encoded)
 
-    def _encode_visible(self, patches: PatchTokens, mask: Tensor, seen: Hidden) -> tuple[Tensor, Tensor]:
-        """The same, the first from the decoder."""
+    def _encode_visible(self, patches: PatchTokens, mask: Tensor, visible: PatchSubset) -> tuple[Tensor, Tensor]:
+        """Return the decoder's tokens (B, L, D), and the encoder's tokens of visible patches (B, visible, D)."""
         positions = self.encoder.positions(patches.columns, patches.longest).expand_as(patches.tokens)
-        counts = seen.valid.sum(1)
-        visible = seen.take(patches.tokens + positions)
-        encoded = self.encoder.encode_tokens(visible, counts)[:, self.encoder.num_prefix_tokens :]
-        entering = self.decoder.enter(encoded).to(positions.dtype)
-        # The padding of `seen` points at patches that are hidden or padding; they take the mask token instead.
-        place = torch.where(seen.valid, seen.places, patches.tokens.shape[1])
+        counts = visible.valid.sum(1)
+        inputs = visible.gather(patches.tokens + positions)
+        encoded = self.encoder.encode_tokens(inputs, counts)[:, self.encoder.num_prefix_tokens :]
+        decoder_inputs = self.decoder.enter(encoded).to(positions.dtype)
+        # Padding entries of `visible` point at masked patches or padding, which must keep the mask token: they are
+        # scattered to an extra place that is cut off.
+        place = torch.where(visible.valid, visible.indices, patches.tokens.shape[1])
         tokens = torch.cat((self.mask_token.expand_as(positions), self.mask_token.expand(len(mask), 1, -1)), dim=1)
-        tokens = tokens.scatter(1, place[..., None].expand_as(entering), entering)[:, :-1] + positions
+        tokens = tokens.scatter(1, place[..., None].expand_as(decoder_inputs), decoder_inputs)[:, :-1] + positions
         lengths = None if patches.columns is None else patches.columns * self.encoder.config.rows
         return self.decoder(tokens, lengths), encoded
 
-    def _valid(self, patches: PatchTokens) -> Tensor:
+    def _valid_tokens(self, patches: PatchTokens) -> Tensor:
+        """Return which patch tokens are not padding (B, L), bool."""
         length = patches.tokens.shape[1]
         step = torch.arange(length, device=patches.tokens.device)
         if patches.columns is None:
@@ -210,5 +209,5 @@ class PretrainingModel(nn.Module):
 
 
 def _mean(tokens: Tensor, valid: Tensor) -> Tensor:
-    """(B, L, D), (B, L) -> (B, D): the mean over valid tokens."""
+    """Average tokens (B, L, D) over the valid ones (B, L): (B, D)."""
     return torch.where(valid[..., None], tokens, 0).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)

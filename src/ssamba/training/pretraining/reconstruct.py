@@ -67,7 +67,7 @@ def reconstruct(
     mask = draw_mask(seeds, config, counts, columns, ratio=ratio, style=style)
     out = model(features[None], mask)
     values = order_tokens(patch_values(features[None], config), config)[0]
-    positions, predicted = out.hidden.places[0], out.generative[0].to(values.dtype)
+    positions, predicted = out.masked.indices[0], out.generative[0].to(values.dtype)
     if model.pretraining.normalize_targets:
         targets = values[positions]
         predicted = predicted * (targets.var(-1, keepdim=True) + 1e-4).sqrt() + targets.mean(-1, keepdim=True)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ssamba.model.objectives import without_channel
+from ssamba.model.objectives import remove_channel
 
 _MIN_UPDATE = 0.01  # weight of a batch in the running mean and variance; the first batches weigh more
 _BANDS = 32
@@ -85,7 +85,7 @@ class SoundUnits:
         frames = torch.arange(features.shape[1], device=features.device)
         valid = (frames < lengths[:, None])[..., None]
         bands = F.adaptive_avg_pool1d(torch.where(valid, features, 0) * self.log_scale, _BANDS)
-        bands = without_channel(bands, lengths)
+        bands = remove_channel(bands, lengths)
         # Repeat the first and last valid frame as context beyond the clip.
         last = bands.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, _BANDS))
         bands = torch.where(valid, bands, last)

@@ -34,10 +34,10 @@ from ssamba.model.objectives import (
     log_mel_texture,
     profile_bands,
     reconstruction_error,
+    remove_channel,
     temporal_profile,
     texture_values,
     unit_cross_entropy,
-    without_channel,
 )
 from ssamba.model.patches import column_counts, order_tokens
 from ssamba.model.pretraining import PretrainingModel, PretrainingOutput
@@ -189,10 +189,10 @@ class PretrainingTask:
         weights = self.recipe.objectives
         out = self.predict(model, inputs, "mask", ratio)
         metrics: dict[str, Tensor] = {}
-        valid, values = out.hidden.valid, out.values
+        valid, values = out.masked.valid, out.values
         metrics["discriminative"], metrics["accuracy"] = info_nce(out.discriminative.float(), values, valid)
         second = self.predict(model, inputs, "mask2", ratio) if weights.passes == 2 else out
-        metrics["generative"] = reconstruction_error(second.generative.float(), second.values, second.hidden.valid)
+        metrics["generative"] = reconstruction_error(second.generative.float(), second.values, second.masked.valid)
         total = weights.discriminative * metrics["discriminative"] + weights.generative * metrics["generative"]
         if out.statistics is not None:
             target = self.statistics.standardize(log_mel_statistics(inputs.features, inputs.lengths), training)
@@ -201,7 +201,7 @@ class PretrainingTask:
         if out.profile is not None:
             features, lengths = inputs.features, inputs.lengths
             if weights.profile_target == "clean":
-                features = without_channel(inputs.clean * (2 * self.recipe.front_end.std), inputs.frames)
+                features = remove_channel(inputs.clean * (2 * self.recipe.front_end.std), inputs.frames)
                 lengths = inputs.frames
             profile = temporal_profile(features, lengths, weights.profile_segments)
             metrics["profile"] = F.mse_loss(out.profile.float(), self.profile.standardize(profile, training))
@@ -212,8 +212,10 @@ class PretrainingTask:
             total = total + weights.texture * metrics["texture"]
         if out.units is not None:
             units = self.unit_targets(inputs)
-            seen = unit_cross_entropy(out.units.seen.float(), out.units.places.pick(units), out.units.places.valid)
-            hidden = unit_cross_entropy(out.units.hidden.float(), out.hidden.pick(units), valid)
+            seen = unit_cross_entropy(
+                out.units.visible.float(), out.units.visible_patches.gather(units), out.units.visible_patches.valid
+            )
+            hidden = unit_cross_entropy(out.units.masked.float(), out.masked.gather(units), valid)
             metrics["units_seen"], metrics["units_seen_accuracy"] = seen
             metrics["units_hidden"], metrics["units_hidden_accuracy"] = hidden
             total = total + weights.units * (seen.loss + hidden.loss) / 2
@@ -276,7 +278,7 @@ class PretrainingTask:
         self.teacher.to(inputs.features.device)
         patches: PatchTokens = self.teacher.embed_patches(inputs.features, inputs.lengths)
         tokens = self.teacher.encode(patches)[:, self.teacher.num_prefix_tokens :].float()
-        return out.hidden.take(F.layer_norm(tokens, tokens.shape[-1:]))
+        return out.masked.gather(F.layer_norm(tokens, tokens.shape[-1:]))
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
