@@ -29,7 +29,7 @@ ONSET = "event_onset_200ms_fms"
 def test_onsets_count_once_each_and_by_label():
     truly = [Event("dog", 1.0, 2.0), Event("dog", 1.3, 3.0), Event("cat", 5.0, 6.0), Event("cat", 8.0, 9.0)]
     found = [Event("dog", 1.15, 1.2), Event("cat", 5.2, 5.3), Event("dog", 8.0, 9.0), Event("cat", 8.21, 9.0)]
-    # The dog is near both dogs but is one; the cat is 0.2 s late, which still counts; a dog is no cat; 0.21 s is too late.
+    # One dog is near both true dogs; the cat is 0.2 s late, which still counts; a dog is no cat; 0.21 s is too late.
     assert count_matches(truly, found, 0.2) == 2
     assert event_metric(ONSET, [truly], [found]) == pytest.approx(2 * 2 / (4 + 4))
     # Two found ones that share a neighbor: the greedy choice of the first would lose one.

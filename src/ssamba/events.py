@@ -5,7 +5,7 @@ The metrics are those of sed_eval (Mesaros et al., 2016, doi:10.3390/app6060162)
     event_onset_200ms_fms                F1; a true event is found if one with its label starts within 0.2 s of it
     event_onset_50ms_fms                 the same within 50 ms
     event_onset_offset_50ms_20perc_fms   and if that one also ends within 50 ms, or 20 % of the true event's length
-    segment_1s_er                        error rate of segments of 1 s: (substitutions + deletions + insertions) / active
+    segment_1s_er                        error rate of 1 s segments: (substitutions + deletions + insertions) / active
 
 A predicted event is paired with at most one true event (maximum matching of a bipartite graph). The counts behind each
 metric add up over recordings, so each recording is counted once, and a bootstrap sample of recordings is a sum.

@@ -1,4 +1,4 @@
-"""HEAR's tasks of several labels and of events, in the structure of FSD50K and DCASE 2016 task 2, built of real recordings."""
+"""HEAR's tasks of several labels and of events, laid out as FSD50K and DCASE 2016 task 2, with real recordings."""
 
 from __future__ import annotations
 
@@ -254,13 +254,21 @@ def change(path, edit):
 @pytest.mark.parametrize(
     ("file", "edit", "message"),
     [
-        ("test.json", lambda c: c.update({"test_0.wav": [{"label": "drum", "start": 5}]}), r"test\.json: test_0\.wav has .* expected events"),
+        (
+            "test.json",
+            lambda c: c.update({"test_0.wav": [{"label": "drum", "start": 5}]}),
+            r"test\.json: test_0\.wav has .* expected events",
+        ),
         ("test.json", lambda c: c.update({"test_0.wav": ["drum"]}), "expected events"),
         ("test.json", lambda c: c.update({"test_0.wav": [{"label": "drum", "start": 9, "end": 5}]}), "from 9 to 5 ms"),
         ("test.json", lambda c: c.update({"test_0.wav": [{"label": "cow", "start": 1, "end": 5}]}), "lacks 'cow'"),
-        ("task_metadata.json", lambda c: c.update(evaluation_params={"event_postprocessing_grid": {"min_duration": 3}}), "lists of milliseconds"),
+        (
+            "task_metadata.json",
+            lambda c: c.update(evaluation_params={"event_postprocessing_grid": {"min_duration": 3}}),
+            "lists of milliseconds",
+        ),
     ],
-)  # fmt: skip
+)
 def test_damaged_events_are_refused_by_file(sounds, tmp_path, file, edit, message):
     folder = tmp_path / "task"
     write_task(folder, scenes(sounds, {"train": 1, "valid": 1, "test": 1}), **DCASE)

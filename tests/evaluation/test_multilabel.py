@@ -143,7 +143,7 @@ def test_what_cannot_be_probed_is_refused(rows):
 
 @pytest.fixture(scope="module")
 def suite(clips, tmp_path_factory):
-    """Pieces of the demo's recordings: `kinds` with one label, `both` with those of two that are mixed, or none (silence),
+    """Pieces of the demo's recordings: `kinds` with one label, `both` with two that are mixed, or none (silence),
     and `seconds`, recordings of four seconds with one of them, both or silence in each."""
     folder = tmp_path_factory.mktemp("several")
     drum, tabla = decode(clips[6]), decode(clips[10])

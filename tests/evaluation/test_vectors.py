@@ -7,8 +7,8 @@ import pytest
 
 from ssamba.audio.decode import decode
 from ssamba.embedder import Embedder
+from ssamba.evaluation import LogMelStatistics
 from ssamba.evaluation.clips import read_waves
-from ssamba.evaluation.log_mel import LogMelStatistics
 from ssamba.evaluation.suite import read_suite
 from ssamba.evaluation.vectors import EncoderModel, FunctionModel, VectorOptions, task_vectors
 from ssamba.model.patches import fill_last_patch

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 @app.command(
     epilog="[bold]Examples[/]\n\n"
     "ssamba evaluate checkpoint/ --suite suite/\n\n"
-    "ssamba evaluate checkpoint/ --suite open --suite-dir suite/ --layers all --pooling mean --pooling cls --json card.json\n\n"
+    "ssamba evaluate checkpoint/ --suite open --suite-dir suite/ --layers all --pooling mean --pooling cls "
+    "--json card.json\n\n"
     "ssamba evaluate checkpoint/ --suite suite/ --inner --task sfx14\n\n"
     "ssamba evaluate checkpoint/ --suite suite/ --figure card.png --details classes/\n\n"
     "ssamba evaluate checkpoint/ --suite hear --suite-dir hear-2021.0.6/tasks/   (HEAR's folders as published)\n\n"
@@ -29,24 +30,24 @@ def evaluate(
         str,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="Checkpoint folder, official .pth file or hf:OWNER/NAME; 'shipped' (the weights of this package); 'random' "
-            "(the same structure, untrained); 'logmel' (log-mel statistics).",
+            help="Checkpoint folder, official .pth file or hf:OWNER/NAME; 'shipped' (the weights of this package); "
+            "'random' (the same architecture, untrained); 'logmel' (log-mel statistics).",
         ),
     ],
     suite: Annotated[
         str,
         typer.Option(
-            help="'open', 'hear', or a folder: TASK.csv and TASK.tar for each task, or tasks of HEAR (labels and events)."
+            help="'open', 'hear', or a folder of tasks: TASK.csv and TASK.tar each, or tasks of HEAR (labels, events)."
         ),
     ] = "open",
     suite_dir: Annotated[
-        Path | None, typer.Option(envvar="SSAMBA_SUITE", help="Where the suite 'open' or 'hear' is.")
+        Path | None, typer.Option(envvar="SSAMBA_SUITE", help="Folder of the suite 'open' or 'hear'.")
     ] = None,
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
     inner: Annotated[
-        bool, typer.Option("--inner", help="Score inside the training parts only, for choosing between recipes.")
+        bool, typer.Option("--inner", help="Score inside the training parts only, to choose between recipes.")
     ] = False,
-    layers: Annotated[str, typer.Option(help="'final', or 'all': every layer and the best by validation.")] = "final",
+    layers: Annotated[str, typer.Option(help="'final', or 'all': every layer, and the best by validation.")] = "final",
     pooling: Annotated[
         list[str] | None, typer.Option(help="'mean', 'cls' or 'rows'; may be repeated. Default: mean.")
     ] = None,
@@ -58,34 +59,34 @@ def evaluate(
     level: Annotated[
         float, typer.Option(min=0, help="Peak that clips are scaled to; 0 leaves them as they are.")
     ] = 0.9,
-    figure: Annotated[Path | None, typer.Option(help="Also draw the scores beside the reference rows.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Also plot the scores beside reference rows.")] = None,
     details: Annotated[
         Path | None,
         typer.Option(
-            help="Also write, for each task, the scores of its classes and (of one label) a confusion picture."
+            help="Also write the scores of each task's classes and, if clips have one label, a confusion matrix."
         ),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the scorecard here.")] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for decoded clips and embeddings. Default: the user's cache folder.")
     ] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep nothing, use nothing kept.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Probes side by side. Default: the cores.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Parallel probes. Default: number of cores.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")] = None,
 ) -> None:
     """Score a model's frozen embeddings on a suite of labeled tasks.
 
-    The table gives accuracies, and 95 % intervals of its last row over test clips. With --layers all each layer has a
-    row, and "best" takes in each round the layer that was best on the validation part of the training clips.
+    The table shows accuracies, and 95 % intervals of its last row over test clips. With --layers all each layer has a
+    row, and "best" takes in each fold the layer that is best on validation clips held out of the training clips.
 
-    Tasks whose clips may have several labels (`dog;rain` in TASK.csv; HEAR's "multilabel") are scored by mAP, those whose
-    rows are stretches of recordings (columns start_s, duration_s) by F1 of seconds, HEAR's events by their own figures.
+    Tasks with several labels a clip (`dog;rain` in TASK.csv; HEAR's "multilabel") are scored by mAP, tasks whose rows
+    are parts of recordings (columns start_s, duration_s) by the F1 of seconds, HEAR's events by the metrics they name.
     """
     from ssamba.checkpoint.files import write_json
     from ssamba.errors import ConfigError
     from ssamba.evaluation import EvaluateOptions, VectorOptions, cache_folder, read_suite
     from ssamba.evaluation import evaluate as run
-    from ssamba.evaluation.report import PICTURE_FORMATS, plot_scorecard, reference_rows, write_details
+    from ssamba.evaluation.report import PLOT_FORMATS, plot_scorecard, reference_rows, write_details
 
     try:
         vectors = VectorOptions.parse(
@@ -96,8 +97,8 @@ def evaluate(
         )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
-    if figure is not None and figure.suffix not in PICTURE_FORMATS:
-        raise typer.BadParameter(f"--figure must end in {', '.join(PICTURE_FORMATS)}, got {str(figure)!r}")
+    if figure is not None and figure.suffix not in PLOT_FORMATS:
+        raise typer.BadParameter(f"--figure must end in {', '.join(PLOT_FORMATS)}, got {str(figure)!r}")
     if weighted and layers != "all":
         raise typer.BadParameter("--weighted learns a mixture of the layers: it needs --layers all")
     if model == "logmel" and vectors != VectorOptions():
@@ -153,13 +154,13 @@ def _show(card: Scorecard) -> None:
     names = (*card.tasks, "mean")
     table.add_row("95 %", *(f"{interval[name].low:.3f}-{interval[name].high:.3f}" for name in names), style="dim")
     out.print(table)
-    for name, figures in card.best().figures.items():
-        found = ", ".join(f"{figure.replace('_', ' ')} {value:.3f}" for figure, value in figures.items())
-        out.print(f"{escape(name)}: {found}", highlight=False, soft_wrap=True)
+    for name, values in card.best().figures.items():
+        text = ", ".join(f"{metric.replace('_', ' ')} {value:.3f}" for metric, value in values.items())
+        out.print(f"{escape(name)}: {text}", highlight=False, soft_wrap=True)
     for name, count in card.repeated.items():
         err.print(
-            f"[yellow]{escape(name)}:[/] {count} clips are tested with the very samples, under another name, that were trained "
-            "on: they flatter every model",
+            f"[yellow]{escape(name)}:[/] {count} test clips have the same samples as a training clip "
+            "with another name: they flatter every model",
             soft_wrap=True,
             highlight=False,
         )
@@ -167,12 +168,12 @@ def _show(card: Scorecard) -> None:
 
 
 class _ProgressBar:
-    """Step, task, clips or rounds, and time left, on standard error when it is a terminal."""
+    """Progress on standard error: step, task, clips or folds, and time left."""
 
     def __init__(self, tasks: list[Task]) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._place = {task.name: f"task {k} of {len(tasks)}" for k, task in enumerate(tasks, 1)}
+        self._number = {task.name: f"task {k} of {len(tasks)}" for k, task in enumerate(tasks, 1)}
         self._progress = Progress(
             TextColumn("{task.fields[step]}"),
             BarColumn(),
@@ -193,8 +194,8 @@ class _ProgressBar:
         self._progress.stop()
 
     def update(self, state: Progress) -> None:
-        """Show how far it is."""
-        step = f"{self._place[state.task]} ({state.task}): {state.step}"
+        """Show the current state."""
+        step = f"{self._number[state.task]} ({state.task}): {state.step}"
         if step != self._step:
             self._progress.reset(self._task)
             self._step = step

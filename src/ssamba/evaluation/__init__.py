@@ -2,10 +2,16 @@
 
 from ssamba.evaluation.clips import cache_folder, read_waves
 from ssamba.evaluation.evaluate import EvaluateOptions, Progress, Scorecard, evaluate
-from ssamba.evaluation.log_mel import LogMelStatistics
 from ssamba.evaluation.suite import read_suite
 from ssamba.evaluation.task import Task
-from ssamba.evaluation.vectors import ClipModel, EncoderModel, FunctionModel, TimestampEmbeddings, VectorOptions
+from ssamba.evaluation.vectors import (
+    ClipModel,
+    EncoderModel,
+    FunctionModel,
+    LogMelStatistics,
+    TimestampEmbeddings,
+    VectorOptions,
+)
 
 __all__ = [
     "ClipModel",

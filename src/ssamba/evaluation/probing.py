@@ -7,7 +7,7 @@ published tables use.
 
 Several labels: a label is predicted if its probability is at least a half. Events: the classifier scores the time steps
 of a recording, and runs of steps above a half are events, smoothed in the way that is best on the validation clips
-(Turian et al., 2022, appendix B; `ssamba.events`). Of more than 100,000 time steps only every second, third, ... trains.
+(Turian et al., 2022, appendix B; `ssamba.events`). Of more than 100,000 time steps every second, third, ... trains.
 
 Shapes: N clips of a task, n of them used; K rows (clips, seconds, time steps), D dimensions, C classes, V layers.
 """
@@ -214,8 +214,8 @@ def probe_labels(kind: ProbeKind, vectors: Array, labels: Array, groups: Array, 
     fitting, choosing = _fitting_and_choosing(fold, groups)
     if not len(choosing) or len(np.unique(labels[fitting])) < 2:
         raise SuiteError(
-            f"{len(train)} training clips of {len(np.unique(labels[train]))} labels are too few for a probe: a fifth of "
-            "their groups is held out, and at least two labels must be left"
+            f"{len(train)} training clips of {len(np.unique(labels[train]))} labels are too few for a probe: a fifth "
+            "of their groups is held out, and at least two labels must be left"
         )
     settings = SETTINGS[kind]
     scores = [
@@ -342,8 +342,8 @@ def _fitting_and_choosing_rows(rows: Rows, fold: Fold) -> tuple[Array, Array]:
     fitting, choosing = (rows.of(clips) for clips in _fitting_and_choosing(fold, rows.groups))
     if not len(choosing) or not len(fitting) or not has_both_values(rows.targets[fitting]).any():
         raise SuiteError(
-            f"{rows.name}: {len(fold.train_and_valid)} training clips are too few for a probe: a fifth of their groups is "
-            "held out, and of the rest some must have a label that others lack"
+            f"{rows.name}: {len(fold.train_and_valid)} training clips are too few for a probe: a fifth of their groups "
+            "is held out, and of the rest some must have a label that others lack"
         )
     return fitting, choosing
 

@@ -24,7 +24,7 @@ from ssamba.files import write_atomically
 from ssamba.metrics.classification import Array, area_under_curve, average_precision, confusion_counts
 from ssamba.plotting import blank_figure, save_figure
 
-PICTURE_FORMATS = (".png", ".pdf", ".svg")
+PLOT_FORMATS = (".png", ".pdf", ".svg")
 """Suffixes of plot files."""
 _MARKERS = "osv^Dph<>*X"
 _MAX_TICK_LABELS = 60  # more are unreadable along an axis

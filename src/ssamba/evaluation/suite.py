@@ -2,12 +2,12 @@
 
     TASK.csv       columns clip, label, split, group; one for each task
     TASK.tar       the recordings, unless they lie unpacked in the folder
-    suite.json     optional: {"tasks": {"TASK": {"both_directions": true}, ...}}, the order of the tasks, and which of them are
+    suite.json     optional: {"tasks": {"TASK": {"both_directions": true}, ...}}, the order of the tasks, and which are
                    scored in both directions
 
-`clip` is a path inside the archive (or from the folder on). `group` is what must not be divided between splits (a voice,
-a game, a drum kit) and may be empty. A group in several splits is an error, since it would flatter scores. Folders of the
-HEAR benchmark (`hear.py`) are suites, too.
+`clip` is a path inside the archive (or relative to the folder). `group` names what must not be divided between splits
+(a voice, a game, a drum kit) and may be empty. A group in several splits is an error, since it would flatter scores.
+Folders of the HEAR benchmark (`hear.py`) are suites, too.
 
 Shapes: N clips.
 """
@@ -97,8 +97,8 @@ def read_suite(
     found = hear or {path.stem: path for path in sorted(folder.glob("*.csv"))}
     if not found:
         raise SuiteError(
-            f"{folder} holds no TASK.csv: expected tables with the columns {', '.join(_COLUMNS)}, or tasks of HEAR with "
-            "their task_metadata.json"
+            f"{folder} holds no TASK.csv: expected tables with the columns {', '.join(_COLUMNS)}, or tasks of HEAR "
+            "with their task_metadata.json"
         )
     unknown = [name for name in names or () if name not in found]
     if unknown:

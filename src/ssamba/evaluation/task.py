@@ -1,11 +1,11 @@
 """A labeled task and the folds in which it is scored.
 
-Splits `train` and `test` are one fold, or two if the task is scored in both directions. Any other split names are folds:
-each is scored once, after training on the others. Inner folds divide the training part of the first fold, so that no
-test clip is in them.
+Splits `train` and `test` are one fold, or two if the task is scored in both directions. Any other split names are
+folds: each is scored once, after training on the others. Inner folds divide the training part of the first fold, so
+that no test clip is in them.
 
-Kinds: `single`, one label a clip, scored by accuracy; `multi`, any number of labels a clip; `second`, any number for each
-second of a recording; `event`, labels with start and end.
+Kinds: `single`, one label a clip, scored by accuracy; `multi`, any number of labels a clip; `second`, any number for
+each second of a recording; `event`, labels with start and end.
 
 Shapes: N clips, C classes.
 """

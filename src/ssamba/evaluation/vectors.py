@@ -22,10 +22,12 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ssamba.config import Config
+from ssamba.audio.fbank import mel_matrix
+from ssamba.config import Config, FrontEndConfig
 from ssamba.embedder import Embedder, EmbedOptions
 from ssamba.errors import SuiteError
 from ssamba.evaluation.clips import Waves, cached_arrays
@@ -40,6 +42,13 @@ OnProgress = Callable[[int], None]
 
 _COUNTS, _TIMES = "counts", "times_s"
 _GPU_TOKENS_PER_BATCH = 65_536
+
+# Log-mel statistics
+_FFT_SAMPLES, _HOP_SAMPLES = 512, 160
+_LOG_FLOOR = 1e-10
+_STEP_FRAMES, _CONTEXT_FRAMES = 5, 20
+# Frames of 32 ms, as long as the Fourier transform.
+_BANDS = FrontEndConfig(num_mel_bins=64, low_hz=0.0, frame_ms=32.0)
 
 
 def view_name(layer: int | str, pooling: str) -> str:
@@ -270,6 +279,64 @@ class FunctionModel:
         vectors = np.concatenate([x for x, _ in found])
         counts = np.array([len(x) for x, _ in found])
         return TimestampEmbeddings({view_name(FINAL, "mean"): vectors}, counts, np.concatenate([t for _, t in found]))
+
+
+class LogMelStatistics:
+    """Baseline without a model: statistics over time of 64 log-mel bands (FFT of 512 samples, hop 10 ms, 16 kHz).
+
+    A vector holds the mean of each band, its standard deviation, and that of its change between frames: 192 numbers.
+    """
+
+    name = "log-mel statistics"
+    sample_rate_hz = 16_000
+
+    def digest(self) -> str:
+        """Return a digest of the definition."""
+        return digest_of_json([self.name, _FFT_SAMPLES, _HOP_SAMPLES, _LOG_FLOOR, _BANDS.digest(), 1])
+
+    def vectors(self, waves: Sequence[Array], on_progress: OnProgress | None = None) -> dict[str, Array]:
+        """Return the only view, of (N, 192)."""
+        rows = []
+        for done, wave in enumerate(waves, 1):
+            rows.append(_statistics(_log_bands(wave), dim=0))
+            if on_progress is not None:
+                on_progress(done)
+        return {view_name(FINAL, "mean"): torch.stack(rows).numpy()}
+
+    def timestamp_embeddings(
+        self, waves: Sequence[Array], on_progress: OnProgress | None = None
+    ) -> TimestampEmbeddings:
+        """Return the statistics of 0.2 s around a time step every 0.05 s."""
+        rows, times = [], []
+        for done, wave in enumerate(waves, 1):
+            bands = _log_bands(wave)
+            count = -(-len(bands) // _STEP_FRAMES)
+            before = (_CONTEXT_FRAMES - _STEP_FRAMES) // 2
+            after = (count - 1) * _STEP_FRAMES + _CONTEXT_FRAMES - before - len(bands)
+            padded = torch.cat((bands[:1].expand(before, -1), bands, bands[-1:].expand(max(0, after), -1)))
+            rows.append(_statistics(padded.unfold(0, _CONTEXT_FRAMES, _STEP_FRAMES)[:count], dim=2))
+            centers_s = (np.arange(count) * _STEP_FRAMES + (_STEP_FRAMES - 1) / 2) * _HOP_SAMPLES / self.sample_rate_hz
+            times.append(np.minimum(centers_s, len(wave) / self.sample_rate_hz))
+            if on_progress is not None:
+                on_progress(done)
+        views = {view_name(FINAL, "mean"): torch.cat(rows).numpy()}
+        return TimestampEmbeddings(views, np.array([len(r) for r in rows]), np.concatenate(times).astype(np.float32))
+
+
+def _log_bands(wave: Array) -> Tensor:
+    """Return the log-mel bands of a waveform (S,), (T, 64), frames centered every 10 ms."""
+    samples = torch.from_numpy(np.asarray(wave, dtype=np.float32))
+    samples = F.pad(samples, (0, max(0, _FFT_SAMPLES - len(samples))))
+    window = torch.hann_window(_FFT_SAMPLES)
+    magnitude = torch.stft(samples, _FFT_SAMPLES, _HOP_SAMPLES, window=window, return_complex=True).abs()
+    return (magnitude.T @ mel_matrix(_BANDS)).clamp(min=_LOG_FLOOR).log()
+
+
+def _statistics(bands: Tensor, dim: int) -> Tensor:
+    """Return mean, deviation and deviation of the change of bands along the time axis `dim`, (..., 192)."""
+    change = bands.diff(dim=dim) if bands.shape[dim] > 1 else torch.zeros_like(bands)
+    statistics = bands.mean(dim), bands.std(dim, unbiased=False), change.std(dim, unbiased=False)
+    return torch.cat(statistics, dim=-1)
 
 
 def task_vectors(

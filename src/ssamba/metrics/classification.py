@@ -239,7 +239,7 @@ class Ranking:
         self._blocks = [_Block(scores[:, own].T, targets[:, own].T > 0) for own in blocks]
 
     def average_precision(self, weights: Array | None = None) -> Array:
-        """Return each class's average precision, (C,), clips weighted by `weights` (N,); NaN without a positive clip."""
+        """Return each class's average precision, (C,), with weights of clips (N,); NaN without a positive clip."""
         return np.concatenate([block.average_precision(weights) for block in self._blocks])
 
     def area(self, weights: Array | None = None) -> Array:
