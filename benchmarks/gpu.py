@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import disagreement, save
 from ssamba.ops import causal_conv, selective_scan
-from ssamba.ops.triton import launch as triton_launch
+from ssamba.ops.triton import launch
 from ssamba.studies.harness import environment, table
 
 PARTS = ("check", "scan", "conv", "encoders", "sweep")
@@ -437,22 +437,22 @@ def measure_encoders(report: Report, clock: Clock, shapes: tuple[Any, ...], agre
 
 @contextmanager
 def planned(name: str, **changes: Any) -> Iterator[None]:
-    """`triton_launch.plan_forward` or `plan_backward` with other block sizes."""
-    original = getattr(triton_launch, name)
-    block_d = changes.get("block_d")
+    """`launch.plan_forward` or `plan_backward` with other block sizes."""
+    original = getattr(launch, name)
+    block_e = changes.get("block_e")
 
-    def plan(batch: int, length: int, channels: int, processors: int) -> triton_launch.ScanPlan:
-        usual: triton_launch.ScanPlan = original(batch, length, channels, processors)
-        if block_d is not None:
+    def plan(batch: int, length: int, channels: int, processors: int) -> launch.ScanPlan:
+        usual: launch.ScanPlan = original(batch, length, channels, processors)
+        if block_e is not None:
             # Segments depend on the number of programs, hence on the width.
-            usual = original(batch, length, channels * usual.block_d // block_d, processors)
+            usual = original(batch, length, channels * usual.block_e // block_e, processors)
         return replace(usual, **changes)
 
-    setattr(triton_launch, name, plan)
+    setattr(launch, name, plan)
     try:
         yield
     finally:
-        setattr(triton_launch, name, original)
+        setattr(launch, name, original)
 
 
 def sweep(report: Report, clock: Clock, shapes: tuple[Any, ...]) -> None:
@@ -463,11 +463,11 @@ def sweep(report: Report, clock: Clock, shapes: tuple[Any, ...]) -> None:
     for B, L, D, dtype in shapes:
         inputs = scan_inputs(B, L, D, dtype, clock.device)
         for name, options in (("plan_forward", forwards), ("plan_backward", backwards)):
-            for block_d, tile, registers in options:
+            for block_e, tile, registers in options:
                 row: dict[str, Any] = {"B": B, "L": L, "D": D, "dtype": _dtype_name(dtype), "pass": name}
-                row |= {"block_d": block_d, "tile": tile, "registers": registers}
+                row |= {"block_e": block_e, "tile": tile, "registers": registers}
                 try:
-                    with planned(name, block_d=block_d, tile=tile, registers=registers):
+                    with planned(name, block_e=block_e, tile=tile, registers=registers):
                         if name == "plan_forward":
                             run = _without_gradients(selective_scan, inputs)
                         else:
@@ -477,7 +477,7 @@ def sweep(report: Report, clock: Clock, shapes: tuple[Any, ...]) -> None:
                     report.fail(f"sweep of {row}", error)
                 rows.append(row)
         _free()
-    columns = ["B", "L", "D", "dtype", "pass", "block_d", "tile", "registers", "ms"]
+    columns = ["B", "L", "D", "dtype", "pass", "block_e", "tile", "registers", "ms"]
     report.add("sweep", "Block sizes (plan_backward: forward and backward together)", columns, rows)
 
 

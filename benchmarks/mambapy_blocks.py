@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssamba.ops.mixer import DirectionWeights
+from ssamba.ops import DirectionWeights
 
 Mixer = Callable[..., Tensor]
 How = Literal["parallel scan", "loop over steps", "step"]
@@ -77,15 +77,15 @@ def blocks_mixer(how: How) -> Mixer | None:
         hidden: Tensor,
         in_weight: Tensor,
         out_weight: Tensor,
-        ahead: DirectionWeights,
-        behind: DirectionWeights,
+        forward: DirectionWeights,
+        reverse: DirectionWeights,
         *,
         lengths: Tensor | None = None,
         reversed_time: bool = False,
     ) -> Tensor:
         if lengths is not None:
             raise ValueError("mamba.py's blocks know no lengths")
-        first, second = (block_of(side, in_weight, out_weight) for side in (ahead, behind))
+        first, second = (block_of(weights, in_weight, out_weight) for weights in (forward, reverse))
         if how == "step":  # its blocks have the projections, and the gate, inside
             return (one_way(hidden, first, reversed_time) + one_way(hidden, second, not reversed_time)) * 0.5
         x, z = torch.chunk(F.linear(hidden, in_weight), 2, dim=-1)

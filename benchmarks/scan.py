@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.timing import disagreement, keep_memory, medians_s, save
 from ssamba.ops import selective_scan
-from ssamba.ops.cpp import extension as cpu_extension
+from ssamba.ops.cpp import extension
 from ssamba.studies.harness import environment, table
 
 STATE, RANK = 16, 12
@@ -142,9 +142,9 @@ def main() -> None:
         for length, channels in COMPARED:
             compared += [{"threads": count, **row} for row in compare(length, channels, options.budget)]
     scaled: list[dict[str, Any]] = []
-    for capability in cpu_extension.module().capabilities():
-        cpu_extension.use_capability(capability)
-        best = capability == cpu_extension.module().capabilities()[0]
+    for capability in extension.kernels.capabilities():
+        extension.use_capability(capability)
+        best = capability == extension.kernels.capabilities()[0]
         for length, channels in SCALED if best else SCALED[:1]:
             measured = per_update_ns(length, channels, options.repeats, threads if best else [1])
             for count, (forward, backward) in measured.items():
@@ -152,7 +152,7 @@ def main() -> None:
                     {"capability": capability, "threads": count, "length": length, "channels": channels,
                      "forward_ns": forward, "backward_ns": backward}
                 )  # fmt: skip
-    cpu_extension.use_capability(None)
+    extension.use_capability(None)
 
     rows, ours = [], {}
     for row in compared:

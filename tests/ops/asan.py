@@ -1,8 +1,10 @@
-"""Run the kernels' tests under AddressSanitizer: `python tests/ops/asan.py [pytest arguments]` (Linux, GCC, `pip install nanobind cmake`).
+"""Run the kernels' tests under AddressSanitizer: `python tests/ops/asan.py [pytest arguments]`.
+
+Needs Linux, GCC and `pip install nanobind cmake`.
 
 Builds the extension with SSAMBA_SANITIZE=address into a copy of the package in a temporary folder. In such a build
-working memory is also filled with NaN before every call, so that a kernel which reads what it has not written fails.
-The installed ssamba is left alone.
+workspaces are also filled with NaN before every call, so that a kernel which reads what it has not written fails.
+The installed ssamba is not changed.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def main() -> int:
         subprocess.run([*configure, "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DSSAMBA_SANITIZE=address"], check=True)
         subprocess.run(["cmake", "--build", str(build), "--parallel", "--target", "_cpu"], check=True)
         for built in build.glob("_cpu*.so"):
-            shutil.copy(built, package / "ssamba" / "ops")
+            shutil.copy(built, package / "ssamba" / "ops" / "cpp")
         libraries = [
             subprocess.run(
                 ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True

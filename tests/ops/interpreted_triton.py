@@ -1,8 +1,8 @@
 """The Triton kernels against the float64 reference.
 
-Run by `test_triton.py` in a process of its own: on a GPU where there is one, else in Triton's interpreter, which has to be
-chosen before triton is imported. Sizes are small since the interpreter takes milliseconds for every operation.
-Shapes: B batch, L tokens, D channels, N states, K taps.
+`test_triton.py` runs this file in a process of its own: on a GPU if there is one, else in Triton's interpreter, which
+must be chosen before triton is imported. Sizes are small, since the interpreter takes milliseconds per operation.
+Shapes: B clips, L tokens, E channels, N states of a channel, W taps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ssamba.ops import available_backends, causal_conv, selective_scan
-from ssamba.ops.triton import launch as triton_launch
+from ssamba.ops.triton import launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -28,7 +28,7 @@ FLOOR = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """Uninitialized tensors hold NaN."""
+    """Fill uninitialized tensors with NaN."""
     torch.use_deterministic_algorithms(True)
     assert torch.empty(4).isnan().all()
     yield
@@ -37,37 +37,37 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(params=["whole", "segments"])
 def segments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Whether L stays whole or is cut into segments of a chunk each."""
+    """Process L as a whole, or in segments of one chunk each."""
     whole = request.param == "whole"
-    monkeypatch.setattr(triton_launch, "_WARPS_PER_PROCESSOR", 0 if whole else 1000)
-    plan = triton_launch.plan_forward(2, 65, 5, 4)
+    monkeypatch.setattr(launch, "_WARPS_PER_PROCESSOR", 0 if whole else 1000)
+    plan = launch.plan_forward(2, 65, 5, 4)
     assert plan.segments == (1 if whole else 3)
     return str(request.param)
 
 
 def scan_inputs(
-    L: int, N: int, D: int = 5, batch: int = 1, dtype: torch.dtype = torch.float32, seed: int = 0
+    L: int, N: int, E: int = 5, batch: int = 1, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Tensors:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
     generator = torch.Generator().manual_seed(seed)
     inputs = {
-        "u": normal(batch, L, D).to(dtype),
-        "delta": (2 * normal(batch, L, D)).to(dtype),
-        "A": -4 * torch.rand(D, N, generator=generator),
+        "u": normal(batch, L, E).to(dtype),
+        "delta": (2 * normal(batch, L, E)).to(dtype),
+        "A": -4 * torch.rand(E, N, generator=generator),
         "B": normal(batch, L, N).to(dtype),
         "C": normal(batch, L, N).to(dtype),
-        "D": normal(D),
-        "z": normal(batch, L, D).to(dtype),
-        "delta_bias": normal(D),
-        "initial_state": normal(batch, D, N),
+        "D": normal(E),
+        "z": normal(batch, L, E).to(dtype),
+        "delta_bias": normal(E),
+        "initial_state": normal(batch, E, N),
     }
     return {name: x.to(DEVICE) for name, x in inputs.items()}
 
 
 def scan_and_gradients(inputs: Tensors, backend: str, dtype: torch.dtype | None = None, **options: Any) -> Tensors:
-    """Output, last state, and the gradient of every input, given the same random gradients of the first two."""
+    """Return output, last state, and every input's gradient, given fixed random gradients of the first two."""
     leaves = {name: x.to(dtype or x.dtype).detach().requires_grad_() for name, x in inputs.items()}
     out, last = selective_scan(**leaves, **options, return_last_state=True, backend=backend)
     generator = torch.Generator().manual_seed(1)
@@ -81,7 +81,7 @@ def scan_and_gradients(inputs: Tensors, backend: str, dtype: torch.dtype | None 
 
 
 def poison(x: Tensor, lengths: Tensor) -> Tensor:
-    """NaN in the padding of x (B, L, ...)."""
+    """Return x (B, L, ...) with NaN in its padding."""
     valid = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
     return torch.where(valid[..., None], x, float("nan"))
 
@@ -106,9 +106,9 @@ def assert_close(actual: Tensors, plain: Tensors, exact: Tensors, dtype: torch.d
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-@pytest.mark.parametrize(("L", "N", "D"), [(1, 16, 5), (2, 1, 17), (8, 3, 40)])
-def test_short_sequences_match_the_reference(L: int, N: int, D: int, direction: str) -> None:
-    assert_as_good_as_reference(scan_inputs(L, N, D), direction=direction)
+@pytest.mark.parametrize(("L", "N", "E"), [(1, 16, 5), (2, 1, 17), (8, 3, 40)])
+def test_short_sequences_match_the_reference(L: int, N: int, E: int, direction: str) -> None:
+    assert_as_good_as_reference(scan_inputs(L, N, E), direction=direction)
 
 
 @pytest.mark.parametrize(("L", "direction"), [(63, "reverse"), (65, "forward"), (65, "reverse")])
@@ -185,8 +185,8 @@ def test_gradients_need_no_saved_states() -> None:
     operator = torch.ops.ssamba.selective_scan_triton
     grads = []
     for save in (True, False):
-        out, _, borders = operator(*leaves, True, False, None, start, save)
-        assert borders.shape[1] == int(save)
+        out, _, chunk_states = operator(*leaves, True, False, None, start, save)
+        assert chunk_states.shape[1] == int(save)
         grads.append(torch.autograd.grad(out.sum(), [*leaves, start]))
     for saved, recomputed in zip(*grads, strict=True):
         assert torch.equal(saved, recomputed)
@@ -194,13 +194,13 @@ def test_gradients_need_no_saved_states() -> None:
 
 def test_states_are_saved_only_for_a_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     saves = []
-    original = triton_launch.ScanLaunch.forward
+    original = launch.ScanLaunch.forward
 
     def spy(self: Any, out: Tensor, initial_state: Tensor | None, save: bool) -> Any:
         saves.append(save)
         return original(self, out, initial_state, save)
 
-    monkeypatch.setattr(triton_launch.ScanLaunch, "forward", spy)
+    monkeypatch.setattr(launch.ScanLaunch, "forward", spy)
     inputs = scan_inputs(2, 1)
     selective_scan(**inputs, backend="triton")
     inputs["A"].requires_grad_()
@@ -234,9 +234,9 @@ def conv_and_gradients(inputs: Tensors, backend: str, dtype: torch.dtype | None 
     }
 
 
-def conv_inputs(L: int, D: int, K: int, batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensors:
+def conv_inputs(L: int, E: int, W: int, batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensors:
     generator = torch.Generator().manual_seed(0)
-    shapes = {"x": (batch, L, D), "weight": (D, K), "bias": (D,)}
+    shapes = {"x": (batch, L, E), "weight": (E, W), "bias": (E,)}
     inputs = {name: torch.randn(shape, generator=generator).to(DEVICE) for name, shape in shapes.items()}
     return inputs | {"x": inputs["x"].to(dtype)}
 
@@ -251,15 +251,15 @@ def assert_conv_as_good_as_reference(inputs: Tensors, **options: Any) -> Tensors
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize(
-    ("L", "D", "K", "dtype"),
+    ("L", "E", "W", "dtype"),
     [(1, 3, 4, torch.float32), (2, 70, 3, torch.bfloat16), (65, 5, 4, torch.float32), (18, 5, 1, torch.float16)],
 )
-def test_convolution_matches_the_reference(L: int, D: int, K: int, dtype: torch.dtype, direction: str) -> None:
-    assert_conv_as_good_as_reference(conv_inputs(L, D, K, dtype=dtype), direction=direction)
+def test_convolution_matches_the_reference(L: int, E: int, W: int, dtype: torch.dtype, direction: str) -> None:
+    assert_conv_as_good_as_reference(conv_inputs(L, E, W, dtype=dtype), direction=direction)
 
 
-def test_convolution_sums_long_stretches_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_launch, "processors", lambda device: 1)
+def test_convolution_gradients_sum_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "processors", lambda device: 1)
     assert_conv_as_good_as_reference(conv_inputs(70, 100, 4, batch=3))
 
 
@@ -281,7 +281,7 @@ def test_padding_never_reaches_the_convolution(direction: str) -> None:
 
 
 def test_operators_pass_torchs_own_checks() -> None:
-    inputs = scan_inputs(2, 1, D=2)
+    inputs = scan_inputs(2, 1, E=2)
     leaves = tuple(inputs[name].requires_grad_() for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias"))
     scan = torch.ops.ssamba.selective_scan_triton.default
     torch.library.opcheck(scan, (*leaves, True, False, None, inputs["initial_state"].requires_grad_(), True))
@@ -294,7 +294,7 @@ def test_a_compiled_graph_holds_both_operators() -> None:
         x = causal_conv(x, weight, lengths=lengths, backend="triton")
         return selective_scan(x, x, A, x[..., :1], x[..., 1:2], lengths=lengths, backend="triton")
 
-    inputs = scan_inputs(2, 1, D=2, batch=2)
+    inputs = scan_inputs(2, 1, E=2, batch=2)
     arguments = inputs["u"], torch.ones(2, 2, device=DEVICE).requires_grad_(), inputs["A"]
     lengths = torch.tensor([2, 1], device=DEVICE)
     compiled = torch.compile(block, fullgraph=True, dynamic=True, backend="aot_eager")

@@ -1,7 +1,7 @@
-"""The C++ kernels: every instruction set against the float64 oracle, and what surrounds them as operators.
+"""The C++ kernels: every instruction set against the float64 reference, and the operators over them.
 
 A covering subset of the shapes runs by default; SSAMBA_FULL=1 runs the whole product of lengths, channels, states,
-directions and options. `python tests/ops/asan.py` runs this file under AddressSanitizer, working memory poisoned.
+directions and options. `python tests/ops/asan.py` runs this file under AddressSanitizer, with poisoned workspaces.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from tests.ops.tolerance import FLOOR, loss, poison
 
 from ssamba.errors import BackendUnavailableError, ConfigError
 from ssamba.ops import available_backends, causal_conv, selective_scan
-from ssamba.ops.cpp import extension as cpu_extension
-from ssamba.ops.cpp import scan as cpu
+from ssamba.ops.cpp import extension
+from ssamba.ops.cpp.scan import saved_states_size
 from ssamba.ops.dispatch import resolve
 
-if cpu_extension.why_missing() is not None:
+if extension.why_missing() is not None:
     if any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++", "cl")):
-        pytest.fail(f"the C++ kernels are missing although there is a compiler: {cpu_extension.why_missing()}")
+        pytest.fail(f"the C++ kernels are missing although there is a compiler: {extension.why_missing()}")
     pytest.skip("no C++ compiler, no C++ kernels", allow_module_level=True)
 
 FULL = os.environ.get("SSAMBA_FULL") == "1"
-CAPABILITIES = cpu_extension.module().capabilities()
+CAPABILITIES = extension.kernels.capabilities()
 LENGTHS, CHANNELS, STATES = (1, 2, 63, 64, 65, 513, 1025), (1, 7, 16, 17, 384), (1, 4, 16)
 DIRECTIONS = ("forward", "reverse")
 OPTIONS = [
@@ -48,44 +48,44 @@ COVERING = [
 
 @pytest.fixture(autouse=True)
 def _one_thread_and_the_default_capability():
-    """One thread unless a test asks for more: on a busy machine, threads that wait for each other take most of the time."""
-    threads, found = torch.get_num_threads(), cpu_extension._found
+    """Use one thread unless a test asks for more: on a busy machine, waiting threads take most of the time."""
+    threads, status = torch.get_num_threads(), extension._status
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    cpu_extension._found = found
+    extension._status = status
 
 
 def random_inputs(length, channels, state, batch=2, options=OPTIONS[0], seed=0):
-    """float64 inputs of `selective_scan`; without softplus the steps are made positive."""
+    """Return float64 inputs of `selective_scan`; without softplus the steps are positive."""
     g = torch.Generator().manual_seed(seed)
 
-    def draw(*shape):
+    def normal(*shape):
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
-    steps, bias = draw(batch, length, channels) - 1, draw(channels) * 0.5
+    steps, bias = normal(batch, length, channels) - 1, normal(channels) * 0.5
     return {
-        "u": draw(batch, length, channels),
+        "u": normal(batch, length, channels),
         "delta": steps if options["softplus"] else steps.abs() * 0.3,
-        "A": -torch.exp(draw(channels, state)),
-        "B": draw(batch, length, state),
-        "C": draw(batch, length, state),
-        "D": draw(channels) if options["D"] else None,
-        "z": draw(batch, length, channels) if options["z"] else None,
+        "A": -torch.exp(normal(channels, state)),
+        "B": normal(batch, length, state),
+        "C": normal(batch, length, state),
+        "D": normal(channels) if options["D"] else None,
+        "z": normal(batch, length, channels) if options["z"] else None,
         "delta_bias": (bias if options["softplus"] else bias.abs() * 0.1) if options["delta_bias"] else None,
-        "initial_state": draw(batch, channels, state),
+        "initial_state": normal(batch, channels, state),
     }
 
 
 def in_dtype(inputs, dtype):
-    """The dtype for what has a length; float32 (float64) for the rest, as a model holds it."""
+    """Convert inputs with a length to `dtype` and the others to float32 (float64), as in a model."""
     small = torch.float64 if dtype == torch.float64 else torch.float32
     names = ("u", "delta", "B", "C", "z")
     return {k: None if v is None else v.to(dtype if k in names else small) for k, v in inputs.items()}
 
 
 def run(inputs, backend, **options):
-    """Output, last state, and every gradient under a fixed random weighting of both."""
+    """Return output, last state, and every gradient under a fixed random weighting of both."""
     leaves = {k: None if v is None else v.detach().clone().requires_grad_() for k, v in inputs.items()}
     out, last = selective_scan(**leaves, return_last_state=True, backend=backend, **options)
     g = torch.Generator().manual_seed(1)
@@ -104,12 +104,12 @@ def run_conv(inputs, backend, **options):
 
 
 def check_every_capability(run_one, inputs, dtype, **options):
-    """Each instruction set against float64, allowed by what the reference loses in `dtype`."""
+    """Compare each instruction set with float64; the tolerance is what the reference loses in `dtype`."""
     low = in_dtype(inputs, dtype)
     exact = run_one({k: None if v is None else v.double() for k, v in low.items()}, "reference", **options)
     plain = run_one(low, "reference", **options)
     for capability in CAPABILITIES:
-        cpu_extension.use_capability(capability)
+        extension.use_capability(capability)
         with poison():
             ours = run_one(low, "cpp", **options)
         assert ours.keys() == exact.keys()
@@ -162,13 +162,13 @@ def test_bfloat16_scan_loses_no_more_than_twice_the_reference(shape, direction):
     seed=st.integers(0, 1000),
 )
 def test_any_shape(length, channels, state, batch, reverse, seed):
-    """A wrong index or a missed element shows as an error of order one. Results here may be single numbers, which can cancel
-    to nearly nothing, so that "relative to the largest value" means little; the table's tolerance is held by the tests above,
-    and here errors count against the inputs' size, which is one."""
+    # A wrong index or a missed element shows as an error of order one. Results here may be single numbers, which can
+    # cancel to nearly nothing, so that an error relative to the largest value means little. The tests above hold the
+    # table's tolerance; here errors are relative to the inputs' size, which is one.
     low = in_dtype(random_inputs(length, channels, state, batch, seed=seed), torch.float32)
     exact = run({k: v.double() for k, v in low.items()}, "reference", direction=DIRECTIONS[reverse])
     for capability in CAPABILITIES:
-        cpu_extension.use_capability(capability)
+        extension.use_capability(capability)
         with poison():
             ours = run(low, "cpp", direction=DIRECTIONS[reverse])
         for name in exact:
@@ -194,7 +194,7 @@ def test_extreme_steps_before_softplus(raw):
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_what_overflows_on_the_way_to_a_finite_result_is_no_nan(capability):
-    cpu_extension.use_capability(capability)
+    extension.use_capability(capability)
     inputs = in_dtype(random_inputs(70, 17, 16), torch.float32)
     inputs["A"][:, 0], inputs["A"][:, 1], inputs["A"][:, 2] = -1e30, -torch.inf, -1e6
     inputs["delta"][:, 3], inputs["delta"][:, 4] = -torch.inf, 1e6
@@ -212,7 +212,7 @@ def test_what_overflows_on_the_way_to_a_finite_result_is_no_nan(capability):
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_a_nan_in_the_input_stays_visible(capability):
-    cpu_extension.use_capability(capability)
+    extension.use_capability(capability)
     inputs = in_dtype(random_inputs(10, 17, 16), torch.float32)
     for name in ("u", "delta", "z", "B", "C"):
         broken = {**inputs, name: inputs[name].clone()}
@@ -223,7 +223,7 @@ def test_a_nan_in_the_input_stays_visible(capability):
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_padding_reaches_no_valid_output_and_no_gradient(capability, direction):
-    cpu_extension.use_capability(capability)
+    extension.use_capability(capability)
     lengths = torch.tensor([130, 0, 33, 64, 1])
     inputs = in_dtype(random_inputs(130, 33, 16, batch=5), torch.float32)
     timed = ("u", "delta", "B", "C", "z")
@@ -280,7 +280,7 @@ def test_slices_of_projections_give_the_same_as_copies(dtype, direction):
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_results_do_not_depend_on_the_number_of_threads_and_repeat_exactly(capability):
-    cpu_extension.use_capability(capability)
+    extension.use_capability(capability)
     inputs = in_dtype(random_inputs(200, 100, 16, batch=3), torch.float32)
     conv = {"x": inputs["u"], "weight": torch.randn(100, 4), "bias": torch.randn(100)}
     lengths = torch.tensor([200, 3, 120])
@@ -296,8 +296,10 @@ def test_results_do_not_depend_on_the_number_of_threads_and_repeat_exactly(capab
 
 
 CONVOLUTIONS = [
-    (length, channels, taps) for length, channels in ((1, 1), (2, 17), (3, 16), (64, 7), (65, 33), (200, 40)) for taps in (1, 3, 4, 6)
-]  # fmt: skip
+    (length, channels, taps)
+    for length, channels in ((1, 1), (2, 17), (3, 16), (64, 7), (65, 33), (200, 40))
+    for taps in (1, 3, 4, 6)
+]
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -322,7 +324,7 @@ def test_convolution_and_every_gradient_agree_with_float64(length, channels, tap
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_convolution_ignores_padding_and_takes_slices(capability, direction):
-    cpu_extension.use_capability(capability)
+    extension.use_capability(capability)
     lengths = torch.tensor([70, 0, 3, 65])
     wide = torch.randn(4, 70, 2 * 33)
     for clip, length in enumerate(lengths):
@@ -457,7 +459,7 @@ def test_the_backend_takes_float32_and_bfloat16_and_leaves_the_rest_to_others():
 @pytest.mark.parametrize("name", ["sse9", "AVX2"])
 def test_an_unknown_capability_is_refused(name):
     with pytest.raises(ConfigError, match=f"SSAMBA_CPU_CAPABILITY must be one of generic, avx2, avx512, got '{name}'"):
-        cpu_extension.use_capability(name)
+        extension.use_capability(name)
     with pytest.raises(ConfigError, match="SSAMBA_CPU_CAPABILITY"):
         selective_scan(**in_dtype(random_inputs(3, 2, 2), torch.float32))
 
@@ -468,15 +470,15 @@ def test_a_capability_that_the_machine_lacks_is_refused(monkeypatch):
         def capabilities():
             return ["generic"]
 
-    monkeypatch.setattr(cpu_extension, "_found", cpu_extension._found._replace(module=Old))
+    monkeypatch.setattr(extension, "kernels", Old)
     message = "SSAMBA_CPU_CAPABILITY=avx512 cannot run here; this machine and build have generic"
     with pytest.raises(ConfigError, match=message):
-        cpu_extension.use_capability("avx512")
+        extension.use_capability("avx512")
 
 
 def test_a_broken_extension_is_a_reason_and_not_a_crash(monkeypatch):
     reason = "its C++ extension cannot be loaded: file too short"
-    monkeypatch.setattr(cpu_extension, "_found", cpu_extension._found._replace(missing=reason))
+    monkeypatch.setattr(extension, "_status", extension._status._replace(missing=reason))
     statuses = {status.name: status for status in available_backends()}
     assert not statuses["cpp"].available
     assert "file too short" in statuses["cpp"].reason
@@ -489,12 +491,13 @@ def test_a_broken_extension_is_a_reason_and_not_a_crash(monkeypatch):
 
 @pytest.mark.parametrize("content", [None, b"not a library"])
 def test_ssamba_imports_without_its_extension_and_with_a_broken_one(tmp_path, content):
-    package = Path(cpu_extension.__file__).parent.parent
+    package = Path(extension.__file__).parents[2]
     shutil.copytree(package, tmp_path / "ssamba", ignore=shutil.ignore_patterns("_cpu*", "csrc", "__pycache__"))
     if content is not None:
-        (tmp_path / "ssamba" / "ops" / f"_cpu{EXTENSION_SUFFIXES[0]}").write_bytes(content)
+        (tmp_path / "ssamba" / "ops" / "cpp" / f"_cpu{EXTENSION_SUFFIXES[0]}").write_bytes(content)
     code = (
-        "import sys; sys.meta_path[:] = [f for f in sys.meta_path if f.__class__.__name__ != 'ScikitBuildRedirectingFinder'];"
+        "import sys;"
+        "sys.meta_path[:] = [f for f in sys.meta_path if f.__class__.__name__ != 'ScikitBuildRedirectingFinder'];"
         f"sys.path.insert(0, {str(tmp_path)!r}); from ssamba.ops import available_backends;"
         "print([s for s in available_backends() if s.name == 'cpp'][0])"
     )
@@ -506,12 +509,12 @@ def test_ssamba_imports_without_its_extension_and_with_a_broken_one(tmp_path, co
 def test_the_compiled_code_is_small():
     if os.environ.get("SSAMBA_SANITIZED"):
         pytest.skip("a sanitizer's code is not what ships")
-    path = cpu_extension.module().__file__
+    path = extension.kernels.__file__
     assert path is not None
     assert Path(path).stat().st_size < 1_000_000
 
 
 def test_saved_states_have_the_size_that_the_kernels_write():
-    extension = cpu_extension.module()
-    size = cpu.border_size(2, 3 * extension.CHUNK + 1, extension.BLOCK + 1, 5)
-    assert size == 2 * 4 * (2 * extension.BLOCK) * 5
+    kernels = extension.kernels
+    size = saved_states_size(2, 3 * kernels.CHUNK + 1, kernels.BLOCK + 1, 5)
+    assert size == 2 * 4 * (2 * kernels.BLOCK) * 5

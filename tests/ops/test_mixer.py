@@ -1,4 +1,4 @@
-"""The bidirectional mixer as one operator: the fused C++ one against float64, and what surrounds it."""
+"""The bidirectional mixer: the fused C++ operators against float64, in-place inference, and the encoder over them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ from tests.ops.tolerance import FLOOR, loss, poison
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssamba.model import create_encoder
-from ssamba.ops import DirectionWeights, bimamba_mixer, can_mix_into, mix_into
-from ssamba.ops.cpp import extension as cpu_extension
-from ssamba.ops.cpp import mixer as cpu_mixer
-from ssamba.ops.cpp import workspace as cpu_mixer_memory
-from ssamba.ops.mixer import compose
+from ssamba.ops import DirectionWeights, bimamba_mixer
+from ssamba.ops.cpp import extension, mixer, mixer_kernels
+from ssamba.ops.mixer import can_mix_into, compose, mix_into
 from ssamba.ops.operators import is_traced
 
-HAS_CPP = cpu_extension.why_missing() is None
+HAS_CPP = extension.why_missing() is None
 if not HAS_CPP and any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++", "cl")):
-    pytest.fail(f"the C++ kernels are missing although there is a compiler: {cpu_extension.why_missing()}")
+    pytest.fail(f"the C++ kernels are missing although there is a compiler: {extension.why_missing()}")
 needs_cpp = pytest.mark.skipif(not HAS_CPP, reason="no C++ compiler, no C++ kernels")
-CAPABILITIES = cpu_extension.module().capabilities() if HAS_CPP else []
-SIDES = [f"{side}.{name}" for side in ("ahead", "behind") for name in DirectionWeights._fields]
-NAMES = ("hidden", "in_weight", "out_weight", *SIDES)
+CAPABILITIES = extension.kernels.capabilities() if HAS_CPP else []
+WEIGHTS = [f"{direction}.{name}" for direction in ("forward", "reverse") for name in DirectionWeights._fields]
+NAMES = ("hidden", "in_weight", "out_weight", *WEIGHTS)
 # batch, length, channels, inner, states, rank
 SHAPES = [
     (1, 1, 8, 16, 4, 2), (2, 2, 5, 7, 1, 1), (2, 63, 8, 16, 16, 3), (1, 64, 8, 17, 4, 2), (2, 65, 12, 48, 16, 12),
@@ -35,41 +33,40 @@ SHAPES = [
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_fresh_memory(monkeypatch):
-    threads, found = torch.get_num_threads(), cpu_extension._found
+def _one_thread_and_a_fresh_workspace(monkeypatch):
+    threads, status = torch.get_num_threads(), extension._status
     torch.set_num_threads(1)
-    monkeypatch.setattr(cpu_mixer_memory.memory, "kept", {})
-    monkeypatch.setattr(cpu_mixer_memory.memory, "stretches", {})
+    monkeypatch.setattr(mixer_kernels.workspace, "buffers", {})
+    monkeypatch.setattr(mixer_kernels.workspace, "segments", {})
     yield
     torch.set_num_threads(threads)
-    cpu_extension._found = found
+    extension._status = status
 
 
 def random_tensors(batch, length, channels, inner, state, rank, taps=4, seed=0):
-    """float64: hidden, in_weight, out_weight, then the weights of both directions."""
+    """Return float64 hidden, in_weight, out_weight, then the weights of both directions."""
     g = torch.Generator().manual_seed(seed)
 
-    def draw(*shape):
+    def normal(*shape):
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
-    def side():
+    def direction():
         return [
-            draw(inner, taps) * 0.5, draw(inner) * 0.1, draw(rank + 2 * state, inner) / inner**0.5,
-            draw(inner, rank) / rank**0.5, draw(inner) - 2, draw(inner, state).abs(), draw(inner),
+            normal(inner, taps) * 0.5, normal(inner) * 0.1, normal(rank + 2 * state, inner) / inner**0.5,
+            normal(inner, rank) / rank**0.5, normal(inner) - 2, normal(inner, state).abs(), normal(inner),
         ]  # fmt: skip
 
-    weights = [draw(2 * inner, channels) / channels**0.5, draw(channels, inner) / inner**0.5]
-    return [draw(batch, length, channels), *weights, *side(), *side()]
+    weights = [normal(2 * inner, channels) / channels**0.5, normal(channels, inner) / inner**0.5]
+    return [normal(batch, length, channels), *weights, *direction(), *direction()]
 
 
 def apply(tensors, function=bimamba_mixer, **options):
     hidden, in_weight, out_weight, *rest = tensors
-    ahead, behind = DirectionWeights(*rest[:7]), DirectionWeights(*rest[7:])
-    return function(hidden, in_weight, out_weight, ahead, behind, **options)
+    return function(hidden, in_weight, out_weight, DirectionWeights(*rest[:7]), DirectionWeights(*rest[7:]), **options)
 
 
 def run(tensors, backend, **options):
-    """The output without gradients, the one with, and every gradient under a fixed weighting."""
+    """Return the output without gradients, the one with, and every gradient under a fixed weighting."""
     with torch.no_grad():
         plain = apply(tensors, backend=backend, **options)
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
@@ -80,7 +77,7 @@ def run(tensors, backend, **options):
 
 
 def in_dtype(tensors, dtype):
-    """The dtype for what is multiplied with tokens; float32 for the rest, as a model under autocast holds it."""
+    """Convert tokens and outer weights to `dtype` and the others to float32, as under autocast."""
     return [t.to(dtype if i < 3 else torch.float32) for i, t in enumerate(tensors)]
 
 
@@ -89,8 +86,8 @@ def check_every_capability(tensors, dtype, **options):
     exact = run([t.double() for t in low], "reference", **options)
     reference = run([t.to(dtype) for t in low], "reference", **options)
     for capability in CAPABILITIES:
-        cpu_extension.use_capability(capability)
-        cpu_mixer_memory.memory.__init__()
+        extension.use_capability(capability)
+        mixer_kernels.workspace.__init__()
         with poison():
             ours = run(low, "cpp", **options)
         for name, expected in exact.items():
@@ -109,7 +106,7 @@ def test_the_fused_mixer_and_every_gradient_agree_with_float64(shape, reversed_t
 @needs_cpp
 @pytest.mark.parametrize("reversed_time", [False, True])
 @pytest.mark.parametrize("lengths", [[70, 9, 0], [1, 70, 64]], ids=str)
-def test_lengths_are_honored(lengths, reversed_time):
+def test_lengths_are_respected(lengths, reversed_time):
     tensors = random_tensors(3, 70, 8, 24, 16, 3)
     lengths = torch.tensor(lengths)
     check_every_capability(tensors, torch.float32, lengths=lengths, reversed_time=reversed_time)
@@ -128,27 +125,27 @@ def test_bfloat16_loses_no_more_than_twice_the_reference(shape):
 
 
 @needs_cpp
-@pytest.mark.parametrize("stretch", [1, 7, 64, 100])
+@pytest.mark.parametrize("segment", [1, 7, 64, 100])
 @pytest.mark.parametrize("reversed_time", [False, True])
-def test_stretches_change_nothing(stretch, reversed_time, monkeypatch):
+def test_segments_change_nothing(segment, reversed_time, monkeypatch):
     tensors = [t.float() for t in random_tensors(3, 100, 8, 24, 16, 3)]
     for lengths in (None, torch.tensor([100, 37, 0])):
         whole = apply(tensors, lengths=lengths, reversed_time=reversed_time, backend="cpp")
         with monkeypatch.context() as patch:
-            patch.setattr(cpu_mixer, "_STRETCH", stretch)
-            patch.setattr(cpu_mixer_memory, "STRETCHES", 2)
+            patch.setattr(mixer, "_SEGMENT_TOKENS", segment)
+            patch.setattr(mixer_kernels, "MAX_SEGMENT_SHAPES", 2)
             parts = apply(tensors, lengths=lengths, reversed_time=reversed_time, backend="cpp")
         torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
 @needs_cpp
-def test_memory_above_the_limit_is_made_anew(monkeypatch):
+def test_buffers_above_the_limit_are_allocated_anew(monkeypatch):
     tensors = [t.float() for t in random_tensors(2, 40, 8, 24, 16, 3)]
     expected = apply(tensors, backend="cpp")
-    monkeypatch.setattr(cpu_mixer_memory, "KEPT_ELEMENTS", 100)
-    cpu_mixer_memory.memory.__init__()
+    monkeypatch.setattr(mixer_kernels, "MAX_WORKSPACE_ELEMENTS", 100)
+    mixer_kernels.workspace.__init__()
     torch.testing.assert_close(apply(tensors, backend="cpp"), expected, rtol=0, atol=0)
-    assert all(memory.numel() <= 100 for memory in cpu_mixer_memory.memory.kept.values())
+    assert all(buffer.numel() <= 100 for buffer in mixer_kernels.workspace.buffers.values())
 
 
 @needs_cpp
@@ -160,8 +157,8 @@ def test_memory_above_the_limit_is_made_anew(monkeypatch):
 def test_any_shape(batch, length, channels, inner, state, rank, taps, seed):
     tensors = random_tensors(batch, length, channels, inner, state, rank, taps, seed)
     exact, reference = run(tensors, "reference"), run([t.float() for t in tensors], "reference")
-    # A gradient that cancels to nearly nothing is as exact as the terms it is the sum of: as far as errors go it counts as no
-    # smaller than a hundredth of the largest gradient. (How exact the gradients are is for the tests above.)
+    # A gradient that cancels to nearly nothing is as exact as its terms: its error counts relative to no less than a
+    # hundredth of the largest gradient. (The tests above measure how exact gradients are.)
     largest = max(value.abs().max() for name, value in exact.items() if name.startswith("grad"))
 
     def error(values, name):
@@ -209,9 +206,9 @@ def test_slices_and_frozen_weights():
 
 
 @needs_cpp
-@pytest.mark.parametrize("stretch", [8, 2048])
-def test_memory_from_inference_mode_serves_outside_of_it(stretch, monkeypatch):
-    monkeypatch.setattr(cpu_mixer, "_STRETCH", stretch)
+@pytest.mark.parametrize("segment", [8, 2048])
+def test_buffers_from_inference_mode_can_be_used_outside_of_it(segment, monkeypatch):
+    monkeypatch.setattr(mixer, "_SEGMENT_TOKENS", segment)
     tensors = [t.float() for t in random_tensors(2, 40, 8, 24, 16, 3)]
     with torch.inference_mode():
         expected = apply(tensors, lengths=torch.tensor([40, 20])).clone()
@@ -273,7 +270,7 @@ def test_operators_pass_opcheck():
 
 
 @needs_cpp
-def test_operators_are_called_only_where_something_sees_them():
+def test_registered_operators_are_called_only_where_they_are_visible():
     tensors = [t.float() for t in random_tensors(2, 20, 4, 6, 3, 2)]
     names = set()
 
@@ -309,7 +306,7 @@ def test_tracing_is_noticed():
 def test_directions_of_different_shapes_are_refused(shape):
     taps, state, rank = shape
     tensors, others = random_tensors(1, 9, 4, 6, 7, 3, taps=3), random_tensors(1, 9, 4, 6, state, rank, taps=taps)
-    with pytest.raises(ValueError, match="behind's"):
+    with pytest.raises(ValueError, match=r"reverse\..* must have shape forward\."):
         apply([t.float() for t in (*tensors[:10], *others[10:])])
 
 
@@ -325,8 +322,8 @@ def test_a_second_derivative_is_refused():
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("inner", [6, 16])
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_everything_that_the_keeping_pass_returns_is_defined(inner, ragged, capability):
-    cpu_extension.use_capability(capability)
+def test_everything_that_the_saving_forward_pass_returns_is_defined(inner, ragged, capability):
+    extension.use_capability(capability)
     tensors = [t.float() for t in random_tensors(2, 130, 4, inner, 3, 2)]
     lengths = torch.tensor([130, 7]) if ragged else None
     found = []
@@ -363,29 +360,29 @@ def test_a_wrong_shape_is_named(index, name):
 
 
 def mixed_into(tensors, norm, accumulate, **options):
-    """What `mix_into` makes of a stream of ones, and of the tokens themselves."""
+    """Return `mix_into` written to a tensor of ones, and to the stream itself."""
     hidden, in_weight, out_weight, *rest = tensors
-    sides = DirectionWeights(*rest[:7]), DirectionWeights(*rest[7:])
+    directions = DirectionWeights(*rest[:7]), DirectionWeights(*rest[7:])
     with torch.no_grad():
         assert can_mix_into(hidden)
         apart, itself = torch.full_like(hidden, 1.0), hidden.clone()
-        mix_into(apart, hidden, norm, in_weight, out_weight, *sides, accumulate=accumulate, **options)
-        mix_into(itself, itself, norm, in_weight, out_weight, *sides, accumulate=accumulate, **options)
+        mix_into(apart, hidden, norm, in_weight, out_weight, *directions, accumulate=accumulate, **options)
+        mix_into(itself, itself, norm, in_weight, out_weight, *directions, accumulate=accumulate, **options)
     return apart, itself
 
 
 @needs_cpp
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
-@pytest.mark.parametrize("stretch", [8, 30, 2048])
+@pytest.mark.parametrize("segment", [8, 30, 2048])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_into_memory_that_is_there(dtype, stretch, ragged, accumulate, monkeypatch):
+def test_mixing_in_place_equals_the_operator(dtype, segment, ragged, accumulate, monkeypatch):
     tensors = in_dtype(random_tensors(3, 70, 8, 24, 16, 3), dtype)
     norm = (torch.rand(8).to(dtype), torch.rand(8).to(dtype), 1e-5)
     options = {"lengths": torch.tensor([70, 9, 0]) if ragged else None, "reversed_time": ragged}
     normed = torch.nn.functional.layer_norm(tensors[0], (8,), *norm)
     expected = apply([normed, *tensors[1:]], backend="cpp", **options)
-    monkeypatch.setattr(cpu_mixer, "_STRETCH", stretch)
+    monkeypatch.setattr(mixer, "_SEGMENT_TOKENS", segment)
     with poison():
         apart, itself = mixed_into(tensors, norm, accumulate, **options)
     tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
@@ -396,9 +393,9 @@ def test_into_memory_that_is_there(dtype, stretch, ragged, accumulate, monkeypat
 @needs_cpp
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("counts", [[70, 9, 0, 33], [1], [3, 64, 1, 65]], ids=str)
-@pytest.mark.parametrize("stretch", [8, 30, 100, 2048])
-def test_clips_one_behind_the_other(stretch, counts, accumulate, monkeypatch):
-    monkeypatch.setattr(cpu_mixer, "_STRETCH", stretch)
+@pytest.mark.parametrize("segment", [8, 30, 100, 2048])
+def test_packed_clips_equal_clips_alone(segment, counts, accumulate, monkeypatch):
+    monkeypatch.setattr(mixer, "_SEGMENT_TOKENS", segment)
     tensors = [t.float() for t in random_tensors(1, sum(counts), 8, 40, 16, 3)]
     norm, lengths = (torch.rand(8), torch.rand(8), 1e-5), torch.tensor(counts)
     normed = torch.nn.functional.layer_norm(tensors[0], (8,), *norm)
@@ -410,14 +407,14 @@ def test_clips_one_behind_the_other(stretch, counts, accumulate, monkeypatch):
     expected = torch.cat(each, dim=1)[0]
     flat = [tensors[0][0], *tensors[1:]]
     for capability in CAPABILITIES:
-        cpu_extension.use_capability(capability)
+        extension.use_capability(capability)
         for threads in (1, 3):
             torch.set_num_threads(threads)
             with poison():
                 apart, itself = mixed_into(flat, norm, accumulate, lengths=lengths, reversed_time=True)
             torch.testing.assert_close(apart, expected + 1 if accumulate else expected, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(itself, flat[0] + expected if accumulate else expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="must make up the"):
+    with pytest.raises(ValueError, match="must add up to the"):
         mixed_into(flat, norm, accumulate, lengths=lengths + 1)
 
 
@@ -441,13 +438,13 @@ def test_the_encoder_in_place_gives_what_it_gives_with_gradients(layout, autocas
 @needs_cpp
 def test_hooks_are_called_and_other_norms_used():
     encoder = create_encoder("tiny", "ssamba2", embed_dim=32, depth=2, num_frames=64).eval()
-    features, heard = torch.randn(1, 64, 128), []
+    features, called = torch.randn(1, 64, 128), []
     with torch.no_grad():
         plain = encoder(features)
-        handle = encoder.blocks[1].mixer.register_forward_hook(lambda module, inputs, output: heard.append(output))
+        handle = encoder.blocks[1].mixer.register_forward_hook(lambda module, inputs, output: called.append(output))
         assert not encoder.skips_padding(features)
         torch.testing.assert_close(encoder(features), plain, rtol=1e-5, atol=1e-5)
-        assert len(heard) == 1
+        assert len(called) == 1
         handle.remove()
         assert encoder.skips_padding(features)
         encoder.blocks[0].norm = torch.nn.RMSNorm(32)
@@ -456,7 +453,7 @@ def test_hooks_are_called_and_other_norms_used():
 
 
 @needs_cpp
-def test_what_is_written_over_is_the_encoders_own():
+def test_in_place_inference_leaves_its_inputs_unchanged():
     encoder = create_encoder("tiny", "ssamba2", embed_dim=32, depth=2, num_frames=64).eval()
     tokens, features = torch.randn(2, 40, 32), torch.randn(1, 64, 128)
     before = tokens.clone()

@@ -1,4 +1,4 @@
-"""The selective scan: golden numbers, the float64 oracle, gradients, lengths, and being a citizen of PyTorch."""
+"""The selective scan and the convolution: golden numbers, float64 reference, gradients, lengths, PyTorch's checks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch
 
 from ssamba.errors import BackendUnavailableError
 from ssamba.ops import available_backends, causal_conv, selective_scan
-from ssamba.ops.eager import _scan as eager_operator
 
 CASES = ("full", "no_gate", "no_softplus", "length_one", "long")
 INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
@@ -20,24 +19,24 @@ def channel_last(x):
 def random_inputs(batch=2, length=65, channels=7, state=4, dtype=torch.float64, seed=0):
     g = torch.Generator().manual_seed(seed)
 
-    def draw(*shape):
+    def normal(*shape):
         return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
 
     A = -torch.rand(channels, state, generator=g, dtype=torch.float64) * 4 - 0.1
     return {
-        "u": draw(batch, length, channels),
-        "delta": draw(batch, length, channels),
+        "u": normal(batch, length, channels),
+        "delta": normal(batch, length, channels),
         "A": A.to(torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype),
-        "B": draw(batch, length, state),
-        "C": draw(batch, length, state),
-        "D": draw(channels),
-        "z": draw(batch, length, channels),
-        "delta_bias": draw(channels),
+        "B": normal(batch, length, state),
+        "C": normal(batch, length, state),
+        "D": normal(channels),
+        "z": normal(batch, length, channels),
+        "delta_bias": normal(channels),
     }
 
 
 def run(inputs, backend, weights=None, **options):
-    """Output, last state, and the gradient of each input under a fixed random weighting of the results."""
+    """Return output, last state, and each input's gradient under a fixed random weighting of the results."""
     leaves = {k: None if v is None else v.clone().requires_grad_() for k, v in inputs.items()}
     out, last = selective_scan(**leaves, return_last_state=True, backend=backend, **options)
     g = torch.Generator().manual_seed(1)
@@ -73,7 +72,7 @@ def test_matches_the_golden_scan_with_every_gradient(golden, case, backend):
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 63, 65, 129])
-def test_eager_agrees_with_the_float64_oracle(length, direction):
+def test_eager_agrees_with_the_float64_reference(length, direction):
     inputs = random_inputs(length=length)
     exact, ours = run(inputs, "reference", direction=direction), run(inputs, "eager", direction=direction)
     for name in exact:
@@ -194,7 +193,7 @@ def test_gradcheck():
 def test_opcheck():
     inputs = {k: v.requires_grad_() for k, v in random_inputs(length=40, dtype=torch.float32).items()}
     arguments = (*inputs.values(), True, False, torch.tensor([40, 13]), None)
-    torch.library.opcheck(eager_operator, arguments)
+    torch.library.opcheck(torch.ops.ssamba.selective_scan_eager.default, arguments)
 
 
 def test_memory_grows_linearly_and_never_holds_a_state_for_each_step():
@@ -243,13 +242,13 @@ def test_available_backends_name_one_choice_and_every_reason():
 
 
 def test_a_backend_that_cannot_run_says_why(monkeypatch):
-    from ssamba.ops import dispatch as backends
+    from ssamba.ops import dispatch
 
-    broken = backends.Backend("broken", lambda device, dtype: "its library is missing", None, None)
-    monkeypatch.setattr(backends, "_BACKENDS", (broken, *backends._BACKENDS))
+    broken = dispatch.Backend("broken", lambda device, dtype: "its library is missing", None, None)
+    monkeypatch.setattr(dispatch, "_BACKENDS", (broken, *dispatch._BACKENDS))
     with pytest.raises(BackendUnavailableError, match="its library is missing"):
         selective_scan(**random_inputs(), backend="broken")
-    selective_scan(**random_inputs())  # auto passes over it
+    selective_scan(**random_inputs())  # auto skips it
 
 
 @pytest.mark.parametrize("backend", ["eager", "reference"])

@@ -1,4 +1,4 @@
-"""The Triton backend where there may be no GPU: its numerics in the interpreter, and its kernels compiled for two chips."""
+"""The Triton backend without a GPU: its numerics in the interpreter, and its kernels compiled for two chips."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ssamba.errors import BackendUnavailableError
 from ssamba.ops import available_backends, selective_scan
-from ssamba.ops.triton import launch as triton_launch
-from ssamba.ops.triton import operators as triton
+from ssamba.ops.operators import ConvInputs, ScanInputs
+from ssamba.ops.triton import launch, operators
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install 'ssamba[gpu]'"
@@ -46,7 +46,7 @@ def test_kernels_match_the_float64_reference() -> None:
 
 
 class Launches:
-    """Stands in for a module of kernels: `module.kernel[grid](...)` notes the call instead of running it."""
+    """Replaces a module of kernels: `module.kernel[grid](...)` records the call instead of running it."""
 
     def __init__(self, module: ModuleType, calls: dict[str, tuple[Any, list[Any], dict[str, Any]]]):
         self.module, self.calls = module, calls
@@ -65,17 +65,17 @@ class Launches:
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, list[Any], dict[str, Any]]]:
-    """The launches that follow, by the kernel's name, with block sizes for a chip of 132 multiprocessors."""
+    """Record launches by the kernel's name, with block sizes for a chip with 132 multiprocessors."""
     calls: dict[str, tuple[Any, list[Any], dict[str, Any]]] = {}
-    for name in ("_scan_kernels", "_scan_backward_kernel", "_conv_kernels"):
-        module = getattr(triton_launch, name)()
-        monkeypatch.setattr(triton_launch, name, lambda module=module: Launches(module, calls))
-    monkeypatch.setattr(triton_launch, "processors", lambda device: 132)
+    for name in ("_scan_kernels", "_conv_kernels"):
+        module = getattr(launch, name)()
+        monkeypatch.setattr(launch, name, lambda module=module: Launches(module, calls))
+    monkeypatch.setattr(launch, "processors", lambda device: 132)
     return calls
 
 
 def compiled(kernel: Any, args: list[Any], options: dict[str, Any], capability: int) -> tuple[int, int]:
-    """Compile one launch as the runtime would for that chip: bytes of stack for spilled registers, and shuffles."""
+    """Compile one launch as the runtime would; return the bytes of stack for spilled registers, and the shuffles."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
@@ -84,8 +84,8 @@ def compiled(kernel: Any, args: list[Any], options: dict[str, Any], capability: 
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     values = args + [options[name] for name in kernel.arg_names[len(args) :]]
     for parameter, value in zip(kernel.params, values, strict=True):
-        specialised = not parameter.do_not_specialize
-        if parameter.is_constexpr or value is None or (specialised and isinstance(value, int) and value == 1):
+        specialized = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (specialized and isinstance(value, int) and value == 1):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
             continue
         if isinstance(value, Tensor):
@@ -94,7 +94,7 @@ def compiled(kernel: Any, args: list[Any], options: dict[str, Any], capability: 
             divisible = value.data_ptr() % 16 == 0
         else:
             signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
-            divisible = specialised and value % 16 == 0
+            divisible = specialized and value % 16 == 0
         if divisible:
             attributes[(parameter.num,)] = [["tt.divisibility", 16]]
     launch_options = {name: options[name] for name in ("num_warps", "maxnreg") if name in options}
@@ -125,12 +125,12 @@ def test_kernels_compile_without_spilling(
     u, delta, z = (torch.zeros(1, length, channels, dtype=dtype) for _ in range(3))
     B, C = (torch.zeros(1, length, state, dtype=dtype) for _ in range(2))
     A, vector = torch.zeros(channels, state), torch.zeros(channels)
-    scan = triton_launch.ScanLaunch(u, delta, A, B, C, vector, z, vector, True, channels == 768, None)
-    _, last, borders = scan.forward(u, None, True)
-    scan.backward(u, last, borders, u, delta, z)
-    weight = torch.zeros(channels, 4)
-    triton_launch.convolve(u, weight, vector, True, False, None)
-    triton_launch.convolve_backward(u, u, weight, vector, True, False, None, u)
+    scan = launch.ScanLaunch(ScanInputs(u, delta, A, B, C, vector, z, vector, True, channels == 768, None))
+    _, last, chunk_states = scan.forward(u, None, True)
+    scan.backward(u, last, chunk_states, u, delta, z)
+    conv = ConvInputs(u, torch.zeros(channels, 4), vector, True, False, None)
+    launch.convolve(conv)
+    launch.convolve_backward(u, conv, u)
     assert {"scan_forward", "scan_local", "combine", "scan_backward", "conv_forward", "conv_backward"} == set(launches)
     for name, (kernel, args, options) in launches.items():
         stack, shuffles = compiled(kernel, args, options, capability)
@@ -142,28 +142,28 @@ def test_kernels_compile_without_spilling(
 def test_block_sizes_fill_the_chip_and_cover_the_sequence() -> None:
     for batch, length, channels in ((64, 513, 1536), (1, 513, 384), (1, 180_000, 384), (3, 1, 1), (1, 33, 5000)):
         for plan in (
-            triton_launch.plan_forward(batch, length, channels, 132),
-            triton_launch.plan_backward(batch, length, channels, 132),
+            launch.plan_forward(batch, length, channels, 132),
+            launch.plan_backward(batch, length, channels, 132),
         ):
             assert plan.segments * plan.segment_steps >= length > (plan.segments - 1) * plan.segment_steps
-            assert plan.segment_steps % triton_launch.CHUNK == 0 == triton_launch.CHUNK % plan.tile
-    assert triton_launch.plan_forward(64, 513, 1536, 132).segments == 1
-    assert triton_launch.plan_forward(1, 22_001, 384, 132).segments > 50
+            assert plan.segment_steps % launch.CHUNK == 0 == launch.CHUNK % plan.tile
+    assert launch.plan_forward(64, 513, 1536, 132).segments == 1
+    assert launch.plan_forward(1, 22_001, 384, 132).segments > 50
 
 
-def test_reasons_for_not_running_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasons_for_not_running_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     x = torch.zeros(1, 1, 1)
     with pytest.raises(BackendUnavailableError, match="triton"):
         selective_scan(x, x, x[0], x, x, backend="triton")
-    monkeypatch.setattr(triton, "_PRESENT", True)
-    assert "not on cpu" in str(triton.why_not(torch.device("cpu"), torch.float32))
-    assert "float64" in str(triton.why_not(torch.device("cuda"), torch.float64))
-    monkeypatch.setattr(triton, "_PRESENT", False)
-    assert "ssamba[gpu]" in str(triton.why_not(torch.device("cuda"), torch.float32))
+    monkeypatch.setattr(operators, "_PRESENT", True)
+    assert "not on cpu" in str(operators.why_not(torch.device("cpu"), torch.float32))
+    assert "float64" in str(operators.why_not(torch.device("cuda"), torch.float64))
+    monkeypatch.setattr(operators, "_PRESENT", False)
+    assert "ssamba[gpu]" in str(operators.why_not(torch.device("cuda"), torch.float32))
     assert not next(s for s in available_backends("cpu") if s.name == "triton").available
 
 
-def test_importing_the_operators_leaves_triton_alone() -> None:
+def test_importing_the_operators_does_not_import_triton() -> None:
     code = "import sys, ssamba.ops; assert 'ssamba.ops.triton.tiles' not in sys.modules and 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

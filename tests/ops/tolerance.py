@@ -6,14 +6,14 @@ from contextlib import contextmanager
 
 import torch
 
-# What a kernel may lose, relative to a result's largest value: twice what the reference operations lose in the same dtype on
-# the same inputs, and this much more.
+# What a kernel may lose, relative to a result's largest value: twice what the reference operations lose in the same
+# dtype on the same inputs, and this much more.
 FLOOR = {torch.float32: 1e-6, torch.bfloat16: 2e-3}
 
 
 @contextmanager
 def poison():
-    """Fills every new tensor with NaN, so that an element which a kernel leaves out shows up."""
+    """Fill every new tensor with NaN, so that an element which a kernel leaves out shows up."""
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory
     assert torch.empty(3).isnan().all()
@@ -25,10 +25,10 @@ def poison():
 
 
 def loss(result, exact, terms=None):
-    """Largest error relative to the largest exact value (values below 1e-25 count as zero); infinite if not finite.
+    """Return the largest error relative to the largest exact value (at least 1e-25); infinite if not finite.
 
-    Where `exact` is the sum of `terms` over clips and steps, it may cancel to nearly nothing: it then counts as large as a
-    random walk with these terms goes.
+    Where `exact` is the sum of `terms` over clips and steps, it may cancel to nearly nothing: it then counts as large
+    as a random walk with these terms goes.
     """
     if exact.numel() == 0:
         return 0.0

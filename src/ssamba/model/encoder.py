@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from ssamba.config import BaseEncoderConfig, EncoderConfig
 from ssamba.model.initialize import initialize_encoder
 from ssamba.model.patches import PatchEmbedding, column_counts, grid_positions, order_tokens
-from ssamba.ops import DirectionWeights, bimamba_mixer, can_mix_into, mix_into, mixing_dtype
+from ssamba.ops import DirectionWeights, bimamba_mixer
+from ssamba.ops.mixer import can_mix_into, compute_dtype, mix_into
 
 
 class PatchTokens(NamedTuple):
@@ -282,7 +283,7 @@ class BiMambaMixer(nn.Module):
         reversed_time: bool = False,
         accumulate: bool = True,
     ) -> None:
-        """Compute out += mixer(norm(stream)), or out = mixer(norm(stream)), in place (`ssamba.ops.mix_into`)."""
+        """Compute out += mixer(norm(stream)), or out = mixer(norm(stream)), in place (`ssamba.ops.mixer.mix_into`)."""
         mix_into(
             out,
             stream,
@@ -397,7 +398,7 @@ class SSAMBAEncoder(PatchEncoder):
             for block in blocks[:layers]:
                 block.add_to(stream, stream, lengths, False)
             return
-        added = torch.empty_like(stream, dtype=mixing_dtype(stream))
+        added = torch.empty_like(stream, dtype=compute_dtype(stream))
         for first, second in zip(blocks[: 2 * layers : 2], blocks[1 : 2 * layers : 2], strict=True):
             first.add_to(added, stream, lengths, False, accumulate=False)
             second.add_to(added, stream, lengths, True)

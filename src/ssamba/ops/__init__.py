@@ -2,7 +2,8 @@
 
 from ssamba.ops.conv import causal_conv
 from ssamba.ops.dispatch import BackendStatus, available_backends
-from ssamba.ops.mixer import DirectionWeights, bimamba_mixer, can_mix_into, mix_into, mixing_dtype
+from ssamba.ops.mixer import bimamba_mixer
+from ssamba.ops.operators import DirectionWeights
 from ssamba.ops.scan import selective_scan
 
 __all__ = [
@@ -10,9 +11,6 @@ __all__ = [
     "DirectionWeights",
     "available_backends",
     "bimamba_mixer",
-    "can_mix_into",
     "causal_conv",
-    "mix_into",
-    "mixing_dtype",
     "selective_scan",
 ]

@@ -1,6 +1,6 @@
-"""The depthwise causal convolution that precedes the scan in a Mamba block, with its SiLU, in both directions.
+"""The public causal convolution: depthwise, before the scan in a Mamba block, with its SiLU, in either direction.
 
-Shapes: B batch, L tokens, D channels, K taps.
+Shapes: B clips, L tokens, E channels, W taps.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ssamba.ops.dispatch import resolve
-from ssamba.ops.scan import Direction, check_lengths, check_shape, is_reverse
+from ssamba.ops.operators import ConvInputs, Direction, check_lengths, check_shape, is_reverse
 
 
 def causal_conv(
@@ -21,19 +21,19 @@ def causal_conv(
     lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """y_t = silu(bias + sum_k weight[:, k] * x_{t-(K-1)+k}), with zeros outside the sequence.
+    """Compute y_t = silu(bias + sum_k weight[:, k] * x_{t-(W-1)+k}), with zeros outside the sequence.
 
     Args:
-        x: input (B, L, D).
-        weight: taps (D, K), the last one for the present step.
-        bias: (D,).
+        x: input (B, L, E).
+        weight: taps (E, W), the last one for the present step.
+        bias: (E,).
         silu: apply SiLU to the result.
-        direction: "reverse" looks at later steps instead of earlier ones.
-        lengths: valid steps of each sequence (B,); what stands beyond counts as zero, outputs there are zero.
+        direction: "reverse" reads later steps instead of earlier ones.
+        lengths: valid steps of each sequence (B,); inputs beyond them count as zero, outputs there are zero.
         backend: "auto", or a name from `available_backends()`.
 
     Returns:
-        (B, L, D) in x's dtype.
+        (B, L, E) in x's dtype.
 
     Raises:
         ValueError: a shape, dtype or device does not fit, or a name is unknown.
@@ -47,4 +47,5 @@ def causal_conv(
     check_shape("weight", weight, (channels, weight.shape[1]), "(channels, taps)", x)
     check_shape("bias", bias, (channels,), "(channels,)", x)
     check_lengths(lengths, batch, length)
-    return resolve(backend, x.device, x.dtype).causal_conv(x, weight, bias, silu, is_reverse(direction), lengths)
+    inputs = ConvInputs(x, weight, bias, silu, is_reverse(direction), lengths)
+    return resolve(backend, x.device, x.dtype).causal_conv(inputs)

@@ -1,11 +1,11 @@
 """Selective scan and causal convolution in plain PyTorch: any device, no compiler, memory linear in length.
 
-The sequence is cut into chunks. Within a chunk everything but the recurrence is one vectorized operation
-over (K, B, D, N), and the recurrence is one fused multiply-add per step over (B, D, N); between chunks
-only the state is kept. The backward pass starts from the states saved at the chunks' borders and computes the
-inside of each chunk again, so nothing of size (B, L, D, N) ever exists.
+The sequence is cut into chunks. Within a chunk everything but the recurrence is one vectorized operation over
+(chunk, B, E, N), and the recurrence is one fused multiply-add per step over (B, E, N); only the state passes from one
+chunk to the next. The backward pass starts from the states saved before each chunk and recomputes the inside of the
+chunk, so nothing of size (B, L, E, N) ever exists.
 
-Shapes: B batch, L tokens, D channels, N state size, K steps of one chunk (time first inside a chunk).
+Shapes: B clips, L tokens, E channels, N states of a channel; `chunk` is the steps of one chunk, time first inside it.
 Equations: see `reference.py`. With g_t the gradient of h_t: g_t = C_t dy_t + exp(delta_{t+1} A) g_{t+1}.
 """
 
@@ -18,37 +18,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_CHUNK_STEPS = 32  # the saved states then take 1 / 32 of (B, L, D, N), and a chunk of one clip stays in cache
+from ssamba.ops.operators import (
+    ConvInputs,
+    ScanInputs,
+    arguments_of,
+    flat,
+    save_scan,
+    saved_scan,
+    scan_gradients,
+    tensors,
+)
+
+# The saved states then take 1 / 32 of (B, L, E, N), and a chunk of one clip stays in the cache.
+_CHUNK_STEPS = 32
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Output (B, L, D) and last state (B, D, N); arguments are those of `ssamba.ops.selective_scan`."""
-    out, last_state, _ = _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths, initial_state)
+def selective_scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Return the output (B, L, E) and the last state (B, E, N)."""
+    out, last_state, _ = _scan(*inputs)
     return out, last_state
 
 
-def causal_conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-) -> Tensor:
-    """(B, L, D); arguments are those of `ssamba.ops.causal_conv`. One shifted multiply-add per tap."""
+def causal_conv(inputs: ConvInputs) -> Tensor:
+    """Return the convolution (B, L, E): one shifted multiply-add per tap."""
+    x, weight, bias, silu, reverse, lengths = inputs
     length, taps = x.shape[1], weight.shape[1]
     if lengths is not None:
         valid = _valid_steps(lengths, length)[..., None]
@@ -63,88 +56,73 @@ def causal_conv(
 
 
 class _Chunk(NamedTuple):
-    """One chunk in scan order, in the state's dtype, padding replaced by zeros (delta after softplus too)."""
+    """One chunk in scan order, in the state's dtype; padding is zero, that of `delta` after softplus too."""
 
-    u: Tensor  # (K, B, D)
-    delta: Tensor  # (K, B, D), bias and softplus applied
-    delta_slope: Tensor | None  # (K, B, D), derivative of delta by its raw value
-    B: Tensor  # (K, B, N)
-    C: Tensor  # (K, B, N)
-    z: Tensor | None  # (K, B, D)
+    u: Tensor  # (chunk, B, E)
+    delta: Tensor  # (chunk, B, E), bias and softplus applied
+    delta_slope: Tensor  # (chunk, B, E), derivative of delta by its raw value; empty if not asked for
+    B: Tensor  # (chunk, B, N)
+    C: Tensor  # (chunk, B, N)
+    z: Tensor | None  # (chunk, B, E)
 
 
-class _Reader:
-    """Cuts the tensors into chunks, in scan order and time first, and puts results back in their place."""
+class _Chunks:
+    """Read a scan's inputs chunk by chunk, in scan order and time first, and write results back."""
 
-    def __init__(self, length: int, reverse: bool, lengths: Tensor | None):
-        self.length, self.reverse = length, reverse
-        self.count = _chunks(length)
-        self.valid = None if lengths is None else _valid_steps(lengths, length)
+    def __init__(self, inputs: ScanInputs, dtype: torch.dtype):
+        self.inputs, self.dtype = inputs, dtype
+        self.length = inputs.u.shape[1]
+        self.count = _count_chunks(self.length)
+        self.valid = None if inputs.lengths is None else _valid_steps(inputs.lengths, self.length)
 
     def steps(self, index: int) -> slice:
-        """The steps of chunk `index` counted in scan order, as a slice of the time axis."""
+        """Return the steps of chunk `index`, counted in scan order, as a slice of the time axis."""
         first, last = index * _CHUNK_STEPS, min((index + 1) * _CHUNK_STEPS, self.length)
-        return slice(self.length - last, self.length - first) if self.reverse else slice(first, last)
+        return slice(self.length - last, self.length - first) if self.inputs.reverse else slice(first, last)
 
-    def read(self, x: Tensor, index: int, dtype: torch.dtype, masked: bool = True) -> Tensor:
-        """(K, B, ...) of chunk `index`, contiguous."""
+    def read(self, x: Tensor, index: int, dtype: torch.dtype | None = None, masked: bool = True) -> Tensor:
+        """Return chunk `index` of x (B, L, ...) as contiguous (chunk, B, ...)."""
         part = x[:, self.steps(index)]
         if masked and self.valid is not None:
             part = torch.where(self.valid[:, self.steps(index), None], part, 0)
         part = part.transpose(0, 1)
-        return (part.flip(0) if self.reverse else part).to(dtype).contiguous()
+        return (part.flip(0) if self.inputs.reverse else part).to(dtype or self.dtype).contiguous()
 
     def write(self, target: Tensor, index: int, part: Tensor) -> None:
-        """Put (K, B, ...) back to chunk `index` of `target` (B, L, ...), in its dtype."""
-        part = part.flip(0) if self.reverse else part
+        """Write `part` (chunk, B, ...) to chunk `index` of `target` (B, L, ...), in its dtype."""
+        part = part.flip(0) if self.inputs.reverse else part
         target[:, self.steps(index)] = part.transpose(0, 1).to(target.dtype)
 
-    def chunk(
-        self,
-        index: int,
-        dtype: torch.dtype,
-        u: Tensor,
-        delta: Tensor,
-        B: Tensor,
-        C: Tensor,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-        slope: bool,
-    ) -> _Chunk:
-        raw = self.read(delta, index, dtype)
+    def load(self, index: int, slope: bool) -> _Chunk:
+        """Return the inputs of chunk `index`; `slope`: with the derivative of delta."""
+        u, delta, _, B, C, _, z, delta_bias, *_ = self.inputs
+        raw = self.read(delta, index)
         if delta_bias is not None:
-            raw = raw + delta_bias.to(dtype)
-        step = F.softplus(raw) if delta_softplus else raw
-        derivative = None
+            raw = raw + delta_bias.to(self.dtype)
+        step = F.softplus(raw) if self.inputs.delta_softplus else raw
+        derivative = raw.new_empty(0)
         if slope:
-            derivative = torch.sigmoid(raw) if delta_softplus else torch.ones_like(raw)
+            derivative = torch.sigmoid(raw) if self.inputs.delta_softplus else torch.ones_like(raw)
         if self.valid is not None:
             # A step of size zero leaves the state alone, so padding passes it through in either direction.
             keep = self.read(self.valid[..., None], index, torch.bool, masked=False)
             step = torch.where(keep, step, 0)
-            derivative = None if derivative is None else torch.where(keep, derivative, 0)
-        return _Chunk(
-            u=self.read(u, index, dtype),
-            delta=step,
-            delta_slope=derivative,
-            B=self.read(B, index, dtype),
-            C=self.read(C, index, dtype),
-            z=None if z is None else self.read(z, index, dtype),
-        )
+            derivative = torch.where(keep, derivative, 0) if slope else derivative
+        z_chunk = None if z is None else self.read(z, index)
+        return _Chunk(self.read(u, index), step, derivative, self.read(B, index), self.read(C, index), z_chunk)
 
 
-def _chunks(length: int) -> int:
+def _count_chunks(length: int) -> int:
     return -(-length // _CHUNK_STEPS)
 
 
 def _valid_steps(lengths: Tensor, length: int) -> Tensor:
-    """(B, L) bool."""
+    """Return (B, L) bool, True for valid steps."""
     return torch.arange(length, device=lengths.device) < lengths[:, None]
 
 
 def _states(chunk: _Chunk, A: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Decay exp(delta A) and states h of a chunk, each (K, B, D, N)."""
+    """Return decay exp(delta A) and states h of a chunk, each (chunk, B, E, N); `start` (B, E, N) enters it."""
     decay = torch.exp(chunk.delta[..., None] * A)
     h = (chunk.delta * chunk.u)[..., None] * chunk.B[:, :, None, :]
     previous = start
@@ -155,120 +133,66 @@ def _states(chunk: _Chunk, A: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _project(states: Tensor, vector: Tensor) -> Tensor:
-    """Sum over the state: (K, B, D, N), (K, B, N) -> (K, B, D)."""
+    """Sum over the states: (chunk, B, E, N), (chunk, B, N) -> (chunk, B, E)."""
     return torch.matmul(states, vector[..., None]).squeeze(-1)
 
 
-def _state_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-@torch.library.custom_op("ssamba::selective_scan_eager", mutates_args=())
-def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output (B, L, D), last state (B, D, N), and the states before each chunk (chunks, B, D, N)."""
-    (batch, length, channels), state, dtype = u.shape, A.shape[1], _state_dtype(u.dtype)
-    reader = _Reader(length, reverse, lengths)
-    A = A.to(dtype)
-    out = torch.empty_like(u, memory_format=torch.contiguous_format)
-    borders = torch.empty(reader.count, batch, channels, state, dtype=dtype, device=u.device)
-    if initial_state is None:
-        h_last = torch.zeros(batch, channels, state, dtype=dtype, device=u.device)
+def _forward(inputs: ScanInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Return output (B, L, E), last state (B, E, N), and the states before each chunk (chunks, B, E, N)."""
+    out, h_last, chunk_states = _forward_fake(inputs)
+    dtype, D = h_last.dtype, inputs.D
+    chunks, A = _Chunks(inputs, dtype), inputs.A.to(dtype)
+    if inputs.initial_state is None:
+        h_last.zero_()
     else:
-        h_last = initial_state.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    for index in range(reader.count):
-        chunk = reader.chunk(index, dtype, u, delta, B, C, z, delta_bias, delta_softplus, slope=False)
-        borders[index] = h_last
+        h_last.copy_(inputs.initial_state)
+    for index in range(chunks.count):
+        chunk = chunks.load(index, slope=False)
+        chunk_states[index] = h_last
         _, h = _states(chunk, A, h_last)
         y = _project(h, chunk.C)
         if D is not None:
             y = torch.addcmul(y, D.to(dtype), chunk.u)
         if chunk.z is not None:
             y = y * F.silu(chunk.z)
-        reader.write(out, index, y)
+        chunks.write(out, index, y)
         h_last = h[-1]
-    return out, h_last.clone(), borders
+    return out, h_last.clone(), chunk_states
 
 
-@_scan.register_fake
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    (batch, length, channels), state = u.shape, A.shape[1]
-    dtype = _state_dtype(u.dtype)
+def _forward_fake(inputs: ScanInputs) -> tuple[Tensor, Tensor, Tensor]:
+    u, (batch, length, channels), state = inputs.u, inputs.u.shape, inputs.A.shape[1]
+    dtype = torch.promote_types(u.dtype, torch.float32)
     return (
         torch.empty_like(u, memory_format=torch.contiguous_format),
         u.new_empty((batch, channels, state), dtype=dtype),
-        u.new_empty((_chunks(length), batch, channels, state), dtype=dtype),
+        u.new_empty((_count_chunks(length), batch, channels, state), dtype=dtype),
     )
 
 
-@torch.library.custom_op("ssamba::selective_scan_eager_backward", mutates_args=())
-def _scan_backward(
-    grad_out: Tensor,
-    grad_last: Tensor,
-    borders: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of u, delta, A, B, C, D, z, delta_bias (empty where the input is absent) and the initial state."""
-    length, channels, dtype = u.shape[1], u.shape[2], borders.dtype
-    reader = _Reader(length, reverse, lengths)
-    A_state = A.to(dtype)
-    grad_u, grad_delta, grad_B, grad_C = (
-        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, delta, B, C)
-    )
-    grad_z = u.new_empty(0) if z is None else torch.empty_like(z, memory_format=torch.contiguous_format)
-    grad_A = torch.zeros_like(A_state, memory_format=torch.contiguous_format)
-    grad_D = torch.zeros(channels, dtype=dtype, device=u.device)
-    grad_bias = torch.zeros(channels, dtype=dtype, device=u.device)
+def _backward(grad_out: Tensor, grad_last: Tensor, chunk_states: Tensor, inputs: ScanInputs) -> tuple[Tensor, ...]:
+    """Return gradients of u, delta, A, B, C, D, z, delta_bias (empty for absent inputs) and the initial state."""
+    u, D, dtype = inputs.u, inputs.D, chunk_states.dtype
+    chunks, A = _Chunks(inputs, dtype), inputs.A.to(dtype)
+    grad_u, grad_delta, _, grad_B, grad_C, _, grad_z, _, _ = _backward_fake(grad_out, grad_last, chunk_states, inputs)
+    grad_A = torch.zeros_like(A, memory_format=torch.contiguous_format)
+    grad_D = torch.zeros(u.shape[2], dtype=dtype, device=u.device)
+    grad_bias = torch.zeros_like(grad_D)
     carry = grad_last.to(dtype, copy=True)
-    for index in reversed(range(reader.count)):
-        chunk = reader.chunk(index, dtype, u, delta, B, C, z, delta_bias, delta_softplus, slope=True)
-        decay, h = _states(chunk, A_state, borders[index])
-        grad_y = reader.read(grad_out, index, dtype)
+    for index in reversed(range(chunks.count)):
+        chunk = chunks.load(index, slope=True)
+        decay, h = _states(chunk, A, chunk_states[index])
+        grad_y = chunks.read(grad_out, index)
         if chunk.z is not None:
             y = _project(h, chunk.C)
             if D is not None:
                 y = torch.addcmul(y, D.to(dtype), chunk.u)
             gate = torch.sigmoid(chunk.z)
-            reader.write(grad_z, index, grad_y * y * gate * (1 + chunk.z * (1 - gate)))
+            chunks.write(grad_z, index, grad_y * y * gate * (1 + chunk.z * (1 - gate)))
             grad_y = grad_y * chunk.z * gate
-        reader.write(grad_C, index, torch.matmul(grad_y[:, :, None, :], h).squeeze(2))
+        chunks.write(grad_C, index, torch.matmul(grad_y[:, :, None, :], h).squeeze(2))
         g = grad_y[..., None] * chunk.C[:, :, None, :]
-        for decay_t, g_t in _backwards(decay, g):
+        for decay_t, g_t in _reversed(decay, g):
             g_t += carry
             carry = decay_t * g_t
         drive = _project(g, chunk.B)
@@ -276,76 +200,62 @@ def _scan_backward(
         if D is not None:
             grad_input = torch.addcmul(grad_input, D.to(dtype), grad_y)
             grad_D += (grad_y * chunk.u).sum((0, 1))
-        reader.write(grad_u, index, grad_input)
-        reader.write(grad_B, index, torch.matmul((chunk.delta * chunk.u)[:, :, None, :], g).squeeze(2))
+        chunks.write(grad_u, index, grad_input)
+        chunks.write(grad_B, index, torch.matmul((chunk.delta * chunk.u)[:, :, None, :], g).squeeze(2))
         # From here on g is the gradient of delta_t * A: g_t * exp(delta_t A) * h_{t-1}.
-        g[0] *= borders[index]
+        g[0] *= chunk_states[index]
         g[1:] *= h[:-1]
         g *= decay
-        grad_A += torch.einsum("kbdn,kbd->dn", g, chunk.delta)
-        assert chunk.delta_slope is not None
-        grad_step = (torch.einsum("kbdn,dn->kbd", g, A_state) + chunk.u * drive) * chunk.delta_slope
+        grad_A += torch.einsum("kben,kbe->en", g, chunk.delta)
+        grad_step = (torch.einsum("kben,en->kbe", g, A) + chunk.u * drive) * chunk.delta_slope
         grad_bias += grad_step.sum((0, 1))
-        reader.write(grad_delta, index, grad_step)
-    none = u.new_empty(0)
+        chunks.write(grad_delta, index, grad_step)
     return (
         grad_u,
         grad_delta,
-        grad_A.to(A.dtype),
+        grad_A.to(inputs.A.dtype),
         grad_B,
         grad_C,
-        none if D is None else grad_D.to(D.dtype),
+        u.new_empty(0) if D is None else grad_D.to(D.dtype),
         grad_z,
-        none.clone() if delta_bias is None else grad_bias.to(delta_bias.dtype),
+        u.new_empty(0) if inputs.delta_bias is None else grad_bias.to(inputs.delta_bias.dtype),
         carry,
     )
 
 
-def _backwards(decay: Tensor, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _reversed(decay: Tensor, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(reversed(decay.unbind(0)), reversed(g.unbind(0)), strict=True)
 
 
-@_scan_backward.register_fake
-def _(
-    grad_out: Tensor,
-    grad_last: Tensor,
-    borders: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _backward_fake(grad_out: Tensor, grad_last: Tensor, chunk_states: Tensor, inputs: ScanInputs) -> tuple[Tensor, ...]:
     def like(x: Tensor | None) -> Tensor:
-        return u.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+        return inputs.u.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
 
-    grads = like(u), like(delta), like(A), like(B), like(C), like(D), like(z), like(delta_bias)
-    return (*grads, torch.empty_like(grad_last))
+    return *(like(x) for x in inputs[:8]), torch.empty_like(grad_last)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths, initial_state = inputs
-    ctx.save_for_backward(output[2], u, delta, A, B, C, D, z, delta_bias, lengths)
-    ctx.options = delta_softplus, reverse
-    ctx.initial_dtype = None if initial_state is None else initial_state.dtype
+    save_scan(ctx, ScanInputs(*inputs), output[2])
 
 
-def _backward(ctx: Any, grad_out: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    borders, u, delta, A, B, C, D, z, delta_bias, lengths = ctx.saved_tensors
-    *grads, grad_initial = _scan_backward(
-        grad_out, grad_last, borders, u, delta, A, B, C, D, z, delta_bias, *ctx.options, lengths
-    )
-    present = [
-        grad if x is not None else None for grad, x in zip(grads, (u, delta, A, B, C, D, z, delta_bias), strict=True)
-    ]
-    initial = None if ctx.initial_dtype is None else grad_initial.to(ctx.initial_dtype)
-    return (*present, None, None, None, initial)
+def _autograd(ctx: Any, grad_out: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    chunk_states, inputs = saved_scan(ctx)
+    return scan_gradients(ctx, inputs, _scan_backward(grad_out, grad_last, chunk_states, *inputs[:-1]))
 
 
-_scan.register_autograd(_backward, setup_context=_setup)
+_scan: Any = torch.library.custom_op(
+    "ssamba::selective_scan_eager",
+    flat(_forward, ScanInputs),
+    mutates_args=(),
+    schema=f"({arguments_of(ScanInputs)}) -> {tensors(3)}",
+)
+_scan_backward: Any = torch.library.custom_op(
+    "ssamba::selective_scan_eager_backward",
+    flat(_backward, ScanInputs, 3),
+    mutates_args=(),
+    schema="(Tensor grad_out, Tensor grad_last, Tensor borders, "
+    f"{arguments_of(ScanInputs, without='initial_state')}) -> {tensors(9)}",
+)
+_scan.register_fake(flat(_forward_fake, ScanInputs))
+_scan_backward.register_fake(flat(_backward_fake, ScanInputs, 3))
+_scan.register_autograd(_autograd, setup_context=_setup)

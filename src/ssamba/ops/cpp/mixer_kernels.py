@@ -1,32 +1,34 @@
-"""The pieces of the bidirectional mixer in C++: a direction's weights as the kernels want them, and calls of the kernels.
+"""What the mixer in C++ is made of: weights in the kernels' layout, kernel calls, and the workspace between them.
 
-Shapes: B batch, L tokens, M = B L, E channels inside, N states, R rank of delta, K taps.
+Shapes: B clips, L tokens, E channels inside, N states of a channel, W taps; `delta_rank` is the rank of delta's
+projection, `columns` = delta_rank + 2 N.
 """
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ssamba.ops.cpp import extension as cpu_extension
-from ssamba.ops.cpp.scan import ABSENT, Rows, address, rows
+from ssamba.ops.cpp import extension
+from ssamba.ops.cpp.extension import ABSENT, Rows, address, dense, optional_rows, rows
+from ssamba.ops.matmul import onednn_matmul_t
+from ssamba.ops.operators import DirectionWeights
+
+VECTOR = 16
+"""Columns of a matrix product are padded to a multiple of this where their number is ours to choose."""
+MAX_WORKSPACE_ELEMENTS = 2**25
+"""Larger buffers are allocated anew each time."""
+MAX_SEGMENT_SHAPES = 64
+"""Shapes whose `SegmentBuffers` are cached."""
 
 
-class Packed(NamedTuple):
-    """Clips that stand one behind the other in (1, M, channels), without padding."""
-
-    lengths: Tensor
-    """int64 (B,)."""
-    starts: Tensor
-    """The row where each begins, int64 (B,)."""
-    longest: int
-
-
-class Side(NamedTuple):
-    """One direction's weights as the kernels want them: contiguous, float32 but for x_weight."""
+class KernelWeights(NamedTuple):
+    """`DirectionWeights` as kernels read them: contiguous, float32 except for x_weight, and the direction."""
 
     conv_weight: Tensor
     conv_bias: Tensor
@@ -38,8 +40,8 @@ class Side(NamedTuple):
     reverse: bool
 
     @property
-    def rank(self) -> int:
-        """R."""
+    def delta_rank(self) -> int:
+        """Rank of delta's projection."""
         return self.dt_weight.shape[1]
 
     @property
@@ -48,41 +50,44 @@ class Side(NamedTuple):
         return self.A_log.shape[1]
 
 
-def both_sides(weights: tuple[Tensor, ...], dtype: torch.dtype, reversed_time: bool) -> tuple[Side, Side]:
-    """Both directions' weights, first the seven of the one ahead; `dtype` is that of the tokens."""
-    return _side(weights[:7], dtype, reversed_time), _side(weights[7:], dtype, not reversed_time)
+class PackedClips(NamedTuple):
+    """Clips stored one after another, without padding, in (1, tokens, channels)."""
+
+    lengths: Tensor
+    """int64 (B,)."""
+    starts: Tensor
+    """The row where each clip begins, int64 (B,)."""
+    longest: int
 
 
-def _side(weights: tuple[Tensor, ...], dtype: torch.dtype, reverse: bool) -> Side:
+def kernel_weights(weights: DirectionWeights, dtype: torch.dtype, reverse: bool) -> KernelWeights:
+    """Return the weights in the kernels' layout; `dtype` is that of the tokens."""
     conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D = weights
-    return Side(
-        _plain(conv_weight),
-        _plain(conv_bias),
+    return KernelWeights(
+        dense(conv_weight),
+        dense(conv_bias),
         x_weight.to(dtype).contiguous(),
-        _plain(dt_weight),
-        _plain(dt_bias),
-        _plain(A_log),
-        _plain(D),
+        dense(dt_weight),
+        dense(dt_bias),
+        dense(A_log),
+        dense(D),
         reverse,
     )
 
 
-def _plain(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float32 and x.is_contiguous() else x.to(torch.float32).contiguous()
+def fuses_projection(dtype: torch.dtype) -> bool:
+    """Return True if `convolve` also computes W_x u: in float32, with vectors as fast as a library's."""
+    return dtype == torch.float32 and extension.capability() != "generic"
 
 
-def projects(dtype: torch.dtype) -> bool:
-    """Whether `convolve` takes W_x u along: in float32, with vectors that are as good as a library's."""
-    return dtype == torch.float32 and cpu_extension.capability() != "generic"
-
-
-def columns_of(projected: Tensor, side: Side) -> tuple[Rows, Rows, Rows]:
-    """Where delta's factor, B and C stand in (B, L, R + 2 N or more)."""
-    address, batch_stride, row_stride, is_bf16 = rows(projected)
+def projected_rows(projected: Tensor, weights: KernelWeights) -> tuple[Rows, Rows, Rows]:
+    """Return the rows of delta's low-rank factor, B and C in `projected` (B, L, columns or more)."""
+    low, batch_stride, row_stride, is_bf16 = rows(projected)
     size = projected.element_size()
-    B, C = address + side.rank * size, address + (side.rank + side.state) * size
+    B = low + weights.delta_rank * size
+    C = B + weights.state * size
     return (
-        (address, batch_stride, row_stride, is_bf16),
+        (low, batch_stride, row_stride, is_bf16),
         (B, batch_stride, row_stride, is_bf16),
         (C, batch_stride, row_stride, is_bf16),
     )
@@ -93,37 +98,37 @@ def convolve(
     lengths: Tensor | None,
     first: int,
     last: int,
-    sides: Sequence[Side],
+    directions: Sequence[KernelWeights],
     out: Sequence[Rows],
-    packed: Packed | None = None,
+    packed: PackedClips | None = None,
     projected: Sequence[Rows] | None = None,
 ) -> None:
-    """Rows [first, last) of the directions' convolutions over x (B, L, E), into (B, last - first, E); all rows of `packed` clips.
+    """Compute rows [first, last) of each direction's convolution over x (B, L, E) into `out` (B, last - first, E).
 
-    In float32, `projected` takes what W_x makes of them, (B, last - first, R + 2 N), while they are in the caches.
+    Of packed clips, compute all rows. If `fuses_projection`, also compute W_x u into `projected`
+    (B, last - first, columns), while u is in the caches.
     """
-    to = [ABSENT] * len(sides) if projected is None else projected
+    to = [ABSENT] * len(directions) if projected is None else projected
     batch, length, inner = x.shape if packed is None else (len(packed.lengths), packed.longest, x.shape[2])
-    cpu_extension.module().mixer_conv(
-        cpu_extension.capability(),
-        cpu_extension.threads(),
-        (batch, length, inner, sides[0].conv_weight.shape[1]),
+    extension.kernels.mixer_conv(
+        *extension.target(),
+        (batch, length, inner, directions[0].conv_weight.shape[1]),
         rows(x),
         address(lengths if packed is None else packed.lengths),
         0 if packed is None else packed.starts.data_ptr(),
         first if packed is None else 0,
         last if packed is None else 0,
-        sides[0].x_weight.shape[0],
+        directions[0].x_weight.shape[0],
         [
             (
-                side.reverse,
-                side.conv_weight.data_ptr(),
-                side.conv_bias.data_ptr(),
+                weights.reverse,
+                weights.conv_weight.data_ptr(),
+                weights.conv_bias.data_ptr(),
                 out[i],
-                0 if projected is None else side.x_weight.data_ptr(),
+                0 if projected is None else weights.x_weight.data_ptr(),
                 to[i],
             )
-            for i, side in enumerate(sides)
+            for i, weights in enumerate(directions)
         ],
     )
 
@@ -134,43 +139,47 @@ def scan(
     z: Tensor | None,
     y: Tensor,
     lengths: Tensor | None,
-    sides: Sequence[Side],
+    directions: Sequence[KernelWeights],
     *,
     accumulate: bool = False,
     before: Tensor | None = None,
     after: Tensor | None = None,
-    borders: Sequence[Tensor] | None = None,
-    packed: Packed | None = None,
+    chunk_states: Sequence[Tensor] | None = None,
+    packed: PackedClips | None = None,
 ) -> None:
-    """The directions' scans over rows of u (B, L, E) and projections (B, L, R + 2 N or more); their sum into y, with z halved and gated. `after`: the last state."""
-    columns = [columns_of(p, side) for p, side in zip(projected, sides, strict=True)]
+    """Scan u (B, L, E) with projections (B, L, columns or more) in each direction, and sum the results into `y`.
+
+    With z, halve the sum and multiply it by silu(z). `before` and `after` (B, E, N): the state that enters, and where
+    the last state is written; `chunk_states`: where each direction saves the state before each chunk.
+    """
     batch, length, inner = y.shape if packed is None else (len(packed.lengths), packed.longest, y.shape[2])
-    directions = [
-        (
-            side.reverse,
-            u[i],
-            (columns[i][0], side.dt_weight.data_ptr(), side.rank),
-            side.A_log.data_ptr(),
-            columns[i][1],
-            columns[i][2],
-            side.D.data_ptr(),
-            side.dt_bias.data_ptr(),
-            address(before),
-            address(after),
-            0 if borders is None else borders[i].data_ptr(),
+    scans = []
+    for i, weights in enumerate(directions):
+        low, B, C = projected_rows(projected[i], weights)
+        scans.append(
+            (
+                weights.reverse,
+                u[i],
+                (low, weights.dt_weight.data_ptr(), weights.delta_rank),
+                weights.A_log.data_ptr(),
+                B,
+                C,
+                weights.D.data_ptr(),
+                weights.dt_bias.data_ptr(),
+                address(before),
+                address(after),
+                0 if chunk_states is None else chunk_states[i].data_ptr(),
+            )
         )
-        for i, side in enumerate(sides)
-    ]
-    cpu_extension.module().mixer_scan(
-        cpu_extension.capability(),
-        cpu_extension.threads(),
-        (batch, length, inner, sides[0].state),
-        ABSENT if z is None else rows(z),
+    extension.kernels.mixer_scan(
+        *extension.target(),
+        (batch, length, inner, directions[0].state),
+        optional_rows(z),
         rows(y),
         address(lengths if packed is None else packed.lengths),
         0 if packed is None else packed.starts.data_ptr(),
         accumulate,
-        directions,
+        scans,
     )
 
 
@@ -182,15 +191,107 @@ def gate(
     grad: Tensor | None = None,
     grad_z: Tensor | None = None,
 ) -> None:
-    """gated = y silu(z) / 2, all (B, L, E); `grad`, of gated, becomes that of y, and `grad_z` is filled."""
-    cpu_extension.module().mixer_gate(
-        cpu_extension.capability(),
-        cpu_extension.threads(),
-        tuple(y.shape),
+    """Compute gated = y silu(z) / 2, all (B, L, E); turn `grad` of `gated` into that of y, and fill `grad_z`."""
+    batch, length, inner = y.shape
+    extension.kernels.mixer_gate(
+        *extension.target(),
+        (batch, length, inner),
         rows(y),
         rows(z),
         address(lengths),
         rows(gated),
-        ABSENT if grad is None else rows(grad),
-        ABSENT if grad_z is None else rows(grad_z),
+        optional_rows(grad),
+        optional_rows(grad_z),
     )
+
+
+class Workspace(threading.local):
+    """Buffers of the calling thread, by name, reused by every call.
+
+    The first touch of fresh memory costs more than the work in it. Buffers above `MAX_WORKSPACE_ELEMENTS` are allocated
+    anew each time.
+    """
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.segments: dict[tuple[Any, ...], SegmentBuffers] = {}
+
+    def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return an uninitialized tensor; the next call with this name returns the same memory."""
+        size = math.prod(shape)
+        if size > MAX_WORKSPACE_ELEMENTS:
+            return torch.empty(shape, dtype=dtype)
+        buffer = self.buffers.get((name, dtype))
+        if buffer is None or buffer.numel() < size:
+            with torch.inference_mode(False):  # tensors made in that mode must not be written to outside it
+                buffer = self.buffers[name, dtype] = torch.empty(size, dtype=dtype)
+            self.segments.clear()  # they are views of the old buffer
+        return buffer[:size].view(shape)
+
+    def matmul_t(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """Return a b^T (rows, columns), valid until the next call with this name."""
+        product = onednn_matmul_t(a, b)
+        if product is None:
+            product = self.get(name, (a.shape[0], b.shape[0]), a.dtype)
+            torch.mm(a, b.t(), out=product)
+        return product
+
+    def segment(
+        self, batch: int, length: int, weights: KernelWeights, count: int, dtype: torch.dtype
+    ) -> SegmentBuffers:
+        """Return the buffers of `count` directions for `length` tokens of `batch` clips."""
+        key = batch, length, weights.x_weight.shape, count, dtype, fuses_projection(dtype)
+        found = self.segments.get(key)
+        if found is None:
+            # Creating one may clear those before, so it is stored afterwards.
+            found = SegmentBuffers(self, batch, length, weights, count, dtype)
+            if len(self.segments) >= MAX_SEGMENT_SHAPES:
+                self.segments.clear()
+            self.segments[key] = found
+        return found
+
+
+class SegmentBuffers:
+    """Inputs of the scans over a segment of tokens, and the views of them that kernels and matrix products take."""
+
+    def __init__(
+        self, workspace: Workspace, batch: int, length: int, weights: KernelWeights, count: int, dtype: torch.dtype
+    ):
+        columns, inner = weights.x_weight.shape
+        tokens = batch * length
+        self.is_fused = fuses_projection(dtype)
+        width = columns if self.is_fused else -(-columns // VECTOR) * VECTOR
+        self.u = workspace.get("u", (count, batch, length, inner), dtype)
+        projected = workspace.get("projected", (count, batch, length, width), dtype)
+        self.projected = list(projected)
+        self.u_rows, self.projected_rows = [rows(u) for u in self.u], [rows(p) for p in self.projected]
+        if self.is_fused:
+            return
+        self.u_flat, self.projected_flat = self.u.view(count, tokens, inner), projected.view(count, tokens, width)
+        self.x_weight = workspace.get("x_weight", (count, width, inner), dtype)
+        self.x_weight_used = [weight[:columns] for weight in self.x_weight]
+        self.x_weight_padding = self.x_weight[:, columns:]
+        self.x_weight_transposed = self.x_weight.transpose(1, 2)
+
+    def fill(
+        self,
+        x: Tensor,
+        lengths: Tensor | None,
+        first: int,
+        directions: Sequence[KernelWeights],
+        packed: PackedClips | None = None,
+    ) -> None:
+        """Compute u, the convolutions over x (B, L, E), and W_x u for the segment that starts at token `first`."""
+        last = first + self.u.shape[2]
+        if self.is_fused:
+            convolve(x, lengths, first, last, directions, self.u_rows, packed, self.projected_rows)
+            return
+        convolve(x, lengths, first, last, directions, self.u_rows, packed)
+        self.x_weight_padding.zero_()
+        for used, weights in zip(self.x_weight_used, directions, strict=True):
+            used.copy_(weights.x_weight)
+        # In rows of whole vectors: MKL's products of 44 columns are slow.
+        torch.bmm(self.u_flat, self.x_weight_transposed, out=self.projected_flat)
+
+
+workspace = Workspace()

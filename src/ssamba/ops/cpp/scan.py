@@ -1,254 +1,179 @@
-"""The scan in C++ for CPUs, float32 and bfloat16: the extension's kernels for PyTorch, as its operators where it traces.
+"""The selective scan in C++ for CPUs, float32 and bfloat16.
 
 Inputs may be any mixture of float32 and bfloat16 (as autocast produces them) and any slices whose last dimension is
 contiguous; nothing is copied. The state is float32. Threads follow `torch.set_num_threads`; results do not depend on
-their number.
+their number. Registered operators are called only where PyTorch traces (`is_traced`): their dispatch takes as long as a
+scan of 50 tokens.
 
-What `cpu_conv.py` and `cpu_mixer*.py` share of handing tensors to the kernels stands here, too.
-
-Shapes: B batch, L tokens, D channels, N state size. Equations: see `reference.py`.
+Shapes: B clips, L tokens, E channels, N states of a channel. Equations: see `reference.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ssamba.ops.cpp import extension as cpu_extension
-from ssamba.ops.operators import is_traced, library, register
+from ssamba.ops.cpp import extension
+from ssamba.ops.cpp.extension import (
+    ABSENT,
+    DTYPES,
+    Rows,
+    Sizes,
+    Steps,
+    address,
+    dense,
+    float32,
+    in_rows,
+    int64,
+    optional_dense,
+    optional_rows,
+    rows,
+)
+from ssamba.ops.operators import (
+    ScanInputs,
+    arguments_of,
+    flat,
+    is_traced,
+    library,
+    register,
+    save_scan,
+    saved_scan,
+    scan_gradients,
+    tensors,
+)
 
-_DTYPES = (torch.float32, torch.bfloat16)
 _CHUNK, _BLOCK = 64, 16  # of csrc/kernels.hpp
-
-Rows = tuple[int, int, int, bool]  # address, batch stride, row stride, whether bfloat16
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """None if the operators can run on `device` with an input of `dtype`, else the reason."""
+    """Return None if the operators can run on `device` with an input of `dtype`, else the reason."""
     if device.type != "cpu":
         return "it runs on CPUs only"
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         return f"it takes float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
-    missing = cpu_extension.why_missing()
+    missing = extension.why_missing()
     if missing is None:
-        cpu_extension.capability()
+        extension.capability()
     return missing
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Output (B, L, D) and last state (B, D, N); arguments are those of `ssamba.ops.selective_scan`."""
-    keep = torch.is_grad_enabled() and any(
+def selective_scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Return the output (B, L, E) and the last state (B, E, N)."""
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths, initial_state = inputs
+    save = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (u, delta, A, B, C, D, z, delta_bias, initial_state)
     )
-    inputs: tuple[Any, ...] = (
-        u, _row_dtype(delta), float32(A), _row_dtype(B), _row_dtype(C), float32(D), _row_dtype(z), float32(delta_bias),
-        delta_softplus, reverse, lengths, float32(initial_state), keep,
+    traced = is_traced()
+    if not save and not traced:
+        out, last_state, _ = _forward(inputs, False)
+        return out, last_state
+    # Gradients pass through these conversions.
+    args: Any = (
+        u, _supported(delta), float32(A), _supported(B), _supported(C), float32(D), _supported(z), float32(delta_bias),
+        delta_softplus, reverse, lengths, float32(initial_state),
     )  # fmt: skip
-    if is_traced():
-        out, last_state, _ = torch.ops.ssamba.selective_scan_cpp(*inputs)
-    elif keep:
-        out, last_state = _Scanned.apply(*inputs)  # type: ignore[no-untyped-call]
+    if traced:
+        out, last_state, _ = torch.ops.ssamba.selective_scan_cpp(*args, save)
     else:
-        out, last_state, _ = _scan(*inputs)
+        out, last_state = _Scan.apply(*args)  # type: ignore[no-untyped-call]
     return out, last_state
 
 
-def float32(x: Tensor | None) -> Tensor | None:
-    """It in float32."""
-    return x if x is None or x.dtype == torch.float32 else x.float()
+def _supported(x: Tensor | None) -> Tensor | None:
+    return x if x is None or x.dtype in DTYPES else x.float()
 
 
-def _row_dtype(x: Tensor | None) -> Tensor | None:
-    return x if x is None or x.dtype in _DTYPES else x.float()
+def saved_states_size(batch: int, length: int, channels: int, state: int) -> int:
+    """Return the elements of the saved states: one per chunk, channels padded to whole blocks, in the kernels' order.
 
-
-def lined_up(x: Tensor) -> Tensor:
-    """x, or a copy if its last dimension is not contiguous."""
-    return x if x.stride(2) == 1 else x.contiguous()
-
-
-def rows(x: Tensor) -> Rows:
-    """How the kernels find a (B, L, channels) tensor whose last dimension is contiguous."""
-    stride = x.stride()
-    return x.data_ptr(), stride[0], stride[1], x.dtype == torch.bfloat16
-
-
-ABSENT: Rows = (0, 0, 0, False)
-
-
-def _optional_rows(x: Tensor | None) -> Rows:
-    return ABSENT if x is None else rows(x)
-
-
-def address(x: Tensor | None) -> int:
-    """Where its first element is; 0 for what is absent."""
-    return 0 if x is None else x.data_ptr()
-
-
-def dense(x: Tensor | None) -> Tensor | None:
-    """It, or a copy if it has gaps."""
-    return None if x is None else x.contiguous()
-
-
-def int64(lengths: Tensor | None) -> Tensor | None:
-    """Lengths as the kernels read them."""
-    return None if lengths is None else lengths.to(torch.int64).contiguous()
-
-
-def border_size(batch: int, length: int, channels: int, state: int) -> int:
-    """Elements of the saved states: one state per chunk, channels padded to whole blocks, in an order of the kernels' own.
-
-    One dimension, because torch.export would take a number of chunks that is 1 for a constant.
+    They have one dimension, because torch.export would take a number of chunks that is 1 for a constant.
     """
-    # A fake tensor needs these without the extension.
+    # A fake tensor needs these sizes without the extension.
     return batch * -(-length // _CHUNK) * (-(-channels // _BLOCK) * _BLOCK) * state
 
 
-def clear_borders(borders: Tensor, channels: int, lengths: Tensor | None) -> None:
-    """Zero saved states where kernels leave some unwritten: chunks beyond a sequence's end, lanes that no channel fills.
+def clear_saved_states(states: Tensor, channels: int, lengths: Tensor | None) -> None:
+    """Zero saved states if kernels leave some unwritten: chunks beyond a sequence's end, lanes without a channel.
 
     Nothing reads those, but what an operator returns must be defined.
     """
     if lengths is not None or channels % _BLOCK:
-        borders.zero_()
+        states.zero_()
 
 
-def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-    initial_state: Tensor | None,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output (B, L, D), last state (B, D, N), and with `keep_states` what the backward pass starts from."""
-    batch, length, channels = u.shape
-    state = A.shape[1]
-    out, last_state, borders = _scan_fake(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths, initial_state, keep_states
-    )
-    clear_borders(borders, channels, lengths)
-    u, delta, B, C = lined_up(u), lined_up(delta), lined_up(B), lined_up(C)
-    z = None if z is None else lined_up(z)
-    A, D, delta_bias, initial_state = A.contiguous(), dense(D), dense(delta_bias), dense(initial_state)
-    lengths = int64(lengths)
-    cpu_extension.module().scan_forward(
-        cpu_extension.capability(),
-        cpu_extension.threads(),
-        (batch, length, channels, state),
+def _prepared(inputs: ScanInputs) -> ScanInputs:
+    """Return the inputs in dtypes and layouts that the kernels read."""
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths, initial_state = inputs
+    return ScanInputs(
+        in_rows(u),
+        in_rows(delta),
+        dense(A),
+        in_rows(B),
+        in_rows(C),
+        optional_dense(D),
+        None if z is None else in_rows(z),
+        optional_dense(delta_bias),
         delta_softplus,
         reverse,
-        rows(u),
-        (rows(delta), 0, 0),
-        A.data_ptr(),
-        rows(B),
-        rows(C),
-        address(D),
-        _optional_rows(z),
-        address(delta_bias),
+        int64(lengths),
+        optional_dense(initial_state),
+    )
+
+
+def _arguments(
+    prepared: ScanInputs,
+) -> tuple[str, int, Sizes, bool, bool, Rows, Steps, int, Rows, Rows, int, Rows, int, int]:
+    """Return the arguments that both kernels start with; they point into `prepared`, which has to outlive the call."""
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths, _ = prepared
+    batch, length, channels = u.shape
+    return (
+        *extension.target(), (batch, length, channels, A.shape[1]), delta_softplus, reverse, rows(u),
+        (rows(delta), 0, 0), A.data_ptr(), rows(B), rows(C), address(D), optional_rows(z), address(delta_bias),
         address(lengths),
-        address(initial_state),
-        borders.data_ptr() if keep_states else 0,
+    )  # fmt: skip
+
+
+def _forward(inputs: ScanInputs, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return output (B, L, E), last state (B, E, N), and the state before each chunk, empty without `save_states`."""
+    inputs = _prepared(inputs)
+    out, last_state, states = _forward_fake(inputs, save_states)
+    if save_states:
+        clear_saved_states(states, inputs.u.shape[2], inputs.lengths)
+    extension.kernels.scan_forward(
+        *_arguments(inputs),
+        address(inputs.initial_state),
+        states.data_ptr() if save_states else 0,
         rows(out),
         last_state.data_ptr(),
     )
-    return out, last_state, borders
+    return out, last_state, states
 
 
-def _scan_fake(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-    initial_state: Tensor | None,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_fake(inputs: ScanInputs, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
+    u, A = inputs.u, inputs.A
     (batch, length, channels), state = u.shape, A.shape[1]
     return (
         u.new_empty((batch, length, channels)),
         A.new_empty((batch, channels, state)),
-        A.new_empty(border_size(batch, length, channels, state) if keep_states else 0),
+        A.new_empty(saved_states_size(batch, length, channels, state) if save_states else 0),
     )
 
 
-def _scan_backward(
-    grad_out: Tensor,
-    grad_last: Tensor,
-    borders: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of u, delta, A, B, C, D, z, delta_bias (empty where the input is absent) and the initial state."""
-    batch, length, channels = u.shape
-    state = A.shape[1]
-    grads = _scan_backward_fake(
-        grad_out, grad_last, borders, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths
-    )
+def _backward(grad_out: Tensor, grad_last: Tensor, states: Tensor, inputs: ScanInputs) -> tuple[Tensor, ...]:
+    """Return gradients of u, delta, A, B, C, D, z, delta_bias (empty for absent inputs) and the initial state."""
+    grads = _backward_fake(grad_out, grad_last, states, inputs)
     grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_initial = grads
-    if batch == 0:
+    if inputs.u.shape[0] == 0:
         for grad in (grad_A, grad_D, grad_bias):
             grad.zero_()
         return grads
-    u, delta, B, C = lined_up(u), lined_up(delta), lined_up(B), lined_up(C)
-    z = None if z is None else lined_up(z)
-    A, D, delta_bias, grad_last = A.contiguous(), dense(D), dense(delta_bias), grad_last.contiguous()
-    grad_out, lengths = lined_up(grad_out), int64(lengths)
-    cpu_extension.module().scan_backward(
-        cpu_extension.capability(),
-        cpu_extension.threads(),
-        (batch, length, channels, state),
-        delta_softplus,
-        reverse,
-        rows(u),
-        (rows(delta), 0, 0),
-        A.data_ptr(),
-        rows(B),
-        rows(C),
-        address(D),
-        _optional_rows(z),
-        address(delta_bias),
-        address(lengths),
-        borders.data_ptr(),
+    inputs, grad_out, grad_last = _prepared(inputs), in_rows(grad_out), grad_last.contiguous()
+    extension.kernels.scan_backward(
+        *_arguments(inputs),
+        states.data_ptr(),
         rows(grad_out),
         grad_last.data_ptr(),
         rows(grad_u),
@@ -256,90 +181,63 @@ def _scan_backward(
         grad_A.data_ptr(),
         rows(grad_B),
         rows(grad_C),
-        0 if D is None else grad_D.data_ptr(),
-        ABSENT if z is None else rows(grad_z),
-        0 if delta_bias is None else grad_bias.data_ptr(),
+        0 if inputs.D is None else grad_D.data_ptr(),
+        ABSENT if inputs.z is None else rows(grad_z),
+        0 if inputs.delta_bias is None else grad_bias.data_ptr(),
         grad_initial.data_ptr(),
     )
     return grads
 
 
-def _scan_backward_fake(
-    grad_out: Tensor,
-    grad_last: Tensor,
-    borders: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _backward_fake(grad_out: Tensor, grad_last: Tensor, states: Tensor, inputs: ScanInputs) -> tuple[Tensor, ...]:
     def like(x: Tensor | None) -> Tensor:
-        return A.new_empty(0) if x is None else x.new_empty(x.shape)
+        return inputs.A.new_empty(0) if x is None else x.new_empty(x.shape)
 
-    grads = like(u), like(delta), like(A), like(B), like(C), like(D), like(z), like(delta_bias)
-    return (*grads, like(grad_last))
-
-
-def _scan_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths, initial_state, keep_states = inputs
-    assert keep_states, "a gradient is wanted, so the call has to keep the states"
-    ctx.save_for_backward(output[2], u, delta, A, B, C, D, z, delta_bias, lengths)
-    ctx.options = delta_softplus, reverse
-    ctx.has_initial = initial_state is not None
+    return *(like(x) for x in inputs[:8]), like(grad_last)
 
 
-def _scan_autograd(
-    ctx: Any, grad_out: Tensor, grad_last: Tensor, _: Tensor | None, run: Callable[..., Any] | None = None
-) -> tuple[Tensor | None, ...]:
-    """The gradient of every input, by `run` or else by the operator."""
-    borders, u, delta, A, B, C, D, z, delta_bias, lengths = ctx.saved_tensors
-    *grads, grad_initial = (run or torch.ops.ssamba.selective_scan_cpp_backward)(
-        grad_out, grad_last, borders, u, delta, A, B, C, D, z, delta_bias, *ctx.options, lengths
-    )
-    inputs = u, delta, A, B, C, D, z, delta_bias
-    present = [grad if x is not None else None for grad, x in zip(grads, inputs, strict=True)]
-    return (*present, None, None, None, grad_initial if ctx.has_initial else None, None)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *args, save_states = inputs
+    assert save_states, "a gradient is needed, so the call has to save the states"
+    save_scan(ctx, ScanInputs(*args), output[2])
 
 
-class _Scanned(torch.autograd.Function):
-    """The scan and its gradients without operators, whose way through PyTorch takes as long as 50 tokens."""
+def _autograd(ctx: Any, grad_out: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    states, inputs = saved_scan(ctx)
+    grads = torch.ops.ssamba.selective_scan_cpp_backward(grad_out, grad_last, states, *inputs[:-1])
+    return *scan_gradients(ctx, inputs, grads), None
+
+
+class _Scan(torch.autograd.Function):
+    """The scan and its gradients without registered operators."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        """Output and last state for the operator's arguments."""
-        output = _scan(*inputs)
-        _scan_setup(ctx, inputs, output)
-        return output[:2]
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        """Return output and last state for the fields of `ScanInputs`."""
+        inputs = ScanInputs(*args)
+        out, last_state, states = _forward(inputs, True)
+        save_scan(ctx, inputs, states)
+        return out, last_state
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        """The gradient of every one of them."""
-        return _scan_autograd(ctx, grads[0], grads[1], None, _scan_backward)
+        """Return the gradient of every field."""
+        states, inputs = saved_scan(ctx)
+        return scan_gradients(ctx, inputs, _backward(grads[0], grads[1], states, inputs))
 
 
-_nine = ", ".join(["Tensor"] * 9)
-_scan_name = register(
-    "selective_scan_cpp(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-    "bool delta_softplus, bool reverse, Tensor? lengths, Tensor? initial_state, bool keep_states) "
-    "-> (Tensor, Tensor, Tensor)",
-    _scan,
-    _scan_fake,
+_name = register(
+    f"selective_scan_cpp({arguments_of(ScanInputs)}, bool keep_states) -> {tensors(3)}",
+    flat(_forward, ScanInputs),
+    flat(_forward_fake, ScanInputs),
     "CPU",
 )
 register(
-    "selective_scan_cpp_backward(Tensor grad_out, Tensor grad_last, Tensor borders, Tensor u, Tensor delta, Tensor A, "
-    "Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, bool reverse, Tensor? lengths) "
-    f"-> ({_nine})",
-    _scan_backward,
-    _scan_backward_fake,
+    "selective_scan_cpp_backward(Tensor grad_out, Tensor grad_last, Tensor borders, "
+    f"{arguments_of(ScanInputs, without='initial_state')}) -> {tensors(9)}",
+    flat(_backward, ScanInputs, 3),
+    flat(_backward_fake, ScanInputs, 3),
     "CPU",
 )
-torch.library.register_autograd(_scan_name, _scan_autograd, setup_context=_scan_setup, lib=library)
+torch.library.register_autograd(_name, _autograd, setup_context=_setup, lib=library)

@@ -1,1 +1,1 @@
-"""The operators in Triton for NVIDIA GPUs."""
+"""The operators in Triton for NVIDIA GPUs: launchers here, kernels in the modules that need triton."""

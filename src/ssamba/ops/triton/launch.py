@@ -1,10 +1,10 @@
-"""Launching the Triton kernels: block sizes, buffers, and the order of the passes.
+"""Launch the Triton kernels: block sizes, buffers, and the order of the passes.
 
-Everything is chosen from the shape and the number of multiprocessors alone; nothing is tuned at run time, so equal
-calls give equal bits. The kernels, and the reasons for their shape, are in `triton_scan_kernels.py` and
-`triton_conv_kernels.py`; they are imported when the first one is launched.
+Block sizes depend on the shapes and the number of multiprocessors alone; nothing is tuned at run time, so equal calls
+give equal bits. The kernels, and the reasons for their design, are in `scan_kernels.py` and `conv_kernels.py`, which
+are imported when the first kernel is launched.
 
-Shapes: B batch, L tokens, D channels, N states (NP: rounded up to a power of two), K taps.
+Shapes: B clips, L tokens, E channels, N states of a channel (NP: rounded up to a power of two), W taps.
 """
 
 from __future__ import annotations
@@ -19,110 +19,109 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 32  # steps between saved states: they take N / 32 float32 numbers per element of u
-_WARPS_PER_PROCESSOR = 8  # programs (one warp each) that hide each other's latencies; fewer, and L is cut into segments
+from ssamba.ops.operators import ConvInputs, ScanInputs
+
+CHUNK = 32
+"""Steps between saved states, which take N / 32 float32 numbers per element of u."""
+_WARPS_PER_PROCESSOR = 8
+"""Programs (one warp each) that hide each other's latencies; with fewer, L is cut into segments."""
 _INTERPRETER_PROCESSORS = 4
-_CONV_FORWARD = (
-    32,
-    64,
-)  # steps and channels of a tile; with fewer channels than threads, weights need no shared memory
+_CONV_FORWARD = (32, 64)
+"""Steps and channels of a tile; with fewer channels than threads, weights need no shared memory."""
 _CONV_BACKWARD = (16, 64)
 
 
 @dataclass(frozen=True)
 class ScanPlan:
-    """Block sizes of one scan; `segments` of `segment_steps` steps each cover L."""
+    """Block sizes of one scan. `segments` of `segment_steps` steps each cover L."""
 
-    block_d: int
+    block_e: int
     """Channels of a program."""
     tile: int
-    """Steps that are unrolled; divides the steps between saved states."""
+    """Unrolled steps; divides CHUNK."""
     segments: int
     segment_steps: int
-    """A multiple of the steps between saved states."""
+    """A multiple of CHUNK."""
     registers: int
-    """The most that a thread may use."""
+    """Limit for each thread."""
 
 
 def plan_forward(batch: int, length: int, channels: int, processors: int) -> ScanPlan:
-    """Block sizes of the forward scan on a chip of `processors` multiprocessors."""
-    return _plan(batch, length, channels, processors, block_d=32, tile=8, registers=128)
+    """Return block sizes of the forward scan on a chip with `processors` multiprocessors."""
+    return _plan(batch, length, channels, processors, block_e=32, tile=8, registers=128)
 
 
 def plan_backward(batch: int, length: int, channels: int, processors: int) -> ScanPlan:
-    """Block sizes of the backward scan."""
+    """Return block sizes of the backward scan."""
     # Two channels a lane halve the loads of B and C and the shuffles for their gradients; four steps of them fit in
     # 168 registers, so 12 warps on a multiprocessor.
-    return _plan(batch, length, channels, processors, block_d=64 if channels > 32 else 32, tile=4, registers=168)
+    return _plan(batch, length, channels, processors, block_e=64 if channels > 32 else 32, tile=4, registers=168)
 
 
 def _plan(
-    batch: int, length: int, channels: int, processors: int, *, block_d: int, tile: int, registers: int
+    batch: int, length: int, channels: int, processors: int, *, block_e: int, tile: int, registers: int
 ) -> ScanPlan:
-    programs = batch * -(-channels // block_d)
-    wanted = processors * _WARPS_PER_PROCESSOR
+    programs = batch * -(-channels // block_e)
+    target = processors * _WARPS_PER_PROCESSOR
     # A segmented scan computes every state twice, so two segments alone would only break even.
     chunks = count_chunks(length)
-    segments = 1 if 3 * programs > wanted else min(-(-wanted // programs), chunks)
+    segments = 1 if 3 * programs > target else min(-(-target // programs), chunks)
     per_segment = -(-chunks // segments)
-    return ScanPlan(block_d, tile, -(-chunks // per_segment), per_segment * CHUNK, registers)
+    return ScanPlan(block_e, tile, -(-chunks // per_segment), per_segment * CHUNK, registers)
 
 
 def interpreting() -> bool:
-    """Whether kernels run in Triton's interpreter, on the CPU: for tests."""
+    """Return True if kernels run in Triton's interpreter, on the CPU: for tests."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def _scan_kernels() -> ModuleType:
-    from ssamba.ops.triton import scan_kernels as triton_scan_kernels
+    from ssamba.ops.triton import scan_kernels
 
-    return triton_scan_kernels
-
-
-def _scan_backward_kernel() -> ModuleType:
-    from ssamba.ops.triton import scan_backward_kernel as triton_scan_backward_kernel
-
-    return triton_scan_backward_kernel
+    return scan_kernels
 
 
 def _conv_kernels() -> ModuleType:
-    from ssamba.ops.triton import conv_kernels as triton_conv_kernels
+    from ssamba.ops.triton import conv_kernels
 
-    return triton_conv_kernels
+    return conv_kernels
 
 
 def count_chunks(length: int) -> int:
-    """Saved states of a sequence."""
+    """Return the number of saved states of a sequence."""
     return -(-length // CHUNK)
 
 
 @functools.cache
 def processors(device: torch.device) -> int:
-    """Multiprocessors of a device; a few for the interpreter, so that small tests see segments and none."""
+    """Return the multiprocessors of a device; few for the interpreter, so that small tests can have segments."""
     if device.type == "cpu":
         return _INTERPRETER_PROCESSORS
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def power_of_two(x: int) -> int:
-    """The smallest power of two that is not below `x`."""
+    """Return the smallest power of two that is not below `x`."""
     return 1 << (x - 1).bit_length() if x > 0 else 1
 
 
 def _rows(x: Tensor) -> Tensor:
-    """`x` (B, L, D) in a dtype the kernels read, each row contiguous; the other strides are free."""
+    """Return x (B, L, E) in a dtype that the kernels read, with contiguous rows; the other strides are free."""
     x = x.float() if x.dtype == torch.float64 else x
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _flat(x: Tensor | None) -> Tensor | None:
-    if x is None:
-        return None
+def _flat(x: Tensor) -> Tensor:
+    """Return `x` contiguous, in a dtype that the kernels read."""
     return (x.float() if x.dtype == torch.float64 else x).contiguous()
 
 
+def _optional_flat(x: Tensor | None) -> Tensor | None:
+    return None if x is None else _flat(x)
+
+
 def _pack(B: Tensor, C: Tensor, padded_states: int) -> Tensor:
-    """B and C side by side, float32 (B, L, 2 NP), zero beyond N."""
+    """Return B and C side by side, float32 (B, L, 2 NP), zero beyond N."""
     batch, length, state = B.shape
     if state == padded_states:
         packed = torch.empty(batch, length, 2 * padded_states, dtype=torch.float32, device=B.device)
@@ -138,45 +137,33 @@ def _strides(x: Tensor | None) -> tuple[int, int]:
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device."""
+    """Make `device` current: Triton launches there."""
     if device.type == "cpu" or device.index == torch.cuda.current_device():
         return contextlib.nullcontext()
     return torch.cuda.device(device)
 
 
 class ScanLaunch:
-    """The arguments of one scan in the form the kernels take, and the launches that both passes share."""
+    """The arguments of one scan in the form that the kernels take, and its launches."""
 
-    def __init__(
-        self,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-        reverse: bool,
-        lengths: Tensor | None,
-    ):
-        (self.batch, self.length, self.channels), self.state = u.shape, A.shape[1]
+    def __init__(self, inputs: ScanInputs):
+        u, z, lengths = inputs.u, inputs.z, inputs.lengths
+        (self.batch, self.length, self.channels), self.state = u.shape, inputs.A.shape[1]
         self.padded_state = power_of_two(self.state)
         self.device = u.device
-        self.A = self.states_first(A[None])[0]
-        self.u, self.delta, self.z = _rows(u), _rows(delta), None if z is None else _rows(z)
-        self.BC = _pack(B, C, self.padded_state)
-        self.D, self.bias = _flat(D), _flat(delta_bias)
+        self.A = self.states_first(inputs.A[None])[0]
+        self.u, self.delta, self.z = _rows(u), _rows(inputs.delta), None if z is None else _rows(z)
+        self.BC = _pack(inputs.B, inputs.C, self.padded_state)
+        self.D, self.bias = _optional_flat(inputs.D), _optional_flat(inputs.delta_bias)
         self.lengths = None if lengths is None else lengths.to(u.device).contiguous()
-        self.softplus, self.reverse = delta_softplus, reverse
+        self.softplus, self.reverse = inputs.delta_softplus, inputs.reverse
 
     def new(self, *shape: int) -> Tensor:
-        """Uninitialized float32."""
+        """Return an uninitialized float32 tensor."""
         return torch.empty(shape, dtype=torch.float32, device=self.device)
 
     def states_first(self, x: Tensor) -> Tensor:
-        """(B, D, N) to new memory (B, NP, D) in float32, zero beyond N."""
+        """Return x (B, E, N) as new float32 (B, NP, E), zero beyond N."""
         result = self.new(len(x), self.padded_state, self.channels)
         result[:, : self.state] = x.transpose(1, 2)
         if self.padded_state > self.state:
@@ -184,17 +171,17 @@ class ScanLaunch:
         return result
 
     def programs(self, plan: ScanPlan) -> int:
-        """The grid of a launch."""
-        return self.batch * plan.segments * -(-self.channels // plan.block_d)
+        """Return the number of programs of a launch."""
+        return self.batch * plan.segments * -(-self.channels // plan.block_e)
 
     def registers(self, plan: ScanPlan) -> int:
-        """The limit of a launch; a state that is longer than usual gets all there are."""
+        """Return the limit of registers of a launch; more states than usual get all there are."""
         return plan.registers if self.padded_state <= 16 else 255
 
-    def entering(self, plan: ScanPlan, start: Tensor | None, adjoint_of: Tensor | None = None) -> Tensor:
-        """The state that enters each segment, (B, segments, NP, D), given the first's, `start` (B, NP, D).
+    def segment_states(self, plan: ScanPlan, start: Tensor | None, adjoint_of: Tensor | None = None) -> Tensor:
+        """Return the state that enters each segment (B, segments, NP, E); `start` (B, NP, E) enters the first.
 
-        With `adjoint_of`, the output's gradient (B, L, D), the same for the state's gradient, in the other direction.
+        With `adjoint_of`, the output's gradient (B, L, E): the state's gradient instead, in the other direction.
         """
         kernels = _scan_kernels()
         state = self.new(self.batch, plan.segments, self.padded_state, self.channels)
@@ -206,54 +193,54 @@ class ScanLaunch:
             source, self.delta, self.A, self.BC, self.z if adjoint else None, self.bias, self.lengths, state, total,
             self.length, self.channels, plan.segments, plan.segment_steps // plan.tile,
             *_strides(source), *_strides(self.delta), *_strides(self.z),
-            NP=self.padded_state, BLOCK_D=plan.block_d, TILE=plan.tile,
+            NP=self.padded_state, BLOCK_E=plan.block_e, TILE=plan.tile,
             REVERSE=reverse, SOFTPLUS=self.softplus, HAS_Z=adjoint and self.z is not None,
             HAS_BIAS=self.bias is not None, HAS_LENGTHS=self.lengths is not None, ADJOINT=adjoint,
             num_warps=1, maxnreg=self.registers(plan),
         )  # fmt: skip
-        block_d = 32
-        kernels.combine[(self.batch * -(-self.channels // block_d),)](
+        block_e = 32
+        kernels.combine[(self.batch * -(-self.channels // block_e),)](
             self.A, start, state, total,
             self.channels, plan.segments,
-            NP=self.padded_state, BLOCK_D=block_d, REVERSE=reverse, HAS_START=start is not None,
+            NP=self.padded_state, BLOCK_E=block_e, REVERSE=reverse, HAS_START=start is not None,
             num_warps=1,
         )  # fmt: skip
         return state
 
     def forward(self, out: Tensor, initial_state: Tensor | None, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """`out` filled, the last state (B, D, N), and borders (B, chunks, NP, D), without chunks unless `save`."""
+        """Fill `out`; return it, the last state (B, E, N) and, if `save`, the chunk_states (B, chunks, NP, E)."""
         plan = plan_forward(self.batch, self.length, self.channels, processors(self.device))
         chunks = count_chunks(self.length)
-        borders = self.new(self.batch, chunks if save else 0, self.padded_state, self.channels)
+        chunk_states = self.new(self.batch, chunks if save else 0, self.padded_state, self.channels)
         last = self.new(self.batch, self.channels, self.state)
         start = None if initial_state is None else self.states_first(initial_state)
         if plan.segments > 1:
-            start = self.entering(plan, start)
+            start = self.segment_states(plan, start)
         _scan_kernels().scan_forward[(self.programs(plan),)](
             self.u, self.delta, self.A, self.BC, self.D, self.z, self.bias, self.lengths, start,
-            out, last, borders if save else None,
+            out, last, chunk_states if save else None,
             self.length, self.channels, plan.segments, plan.segment_steps // plan.tile, chunks,
             *_strides(self.u), *_strides(self.delta), *_strides(self.z),
-            N=self.state, NP=self.padded_state, BLOCK_D=plan.block_d, TILE=plan.tile,
+            N=self.state, NP=self.padded_state, BLOCK_E=plan.block_e, TILE=plan.tile,
             CHUNK_TILES=CHUNK // plan.tile, REVERSE=self.reverse, SOFTPLUS=self.softplus,
             HAS_D=self.D is not None, HAS_Z=self.z is not None, HAS_BIAS=self.bias is not None,
             HAS_LENGTHS=self.lengths is not None, HAS_START=start is not None, SAVE=save,
             num_warps=1, maxnreg=self.registers(plan),
         )  # fmt: skip
-        return out, last, borders
+        return out, last, chunk_states
 
     def backward(
-        self, grad_out: Tensor, grad_last: Tensor, borders: Tensor, du: Tensor, ddelta: Tensor, dz: Tensor
+        self, grad_out: Tensor, grad_last: Tensor, chunk_states: Tensor, du: Tensor, ddelta: Tensor, dz: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Fill du, ddelta and dz; returns float32 gradients of A, B, C, D, delta_bias and the initial state."""
+        """Fill du, ddelta and dz; return float32 gradients of A, B, C, D, delta_bias and the initial state."""
         plan = plan_backward(self.batch, self.length, self.channels, processors(self.device))
         dy = _rows(grad_out)
         shape = self.batch, plan.segments, self.padded_state, self.channels
         carry = self.states_first(grad_last)
         if plan.segments > 1:
-            carry = self.entering(plan, carry, adjoint_of=dy)
+            carry = self.segment_states(plan, carry, adjoint_of=dy)
         carry = carry.view(shape)
-        blocks = -(-self.channels // plan.block_d)
+        blocks = -(-self.channels // plan.block_e)
         padded = -(-self.length // plan.tile) * plan.tile
         dBC = self.new(blocks, self.batch, 2 * self.padded_state, padded)
         if self.lengths is not None:
@@ -261,13 +248,13 @@ class ScanLaunch:
         dA = torch.zeros(shape, dtype=torch.float32, device=self.device)
         dD, dbias = self.new(*shape[:2], self.channels), self.new(*shape[:2], self.channels)
         inner = self.new(self.batch, plan.segments, CHUNK // plan.tile, self.padded_state, self.channels)
-        _scan_backward_kernel().scan_backward[(self.programs(plan),)](
-            dy, self.u, self.delta, self.A, self.BC, self.D, self.z, self.bias, self.lengths, borders, carry, inner,
-            du, ddelta, dz, dA, dBC, dD, dbias,
+        _scan_kernels().scan_backward[(self.programs(plan),)](
+            dy, self.u, self.delta, self.A, self.BC, self.D, self.z, self.bias, self.lengths, chunk_states, carry,
+            inner, du, ddelta, dz, dA, dBC, dD, dbias,
             self.length, padded, self.channels, self.batch, plan.segments, plan.segment_steps // CHUNK,
             count_chunks(self.length),
             *_strides(dy), *_strides(self.u), *_strides(self.delta), *_strides(self.z),
-            N=self.state, NP=self.padded_state, BLOCK_D=plan.block_d, TILE=plan.tile,
+            N=self.state, NP=self.padded_state, BLOCK_E=plan.block_e, TILE=plan.tile,
             CHUNK_TILES=CHUNK // plan.tile, REVERSE=self.reverse, SOFTPLUS=self.softplus,
             HAS_D=self.D is not None, HAS_Z=self.z is not None, HAS_BIAS=self.bias is not None,
             HAS_LENGTHS=self.lengths is not None, num_warps=1, maxnreg=self.registers(plan),
@@ -279,47 +266,34 @@ class ScanLaunch:
         return dA.sum((0, 1))[: self.state].t(), dB, dC, dD.sum((0, 1)), dbias.sum((0, 1)), dinitial
 
 
-def _conv_arguments(
-    x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    flat_weight = _flat(weight)
-    assert flat_weight is not None
-    return _rows(x), flat_weight, _flat(bias), None if lengths is None else lengths.to(x.device).contiguous()
+def _prepared(inputs: ConvInputs) -> ConvInputs:
+    """Return the inputs in dtypes and layouts that the kernels read."""
+    x, weight, bias, silu, reverse, lengths = inputs
+    lengths = None if lengths is None else lengths.to(x.device).contiguous()
+    return ConvInputs(_rows(x), _flat(weight), _optional_flat(bias), silu, reverse, lengths)
 
 
-def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, lengths: Tensor | None
-) -> Tensor:
-    """The convolution (B, L, D), contiguous."""
-    batch, length, channels = x.shape
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    x, weight, bias, lengths = _conv_arguments(x, weight, bias, lengths)
-    block_t, block_d = _CONV_FORWARD
+def convolve(inputs: ConvInputs) -> Tensor:
+    """Return the convolution (B, L, E), contiguous."""
+    out = torch.empty(inputs.x.shape, dtype=inputs.x.dtype, device=inputs.x.device)
+    (batch, length, channels), (block_t, block_e) = out.shape, _CONV_FORWARD
+    x, weight, bias, silu, reverse, lengths = _prepared(inputs)
     with on_device(x.device):
-        _conv_kernels().conv_forward[(batch * -(-length // block_t) * -(-channels // block_d),)](
+        _conv_kernels().conv_forward[(batch * -(-length // block_t) * -(-channels // block_e),)](
             x, weight, bias, lengths, out, length, channels, *_strides(x),
-            K=weight.shape[1], BLOCK_T=block_t, BLOCK_D=block_d, REVERSE=reverse, SILU=silu,
+            W=weight.shape[1], BLOCK_T=block_t, BLOCK_E=block_e, REVERSE=reverse, SILU=silu,
             HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None, num_warps=4,
         )  # fmt: skip
     return out
 
 
-def convolve_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-    dx: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Fill dx (B, L, D), contiguous; returns float32 gradients of weight (D, K) and bias (D,)."""
+def convolve_backward(grad_out: Tensor, inputs: ConvInputs, dx: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill dx (B, L, E), contiguous; return float32 gradients of weight (E, W) and bias (E,)."""
+    x, weight, bias, silu, reverse, lengths = _prepared(inputs)
     batch, length, channels = x.shape
-    x, weight, bias, lengths = _conv_arguments(x, weight, bias, lengths)
-    dy, taps, (block_t, block_d) = _rows(grad_out), weight.shape[1], _CONV_BACKWARD
-    blocks = -(-channels // block_d)
-    # Longer stretches of time per program mean less to add up afterwards, as long as the chip stays full.
+    dy, taps, (block_t, block_e) = _rows(grad_out), weight.shape[1], _CONV_BACKWARD
+    blocks = -(-channels // block_e)
+    # More tiles along time per program mean less to add up afterwards, as long as the chip stays full.
     programs = batch * -(-length // block_t) * blocks
     tiles = max(1, min(8, programs // (8 * processors(x.device))))
     parts = batch * -(-length // (block_t * tiles))
@@ -328,7 +302,7 @@ def convolve_backward(
     with on_device(x.device):
         _conv_kernels().conv_backward[(parts * blocks,)](
             dy, x, weight, bias, lengths, dx, dw, dbias, length, channels, tiles, *_strides(dy), *_strides(x),
-            K=taps, BLOCK_T=block_t, BLOCK_D=block_d, REVERSE=reverse, SILU=silu,
+            W=taps, BLOCK_T=block_t, BLOCK_E=block_e, REVERSE=reverse, SILU=silu,
             HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None, num_warps=4,
         )  # fmt: skip
     return dw.sum(0).t(), dbias.sum(0)

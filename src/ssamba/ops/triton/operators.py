@@ -3,7 +3,7 @@
 One launch serves one direction: the two directions of a block read different inputs and weights, so a common launch
 would save nothing but its own few microseconds, and would double every argument.
 
-Shapes: B batch, L tokens, D channels, N states (NP: rounded up to a power of two), K taps.
+Shapes: B clips, L tokens, E channels, N states of a channel (NP: rounded up to a power of two), W taps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssamba.ops.operators import library, register
+from ssamba.ops.operators import (
+    ConvInputs,
+    ScanInputs,
+    arguments_of,
+    conv_gradients,
+    flat,
+    library,
+    register,
+    save_conv,
+    save_scan,
+    saved_conv,
+    saved_scan,
+    scan_gradients,
+    tensors,
+)
 from ssamba.ops.triton.launch import (
     ScanLaunch,
     convolve,
@@ -31,7 +45,7 @@ _NEW_ENOUGH = tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 7)
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """None where the kernels can run on inputs of `dtype` on `device`, else the reason."""
+    """Return None if the kernels can run on inputs of `dtype` on `device`, else the reason."""
     if not _PRESENT:
         return "triton is not installed (pip install 'ssamba[gpu]'; Linux only)"
     if not _NEW_ENOUGH:
@@ -50,84 +64,32 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Output (B, L, D) and last state (B, D, N); arguments are those of `ssamba.ops.selective_scan`."""
-    inputs = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    operator = torch.ops.ssamba.selective_scan_triton.default
-    arguments = u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths, initial_state
-    out, last_state, _ = operator(*arguments, save)
+def selective_scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Return the output (B, L, E) and the last state (B, E, N)."""
+    differentiable = *inputs[:8], inputs.initial_state
+    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in differentiable)
+    out, last_state, _ = torch.ops.ssamba.selective_scan_triton.default(*inputs, save)
     return out, last_state
 
 
-def causal_conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-) -> Tensor:
-    """(B, L, D); arguments are those of `ssamba.ops.causal_conv`."""
-    out: Tensor = torch.ops.ssamba.causal_conv_triton.default(x, weight, bias, silu, reverse, lengths)
+def causal_conv(inputs: ConvInputs) -> Tensor:
+    """Return the convolution (B, L, E)."""
+    out: Tensor = torch.ops.ssamba.causal_conv_triton.default(*inputs)
     return out
 
 
-def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-    initial_state: Tensor | None,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output (B, L, D), last state (B, D, N), and the state before each chunk (B, chunks, NP, D) if `save`."""
+def _scan(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return output (B, L, E), last state (B, E, N), and the state before each chunk (B, chunks, NP, E) if `save`."""
+    u, initial_state = inputs.u, inputs.initial_state
     if u.numel() == 0:
-        out, last, borders = _scan_fake(
-            u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths, initial_state, save
-        )
-        return out, last.zero_() if initial_state is None else last.copy_(initial_state), borders
+        out, last, chunk_states = _scan_fake(inputs, save)
+        return out, last.zero_() if initial_state is None else last.copy_(initial_state), chunk_states
     with on_device(u.device):
-        scan = ScanLaunch(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths)
-        return scan.forward(torch.empty(u.shape, dtype=u.dtype, device=u.device), initial_state, save)
+        return ScanLaunch(inputs).forward(torch.empty(u.shape, dtype=u.dtype, device=u.device), initial_state, save)
 
 
-def _scan_fake(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-    initial_state: Tensor | None,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    (batch, length, channels), state = u.shape, A.shape[1]
+def _scan_fake(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    u, (batch, length, channels), state = inputs.u, inputs.u.shape, inputs.A.shape[1]
     return (
         u.new_empty(u.shape),
         u.new_empty(batch, channels, state, dtype=torch.float32),
@@ -135,40 +97,24 @@ def _scan_fake(
     )
 
 
-def _scan_backward(
-    grad_out: Tensor,
-    grad_last: Tensor,
-    borders: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of u, delta, A, B, C, D, z, delta_bias (empty where the input is absent) and the initial state."""
-    grads = _scan_backward_fake(
-        grad_out, grad_last, borders, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths,
-        initial_state,
-    )  # fmt: skip
-    du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = grads
+def _scan_backward(grad_out: Tensor, grad_last: Tensor, chunk_states: Tensor, inputs: ScanInputs) -> tuple[Tensor, ...]:
+    """Return gradients of u, delta, A, B, C, D, z, delta_bias (empty for absent inputs) and the initial state."""
+    u = inputs.u
+    grads = du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = _scan_backward_fake(
+        grad_out, grad_last, chunk_states, inputs
+    )
     if u.numel() == 0:
         for grad in grads:
             grad.zero_()
         dinitial.copy_(grad_last)
         return grads
     with on_device(u.device):
-        scan = ScanLaunch(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths)
-        if borders.shape[1] == 0:
+        scan = ScanLaunch(inputs)
+        if chunk_states.shape[1] == 0:
             # Nothing was saved: the forward pass saw no input that required a gradient.
-            _, _, borders = scan.forward(torch.empty(u.shape, dtype=u.dtype, device=u.device), initial_state, True)
-        sums = scan.backward(grad_out, grad_last, borders, du, ddelta, dz)
+            out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+            _, _, chunk_states = scan.forward(out, inputs.initial_state, True)
+        sums = scan.backward(grad_out, grad_last, chunk_states, du, ddelta, dz)
     for grad, total in zip((dA, dB, dC, dD, dbias, dinitial), sums, strict=True):
         if grad.numel():
             grad.copy_(total)
@@ -176,130 +122,84 @@ def _scan_backward(
 
 
 def _scan_backward_fake(
-    grad_out: Tensor,
-    grad_last: Tensor,
-    borders: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grads = tuple(_like(x, u) for x in (u, delta, A, B, C, D, z, delta_bias))
-    du, ddelta, dA, dB, dC, dD, dz, dbias = grads
-    return du, ddelta, dA, dB, dC, dD, dz, dbias, torch.empty_like(grad_last, memory_format=torch.contiguous_format)
+    grad_out: Tensor, grad_last: Tensor, chunk_states: Tensor, inputs: ScanInputs
+) -> tuple[Tensor, ...]:
+    return *(_like(x, inputs.u) for x in inputs[:8]), _like(grad_last, grad_last)
 
 
 def _like(x: Tensor | None, other: Tensor) -> Tensor:
-    """Uninitialized and contiguous, empty if `x` is None."""
+    """Return an uninitialized, contiguous tensor like `x`, empty if it is None."""
     return other.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _scan_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths, initial_state, _ = inputs
-    ctx.save_for_backward(output[2], u, delta, A, B, C, D, z, delta_bias, lengths, initial_state)
-    ctx.options = delta_softplus, reverse
+    record = ScanInputs(*inputs[:-1])
+    save_scan(ctx, record, output[2], record.initial_state)
 
 
 def _scan_autograd(ctx: Any, grad_out: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    borders, *inputs, lengths, initial_state = ctx.saved_tensors
-    *grads, grad_initial = torch.ops.ssamba.selective_scan_triton_backward.default(
-        grad_out, grad_last, borders, *inputs, *ctx.options, lengths, initial_state
-    )
-    present = [grad if x is not None else None for grad, x in zip(grads, inputs, strict=True)]
-    initial = None if initial_state is None else grad_initial.to(initial_state.dtype)
-    return (*present, None, None, None, initial, None)
+    chunk_states, inputs = saved_scan(ctx)
+    backward = torch.ops.ssamba.selective_scan_triton_backward.default
+    return *scan_gradients(ctx, inputs, backward(grad_out, grad_last, chunk_states, *inputs)), None
 
 
-def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, lengths: Tensor | None) -> Tensor:
-    """The convolution (B, L, D)."""
-    return x.new_empty(x.shape) if x.numel() == 0 else convolve(x, weight, bias, silu, reverse, lengths)
+def _conv(inputs: ConvInputs) -> Tensor:
+    return _conv_fake(inputs) if inputs.x.numel() == 0 else convolve(inputs)
 
 
-def _conv_fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, lengths: Tensor | None
-) -> Tensor:
-    return x.new_empty(x.shape)
+def _conv_fake(inputs: ConvInputs) -> Tensor:
+    return inputs.x.new_empty(inputs.x.shape)
 
 
-def _conv_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias (empty if there is none)."""
-    dx, dweight, dbias = grads = _conv_backward_fake(grad_out, x, weight, bias, silu, reverse, lengths)
-    if x.numel() == 0:
+def _conv_backward(grad_out: Tensor, inputs: ConvInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Return gradients of x, weight and bias (empty if there is none)."""
+    grads = dx, dweight, dbias = _conv_backward_fake(grad_out, inputs)
+    if inputs.x.numel() == 0:
         for grad in grads:
             grad.zero_()
         return grads
-    weight_sum, bias_sum = convolve_backward(grad_out, x, weight, bias, silu, reverse, lengths, dx)
+    weight_sum, bias_sum = convolve_backward(grad_out, inputs, dx)
     dweight.copy_(weight_sum)
-    if bias is not None:
+    if inputs.bias is not None:
         dbias.copy_(bias_sum)
     return grads
 
 
-def _conv_backward_fake(
-    grad_out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _like(x, x), _like(weight, x), _like(bias, x)
+def _conv_backward_fake(grad_out: Tensor, inputs: ConvInputs) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(inputs.x, inputs.x), _like(inputs.weight, inputs.x), _like(inputs.bias, inputs.x)
 
 
 def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, silu, reverse, lengths = inputs
-    ctx.save_for_backward(x, weight, bias, lengths)
-    ctx.options = silu, reverse
+    save_conv(ctx, ConvInputs(*inputs))
 
 
 def _conv_autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias, lengths = ctx.saved_tensors
-    dx, dweight, dbias = torch.ops.ssamba.causal_conv_triton_backward.default(
-        grad_out, x, weight, bias, *ctx.options, lengths
-    )
-    return dx, dweight, None if bias is None else dbias, None, None, None
+    inputs = saved_conv(ctx)
+    return conv_gradients(inputs, torch.ops.ssamba.causal_conv_triton_backward.default(grad_out, *inputs))
 
 
 def _register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> str:
     return register(schema, run, fake, "CUDA", "CPU")  # the CPU for the interpreter
 
 
-_SCAN_INPUTS = (
-    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-    "bool delta_softplus, bool reverse, Tensor? lengths, Tensor? initial_state"
-)
-_CONV_INPUTS = "Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse, Tensor? lengths"
-_nine = ", ".join(["Tensor"] * 9)
 _scan_name = _register(
-    f"selective_scan_triton({_SCAN_INPUTS}, bool save) -> (Tensor, Tensor, Tensor)", _scan, _scan_fake
+    f"selective_scan_triton({arguments_of(ScanInputs)}, bool save) -> {tensors(3)}",
+    flat(_scan, ScanInputs),
+    flat(_scan_fake, ScanInputs),
 )
 _register(
-    f"selective_scan_triton_backward(Tensor grad_out, Tensor grad_last, Tensor borders, {_SCAN_INPUTS}) -> ({_nine})",
-    _scan_backward,
-    _scan_backward_fake,
+    "selective_scan_triton_backward(Tensor grad_out, Tensor grad_last, Tensor borders, "
+    f"{arguments_of(ScanInputs)}) -> {tensors(9)}",
+    flat(_scan_backward, ScanInputs, 3),
+    flat(_scan_backward_fake, ScanInputs, 3),
 )
-_conv_name = _register(f"causal_conv_triton({_CONV_INPUTS}) -> Tensor", _conv, _conv_fake)
+_conv_name = _register(
+    f"causal_conv_triton({arguments_of(ConvInputs)}) -> Tensor", flat(_conv, ConvInputs), flat(_conv_fake, ConvInputs)
+)
 _register(
-    f"causal_conv_triton_backward(Tensor grad_out, {_CONV_INPUTS}) -> (Tensor, Tensor, Tensor)",
-    _conv_backward,
-    _conv_backward_fake,
+    f"causal_conv_triton_backward(Tensor grad_out, {arguments_of(ConvInputs)}) -> {tensors(3)}",
+    flat(_conv_backward, ConvInputs, 1),
+    flat(_conv_backward_fake, ConvInputs, 1),
 )
 torch.library.register_autograd(_scan_name, _scan_autograd, setup_context=_scan_setup, lib=library)
 torch.library.register_autograd(_conv_name, _conv_autograd, setup_context=_conv_setup, lib=library)
