@@ -1,7 +1,7 @@
 """Digests of values, files and arrays, and the 64-bit hash behind every random draw of plans and augmentations.
 
-Caches, tables and saved states hold these digests, so none may change its value. No torch here: workers that only decode
-import this module.
+Caches, tables and saved states hold these digests, so none may change its value. No torch here: workers that only
+decode import this module.
 
 splitmix64: Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators", figure 17.
 """
@@ -24,7 +24,7 @@ A = TypeVar("A", "npt.NDArray[np.int64]", "Tensor")
 
 _BLOCK_BYTES = 1 << 20
 
-# splitmix64's unsigned constants as the signed 64-bit integers with the same bits, since torch has no unsigned arithmetic.
+# splitmix64's unsigned constants as signed 64-bit integers with the same bits: torch has no unsigned arithmetic.
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 """Step from one state of splitmix64 to the next."""
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - (1 << 64)

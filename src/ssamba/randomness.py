@@ -58,8 +58,8 @@ def normal(seeds: Tensor, stream: str, count: int) -> Tensor:
 def seed_generators(seed: int, step: int, part: int = 0, rank: int = 0) -> None:
     """Seed the global generators of torch (all devices), NumPy and Python from the position in a run.
 
-    Called before each batch, so a resumed run draws the same numbers as an uninterrupted one, whatever validation, plots
-    or a data loader drew in between, and a checkpoint need not hold the generators' states.
+    Called before each batch, so a resumed run draws the same numbers as an uninterrupted one, whatever validation,
+    plots or a data loader drew in between, and a checkpoint need not hold the generators' states.
 
     Args:
         seed: the run's seed.

@@ -1,7 +1,7 @@
-"""Mapping a function over many things in worker processes, in order, whatever happens to a worker.
+"""Map a function over items in worker processes, in order; a worker that dies costs only the item it died on.
 
-The workers are light: what they import is what the function's module imports. One that dies (a fault inside a codec)
-costs only the item it died on.
+A fault inside a codec kills a process and cannot be caught. Workers are light: they import what the function's module
+imports.
 """
 
 from __future__ import annotations
@@ -27,42 +27,44 @@ R = TypeVar("R")
 def map_in_processes(
     function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int = 16
 ) -> Iterator[tuple[T, R | WorkerDiedError]]:
-    """(item, function(item)) for every item, in order; a `WorkerDiedError` is the result where a worker died.
+    """Yield (item, function(item)) for every item, in order; the result is a `WorkerDiedError` if a worker died on it.
 
     Args:
-        function: importable by name (the workers are spawned), like its arguments and results picklable.
-        items: what to map over; taken as it is needed.
-        workers: processes; 0 runs in this one. A script that asks for some needs `if __name__ == "__main__":`.
+        function: importable by name, because workers are spawned; its arguments and results can be pickled.
+        items: the items; consumed lazily.
+        workers: processes; 0 runs in this process. A script with workers needs `if __name__ == "__main__":`.
         ahead: items in flight for each worker.
 
     Raises:
-        Exception: whatever `function` raises, at that item.
+        Exception: any exception of `function`, when its item is reached.
     """
     if workers <= 0:
         for item in items:
             yield item, function(item)
         return
     source = iter(items)
-    held: deque[T] = deque()  # taken from the source, and not under way
+    waiting: deque[T] = deque()  # taken from the source, and not submitted
     while True:
         with _pool(workers) as pool:
-            flying: deque[tuple[T, Future[R]]] = deque()
+            submitted: deque[tuple[T, Future[R]]] = deque()
             try:
                 while True:
-                    held.extend(islice(source, workers * ahead - len(flying) - len(held)))
-                    while held:
-                        flying.append((held[0], pool.submit(function, held[0])))  # a broken pool raises here, too
-                        held.popleft()
-                    if not flying:
+                    waiting.extend(islice(source, workers * ahead - len(submitted) - len(waiting)))
+                    while waiting:
+                        submitted.append(
+                            (waiting[0], pool.submit(function, waiting[0]))
+                        )  # raises if the pool is broken
+                        waiting.popleft()
+                    if not submitted:
                         return
-                    item, future = flying[0]
+                    item, future = submitted[0]
                     result = future.result()
-                    flying.popleft()
+                    submitted.popleft()
                     yield item, result
             except BrokenProcessPool:
-                # One of the items in flight killed a worker: each of them gets a process of its own.
-                suspects = [item for item, _ in flying]
-            except BaseException:  # interrupted, or nobody wants the rest: what is under way may take minutes
+                # One of the items in flight killed a worker: each of them is retried in a process of its own.
+                suspects = [item for item, _ in submitted]
+            except BaseException:  # interrupted, or the generator was closed: running items may take minutes
                 for process in list((pool._processes or {}).values()):
                     process.terminate()
                 raise
@@ -73,7 +75,7 @@ def map_in_processes(
 
 
 def run_alone(function: Callable[[T], R], item: T) -> R | WorkerDiedError:
-    """function(item) in a process of its own; a `WorkerDiedError` if that dies."""
+    """Return function(item), run in a process of its own, or a `WorkerDiedError` if that process dies."""
     with _pool(1) as pool:
         try:
             return pool.submit(function, item).result()
@@ -82,7 +84,7 @@ def run_alone(function: Callable[[T], R], item: T) -> R | WorkerDiedError:
 
 
 def crashing_items(function: Callable[[Sequence[T]], object], items: Sequence[T]) -> list[T]:
-    """Those of `items` on which `function` (given some of them) kills its process: halves that do are divided further."""
+    """Return those of `items` on which `function`, called with several items, crashes its process; by bisection."""
     if not items or not isinstance(run_alone(function, items), WorkerDiedError):
         return []
     if len(items) == 1:
@@ -92,7 +94,7 @@ def crashing_items(function: Callable[[Sequence[T]], object], items: Sequence[T]
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    # Not forked: torch's threads may hold locks at any moment.
+    # Spawned, not forked: torch's threads may hold locks at any moment.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     with _signals_deferred():
@@ -102,32 +104,32 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 @contextmanager
 def _signals_deferred() -> Iterator[None]:
-    """Hold interrupts back: one that hits while a process is being started would leave that process half born."""
+    """Defer interrupts: one that arrives while a process starts would leave that process half started."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    held: list[int] = []
+    received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda number, _: held.append(number)) for number in numbers]
+    before = [signal.signal(number, lambda number, _: received.append(number)) for number in numbers]
     try:
         yield
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-        for received in held:
-            signal.raise_signal(received)
+        for one in received:
+            signal.raise_signal(one)
 
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles the interrupt and ends its workers
-    # Codecs write remarks about damaged files to standard error, where they would run into the progress bar.
+    # Codecs write remarks about damaged files to standard error, where they would break the progress bar.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: Any) -> None:
-    """A worker whose parent was killed would wait for work forever."""
+def _exit_with(parent: Any) -> None:
+    """Exit when the parent is killed; otherwise this worker would wait for work forever."""
     parent.join()
     os._exit(1)

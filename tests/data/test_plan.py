@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_the_hash_is_splitmix64():
-    """The first outputs of the reference implementation (https://prng.di.unimi.it/splitmix64.c) for the seed 1234567."""
+    """The first outputs of the reference (https://prng.di.unimi.it/splitmix64.c) for the seed 1234567."""
     state, step = 1234567, 0x9E3779B97F4A7C15
     outputs = [int(_hash(np.array([(state + i * step) % 2**64], np.uint64))[0]) for i in range(3)]
     assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]

@@ -100,8 +100,11 @@ def test_workers_write_the_same_bytes_and_a_finished_job_is_only_checked(manifes
 def test_a_killed_job_goes_on_where_it_stopped(manifest, tmp_path):
     write_manifest(list(manifest), tmp_path / "m.jsonl")
     script = (
-        "import sys, time; from ssamba.data.manifest import read_manifest; from ssamba.data.shards import write_shards\n"
-        "write_shards(read_manifest(sys.argv[1]), sys.argv[2], 'flac', shard_mb=0.1, on_progress=lambda p: time.sleep(0.2))"
+        "import sys, time\n"
+        "from ssamba.data.manifest import read_manifest\n"
+        "from ssamba.data.shards import write_shards\n"
+        "manifest, out = read_manifest(sys.argv[1]), sys.argv[2]\n"
+        "write_shards(manifest, out, 'flac', shard_mb=0.1, on_progress=lambda p: time.sleep(0.2))"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "m.jsonl"), str(tmp_path / "out")])
     deadline = time.monotonic() + 300

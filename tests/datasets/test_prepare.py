@@ -51,7 +51,7 @@ def test_published_numbers_agree_with_each_other(dataset):
     for digest in dataset.archives.values():
         algorithm, _, value = digest.partition(":")
         assert len(value) == hashlib.new(algorithm, usedforsecurity=False).digest_size * 2
-    assert dataset.name in command._NAMES.split(", ")
+    assert dataset.name in command.NAMES.split(", ")
 
 
 def test_names_of_data_sets_are_guessed():

@@ -140,7 +140,7 @@ def test_audioset_2m_has_both_training_tables(audioset):
     ("old", "new", "message"),
     [
         ('-0RWZT-miFs, 220.000, 230.000, "/m/07st88b"\n', "", "states 2 segments, and it has 1"),
-        ('"/m/07st88b"', '"/m/nothing"', "class '/m/nothing' is not among the 527"),
+        ('"/m/07st88b"', '"/m/nothing"', "class '/m/nothing' is not one of the 527"),
         ("-0RWZT-miFs, 220.000,", "-0RWZT-miFs 220.000", "entry 2: expected"),
         ("-0RWZT-miFs", "--4gqARaEJE", "in train|is in test and train|listed twice"),
     ],
@@ -156,7 +156,7 @@ def test_audioset_tables_that_are_damaged(audioset, old, new, message):
 
 def test_a_class_list_in_the_folder_goes_before_the_shipped_one(audioset, text):
     text(audioset / "class_labels_indices.csv", 'index,mid,display_name\n0,/m/09x0r,"Talk"\n')
-    with pytest.raises(DataError, match="among the 1 that are known"):
+    with pytest.raises(DataError, match="one of the 1 known classes"):
         prepare("audioset-20k", audioset)
     text(audioset / "class_labels_indices.csv", 'index,mid,display_name\n1,/m/09x0r,"Talk"\n')
     with pytest.raises(DataError, match="expected index 0"):

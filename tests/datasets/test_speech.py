@@ -76,7 +76,7 @@ def test_a_speaker_in_training_and_test_is_refused(commands, text):
 
 def test_versions_of_speech_commands_are_told_apart(commands, sound, text):
     sound(commands / "visual" / "00176480_nohash_0.wav")
-    with pytest.raises(DatasetStructureError, match="take speech-commands-v2"):
+    with pytest.raises(DatasetStructureError, match="use speech-commands-v2"):
         prepare("speech-commands-v1", commands)
     sound(commands / "holiday" / "00176480_nohash_0.wav")
     prepared = prepare("speech-commands-v2", commands)
@@ -139,7 +139,7 @@ def test_iemocap_with_parts_moved_or_gone(iemocap, sound):
     assert prepare("iemocap", iemocap).counts == {"fold2": 5, "fold3": 5, "fold4": 5}
     (iemocap / ".Session1").rename(iemocap / "Session1")
     (folder / ".Ses05F_impro01.txt").rename(iemocap / "Session4" / "dialog" / "EmoEvaluation" / "Ses05F_impro01.txt")
-    with pytest.raises(DataError, match="Ses05F_impro01_F000, which is of another session"):
+    with pytest.raises(DataError, match="Ses05F_impro01_F000, which belongs to another session"):
         prepare("iemocap", iemocap)
     table = iemocap / "Session1" / "dialog" / "EmoEvaluation" / "Ses01F_impro01.txt"
     table.write_text(table.read_text().replace("\tneu\t", " neu "))
@@ -235,7 +235,7 @@ def test_librispeech_with_a_reader_in_two_subsets_or_a_foreign_transcript(libris
     (librispeech / "test-clean").mkdir()
     reader.rename(librispeech / "test-clean" / "103")
     (librispeech / "dev-clean" / "84").rename(librispeech / "train-clean-100" / "367")
-    with pytest.raises(DataError, match=r"84-121123-0000\.flac, which is of another reader"):
+    with pytest.raises(DataError, match=r"84-121123-0000\.flac, which belongs to another reader"):
         prepare("librispeech", librispeech)
     folder = librispeech / "train-clean-100" / "367" / "121123"
     for path in list(folder.iterdir()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import mmap
 import os
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from ssamba.files import write_atomically
+from ssamba.files import write_csv
 
 _SUFFIXES = """
 .wav .wave .rf64 .bwf .w64 .flac .mp3 .mp2 .ogg .oga .opus .aif .aiff .aifc .au .snd .caf
@@ -111,12 +110,4 @@ def write_skipped(report: Path, skipped: Sequence[Skipped]) -> None:
     if not skipped:
         report.unlink(missing_ok=True)
         return
-
-    def write(target: Path) -> None:
-        with target.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", "reason"])
-            writer.writerows((entry.path, entry.reason) for entry in skipped)
-
-    report.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(report, write)
+    write_csv(report, ("path", "reason"), ((entry.path, entry.reason) for entry in skipped))

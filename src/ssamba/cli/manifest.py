@@ -29,19 +29,20 @@ def manifest(
     labels: Annotated[
         str | None,
         typer.Option(
-            help="'folder': labels are the names of the first folders, or of the second where the first are train, valid, test or folds."
+            help="'folder': labels are the names of the first folders, or of the second ones if the first are train, "
+            "valid, test or folds."
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a manifest that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if any file was skipped.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that read headers. Default: the cores but one, at most 8.")
+        int | None, typer.Option(min=0, help="Processes that read headers. Default: the cores minus one, at most 8.")
     ] = None,
 ) -> None:
-    """List recordings with their durations, from their headers, as a manifest for training.
+    """List recordings and their durations, read from their headers, as a manifest for training.
 
-    Files that cannot be read are skipped and listed, with the reason, in OUTPUT.skipped.csv. Columns for splits, groups
-    and labels can be added by hand: path, start_s, duration_s, labels (separated by ; in CSV), split, group.
+    Files that cannot be read are skipped and listed with reasons in OUTPUT.skipped.csv. Labels, splits and groups can
+    be added by hand. The columns are path, start_s, duration_s, labels (separated by ; in CSV), split, group.
     """
     from ssamba.audio.files import write_skipped
     from ssamba.data.manifest import scan_folder, write_manifest

@@ -13,7 +13,7 @@ from rich.markup import escape
 from ssamba.cli.app import EXIT_CODES, EXIT_SKIPPED, app, err, fail, hours_of_audio, out
 from ssamba.cli.progress import Bar, default_workers, report_skipped
 
-_NAMES = (
+NAMES = (
     "audioset-20k, audioset-2m, esc50, fsd50k, iemocap, librispeech, speech-commands-v1, speech-commands-v1-superb, "
     "speech-commands-v2, urbansound8k, urbansound8k-scenes, voxceleb1"
 )
@@ -26,7 +26,7 @@ _NAMES = (
     "ssamba prepare urbansound8k-scenes UrbanSound8K/ -o scenes.parquet --audio scenes/\n\n" + EXIT_CODES
 )
 def prepare(
-    name: Annotated[str, typer.Argument(help=f"Data set: {_NAMES}.")],
+    name: Annotated[str, typer.Argument(help=f"Data set: {NAMES}.")],
     source: Annotated[Path, typer.Argument(help="Folder that the data set was unpacked to.", show_default=False)],
     output: Annotated[
         Path,
@@ -34,19 +34,19 @@ def prepare(
     ],
     audio: Annotated[
         Path | None,
-        typer.Option(help="Where urbansound8k-scenes writes its recordings. Default: the manifest's name and _audio."),
+        typer.Option(help="Folder for the recordings of urbansound8k-scenes. Default: the manifest's name and _audio."),
     ] = None,
     headers: Annotated[
         bool,
         typer.Option(
-            "--headers/--no-headers", help="Read the header of each file: its duration, and whether it is whole."
+            "--headers/--no-headers", help="Read the header of each file, for its duration and to detect damage."
         ),
     ] = True,
     checksums: Annotated[
         bool, typer.Option("--checksums", help="Compare the archives in SOURCE with the published checksums.")
     ] = False,
     allow_leaks: Annotated[
-        bool, typer.Option("--allow-leaks", help="Go on where a speaker or recording is in several splits.")
+        bool, typer.Option("--allow-leaks", help="Continue if a speaker or recording is in several splits.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")] = False,
     strict: Annotated[
@@ -57,10 +57,10 @@ def prepare(
         typer.Option(min=0, help="Processes that read headers. Default: the cores minus one, at most 8."),
     ] = None,
 ) -> None:
-    """Make a manifest of a public data set: its labels, its official splits or folds, and groups that must stay together.
+    """Make a manifest of a public data set, with its labels, its official splits or folds, and its groups.
 
-    Nothing is downloaded. Files that are missing or damaged are listed in OUTPUT.skipped.csv, the classes in their
-    official order in OUTPUT.classes.csv, weights for balanced sampling (AudioSet) in OUTPUT.weights.csv.
+    Nothing is downloaded. Missing and damaged files are listed in OUTPUT.skipped.csv, the classes in their official
+    order in OUTPUT.classes.csv, weights for balanced sampling (AudioSet) in OUTPUT.weights.csv.
     """
     from ssamba.data.formats import FORMATS
     from ssamba.datasets import prepare as prepare_dataset
@@ -72,7 +72,7 @@ def prepare(
         fail(f"{output} exists: --overwrite replaces it")
     started_s = time.monotonic()
     try:
-        with Bar("looking") as bar:
+        with Bar("reading headers" if headers else "looking for files") as bar:
             prepared = prepare_dataset(
                 name,
                 source,
@@ -104,5 +104,5 @@ def prepare(
 
 
 def _by_number(item: tuple[str, int]) -> tuple[int, str]:
-    """fold2 before fold10."""
+    """Sort fold2 before fold10."""
     return len(item[0]), item[0]

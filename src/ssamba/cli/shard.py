@@ -36,22 +36,22 @@ def shard(
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the shards.")],
     codec: Annotated[str, typer.Option(help="'opus' (small), or 'flac' (exact to 16 bits).")] = "opus",
-    bitrate: Annotated[float, typer.Option(help="Of Opus, in kbit/s.")] = 48.0,
+    bitrate: Annotated[float, typer.Option(help="Bit rate of Opus, in kbit/s.")] = 48.0,
     sample_rate: Annotated[int, typer.Option(help="Rate in Hz that recordings are resampled to.")] = 16_000,
-    shard_mb: Annotated[float, typer.Option(help="Size of a shard in MB, about.")] = 200.0,
+    shard_mb: Annotated[float, typer.Option(help="Approximate size of a shard, in MB.")] = 200.0,
     max_clip_s: Annotated[
-        float, typer.Option(help="Longer recordings are cut in equal pieces of at most this.")
+        float, typer.Option(help="Cut longer recordings into equal pieces of at most this length.")
     ] = 30.0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other shards that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing shards.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if any recording was skipped.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that write. Default: the cores but one, at most 8.")
+        int | None, typer.Option(min=0, help="Processes that write. Default: the cores minus one, at most 8.")
     ] = None,
 ) -> None:
-    """Write recordings as tar shards of the WebDataset convention, for training from slow disks or by many machines.
+    """Write recordings as tar shards of the WebDataset convention, for training from slow disks or on many machines.
 
-    Every clip is decoded again and checked. An interrupted run loses at most the shards it was writing: repeat the
-    command. Recordings that cannot be read are skipped and listed, with the reason, in OUT/skipped.csv.
+    Every clip is decoded again and checked. After an interruption, repeat the command: it continues with the shards
+    that are missing. Recordings that cannot be read are skipped and listed with reasons in OUT/skipped.csv.
     """
     from ssamba.data.manifest import Manifest, read_manifest, scan_folder
     from ssamba.data.shards import ShardProgress, write_shards
@@ -85,14 +85,14 @@ def shard(
                 max_clip_s=max_clip_s,
             )
     except KeyboardInterrupt:
-        err.print("[yellow]interrupted[/]: repeat the command to go on with the shards that are missing")
+        err.print("[yellow]interrupted[/]: repeat the command to continue with the shards that are missing")
         sys.exit(EXIT_INTERRUPTED)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
     except ValueError as error:
         fail(str(error))
     skipped = [*unread, *result.skipped]
-    resumed = f" ({result.resumed} there already)" if result.resumed else ""
+    resumed = f" ({result.resumed} already written)" if result.resumed else ""
     out.print(
         f"{result.total} shards{resumed}: {result.clips} clips, {hours_of_audio(result.audio_s)}, "
         f"{result.size / 1e6:.1f} MB, {len(skipped)} skipped, in {time.monotonic() - started_s:.1f} s: "

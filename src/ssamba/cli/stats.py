@@ -20,25 +20,27 @@ from ssamba.cli.progress import Bar, default_workers, report_skipped
 def stats(
     source: Annotated[
         str,
-        typer.Argument(help="Folder of audio or of shards, manifest, or hf:OWNER/NAME (a data set of Hugging Face)."),
+        typer.Argument(help="Folder of audio or of shards, manifest, or hf:OWNER/NAME (a data set on Hugging Face)."),
     ],
-    split: Annotated[str | None, typer.Option(help="Only clips of this split.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only clips in this split.")] = None,
     hours: Annotated[
-        float, typer.Option(min=0, help="Stop after so much audio, of clips in random order; 0: all.")
+        float, typer.Option(min=0, help="Stop after this much audio, of clips in random order; 0: all.")
     ] = 20,
-    sample_rate: Annotated[int, typer.Option(help="Of the front end, in Hz.")] = 16_000,
-    mel_bins: Annotated[int, typer.Option(help="Of the front end.")] = 128,
-    low_hz: Annotated[float, typer.Option(help="Lower edge of the first mel bin.")] = 20.0,
-    high_hz: Annotated[float | None, typer.Option(help="Upper edge of the last. Default: half the rate.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of the clips.")] = 0,
+    sample_rate: Annotated[int, typer.Option(help="Sample rate of the front end, in Hz.")] = 16_000,
+    mel_bins: Annotated[int, typer.Option(help="Mel bins of the front end.")] = 128,
+    low_hz: Annotated[float, typer.Option(help="Lower edge of the first mel bin, in Hz.")] = 20.0,
+    high_hz: Annotated[
+        float | None, typer.Option(help="Upper edge of the last mel bin, in Hz. Default: half the sample rate.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of the clips.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if any clip was skipped.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode. Default: the cores but one, at most 8.")
+        int | None, typer.Option(min=0, help="Processes that decode. Default: the cores minus one, at most 8.")
     ] = None,
 ) -> None:
-    """Mean and standard deviation of a corpus' log-mel values, as a recipe's front end takes them.
+    """Measure the mean and standard deviation of a corpus' log-mel values, and print them for a recipe's front end.
 
-    They are taken before normalization, over what a model is shown: at most 10.24 s of each clip.
+    They are measured before normalization, over what a model sees: at most 10.24 s of each clip.
     """
     from ssamba.config import FrontEndConfig
     from ssamba.data.corpus import open_corpus
@@ -60,7 +62,7 @@ def stats(
         corpus = open_corpus(source, sample_rate, split, workers=processes)
         # A process takes longer to start than a few clips take to decode.
         processes = processes if min(corpus.hours, hours or corpus.hours) > 0.5 else 0
-        with Bar("listening", "%") as bar:
+        with Bar("measuring", "%") as bar:
             result = corpus_statistics(corpus, front_end, hours or None, seed, workers=processes, on_progress=show)
     except ValueError as error:
         fail(str(error))

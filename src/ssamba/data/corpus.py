@@ -127,7 +127,8 @@ def read_or_error(corpus: Corpus, i: int, start_s: float = 0.0, seconds: float |
 def past_the_end(key: str, start_s: float, seconds: float) -> AudioDecodeError:
     """Return the error for a start beyond the end of a clip."""
     return AudioDecodeError(
-        f"{key}: start_s={start_s:g} lies past the end of the clip, which lasts {seconds:.3f} s. Choose an earlier start"
+        f"{key}: start_s={start_s:g} lies past the end of the clip, which lasts {seconds:.3f} s. "
+        "Choose an earlier start"
     )
 
 
@@ -356,9 +357,9 @@ class HuggingFaceCorpus(Corpus):
 
     @classmethod
     def open(cls, source: Any, sample_rate_hz: int = 16_000, split: str | None = None) -> HuggingFaceCorpus:
-        """Open a dataset, a split of a `DatasetDict` (`train` by default), a folder of `save_to_disk`, or `hf:OWNER/NAME`.
+        """Open a dataset, a split of a `DatasetDict` (default `train`), a folder of `save_to_disk`, or a name on the hub.
 
-        `hf:OWNER/NAME:CONFIGURATION` names a configuration.
+        Names are `hf:OWNER/NAME` or `hf:OWNER/NAME:CONFIGURATION`.
 
         Raises:
             DataError: as for the class, or there is no such split.

@@ -220,7 +220,7 @@ Row = tuple[str, float, float | None, tuple[str, ...], str | None, str | None]
 
 
 def relative_path(path: Path, folder: Path) -> str:
-    """Return a path as a manifest in `folder` (absolute) holds it: relative if it is below the folder, else absolute."""
+    """Return a path as a manifest in `folder` (absolute) holds it: relative if below the folder, else absolute."""
     path = Path(os.path.normpath(path.expanduser().absolute()))
     return os.fspath(path.relative_to(folder)) if path.is_relative_to(folder) else os.fspath(path)
 

@@ -238,8 +238,8 @@ class WaveLoader:
     def _iterator(self) -> Iterator[WaveBatch]:
         """Iterate over the loader, without the signal handler that its first start installs.
 
-        That handler raises an error wherever this process is when a worker dies, perhaps in the middle of a step. Waiting
-        for the next batch notices a death soon enough.
+        That handler raises an error wherever this process is when a worker dies, perhaps in the middle of a step.
+        Waiting for the next batch notices a death soon enough.
         """
         if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
             return iter(self._loader)

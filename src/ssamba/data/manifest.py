@@ -13,8 +13,8 @@
 | `split` | `train`, `valid`, `test`, `fold1`, ... | empty: none |
 | `group` | clips of one group must stay in one split: a speaker, a recording, a site | empty: none |
 
-Formats: `.csv`, `.jsonl`, `.parquet` (the `store` extra) and the original's `.json` (`formats.py` reads and writes them).
-No torch here, so that worker processes that read headers start quickly.
+Formats: `.csv`, `.jsonl`, `.parquet` (the `store` extra) and the original's `.json` (`formats.py` reads and writes
+them). No torch here, so that worker processes that read headers start quickly.
 """
 
 from __future__ import annotations
@@ -394,7 +394,7 @@ def with_durations(manifest: Manifest, workers: int = 0) -> tuple[Manifest, list
 
 
 def header_duration_s(path: Path | AudioBytes) -> float | Exception:
-    """Return the length in seconds of a recording, or of encoded bytes in memory, or the error that makes it unusable."""
+    """Return the length in seconds of a recording (or of encoded bytes in memory), or the error that prevents it."""
     try:
         info = probe(path)
         if info.fault:

@@ -1,12 +1,12 @@
 """Plan epochs: which part of which clip stands in which sequence of which batch.
 
-A plan is a pure function of its configuration, the corpora and the epoch; it knows nothing of workers or ranks. Rank r of
-R reads the rows r, r + R, r + 2R, ... of each batch, and an interrupted epoch resumes at the index of the next batch. With
-one corpus every clip appears exactly once in an epoch. Several corpora are mixed by weight: each runs through its own
-permutation, across epochs, and starts another one when it is exhausted.
+A plan is a pure function of its configuration, the corpora and the epoch; it knows nothing of workers or ranks. Rank r
+of R reads the rows r, r + R, r + 2R, ... of each batch, and an interrupted epoch resumes at the index of the next
+batch. With one corpus every clip appears exactly once in an epoch. Several corpora are mixed by weight: each runs
+through its own permutation, across epochs, and starts another one when it is exhausted.
 
-Every random number is a hash (splitmix64) of the plan's seed, the pass over the corpus and the clip's key, so it depends
-on neither the order of the clips nor their number. With one corpus a pass is an epoch.
+Every random number is a hash (splitmix64) of the plan's seed, the pass over the corpus and the clip's key, so it
+depends on neither the order of the clips nor their number. With one corpus a pass is an epoch.
 
 Clips shorter than the crop (`short_clips`):
 
@@ -59,13 +59,13 @@ class PlanConfig(Config):
     short_clips: Literal["join", "bucket", "pad"] = "join"
     """What happens to clips shorter than the crop; see the top of this file."""
     batch_size: int = Field(64, gt=0)
-    """Sequences in a batch, over all ranks; with `bucket`, a batch is batch_size * crop_s seconds, including padding."""
+    """Sequences in a batch, over all ranks; with `bucket`, batch_size * crop_s seconds with padding."""
     length_step_s: float = Field(0.16, gt=0)
     """With `bucket`: sequences of a batch are padded to a multiple of this (the default is one patch)."""
     shuffle: bool = True
     """Take the clips of each epoch in another order; otherwise in the order of the corpora."""
     shuffle_window: int | None = Field(None, gt=0)
-    """Shuffle the shards, and clips within this many shards, so that slow disks are read sequentially; None: all clips."""
+    """Shuffle the shards, and clips within this many shards, to read slow disks sequentially; None: all clips."""
     weights: tuple[float, ...] | None = None
     """Share of each corpus in an epoch's clips; None: by their numbers of clips, so that each clip appears once."""
     epoch_clips: int | None = Field(None, gt=0)
@@ -128,8 +128,8 @@ class Plan:
         for corpus in corpora:
             if corpus.sample_rate_hz != config.sample_rate_hz:
                 raise DataError(
-                    f"{corpus.name}: is read at {corpus.sample_rate_hz} Hz, the plan is for {config.sample_rate_hz} Hz: "
-                    "open it with the plan's rate"
+                    f"{corpus.name}: is read at {corpus.sample_rate_hz} Hz, the plan is for {config.sample_rate_hz} "
+                    "Hz: open it with the plan's rate"
                 )
             if not len(corpus):
                 raise DataError(f"{corpus.name}: holds no clip")

@@ -1,8 +1,8 @@
 """The index of a folder of shards: where in which tar each clip is, so that a member is read directly at its offset.
 
 Shards follow the WebDataset convention: uncompressed tars in which the members of one clip are adjacent and share their
-name up to the first dot: `000123.opus`, `000123.json`. Any folder of such tars works. Their headers are scanned once, and
-the index is saved beside them if the folder is writable:
+name up to the first dot: `000123.opus`, `000123.json`. Any folder of such tars works. Their headers are scanned once,
+and the index is saved beside them if the folder is writable:
 
 - `index.parquet` (without pyarrow `index.csv`): key, shard, suffix, offset, size, seconds, labels, split, group;
 - `shards.json`: the tars with their sizes in bytes, which show whether the index still fits them.
@@ -119,7 +119,7 @@ def write_index(
     skipped: Sequence[Skipped] = (),
     **more: Any,
 ) -> None:
-    """Write the index of `shards` (each with `name` and `bytes`) beside them; never replace a file of another program."""
+    """Write the index of `shards` (each with `name` and `bytes`) beside them; never replace a file of others."""
     before = read_head(folder)
     name = before["index"] if before else next(n for n in _index_names() if not (folder / n).exists())
     write = _write_parquet if name.endswith(".parquet") else _write_csv

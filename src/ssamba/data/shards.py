@@ -4,8 +4,8 @@
 
 Each clip is two members, `00000123.opus` and `00000123.json` (labels, seconds, source, ...). Recordings longer than
 `max_clip_s` are cut into equal pieces, `00000123-0000`, `00000123-0001`, ... Clips are distributed over the shards in a
-random order, the same for the same manifest, so that every shard is a fair sample of the corpus and a window over shards
-shuffles well.
+random order, the same for the same manifest, so that every shard is a fair sample of the corpus and a window over
+shards shuffles well.
 
 One worker writes a shard under a temporary name, decodes every clip of it again and compares the length, computes the
 checksum from the disk, renames the file and notes it in `.records/`. A job that was killed and is started again checks

@@ -1,4 +1,4 @@
-"""Public data sets as manifests, from the folders in which they are published."""
+"""Public data sets as manifests, made from the folders that their authors publish."""
 
 from ssamba.datasets.dataset import PublicDataset
 from ssamba.datasets.prepare import DATASETS, Prepared, find_dataset, prepare, write_prepared

@@ -1,9 +1,9 @@
-"""AudioSet (Gemmeke et al., 2017): 10 s clips of videos, 527 classes, several to a clip.
+"""AudioSet (Gemmeke et al., 2017): 10 s clips of videos, 527 classes, several labels per clip.
 
-The tables are published, the audio is not: clips are looked for by the video's identifier, in any folder and format, as
-ID, YID, ID_START or ID_START_END (what downloaders call them), so many are missing in every copy. The class list that
-is shipped (`audioset_classes.csv`) is `class_labels_indices.csv` of the AudioSet site, by Google, CC BY 4.0; one in the
-folder goes before it. A video gives one clip, and is its group.
+The tables are published, the audio is not, so every copy lacks many clips. Files are found by the identifier of the
+video in their names (ID, YID, ID_START or ID_START_END, as downloaders write them), in any folder and format. The class
+list in this package (`audioset_classes.csv`) is `class_labels_indices.csv` of the AudioSet site, by Google, CC BY 4.0;
+a list in the folder takes precedence. A video gives one clip and is its group.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _SEGMENTS = re.compile(r"num_segs=(\d+)")
 
 
 def audioset_classes(path: Path = _SHIPPED) -> dict[str, str]:
-    """Name by identifier (`/m/09x0r`: Speech), in the order of the class numbers.
+    """Return names of classes by identifier (`/m/09x0r`: Speech), in the order of the class numbers.
 
     Raises:
-        DataError: the file is damaged, or does not count from 0.
+        DataError: the file is damaged, or its numbers do not count from 0.
     """
     classes: dict[str, str] = {}
     for where, row in read_table(path, "index", "mid", "display_name"):
@@ -47,9 +47,9 @@ def _list(source: Path, train: tuple[str, ...]) -> Listing:
     root = find_root(source, *tables)
     own = root / "class_labels_indices.csv"
     names = audioset_classes(own if own.is_file() else _SHIPPED)
-    files = _files(source)  # the tables may lie in a folder of their own
+    files = _files(source)  # the tables may be in a folder of their own
     if not files:
-        raise DatasetStructureError("the tables are there, and no audio file is named like a clip (ID, YID, ID_START)")
+        raise DatasetStructureError("the tables exist, but no audio file is named like a clip (ID, YID, ID_START)")
     clips: list[Clip] = []
     missing: list[Skipped] = []
     for name in tables:
@@ -63,17 +63,17 @@ def _list(source: Path, train: tuple[str, ...]) -> Listing:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Files by the identifier in their names; of several for one, the first."""
+    """Return files by the identifier in their names, the first if there are several."""
     files: dict[str, Path] = {}
     for path in audio_below(folder):
-        found = _NAME.fullmatch(path.stem)  # an identifier may itself begin with Y
+        found = _NAME.fullmatch(path.stem)  # an identifier may begin with Y, too
         if found is not None:
             files.setdefault(found[2], path)
     return files
 
 
 def _segments(path: Path, names: dict[str, str]) -> list[tuple[str, tuple[str, ...]]]:
-    """Identifier and classes of each line such as `--4gqARaEJE, 0.000, 10.000, "/m/068hy,/m/07q6cd_"`."""
+    """Return identifier and classes of each line, such as `--4gqARaEJE, 0.000, 10.000, "/m/068hy,/m/07q6cd_"`."""
     segments: list[tuple[str, tuple[str, ...]]] = []
     stated = None
     try:
@@ -89,13 +89,13 @@ def _segments(path: Path, names: dict[str, str]) -> list[tuple[str, tuple[str, .
                 mids = row[3].split(",")
                 unknown = [mid for mid in mids if mid not in names]
                 if unknown:
-                    raise DataError(f"{where}: the class {unknown[0]!r} is not among the {len(names)} that are known")
+                    raise DataError(f"{where}: the class {unknown[0]!r} is not one of the {len(names)} known classes")
                 segments.append((row[0], tuple(names[mid] for mid in mids)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error}). Download it again") from None
     if stated is not None and stated != len(segments):
         raise DataError(
-            f"{path}: its head states {stated} segments, and it has {len(segments)}: it is cut off, or was changed. "
+            f"{path}: its header states {stated} segments, and it has {len(segments)}: it is cut off, or was changed. "
             "Download it again"
         )
     return segments

@@ -1,7 +1,7 @@
-"""What is known of a public data set, and how one is read: the parts that every dataset is made of.
+"""The record that describes a public data set, and the helpers that read its files.
 
-A dataset knows the folder structure that the data set's authors publish, and their numbers. It lists every clip that
-there should be, from their tables where there are some; `prepare.py` then looks which of them are there.
+To add a data set, write a function that lists its clips from the tables that its authors publish, describe it by a
+`PublicDataset` in a file of its own, and add it to `DATASETS` in `prepare.py`, which then checks which clips exist.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ssamba.errors import DataError, DatasetStructureError
 
 @dataclass(frozen=True)
 class Listing:
-    """The clips that a data set should hold."""
+    """The clips that a data set should contain."""
 
     clips: Sequence[Clip]
-    """With labels, split and group; durations where a table states them."""
+    """Clips with labels, split and group; durations if a table states them."""
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of their official numbers."""
     codes: tuple[str, ...] = ()
-    """What else the data set calls each class (AudioSet's identifiers), or none."""
+    """Other identifiers of the classes (AudioSet's), or none."""
     missing: Sequence[Skipped] = ()
-    """Clips of its tables for which there is not even a file name."""
+    """Clips of the tables for which no file name is known."""
     notes: Sequence[str] = ()
-    """What a user should know."""
+    """Remarks for users."""
 
 
 OnProgress = Callable[[ScanProgress], None]
@@ -39,36 +39,36 @@ Render = Callable[[Sequence[Clip], Path, int, OnProgress | None], tuple[list[Cli
 
 @dataclass(frozen=True)
 class PublicDataset:
-    """A public data set."""
+    """A public data set: how to list its clips, and its published numbers."""
 
     name: str
-    """What users call it."""
+    """Name in commands."""
     title: str
-    """What its authors call it, and the task."""
+    """Name that its authors use, and the task."""
     reference: str
     """Where its structure and numbers are published."""
     structure: str
-    """The folders and files that are read, as a tree."""
+    """Folders and files that are read, as a tree."""
     list_clips: Callable[[Path], Listing]
-    """Lists the clips below a folder; raises DatasetStructureError where the data set is not in it."""
+    """Lists the clips below a folder; raises DatasetStructureError if the data set is not in it."""
     published: Mapping[str, int] = field(default_factory=dict)
-    """Clips of each split."""
+    """Clips in each split."""
     num_classes: int = 0
-    """Classes; 0 where it has no labels."""
+    """Number of classes; 0 if it has no labels."""
     class_counts: Mapping[str, int] = field(default_factory=dict)
-    """Clips of each class, where they are published."""
+    """Clips in each class, if published."""
     archives: Mapping[str, str] = field(default_factory=dict)
-    """Published checksums of the downloads, `md5:...` or `sha256:...`."""
+    """Published checksums of the downloads by file name, `md5:...` or `sha256:...`."""
     splits_sharing_groups: frozenset[str] = frozenset()
-    """Splits that its authors let share groups."""
+    """Splits that share groups as published."""
     balanced: bool = False
-    """Whether it is trained with clips of rare classes drawn more often."""
+    """Whether it is usually trained with rare classes sampled more often."""
     render: Render | None = None
-    """Makes new recordings of the clips: (clips, folder to write to, processes, progress) -> clips, what failed."""
+    """Writes new recordings made of the clips: (clips, output folder, processes, progress) -> (clips, failed clips)."""
 
 
 def find_root(source: Path, *markers: str) -> Path:
-    """The folder that holds all of `markers`: `source`, or one in it.
+    """Return the folder that contains all of `markers`: `source`, or a folder in it.
 
     Raises:
         DatasetStructureError: there is none, or more than one.
@@ -77,7 +77,9 @@ def find_root(source: Path, *markers: str) -> Path:
         return source
     found = [path for path in subfolders(source) if all((path / marker).exists() for marker in markers)]
     if len(found) > 1:
-        raise DatasetStructureError(f"several copies are in it ({', '.join(p.name for p in found)}): name one of them")
+        raise DatasetStructureError(
+            f"it contains several copies ({', '.join(p.name for p in found)}): name one of them"
+        )
     if found:
         return found[0]
     absent = [marker for marker in markers if not (source / marker).exists()]
@@ -85,19 +87,19 @@ def find_root(source: Path, *markers: str) -> Path:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Folders in a folder, sorted, but for hidden ones."""
+    """Return the folders in a folder, sorted, without hidden ones."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def files_in(folder: Path, suffix: str) -> list[Path]:
-    """Files of a folder that end in `suffix`, sorted, but for hidden ones (some archives hold macOS's `._` files)."""
+    """Return the files of a folder that end in `suffix`, sorted, without hidden ones (such as `._` files of macOS)."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.suffix == suffix and not path.name.startswith("."))
 
 
 def audio_below(folder: Path) -> Iterator[Path]:
-    """Every audio file below a folder, but for hidden ones."""
+    """Yield every audio file below a folder, without hidden ones."""
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -106,10 +108,10 @@ def audio_below(folder: Path) -> Iterator[Path]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty, stripped.
+    """Return the lines of a text file, stripped, without empty ones.
 
     Raises:
-        DataError: it is missing or not text.
+        DataError: the file is missing or not text.
     """
     try:
         return [stripped for line in path.read_text(encoding="utf-8").splitlines() if (stripped := line.strip())]
@@ -118,10 +120,10 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_table(path: Path, *columns: str) -> list[tuple[str, dict[str, str]]]:
-    """(`line 2`, values by column) for each row of a CSV file whose first line names its columns.
+    """Return (`line 2`, values by column) for each row of a CSV file whose first line names its columns.
 
     Raises:
-        DataError: it is missing, damaged, or lacks one of `columns`.
+        DataError: the file is missing, damaged or empty, or lacks one of `columns`.
     """
     rows: list[tuple[str, dict[str, str]]] = []
     try:
@@ -134,7 +136,8 @@ def read_table(path: Path, *columns: str) -> list[tuple[str, dict[str, str]]]:
             for row in reader:
                 where = f"line {reader.line_num}"
                 if any(row[name] is None for name in columns) or None in row:
-                    raise DataError(f"{path}, {where}: not as many values as columns. The file is cut off or changed")
+                    message = f"{path}, {where}: not as many values as columns. The file is cut off or changed"
+                    raise DataError(message)
                 rows.append((where, {name: row[name].strip() for name in columns}))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error}). Unpack it again from the data set's archive") from None
@@ -144,10 +147,10 @@ def read_table(path: Path, *columns: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def whole_number(path: Path, where: str, name: str, text: str, low: int, high: int) -> int:
-    """A number of a table.
+    """Return the number in a cell of a table.
 
     Raises:
-        DataError: it is none, or outside [low, high].
+        DataError: the cell holds no number, or one outside [low, high].
     """
     if not text.isdecimal() or not low <= int(text) <= high:
         raise DataError(f"{path}, {where}: {name} must be a number from {low} to {high}, got {text!r}")
@@ -155,10 +158,10 @@ def whole_number(path: Path, where: str, name: str, text: str, low: int, high: i
 
 
 def add_class(classes: dict[int, str], number: int, name: str, where: str) -> None:
-    """Note the name of a class.
+    """Add a class to `classes` by its number.
 
     Raises:
-        DataError: the number has another name already.
+        DataError: the number already has another name.
     """
     if classes.setdefault(number, name) != name:
         raise DataError(f"{where}: class {number} is {name!r}, and was {classes[number]!r} before")

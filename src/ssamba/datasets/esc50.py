@@ -1,7 +1,7 @@
 """ESC-50 (Piczak, 2015): 2,000 clips of 5 s, 50 classes of environmental sounds, 5 folds.
 
-File names are FOLD-CLIP_ID-TAKE-TARGET.wav and must agree with the table. Parts of one Freesound recording
-(`src_file`) are in one fold: they are a group.
+File names are FOLD-CLIP_ID-TAKE-TARGET.wav and must agree with the table. The parts of one Freesound recording
+(`src_file`) are in one fold and form a group.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""FSD50K (Fonseca et al., 2020): 51,197 Freesound clips of 0.3 to 30 s, 200 classes, several to a clip.
+"""FSD50K (Fonseca et al., 2020): 51,197 Freesound clips of 0.3 to 30 s, 200 classes, several labels per clip.
 
-Labels are smeared as published: with a class come those above it. The group is the uploader where the metadata is
-unpacked beside (`FSD50K.metadata`), else the clip itself, which is one Freesound recording.
+Labels are propagated as published: a class is accompanied by its ancestors in the ontology. The group is the uploader
+if the metadata (`FSD50K.metadata`) is in the folder, else the clip itself, which is one Freesound recording.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _list(source: Path) -> Listing:
         table = truth / f"{part}.csv"
         uploaders = _uploaders(root / "FSD50K.metadata" / f"{part}_clips_info_FSD50K.json")
         if not uploaders:
-            notes.append(f"{part}: no FSD50K.metadata, so groups are single clips, not uploaders")
+            notes.append(f"{part}: no FSD50K.metadata, so each clip is its own group instead of its uploader's")
         for where, row in read_table(table, "fname", "labels", "mids", *(("split",) if part == "dev" else ())):
             labels = tuple(row["labels"].split(","))
             unknown = [label for label in labels if label not in classes]
@@ -42,7 +42,7 @@ def _list(source: Path) -> Listing:
 
 
 def _vocabulary(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names and AudioSet identifiers, from lines such as `0,Accelerating_and_revving_and_vroom,/m/07q2z82`."""
+    """Return names and AudioSet identifiers of the classes, from lines such as `0,Accordion,/m/0mkg`."""
     rows = [line.split(",") for line in read_lines(path)]
     for number, row in enumerate(rows):
         if len(row) != 3 or row[0] != str(number):

@@ -1,8 +1,8 @@
 """IEMOCAP (Busso et al., 2008): emotions of ten actors in five sessions, as SUPERB and the SSAMBA paper use it.
 
-Four classes, 'excited' counted as happy, 5,531 utterances; each session is a fold. Labels are the lines
+Four classes ('excited' counts as happy), 5,531 utterances; each session is a fold. Labels are the lines
 `[start - end]<tab>turn<tab>emotion<tab>[v, a, d]` of dialog/EmoEvaluation. The two actors of a session, its dialogues
-and its room are in no other: a session is a group.
+and its room occur in no other session, so a session is a group.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ def _list(source: Path) -> Listing:
         name = f"Session{session}"
         tables = files_in(root / name / "dialog" / "EmoEvaluation", ".txt")
         if not tables:
-            notes.append(f"{name}: dialog/EmoEvaluation holds no table, so the session is left out")
+            notes.append(f"{name}: dialog/EmoEvaluation contains no table, so the session is left out")
         for table in tables:
             for turn, emotion in _turns(table):
                 if not turn.startswith(f"Ses{session:02d}"):
-                    raise DataError(f"{table}: lists {turn}, which is of another session: one of both was moved")
+                    raise DataError(
+                        f"{table}: lists {turn}, which belongs to another session: the table or the line was moved"
+                    )
                 path = root / name / "sentences" / "wav" / turn.rpartition("_")[0] / f"{turn}.wav"
                 known.add(path)
                 if emotion in _CLASSES:
@@ -48,15 +50,15 @@ def _list(source: Path) -> Listing:
 
 
 def _root(source: Path) -> Path:
-    """The folder with the sessions, of which some may be absent."""
+    """Return the folder of the sessions, some of which may be absent."""
     for folder in (source, *subfolders(source)):
         if any((folder / f"Session{n}" / "dialog" / "EmoEvaluation").is_dir() for n in range(1, 6)):
             return folder
-    raise DatasetStructureError("there is no Session1/dialog/EmoEvaluation, nor that of another session")
+    raise DatasetStructureError("there is no Session1/dialog/EmoEvaluation, nor one of another session")
 
 
 def _turns(table: Path) -> list[tuple[str, str]]:
-    """Turn and emotion of each line that has them."""
+    """Return turn and emotion of each line that has them."""
     turns = []
     for line in read_lines(table):
         if line.startswith("["):

@@ -1,7 +1,7 @@
-"""LibriSpeech (Panayotov et al., 2015): 1,000 hours of read books, for pretraining; no labels.
+"""LibriSpeech (Panayotov et al., 2015): 1,000 hours of audiobooks, for pretraining; no labels.
 
-Utterances are those of the transcripts (READER-CHAPTER.trans.txt), so a missing one is noticed. Each reader is in one
-subset, and is a group.
+The transcripts (READER-CHAPTER.trans.txt) list the utterances, so missing ones are detected. Each reader is in one
+subset and is a group.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SPLITS = {"train": "train", "dev": "valid", "test": "test"}
 def _list(source: Path) -> Listing:
     found = [folder for folder in (source, *subfolders(source)) if any((folder / name).is_dir() for name in _SUBSETS)]
     if not found:
-        raise DatasetStructureError(f"there is none of its subsets ({', '.join(_SUBSETS)})")
+        raise DatasetStructureError(f"none of its subsets is in it ({', '.join(_SUBSETS)})")
     clips: list[Clip] = []
     notes: list[str] = []
     for subset, count in _SUBSETS.items():
@@ -48,7 +48,9 @@ def _chapter(folder: Path, split: str) -> list[Clip]:
     name = f"{folder.parent.name}-{folder.name}"
     foreign = sorted(stem for stem in names if not stem.startswith(f"{name}-"))
     if foreign:
-        raise DataError(f"{folder}: holds {foreign[0]}.flac, which is of another reader or chapter: move it back")
+        raise DataError(
+            f"{folder}: contains {foreign[0]}.flac, which belongs to another reader or chapter: move it back"
+        )
     transcript = folder / f"{name}.trans.txt"
     if transcript.is_file():
         for line in read_lines(transcript):

@@ -1,13 +1,13 @@
 """Speech Commands (Warden, 2018): one-second recordings of single words.
 
-`speech-commands-v1` has the 30 words of version 0.01, as the SSAMBA paper uses them, `speech-commands-v2` the 35 of
-0.02, both with the official lists: what is in neither validation_list.txt nor testing_list.txt is for training.
+`speech-commands-v1` has the 30 words of version 0.01, as in the SSAMBA paper, `speech-commands-v2` the 35 words of
+version 0.02, both with the official lists: files in neither validation_list.txt nor testing_list.txt are for training.
 
 `speech-commands-v1-superb` is SUPERB's keyword spotting: ten words, `_unknown_` for the other twenty, `_silence_`, and
-the separate official test set. SUPERB draws seconds of all six background noises for training and validation alike;
-here they are cut into their seconds, and those of running_tap.wav validate while the others train.
+the separate official test set. SUPERB draws random seconds of all six background noises for both training and
+validation; here the noises are cut into seconds, running_tap.wav for validation and the others for training.
 
-The lists keep a speaker (the name before `_nohash_`) in one split: a speaker is a group.
+The lists keep a speaker (the name before `_nohash_`) in one split, so a speaker is a group.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def _list_words(source: Path, words: tuple[str, ...]) -> Listing:
     if not set(folders) & set(words):
         raise DatasetStructureError("no folder is named like one of its words")
     if set(folders) & set(_ADDED) and not set(words) & set(_ADDED):
-        raise DatasetStructureError("it has words of version 0.02: take speech-commands-v2")
+        raise DatasetStructureError("it has words of version 0.02: use speech-commands-v2")
     here = {f"{word}/{path.name}" for word in folders if word in words for path in files_in(root / word, ".wav")}
     strays = [name for name in folders if name not in words]
     listed = {name for name in lists if name.partition("/")[0] in words}
-    notes = [f"folders of no word of the data set, left out: {', '.join(strays)}"] if strays else []
+    notes = [f"folders that are no word of the data set, left out: {', '.join(strays)}"] if strays else []
     if len(listed) < len(lists):
-        notes.append(f"{len(lists) - len(listed)} names of the lists are of no word of the data set, and are left out")
+        notes.append(f"{len(lists) - len(listed)} names in the lists are no words of the data set, and are left out")
     clips = [
         Clip(root / name, labels=(name.partition("/")[0],), split=lists.get(name, "train"), group=_speaker(name))
         for name in sorted(here | listed)
@@ -80,11 +80,14 @@ def _list_superb(source: Path) -> Listing:
         if clip.split != "test"
     ]
     seconds, missing = _background_seconds(root / _NOISE)
-    notes = [*words.notes, *([] if seconds else [f"{root / _NOISE} holds no recording, so nothing trains {_SILENCE}"])]
+    notes = [
+        *words.notes,
+        *([] if seconds else [f"{root / _NOISE} contains no recording, so {_SILENCE} has no training clips"]),
+    ]
     for folder in subfolders(test):
         label = folder.name if folder.name in (*_COMMANDS, _UNKNOWN, _SILENCE) else None
         if label is None:
-            notes.append(f"{folder} is no class of the test set, and is left out")
+            notes.append(f"{folder} is no class of the test set and is left out")
             continue
         clips_here = files_in(folder, ".wav")
         clips += [Clip(p, labels=(label,), split="test", group=_test_group(p)) for p in clips_here]
@@ -113,7 +116,7 @@ def _test_group(path: Path) -> str:
 
 
 def _background_seconds(folder: Path) -> tuple[list[Clip], list[Skipped]]:
-    """Every whole second of the background noises."""
+    """Return every whole second of the background noises as a clip, and the noises that cannot be read."""
     clips: list[Clip] = []
     skipped: list[Skipped] = []
     for path in files_in(folder, ".wav"):

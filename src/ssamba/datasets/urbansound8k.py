@@ -1,8 +1,12 @@
 """UrbanSound8K (Salamon, Jacoby & Bello, 2014): 8,732 clips of up to 4 s, 10 classes, 10 folds.
 
-`urbansound8k-scenes` strings the clips of each fold together to minutes with a label for each second, the task of
-dynamic scene labeling of the SSAMBA paper (`scenes.py`). Slices of one Freesound recording (`fsID`) are in one fold:
-they are a group.
+The slices of one Freesound recording (`fsID`) are in one fold and form a group.
+
+`urbansound8k-scenes` is dynamic scene labeling as in the SSAMBA paper (its `prep_urban8k.py`): the clips of a fold in
+random order, each zero-padded to whole seconds, are concatenated and cut every 60 s, with a label for each second. Two
+things differ from the original. The order follows from a seed, so the same clips always make the same scenes. And the
+last scene of a fold ends with its last clip, where the original pads it with silence labeled as the last class. A row
+of the manifest is a part of a scene that one clip fills: path of the scene, start, whole seconds, label.
 """
 
 from __future__ import annotations
@@ -17,7 +21,15 @@ import numpy.typing as npt
 from ssamba.audio.decode import decode
 from ssamba.audio.files import Skipped, path_text
 from ssamba.data.manifest import Clip, ScanProgress
-from ssamba.datasets.dataset import Listing, OnProgress, PublicDataset, add_class, find_root, read_table, whole_number
+from ssamba.datasets.dataset import (
+    Listing,
+    OnProgress,
+    PublicDataset,
+    add_class,
+    find_root,
+    read_table,
+    whole_number,
+)
 from ssamba.errors import DataError, WorkerDiedError
 from ssamba.files import write_atomically
 from ssamba.worker_pool import map_in_processes
@@ -25,6 +37,26 @@ from ssamba.worker_pool import map_in_processes
 SCENE_S = 60
 _RATE_HZ = 16_000
 _SEED = 0
+
+
+def _list(source: Path) -> Listing:
+    root = find_root(source, "metadata/UrbanSound8K.csv", "audio")
+    table = root / "metadata" / "UrbanSound8K.csv"
+    clips: list[Clip] = []
+    classes: dict[int, str] = {}
+    for where, row in read_table(table, "slice_file_name", "fsID", "fold", "classID", "class"):
+        fold = whole_number(table, where, "fold", row["fold"], 1, 10)
+        number = whole_number(table, where, "classID", row["classID"], 0, 9)
+        name = row["slice_file_name"]
+        if name.split("-")[:2] != [row["fsID"], row["classID"]]:
+            raise DataError(
+                f"{table}, {where}: {name!r} contradicts fsID {row['fsID']} and classID {number}, with which it must "
+                "begin"
+            )
+        add_class(classes, number, row["class"], f"{table}, {where}")
+        path = root / "audio" / f"fold{fold}" / name
+        clips.append(Clip(path, labels=(row["class"],), split=f"fold{fold}", group=row["fsID"]))
+    return Listing(clips, tuple(classes[number] for number in sorted(classes)))
 
 
 @dataclass(frozen=True)
@@ -52,14 +84,14 @@ def render_scenes(
     progress = ScanProgress(len(clips))
     parts: list[Clip] = []
     skipped: list[Skipped] = []
-    for fold, made in map_in_processes(_render_fold, folds, min(workers, len(folds)), ahead=1):
-        if isinstance(made, WorkerDiedError):
-            raise made
-        parts += made[0]
-        skipped += made[1]
+    for fold, result in map_in_processes(_render_fold, folds, min(workers, len(folds)), ahead=1):
+        if isinstance(result, WorkerDiedError):
+            raise result
+        parts += result[0]
+        skipped += result[1]
         progress.done += len(fold.clips)
-        progress.skipped += len(made[1])
-        progress.audio_s += sum(part.duration_s or 0.0 for part in made[0])
+        progress.skipped += len(result[1])
+        progress.audio_s += sum(part.duration_s or 0.0 for part in result[0])
         if on_progress is not None:
             on_progress(progress)
     return parts, skipped
@@ -68,11 +100,11 @@ def render_scenes(
 def _render_fold(fold: _Fold) -> tuple[list[Clip], list[Skipped]]:
     target = fold.folder / fold.name
     target.mkdir(parents=True, exist_ok=True)
-    for old in target.glob("scene-*.flac"):  # of a run with more clips
+    for old in target.glob("scene-*.flac"):  # of an earlier run with more clips
         old.unlink()
     parts: list[Clip] = []
     skipped: list[Skipped] = []
-    held: list[npt.NDArray[np.float32]] = []
+    pieces: list[npt.NDArray[np.float32]] = []  # of the current scene
     seconds = 0
     number = 0
 
@@ -86,19 +118,19 @@ def _render_fold(fold: _Fold) -> tuple[list[Clip], list[Skipped]]:
         except (ValueError, OSError) as error:
             skipped.append(Skipped(path_text(clip.path), str(error)))
             continue
-        filled = -(-len(samples) // _RATE_HZ)
-        samples = np.pad(samples, (0, filled * _RATE_HZ - len(samples)))
-        while filled:
-            taken = min(filled, SCENE_S - seconds)
+        left = -(-len(samples) // _RATE_HZ)
+        samples = np.pad(samples, (0, left * _RATE_HZ - len(samples)))
+        while left:
+            taken = min(left, SCENE_S - seconds)
             parts.append(replace(clip, path=scene(), start_s=float(seconds), duration_s=float(taken), group=fold.name))
-            held.append(samples[: taken * _RATE_HZ])
+            pieces.append(samples[: taken * _RATE_HZ])
             samples = samples[taken * _RATE_HZ :]
-            seconds, filled = seconds + taken, filled - taken
+            seconds, left = seconds + taken, left - taken
             if seconds == SCENE_S:
-                _write(scene(), held)
-                held, seconds, number = [], 0, number + 1
-    if held:
-        _write(scene(), held)
+                _write(scene(), pieces)
+                pieces, seconds, number = [], 0, number + 1
+    if pieces:
+        _write(scene(), pieces)
     return parts, skipped
 
 
@@ -109,33 +141,13 @@ def _write(path: Path, pieces: Sequence[npt.NDArray[np.float32]]) -> None:
     write_atomically(path, lambda target: soundfile.write(target, samples, _RATE_HZ, format="FLAC", subtype="PCM_16"))
 
 
-def _list(source: Path) -> Listing:
-    root = find_root(source, "metadata/UrbanSound8K.csv", "audio")
-    table = root / "metadata" / "UrbanSound8K.csv"
-    clips: list[Clip] = []
-    classes: dict[int, str] = {}
-    for where, row in read_table(table, "slice_file_name", "fsID", "fold", "classID", "class"):
-        fold = whole_number(table, where, "fold", row["fold"], 1, 10)
-        number = whole_number(table, where, "classID", row["classID"], 0, 9)
-        name = row["slice_file_name"]
-        if name.split("-")[:2] != [row["fsID"], row["classID"]]:
-            raise DataError(
-                f"{table}, {where}: {name!r} contradicts fsID {row['fsID']} and classID {number}, with which it must begin"
-            )
-        add_class(classes, number, row["class"], f"{table}, {where}")
-        clips.append(
-            Clip(root / "audio" / f"fold{fold}" / name, labels=(row["class"],), split=f"fold{fold}", group=row["fsID"])
-        )
-    return Listing(clips, tuple(classes[number] for number in sorted(classes)))
-
-
 URBANSOUND8K = PublicDataset(
     name="urbansound8k",
     title="UrbanSound8K",
     reference="https://urbansounddataset.weebly.com/urbansound8k.html",
     structure="UrbanSound8K/\n  audio/fold1/101415-3-0-2.wav ... fold10/\n  metadata/UrbanSound8K.csv",
     list_clips=_list,
-    # Sums of the table of clips by fold and class, as in its README.
+    # Sums of the table of clips by fold and class in its README.
     published=dict(
         zip([f"fold{n}" for n in range(1, 11)], (873, 888, 925, 990, 936, 823, 838, 806, 816, 837), strict=True)
     ),

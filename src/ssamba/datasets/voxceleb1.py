@@ -1,7 +1,7 @@
 """VoxCeleb1 identification (Nagrani, Chung & Zisserman, 2017): 153,516 utterances of 1,251 speakers.
 
-The official list `iden_split.txt` has a line `1 id10001/VIDEO/00001.wav` for each utterance: 1 to train, 2 to validate,
-3 to test. A speaker is in all three, that is the task; the video is what must not be: it is the group.
+The official list `iden_split.txt` has a line `1 id10001/VIDEO/00001.wav` for each utterance: 1 for training, 2 for
+validation, 3 for testing. The task needs every speaker in all three; a video must stay in one, and is the group.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _list(source: Path) -> Listing:
     root = find_root(source, "iden_split.txt")
     folders = [root / folder for folder in _FOLDERS if any((root / folder).glob("id1*"))]
     if not folders:
-        raise DatasetStructureError("no folder of a speaker (id10001 ...) is where the archives put them")
+        raise DatasetStructureError("no folder of a speaker (id10001 ...) is where the archives unpack to")
     speakers = {
         path.name: folder for folder in reversed(folders) for path in folder.iterdir() if path.name.startswith("id1")
     }
@@ -30,10 +30,11 @@ def _list(source: Path) -> Listing:
         parts = name.strip().split("/")
         if split not in _SPLITS or len(parts) != 3 or not parts[0].startswith("id1"):
             raise DataError(
-                f"{root / 'iden_split.txt'}, line {number}: expected '1 id10001/VIDEO/00001.wav' with 1, 2 or 3, got {line!r}"
+                f"{root / 'iden_split.txt'}, line {number}: expected '1 id10001/VIDEO/00001.wav' with 1, 2 or 3, "
+                f"got {line!r}"
             )
         speaker, video, file = parts
-        # A speaker of whom nothing is there is missed where the first archive would have put him.
+        # A speaker without any file is reported missing in the folder that the first archive unpacks to.
         path = speakers.get(speaker, folders[0]) / speaker / video / file
         clips.append(Clip(path, labels=(speaker,), split=_SPLITS[split], group=f"{speaker}/{video}"))
     return Listing(clips, tuple(sorted({clip.labels[0] for clip in clips})))
