@@ -52,7 +52,7 @@ def test_from_a_folder_to_statistics(tmp_path, clips):
     assert done.returncode == 3, done.stderr
     assert "5 clips" in done.stdout
     assert "gone.wav" in done.stderr
-    assert "there already" in ssamba("shard", listed, tmp_path / "out", "--shard-mb", 0.05, "--workers", 0).stdout
+    assert "already written" in ssamba("shard", listed, tmp_path / "out", "--shard-mb", 0.05, "--workers", 0).stdout
     refused = ssamba("shard", listed, tmp_path / "out", "--codec", "flac")
     assert refused.returncode == 1
     assert "holds other shards" in refused.stderr

@@ -357,7 +357,7 @@ class HuggingFaceCorpus(Corpus):
 
     @classmethod
     def open(cls, source: Any, sample_rate_hz: int = 16_000, split: str | None = None) -> HuggingFaceCorpus:
-        """Open a dataset, a split of a `DatasetDict` (default `train`), a folder of `save_to_disk`, or a name on the hub.
+        """Open a dataset, a split (default `train`) of a `DatasetDict`, a folder of `save_to_disk`, or a hub name.
 
         Names are `hf:OWNER/NAME` or `hf:OWNER/NAME:CONFIGURATION`.
 

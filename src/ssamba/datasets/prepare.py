@@ -247,8 +247,8 @@ def _without_leaks(clips: list[Clip], dataset: PublicDataset, allow_leaks: bool)
         some = "; ".join(f"{group} is in {' and '.join(divided[group])}" for group in refused[:5])
         raise DataError(
             f"{dataset.title}: {len(refused)} groups are in more than one split, which leaks training data "
-            f"into a test: {some}. As published there are none: were tables or folders changed? --allow-leaks (allow_leaks=True) "
-            "continues without these groups"
+            f"into a test: {some}. As published there are none: were tables or folders changed? "
+            "--allow-leaks (allow_leaks=True) continues without these groups"
         )
     some = ", ".join(list(divided)[:3])
     note = f"{len(divided)} groups are in more than one split ({some}, ...); the manifest omits these groups"
