@@ -1,4 +1,4 @@
-"""The figures of a fine-tuning's test against scikit-learn, ties of saturated probabilities and absent classes included."""
+"""Metrics of a fine-tuning's test against scikit-learn, with ties of saturated probabilities and absent classes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sklearn import metrics as theirs
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 from ssamba.training.finetuning.report import FinetuneReport, FoldResult, ScoredClips, write_report
 from ssamba.training.finetuning.scores import (
-    Measured,
+    MetricValues,
     comparable_scores,
-    figures_of_merit,
-    given_labels,
     mean_intervals,
     measure,
-    wanted_metrics,
+    metrics_of_test,
+    predicted_labels,
+    validation_metrics,
 )
 
 
@@ -36,13 +36,13 @@ def single():
     return logits, np.eye(5, dtype=np.float32)[truth], truth
 
 
-def test_figures_of_one_label_are_scikit_learns(single):
+def test_metrics_of_one_label_are_scikit_learns(single):
     logits, targets, truth = single
     found = measure(
         comparable_scores(logits, binary_loss=False),
         targets,
         np.arange(60),
-        wanted_metrics(multi=False, by_second=True),
+        metrics_of_test(multi=False, by_second=True),
     )
     guessed, there = logits.argmax(1), range(4)
     assert found.values["accuracy"] == theirs.accuracy_score(truth, guessed)
@@ -56,40 +56,40 @@ def test_figures_of_one_label_are_scikit_learns(single):
     assert found.values["error_rate"] == pytest.approx(1 - found.values["accuracy"])
     for name, (low, high) in found.intervals.items():
         assert low <= found.values[name] <= high, name
-    figures = figures_of_merit(logits, targets, multi=False, binary_loss=False)
-    assert {name: figures[name] for name in ("accuracy", "balanced_accuracy")} == pytest.approx(
+    found_in_training = validation_metrics(logits, targets, multi=False, binary_loss=False)
+    assert {name: found_in_training[name] for name in ("accuracy", "balanced_accuracy")} == pytest.approx(
         {name: found.values[name] for name in ("accuracy", "balanced_accuracy")}
     )
 
 
-def test_figures_of_several_labels_are_scikit_learns(single):
+def test_metrics_of_several_labels_are_scikit_learns(single):
     logits = single[0]
     targets = (np.random.default_rng(1).random((60, 5)) < [0.5, 0.2, 0.1, 0.3, 0.0]).astype(np.float32)
     scores = comparable_scores(logits, binary_loss=True)
-    found = measure(scores, targets, np.arange(60), wanted_metrics(multi=True, by_second=True))
+    found = measure(scores, targets, np.arange(60), metrics_of_test(multi=True, by_second=True))
     expected = theirs.average_precision_score(targets[:, :4], logits[:, :4], average="macro")
     assert found.values["mAP"] == pytest.approx(expected, abs=1e-6)
-    assert figures_of_merit(logits, targets, multi=True, binary_loss=True)["mAP"] == pytest.approx(expected, abs=1e-6)
+    assert validation_metrics(logits, targets, multi=True, binary_loss=True)["mAP"] == pytest.approx(expected, abs=1e-6)
     expected = theirs.roc_auc_score(targets[:, :4], logits[:, :4], average="macro")
     assert found.values["mAUC"] == pytest.approx(expected, abs=1e-6)
     expected = theirs.f1_score(targets, 1 / (1 + np.exp(-logits)) >= 0.5, average="micro")
     assert found.values["segment_f1"] == pytest.approx(expected, abs=1e-6)
-    nothing = measure(scores, np.zeros_like(targets), np.arange(60), wanted_metrics(multi=True, by_second=True))
+    nothing = measure(scores, np.zeros_like(targets), np.arange(60), metrics_of_test(multi=True, by_second=True))
     assert set(nothing.values) == {"segment_f1"}
 
 
-def test_given_labels_are_the_most_probable_or_all_likely_ones():
+def test_predicted_labels_are_the_most_probable_or_all_likely_ones():
     scores = np.array([[1.0, 1.0, -1.0], [-2.0, -1.0, -3.0]])
-    assert given_labels(scores, multi=False).tolist() == [[1, 0, 0], [0, 1, 0]]
-    assert given_labels(scores, multi=True).tolist() == [[1, 1, 0], [0, 0, 0]]
+    assert predicted_labels(scores, multi=False).tolist() == [[1, 0, 0], [0, 1, 0]]
+    assert predicted_labels(scores, multi=True).tolist() == [[1, 1, 0], [0, 0, 0]]
 
 
-def test_the_interval_of_a_mean_is_narrower_than_those_of_its_rounds():
+def test_the_interval_of_a_mean_is_narrower_than_those_of_its_folds():
     generator = np.random.default_rng(0)
-    rounds = [Measured({"accuracy": 0.5}, {"accuracy": generator.normal(0.5, 0.1, 1000)}) for _ in range(4)]
-    low, high = mean_intervals(rounds)["accuracy"]
+    folds = [MetricValues({"accuracy": 0.5}, {"accuracy": generator.normal(0.5, 0.1, 1000)}) for _ in range(4)]
+    low, high = mean_intervals(folds)["accuracy"]
     assert high - low == pytest.approx(
-        0.5 * (rounds[0].intervals["accuracy"].high - rounds[0].intervals["accuracy"].low), rel=0.1
+        0.5 * (folds[0].intervals["accuracy"].high - folds[0].intervals["accuracy"].low), rel=0.1
     )
     assert mean_intervals([]) == {}
 
@@ -97,7 +97,7 @@ def test_the_interval_of_a_mean_is_narrower_than_those_of_its_rounds():
 def test_results_hold_no_infinity(tmp_path):
     """d' of a perfect ranking is infinite, which JSON cannot say."""
     scores, targets = np.array([[2.0, -1.0], [-1.0, 2.0]] * 4), np.array([[1, 0], [0, 1]] * 4)
-    found = measure(scores, targets, np.arange(8), wanted_metrics(multi=True, by_second=False))
+    found = measure(scores, targets, np.arange(8), metrics_of_test(multi=True, by_second=False))
     assert found.values["d_prime"] == math.inf
     part = FoldResult("all", {"test": 8}, 1, 1, None, found.values, tmp_path / "m", (), found.intervals)
     report = FinetuneReport("finished", "mAP", ("a", "b"), (part, part), (), tmp_path, mean_intervals([found, found]))

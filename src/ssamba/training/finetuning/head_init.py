@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ssamba.model.heads import Classifier
+from ssamba.probes import minimize
 from ssamba.splits import Ints
 from ssamba.training.finetuning.task import FinetuneTask, Predictions
 
 _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the L2 penalty, for a loss that is a mean over rows
 _DEFAULT_STRENGTH = 1e-2  # without validation clips
-_ITERATIONS = 200
 
 
 def fit_initial_head(task: FinetuneTask, device: torch.device) -> float | None:
@@ -77,17 +77,12 @@ def _fit(
     """Return weight (C, D) and bias (C,) that minimize mean loss + strength / 2 * |weight|^2 on x (N, D)."""
     weight = torch.zeros(targets.shape[1], x.shape[1], dtype=x.dtype, requires_grad=True)
     bias = torch.zeros(targets.shape[1], dtype=x.dtype, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        total = loss(x @ weight.T + bias, targets) + strength / 2 * weight.square().sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        return total
+    def objective() -> Tensor:
+        return loss(x @ weight.T + bias, targets) + strength / 2 * weight.square().sum()
 
-    with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return weight.detach(), bias.detach()
+    minimize(objective, [weight, bias])
+    return weight, bias
 
 
 def _score(task: FinetuneTask, predictions: Predictions, weight: Tensor, bias: Tensor) -> float:

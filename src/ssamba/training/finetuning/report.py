@@ -26,7 +26,7 @@ from ssamba.library.predict import ROUNDS_FOLDER
 from ssamba.metrics.bootstrap import Interval
 from ssamba.metrics.classification import confusion_counts, finite_or_none
 from ssamba.training.finetuning.recipe import FinetuneRecipe
-from ssamba.training.finetuning.scores import Array, given_labels
+from ssamba.training.finetuning.scores import Array, predicted_labels
 
 RESULTS_FILE = "results.json"
 CONFUSION_FILE = "confusion.png"
@@ -160,7 +160,7 @@ def write_report(
 
 def write_tables(folder: Path, tested: ScoredClips, classes: Sequence[str], *, multi: bool, title: str) -> list[str]:
     """Write `classes.csv` and, if each clip has one label, `confusion.png`; return notes for the user."""
-    given = given_labels(tested.scores, multi=multi)
+    given = predicted_labels(tested.scores, multi=multi)
     write_class_scores(scores_of_several_labels(classes, tested.scores, tested.targets, given), folder / CLASSES_FILE)
     if multi:
         return []

@@ -34,7 +34,7 @@ from ssamba.training.finetuning.report import (
     write_report,
     write_tables,
 )
-from ssamba.training.finetuning.scores import Measured, comparable_scores, mean_intervals, measure, wanted_metrics
+from ssamba.training.finetuning.scores import MetricValues, comparable_scores, mean_intervals, measure, metrics_of_test
 from ssamba.training.finetuning.task import FinetuneTask, Predictions, window_s
 from ssamba.training.loop import train
 from ssamba.training.pretraining.recipe import ModelSettings
@@ -88,7 +88,7 @@ def finetune(
     settings["started_from"] = digest_of(weights) if weights else "scratch"
     results: list[FoldResult] = []
     tested: list[ScoredClips] = []
-    measured: list[Measured] = []
+    measured: list[MetricValues] = []
     stopped, metric = "finished", ""
     with init_distributed(device) as world:
         for number, fold in enumerate(folds, start=1):
@@ -227,9 +227,9 @@ def _epoch(task: FinetuneTask, step: int) -> int:
 
 def _measure(
     result: FoldResult, predictions: Predictions, task: FinetuneTask
-) -> tuple[FoldResult, Measured, ScoredClips]:
+) -> tuple[FoldResult, MetricValues, ScoredClips]:
     """Return the result with all test metrics and their intervals, their bootstrap samples, and the scores of clips."""
-    wanted = wanted_metrics(multi=task.data.multi, by_second=task.recipe.labels.unit == "second")
+    wanted = metrics_of_test(multi=task.data.multi, by_second=task.recipe.labels.unit == "second")
     scores = comparable_scores(predictions.logits, binary_loss=task.binary)
     found = measure(scores, predictions.targets, predictions.recordings, wanted)
     result = replace(result, scores={**result.scores, **found.values}, intervals=found.intervals)

@@ -1,14 +1,14 @@
-"""What a classifier's answers are worth: the figures that choose an epoch, and those of a test with their intervals.
+"""Metrics of a classifier: those that choose an epoch, and those of a test with their confidence intervals.
 
-Classes are compared by log-probabilities where a clip has one label and by logits where it may have several: both rank
-clips as probabilities do, without the ties of probabilities that round to 1.
+Scores that are comparable between clips are log-probabilities if a clip has one label, and logits if it may have
+several: both rank clips as probabilities do, without the ties of probabilities that round to 1.
 
-Shapes: N answers (of clips, or of seconds), C classes.
+Shapes: N predictions (of clips or seconds), C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,40 +18,36 @@ import torch
 import torch.nn.functional as F
 
 from ssamba.metrics import classification as metrics
-from ssamba.metrics.bootstrap import Interval, bootstrap_values, interval_of
+from ssamba.metrics.bootstrap import Interval, affordable_samples, bootstrap_values, interval_of
 
 Array: TypeAlias = "npt.NDArray[Any]"
 Metric: TypeAlias = Callable[[Array, Array], float]
 
-_MOST_SAMPLES, _FEWEST_SAMPLES = 1000, 100
-_BOOTSTRAP_BUDGET = 200_000_000  # scores that are ranked for the intervals of one figure: minutes at worst
+_MAX_SAMPLES = 1000
 
 
-def figures_of_merit(logits: Array, targets: Array, *, multi: bool, binary_loss: bool) -> dict[str, float]:
-    """Loss, and accuracy, balanced accuracy (the mean recall of the classes) or mean average precision.
+def validation_metrics(logits: Array, targets: Array, *, multi: bool, binary_loss: bool) -> dict[str, float]:
+    """Return the loss, and mAP for several labels or accuracy and balanced accuracy for one label.
 
     Args:
         logits: (N, C).
         targets: (N, C), 0 or 1.
-        multi: whether an answer may have any number of labels.
-        binary_loss: whether the loss is binary for each class.
+        multi: whether a clip may have any number of labels.
+        binary_loss: whether the loss is binary cross entropy of each class.
     """
     outputs, truth = torch.from_numpy(logits), torch.from_numpy(targets)
     loss = F.binary_cross_entropy_with_logits(outputs, truth) if binary_loss else F.cross_entropy(outputs, truth)
-    figures = {"loss": float(loss)}
     if multi:
-        figures["mAP"] = metrics.mean_average_precision(logits, targets) if targets.any() else float("nan")
-        return figures
-    figures["accuracy"] = metrics.accuracy(logits, targets)
-    figures["balanced_accuracy"] = metrics.balanced_accuracy(logits, targets)
-    return figures
+        mean_ap = metrics.mean_average_precision(logits, targets) if targets.any() else float("nan")
+        return {"loss": float(loss), "mAP": mean_ap}
+    accuracy, balanced = metrics.accuracy(logits, targets), metrics.balanced_accuracy(logits, targets)
+    return {"loss": float(loss), "accuracy": accuracy, "balanced_accuracy": balanced}
 
 
-def wanted_metrics(*, multi: bool, by_second: bool) -> dict[str, Metric]:
-    """The figures of a test by name, each a function of comparable scores and targets (N, C).
+def metrics_of_test(*, multi: bool, by_second: bool) -> dict[str, Metric]:
+    """Return the metrics of a test by name, each a function of comparable scores and targets (N, C).
 
-    Segment F1 and error rate count a label as given where its probability is at least a half, or, where an answer has
-    one label, where it is the most probable. The EER is the mean over classes, each against all others.
+    Segment F1 and error rate compare `predicted_labels`. The EER is the mean over classes, each against all others.
     """
     found: dict[str, Metric] = {}
     if multi:
@@ -62,15 +58,15 @@ def wanted_metrics(*, multi: bool, by_second: bool) -> dict[str, Metric]:
     found["mAUC"] = metrics.mean_area_under_curve
     found |= {"d_prime": metrics.d_prime} if multi else {"EER": metrics.mean_equal_error_rate}
     if by_second:
-        found["segment_f1"] = lambda scores, targets: metrics.segment_f1(given_labels(scores, multi=multi), targets)
+        found["segment_f1"] = lambda scores, targets: metrics.segment_f1(predicted_labels(scores, multi=multi), targets)
         found["error_rate"] = lambda scores, targets: metrics.segment_error_rate(
-            given_labels(scores, multi=multi), targets
+            predicted_labels(scores, multi=multi), targets
         )
     return found
 
 
 def comparable_scores(logits: Array, *, binary_loss: bool) -> Array:
-    """What ranks clips within a class, (N, C), float64."""
+    """Return scores (N, C), float64, that rank clips within each class, from logits (N, C)."""
     scores = logits.astype(np.float64)
     if binary_loss or not len(scores):
         return scores
@@ -79,57 +75,60 @@ def comparable_scores(logits: Array, *, binary_loss: bool) -> Array:
     return normalized
 
 
-def given_labels(scores: Array, *, multi: bool) -> Array:
-    """The labels that answers were given, (N, C), 0 or 1, from comparable scores."""
+def predicted_labels(scores: Array, *, multi: bool) -> Array:
+    """Return the predicted labels (N, C), 0 or 1, from comparable scores (N, C).
+
+    With `multi` these are the labels with a probability of at least a half, otherwise the most probable one.
+    """
     if multi:
         return (scores >= 0).astype(np.int64)
-    given = np.zeros(scores.shape, np.int64)
-    given[np.arange(len(scores)), scores.argmax(1)] = 1
-    return given
+    predicted = np.zeros(scores.shape, np.int64)
+    predicted[np.arange(len(scores)), scores.argmax(1)] = 1
+    return predicted
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The figures of a test, and what their intervals are taken of."""
+class MetricValues:
+    """Metrics of a test with bootstrap samples."""
 
     values: Mapping[str, float]
-    """By name; one that does not exist on these answers (mAP without a positive) is left out."""
+    """By name, without metrics that do not exist on these predictions (mAP without a positive clip)."""
     samples: Mapping[str, Array]
-    """Of each, its values on bootstrap samples of the recordings."""
+    """Values on bootstrap samples of the recordings, (samples,), by name."""
 
     @property
     def intervals(self) -> dict[str, Interval]:
-        """95 % intervals."""
+        """95 % confidence intervals by name."""
         return {name: interval_of(values) for name, values in self.samples.items()}
 
 
-def measure(scores: Array, targets: Array, units: Array, wanted: Mapping[str, Metric]) -> Measured:
-    """The figures of answers.
+def measure(scores: Array, targets: Array, recordings: Array, wanted: Mapping[str, Metric]) -> MetricValues:
+    """Compute metrics and their bootstrap samples.
 
     Args:
-        scores: (N, C), comparable.
+        scores: comparable scores (N, C).
         targets: (N, C), 0 or 1.
-        units: (N,), the recording of each answer: samples hold whole recordings.
-        wanted: from `wanted_metrics`.
+        recordings: number of each prediction's recording (N,); samples hold whole recordings.
+        wanted: metrics from `metrics_of_test`.
     """
-    count = int(np.clip(_BOOTSTRAP_BUDGET / max(1, scores.size), _FEWEST_SAMPLES, _MOST_SAMPLES))
+    count = affordable_samples(scores.size, _MAX_SAMPLES)
     values: dict[str, float] = {}
     samples: dict[str, Array] = {}
     for name, metric in wanted.items():
         try:
             values[name] = metric(scores, targets)
-            samples[name] = bootstrap_values(metric, scores, targets, samples=count, units=units)
-        except ValueError:  # no class has what it takes, or hardly a sample does
+            samples[name] = bootstrap_values(metric, scores, targets, samples=count, units=recordings)
+        except ValueError:  # the metric does not exist on these predictions, or on too many samples
             continue
-    return Measured(values, samples)
+    return MetricValues(values, samples)
 
 
-def mean_intervals(parts: list[Measured]) -> dict[str, Interval]:
-    """95 % intervals of the means over rounds, recordings drawn within each round."""
-    names = [name for name in parts[0].samples if all(name in part.samples for part in parts)] if parts else []
+def mean_intervals(folds: Sequence[MetricValues]) -> dict[str, Interval]:
+    """Return 95 % confidence intervals of the means over folds; recordings are drawn within each fold."""
+    names = [name for name in folds[0].samples if all(name in fold.samples for fold in folds)] if folds else []
     found = {}
     for name in names:
-        drawn = [part.samples[name] for part in parts]
-        fewest = min(map(len, drawn))
-        found[name] = interval_of(np.mean([values[:fewest] for values in drawn], axis=0))
+        drawn = [fold.samples[name] for fold in folds]
+        count = min(map(len, drawn))
+        found[name] = interval_of(np.mean([values[:count] for values in drawn], axis=0))
     return found

@@ -36,7 +36,7 @@ from ssamba.splits import Fold, Ints
 from ssamba.training.batches import PlannedBatches
 from ssamba.training.finetuning.data import LabeledData, split_by_class
 from ssamba.training.finetuning.recipe import FinetuneRecipe
-from ssamba.training.finetuning.scores import figures_of_merit
+from ssamba.training.finetuning.scores import validation_metrics
 from ssamba.training.task import StepContext, StepOutcome
 
 _OFFICIAL_SEGMENTS = 60
@@ -286,7 +286,9 @@ class FinetuneTask(PlannedBatches):
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         """Return the loss and the metrics that may choose a state."""
-        return figures_of_merit(predictions.logits, predictions.targets, multi=self.data.multi, binary_loss=self.binary)
+        return validation_metrics(
+            predictions.logits, predictions.targets, multi=self.data.multi, binary_loss=self.binary
+        )
 
     def pictures(self, model: nn.Module, step: int) -> Mapping[str, Any]:
         """Return no plots: the confusion matrix is plotted at the end."""
