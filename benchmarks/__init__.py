@@ -1,1 +1,1 @@
-"""Measurements: each module is a command, `python -m benchmarks.NAME`, that prints what it measured and on what."""
+"""Benchmarks: each module is a command, `python -m benchmarks.NAME`, that prints and saves its measurements."""

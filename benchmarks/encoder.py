@@ -1,24 +1,22 @@
-"""The whole encoder on a CPU against SSAST, the transformer: `python -m benchmarks.encoder`.
+"""Measure the encoder on a CPU against other implementations of its parts: `python -m benchmarks.encoder`.
 
-Sections (`--sections` chooses): `inference` (time of one clip over lengths, tiny and base), `memory` (peak extra
-resident memory of one pass, each in a process of its own), `training` (forward and backward at 512 patches), `scans` (the
-same encoder with its scan replaced by mambapy's pscan and by a loop over steps in Python), `blocks` (the same encoder
-made of mamba.py's own blocks), `floor` (against its matrix products alone plus the scan at 0.20 ns per update), `ragged`
-(16 clips of 0.3 to 10 s against equal clips of the same total).
-Float32, same threads, warm, sides taking turns, medians. Writes benchmarks/results/encoder*.json and .md.
+Sections (`--sections` selects): `training` (forward and backward at 512 patches against the own forward pass), `scans`
+(the same encoder with its scan replaced by mambapy's pscan and by loops over steps in Python), `blocks` (the same
+encoder made of mamba.py's own blocks), `floor` (against its matrix products alone plus the scan at 0.20 ns per update),
+`ragged` (16 clips of 0.3 to 10 s against equal clips with the same total). Float32, same threads, warm, sides in turns,
+medians. Time and memory against SSAST are measured by `ssamba bench efficiency`. Writes
+benchmarks/results/encoder*.json and .md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import numpy as np
@@ -26,127 +24,70 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.mambapy_blocks import How, blocks_mixer
 from benchmarks.scan import pscan_side
-from benchmarks.timing import disagreement, keep_memory, medians_s, save
+from benchmarks.timing import inline, medians_s, relative_error, retain_freed_memory, save
 from ssamba.embedder import Embedder
 from ssamba.model import SSAMBAEncoder, create_encoder, encoder
+from ssamba.ops import DirectionWeights
 from ssamba.ops.matmul import library, linear
 from ssamba.ops.mixer import compose
 from ssamba.studies.harness import environment, table
 
 Row = dict[str, Any]
-INFERENCE = (("tiny", 512), ("tiny", 2048), ("tiny", 8192), ("tiny", 22_000), ("base", 512), ("base", 2048))
-MEMORY = (2048, 8192, 22_000)
-MBYTE = 2**20
-
-_PEAK = """
-import sys, torch
-from benchmarks.encoder import model_and_input
-from ssamba.studies.harness import resident_peak
-
-torch.set_num_threads(int(sys.argv[3]))
-with torch.no_grad():
-    model, features = model_and_input(sys.argv[1], "tiny", int(sys.argv[2]))
-    model_small, small = model_and_input(sys.argv[1], "tiny", 64)
-    model_small(small)
-    print(resident_peak(lambda: model(features)))
-"""
+Variant = Literal["parallel scan", "loop over steps", "step"]
 
 
-def model_and_input(side: str, size: str, patches: int) -> tuple[nn.Module, Tensor]:
-    """A model ("ssamba", "sdpa" or "unfused") and features of so many patches (a multiple of 8)."""
+def model_and_input(size: Any, patches: int) -> tuple[SSAMBAEncoder, Tensor]:
+    """Return an encoder in evaluation mode and random features (1, T, 128) of `patches` patches, a multiple of 8."""
     torch.manual_seed(0)
     features = torch.randn(1, patches * 2, 128)
-    if side == "ssamba":
-        return create_encoder(size).eval(), features  # type: ignore[arg-type]
-    attention = "fused" if side == "sdpa" else "unfused"
-    return create_encoder(size, "ssast", num_frames=2 * patches, attention=attention).eval(), features  # type: ignore[arg-type]
+    model = create_encoder(size).eval()
+    assert isinstance(model, SSAMBAEncoder)
+    return model, features
 
 
-@torch.no_grad()
-def inference(budget_s: float) -> Iterator[Row]:
-    """Time of one clip."""
-    for size, patches in INFERENCE:
-        sides: dict[str, Callable[[], object]] = {}
-        for side in ("ssamba", "sdpa"):
-            model, features = model_and_input(side, size, patches)
-            sides[side] = lambda model=model, features=features: model(features)  # type: ignore[misc]
-        times = medians_s(sides, budget_s)
-        yield {
-            "section": "inference",
-            "what": f"{size}, {patches} patches ({patches * 0.02:.1f} s)",
-            "ssamba_ms": times["ssamba"] * 1e3,
-            "other": "transformer, SDPA",
-            "other_ms": times["sdpa"] * 1e3,
-            "ratio": times["ssamba"] / times["sdpa"],
-        }
-
-
-def memory(budget_s: float) -> Iterator[Row]:
-    """Peak extra resident memory of one pass (Linux)."""
-    for patches in MEMORY:
-        peaks: dict[str, float | None] = {}
-        for side in ("ssamba", "sdpa", "unfused"):
-            command = [sys.executable, "-c", _PEAK, side, str(patches), str(torch.get_num_threads())]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            peaks[side] = float(done.stdout) / MBYTE if done.returncode == 0 else None
-        for side in ("sdpa", "unfused"):
-            ours, other = peaks["ssamba"], peaks[side]
-            yield {
-                "section": "memory",
-                "what": f"tiny, {patches} patches, peak extra MB",
-                "ssamba_ms": ours,
-                "other": f"transformer, {'SDPA' if side == 'sdpa' else 'unfused attention'}",
-                "other_ms": other,
-                "ratio": None if ours is None or other is None else ours / other,
-            }
+def row(section: str, what: str, times_s: dict[str, float], side: str, other: str) -> Row:
+    """Return a row that compares the time of `ssamba` with that of another side, called `other`."""
+    return {
+        "section": section,
+        "what": what,
+        "ssamba_ms": times_s["ssamba"] * 1e3,
+        "other": other,
+        "other_ms": times_s[side] * 1e3,
+        "ratio": times_s["ssamba"] / times_s[side],
+    }
 
 
 def training(budget_s: float) -> Iterator[Row]:
-    """Forward and backward of tiny at 512 patches."""
-    sides: dict[str, Callable[[], object]] = {}
-    for side in ("ssamba", "sdpa"):
-        model, features = model_and_input(side, "tiny", 512)
-        model.train()
-        sides[side] = lambda model=model, features=features: model(features).square().mean().backward()  # type: ignore[misc]
-    model, features = model_and_input("ssamba", "tiny", 512)
+    """Compare forward and backward of tiny at 512 patches with its own forward pass."""
+    model, features = model_and_input("tiny", 512)
     model.train()
-    sides["within"] = lambda model=model, features=features: model(features)  # type: ignore[misc]
-    resting, _ = model_and_input("ssamba", "tiny", 512)
+    inference_model, _ = model_and_input("tiny", 512)
 
     def forward() -> None:
         with torch.no_grad():
-            resting(features)
+            inference_model(features)
 
-    sides["forward"] = forward
-    times = medians_s(sides, budget_s)
-    others = {
-        "sdpa": "transformer's step, SDPA",
-        "within": "own forward, keeping what the way back needs",
-        "forward": "own forward alone",
+    sides: dict[str, Callable[[], object]] = {
+        "ssamba": lambda: model(features).square().mean().backward(),
+        "saving": lambda: model(features),
+        "forward": forward,
     }
-    for other, name in others.items():
-        yield {
-            "section": "training",
-            "what": "tiny, 512 patches, forward and backward",
-            "ssamba_ms": times["ssamba"] * 1e3,
-            "other": name,
-            "other_ms": times[other] * 1e3,
-            "ratio": times["ssamba"] / times[other],
-        }
+    times = medians_s(sides, budget_s)
+    for side, other in (("saving", "own forward, saving for backward"), ("forward", "own forward alone")):
+        yield row("training", "tiny, 512 patches, forward and backward", times, side, other)
 
 
 @contextmanager
-def replaced_mixer(other: Callable[..., Tensor]) -> Iterator[None]:
-    """Let the encoder use another mixer."""
-    with patch.object(encoder, "bimamba_mixer", other), patch.object(encoder, "can_mix_into", lambda stream: False):
+def replaced_mixer(mixer: Callable[..., Tensor]) -> Iterator[None]:
+    """Make the encoder use another mixer."""
+    with patch.object(encoder, "bimamba_mixer", mixer), patch.object(encoder, "can_mix_into", lambda stream: False):
         yield
 
 
 @contextmanager
 def replaced_scan(scan: Callable[..., Tensor]) -> Iterator[None]:
-    """Let the encoder use another implementation of the scan, everything else as it is composed without a fused mixer."""
+    """Make the encoder use another scan; the rest of the mixer is composed of separate operators."""
 
     def adapted(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Tensor, **options: Any) -> Tensor:
         inputs = [u, delta, A, B, C, *rest]
@@ -160,7 +101,7 @@ def replaced_scan(scan: Callable[..., Tensor]) -> Iterator[None]:
 
 
 def loop_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor) -> Tensor:
-    """One step at a time in Python, every channel at once."""
+    """Scan one step at a time in Python, all channels at once."""
     delta = F.softplus(delta + bias)
     h = torch.zeros(u.shape[0], *A.shape)
     steps = []
@@ -173,8 +114,10 @@ def loop_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tens
 def mamba_reference_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor
 ) -> Tensor:
-    """The steps of the reference in Mamba's repository, which the official code falls back on: channel-first, with every
-    decay and drive (B, D, L, N) made beforehand."""
+    """Scan as the reference in Mamba's repository does, which the official code falls back to.
+
+    It is channel-first and computes every decay and drive (B, D, L, N) in advance.
+    """
     u, delta, z = (x.transpose(1, 2) for x in (u, delta, z))
     B, C = B.transpose(1, 2), C.transpose(1, 2)
     delta = F.softplus(delta + bias[:, None])
@@ -188,34 +131,111 @@ def mamba_reference_scan(
     return ((torch.stack(steps, dim=2) + D[:, None] * u) * F.silu(z)).transpose(1, 2)
 
 
-def over_another(
+def mambapy_mixer(variant: Variant) -> Callable[..., Tensor] | None:
+    """Return `bimamba_mixer` made of the blocks of mamba.py (`mambapy` on PyPI); None if it is not installed.
+
+    Its convolution, projections and scan are used. Its blocks know one direction, so two of them share the projections
+    into and out of the mixer, as in SSAMBA, and the second receives the flipped sequence.
+
+    Args:
+        variant: its parallel scan; its loop over the steps of the scan; or each token through the whole block, by
+        `step`.
+    """
+    try:
+        from mambapy.mamba import MambaBlock, MambaConfig
+    except ImportError:
+        return None
+    blocks: dict[int, tuple[Any, DirectionWeights]] = {}
+
+    def block_of(weights: DirectionWeights, in_weight: Tensor, out_weight: Tensor) -> Any:
+        if id(weights.A_log) not in blocks:
+            inner, state = weights.A_log.shape
+            config = MambaConfig(
+                d_model=inner // 2,
+                n_layers=1,
+                dt_rank=weights.dt_weight.shape[1],
+                d_state=state,
+                d_conv=weights.conv_weight.shape[1],
+                pscan=variant == "parallel scan",
+            )
+            block = MambaBlock(config)
+            for module, name, value in (
+                (block.conv1d, "weight", weights.conv_weight[:, None]),
+                (block.conv1d, "bias", weights.conv_bias),
+                (block.x_proj, "weight", weights.x_weight),
+                (block.dt_proj, "weight", weights.dt_weight),
+                (block.dt_proj, "bias", weights.dt_bias),
+                (block, "A_log", weights.A_log),
+                (block, "D", weights.D),
+                (block.in_proj, "weight", in_weight),
+                (block.out_proj, "weight", out_weight),
+            ):
+                setattr(module, name, nn.Parameter(value.detach()))
+            blocks[id(weights.A_log)] = block, weights  # holds the weights, so that no other tensor gets this id
+        return blocks[id(weights.A_log)][0]
+
+    def by_step(block: Any, hidden: Tensor) -> Tensor:
+        cache: Any = None, hidden.new_zeros(len(hidden), block.config.d_inner, block.config.d_conv - 1)
+        outputs = []
+        for token in hidden.unbind(1):
+            output, cache = block.step(token, cache)
+            outputs.append(output)
+        return torch.stack(outputs, dim=1)
+
+    def one_direction(x: Tensor, block: Any, flipped: bool) -> Tensor:
+        x = x.flip(1) if flipped else x
+        y: Tensor
+        if variant == "step":
+            y = by_step(block, x)
+        else:
+            y = block.ssm(F.silu(block.conv1d(x.transpose(1, 2))[:, :, : x.shape[1]].transpose(1, 2)), None)
+        return y.flip(1) if flipped else y
+
+    def mixer(
+        hidden: Tensor,
+        in_weight: Tensor,
+        out_weight: Tensor,
+        forward: DirectionWeights,
+        reverse: DirectionWeights,
+        *,
+        lengths: Tensor | None = None,
+        reversed_time: bool = False,
+    ) -> Tensor:
+        if lengths is not None:
+            raise ValueError("mamba.py's blocks do not support lengths")
+        first, second = (block_of(weights, in_weight, out_weight) for weights in (forward, reverse))
+        if variant == "step":  # here the block includes projections and gate
+            return (
+                one_direction(hidden, first, reversed_time) + one_direction(hidden, second, not reversed_time)
+            ) * 0.5
+        x, z = torch.chunk(F.linear(hidden, in_weight), 2, dim=-1)
+        y = one_direction(x, first, reversed_time) + one_direction(x, second, not reversed_time)
+        return F.linear(y * F.silu(z), out_weight * 0.5)
+
+    return mixer
+
+
+def compare_with(
     section: str, name: str, patches: int, replaced: Callable[[], AbstractContextManager[None]], budget_s: float
 ) -> Row:
-    """Tiny at so many patches, as it is and while `replaced()` holds."""
-    model, features = model_and_input("ssamba", "tiny", patches)
+    """Compare tiny with itself inside the context `replaced()`; exit if the results differ."""
+    model, features = model_and_input("tiny", patches)
 
     def other() -> Tensor:
         with replaced():
             found: Tensor = model(features)
         return found
 
-    error = disagreement([other()], [model(features)])
+    error = relative_error([other()], [model(features)])
     if error > 1e-3:
-        raise SystemExit(f"{name} disagrees with ours by {error:.1e}: no ratio")
+        raise SystemExit(f"{name} differs from ssamba by {error:.1e}: no ratio")
     times = medians_s({"ssamba": lambda: model(features), "other": other}, budget_s, repeats=5)
-    return {
-        "section": section,
-        "what": f"tiny, {patches} patches",
-        "ssamba_ms": times["ssamba"] * 1e3,
-        "other": name,
-        "other_ms": times["other"] * 1e3,
-        "ratio": times["ssamba"] / times["other"],
-    }
+    return row(section, f"tiny, {patches} patches", times, "other", name)
 
 
 @torch.no_grad()
 def scans(budget_s: float) -> Iterator[Row]:
-    """The same encoder over other people's scans."""
+    """Compare with the same encoder over other implementations of the scan."""
     others: list[tuple[str, Callable[..., Tensor], int]] = [
         ("loop over steps in Python", loop_scan, 512),
         ("Mamba's reference scan", mamba_reference_scan, 512),
@@ -225,31 +245,30 @@ def scans(budget_s: float) -> Iterator[Row]:
     if pscan is not None:
         others = [("mambapy's pscan", pscan, 512), ("mambapy's pscan", pscan, 2048), *others]
     for name, scan, patches in others:
-        yield over_another("scans", name, patches, partial(replaced_scan, scan), budget_s)
+        yield compare_with("scans", name, patches, partial(replaced_scan, scan), budget_s)
 
 
 @torch.no_grad()
 def blocks(budget_s: float) -> Iterator[Row]:
-    """The same encoder made of mamba.py's own blocks, with its parallel scan, with its loop over the scan's steps, and token by token."""
-    names: tuple[tuple[How, str], ...] = (
+    """Compare with the same encoder made of mamba.py's own blocks."""
+    names: tuple[tuple[Variant, str], ...] = (
         ("parallel scan", "mamba.py's blocks"),
         ("loop over steps", "mamba.py's blocks, their scan a loop over steps"),
         ("step", "mamba.py's blocks, step by step"),
     )
-    for how, name in names:
-        theirs = blocks_mixer(how)
-        if theirs is None:
+    for variant, name in names:
+        mixer = mambapy_mixer(variant)
+        if mixer is None:
             return
         for patches in (512, 2048):
-            yield over_another("blocks", name, patches, partial(replaced_mixer, theirs), budget_s)
+            yield compare_with("blocks", name, patches, partial(replaced_mixer, mixer), budget_s)
 
 
 @torch.no_grad()
 def floor(budget_s: float) -> Iterator[Row]:
-    """The encoder against its own matrix products alone, plus the scan at 0.20 ns per update and thread."""
+    """Compare with the encoder's matrix products alone, plus the scan at 0.20 ns per update and thread."""
     for size, patches in (("tiny", 512), ("tiny", 2048), ("base", 512)):
-        model, features = model_and_input("ssamba", size, patches)
-        assert isinstance(model, SSAMBAEncoder)
+        model, features = model_and_input(size, patches)
         config, tokens = model.config, patches + 1
         inner, projected = config.inner_dim, config.rank + 2 * config.state_size
         width = config.embed_dim
@@ -260,22 +279,15 @@ def floor(budget_s: float) -> Iterator[Row]:
             for a, b in operands:
                 linear(a, b)
 
-        times = medians_s({"ssamba": lambda m=model, f=features: m(f), "products": products}, budget_s)  # type: ignore[misc]
+        times = medians_s({"ssamba": lambda m=model, f=features: m(f), "floor": products}, budget_s)  # type: ignore[misc]
         updates = tokens * inner * config.state_size * 2 * config.depth
-        bound = times["products"] + updates * 0.20e-9 / torch.get_num_threads()
-        yield {
-            "section": "floor",
-            "what": f"{size}, {patches} patches",
-            "ssamba_ms": times["ssamba"] * 1e3,
-            "other": "matrix products and scan alone",
-            "other_ms": bound * 1e3,
-            "ratio": times["ssamba"] / bound,
-        }
+        times["floor"] += updates * 0.20e-9 / torch.get_num_threads()
+        yield row("floor", f"{size}, {patches} patches", times, "floor", "matrix products and scan alone")
 
 
 @torch.no_grad()
 def ragged(budget_s: float) -> Iterator[Row]:
-    """Sixteen clips of 0.3 to 10 s in one list, against sixteen equal clips with as many tokens."""
+    """Compare 16 clips of 0.3 to 10 s in one list with 16 equal clips with as many tokens."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = Embedder(create_encoder("tiny"), device="cpu")
@@ -285,22 +297,14 @@ def ragged(budget_s: float) -> Iterator[Row]:
     equal = [int((round(columns.mean()) * 16 - 1) * 160 + 400)] * 16
     lists = {
         name: [rng.normal(size=n).astype(np.float32) * 0.1 for n in lengths]
-        for name, lengths in (("ragged", samples), ("equal", equal))
+        for name, lengths in (("ssamba", samples), ("equal", equal))
     }
     times = medians_s({name: lambda clips=clips: model.embed(clips) for name, clips in lists.items()}, budget_s)  # type: ignore[misc]
-    yield {
-        "section": "ragged",
-        "what": f"embed, 16 clips of 0.3 to 10 s ({columns.sum() * 8} tokens)",
-        "ssamba_ms": times["ragged"] * 1e3,
-        "other": f"16 equal clips ({round(columns.mean()) * 16 * 8} tokens)",
-        "other_ms": times["equal"] * 1e3,
-        "ratio": times["ragged"] / times["equal"],
-    }
+    what = f"embed, 16 clips of 0.3 to 10 s ({columns.sum() * 8} tokens)"
+    yield row("ragged", what, times, "equal", f"16 equal clips ({round(columns.mean()) * 16 * 8} tokens)")
 
 
 SECTIONS: dict[str, Callable[[float], Iterator[Row]]] = {
-    "inference": inference,
-    "memory": memory,
     "training": training,
     "scans": scans,
     "blocks": blocks,
@@ -314,31 +318,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--budget-s", type=float, default=12.0, help="seconds for each comparison, about")
-    parser.add_argument("--keep-memory", action="store_true", help="freed memory stays in the process, for all sides")
+    parser.add_argument("--budget-s", type=float, default=12.0, help="approximate time for each comparison")
+    parser.add_argument("--keep-memory", action="store_true", help="make the allocator retain freed memory")
     arguments = parser.parse_args()
-    if arguments.keep_memory and not keep_memory():
+    if arguments.keep_memory and not retain_freed_memory():
         parser.error("--keep-memory needs glibc's allocator")
     torch.set_num_threads(arguments.threads)
     rows: list[Row] = []
     for name in arguments.sections:
-        for row in SECTIONS[name](arguments.budget_s):
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-
-    def figure(value: float | None, digits: int = 1) -> str:
-        return "out of memory" if value is None else f"{value:,.{digits}f}"
-
+        for found in SECTIONS[name](arguments.budget_s):
+            rows.append(found)
+            print(json.dumps(found), flush=True)
     cells = [
-        [r["section"], r["what"], figure(r["ssamba_ms"]), r["other"], figure(r["other_ms"]), figure(r["ratio"], 3)]
+        [r["section"], r["what"], f"{r['ssamba_ms']:,.1f}", r["other"], f"{r['other_ms']:,.1f}", f"{r['ratio']:.3f}"]
         for r in rows
     ]
     where = {**environment(), "products": library(), **({"memory": "kept"} if arguments.keep_memory else {})}
-    text = table(["section", "what", "ssamba (ms, MB)", "against", "it (ms, MB)", "ratio"], cells)
-    heading = ", ".join(f"{key} {value}" for key, value in where.items())
+    text = table(["section", "input", "ssamba, ms", "against", "ms", "ratio"], cells)
     name = "encoder" if arguments.sections == list(SECTIONS) else "encoder_" + "_".join(arguments.sections)
     name += "_kept" if arguments.keep_memory else ""
-    save(name, {"where": where, "rows": rows}, f"{heading}\n\n{text}")
+    save(name, {"where": where, "rows": rows}, f"{inline(where)}\n\n{text}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""The Triton kernels and the whole encoder on an NVIDIA GPU: `python -m benchmarks.gpu`.
+"""Measure the Triton kernels on an NVIDIA GPU: `python -m benchmarks.gpu`.
 
-First every kernel is compared with the float64 reference on the same GPU; without agreement no ratio is printed. Then
-come the scan and the convolution, long sequences at batch 1, and SSAMBA against SSAST, for inference and a training step, with peak memory. `--parts sweep` tries other block sizes of the scan.
-A part that fails is reported and the others go on. Writes benchmarks/results/gpu.json and gpu.md.
+First every kernel is compared with the float64 reference on the same GPU; if results differ, no ratio is printed. Then
+the scan, the convolution, and encoders at batch 1 with and without a CUDA graph are timed, with peak memory.
+`--parts sweep` tries other block sizes of the scan. A part that fails is reported and the others go on. Encoders at
+other batch sizes and their training steps are measured by `ssamba bench efficiency --device cuda`. Writes
+benchmarks/results/gpu.json and gpu.md.
 
 Shapes: B batch, L tokens, D channels, N states. A state update is one of the B L D N steps of the recurrence.
 """
@@ -24,14 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.timing import disagreement, save
+from benchmarks.timing import relative_error, save
 from ssamba.ops import causal_conv, selective_scan
 from ssamba.ops.triton import launch
-from ssamba.studies.harness import environment, table
+from ssamba.studies.harness import Run, allocated_peak, environment, table
 
 PARTS = ("check", "scan", "conv", "encoders", "sweep")
 STATE, TAPS, RANK = 16, 4, 48
-ALLOWED = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}  # relative to the largest value
+TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}  # relative to the largest value
 SCANS = (  # B, L, D, dtype
     (64, 513, 1536, torch.bfloat16),
     (16, 513, 1536, torch.bfloat16),
@@ -44,25 +46,13 @@ SCANS = (  # B, L, D, dtype
     (1, 180_001, 384, torch.bfloat16),
 )
 CONVS = ((64, 513, 1536, torch.bfloat16), (1, 513, 384, torch.bfloat16), (1, 180_001, 384, torch.bfloat16))
-ENCODERS = (  # size, patches, batch
-    ("tiny", 512, 1),
-    ("tiny", 512, 64),
-    ("base", 512, 1),
-    ("base", 512, 64),
-    ("tiny", 22_000, 1),
-    ("base", 22_000, 1),
-    ("tiny", 2_048, 16),
-    ("base", 2_048, 16),
-    ("tiny", 8_192, 4),
-    ("base", 8_192, 4),
-)
+ENCODERS = (("tiny", 512), ("base", 512), ("tiny", 22_000), ("base", 22_000))  # size, patches
 
-Run = Callable[[], object]
 Tensors = dict[str, Any]  # of tensors; `Any` since they become keyword arguments
 
 
 class Clock:
-    """Times calls on the device, and knows how much of the whole run's time is left."""
+    """Time calls on the device within a time budget for the whole run."""
 
     def __init__(self, device: torch.device, budget_s: float, each_s: float):
         self.device, self.each_s = device, each_s
@@ -72,12 +62,12 @@ class Clock:
         return self.end - time.perf_counter()
 
     def once_s(self, run: Run, calls: int) -> float:
-        """Seconds per call of `calls` calls in a row."""
+        """Return the seconds per call of `calls` calls in a row."""
         if self.device.type == "cpu":
-            begun = time.perf_counter()
+            started = time.perf_counter()
             for _ in range(calls):
                 run()
-            return (time.perf_counter() - begun) / calls
+            return (time.perf_counter() - started) / calls
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         for _ in range(calls):
@@ -87,7 +77,7 @@ class Clock:
         return float(start.elapsed_time(stop)) / 1e3 / calls
 
     def medians_s(self, sides: Mapping[str, Run]) -> dict[str, float]:
-        """Median seconds of a call of each side, warm, the sides taking turns."""
+        """Return the median seconds of a call of each side, warm, timed in turns."""
         calls = {}
         for name, run in sides.items():
             for _ in range(2):
@@ -103,19 +93,12 @@ class Clock:
         return {name: statistics.median(values) for name, values in times.items()}
 
     def peak_mb(self, run: Run) -> float | None:
-        """Most memory that one call holds beyond what was held before it."""
-        if self.device.type == "cpu":
-            return None
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        """Return the peak memory that one call allocates beyond what was allocated before; None on a CPU."""
+        return None if self.device.type == "cpu" else allocated_peak(run, self.device) / 2**20
 
 
 class Report:
-    """Rows of every part, as Markdown and JSON."""
+    """Collect the rows of every part as Markdown and JSON."""
 
     def __init__(self) -> None:
         self.data: dict[str, Any] = {}
@@ -154,7 +137,7 @@ def _free() -> None:
 
 
 def scan_inputs(B: int, L: int, D: int, dtype: torch.dtype, device: torch.device, N: int = STATE) -> Tensors:
-    """As a block makes them: x, z and delta_low, B, C are slices of two projections; delta about 0.05."""
+    """Return inputs as a block computes them: u, z and B, C are slices of two projections; delta is about 0.05."""
     torch.manual_seed(0)
     u, z = torch.randn(B, L, 2 * D, device=device, dtype=dtype).chunk(2, dim=-1)
     _, b, c = torch.randn(B, L, RANK + 2 * N, device=device, dtype=dtype).tensor_split((RANK, RANK + N), dim=-1)
@@ -171,7 +154,7 @@ def scan_inputs(B: int, L: int, D: int, dtype: torch.dtype, device: torch.device
 
 
 def with_gradients(function: Callable[..., Any], inputs: Tensors, dtype: torch.dtype | None) -> list[Tensor]:
-    """Results and the gradient of every input, given fixed random gradients of the results."""
+    """Return the results and the gradient of every input, for fixed random gradients of the results."""
     leaves = {name: x.detach().to(dtype or x.dtype).requires_grad_() for name, x in inputs.items()}
     out = function(**leaves)
     outs = list(out) if isinstance(out, tuple) else [out]
@@ -181,7 +164,7 @@ def with_gradients(function: Callable[..., Any], inputs: Tensors, dtype: torch.d
 
 
 def check(report: Report, clock: Clock, backend: str, tiny: bool) -> bool:
-    """Compare with the float64 reference (`eager` in float64, itself tested, where the loop takes too long)."""
+    """Compare with the float64 reference; for long inputs with `eager` in float64, which is tested itself."""
     cases: list[tuple[int, int, int, int, torch.dtype, str, bool]] = [
         (2, 65, 17, 4, torch.float32, "forward", True),
         (2, 513, 384, 16, torch.float32, "reverse", False),
@@ -209,7 +192,7 @@ def check(report: Report, clock: Clock, backend: str, tiny: bool) -> bool:
             exact = with_gradients(scan(oracle), inputs, torch.float64)
             ours = with_gradients(scan(backend), inputs, None)
             again = with_gradients(scan(backend), inputs, None)
-            row["scan error"] = disagreement([x.double() for x in ours], exact)
+            row["scan error"] = relative_error([x.double() for x in ours], exact)
             row["same bits twice"] = all(torch.equal(x, y) for x, y in zip(ours, again, strict=True))
 
             x = {"x": inputs["u"], "weight": torch.randn(D, TAPS, device=clock.device), "bias": inputs["D"]}
@@ -218,9 +201,9 @@ def check(report: Report, clock: Clock, backend: str, tiny: bool) -> bool:
                 return partial(causal_conv, direction=direction, lengths=lengths, backend=backend)
 
             exact = with_gradients(conv("eager"), x, torch.float64)
-            row["conv error"] = disagreement([t.double() for t in with_gradients(conv(backend), x, None)], exact)
+            row["conv error"] = relative_error([t.double() for t in with_gradients(conv(backend), x, None)], exact)
             worst = max(row["scan error"], row["conv error"])
-            row["agrees"] = worst <= ALLOWED[dtype] and row["same bits twice"]  # NaN is not
+            row["agrees"] = worst <= TOLERANCES[dtype] and row["same bits twice"]  # false for NaN
         except Exception as error:
             report.fail(f"check of {row}", error)
             row["agrees"] = False
@@ -233,14 +216,14 @@ def check(report: Report, clock: Clock, backend: str, tiny: bool) -> bool:
 
 
 def training_run(function: Callable[..., Tensor], inputs: Tensors) -> Run:
-    """Forward and backward, gradients of everything."""
+    """Return a call of forward and backward with the gradients of all inputs."""
     leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
     weight = torch.randn_like(function(**leaves).detach())
     return lambda: torch.autograd.grad(function(**leaves), list(leaves.values()), weight)
 
 
 def mamba_scan(inputs: Tensors) -> tuple[Callable[..., Tensor], Tensors] | None:
-    """mamba_ssm's CUDA scan with our inputs in its layout (B, D, L), or None where it is not installed."""
+    """Return the CUDA scan of mamba_ssm and the inputs in its layout (B, D, L); None if it is not installed."""
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
     except ImportError:
@@ -255,7 +238,7 @@ def mamba_scan(inputs: Tensors) -> tuple[Callable[..., Tensor], Tensors] | None:
 
 
 def measure_scan(report: Report, clock: Clock, backend: str, shapes: tuple[Any, ...], agreed: bool) -> None:
-    """One direction of the scan."""
+    """Time one direction of the scan."""
     rows = []
     for B, L, D, dtype in shapes:
         row: dict[str, Any] = {"B": B, "L": L, "D": D, "dtype": _dtype_name(dtype)}
@@ -302,6 +285,8 @@ def measure_scan(report: Report, clock: Clock, backend: str, shapes: tuple[Any, 
 
 
 def _without_gradients(function: Callable[..., Tensor], inputs: Tensors) -> Run:
+    """Return a call of forward alone."""
+
     def run() -> None:
         with torch.no_grad():
             function(**inputs)
@@ -310,7 +295,7 @@ def _without_gradients(function: Callable[..., Tensor], inputs: Tensors) -> Run:
 
 
 def measure_conv(report: Report, clock: Clock, backend: str, shapes: tuple[Any, ...]) -> None:
-    """The causal convolution with SiLU beside torch's grouped convolution on the same rows."""
+    """Time the causal convolution with SiLU, and torch's grouped convolution on the same rows."""
     rows = []
     for B, L, D, dtype in shapes:
         row: dict[str, Any] = {"B": B, "L": L, "D": D, "dtype": _dtype_name(dtype)}
@@ -345,7 +330,7 @@ def measure_conv(report: Report, clock: Clock, backend: str, shapes: tuple[Any, 
 
 
 def graphed(run: Run) -> Run:
-    """The same work replayed from a CUDA graph: without the launches' time on the CPU."""
+    """Return a call that replays the work from a CUDA graph, without the time of launches on the CPU."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -358,7 +343,7 @@ def graphed(run: Run) -> Run:
 
 
 def encoder_inference(model: nn.Module, features: Tensor) -> Run:
-    """bfloat16 throughout, the parameters too."""
+    """Return an inference call in bfloat16, parameters included."""
     model = model.to(torch.bfloat16).eval()
     features = features.to(torch.bfloat16)
 
@@ -369,48 +354,31 @@ def encoder_inference(model: nn.Module, features: Tensor) -> Run:
     return run
 
 
-def encoder_training(model: nn.Module, features: Tensor) -> Run:
-    """Forward and backward under bfloat16 autocast, float32 parameters."""
-    model = model.float().train()
-
-    def run() -> None:
-        model.zero_grad(set_to_none=True)
-        with torch.autocast(features.device.type, dtype=torch.bfloat16):
-            loss = model(features).float().square().mean()
-        loss.backward()
-
-    return run
-
-
 def _build(name: str, size: Any, patches: int, depth: int | None) -> nn.Module:
-    # Imported here, so that the kernels can be measured where einops and pydantic are missing.
+    # Imported here, so that the kernels can also be measured where einops and pydantic are missing.
     from ssamba.model import create_encoder
 
     if name == "ssamba":
         return create_encoder(size) if depth is None else create_encoder(size, depth=depth)
-    attention = "fused" if name == "sdpa" else "unfused"
-    return create_encoder(size, "ssast", num_frames=patches // 8 * 16, attention=attention)
+    return create_encoder(size, "ssast", num_frames=patches // 8 * 16)
 
 
 def measure_encoders(report: Report, clock: Clock, shapes: tuple[Any, ...], agreed: bool, depth: int | None) -> None:
-    """SSAMBA (24 blocks) against SSAST (12) with flash attention, and unfused."""
+    """Time inference of SSAMBA and SSAST (fused attention) at batch 1, with and without a CUDA graph."""
     rows = []
-    for size, patches, batch in shapes:
-        frames = patches // 8 * 16
-        features = torch.randn(batch, frames, 128, device=clock.device)
-        for mode in ("inference", "inference, CUDA graph", "training"):
-            row: dict[str, Any] = {"size": size, "patches": patches, "B": batch, "mode": mode}
-            if mode.endswith("graph") and (clock.device.type == "cpu" or batch > 1):
+    for size, patches in shapes:
+        features = torch.randn(1, patches // 8 * 16, 128, device=clock.device)
+        for mode in ("inference", "inference, CUDA graph"):
+            row: dict[str, Any] = {"size": size, "patches": patches, "mode": mode}
+            if mode.endswith("graph") and clock.device.type == "cpu":
                 continue
             if clock.left_s() < 5:
-                report.fail(f"encoder {row}", TimeoutError("left out, the time is up"))
+                report.fail(f"encoder {row}", TimeoutError("skipped: the time budget is used up"))
                 continue
-            names = ["ssamba", "sdpa", *(["unfused"] if patches >= 8_192 and mode == "inference" else [])]
             sides: dict[str, Run] = {}
-            for name in names:
+            for name in ("ssamba", "ssast"):
                 try:
-                    model = _build(name, size, patches, depth).to(clock.device)
-                    run = (encoder_training if mode == "training" else encoder_inference)(model, features)
+                    run = encoder_inference(_build(name, size, patches, depth).to(clock.device), features)
                     run()
                     row[f"{name} MB"] = clock.peak_mb(run)
                     sides[name] = graphed(run) if mode.endswith("graph") else run
@@ -420,24 +388,32 @@ def measure_encoders(report: Report, clock: Clock, shapes: tuple[Any, ...], agre
             try:
                 medians = clock.medians_s(sides)
                 row |= {f"{name} ms": value * 1e3 for name, value in medians.items()}
-                for other in ("sdpa", "unfused"):
-                    if agreed and "ssamba" in medians and other in medians:
-                        row[f"time / {other}"] = medians["ssamba"] / medians[other]
-                        ours, theirs = row.get("ssamba MB"), row.get(f"{other} MB")
-                        row[f"memory / {other}"] = ours / theirs if ours and theirs else None
+                if agreed and len(medians) == 2:
+                    row["time ratio"] = medians["ssamba"] / medians["ssast"]
+                    ours, theirs = row.get("ssamba MB"), row.get("ssast MB")
+                    row["memory ratio"] = ours / theirs if ours and theirs else None
             except Exception as error:
                 report.fail(f"encoder {row}", error)
             rows.append(row)
             sides.clear()
             _free()
-    columns = ["size", "patches", "B", "mode", "ssamba ms", "sdpa ms", "time / sdpa", "unfused ms", "time / unfused"]
-    columns += ["ssamba MB", "sdpa MB", "memory / sdpa", "unfused MB", "memory / unfused"]
-    report.add("encoders", "Encoders in bfloat16 (MB: held by a call beyond the parameters)", columns, rows)
+    columns = [
+        "size",
+        "patches",
+        "mode",
+        "ssamba ms",
+        "ssast ms",
+        "time ratio",
+        "ssamba MB",
+        "ssast MB",
+        "memory ratio",
+    ]
+    report.add("encoders", "Encoders in bfloat16, batch 1 (MB: peak of a call beyond the parameters)", columns, rows)
 
 
 @contextmanager
 def planned(name: str, **changes: Any) -> Iterator[None]:
-    """`launch.plan_forward` or `plan_backward` with other block sizes."""
+    """Replace block sizes in the plans of `launch.plan_forward` or `plan_backward`."""
     original = getattr(launch, name)
     block_e = changes.get("block_e")
 
@@ -456,7 +432,7 @@ def planned(name: str, **changes: Any) -> Iterator[None]:
 
 
 def sweep(report: Report, clock: Clock, shapes: tuple[Any, ...]) -> None:
-    """Other block sizes and register limits of the scan, for choosing the defaults."""
+    """Time other block sizes and register limits of the scan, to choose the defaults."""
     forwards = [(32, 8, 128), (32, 8, 96), (32, 8, 168), (32, 4, 128), (32, 16, 168), (64, 4, 168), (64, 8, 255)]
     backwards = [(64, 4, 168), (64, 4, 255), (64, 8, 255), (64, 8, 168), (128, 4, 255), (32, 8, 168), (32, 4, 128)]
     rows = []
@@ -482,30 +458,23 @@ def sweep(report: Report, clock: Clock, shapes: tuple[Any, ...]) -> None:
 
 
 def gpu_environment(device: torch.device) -> dict[str, Any]:
-    facts = environment()
+    """Return the environment, with the number of multiprocessors and Triton's version on a GPU."""
+    facts = environment(device)
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        facts |= {
-            "gpu": properties.name,
-            "multiprocessors": properties.multi_processor_count,
-            "cuda": torch.version.cuda,
-        }
         import triton
 
-        facts["triton"] = triton.__version__
+        count = torch.cuda.get_device_properties(device).multi_processor_count
+        facts |= {"multiprocessors": count, "triton": triton.__version__}
     return facts
 
 
 def main() -> None:
+    """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[:-1]), help="default: all but sweep")
-    parser.add_argument(
-        "--budget-s", type=float, default=280, help="after so many seconds the encoders left are left out"
-    )
-    parser.add_argument(
-        "--each-s", type=float, default=0.4, help="about how long one side of a measurement is repeated"
-    )
-    parser.add_argument("--tiny", action="store_true", help="toy sizes on the CPU with `eager`: a test of this script")
+    parser.add_argument("--budget-s", type=float, default=280, help="skip the remaining encoders after this time")
+    parser.add_argument("--each-s", type=float, default=0.4, help="approximate time for which each side is repeated")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes on the CPU by `eager`, to test this script")
     args = parser.parse_args()
     if not args.tiny and not torch.cuda.is_available():
         parser.error("there is no CUDA device here (--tiny tests the script without one)")
@@ -515,7 +484,7 @@ def main() -> None:
     print(report.data["environment"], flush=True)
     shapes: tuple[tuple[Any, ...], ...] = SCANS, CONVS, ENCODERS
     if args.tiny:
-        shapes = ((1, 9, 16, torch.float32),), ((1, 9, 16, torch.float32),), (("tiny", 16, 1),)
+        shapes = ((1, 9, 16, torch.float32),), ((1, 9, 16, torch.float32),), (("tiny", 16),)
     agreed = True
     parts: dict[str, Callable[[], object]] = {
         "scan": lambda: measure_scan(report, clock, backend, shapes[0], agreed),
@@ -534,7 +503,7 @@ def main() -> None:
     report.data["agreed"] = agreed
     head = "\n".join(f"- {name}: {value}" for name, value in report.data["environment"].items())
     warning = "" if agreed else "\n\n**Results differ from the float64 reference: no ratios.**"
-    text = "\n\n".join(["# The kernels on a GPU", head + warning, *report.texts])
+    text = "\n\n".join(["# Kernels on a GPU", head + warning, *report.texts])
     if args.tiny:
         print(text)
     else:

@@ -1,9 +1,9 @@
-"""How fast pretraining steps are: `python -m benchmarks.pretraining [--size tiny] [--clips 4]`.
+"""Measure how fast pretraining steps are: `python -m benchmarks.pretraining [--size tiny] [--clips 4]`.
 
-A training step (features, masks, forward, backward, optimizer) on crops of 10.24 s with 400 of 512 patches masked, the
-same kernels for all: the original's two encoder passes, one shared pass, visible patches only. Sides take turns. And how
-long the trainer waits for data, in a short run on recordings decoded on the fly. The recordings are the demo's. Writes
-benchmarks/results/pretraining.json and pretraining.md.
+A training step (features, masks, forward, backward, optimizer) on crops of 10.24 s with 400 of 512 patches masked, with
+the same kernels for all sides: the two encoder passes of the original, one shared pass, visible patches only. Sides
+take turns. Also the share of time that a short run waits for data, with recordings decoded on the fly. Recordings are
+those of the demo. Writes benchmarks/results/pretraining.json and pretraining.md.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.timing import save
-from ssamba.audio.decode import decode
+from benchmarks.timing import DEMO_AUDIO, demo_samples, save
 from ssamba.data.loader import WaveBatch
 from ssamba.studies.harness import environment, table, timings_s
 from ssamba.training.optim import build_optimizer
@@ -29,7 +28,6 @@ from ssamba.training.pretraining.recipe import PretrainRecipe
 from ssamba.training.pretraining.task import PretrainingTask, pretrain
 from ssamba.training.task import StepContext
 
-AUDIO = Path(__file__).resolve().parent.parent / "demo" / "audio"
 PASSES: dict[str, dict[str, Any]] = {
     "two passes (the original)": {"variant": "official", "passes": 2, "encode": "all"},
     "one pass": {"variant": "official", "passes": 1, "encode": "all"},
@@ -40,35 +38,36 @@ PASSES: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="tiny")
-    parser.add_argument("--clips", type=int, default=4, help="clips of a step")
+    parser.add_argument("--clips", type=int, default=4, help="clips in a step")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--budget-s", type=float, default=120.0)
-    parser.add_argument("--wait-minutes", type=float, default=1.0, help="length of the run that measures waiting")
+    parser.add_argument("--wait-minutes", type=float, default=1.0, help="duration of the run that measures waiting")
     options = parser.parse_args()
     results: dict[str, Any] = {**environment(), **vars(options)}
     with tempfile.TemporaryDirectory() as folder:
-        for path in AUDIO.glob("*.flac"):
+        for path in DEMO_AUDIO.glob("*.flac"):
             shutil.copy(path, folder)
         sides = {
             name: _step(folder, options.size, options.clips, options.precision, **side) for name, side in PASSES.items()
         }
         times = {name: median(found) for name, found in timings_s(sides, options.budget_s).items()}
         results["step_s"] = times
-        results["data_wait_share"] = _waiting(folder, options)
+        results["data_wait_share"] = _data_wait_share(folder, options)
     slowest = times["two passes (the original)"]
     rows = [
         [name, f"{1000 * s:.0f} ms", f"{options.clips / s:.2f}", f"{slowest / s:.2f} x"] for name, s in times.items()
     ]
     text = table(["step", "median", "clips of 10.24 s per second", "against two passes"], rows)
-    text += f"\n\nShare of the time that training waits for data: {100 * results['data_wait_share']:.1f} %."
+    text += f"\n\nShare of time that training waits for data: {100 * results['data_wait_share']:.1f} %."
     save("pretraining", results, text)
 
 
 def _step(
     folder: str, size: str, clips: int, precision: Any, variant: str, passes: int, encode: str
 ) -> Callable[[], Any]:
+    """Return a call that takes one training step on a fixed batch."""
     recipe = PretrainRecipe.parse(
         {
             "model": {"size": size, "variant": variant},
@@ -80,7 +79,9 @@ def _step(
     task = PretrainingTask(recipe, open_corpora([folder], recipe))
     task.model.train()
     optimizer = build_optimizer(task.model, recipe.optimizer)
-    wave = torch.from_numpy(_medley(clips)).view(clips, -1)
+    # One sample more than 1,024 frames need, as the original's 10.24 s crops give 1,024 after padding.
+    samples_per_clip = 400 + 160 * 1023
+    wave = torch.from_numpy(np.resize(demo_samples(), (clips, samples_per_clip)))
     samples, seeds = torch.full((clips,), wave.shape[1]), torch.arange(clips)
     names = tuple((str(i),) for i in range(clips))
     batch = WaveBatch(wave, samples, seeds, names, tuple((wave.shape[1],) for _ in range(clips)), ((),) * clips)
@@ -96,15 +97,8 @@ def _step(
     return step
 
 
-def _medley(clips: int) -> Any:
-    # One sample more than 1,024 frames need, as the original's 10.24 s crops give 1,024 after padding.
-    samples = 400 + 160 * 1023
-    whole = np.concatenate([decode(path) for path in sorted(AUDIO.glob("*.flac"))])
-    return np.resize(whole, clips * samples)
-
-
-def _waiting(folder: str, options: argparse.Namespace) -> float:
-    """Share of its time that a run with one decoding process waits."""
+def _data_wait_share(folder: str, options: argparse.Namespace) -> float:
+    """Return the share of time that a run with one decoding process waits for data."""
     recipe = PretrainRecipe.parse(
         {
             "model": {"size": options.size},
@@ -116,7 +110,7 @@ def _waiting(folder: str, options: argparse.Namespace) -> float:
     shares: list[float] = []
     with tempfile.TemporaryDirectory() as out:
         for i in range(20):  # more recordings than a batch holds
-            for path in AUDIO.glob("*.flac"):
+            for path in DEMO_AUDIO.glob("*.flac"):
                 link = Path(folder) / f"{i}-{path.name}"
                 if not link.exists():
                     link.symlink_to(path)

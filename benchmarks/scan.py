@@ -1,10 +1,11 @@
-"""The selective scan, forward and backward, against its alternatives: `python -m benchmarks.scan`.
+"""Measure the selective scan, forward and backward, against alternatives: `python -m benchmarks.scan`.
 
-Sides: `cpp` (ours), `eager` (ours in plain PyTorch), `pscan` (mambapy's parallel scan, if installed), and `loop` (one step at
-a time in Python). Float32, softplus, skip and gate included, slices as they come out of a block's projections. Then the
-C++ kernels alone over lengths, widths, threads and instruction sets, in nanoseconds per state update (B L D N updates). Freed memory
-stays in the process, for all sides: what is measured is the scan, not how fast the system zeroes pages.
-Writes benchmarks/results/scan.json and scan.md. No ratio is printed for a side whose results differ from the reference's.
+Sides: `cpp` (the C++ kernels), `eager` (plain PyTorch), `pscan` (mambapy's parallel scan, if installed), and `loop`
+(one step at a time in Python). Float32; softplus, skip and gate included; inputs are slices, as a block's projections
+produce them. Then the C++ kernels alone over lengths, widths, threads and instruction sets, in nanoseconds per state
+update (B L D N updates). The allocator retains freed memory for all sides, so that the scan is measured and not how
+fast the system zeroes pages. No ratio is printed for a side whose results differ from the reference. Writes
+benchmarks/results/scan.json and scan.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.timing import disagreement, keep_memory, medians_s, save
+from benchmarks.timing import inline, medians_s, relative_error, retain_freed_memory, save
 from ssamba.ops import selective_scan
 from ssamba.ops.cpp import extension
 from ssamba.studies.harness import environment, table
@@ -25,13 +26,13 @@ from ssamba.studies.harness import environment, table
 STATE, RANK = 16, 12
 COMPARED = ((512, 384), (2048, 384), (512, 1536))
 SCALED = ((512, 384), (2048, 384), (8192, 384), (65536, 384), (512, 1536), (2048, 1536))
-AGREEMENT = 1e-3  # relative to the largest value: float32 in another order of operations
+TOLERANCE = 1e-3  # relative to the largest value: float32 in another order of operations
 
 Scan = Callable[..., Tensor]
 
 
 def inputs(length: int, channels: int, batch: int = 1) -> list[Tensor]:
-    """u, delta, A, B, C, D, z, delta_bias as a block makes them; delta about 0.05."""
+    """Return u, delta, A, B, C, D, z, delta_bias as a block computes them; delta is about 0.05."""
     g = torch.Generator().manual_seed(0)
     u, z = torch.randn(batch, length, 2 * channels, generator=g).chunk(2, dim=-1)
     projected = torch.randn(batch, length, RANK + 2 * STATE, generator=g)
@@ -42,7 +43,7 @@ def inputs(length: int, channels: int, batch: int = 1) -> list[Tensor]:
 
 
 def pscan_side() -> Scan | None:
-    """mambapy's scan in our signature, or None where it is not installed."""
+    """Return mambapy's scan with the signature of `selective_scan`; None if it is not installed."""
     try:
         from mambapy.pscan import pscan
     except ImportError:
@@ -59,12 +60,12 @@ def pscan_side() -> Scan | None:
 
 
 def backend(name: str) -> Scan:
-    """Our scan on one backend."""
+    """Return `selective_scan` on one backend."""
     return lambda *args: selective_scan(*args, backend=name)
 
 
 def compare(length: int, channels: int, budget_s: float) -> list[dict[str, Any]]:
-    """One shape, all sides, forward and backward."""
+    """Time all sides at one shape, forward and backward."""
     sides: dict[str, Scan] = {"cpp": backend("cpp"), "eager": backend("eager"), "loop": backend("reference")}
     pscan = pscan_side()
     if pscan is not None:
@@ -88,7 +89,7 @@ def compare(length: int, channels: int, budget_s: float) -> list[dict[str, Any]]
     rows = []
     for direction, runs in (("forward", forwards), ("backward", backwards)):
         for name, seconds in medians_s(runs, budget_s).items():
-            error = disagreement(results[name], results["loop"])
+            error = relative_error(results[name], results["loop"])
             rows.append(
                 {"pass": direction, "length": length, "channels": channels, "side": name, "s": seconds, "error": error}
             )
@@ -96,7 +97,7 @@ def compare(length: int, channels: int, budget_s: float) -> list[dict[str, Any]]
 
 
 def per_update_ns(length: int, channels: int, repeats: int, threads: list[int]) -> dict[int, tuple[float, float]]:
-    """Forward and backward of the C++ kernels for each number of threads, which take turns."""
+    """Return forward and backward time of the C++ kernels for each number of threads, timed in turns."""
     arguments = inputs(length, channels)
     leaves = [x.detach().requires_grad_() for x in arguments]
     out = selective_scan(*leaves, backend="cpp")
@@ -109,15 +110,15 @@ def per_update_ns(length: int, channels: int, repeats: int, threads: list[int]) 
     def backward() -> None:
         torch.autograd.grad(out, leaves, weight, retain_graph=True)
 
-    def on(count: int, run: Callable[[], None]) -> Callable[[], None]:
+    def with_threads(count: int, run: Callable[[], None]) -> Callable[[], None]:
         def call() -> None:
-            torch.set_num_threads(count)  # about a microsecond
+            torch.set_num_threads(count)  # takes about a microsecond
             run()
 
         return call
 
     runs = {
-        f"{name} {count}": on(count, run)
+        f"{name} {count}": with_threads(count, run)
         for count in threads
         for name, run in (("forward", forward), ("backward", backward))
     }
@@ -129,12 +130,12 @@ def per_update_ns(length: int, channels: int, repeats: int, threads: list[int]) 
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=float, default=4.0, help="seconds for one comparison")
+    parser.add_argument("--budget", type=float, default=4.0, help="seconds for each comparison")
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
-    kept = "kept by the process" if keep_memory() else "as the allocator has it"
-    head, most = {**environment(), "memory": kept}, torch.get_num_threads()
-    threads = sorted({1, most})
+    memory = "kept by the process" if retain_freed_memory() else "the allocator's default"
+    head = {**environment(), "memory": memory}
+    threads = sorted({1, torch.get_num_threads()})
 
     compared: list[dict[str, Any]] = []
     for count in threads:
@@ -154,32 +155,36 @@ def main() -> None:
                 )  # fmt: skip
     extension.use_capability(None)
 
-    rows, ours = [], {}
+    def shape_of(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["threads"], row["pass"], row["length"], row["channels"]
+
+    cpp = {shape_of(row): row for row in compared if row["side"] == "cpp"}
+    rows = []
     for row in compared:
-        key = (row["threads"], row["pass"], row["length"], row["channels"])
-        if row["side"] == "cpp":
-            ours[key] = row
-    for row in compared:
-        mine = ours[row["threads"], row["pass"], row["length"], row["channels"]]
-        agrees = max(row["error"], mine["error"]) <= AGREEMENT
-        ratio = f"{row['s'] / mine['s']:.1f}x" if agrees else f"results differ by {row['error']:.0e}"
+        own = cpp[shape_of(row)]
+        agrees = max(row["error"], own["error"]) <= TOLERANCE
+        ratio = f"{row['s'] / own['s']:.1f}x" if agrees else f"results differ by {row['error']:.0e}"
         shape = f"{row['length']} x {row['channels']}"
         rows.append([str(row["threads"]), row["pass"], shape, row["side"], f"{row['s'] * 1000:.2f}", ratio])
+    kernels = [
+        [
+            r["capability"],
+            f"{r['threads']}",
+            f"{r['length']} x {r['channels']}",
+            f"{r['forward_ns']:.3f}",
+            f"{r['backward_ns']:.3f}",
+        ]
+        for r in scaled
+    ]
     text = "\n\n".join(
         [
-            ", ".join(f"{k} {v}" for k, v in head.items()),
+            inline(head),
             f"Batch 1, {STATE} states, float32; the last column is the time relative to cpp.",
-            table(["threads", "pass", "L x D", "side", "ms", "of cpp's"], rows),
+            table(["threads", "pass", "L x D", "side", "ms", "relative"], rows),
             "C++ kernels, nanoseconds per state update:",
-            table(
-                ["instructions", "threads", "L x D", "forward", "backward"],
-                [
-                    [r["capability"], str(r["threads"]), f"{r['length']} x {r['channels']}", f"{r['forward_ns']:.3f}", f"{r['backward_ns']:.3f}"]
-                    for r in scaled
-                ],
-            ),
+            table(["instructions", "threads", "L x D", "forward", "backward"], kernels),
         ]
-    )  # fmt: skip
+    )
     save("scan", {**head, "compared": compared, "scaled": scaled}, text)
 
 

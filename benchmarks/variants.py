@@ -1,10 +1,11 @@
-"""What each change of SSAMBA's structure and objectives brings: `python -m benchmarks.variants --corpus PRETRAIN --suite SUITE`.
+"""Measure what each change of structure and objectives gains: `python -m benchmarks.variants --corpus CORPUS --suite
+SUITE`.
 
-Every row is one run of `--minutes` wall time from random weights on the same corpus, with the same optimizer, schedule, crops and
-share of masked patches; what the row's name says is all that differs. Held-out figures are those of the run's last
-validation at 300 of 512 masked patches; scores are those of `ssamba evaluate --inner`: inside the suite's training parts, no
-test clip is read. Losses compare only between rows whose targets are the same (patches of one shape, normalized or not).
-Writes benchmarks/results/variants.json and variants.md after every row, and leaves out rows that are there already.
+Every row is one run of `--minutes` wall time from random weights on the same corpus, with the same optimizer, schedule,
+crops and share of masked patches; only what the row's name says differs. Held-out figures are those of the run's last
+validation at 300 of 512 masked patches; scores are those of `ssamba evaluate --inner`, inside the suite's training
+parts, so that no test clip is read. Losses compare only between rows with the same targets (patches of one shape,
+normalized or not). Writes benchmarks/results/variants.json and variants.md after every row, and skips existing rows.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import RESULTS, save
+from benchmarks.timing import RESULTS, inline, save
 from ssamba.embedder import Embedder, load_model
 from ssamba.evaluation import EncoderModel, EvaluateOptions, LogMelStatistics, evaluate, read_suite
 from ssamba.model import create_encoder
@@ -42,7 +43,7 @@ BASE: Values = {
     "validation_counts": (300,),
     "run": {"precision": "auto", "ema_decay": 0.99, "log_every": 10},
 }
-"""The original's structure and objectives, encoded once."""
+"""Structure and objectives of the original, with one encoder pass."""
 
 AVERAGED: Values = {"model": {"encoder": {"pair_residual": "mean"}}}
 ONE_NORM: Values = {"model": {"encoder": {"final_norms": 1}}}
@@ -52,7 +53,7 @@ TIME_MAJOR: Values = {"model": {"encoder": {"patch_order": "time_major"}}}
 MOMENTS: Values = {
     "model": {"encoder": {"patch_order": "time_major", "patch_size": (128, 4), "patch_stride": (128, 4)}}
 }
-NORMALISED: Values = {"objectives": {"normalize_targets": True}}
+NORMALIZED: Values = {"objectives": {"normalize_targets": True}}
 TEACHER: Values = {"objectives": {"teacher": 1.0}}
 TWO_VIEWS: Values = {
     "views": {"count": 2, "longest_s": 2.56, "shortest_share": 0.85, "whole_s": 1.0},
@@ -68,36 +69,36 @@ ROWS: dict[str, tuple[Values, ...]] = {
     "(d) visible patches only": (VISIBLE,),
     "(e) time-major": (TIME_MAJOR,),
     "(e2) time-major, tokens of 128 bins x 4 frames": (MOMENTS,),
-    "(f) normalized targets": (NORMALISED,),
+    "(f) normalized targets": (NORMALIZED,),
     "(g) teacher": (TEACHER,),
-    "a + b + d + e + f": (AVERAGED, ONE_NORM, VISIBLE, TIME_MAJOR, NORMALISED),
-    "a + b + d + e2 + f (ssamba2)": (AVERAGED, ONE_NORM, VISIBLE, MOMENTS, NORMALISED),
-    "ssamba2 + c": (AVERAGED, ONE_NORM, VISIBLE, MOMENTS, NORMALISED, SEQUENTIAL),
-    "ssamba2 + g": (AVERAGED, ONE_NORM, VISIBLE, MOMENTS, NORMALISED, TEACHER),
-    "ssamba2, two views, targets of the clip": (AVERAGED, ONE_NORM, VISIBLE, MOMENTS, NORMALISED, TWO_VIEWS),
+    "a + b + d + e + f": (AVERAGED, ONE_NORM, VISIBLE, TIME_MAJOR, NORMALIZED),
+    "a + b + d + e2 + f (ssamba2)": (AVERAGED, ONE_NORM, VISIBLE, MOMENTS, NORMALIZED),
+    "ssamba2 + c": (AVERAGED, ONE_NORM, VISIBLE, MOMENTS, NORMALIZED, SEQUENTIAL),
+    "ssamba2 + g": (AVERAGED, ONE_NORM, VISIBLE, MOMENTS, NORMALIZED, TEACHER),
+    "ssamba2, two views, targets of the clip": (AVERAGED, ONE_NORM, VISIBLE, MOMENTS, NORMALIZED, TWO_VIEWS),
 }
 
 
 def main() -> None:
     """Train, score, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", required=True, help="what ssamba pretrain takes")
+    parser.add_argument("--corpus", required=True, help="corpus, as `ssamba pretrain` takes it")
     parser.add_argument("--suite", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=3.0, help="of training, for each row")
+    parser.add_argument("--minutes", type=float, default=3.0, help="training time of each row")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", nargs="+", choices=list(ROWS), help="these rows")
-    parser.add_argument("--cache", type=Path, required=True, help="folder for decoded clips of the suite")
-    parser.add_argument("--again", action="store_true", help="forget the rows that are there")
+    parser.add_argument("--only", nargs="+", choices=list(ROWS), help="only these rows")
+    parser.add_argument("--cache", type=Path, required=True, help="folder to cache decoded clips of the suite")
+    parser.add_argument("--again", action="store_true", help="discard existing rows")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    kept = RESULTS / "variants.json"
-    found = json.loads(kept.read_text())["rows"] if kept.exists() and not arguments.again else {}
+    path = RESULTS / "variants.json"
+    found = json.loads(path.read_text())["rows"] if path.exists() and not arguments.again else {}
     where = {**environment(), "minutes": arguments.minutes}
     same = ("processor", "threads", "torch", "minutes")
     other = [name for name, row in found.items() if [row["where"].get(k) for k in same] != [where[k] for k in same]]
     if other:
         raise SystemExit(
-            f"{kept} holds {other[0]!r} from another machine or of another length: give --again, or move it"
+            f"{path} holds {other[0]!r} from another machine or with another --minutes: give --again, or move the file"
         )
     tasks = read_suite(arguments.suite)
 
@@ -127,7 +128,7 @@ def main() -> None:
         recipe = recipe_of(ROWS[name], arguments.minutes)
         if corpora is None:
             corpora = open_corpora([arguments.corpus], recipe)
-        # The decoded recordings are shared; batches are each recipe's own.
+        # Decoded recordings are shared; each recipe makes its own batches.
         own = Corpora(corpora.training, corpora.held_out, recipe)
         with tempfile.TemporaryDirectory() as out:
             started_s = time.perf_counter()
@@ -140,7 +141,7 @@ def main() -> None:
 
 
 def recipe_of(changes: tuple[Values, ...], minutes: float) -> PretrainRecipe:
-    """The base recipe with changes."""
+    """Return the base recipe with changes."""
     values = copy.deepcopy(BASE)
     for change in changes:
         _merge(values, change)
@@ -177,7 +178,7 @@ def _save(found: dict[str, Values]) -> None:
         ]
         for name, row in found.items()
     ]
-    heading = ", ".join(f"{key} {value}" for key, value in next(iter(found.values()))["where"].items())
+    heading = inline(next(iter(found.values()))["where"])
     head = ["run", "clips", "InfoNCE", "accuracy", "MSE", *tasks, "mean"]
     save("variants", {"rows": found}, f"{heading}\n\n{table(head, rows)}")
 

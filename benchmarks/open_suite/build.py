@@ -2,12 +2,13 @@
 
     built = build_suite("suite/", "debs/")
 
-A task that cannot be built here (a package or program is missing) is left out with its reason; the others are built. A task
-that exists is not built again, and a killed job resumes with the packages it had not read: they are unpacked to
-`suite/.work/`, which is removed once every requested task is built. `PACKAGES.txt` lists the packages used, `suite.json` the order of the tasks and how they are scored.
+A task that cannot be built here (a package or program is missing) is left out with its reason; the others are built. A
+task that exists is not built again, and a killed job resumes with the packages it had not read: they are unpacked to
+`suite/.work/`, which is removed once every requested task is built. `PACKAGES.txt` lists the packages used,
+`suite.json` the order of the tasks and how they are scored.
 
-Clips are 16 kHz, mono, 0.3 s to a few seconds long, in Opus. Recordings that occur in two splits, bit for bit, are counted:
-they raise a score a little. They stay, because the published suite has them and scores must be comparable.
+Clips are 16 kHz, mono, 0.3 s to a few seconds long, in Opus. Recordings that occur in two splits, bit for bit, are
+counted: they raise a score a little. They stay, because the published suite has them and scores must be comparable.
 
 Shapes: samples are (S,), float32.
 """

@@ -4,13 +4,13 @@
     for path, content in read_deb(found["gcin-voice"].file, wanted=lambda path: path.endswith(".ogg")): ...
     for path, data in inner_sounds("usr/games/x/pak0.pk3", file): ...     # "_inner/pak0/sound/door.wav"
 
-Nothing is installed, no maintainer script is run, and root is not needed. Packages are read as streams in pure Python, so
-dpkg is not needed either, and a package of a gigabyte takes no disk space.
+Nothing is installed, no maintainer script is run, and root is not needed. Packages are read as streams in pure Python,
+so dpkg is not needed either, and a package of a gigabyte takes no disk space.
 
-Formats: a `.deb` is an `ar` archive of two tar files, `control` (metadata) and `data` (deb(5)). Games use zip files under
-several names (.pk3, .wz, ...), Qt resources (.rcc: a tree of nodes, names and contents, big-endian; qtbase,
-src/tools/rcc/rcc.cpp) and OpenTTD's sample catalogs (.cat: a table of (offset, size), little-endian, of RIFF files, each
-preceded by its name; OpenTTD's NewGRF specification).
+Formats: a `.deb` is an `ar` archive of two tar files, `control` (metadata) and `data` (deb(5)). Games use zip files
+under several names (.pk3, .wz, ...), Qt resources (.rcc: a tree of nodes, names and contents, big-endian; qtbase,
+src/tools/rcc/rcc.cpp) and OpenTTD's sample catalogs (.cat: a table of (offset, size), little-endian, of RIFF files,
+each preceded by its name; OpenTTD's NewGRF specification).
 """
 
 from __future__ import annotations

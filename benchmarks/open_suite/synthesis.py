@@ -1,13 +1,13 @@
 """Synthesize the recordings of two tasks with free programs of Debian: `kws35` (words) and `instr_family` (notes).
 
-`kws35`: the 35 words of Speech Commands. Variants of espeak-ng are for training, each with one accent and with a speed and
-pitch drawn for each clip; the voices of flite and festival are for the test, at two speeds each. The draws depend on a
-seed and on the list of variants of espeak-ng 1.51, so they are the same on every machine.
+`kws35`: the 35 words of Speech Commands. Variants of espeak-ng are for training, each with one accent and with a speed
+and pitch drawn for each clip; the voices of flite and festival are for the test, at two speeds each. The draws depend
+on a seed and on the list of variants of espeak-ng 1.51, so they are the same on every machine.
 
 `instr_family`: General MIDI's 112 instrument programs at 13 pitches, from four soundfonts, through fluidsynth. Each
-soundfont plays one MIDI file: a note every 2.5 s, held for 1.5 s, at a velocity drawn for it; clips are cut from the output
-of fluidsynth (44.1 kHz, no reverb, no chorus). A note that a soundfont lacks is silent and is left out. Programs 112 to 127
-are percussion and sound effects and are not used.
+soundfont plays one MIDI file: a note every 2.5 s, held for 1.5 s, at a velocity drawn for it; clips are cut from the
+output of fluidsynth (44.1 kHz, no reverb, no chorus). A note that a soundfont lacks is silent and is left out. Programs
+112 to 127 are percussion and sound effects and are not used.
 
 MIDI files: the Standard MIDI File of the MIDI Association, format 0.
 """

@@ -4,18 +4,18 @@ Recorded tasks label the files of packages by their paths:
 
 | task | label | group | split |
 |---|---|---|---|
-| `sfx14` | the class of a game's sound effect, if exactly one class has a word in the path | the game | folds of games |
+| `sfx14` | the class of a game's sound effect, if one class alone has a word in the path | the game | folds of games |
 | `speaker` | the voice | the prompt | three prompts in ten are for the test, whoever speaks them |
 | `zh_final` | the final of a Mandarin syllable, in Bopomofo | the voice | one voice trains, the other tests |
 | `drum8` | the drum, by the file's name | the kit | folds of kits |
 
-About a tenth of `sfx14`'s labels are doubtful. Folds and tests follow from a hash of the group, so that adding or removing
-a package does not move the others. `kws35` and `instr_family` are synthesized (`synthesis.py`).
+About a tenth of `sfx14`'s labels are doubtful. Folds and tests follow from a hash of the group, so that adding or
+removing a package does not move the others. `kws35` and `instr_family` are synthesized (`synthesis.py`).
 
-Where there are more candidates than a balanced task of this size needs, `chosen.txt.gz` lists the clips, so that the suite
-is the same everywhere. A line `TASK<tab>NAME` names one clip: `PACKAGE/PATH`, `VOICE/WORD_TAKE` or `FONT/PROGRAM_PITCH`. A
-line `TASK<tab>PACKAGE<tab>LABEL<tab>COUNT` takes COUNT recordings of that package and class, the first by a hash of their
-names.
+Where there are more candidates than a balanced task of this size needs, `chosen.txt.gz` lists the clips, so that the
+suite is the same everywhere. A line `TASK<tab>NAME` names one clip: `PACKAGE/PATH`, `VOICE/WORD_TAKE` or
+`FONT/PROGRAM_PITCH`. A line `TASK<tab>PACKAGE<tab>LABEL<tab>COUNT` takes COUNT recordings of that package and class,
+the first by a hash of their names.
 """
 
 from __future__ import annotations
@@ -67,24 +67,25 @@ _EFFECTS = {
     name: re.compile(pattern, re.IGNORECASE)
     for name, pattern in {
         "explosion": r"explo|blast|boom|detonat|nuke|bigbang",
-        "gun_laser": r"shot|gun|rifle|pistol|laser|plasma|cannon|rocket|missile|grenade_?launch|machineg|minigun|railgun|"
-        r"shoot|sniper|blaster|zapper|bolter",
-        "blade_bow": r"sword|blade|dagger|\baxe|arrow|\bbow[_\-\.0-9]|spear|knife|slash|parry|swing|swish|club|mace|staff",
+        "gun_laser": r"shot|gun|rifle|pistol|laser|plasma|cannon|rocket|missile|grenade_?launch|machineg|minigun|"
+        r"railgun|shoot|sniper|blaster|zapper|bolter",
+        "blade_bow": r"sword|blade|dagger|\baxe|arrow|\bbow[_\-\.0-9]|spear|knife|slash|parry|swing|swish|club|"
+        r"mace|staff",
         "footstep": r"foot_?step|footfall|\bsteps?\b|/fs_|walk|/step|footsteps|singlesteps",
         "vocal_pain_death": r"pain|death|/die|_die|died|gurp|scream|hurt|falling|gasp|drown|groan|/ow\d|ooff",
         "ui_click": r"click|button|menu|/ui/|/ui_|interface/ui|select\b|beep|confirm|cursor|toggle|typewriter",
         "pickup_coin": r"pickup|pick_up|item|coin|gold|collect|bonus|powerup|power_?up|armor_|health|gem",
-        "engine_vehicle": r"engine|motor|idle|skid|tyre|tire|brake|gear|vehicle|tank|turbine|prop|car_|train|crash_metal|"
-        r"ufo_|truck",
+        "engine_vehicle": r"engine|motor|idle|skid|tyre|tire|brake|gear|vehicle|tank|turbine|prop|car_|train|"
+        r"crash_metal|ufo_|truck",
         "water_splash": r"splash|water|swim|ocean|wave|river|rain|underwater|bubble|drip|fountain",
         "wind_ambience": r"wind|ambien|forest|jungle|desert|night|storm|thunder|weather|cave|swamp",
-        "animal": r"dog|cat[_\.\d]|wolf|bird|horse|sheep|goat|chicken|cow[_\.\d]|bear|lion|elephant|frog|cricket|owl|pig|"
-        r"duck|rooster|crow|seagull|fauna|bat[_\.\d-]|raptor|dragon",
+        "animal": r"dog|cat[_\.\d]|wolf|bird|horse|sheep|goat|chicken|cow[_\.\d]|bear|lion|elephant|frog|cricket|owl|"
+        r"pig|duck|rooster|crow|seagull|fauna|bat[_\.\d-]|raptor|dragon",
         "door_mechanical": r"door|gate|lift|elevator|hatch|lever|switch|plat|hydraul|chain|lock",
         "jump_land": r"jump|land[_\.\d]|landing|bounce",
         "impact_hit": r"hit[_\.\-\d]|hit\.|impact|ric|collision|crush|smash|punch|bump|thud|debris|break",
-        "speech": r"/voices?/|announcer|/coms/|taunt|speech|/audio/(tutorial|extra|countdown|vtoltalk|memressp)|select_unit|"
-        r"acknowledge|ack\d|yes|hello",
+        "speech": r"/voices?/|announcer|/coms/|taunt|speech|/audio/(tutorial|extra|countdown|vtoltalk|memressp)|"
+        r"select_unit|acknowledge|ack\d|yes|hello",
         "music": r"/music/|soundtrack|theme|song",
     }.items()
 }

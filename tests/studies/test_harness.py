@@ -48,7 +48,10 @@ def test_memory_that_was_freed_does_not_hide_a_peak():
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_resident_peak_includes_memory_held_only_during_the_call():
     # In a process of its own: here, memory that earlier tests gave back would hide what a call takes.
-    code = "import torch; from ssamba.studies.harness import resident_peak; print(resident_peak(lambda: torch.ones(16, 2**20)))"
+    code = (
+        "import torch; from ssamba.studies.harness import resident_peak\n"
+        "print(resident_peak(lambda: torch.ones(16, 2**20)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "None" or 60 * 2**20 <= int(done.stdout) <= 80 * 2**20
 

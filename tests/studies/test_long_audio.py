@@ -19,7 +19,7 @@ from ssamba.studies.long_audio import LongOptions, agreement, headlines, markdow
 
 @pytest.fixture
 def no_children(monkeypatch, tmp_path):
-    """Full context takes more memory than there is from 20 s on; otherwise 10 frames a second, one side turned a little."""
+    """Fake children: full context runs out of memory from 20 s on; else 10 frames a second, slightly shifted."""
 
     def child(code, arguments, limit_s):
         path, context, vectors, *_ = json.loads(arguments[0])

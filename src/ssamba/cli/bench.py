@@ -247,8 +247,8 @@ def long(
 ) -> None:
     """Long recordings in windows against full context: time, peak memory, and agreement of their time steps.
 
-    Every pass runs in a process of its own; one that runs out of memory is reported, and the others go on. An interrupted
-    study keeps its results.
+    Every pass runs in a process of its own; one that runs out of memory is reported, and the others go on. An
+    interrupted study keeps its results.
     """
     import torch
 

@@ -1,8 +1,9 @@
-"""Measure time and memory of SSAMBA and SSAST over the number of patches, and their best throughput in clips per second.
+"""Measure time and memory of SSAMBA and SSAST over the number of patches, and their best throughput in clips per
+second.
 
-Sides are warm and timed in turns; figures are medians with quartiles. Input and weights are random, which does not change
-the work. Memory is what one call holds beyond model and input: counted by the allocator on a GPU; on a CPU the resident peak
-of a process of its own, which also keeps a side that needs too much memory from ending the study.
+Sides are warm and timed in turns; figures are medians with quartiles. Input and weights are random, which does not
+change the work. Memory is what one call holds beyond model and input: counted by the allocator on a GPU; on a CPU the
+resident peak of a process of its own, which also keeps a side that needs too much memory from ending the study.
 
 A side stops, and the reason is recorded, when it runs out of memory or when one call takes longer than the budget.
 """
@@ -231,8 +232,8 @@ def measure_efficiency(
         changes += environment_changes(before.environment, study.environment)
         if changes:
             raise ConfigError(
-                f"the study to resume differs in {', '.join(changes)}: repeat its command on the same machine, or start "
-                "a new one"
+                f"the study to resume differs in {', '.join(changes)}: repeat its command on the same machine, or "
+                "start a new one"
             )
         study.environment = before.environment
         for point in before.points:
@@ -391,8 +392,8 @@ def _cost_in_child(job: Job, options: EfficiencyOptions) -> tuple[int | None, in
 def child_main(job: str, threads: str, budget_s: str) -> None:
     """Run in the child: after a small warm-up call, print peaks and seconds of a job's call as JSON.
 
-    The first call at full size touches new memory, so a second call is timed, unless the first takes more than twice the
-    budget.
+    The first call at full size touches new memory, so a second call is timed, unless the first takes more than twice
+    the budget.
     """
     torch.set_num_threads(int(threads))
     device, full = torch.device("cpu"), Job(*json.loads(job))

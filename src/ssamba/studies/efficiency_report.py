@@ -1,10 +1,11 @@
 """Report the efficiency study: where SSAMBA becomes cheaper than SSAST, how costs grow, Markdown, JSON and figures.
 
-A crossover is the number of patches from which on SSAMBA is cheaper than SSAST up to the longest input that both ran; between
-two measured lengths it is interpolated on logarithmic axes. Growth is the exponent p of cost = c * patches^p, fitted by least
-squares on logarithmic axes to the lengths from 2,048 to 32,768 patches: 1 is linear, 2 quadratic.
+A crossover is the number of patches from which on SSAMBA is cheaper than SSAST up to the longest input that both ran;
+between two measured lengths it is interpolated on logarithmic axes. Growth is the exponent p of cost = c * patches^p,
+fitted by least squares on logarithmic axes to the lengths from 2,048 to 32,768 patches: 1 is linear, 2 quadratic.
 
-Times past the budget are of a single call: they are listed and plotted (hollow), but not used for crossovers and growth.
+Times past the budget are of a single call: they are listed and plotted (hollow), but not used for crossovers and
+growth.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def growths(study: Study) -> list[Growth]:
 
 
 def growth(values: dict[int, float]) -> tuple[float, int, int] | None:
-    """Return the exponent and the fewest and most patches of the fit; None with fewer than three lengths in its range."""
+    """Return the exponent, and the fewest and most patches of the fit; None with fewer than three lengths in range."""
     lengths = [n for n in sorted(values) if _GROWTH_FROM <= n <= _GROWTH_TO]
     if len(lengths) < 3:
         return None
@@ -169,9 +170,9 @@ def markdown(study: Study) -> str:
     """Return the whole study as Markdown."""
     parts = report_head("Cost of the encoders", study.environment, study.finished)
     parts.append(
-        "Random input; medians of calls timed in turns, quartiles in brackets ('once': a single call, past the budget); "
-        "peak memory beyond model and input, and in all (of the whole process or, on a GPU, of its allocator); training "
-        "is forward and backward, gradients included."
+        "Random input; medians of calls timed in turns, quartiles in brackets ('once': a single call, past the "
+        "budget); peak memory beyond model and input, and in all (of the whole process or, on a GPU, of its "
+        "allocator); training is forward and backward, gradients included."
     )
     if found := crossovers(study):
         columns = ["pass", "size", "batch", "quantity", "finding"]

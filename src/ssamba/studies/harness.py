@@ -1,8 +1,8 @@
 """Measure and report studies: fair timing, peak memory, child processes, environment, resuming, JSON and Markdown.
 
-Sides are timed in turns, so that a machine that slows down slows all of them. Peak memory is what one call holds beyond what
-was held before it: counted by the allocator on a GPU; on a CPU the peak of resident memory, which is best measured in a
-process of its own, since memory that an earlier call left behind would hide it.
+Sides are timed in turns, so that a machine that slows down slows all of them. Peak memory is what one call holds beyond
+what was held before it: counted by the allocator on a GPU; on a CPU the peak of resident memory, which is best measured
+in a process of its own, since memory that an earlier call left behind would hide it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _synchronize(device: str | torch.device) -> None:
 
 
 def measure_call(run: Run, device: str | torch.device = "cpu") -> CallCost:
-    """Return time and peak memory of one call. On a CPU, call this in a child process: it limits the process's memory."""
+    """Return time and peak memory of one call. On a CPU, use a child process: its memory is limited."""
     seconds: list[float] = []
 
     def timed() -> None:
@@ -151,7 +151,7 @@ def resident_peak(run: Run) -> int | None:
 
 
 def process_peak() -> int | None:
-    """Return the peak resident bytes of this process since its start or the last `resident_peak`; None if not reported."""
+    """Return the peak resident bytes of this process since its start or the last `resident_peak`, None if unknown."""
     try:
         return _status_bytes("VmHWM")
     except OSError:
@@ -166,7 +166,8 @@ def _status_bytes(name: str) -> int:
 def limit_memory(share: float = 0.8) -> None:
     """Limit this process to a share of the memory that is free now (Linux; does nothing elsewhere).
 
-    A larger allocation then raises an error; if the system kills a process nevertheless, it is this one, not its parent.
+    A larger allocation then raises an error; if the system kills a process nevertheless, it is this one, not its
+    parent.
     """
     free = _free_bytes()
     if free is None:
@@ -209,7 +210,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def in_child(code: str, arguments: Sequence[str], limit_s: float | None = None) -> Any:
-    """Run Python code in a child process, so that memory peaks are its own and running out of memory ends only the child.
+    """Run Python code in a child process, so that memory peaks are its own and running out of memory ends only the
+    child.
 
     Args:
         code: code whose last line of output is JSON.

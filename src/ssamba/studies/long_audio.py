@@ -1,10 +1,11 @@
 """Compare two ways to embed long recordings, in windows and in full context: time, memory, agreement of time steps.
 
-Every pass runs in a process of its own, so that its peak memory is its own and running out of memory ends only that pass. A
-pass is what users run: `Embedder.embed` on a file, decoding included, once, after a few seconds of audio as warm-up.
+Every pass runs in a process of its own, so that its peak memory is its own and running out of memory ends only that
+pass. A pass is what users run: `Embedder.embed` on a file, decoding included, once, after a few seconds of audio as
+warm-up.
 
-Agreement is the cosine between the two embeddings of each time step: as they are, and centered, i.e. after subtracting each
-context's mean over the recording (a component that all steps share would hide their differences).
+Agreement is the cosine between the two embeddings of each time step: as they are, and centered, i.e. after subtracting
+each context's mean over the recording (a component that all steps share would hide their differences).
 
 Shapes: K time steps, D channels.
 """
@@ -261,8 +262,8 @@ def headlines(study: LongStudy) -> list[str]:
         cost = p.stopped or f"{_seconds(p)} s, {_megabytes(p.process_bytes)} MB in all"
         lines.append(f"{p.recording}, {p.context}: {cost}")
     lines += [
-        f"{a.recording}: cosine of time steps {a.median:.3f} in the median, {a.low:.3f} at the 5th percentile; centered "
-        f"{a.centered_median:.3f}, {a.centered_low:.3f}"
+        f"{a.recording}: cosine of time steps {a.median:.3f} in the median, {a.low:.3f} at the 5th percentile; "
+        f"centered {a.centered_median:.3f}, {a.centered_low:.3f}"
         for a in study.agreements
     ]
     return lines

@@ -1,16 +1,16 @@
 """Needle test: is a known short sound found again in hours of other recordings by its embedding?
 
-In the spirit of DASS's Audio-NIAH (Bhati et al., 2024, arXiv:2407.04082). Needles are added at known times to haystacks,
-concatenated recordings of a minute to hours. The query is the embedding of the needle alone; the best match is the time step
-of the haystack whose embedding is most similar to it. The needle is found if that step lies inside the needle. Similarity is
-computed by two rules (`Matcher`): `frame` compares each time step with the needle's mean, by their cosine after subtracting
-the haystack's mean; `matched` compares a sequence of steps with the needle's own steps, one by one, after whitening the
-haystack (the matched filter for noise of its covariance, which weights down what is common in the haystack). The best five
-places count, each at least a needle's length from any better one.
+In the spirit of DASS's Audio-NIAH (Bhati et al., 2024, arXiv:2407.04082). Needles are added at known times to
+haystacks, concatenated recordings of a minute to hours. The query is the embedding of the needle alone; the best match
+is the time step of the haystack whose embedding is most similar to it. The needle is found if that step lies inside the
+needle. Similarity is computed by two rules (`Matcher`): `frame` compares each time step with the needle's mean, by
+their cosine after subtracting the haystack's mean; `matched` compares a sequence of steps with the needle's own steps,
+one by one, after whitening the haystack (the matched filter for noise of its covariance, which weights down what is
+common in the haystack). The best five places count, each at least a needle's length from any better one.
 
-At each duration every needle is placed once at each level. A haystack holds several different needles, each in a section of
-its own, as long as they fill at most a tenth of it, so that one pass over hours of audio tests many. Levels are ratios of
-root mean squares, needle to haystack.
+At each duration every needle is placed once at each level. A haystack holds several different needles, each in a
+section of its own, as long as they fill at most a tenth of it, so that one pass over hours of audio tests many. Levels
+are ratios of root mean squares, needle to haystack.
 
 Shapes: S samples, K time steps, D channels.
 """
@@ -228,8 +228,8 @@ def choose_needles(
         what = "no needle can be used" if not chosen else "nothing is left for the haystack"
         reasons = "".join(f"; {entry.reason}" for entry in unusable[:3])
         raise DataError(
-            f"{what}: got {len(haystack)} recordings for the haystack and {len(needles)} needles, expected at least two "
-            f"recordings, or one and needles of their own{reasons}"
+            f"{what}: got {len(haystack)} recordings for the haystack and {len(needles)} needles, expected at least "
+            f"two recordings, or one and needles of their own{reasons}"
         )
     return chosen, rest, unusable
 
@@ -442,7 +442,7 @@ class Matcher:
         self.steps = F.normalize(steps, dim=1)
 
     def similarity(self, query: Array) -> tuple[Array, Array]:
-        """Return the similarity of each place to a needle's time steps (K_q, D), -1 to 1, and its time in seconds, (K',)."""
+        """Return each place's similarity, -1 to 1, to a needle's time steps (K_q, D), and its time in s: (K',) each."""
         steps = torch.from_numpy(np.ascontiguousarray(query))
         if self.rule == "frame":
             steps = steps.mean(0, keepdim=True)
@@ -461,8 +461,8 @@ def rank_needle(scores: Array, at_s: Array, start_s: float, end_s: float) -> tup
         start_s, end_s: the needle.
 
     Returns:
-        Time of the best place (s); rank of the needle among places at least its length apart, None beyond five; fraction
-        of the places outside that score higher than the best inside; fraction of all places that lie inside.
+        Time of the best place (s); rank of the needle among places at least its length apart, None beyond five;
+        fraction of the places outside that score higher than the best inside; fraction of all places that lie inside.
     """
     inside = (at_s >= start_s) & (at_s <= end_s)
     assert inside.any(), "a needle is longer than a time step"

@@ -1,4 +1,4 @@
-"""Report the needle test: accuracy by duration, level and position as Markdown, JSON that can be resumed, and a figure."""
+"""Report the needle test: Markdown tables of accuracy, JSON from which a study resumes, and a figure."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def markdown(study: NeedleStudy) -> str:
     parts = report_head("Needles in haystacks", study.environment, study.finished)
     needles = ", ".join(f"{name} ({seconds:.1f} s)" for name, seconds in study.needles.items())
     parts.append(
-        f"{len(study.needles)} needles: {needles}. Haystacks of {study.files} recordings, joined at one level. A needle "
-        "is found if the best time step lies inside it; each cell: found first / among the five best places, in "
+        f"{len(study.needles)} needles: {needles}. Haystacks of {study.files} recordings, joined at one level. A "
+        "needle is found if the best time step lies inside it; each cell: found first / among the five best places, in "
         "percent. `log-mel` is the model's input without the model; chance is that of a random time step."
     )
     for rule in RULES:

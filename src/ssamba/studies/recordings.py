@@ -1,7 +1,7 @@
 """Concatenate recordings to any duration: hours of audio from any folder of clips.
 
-Every recording is scaled to the same level (root mean square) and fades in and out over a few milliseconds, so that no join
-clicks. All recordings come once in random order, then all again in another order.
+Every recording is scaled to the same level (root mean square) and fades in and out over a few milliseconds, so that no
+join clicks. All recordings come once in random order, then all again in another order.
 
 Shapes: S samples.
 """

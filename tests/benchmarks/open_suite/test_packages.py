@@ -56,7 +56,8 @@ def test_apt_downloads_to_the_folder_or_says_why_not(program, tmp_path):
     program(
         "apt-get",
         "from pathlib import Path\n"
-        "if sys.argv[-1] == 'b': print('W: old', file=sys.stderr); print('E: Unable to locate', file=sys.stderr); sys.exit(100)\n"
+        "if sys.argv[-1] == 'b':\n"
+        "    print('W: old', file=sys.stderr); print('E: Unable to locate', file=sys.stderr); sys.exit(100)\n"
         "Path(sys.argv[-1] + '_1_all.deb').write_bytes(b'x')",
     )
     assert fetch_deb("a", tmp_path) is None
