@@ -270,9 +270,9 @@ def floor(budget_s: float) -> Iterator[Row]:
     for size, patches in (("tiny", 512), ("tiny", 2048), ("base", 512)):
         model, features = model_and_input(size, patches)
         config, tokens = model.config, patches + 1
-        inner, projected = config.inner_dim, config.rank + 2 * config.state_size
+        inner, projected = config.inner_dim, config.dt_rank + 2 * config.state_size
         width = config.embed_dim
-        shapes = [(width, 2 * inner), *[(inner, projected), (config.rank, inner)] * 2, (inner, width)]
+        shapes = [(width, 2 * inner), *[(inner, projected), (config.dt_rank, inner)] * 2, (inner, width)]
         operands = [(torch.randn(tokens, m), torch.randn(n, m)) for m, n in shapes] * config.depth
 
         def products(operands: list[tuple[Tensor, Tensor]] = operands) -> None:

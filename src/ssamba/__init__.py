@@ -5,7 +5,7 @@
     model = ssamba.load_model("checkpoint/")
     embedding = model.embed("dog.wav")
 
-Names are handed on when first used, so that `import ssamba` is quick and processes that only decode never load torch.
+Names are imported on first use, so `import ssamba` is fast, and processes that only decode audio never load torch.
 """
 
 from importlib import import_module
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssamba.checkpoint import load_checkpoint, load_encoder, save_checkpoint
     from ssamba.config import EncoderConfig, FrontEndConfig, SSASTConfig
-    from ssamba.embedder import Embedder, Embedding, EmbedOptions, load_model
+    from ssamba.embedder import Embedder, load_model
+    from ssamba.embedding import Embedding, EmbedOptions
     from ssamba.model import create_encoder
 
-_HOMES = {
+_MODULES = {
     "load_checkpoint": "ssamba.checkpoint",
     "load_encoder": "ssamba.checkpoint",
     "save_checkpoint": "ssamba.checkpoint",
@@ -26,15 +27,15 @@ _HOMES = {
     "FrontEndConfig": "ssamba.config",
     "SSASTConfig": "ssamba.config",
     "Embedder": "ssamba.embedder",
-    "Embedding": "ssamba.embedder",
-    "EmbedOptions": "ssamba.embedder",
+    "Embedding": "ssamba.embedding",
+    "EmbedOptions": "ssamba.embedding",
     "load_model": "ssamba.embedder",
     "create_encoder": "ssamba.model",
 }
 
 try:
     __version__ = version("ssamba")
-except PackageNotFoundError:  # the source tree on the path, not installed
+except PackageNotFoundError:  # imported from the source tree, not installed
     __version__ = "0+unknown"
 
 __all__ = [
@@ -53,8 +54,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'ssamba' has no attribute {name!r}")
 
 

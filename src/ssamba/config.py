@@ -1,6 +1,6 @@
-"""Configuration: frozen models, validated once, saved beside every result.
+"""Configuration models: frozen, validated once, saved beside every result.
 
-Each field says its unit and its source. Unknown keys are refused by name, with the nearest known one.
+An unknown key raises an error that names the nearest known one.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ RENAMED_KEYS = {
     "equaliser_db": "equalizer_db",
     "centres": "centers",
 }
-"""Old spelling of a key -> its spelling today. Checkpoints, recipes and saved states with the old one are still read."""
+"""Old spelling of a key -> current spelling. Checkpoints, recipes and saved states with the old one can be loaded."""
 _FIRST_SPELLINGS = {new: old for old, new in RENAMED_KEYS.items()}
 
 
 class Config(BaseModel):
-    """Base of every configuration: immutable, closed to unknown keys, with a digest."""
+    """Base of all configurations: immutable, without unknown keys, with a digest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -41,10 +41,10 @@ class Config(BaseModel):
 
     @classmethod
     def parse(cls: type[C], values: Mapping[str, Any], source: str) -> C:
-        """Build the configuration from a mapping read from `source` (a file's name, for the message).
+        """Validate a mapping that was read from `source` (a file name, for the error message).
 
         Raises:
-            ConfigError: a key is unknown or a value does not fit; every problem is listed.
+            ConfigError: a key is unknown or a value is invalid; the message lists every problem.
         """
         try:
             return cls.model_validate(values)
@@ -55,7 +55,7 @@ class Config(BaseModel):
     @classmethod
     def _explain(cls, error: dict[str, Any]) -> str:
         cause = error.get("ctx", {}).get("error")
-        if isinstance(cause, ConfigError):  # a configuration inside this one has explained itself
+        if isinstance(cause, ConfigError):  # a nested configuration has its own message
             return str(cause)
         key = ".".join(str(part) for part in error["loc"])
         if error["type"] != "extra_forbidden":
@@ -76,10 +76,10 @@ class Config(BaseModel):
         return list(model.model_fields)
 
     def with_changes(self: C, **changes: Any) -> C:
-        """A validated copy with some fields changed.
+        """Return a validated copy with some fields changed.
 
         Raises:
-            ConfigError: a name is unknown or a value does not fit.
+            ConfigError: a name is unknown or a value is invalid.
         """
         return type(self).parse({**self.model_dump(), **changes}, type(self).__name__)
 
@@ -117,12 +117,12 @@ def _is_new(field: FieldInfo) -> bool:
 
 
 class FrontEndConfig(Config):
-    """From waveform to normalized log-mel features; the default is the official SSAMBA front end."""
+    """Computation of normalized log-mel features from waveforms; the default is the official SSAMBA front end."""
 
     sample_rate_hz: int = Field(16_000, gt=0)
-    """Rate that recordings are resampled to."""
+    """Sample rate to which recordings are resampled."""
     num_mel_bins: int = Field(128, gt=0)
-    """Mel bins M."""
+    """Number of mel bins M."""
     low_hz: float = Field(20.0, ge=0)
     """Lower edge of the first mel bin."""
     high_hz: float | None = Field(None, gt=0)
@@ -132,9 +132,9 @@ class FrontEndConfig(Config):
     shift_ms: float = Field(10.0, gt=0)
     """Distance between the starts of neighboring frames."""
     mean: float = -4.2677393
-    """Mean of the log-mel values over the training corpus (AudioSet's is the default)."""
+    """Mean of the log-mel values over the training corpus; the default is AudioSet's."""
     std: float = Field(4.5689974, gt=0)
-    """Their standard deviation; features are (x - mean) / (2 std)."""
+    """Standard deviation of the log-mel values; features are (x - mean) / (2 std)."""
 
     @model_validator(mode="after")
     def _check(self) -> FrontEndConfig:
@@ -152,26 +152,26 @@ class FrontEndConfig(Config):
     # Kaldi and torchaudio truncate to whole samples in this order of operations.
     @property
     def frame_samples(self) -> int:
-        """Samples in a frame."""
+        """Length of a frame in samples."""
         return int(self.sample_rate_hz * self.frame_ms * 0.001)
 
     @property
     def shift_samples(self) -> int:
-        """Samples from one frame's start to the next."""
+        """Distance between the starts of neighboring frames in samples."""
         return int(self.sample_rate_hz * self.shift_ms * 0.001)
 
     def num_frames(self, samples: int) -> int:
-        """Whole frames in so many samples (0 when there are fewer than one frame's)."""
+        """Return the number of whole frames in `samples` samples."""
         return 0 if samples < self.frame_samples else 1 + (samples - self.frame_samples) // self.shift_samples
 
     @property
     def frames_per_second(self) -> int:
-        """Frames that begin in a second."""
+        """Frame rate in Hz, rounded."""
         return round(self.sample_rate_hz / self.shift_samples)
 
     @property
     def silent_feature(self) -> float:
-        """The normalized value of a log-mel of zero, which is what the original pads with."""
+        """Normalized value of a log-mel value of zero, with which the original pads."""
         return (0.0 - self.mean) / (2 * self.std)
 
 
@@ -182,31 +182,31 @@ E = TypeVar("E", bound="BaseEncoderConfig")
 
 
 class BaseEncoderConfig(Config):
-    """What every encoder over patches of a spectrogram has: its width and depth, and the grid of its patches."""
+    """Fields of every encoder over spectrogram patches: width, depth and patch grid."""
 
     family: ClassVar[str]
-    """What `model_type` of a checkpoint calls this kind of encoder."""
+    """Value of `model_type` in checkpoints."""
 
     embed_dim: int = Field(192, gt=0)
     """Width D of the token stream (192 tiny, 384 small, 768 base)."""
     depth: int = Field(gt=0)
     """Number of blocks."""
     num_mel_bins: int = Field(128, gt=0)
-    """Mel bins of the input."""
+    """Mel bins M of the input."""
     num_frames: int = Field(1024, gt=0)
-    """Frames of the pretraining input, which is also the window of long recordings."""
+    """Frames of the pretraining input, which is also the window length for long recordings."""
     patch_size: tuple[int, int] = (16, 16)
-    """Height of a patch in mel bins, width in frames."""
+    """Size of a patch in mel bins and frames."""
     patch_stride: tuple[int, int] = (16, 16)
     """Distance between patches in mel bins and frames; fine-tuning often uses (10, 10)."""
     position_grid: tuple[int, int] | None = None
-    """Rows and columns of the table of positions; None is the grid of the pretraining input."""
+    """Rows and columns of the learned positions; None is the grid of the pretraining input."""
     patch_order: PatchOrder = "frequency_major"
-    """`frequency_major`: token = row * columns + column, the official one; `time_major`: the other way."""
+    """`frequency_major` (official): token = row * columns + column; `time_major`: token = column * rows + row."""
     norm_eps: float = Field(gt=0)
     """Epsilon of every LayerNorm."""
     drop_path: float = Field(0.0, ge=0, lt=1)
-    """Stochastic depth at the last block, linear from zero; the official SSAMBA recipes train with 0.1."""
+    """Stochastic depth rate of the last block, rising linearly from zero; the official SSAMBA recipes use 0.1."""
 
     @model_validator(mode="after")
     def _check_grid(self: E) -> E:
@@ -221,82 +221,83 @@ class BaseEncoderConfig(Config):
         return self
 
     def with_patch_stride(self: E, stride: int | tuple[int, int]) -> E:
-        """The same model with another patch stride (one number for both axes) and the same table of positions.
+        """Return the configuration with another patch stride (one number for both axes) and the same positions.
 
         Raises:
-            ConfigError: patches so far apart would leave mel bins or frames between them unread.
+            ConfigError: the stride is larger than a patch, which would leave mel bins or frames unread.
         """
         pair = (stride, stride) if isinstance(stride, int) else stride
         if pair[0] > self.patch_size[0] or pair[1] > self.patch_size[1]:
             raise ConfigError(
-                f"patch_stride={stride} leaves gaps between patches of {self.patch_size[0]} mel bins x {self.patch_size[1]} "
-                f"frames: choose at most {self.patch_size}. (The original's 10 is for patches of 16 x 16.)"
+                f"patch_stride={stride} leaves gaps between patches of {self.patch_size[0]} mel bins x "
+                f"{self.patch_size[1]} frames: choose at most {self.patch_size}. "
+                "(The original's 10 is for patches of 16 x 16.)"
             )
         return self.with_changes(patch_stride=pair, position_grid=self.grid)
 
     @property
     def summary(self) -> str:
-        """The encoder in a few words."""
+        """One-line description of the encoder."""
         raise NotImplementedError
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens that stand before the patches."""
+        """Number of prefix tokens P."""
         return 1
 
     @property
     def num_layers(self) -> int:
-        """Steps of the encoder that have a hidden state."""
+        """Number of layers with a hidden state."""
         return self.depth
 
     @property
     def rows(self) -> int:
-        """Patches along frequency."""
+        """Rows R of the patch grid."""
         return (self.num_mel_bins - self.patch_size[0]) // self.patch_stride[0] + 1
 
     def columns(self, frames: int) -> int:
-        """Whole patches along time in so many frames (0 when there are fewer than one patch's)."""
+        """Return the columns K of the patch grid for `frames` frames: whole patches, 0 if there is none."""
         if frames < self.patch_size[1]:
             return 0
         return (frames - self.patch_size[1]) // self.patch_stride[1] + 1
 
     def columns_covering(self, frames: int) -> int:
-        """Patches along time that cover every one of so many frames, the last one perhaps partly."""
+        """Return the columns that cover all of `frames` frames, the last one perhaps only partly filled."""
         return max(0, -(-(frames - self.patch_size[1]) // self.patch_stride[1])) + 1
 
     def frames_spanned(self, columns: int) -> int:
-        """Frames from the first to the last one of so many columns."""
+        """Return the number of frames that `columns` columns cover."""
         return (columns - 1) * self.patch_stride[1] + self.patch_size[1]
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the table of positions."""
+        """Rows and columns of the learned positions."""
         return self.position_grid or (self.rows, self.columns(self.num_frames))
 
 
 class EncoderConfig(BaseEncoderConfig):
-    """The SSAMBA encoder. `variant` names a preset; the flags under it are what the model obeys."""
+    """The SSAMBA encoder. `variant` names a preset; only the other fields determine the model."""
 
     family: ClassVar[str] = "ssamba"
 
     variant: Literal["official", "ssamba2"] = "official"
-    """`official` is the released structure, quirks included; `ssamba2` is ours to improve."""
+    """`official` is the released structure, quirks included; `ssamba2` is this project's own."""
     depth: int = Field(24, gt=0)
     """Number of BiMamba blocks; paired blocks need an even number."""
     expand: int = Field(2, gt=0)
-    """Width of a block's inside, as a multiple of embed_dim."""
+    """Inner channels E of a block, as a multiple of embed_dim."""
     state_size: int = Field(16, gt=0)
-    """N, states per inner channel."""
+    """States N per inner channel."""
     conv_kernel: int = Field(4, gt=0)
-    """Taps of the depthwise convolution."""
+    """Taps W of the depthwise convolution."""
     delta_rank: int | None = Field(None, gt=0)
     """Rank of the projection to delta; None is ceil(embed_dim / 16)."""
     block_layout: Literal["paired", "sequential"] = "paired"
-    """`paired`: blocks 2i and 2i+1 see the same input, the second one reversed in time, and are summed."""
+    """`paired`: blocks 2i and 2i+1 read the same input, the second one reversed in time; outputs are summed."""
     pair_residual: Literal["sum", "mean"] = "sum"
-    """Residual streams of a pair: summed (it doubles at every pair, as in the original) or averaged."""
+    """Residual streams of a pair are summed (they double at every pair, as in the original) or averaged."""
     final_norms: Literal[1, 2] = 2
-    """How often the final LayerNorm is applied; the original applies it twice."""
+    """Number of times that the final LayerNorm is applied; the original applies it twice."""
     norm_eps: float = Field(1e-5, gt=0)
     """Epsilon of every LayerNorm."""
 
@@ -308,27 +309,27 @@ class EncoderConfig(BaseEncoderConfig):
 
     @property
     def summary(self) -> str:
-        """The encoder in a few words."""
+        """One-line description of the encoder."""
         return f"SSAMBA {self.variant}, {self.depth} blocks, width {self.embed_dim}, {self.state_size} states"
 
     @property
     def inner_dim(self) -> int:
-        """Channels inside a block."""
+        """Inner channels E of a block."""
         return self.expand * self.embed_dim
 
     @property
-    def rank(self) -> int:
+    def dt_rank(self) -> int:
         """Rank of the projection to delta."""
         return self.delta_rank or -(-self.embed_dim // 16)
 
     @property
     def num_layers(self) -> int:
-        """Steps of the encoder that have a hidden state: pairs of blocks, or single ones when sequential."""
+        """Number of layers with a hidden state: pairs of blocks, or blocks if sequential."""
         return self.depth // 2 if self.block_layout == "paired" else self.depth
 
 
 class SSASTConfig(BaseEncoderConfig):
-    """The SSAST encoder (Gong et al., 2022): a vision transformer over the same patches, SSAMBA's counterpart."""
+    """The SSAST encoder (Gong et al., 2022): a vision transformer over the same patches."""
 
     family: ClassVar[str] = "ssast"
 
@@ -337,12 +338,12 @@ class SSASTConfig(BaseEncoderConfig):
     num_heads: int = Field(3, gt=0)
     """Attention heads (3 tiny, 6 small, 12 base)."""
     mlp_ratio: int = Field(4, gt=0)
-    """Width of a block's MLP, as a multiple of embed_dim."""
+    """Hidden channels of a block's MLP, as a multiple of embed_dim."""
     distillation_token: bool = True
     """Whether a second prefix token follows [CLS], as in the distilled DeiT that the released models start from."""
     attention: Literal["fused", "unfused"] = "fused"
-    """`fused`: through `scaled_dot_product_attention`, memory linear in L; `unfused`: written out with its L x L matrix,
-    as in the code that the SSAMBA paper measured. The same numbers but for rounding."""
+    """`fused`: `scaled_dot_product_attention`, memory linear in L; `unfused`: with an explicit L x L matrix, as in the
+    code that the SSAMBA paper measured. Results differ only by rounding."""
     norm_eps: float = Field(1e-6, gt=0)
     """Epsilon of every LayerNorm."""
 
@@ -354,12 +355,12 @@ class SSASTConfig(BaseEncoderConfig):
 
     @property
     def summary(self) -> str:
-        """The encoder in a few words."""
+        """One-line description of the encoder."""
         return f"SSAST, {self.depth} blocks, width {self.embed_dim}, {self.num_heads} heads"
 
     @property
     def num_prefix_tokens(self) -> int:
-        """[CLS], and the distillation token if there is one."""
+        """Number of prefix tokens P: [CLS], and the distillation token if there is one."""
         return 2 if self.distillation_token else 1
 
 
@@ -369,27 +370,27 @@ ENCODER_CONFIGS: dict[str, type[EncoderConfig] | type[SSASTConfig]] = {
 
 
 class PretrainingConfig(Config):
-    """What stands on the encoder while it is pretrained; the default is the original's."""
+    """Heads and decoder of the pretraining model; the default is the original's."""
 
     encode: Literal["all", "visible"] = "all"
-    """`all`: the encoder reads mask tokens at the hidden patches; `visible`: it reads the visible patches only, and a
-    decoder gets mask tokens for the rest."""
+    """`all`: the encoder reads mask tokens at the masked patches; `visible`: it reads the visible patches only, and a
+    decoder reads mask tokens for the rest."""
     decoder_depth: int = Field(0, ge=0)
     """Blocks of the decoder, alternating in direction; `visible` needs at least one."""
     normalize_targets: bool = False
-    """Whether the values of each target patch are brought to mean 0 and variance 1 (MAE's local normalization)."""
+    """Whether the values of each target patch are normalized to mean 0 and variance 1, as in MAE."""
     clip_dim: int = Field(0, ge=0)
-    """Outputs of the projection of the clip vector that the clip objective compares; 0 is none."""
+    """Channels of the projection of the clip vector for the clip objective; 0 is none."""
     statistics: bool = False
     """Whether a linear head predicts the clip's log-mel statistics from the clip vector."""
     profile: int = Field(0, ge=0)
     """Segments of the clip whose mean spectra a linear head predicts from the clip vector; 0 is none."""
     texture: bool = False
-    """Whether a linear head predicts the clip's texture from the clip vector (`ssamba.model.objectives.log_mel_texture`)."""
+    """Whether a linear head predicts the clip's texture (`objectives.log_mel_texture`) from the clip vector."""
     units: int = Field(0, ge=0)
-    """Classes of sound that linear heads tell tokens apart by, at visible and at hidden patches; 0 is none."""
+    """Number of units that linear heads classify tokens into, at visible and at masked patches; 0 is none."""
     teacher: bool = False
-    """Whether a head predicts the tokens of a slowly moving copy of the encoder that sees the whole clip."""
+    """Whether a head predicts the tokens of an exponential moving average of the encoder that reads the whole clip."""
 
     @model_validator(mode="after")
     def _check(self) -> PretrainingConfig:
@@ -404,23 +405,23 @@ class ClassifierConfig(Config):
     num_classes: int = Field(gt=0)
     """Outputs of the linear layer."""
     pooling: Literal["mean", "cls"] = "mean"
-    """What it reads: the mean over patch tokens (official default), or the prefix token (SSAST: the mean of its two)."""
+    """Pooling: the mean over patch tokens (official default), or the prefix token (SSAST: the mean of both)."""
     labels: tuple[str, ...] | None = None
-    """Names of the classes, in the order of the outputs."""
+    """Names of the classes, in the order of the logits."""
     activation: Literal["softmax", "sigmoid"] = "softmax"
-    """How outputs become probabilities: one class in each clip, or any number of them."""
+    """Activation of the logits: `softmax` for one class per clip, `sigmoid` for any number of classes."""
     padding: Literal["patch", "official"] = "patch"
-    """What the model was trained with, as in `EmbedOptions.padding`."""
+    """Padding that the model was trained with, as in `EmbedOptions.padding`."""
     label_frames: int | None = Field(None, gt=0)
-    """An answer for every so many frames (100 are a second); None: one for the whole clip."""
+    """Number of frames per label (100 frames are a second); None is one label for the whole clip."""
     token_segments: int | None = Field(None, gt=0)
-    """None: each answer reads the tokens that cover its frames. A number cuts the sequence of all tokens into so many
-    equal parts, as the original's `ft_avgtok_1sec` does (60 of them, each about one frequency band over 8 s)."""
+    """None: each label pools the tokens that cover its frames. A number splits the sequence of all tokens into that
+    many equal segments, as the original's `ft_avgtok_1sec` does (60, each about one frequency band over 8 s)."""
 
     @model_validator(mode="after")
     def _check(self) -> ClassifierConfig:
         if self.token_segments is not None and self.label_frames is None:
-            raise ValueError("token_segments divides a clip's labels: set label_frames, too")
+            raise ValueError("token_segments divides the labels of a clip: set label_frames, too")
         if self.label_frames is not None and self.pooling != "mean":
             raise ValueError("label_frames needs pooling = 'mean': the prefix token stands for the whole clip")
         if self.labels is not None and len(self.labels) != self.num_classes:
@@ -432,22 +433,22 @@ FORMAT_VERSION = 1
 
 
 class ModelConfig(Config):
-    """What `config.json` of a checkpoint folder holds: everything needed to rebuild the model."""
+    """Contents of `config.json` in a checkpoint folder: everything needed to rebuild the model."""
 
     model_type: Literal["ssamba", "ssast"] = "ssamba"
-    """Family of the encoder; follows from an encoder's configuration given as an object."""
+    """Family of the encoder; set automatically if `encoder` is a configuration object."""
     format_version: Literal[1] = 1
-    """Version of this layout."""
+    """Version of the file format."""
     kind: Literal["encoder", "pretraining", "classifier"] = "encoder"
-    """Which heads the weights come with."""
+    """The heads that the weights include."""
     encoder: EncoderConfig | SSASTConfig
     """The encoder."""
     classifier: ClassifierConfig | None = None
-    """The head, when kind is classifier."""
+    """Configuration of the head, if kind is classifier."""
     pretraining: PretrainingConfig | None = None
-    """What stands on the encoder, when kind is pretraining; None is the original's."""
+    """Configuration of the heads and decoder, if kind is pretraining; None is the original's."""
     origin: str | None = None
-    """Where the weights come from, for people."""
+    """Provenance of the weights, for human readers."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,42 +1,42 @@
-"""The errors that users meet. Each message says what was expected, what came, and what to do."""
+"""Errors and warnings that users meet; each message says what was expected, what was received, and what to do."""
 
 from __future__ import annotations
 
 
 class SsambaError(Exception):
-    """Base of every error that ssamba raises on purpose."""
+    """Base of all errors that ssamba raises on purpose."""
 
 
 class AudioDecodeError(SsambaError, ValueError):
-    """An audio file could not be turned into samples; the message names file, cause and remedy."""
+    """An audio file cannot be decoded; the message names file, cause and remedy."""
 
 
 class CheckpointError(SsambaError, ValueError):
-    """A checkpoint is missing, damaged, of another model, or does not fit."""
+    """A checkpoint is missing, damaged or incompatible."""
 
 
 class ConfigError(SsambaError, ValueError):
-    """A configuration holds an unknown key or a value outside its range."""
+    """A configuration holds an unknown key or an invalid value."""
 
 
 class DataError(SsambaError, ValueError):
-    """A manifest, a folder of shards or a data set is missing, damaged, or contradicts itself."""
+    """A manifest, a folder of shards or a data set is missing, damaged or inconsistent."""
 
 
 class DatasetStructureError(DataError):
-    """A folder does not hold the public data set that it was said to hold; the message shows what is expected."""
+    """A folder does not hold the expected public data set; the message shows the expected structure."""
 
 
 class WorkerDiedError(SsambaError, RuntimeError):
-    """A worker process ended without a word on a piece of work, as it does when a codec crashes."""
+    """A worker process died while it worked, as when a codec crashes."""
 
 
 class SuiteError(SsambaError, ValueError):
-    """A suite of labeled tasks is missing, or its tables do not fit; the message names the file."""
+    """A suite of labeled tasks is missing or inconsistent; the message names the file."""
 
 
 class BackendUnavailableError(SsambaError, RuntimeError):
-    """A kernel backend was named explicitly, and cannot run here; the message says why."""
+    """A kernel backend was requested explicitly and cannot run here; the message says why."""
 
 
 class MissingExtraError(SsambaError, ImportError):
@@ -44,12 +44,12 @@ class MissingExtraError(SsambaError, ImportError):
 
 
 class TrainingError(SsambaError, RuntimeError):
-    """A training run cannot start, go on, or save."""
+    """A training run cannot start, continue or save."""
 
 
 class TrainingDivergedError(TrainingError):
-    """Too many steps in a row had a loss or gradient that is not finite; the message says where and what is saved."""
+    """Too many consecutive steps had a non-finite loss or gradient; the message says where, and what was saved."""
 
 
 class AudioTruncatedWarning(UserWarning):
-    """The tail of an audio file is missing, and `strict=False` asked to go on with what is there."""
+    """The end of an audio file is missing, and `strict=False` asked to continue without it."""

@@ -235,7 +235,7 @@ def _mamba_sizes(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         "expand": inner // embed_dim,
         "state_size": state,
         "conv_kernel": tensors[f"{mixer}.conv1d.weight"].shape[-1],
-        "delta_rank": None if rank == EncoderConfig(embed_dim=embed_dim).rank else rank,
+        "delta_rank": None if rank == EncoderConfig(embed_dim=embed_dim).dt_rank else rank,
     }
 
 

@@ -236,7 +236,7 @@ class DirectionalScan(nn.Module):
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
-        inner, delta_rank, state = config.inner_dim, config.rank, config.state_size
+        inner, delta_rank, state = config.inner_dim, config.dt_rank, config.state_size
         self.conv_weight = nn.Parameter(torch.empty(inner, config.conv_kernel))  # (E, W)
         self.conv_bias = nn.Parameter(torch.empty(inner))
         self.x_proj = nn.Linear(inner, delta_rank + 2 * state, bias=False)

@@ -41,7 +41,7 @@ def initialize_encoder(encoder: nn.Module, config: BaseEncoderConfig) -> None:
             bound = 1 / math.sqrt(config.conv_kernel)
             parameter.uniform_(-bound, bound)
         elif name.endswith("dt_proj.weight"):
-            bound = config.rank**-0.5
+            bound = config.dt_rank**-0.5
             parameter.uniform_(-bound, bound)
         elif name.endswith("dt_proj.bias"):  # the inverse softplus of step sizes drawn log-uniformly from 0.001 to 0.1
             low, high = (math.log(bound) for bound in _DELTA_RANGE)
