@@ -1,13 +1,13 @@
-"""The command line: parsing, progress, exit codes. Each subcommand calls one library function.
+"""The command line: parsing, progress bars, exit codes. Each subcommand calls one library function.
 
-Heavy imports happen inside the commands, so that `ssamba --help` answers at once.
+Commands import heavy modules when they run, so that `ssamba --help` is fast.
 """
 
 from __future__ import annotations
 
 import sys
 
-# Importing a module adds its commands.
+# Importing a module registers its commands.
 from ssamba.cli import (  # noqa: F401
     bench,
     embed,
@@ -28,12 +28,10 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command line; what users did wrong ends in one message and exit code 1."""
+    """Run the command line; user errors end in one message and exit code 1."""
     try:
         app()
-    except SsambaError as error:
-        fail(str(error))
-    except OSError as error:
+    except (SsambaError, OSError) as error:
         fail(str(error))
     except KeyboardInterrupt:
         err.print("[yellow]interrupted[/]")

@@ -1,4 +1,4 @@
-"""What every command shares: the application, consoles, exit codes, options, loading a model."""
+"""Shared by all commands: the application, consoles, exit codes, options, and loading a model."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ CheckpointOption = Annotated[
 ]
 
 
-def interrupt(signum: int, frame: object) -> NoReturn:
-    """A signal handler that ends a job as Ctrl-C does."""
+def raise_interrupt(signum: int, frame: object) -> NoReturn:
+    """Signal handler that ends a job as Ctrl-C does."""
     raise KeyboardInterrupt
 
 
 def load_embedder(checkpoint: str | None, device: str | None, *, untrained: bool = False) -> Embedder:
-    """Load a model, or an untrained one; its warnings are printed, an unusable device ends in one message."""
+    """Load a checkpoint, or create an untrained model; print warnings, and exit if the device cannot be used."""
     from ssamba.embedder import load_model, random_model
 
     with warnings.catch_warnings(record=True) as caught:
@@ -88,12 +88,8 @@ def load_embedder(checkpoint: str | None, device: str | None, *, untrained: bool
     return model
 
 
-def hours_of_audio(seconds: float) -> str:
-    """A duration as people say it: 2.5 s, 3.0 min, 1.25 h."""
-    return (
-        f"{seconds / 3600:.2f} h"
-        if seconds >= 360
-        else f"{seconds:.1f} s"
-        if seconds < 60
-        else f"{seconds / 60:.1f} min"
-    )
+def format_duration(seconds: float) -> str:
+    """Format a duration for humans: 2.5 s, 3.0 min, 1.25 h."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 360 else f"{seconds / 3600:.2f} h"

@@ -18,11 +18,12 @@ from ssamba.cli.app import (
     app,
     err,
     fail,
-    hours_of_audio,
-    interrupt,
+    format_duration,
     load_embedder,
     out,
+    raise_interrupt,
 )
+from ssamba.cli.progress import Bar, default_workers, report_skipped
 
 if TYPE_CHECKING:
     from ssamba.library.embed import Progress
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 )
 def embed(
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATHS...", help="Audio files, folders (searched below) and patterns.")
+        list[str], typer.Argument(metavar="PATHS...", help="Audio files, folders (searched recursively) and patterns.")
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Table to write: .npz, .parquet or .csv.", show_default=False)
@@ -44,30 +45,28 @@ def embed(
     checkpoint: CheckpointOption = None,
     frames: Annotated[bool, typer.Option("--frames", help="One row for each time step instead of each file.")] = False,
     context: Annotated[
-        str, typer.Option(help="'windows': 10.24 s, half overlapping; 'full': each recording at once.")
+        str, typer.Option(help="'windows': 10.24 s, overlapping by half; 'full': each recording at once.")
     ] = "windows",
     layer: Annotated[
         int | None,
-        typer.Option(help="Use the hidden state of this layer (0 is the input, -1 the last, before the final norm)."),
+        typer.Option(help="Use the hidden state of this layer (0: input, -1: last, before the final norm)."),
     ] = None,
     padding: Annotated[
-        str, typer.Option(help="'patch', or 'official': fill short recordings up to the pretraining length.")
+        str, typer.Option(help="'patch', or 'official': pad short recordings to the pretraining length.")
     ] = "patch",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run, or add new files to a finished one.")
+        bool, typer.Option("--resume", help="Continue an interrupted run, or add new files to a finished one.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing table.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if any file was skipped.")] = False,
     workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes. Default: up to four.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if available.")] = None,
 ) -> None:
-    """Embed recordings into one table: a row for each file, or for each time step.
+    """Embed recordings into one table with a row for each file, or for each time step.
 
-    Files that cannot be read are skipped and listed, with the reason, in OUTPUT.skipped.csv. An interrupted run loses
-    nothing: repeat the command with --resume.
+    Files that cannot be read are skipped and listed with the reason in OUTPUT.skipped.csv. To continue an interrupted
+    run, repeat the command with --resume.
     """
-    import os
-
     from ssamba.audio.files import find_audio
     from ssamba.embedder import EmbedOptions
     from ssamba.errors import ConfigError
@@ -82,13 +81,17 @@ def embed(
         raise typer.BadParameter(str(error)) from None
     except ValueError as error:
         fail(str(error))
-    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, raise_interrupt)
     model = load_embedder(checkpoint, device)
-    if workers is None:
-        workers = min(4, max(1, (os.cpu_count() or 2) - 1))
+    workers = default_workers(4) if workers is None else workers
     # A worker process takes longer to start than a few files take to decode.
     workers = workers if len(files) > 8 else 0
-    with _ProgressBar() as bar:
+
+    def show(state: Progress) -> None:
+        note = f"{format_duration(state.audio_s)}  {state.real_time_factor:.0f}x real time"
+        bar.update(state.embedded + len(state.skipped), state.total - state.resumed, note)
+
+    with Bar("embedding") as bar:
         try:
             result = embed_collection(
                 files,
@@ -99,7 +102,7 @@ def embed(
                 workers=workers,
                 resume=resume,
                 overwrite=overwrite,
-                on_progress=bar.update,
+                on_progress=show,
             )
         except KeyboardInterrupt:
             err.print(
@@ -109,7 +112,7 @@ def embed(
         except ValueError as error:
             fail(str(error))
         except OSError as error:
-            fail(f"{error}. What was embedded so far is kept: repeat the command with --resume when it is mended")
+            fail(f"{error}. Finished embeddings are kept: repair the cause, then repeat the command with --resume")
     _report(result, output)
     if result.rows == 0:
         fail("no file could be embedded")
@@ -117,54 +120,15 @@ def embed(
         sys.exit(EXIT_SKIPPED)
 
 
-class _ProgressBar:
-    """Files, hours of audio, real-time factor and time left, on standard error when it is a terminal."""
-
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._progress = Progress(
-            TextColumn("embedding"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("files  {task.fields[audio]}  [cyan]{task.fields[rate]}[/]  left:"),
-            TimeRemainingColumn(),
-            console=err,
-            transient=True,
-        )
-        self._task = self._progress.add_task("", total=None, audio="", rate="")
-
-    def __enter__(self) -> _ProgressBar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def update(self, state: Progress) -> None:
-        """Show how far the job is."""
-        self._progress.update(
-            self._task,
-            total=state.total - state.resumed,
-            completed=state.embedded + len(state.skipped),
-            audio=hours_of_audio(state.audio_s),
-            rate=f"{state.real_time_factor:.0f}x real time",
-        )
-
-
 def _report(result: Progress, output: Path) -> None:
     from ssamba.library.embed import skipped_file
 
     resumed = f", {result.resumed} already done" if result.resumed else ""
     out.print(
-        f"{result.embedded} files embedded{resumed}, {len(result.skipped)} skipped: {hours_of_audio(result.audio_s)} of audio in "
-        f"{result.seconds:.1f} s ({result.real_time_factor:.0f}x real time), {result.rows} rows in {escape(str(output))}",
+        f"{result.embedded} files embedded{resumed}, {len(result.skipped)} skipped: "
+        f"{format_duration(result.audio_s)} of audio in {result.seconds:.1f} s "
+        f"({result.real_time_factor:.0f}x real time), {result.rows} rows in {escape(str(output))}",
         highlight=False,
         soft_wrap=True,
     )
-    for entry in result.skipped[:10]:
-        err.print(f"[yellow]skipped[/] {escape(entry.reason)}", soft_wrap=True, highlight=False)
-    if len(result.skipped) > 10:
-        err.print(f"[yellow]and {len(result.skipped) - 10} more[/]")
-    if result.skipped:
-        err.print(f"all reasons: {escape(str(skipped_file(output)))}", soft_wrap=True, highlight=False)
+    report_skipped(result.skipped, skipped_file(output))

@@ -26,7 +26,7 @@ def info(
         typer.Argument(metavar="[TARGETS]...", help="Checkpoints (folder, .pth, hf:OWNER/NAME) or audio files."),
     ] = None,
 ) -> None:
-    """Tell what a checkpoint holds, whether an audio file is sound, or (without argument) what ssamba can use here."""
+    """Describe checkpoints, check audio files, or (without argument) show what ssamba can use on this machine."""
     if not targets:
         _print_environment()
         return
@@ -73,7 +73,7 @@ def _print_environment() -> None:
         for status in available_backends(device):
             mark = "used" if status.chosen else "available" if status.available else "not available"
             rows.append((f"scan on {device}", f"{status.name}: {mark} ({status.reason})"))
-    rows.append(("float32 products on cpu", {"mkl": "PyTorch's own", "onednn": "oneDNN"}[library()]))
+    rows.append(("float32 matmul on cpu", {"mkl": "PyTorch's own", "onednn": "oneDNN"}[library()]))
     for extra, module in extras.items():
         state = "installed" if find_spec(module) else f'not installed: pip install "ssamba[{extra}]"'
         rows.append((f"extra {extra}", state))
@@ -94,8 +94,8 @@ def _checkpoint_rows(target: str) -> list[tuple[str, str]]:
         ("pretraining input", f"{encoder.num_mel_bins} mel bins x {encoder.num_frames} frames"),
         (
             "front end",
-            f"{front_end.sample_rate_hz} Hz, {front_end.num_mel_bins} bins from {front_end.low_hz:g} to {high_hz:g} Hz, "
-            f"mean {front_end.mean:g}, deviation {front_end.std:g}",
+            f"{front_end.sample_rate_hz} Hz, {front_end.num_mel_bins} mel bins from {front_end.low_hz:g} to "
+            f"{high_hz:g} Hz, mean {front_end.mean:g}, standard deviation {front_end.std:g}",
         ),
     ]
     if loaded.config.classifier is not None:
@@ -116,7 +116,7 @@ def _audio_rows(path: Path) -> list[tuple[str, str]]:
     rows = [
         ("format", f"{header.container} {header.codec}, read by {header.reader}"),
         ("rate", f"{header.sample_rate_hz} Hz, {header.channels} channel{'s' if header.channels != 1 else ''}"),
-        ("header says", "unknown length" if header.duration_s is None else f"{header.duration_s:.3f} s"),
+        ("stated length", "unknown length" if header.duration_s is None else f"{header.duration_s:.3f} s"),
     ]
     peak, energy, count = 0.0, 0.0, 0
     with warnings.catch_warnings(record=True) as caught:
@@ -125,7 +125,7 @@ def _audio_rows(path: Path) -> list[tuple[str, str]]:
             peak = max(peak, float(np.abs(block).max(initial=0)))
             energy += float(np.square(block, dtype=np.float64).sum())
             count += len(block)
-    rows.append(("decodes to", f"{count / header.sample_rate_hz:.3f} s, mono"))
+    rows.append(("decoded length", f"{count / header.sample_rate_hz:.3f} s, mono"))
     if peak == 0:
         rows.append(("level", "silent"))
     else:
@@ -139,11 +139,11 @@ def _audio_rows(path: Path) -> list[tuple[str, str]]:
 def convert(
     source: Annotated[str, typer.Argument(help="Official .pth file, checkpoint folder, or hf:OWNER/NAME.")],
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
-    half: Annotated[bool, typer.Option("--half", help="Write float16, half the size.")] = False,
-    origin: Annotated[str | None, typer.Option(help="A line that says where the weights come from.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Write float16, which halves the size.")] = False,
+    origin: Annotated[str | None, typer.Option(help="Provenance of the weights, one line.")] = None,
 ) -> None:
-    """Write a checkpoint in our format: config.json, model.safetensors, preprocessor_config.json."""
+    """Convert a checkpoint to ssamba's format: config.json, model.safetensors, preprocessor_config.json."""
     from ssamba.checkpoint import convert_checkpoint
 
     report = convert_checkpoint(source, output, overwrite=overwrite, half=half, origin=origin)
@@ -157,20 +157,20 @@ def convert(
 )
 def average(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCES...", help="Checkpoints of one structure, as of convert.")
+        list[str], typer.Argument(metavar="SOURCES...", help="Checkpoints of the same structure, as for convert.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)],
     weights: Annotated[
-        str | None, typer.Option(help="How much each counts: numbers with commas between. Default: all alike.")
+        str | None, typer.Option(help="Comma-separated weights of the checkpoints. Default: equal.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
-    half: Annotated[bool, typer.Option("--half", help="Write float16, half the size.")] = False,
-    origin: Annotated[str | None, typer.Option(help="A line that says where the weights come from.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Write float16, which halves the size.")] = False,
+    origin: Annotated[str | None, typer.Option(help="Provenance of the weights, one line.")] = None,
 ) -> None:
-    """Average the weights of models that were trained from one another.
+    """Average the weights of models that were fine-tuned or continued from one another.
 
-    Their mean often generalizes better than each, to recordings of another source above all. Models that were trained apart do
-    not average: judge the result (`ssamba evaluate`).
+    The average often generalizes better than each model, above all to recordings from other sources. Models that were
+    trained independently cannot be averaged. Evaluate the result with `ssamba evaluate`.
     """
     from ssamba.checkpoint import average_checkpoints
     from ssamba.cli.bench import numbers

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from ssamba.cli.app import EXIT_CODES, EXIT_SKIPPED, app, fail, hours_of_audio, out
+from ssamba.cli.app import EXIT_CODES, EXIT_SKIPPED, app, fail, format_duration, out
 from ssamba.cli.progress import Bar, default_workers, report_skipped
 
 
@@ -58,7 +58,7 @@ def manifest(
             clips, skipped = scan_folder(
                 paths,
                 default_workers() if workers is None else workers,
-                lambda p: bar.update(p.done, p.total, hours_of_audio(p.audio_s)),
+                lambda p: bar.update(p.done, p.total, format_duration(p.audio_s)),
                 labels=kind,
             )
         report = Path(f"{output}.skipped.csv")
@@ -72,7 +72,7 @@ def manifest(
     audio_s = sum(clip.duration_s or 0.0 for clip in clips)
     classes = f", {len({clip.labels for clip in clips})} labels" if labels else ""
     out.print(
-        f"{len(clips)} recordings, {hours_of_audio(audio_s)}{classes}, {len(skipped)} skipped, in "
+        f"{len(clips)} recordings, {format_duration(audio_s)}{classes}, {len(skipped)} skipped, in "
         f"{time.monotonic() - started_s:.1f} s: {escape(str(output))}",
         highlight=False,
         soft_wrap=True,

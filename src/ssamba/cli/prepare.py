@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ssamba.cli.app import EXIT_CODES, EXIT_SKIPPED, app, err, fail, hours_of_audio, out
+from ssamba.cli.app import EXIT_CODES, EXIT_SKIPPED, app, err, fail, format_duration, out
 from ssamba.cli.progress import Bar, default_workers, report_skipped
 
 NAMES = (
@@ -81,7 +81,7 @@ def prepare(
                 checksums=checksums,
                 allow_leaks=allow_leaks,
                 audio_folder=audio or output.with_name(f"{output.stem}_audio"),
-                on_progress=lambda p: bar.update(p.done, p.total, hours_of_audio(p.audio_s)),
+                on_progress=lambda p: bar.update(p.done, p.total, format_duration(p.audio_s)),
             )
         written = write_prepared(prepared, output)
     except (ValueError, ImportError) as error:
@@ -90,7 +90,7 @@ def prepare(
     for note in prepared.notes:
         err.print(f"[cyan]note[/] {escape(note)}", soft_wrap=True, highlight=False)
     splits = ", ".join(f"{split} {count}" for split, count in sorted(prepared.counts.items(), key=_by_number))
-    length = "" if prepared.hours is None else f", {hours_of_audio(prepared.hours * 3600)}"
+    length = "" if prepared.hours is None else f", {format_duration(prepared.hours * 3600)}"
     classes = f", {len(prepared.classes)} classes" if prepared.classes else ""
     out.print(
         f"{escape(prepared.dataset.title)}: {len(prepared.clips)} clips{length}{classes} ({splits}), "

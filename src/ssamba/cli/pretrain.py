@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ssamba.cli.app import EXIT_CODES, EXIT_INTERRUPTED, CheckpointOption, app, fail, hours_of_audio, out
+from ssamba.cli.app import EXIT_CODES, EXIT_INTERRUPTED, CheckpointOption, app, fail, format_duration, out
 from ssamba.cli.progress import TrainingBar
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ def _print_report(report: TrainingReport, output: Path) -> None:
     skipped = f", {report.skipped} clips skipped (skipped.csv)" if report.skipped else ""
     bad = f", {report.bad_steps} steps left out" if report.bad_steps else ""
     out.print(
-        f"{report.stopped} at step {report.step}: {report.clips} clips, {hours_of_audio(report.audio_s)} of audio in "
-        f"{hours_of_audio(report.elapsed_s)}{skipped}{bad}",
+        f"{report.stopped} at step {report.step}: {report.clips} clips, {format_duration(report.audio_s)} of audio in "
+        f"{format_duration(report.elapsed_s)}{skipped}{bad}",
         highlight=False,
         soft_wrap=True,
     )

@@ -1,4 +1,4 @@
-"""What commands that go through recordings share: a bar with rate and time left, and the list of what was left out."""
+"""Progress bars and the report of skipped files, shared by the commands."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from ssamba.cli.app import err, hours_of_audio
+from ssamba.cli.app import err, format_duration
 
 if TYPE_CHECKING:
     from ssamba.audio.files import Skipped
     from ssamba.training.run_io import TrainingProgress
 
-_SHOWN = 10
+_MAX_SHOWN = 10
 _HELD_OUT = ("accuracy", "balanced_accuracy", "mAP")
 
 
 class Bar:
-    """How far a command is, on standard error when it is a terminal."""
+    """Progress bar on standard error, if it is a terminal."""
 
     def __init__(self, label: str, unit: str = "files") -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -44,12 +44,12 @@ class Bar:
         self._progress.stop()
 
     def update(self, done: float, total: float, note: str = "") -> None:
-        """Show how far it is."""
+        """Update the bar."""
         self._progress.update(self._task, completed=done, total=total, note=note)
 
 
 class TrainingBar:
-    """Progress with rates, losses and time left, on standard error; plain lines now and then where it is no terminal."""
+    """Training progress with rates, losses and time left, on standard error; plain lines if it is not a terminal."""
 
     def __init__(self) -> None:
         self.label = "training"
@@ -74,14 +74,14 @@ class TrainingBar:
         self._progress.stop()
 
     def decoded(self, name: str, done: int, total: int) -> None:
-        """Show how much of a corpus is in memory."""
+        """Update the bar while a corpus is decoded into memory."""
         self._progress.update(self._task, description=f"reading {name}", total=total, completed=done)
 
     def update(self, state: TrainingProgress) -> None:
-        """Show how far the training is."""
+        """Update the bar and print messages."""
         if state.message:
             err.print(f"[yellow]{escape(state.message)}[/]", soft_wrap=True)
-        left = "" if state.left_s is None else f"left {hours_of_audio(state.left_s)}"
+        left = "" if state.left_s is None else f"left {format_duration(state.left_s)}"
         metrics = " ".join(
             f"{name} {state.metrics[name]:.3f}"
             for name in ("loss", "discriminative", "accuracy", "generative", "clip")
@@ -98,15 +98,15 @@ class TrainingBar:
 
 
 def default_workers(most: int = 8) -> int:
-    """A process for each core, but for one."""
+    """Return the number of cores minus one, between 1 and `most`."""
     return min(most, max(1, (os.cpu_count() or 2) - 1))
 
 
 def report_skipped(skipped: Sequence[Skipped], report: Path | None = None) -> None:
-    """Print some of what was left out, and where all of it is listed."""
-    for entry in skipped[:_SHOWN]:
+    """Print the first skipped files, and the path of the full list."""
+    for entry in skipped[:_MAX_SHOWN]:
         err.print(f"[yellow]skipped[/] {escape(entry.reason)}", soft_wrap=True, highlight=False)
-    if len(skipped) > _SHOWN:
-        err.print(f"[yellow]and {len(skipped) - _SHOWN} more[/]")
+    if len(skipped) > _MAX_SHOWN:
+        err.print(f"[yellow]and {len(skipped) - _MAX_SHOWN} more[/]")
     if skipped and report is not None:
         err.print(f"all reasons: {escape(str(report))}", soft_wrap=True, highlight=False)

@@ -18,9 +18,9 @@ from ssamba.cli.app import (
     app,
     err,
     fail,
-    hours_of_audio,
-    interrupt,
+    format_duration,
     out,
+    raise_interrupt,
 )
 from ssamba.cli.progress import Bar, default_workers, report_skipped
 
@@ -57,12 +57,12 @@ def shard(
     from ssamba.data.shards import ShardProgress, write_shards
     from ssamba.errors import ConfigError
 
-    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, raise_interrupt)
     processes = default_workers() if workers is None else workers
     started_s = time.monotonic()
 
     def show(state: ShardProgress) -> None:
-        bar.update(state.shards, state.total, f"{hours_of_audio(state.audio_s)}  {state.size / 1e6:.0f} MB")
+        bar.update(state.shards, state.total, f"{format_duration(state.audio_s)}  {state.size / 1e6:.0f} MB")
 
     try:
         if source.is_dir():
@@ -94,7 +94,7 @@ def shard(
     skipped = [*unread, *result.skipped]
     resumed = f" ({result.resumed} already written)" if result.resumed else ""
     out.print(
-        f"{result.total} shards{resumed}: {result.clips} clips, {hours_of_audio(result.audio_s)}, "
+        f"{result.total} shards{resumed}: {result.clips} clips, {format_duration(result.audio_s)}, "
         f"{result.size / 1e6:.1f} MB, {len(skipped)} skipped, in {time.monotonic() - started_s:.1f} s: "
         f"{escape(str(output))}",
         highlight=False,

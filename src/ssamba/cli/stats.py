@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ssamba.cli.app import EXIT_CODES, EXIT_SKIPPED, app, fail, hours_of_audio, out
+from ssamba.cli.app import EXIT_CODES, EXIT_SKIPPED, app, fail, format_duration, out
 from ssamba.cli.progress import Bar, default_workers, report_skipped
 
 
@@ -55,7 +55,7 @@ def stats(
     processes = default_workers() if workers is None else workers
 
     def show(state: CorpusStatistics) -> None:
-        note = f"{hours_of_audio(state.hours * 3600)}  mean {state.mean:.3f}  std {state.std:.3f}"
+        note = f"{format_duration(state.hours * 3600)}  mean {state.mean:.3f}  std {state.std:.3f}"
         bar.update(min(1.0, state.hours / state.total_hours) * 100, 100, note)
 
     try:
@@ -68,7 +68,7 @@ def stats(
         fail(str(error))
     report_skipped(result.skipped)
     out.print(
-        f"# {result.clips} clips, {hours_of_audio(result.hours * 3600)} of {corpus.hours:.2f} h, "
+        f"# {result.clips} clips, {format_duration(result.hours * 3600)} of {corpus.hours:.2f} h, "
         f"{len(result.skipped)} skipped",
         highlight=False,
         soft_wrap=True,
