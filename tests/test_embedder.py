@@ -273,10 +273,16 @@ def test_import_is_light():
     import subprocess
     import sys
 
-    code = "import sys, ssamba, ssamba.audio.decode; print([m for m in ('torch', 'matplotlib', 'pyarrow', 'av') if m in sys.modules])"
+    code = (
+        "import sys, ssamba, ssamba.audio.decode; "
+        "print([m for m in ('torch', 'matplotlib', 'pyarrow', 'av') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    code = "import sys, ssamba; ssamba.load_model; print([m for m in ('matplotlib', 'pyarrow', 'av', 'huggingface_hub') if m in sys.modules])"
+    code = (
+        "import sys, ssamba; ssamba.load_model; "
+        "print([m for m in ('matplotlib', 'pyarrow', 'av', 'huggingface_hub') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
