@@ -32,7 +32,7 @@ def test_an_official_file_loads_strictly_and_reports_what_it_ignored(ssamba_pth)
     assert loaded.report.ignored == dict.fromkeys(["v.head.weight", "v.head.bias"], "the unused vision head")
     assert "vision head" in str(loaded.report)
     config = loaded.config.encoder
-    assert (config.embed_dim, config.depth, config.rank, config.num_frames, config.grid) == (32, 4, 2, 128, (8, 8))
+    assert (config.embed_dim, config.depth, config.dt_rank, config.num_frames, config.grid) == (32, 4, 2, 128, (8, 8))
 
 
 def test_the_module_prefix_is_optional(tmp_path, official, ssamba_pth):
