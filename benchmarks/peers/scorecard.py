@@ -1,7 +1,7 @@
-"""The scorecard: one line for each model and view, kept as JSON, shown as Markdown and as a picture.
+"""The scorecard: one line for each model and view, stored as JSON, shown as Markdown and as a figure.
 
-Lines that a run does not measure again stay as they were, each with the date and machine it was measured on; so do
-lines of the kind `fine-tuned`, which are measured elsewhere and may have some of the tasks only.
+Lines that a run does not measure again stay as they are, each with the date and machine of its measurement. So do lines
+of the kind `fine-tuned`, which are measured elsewhere and may have only some of the tasks.
 """
 
 from __future__ import annotations
@@ -9,71 +9,69 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ssamba.evaluation import EvaluateOptions, Scorecard
 from ssamba.evaluation.evaluate import Row
 from ssamba.evaluation.report import ReferenceRow, plot_scorecard, reference_rows
-from ssamba.files import write_atomically
 from ssamba.metrics.bootstrap import Interval
-from ssamba.studies.harness import table
+from ssamba.studies.harness import table, write_report
 
 KINDS = ("ours", "fine-tuned", "peer")
-"""What lines may be, in the order of the table."""
+"""Kinds of lines, in the order of the table."""
 MEAN = "mean"
 
 
 @dataclass(frozen=True)
 class Line:
-    """One model, seen one way."""
+    """Scores of one model and view."""
 
     name: str
-    """What it is called."""
+    """Name of the model."""
     kind: str
     """One of `KINDS`."""
     view: str
-    """Layer and pooling; `best`; of a peer `final.mean`."""
+    """Layer and pooling, or `best`; `final.mean` for a peer."""
     scores: dict[str, float]
     """Accuracy by task."""
     intervals: dict[str, list[float]]
-    """By task, and under `mean`: 95 % over test clips."""
+    """95 % intervals over test clips, by task and for `mean`."""
     how: str
-    """What becomes of a clip."""
+    """Processing of a clip."""
     license: str = ""
-    """Of code and weights."""
+    """License of code and weights."""
     parameters: int | None = None
-    """Weights that the embedding uses; None for a formula."""
+    """Number of weights that the embedding uses; None for a formula."""
     chosen: dict[str, list[str]] = field(default_factory=dict)
-    """For `best`: the view of each round, by task."""
+    """For `best`: the view chosen in each fold, by task."""
     measured: dict[str, Any] = field(default_factory=dict)
     """Date, machine, versions, seconds."""
 
     @property
     def title(self) -> str:
-        """Name and view, the view where it says something."""
+        """Name, and the view unless it is the default one."""
         return self.name if self.kind == "peer" or self.view == "final.mean" else f"{self.name}, {self.view}"
 
 
 @dataclass(frozen=True)
 class Content:
-    """All that the scorecard holds."""
+    """Contents of the scorecard."""
 
     tasks: dict[str, dict[str, Any]]
     """Digest, clips and classes by task, in the order of the tables."""
     lines: list[Line] = field(default_factory=list)
-    """What was measured."""
+    """Measured lines."""
     missing: dict[str, str] = field(default_factory=dict)
-    """Peers that could not be scored, and why."""
+    """Peers that could not be scored, and the reasons."""
 
 
 def lines_of(card: Scorecard, views: Sequence[str], **about: Any) -> list[Line]:
-    """Lines of a model's views.
+    """Return the lines of a model's views.
 
     Args:
-        card: what was found.
-        views: which of its rows.
+        card: results of the evaluation.
+        views: rows to take.
         about: the other fields of `Line`.
     """
     return [
@@ -90,7 +88,7 @@ def lines_of(card: Scorecard, views: Sequence[str], **about: Any) -> list[Line]:
 
 
 def card_of(path: Path) -> Scorecard:
-    """A card as `ssamba evaluate --json` wrote it, without the single predictions."""
+    """Read a card that `ssamba evaluate --json` wrote, without the single predictions."""
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = [
         Row(**{**row, "intervals": {name: Interval(*pair) for name, pair in row["intervals"].items()}})
@@ -109,15 +107,15 @@ def card_of(path: Path) -> Scorecard:
 
 
 def merged(old: Content, new: Content) -> Content:
-    """The old lines with those that were measured again in their place, new ones behind those of their kind.
+    """Replace old lines by those measured again, and append new ones after those of their kind.
 
     Raises:
-        ValueError: the old lines are of other recordings, so that the scores do not compare.
+        ValueError: the old lines are of other recordings, so that scores cannot be compared.
     """
     shared = old.tasks.keys() & new.tasks.keys()
     changed = [name for name in shared if old.tasks[name] != new.tasks[name]]
     if old.lines and changed:
-        raise ValueError(f"{changed[0]} is not the task that the kept lines were measured on: write to another place")
+        raise ValueError(f"{changed[0]} is not the task that existing lines were measured on: write to another folder")
     lines = {(line.name, line.view): line for line in (*old.lines, *new.lines)}
     measured = {line.name for line in new.lines}
     missing = {name: reason for name, reason in old.missing.items() if name not in measured} | new.missing
@@ -126,7 +124,7 @@ def merged(old: Content, new: Content) -> Content:
 
 
 def read(path: Path) -> Content:
-    """What a scorecard's JSON holds; nothing where there is none."""
+    """Read a scorecard's JSON; a missing file gives empty contents."""
     if not path.exists():
         return Content({})
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -134,17 +132,13 @@ def read(path: Path) -> Content:
 
 
 def save(content: Content, folder: Path) -> None:
-    """Write scorecard.json, scorecard.md and scorecard.png, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {"json": json.dumps(asdict(content), indent=1) + "\n", "md": text(content) + "\n"}
-    for suffix, written in texts.items():
-        path = folder / f"scorecard.{suffix}"
-        write_atomically(path, partial(Path.write_text, data=written, encoding="utf-8"))
+    """Write scorecard.json, scorecard.md and scorecard.png, each atomically."""
+    write_report(folder, "scorecard", asdict(content), markdown(content) + "\n")
     plot(content, folder / "scorecard.png")
 
 
-def text(content: Content) -> str:
-    """Tables of accuracies, of differences to the quoted rows, and of what each line is."""
+def markdown(content: Content) -> str:
+    """Return tables of accuracies, of differences to the quoted rows, and of facts about each line."""
     tasks = list(content.tasks)
     columns = ["model", "M params", *tasks, MEAN, "95 % of the mean"]
     rows = [_cells(line, tasks) for line in content.lines]
@@ -152,9 +146,9 @@ def text(content: Content) -> str:
     parts = [f"Accuracy, linear probe, test clips.\n\n{table(columns, rows)}"]
     if differing := _differences(content, tasks):
         parts.append(f"Measured minus quoted with the suite.\n\n{table(['model', *tasks, MEAN], differing)}")
-    parts.append(table(["model", "what becomes of a clip", "license", "measured"], _about(content)))
+    parts.append(table(["model", "processing of a clip", "license", "measured"], _about(content)))
     if content.missing:
-        parts.append(table(["not measured", "why"], [list(pair) for pair in content.missing.items()]))
+        parts.append(table(["not measured", "reason"], [list(pair) for pair in content.missing.items()]))
     return "\n\n".join(parts)
 
 
@@ -199,7 +193,7 @@ def _about(content: Content) -> list[list[str]]:
 
 
 def mean_of(line: Line, tasks: Sequence[str]) -> float:
-    """Mean accuracy over the tasks."""
+    """Return the mean accuracy over tasks."""
     return sum(line.scores[task] for task in tasks) / len(tasks)
 
 
@@ -208,7 +202,7 @@ def _figure(value: float) -> str:
 
 
 def plot(content: Content, output: Path) -> None:
-    """Accuracy by task: the first of our lines with its intervals, whose name holds `shipped`, beside all others."""
+    """Plot accuracy by task: the first line with `shipped` in its name, with its intervals, and all others."""
     own = next((line for line in content.lines if "shipped" in line.name), None)
     if own is None:
         return

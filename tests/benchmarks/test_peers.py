@@ -1,4 +1,4 @@
-"""The scorecard with other models: what is ours in it. No peer is run; their wheels are not here."""
+"""The scorecard with other models. No peer is run, since their wheels are not available here."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.peers import __main__ as command
-from benchmarks.peers.birdnet import chunks
-from benchmarks.peers.musicnn import Musicnn, parts
-from benchmarks.peers.peer import Loaded, Peer, PeerError, centered, filled, unpacked, windows
-from benchmarks.peers.scorecard import Content, Line, card_of, lines_of, merged, read, save, text
-from benchmarks.peers.tensorflow_checkpoint import read_checkpoint
+from benchmarks.peers.musicnn import Musicnn, parts, read_checkpoint
+from benchmarks.peers.networks import birdnet_chunks
+from benchmarks.peers.peer import Loaded, Peer, PeerError, centered, pad_end, unpacked, windows
+from benchmarks.peers.scorecard import Content, Line, card_of, lines_of, markdown, merged, read, save
 
 from ssamba.evaluation import LogMelStatistics, evaluate, read_suite
 
@@ -73,9 +72,9 @@ def _fail(folder):
     raise OSError("no file")
 
 
-def test_clips_are_cut_and_filled_as_peers_want_them():
+def test_clips_are_cut_and_padded_as_peers_require():
     wave = np.arange(1, 11)
-    assert list(filled(wave[:3], 5)) == [1, 2, 3, 0, 0]
+    assert list(pad_end(wave[:3], 5)) == [1, 2, 3, 0, 0]
     assert list(centered(wave[:3], 6)) == [0, 1, 2, 3, 0, 0]
     assert len(centered(wave, 6)) == 10
     assert [list(part) for part in windows(wave[:5], 4, 2)] == [[1, 2, 3, 4], [2, 3, 4, 5]]
@@ -83,8 +82,8 @@ def test_clips_are_cut_and_filled_as_peers_want_them():
     assert len(windows(wave[:4], 4, 2)) == 1
     chunk = 3 * 48_000
     lengths = {100: 1, chunk: 1, chunk + chunk // 2 - 1: 1, chunk + chunk // 2: 2, 3 * chunk: 3}
-    assert {length: len(chunks(np.ones(length))) for length in lengths} == lengths
-    assert all(len(part) == chunk for part in chunks(np.ones(chunk + chunk // 2)))
+    assert {length: len(birdnet_chunks(np.ones(length))) for length in lengths} == lengths
+    assert all(len(part) == chunk for part in birdnet_chunks(np.ones(chunk + chunk // 2)))
     assert [len(part) for part in parts(np.zeros((400, 96)))] == [187, 187]
     assert [len(part) for part in parts(np.zeros((100, 96)))] == [100]
 
@@ -131,7 +130,7 @@ def write_checkpoint(folder, variables, shard=0):
     return folder / "c.index", folder / "c.data"
 
 
-def test_checkpoints_of_tensorflow_are_read_without_it(tmp_path):
+def test_tensorflow_checkpoints_are_read_without_tensorflow(tmp_path):
     generator = np.random.default_rng(0)
     variables = {
         "conv2d/kernel": generator.normal(size=(7, 38, 1, 204)).astype(np.float32),
@@ -146,7 +145,7 @@ def test_checkpoints_of_tensorflow_are_read_without_it(tmp_path):
     with pytest.raises(ValueError, match="several shards"):
         read_checkpoint(*write_checkpoint(tmp_path, variables, shard=1))
     (tmp_path / "c.index").write_bytes(b"something else" * 9)
-    with pytest.raises(ValueError, match="no index of a TensorFlow checkpoint"):
+    with pytest.raises(ValueError, match="not the index of a TensorFlow checkpoint"):
         read_checkpoint(tmp_path / "c.index", tmp_path / "c.data")
 
 
@@ -208,7 +207,7 @@ def musicnn_by_hand(variables, bands):
     return np.concatenate((everything.max(0), everything.mean(0)))
 
 
-def test_musicnn_in_torch_is_the_graph_of_its_package():
+def test_musicnn_in_torch_equals_the_graph_of_its_package():
     variables = small_musicnn()
     bands = np.random.default_rng(2).normal(size=(11, 6)).astype(np.float32)
     with torch.no_grad():
@@ -236,7 +235,7 @@ def test_lines_stay_until_they_are_measured_again():
         merged(old, Content(other))
 
 
-def test_the_card_shows_what_there_is_and_survives_its_file(tmp_path):
+def test_the_card_shows_its_lines_and_survives_its_file(tmp_path):
     shipped = line("shipped", "ours", "final.mean", parameters=7_300_000)
     quoted = line("resemblyzer 0.1.4", scores=(0.25, 0.1))
     tuned = line("tuned", "fine-tuned", "final.mean", (0.6,))
@@ -244,7 +243,7 @@ def test_the_card_shows_what_there_is_and_survives_its_file(tmp_path):
     save(content, tmp_path)
     assert read(tmp_path / "scorecard.json") == content
     assert (tmp_path / "scorecard.png").stat().st_size > 1000
-    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in text(content).splitlines() if "|" in row]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in markdown(content).splitlines() if "|" in row]
     assert ["shipped", "7.3", ".500", ".700", ".600", ".500-.700"] in rows
     assert ["tuned", "-", ".600", "-", "-", "-"] in rows
     assert ["chance", "-", ".500", ".250", "-", "-"] in rows
@@ -253,7 +252,7 @@ def test_the_card_shows_what_there_is_and_survives_its_file(tmp_path):
     assert read(tmp_path / "nowhere.json") == Content({})
 
 
-def test_a_peer_that_cannot_be_scored_is_named_and_the_rest_goes_on(suite, tmp_path, monkeypatch):
+def test_a_peer_that_cannot_be_scored_is_reported_and_the_others_go_on(suite, tmp_path, monkeypatch):
     out = tmp_path / "results"
     arguments = ["--suite", suite, "--wheels", tmp_path, "--out", out, "--cache", tmp_path / "cache", "--workers", "1"]
 
@@ -285,7 +284,7 @@ def test_a_written_card_is_read_as_it_was(suite, tmp_path):
     assert lines_of(again, ["final.mean"], **about) == lines_of(card, ["final.mean"], **about)
 
 
-def test_a_card_of_the_same_model_and_tasks_is_taken(suite):
+def test_a_card_of_the_same_model_and_tasks_is_used(suite):
     tasks = read_suite(suite, ["kinds"])
     candidate = next(iter(command.candidates(None, [])))
     card = evaluate(LogMelStatistics(), tasks)
