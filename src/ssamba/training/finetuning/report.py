@@ -1,36 +1,144 @@
-"""Results of a fine-tuning run: test metrics of each fold, and the files written from them.
+"""Results of a fine-tuning run: metrics that choose a model, test metrics with intervals, and the files written.
 
     OUT/results.json     test metrics of each fold with 95 % intervals, their mean and standard deviation, the recipe
     OUT/classes.csv      metrics of each class over the test predictions of all folds, the worst class first
     OUT/confusion.png    confusion matrix, if each clip has one label
     OUT/rounds/NAME/     the same table and plot for each fold
 
-Shapes: N predictions, C classes.
+Classes are ranked by log-probabilities if a clip has one label and by logits if it may have several: the order is that of
+probabilities, without ties between probabilities that round to 1.
+
+Shapes: N predictions (for clips or seconds), C classes.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 
 from ssamba.checkpoint.files import write_json
 from ssamba.errors import MissingExtraError
 from ssamba.evaluation.report import plot_confusion, scores_of_several_labels, write_class_scores
 from ssamba.library.predict import ROUNDS_FOLDER
-from ssamba.metrics.bootstrap import Interval
-from ssamba.metrics.classification import confusion_counts, finite_or_none
+from ssamba.metrics import classification as metrics
+from ssamba.metrics.bootstrap import Interval, affordable_samples, bootstrap_values, interval_of
+from ssamba.metrics.classification import finite_or_none
 from ssamba.training.finetuning.recipe import FinetuneRecipe
-from ssamba.training.finetuning.scores import Array, predicted_labels
+
+Array: TypeAlias = "npt.NDArray[Any]"
+Metric: TypeAlias = Callable[[Array, Array], float]
 
 RESULTS_FILE = "results.json"
 CONFUSION_FILE = "confusion.png"
 CLASSES_FILE = "classes.csv"
+_BOOTSTRAP_SAMPLES = 1000
+
+
+def validation_metrics(logits: Array, targets: Array, *, multi: bool, binary_loss: bool) -> dict[str, float]:
+    """Return the loss, and mean average precision (multi-label) or accuracy and balanced accuracy (mean recall).
+
+    Args:
+        logits: (N, C).
+        targets: (N, C), 0 or 1.
+        multi: whether a clip may have any number of labels.
+        binary_loss: whether the loss is binary cross entropy.
+    """
+    outputs, expected = torch.from_numpy(logits), torch.from_numpy(targets)
+    loss = F.binary_cross_entropy_with_logits(outputs, expected) if binary_loss else F.cross_entropy(outputs, expected)
+    if multi:
+        precision = metrics.mean_average_precision(logits, targets) if targets.any() else math.nan
+        return {"loss": float(loss), "mAP": precision}
+    accuracy, balanced = metrics.accuracy(logits, targets), metrics.balanced_accuracy(logits, targets)
+    return {"loss": float(loss), "accuracy": accuracy, "balanced_accuracy": balanced}
+
+
+def metrics_of_test(*, multi: bool, by_second: bool) -> dict[str, Metric]:
+    """Return the test metrics by name, each a function of comparable scores and targets (N, C).
+
+    The EER is the mean over classes, each against all others. Segment F1 and error rate use `predicted_labels`.
+    """
+    if multi:
+        chosen: dict[str, Metric] = {"mAP": metrics.mean_average_precision}
+    else:
+        chosen = {"accuracy": metrics.accuracy, "balanced_accuracy": metrics.balanced_accuracy}
+        chosen["macro_f1"] = metrics.macro_f1
+    chosen["mAUC"] = metrics.mean_area_under_curve
+    chosen |= {"d_prime": metrics.d_prime} if multi else {"EER": metrics.mean_equal_error_rate}
+    if by_second:
+        labels = partial(predicted_labels, multi=multi)
+        chosen["segment_f1"] = lambda scores, targets: metrics.segment_f1(labels(scores), targets)
+        chosen["error_rate"] = lambda scores, targets: metrics.segment_error_rate(labels(scores), targets)
+    return chosen
+
+
+def comparable_scores(logits: Array, *, binary_loss: bool) -> Array:
+    """Return scores (N, C), float64, that rank clips within a class as probabilities do."""
+    scores: Array = logits.astype(np.float64)
+    if not binary_loss and len(scores):
+        highest = scores.max(1, keepdims=True)
+        scores = scores - highest - np.log(np.exp(scores - highest).sum(1, keepdims=True))
+    return scores
+
+
+def predicted_labels(scores: Array, *, multi: bool) -> Array:
+    """Return 0 or 1 for each class (N, C): labels of probability 1/2 or more (`multi`), or the most probable one."""
+    if multi:
+        return (scores >= 0).astype(np.int64)
+    most_probable: Array = np.eye(scores.shape[1], dtype=np.int64)[scores.argmax(1)]
+    return most_probable
+
+
+@dataclass(frozen=True)
+class FoldTest:
+    """Test of one fold: scores of its clips, and metrics on them and on bootstrap samples of the recordings."""
+
+    scores: Array
+    """(N, C), as from `comparable_scores`."""
+    targets: Array
+    """(N, C), 0 or 1."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """Metrics by name, without those that are undefined on these clips (mAP without a positive)."""
+    samples: Mapping[str, Array] = field(default_factory=dict)
+    """Values of each metric on the bootstrap samples."""
+
+    @classmethod
+    def measure(cls, scores: Array, targets: Array, recordings: Array, chosen: Mapping[str, Metric]) -> FoldTest:
+        """Compute metrics; bootstrap samples hold all predictions of a recording, whose number `recordings` (N,) is."""
+        count = affordable_samples(scores.size, _BOOTSTRAP_SAMPLES)
+        values: dict[str, float] = {}
+        samples: dict[str, Array] = {}
+        for name, metric in chosen.items():
+            try:
+                values[name] = metric(scores, targets)
+                samples[name] = bootstrap_values(metric, scores, targets, samples=count, units=recordings)
+            except ValueError:  # undefined on these clips, or on most samples of them
+                continue
+        return cls(scores, targets, values, samples)
+
+    @property
+    def intervals(self) -> dict[str, Interval]:
+        """95 % intervals of the metrics."""
+        return {name: interval_of(values) for name, values in self.samples.items()}
+
+
+def mean_intervals(folds: Sequence[FoldTest]) -> dict[str, Interval]:
+    """Return 95 % intervals of the means over folds, with recordings sampled within each fold."""
+    names = [name for name in folds[0].samples if all(name in fold.samples for fold in folds)] if folds else []
+    intervals = {}
+    for name in names:
+        count = min(len(fold.samples[name]) for fold in folds)
+        intervals[name] = interval_of(np.mean([fold.samples[name][:count] for fold in folds], axis=0))
+    return intervals
 
 
 @dataclass(frozen=True)
@@ -76,99 +184,81 @@ class FinetuneReport:
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     """95 % bootstrap intervals of the means over folds, over recordings."""
 
-    def scores(self) -> dict[str, tuple[float, float | None]]:
-        """Return mean and standard deviation of each test metric over the folds that have it.
-
-        A fold lacks a metric if it is undefined there, such as average precision without a label among the test clips.
-        The standard deviation is None for a single fold.
-        """
+    def _defined(self) -> dict[str, list[float]]:
+        """Values of each test metric in the folds where it is defined."""
         names = dict.fromkeys(name for fold in self.folds for name in fold.scores)
-        values = {
-            name: [fold.scores[name] for fold in self.folds if not math.isnan(fold.scores.get(name, math.nan))]
-            for name in names
-        }
+        values = {name: [fold.scores.get(name, math.nan) for fold in self.folds] for name in names}
+        return {name: [value for value in found if not math.isnan(value)] for name, found in values.items()}
+
+    def scores(self) -> dict[str, tuple[float, float | None]]:
+        """Return mean and standard deviation of each test metric over the folds where it is defined.
+
+        A metric may be undefined, such as average precision if no test clip has a label. The standard deviation is None
+        for a single fold.
+        """
         return {
             name: (
-                float(np.mean(found)) if found else math.nan,
-                float(np.std(found, ddof=1)) if len(found) > 1 and np.isfinite(found).all() else None,
+                float(np.mean(values)) if values else math.nan,
+                float(np.std(values, ddof=1)) if len(values) > 1 and np.isfinite(values).all() else None,
             )
-            for name, found in values.items()
+            for name, values in self._defined().items()
         }
 
     def partly_scored(self) -> list[str]:
-        """Return a note for each metric that some of several folds lack."""
-        tested = [fold.scores for fold in self.folds if fold.scores]
-        counts = {
-            name: sum(not math.isnan(scores.get(name, math.nan)) for scores in tested)
-            for name in dict.fromkeys(name for scores in tested for name in scores)
-        }
+        """Return a note for each metric that is undefined in some of the tested folds."""
+        tested = sum(bool(fold.scores) for fold in self.folds)
         return [
-            f"{name} is of {count} of {len(tested)} folds: the test clips of the others have no label, or all the same"
-            for name, count in counts.items()
-            if 0 < count < len(tested)
+            f"{name} is of {len(values)} of {tested} folds: the test clips of the others have no label, or all the same"
+            for name, values in self._defined().items()
+            if 0 < len(values) < tested
         ]
 
 
-@dataclass(frozen=True)
-class ScoredClips:
-    """Scores of the test clips by the models of one or several folds."""
-
-    scores: Array
-    """(N, C), as from `comparable_scores`."""
-    targets: Array
-    """(N, C), 0 or 1."""
-
-    def confusion(self) -> Array:
-        """Return the confusion matrix (C, C), with a row for each true class."""
-        return confusion_counts(self.targets.argmax(1), self.scores.argmax(1), self.scores.shape[1])
-
-
 def write_report(
-    report: FinetuneReport, out: Path, tested: Sequence[ScoredClips], recipe: FinetuneRecipe, *, multi: bool
+    report: FinetuneReport, out: Path, tested: Sequence[FoldTest], recipe: FinetuneRecipe, *, multi: bool
 ) -> None:
-    """Write the results, tables and plots of a finished run.
-
-    Args:
-        report: results of the run.
-        out: folder of the run.
-        tested: scores of each fold that has test clips.
-        recipe: settings of the run.
-        multi: whether clips may have any number of labels.
-    """
-    notes = list(report.notes)
-    pooled = None
+    """Write results, tables and plots of a finished run into its folder; `tested` are the tests of the folds that have
+    test clips."""
+    notes, confusion = list(report.notes), None
     if tested:
-        pooled = ScoredClips(
-            *(np.concatenate([getattr(one, name) for one in tested]) for name in ("scores", "targets"))
-        )
+        scores, targets = (np.concatenate([getattr(fold, name) for fold in tested]) for name in ("scores", "targets"))
         mean = report.scores().get("accuracy", (math.nan, None))[0]
+        pooled = FoldTest(scores, targets)
         notes += write_tables(out, pooled, report.classes, multi=multi, title=f"accuracy {mean:.3f}")
+        confusion = None if multi else _confusion(pooled).tolist()
     content = {
         "metric": report.metric,
         "scores": {
             name: {"mean": finite_or_none(mean), "deviation": spread, "interval": _bounds(report.intervals.get(name))}
             for name, (mean, spread) in report.scores().items()
         },
-        "rounds": [_fold_json(fold, out) for fold in report.folds],
+        "rounds": [
+            {
+                **asdict(fold),
+                "scores": {name: finite_or_none(value) for name, value in fold.scores.items()},
+                "intervals": {name: _bounds(interval) for name, interval in fold.intervals.items()},
+                "model": fold.model.relative_to(out).as_posix(),
+            }
+            for fold in report.folds
+        ],
         "classes": report.classes,
-        "confusion": None if multi or pooled is None else pooled.confusion().tolist(),
+        "confusion": confusion,
         "notes": notes,
         "recipe": json.loads(recipe.model_dump_json()),
     }
     write_json(out / RESULTS_FILE, content)
 
 
-def write_tables(folder: Path, tested: ScoredClips, classes: Sequence[str], *, multi: bool, title: str) -> list[str]:
+def write_tables(folder: Path, test: FoldTest, classes: Sequence[str], *, multi: bool, title: str) -> list[str]:
     """Write `classes.csv` and, if each clip has one label, `confusion.png`; return notes for the user."""
-    given = predicted_labels(tested.scores, multi=multi)
-    write_class_scores(scores_of_several_labels(classes, tested.scores, tested.targets, given), folder / CLASSES_FILE)
-    if multi:
-        return []
-    try:
-        title = f"{len(tested.scores)} test predictions, {title}"
-        plot_confusion(classes, tested.confusion(), folder / CONFUSION_FILE, title)
-    except MissingExtraError as error:
-        return [f"{CONFUSION_FILE} was not drawn: {error}"]
+    predicted = predicted_labels(test.scores, multi=multi)
+    write_class_scores(scores_of_several_labels(classes, test.scores, test.targets, predicted), folder / CLASSES_FILE)
+    if not multi:
+        try:
+            title = f"{len(test.scores)} test predictions, {title}"
+            plot_confusion(classes, _confusion(test), folder / CONFUSION_FILE, title)
+        except MissingExtraError as error:
+            return [f"{CONFUSION_FILE} was not plotted: {error}"]
     return []
 
 
@@ -177,13 +267,9 @@ def fold_folder(out: Path, name: str) -> Path:
     return out / ROUNDS_FOLDER / name
 
 
-def _fold_json(fold: FoldResult, out: Path) -> dict[str, Any]:
-    return {
-        **asdict(fold),
-        "scores": {name: finite_or_none(value) for name, value in fold.scores.items()},
-        "intervals": {name: _bounds(interval) for name, interval in fold.intervals.items()},
-        "model": fold.model.relative_to(out).as_posix(),
-    }
+def _confusion(test: FoldTest) -> Array:
+    """Return the confusion matrix (C, C), with a row for each true class."""
+    return metrics.confusion_counts(test.targets.argmax(1), test.scores.argmax(1), test.scores.shape[1])
 
 
 def _bounds(interval: Interval | None) -> list[float | None] | None:

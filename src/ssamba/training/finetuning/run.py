@@ -29,13 +29,15 @@ from ssamba.training.finetuning.recipe import FinetuneRecipe
 from ssamba.training.finetuning.report import (
     FinetuneReport,
     FoldResult,
-    ScoredClips,
+    FoldTest,
+    comparable_scores,
     fold_folder,
+    mean_intervals,
+    metrics_of_test,
     write_report,
     write_tables,
 )
-from ssamba.training.finetuning.scores import MetricValues, comparable_scores, mean_intervals, measure, metrics_of_test
-from ssamba.training.finetuning.task import FinetuneTask, Predictions, window_s
+from ssamba.training.finetuning.task import FinetuneTask, window_s
 from ssamba.training.loop import train
 from ssamba.training.pretraining.recipe import ModelSettings
 from ssamba.training.run_io import TrainingProgress, TrainingReport
@@ -87,8 +89,7 @@ def finetune(
     settings["encoder"], settings["front_end"] = encoder.digest(), front_end.digest()
     settings["started_from"] = digest_of(weights) if weights else "scratch"
     results: list[FoldResult] = []
-    tested: list[ScoredClips] = []
-    measured: list[MetricValues] = []
+    tested: list[FoldTest] = []
     stopped, metric = "finished", ""
     with init_distributed(device) as world:
         for number, fold in enumerate(folds, start=1):
@@ -113,15 +114,13 @@ def finetune(
             if report.stopped != "finished":
                 stopped = report.stopped
                 break
-            result, predictions = _test(task, report, folder, world)
-            if predictions is not None and len(predictions.logits):
-                result, found, scores = _measure(result, predictions, task)
-                tested.append(scores)
-                measured.append(found)
+            result, test = _test(task, report, folder, world)
             results.append(result)
+            if test is not None:
+                tested.append(test)
         model = out / MODEL_FOLDER if stopped == "finished" else None
         final = FinetuneReport(
-            stopped, metric, data.classes, tuple(results), tuple(notes), model, mean_intervals(measured)
+            stopped, metric, data.classes, tuple(results), tuple(notes), model, mean_intervals(tested)
         )
         final = replace(final, notes=(*notes, *final.partly_scored()))
         if stopped == "finished":
@@ -186,11 +185,11 @@ def _make_folds(data: LabeledData, recipe: FinetuneRecipe) -> tuple[list[Fold], 
     return folds, notes
 
 
-def _test(
-    task: FinetuneTask, report: TrainingReport, folder: Path, world: World
-) -> tuple[FoldResult, Predictions | None]:
-    """Copy the model that the recipe chooses to `chosen/`, and test it."""
-    fold = task.fold
+def _test(task: FinetuneTask, report: TrainingReport, folder: Path, world: World) -> tuple[FoldResult, FoldTest | None]:
+    """Copy the model that the recipe chooses to `chosen/`, and test it; None if no test clip can be read."""
+    fold, test = task.fold, None
+    scores: dict[str, float] = {}
+    skipped: tuple[tuple[str, str], ...] = ()
     best = report.best if task.recipe.choice.state == "best" and (folder / BEST_FOLDER).is_dir() else None
     best = world.broadcast(best)
     chosen = folder / CHOSEN_FOLDER
@@ -200,7 +199,14 @@ def _test(
     world.broadcast(None)  # wait until the folder is complete
     model = load_checkpoint(chosen).model
     assert isinstance(model, Classifier)
-    predictions = task.predict(model.to(world.device), fold.test) if len(fold.test) else None
+    if len(fold.test):
+        predictions = task.predict(model.to(world.device), fold.test)
+        skipped = predictions.skipped
+        if len(predictions.logits):
+            chosen_metrics = metrics_of_test(multi=task.data.multi, by_second=task.recipe.labels.unit == "second")
+            comparable = comparable_scores(predictions.logits, binary_loss=task.binary)
+            test = FoldTest.measure(comparable, predictions.targets, predictions.recordings, chosen_metrics)
+            scores = {**task.metrics(predictions), **test.values}
     step = best[0] if best else report.step
     last = report.validation.get(task.best_metric[0], float("nan"))
     result = FoldResult(
@@ -209,11 +215,12 @@ def _test(
         step,
         _epoch(task, step),
         best[1] if best else last if last == last else None,
-        task.metrics(predictions) if predictions is not None and len(predictions.logits) else {},
+        scores,
         chosen,
-        predictions.skipped if predictions is not None else (),
+        skipped,
+        {} if test is None else test.intervals,
     )
-    return result, predictions
+    return result, test
 
 
 def _epoch(task: FinetuneTask, step: int) -> int:
@@ -225,19 +232,8 @@ def _epoch(task: FinetuneTask, step: int) -> int:
     return epoch
 
 
-def _measure(
-    result: FoldResult, predictions: Predictions, task: FinetuneTask
-) -> tuple[FoldResult, MetricValues, ScoredClips]:
-    """Return the result with all test metrics and their intervals, their bootstrap samples, and the scores of clips."""
-    wanted = metrics_of_test(multi=task.data.multi, by_second=task.recipe.labels.unit == "second")
-    scores = comparable_scores(predictions.logits, binary_loss=task.binary)
-    found = measure(scores, predictions.targets, predictions.recordings, wanted)
-    result = replace(result, scores={**result.scores, **found.values}, intervals=found.intervals)
-    return result, found, ScoredClips(scores, predictions.targets)
-
-
 def _publish(
-    report: FinetuneReport, out: Path, tested: list[ScoredClips], recipe: FinetuneRecipe, task: FinetuneTask
+    report: FinetuneReport, out: Path, tested: list[FoldTest], recipe: FinetuneRecipe, task: FinetuneTask
 ) -> None:
     """Write the model, the results, the tables and the plots."""
     sign = 1 if task.best_metric[1] == "max" else -1

@@ -36,7 +36,7 @@ from ssamba.splits import Fold, Ints
 from ssamba.training.batches import PlannedBatches
 from ssamba.training.finetuning.data import LabeledData, split_by_class
 from ssamba.training.finetuning.recipe import FinetuneRecipe
-from ssamba.training.finetuning.scores import validation_metrics
+from ssamba.training.finetuning.report import validation_metrics
 from ssamba.training.task import StepContext, StepOutcome
 
 _OFFICIAL_SEGMENTS = 60

@@ -89,9 +89,11 @@ class PretrainingTask:
             copy.deepcopy(self.model.encoder).requires_grad_(False).eval() if recipe.objectives.teacher else None
         )
         bins = recipe.front_end.num_mel_bins
-        self.statistics = RunningScale(3 * bins)
-        self.profile = RunningScale(recipe.objectives.profile_segments * profile_bands(bins))
-        self.texture = RunningScale(texture_values(bins))
+        self.scales = {
+            "statistics": RunningScale(3 * bins),
+            "profile": RunningScale(recipe.objectives.profile_segments * profile_bands(bins)),
+            "texture": RunningScale(texture_values(bins)),
+        }
         self.units = self._fit_units() if recipe.objectives.units else None
         self.best_metric = ("loss", "min") if recipe.best == "loss" else ("accuracy", "max")
         self.unreported = corpora.skipped  # reported with the first step
@@ -137,9 +139,8 @@ class PretrainingTask:
     def _join_collectives(self, device: torch.device) -> None:
         """Take part in the collectives of `losses`, in their order, without a clip."""
         weights = self.recipe.objectives
-        for name in ("statistics", "profile", "texture"):
+        for name, scale in self.scales.items():
             if getattr(weights, name):
-                scale: RunningScale = getattr(self, name)
                 scale.standardize(torch.zeros(0, len(scale.mean), device=device), training=True)
         if weights.clip:
             gather_views(torch.zeros(0, weights.clip_dim, device=device))
@@ -195,7 +196,9 @@ class PretrainingTask:
         metrics["generative"] = reconstruction_error(second.generative.float(), second.values, second.masked.valid)
         total = weights.discriminative * metrics["discriminative"] + weights.generative * metrics["generative"]
         if out.statistics is not None:
-            target = self.statistics.standardize(log_mel_statistics(inputs.features, inputs.lengths), training)
+            target = self.scales["statistics"].standardize(
+                log_mel_statistics(inputs.features, inputs.lengths), training
+            )
             metrics["statistics"] = F.mse_loss(out.statistics.float(), target)
             total = total + weights.statistics * metrics["statistics"]
         if out.profile is not None:
@@ -204,10 +207,10 @@ class PretrainingTask:
                 features = remove_channel(inputs.clean * (2 * self.recipe.front_end.std), inputs.frames)
                 lengths = inputs.frames
             profile = temporal_profile(features, lengths, weights.profile_segments)
-            metrics["profile"] = F.mse_loss(out.profile.float(), self.profile.standardize(profile, training))
+            metrics["profile"] = F.mse_loss(out.profile.float(), self.scales["profile"].standardize(profile, training))
             total = total + weights.profile * metrics["profile"]
         if out.texture is not None:
-            texture = self.texture.standardize(log_mel_texture(inputs.features, inputs.lengths), training)
+            texture = self.scales["texture"].standardize(log_mel_texture(inputs.features, inputs.lengths), training)
             metrics["texture"] = F.mse_loss(out.texture.float(), texture)
             total = total + weights.texture * metrics["texture"]
         if out.units is not None:
@@ -341,9 +344,7 @@ class PretrainingTask:
         """Return what resuming needs besides the model."""
         state: dict[str, Any] = {
             "corpora": self.corpora.plan.fingerprint(),
-            "statistics": self.statistics.state_dict(),
-            "profile": self.profile.state_dict(),
-            "texture": self.texture.state_dict(),
+            **{name: scale.state_dict() for name, scale in self.scales.items()},
         }
         if self.units is not None:
             state["units"] = self.units.state_dict()
@@ -358,9 +359,8 @@ class PretrainingTask:
             DataError: the corpora are not those of the saved run.
         """
         self.corpora.check_fingerprint(state["corpora"])
-        self.statistics.load_state_dict(state["statistics"])
-        self.profile.load_state_dict(state["profile"])
-        self.texture.load_state_dict(state["texture"])
+        for name, scale in self.scales.items():
+            scale.load_state_dict(state[name])
         if self.units is not None:
             self.units.load_state_dict(state["units"])
         if self.teacher is not None:

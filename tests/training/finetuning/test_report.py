@@ -10,16 +10,19 @@ import pytest
 from sklearn import metrics as theirs
 
 from ssamba.training.finetuning.recipe import FinetuneRecipe
-from ssamba.training.finetuning.report import FinetuneReport, FoldResult, ScoredClips, write_report
-from ssamba.training.finetuning.scores import (
-    MetricValues,
+from ssamba.training.finetuning.report import (
+    FinetuneReport,
+    FoldResult,
+    FoldTest,
     comparable_scores,
     mean_intervals,
-    measure,
     metrics_of_test,
     predicted_labels,
     validation_metrics,
+    write_report,
 )
+
+EMPTY = np.zeros((0, 2))
 
 
 def softmax(logits):
@@ -38,7 +41,7 @@ def single():
 
 def test_metrics_of_one_label_are_scikit_learns(single):
     logits, targets, truth = single
-    found = measure(
+    found = FoldTest.measure(
         comparable_scores(logits, binary_loss=False),
         targets,
         np.arange(60),
@@ -66,7 +69,7 @@ def test_metrics_of_several_labels_are_scikit_learns(single):
     logits = single[0]
     targets = (np.random.default_rng(1).random((60, 5)) < [0.5, 0.2, 0.1, 0.3, 0.0]).astype(np.float32)
     scores = comparable_scores(logits, binary_loss=True)
-    found = measure(scores, targets, np.arange(60), metrics_of_test(multi=True, by_second=True))
+    found = FoldTest.measure(scores, targets, np.arange(60), metrics_of_test(multi=True, by_second=True))
     expected = theirs.average_precision_score(targets[:, :4], logits[:, :4], average="macro")
     assert found.values["mAP"] == pytest.approx(expected, abs=1e-6)
     assert validation_metrics(logits, targets, multi=True, binary_loss=True)["mAP"] == pytest.approx(expected, abs=1e-6)
@@ -74,7 +77,7 @@ def test_metrics_of_several_labels_are_scikit_learns(single):
     assert found.values["mAUC"] == pytest.approx(expected, abs=1e-6)
     expected = theirs.f1_score(targets, 1 / (1 + np.exp(-logits)) >= 0.5, average="micro")
     assert found.values["segment_f1"] == pytest.approx(expected, abs=1e-6)
-    nothing = measure(scores, np.zeros_like(targets), np.arange(60), metrics_of_test(multi=True, by_second=True))
+    nothing = FoldTest.measure(scores, np.zeros_like(targets), np.arange(60), metrics_of_test(multi=True, by_second=True))
     assert set(nothing.values) == {"segment_f1"}
 
 
@@ -86,7 +89,7 @@ def test_predicted_labels_are_the_most_probable_or_all_likely_ones():
 
 def test_the_interval_of_a_mean_is_narrower_than_those_of_its_folds():
     generator = np.random.default_rng(0)
-    folds = [MetricValues({"accuracy": 0.5}, {"accuracy": generator.normal(0.5, 0.1, 1000)}) for _ in range(4)]
+    folds = [FoldTest(EMPTY, EMPTY, {"accuracy": 0.5}, {"accuracy": generator.normal(0.5, 0.1, 1000)}) for _ in range(4)]
     low, high = mean_intervals(folds)["accuracy"]
     assert high - low == pytest.approx(
         0.5 * (folds[0].intervals["accuracy"].high - folds[0].intervals["accuracy"].low), rel=0.1
@@ -97,12 +100,12 @@ def test_the_interval_of_a_mean_is_narrower_than_those_of_its_folds():
 def test_results_hold_no_infinity(tmp_path):
     """d' of a perfect ranking is infinite, which JSON cannot say."""
     scores, targets = np.array([[2.0, -1.0], [-1.0, 2.0]] * 4), np.array([[1, 0], [0, 1]] * 4)
-    found = measure(scores, targets, np.arange(8), metrics_of_test(multi=True, by_second=False))
+    found = FoldTest.measure(scores, targets, np.arange(8), metrics_of_test(multi=True, by_second=False))
     assert found.values["d_prime"] == math.inf
     part = FoldResult("all", {"test": 8}, 1, 1, None, found.values, tmp_path / "m", (), found.intervals)
     report = FinetuneReport("finished", "mAP", ("a", "b"), (part, part), (), tmp_path, mean_intervals([found, found]))
     assert report.scores()["d_prime"] == (math.inf, None)
-    write_report(report, tmp_path, [ScoredClips(scores, targets)], FinetuneRecipe(), multi=True)
+    write_report(report, tmp_path, [FoldTest(scores, targets)], FinetuneRecipe(), multi=True)
     text = (tmp_path / "results.json").read_text()
     assert "Infinity" not in text
     assert "NaN" not in text
