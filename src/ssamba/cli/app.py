@@ -66,6 +66,14 @@ CheckpointOption = Annotated[
         help="Checkpoint folder, official .pth file, or hf:OWNER/NAME. Default: the weights that ship with ssamba.",
     ),
 ]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")]
+ChangesOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe, e.g. run.seed=1; repeatable."),
+]
+NoResumeOption = Annotated[
+    bool, typer.Option("--no-resume", help="Fail if the folder holds a run instead of resuming it.")
+]
 
 
 def raise_interrupt(signum: int, frame: object) -> NoReturn:

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from ssamba.cli.app import EXIT_CODES, EXIT_INTERRUPTED, CheckpointOption, app, err, fail, load_embedder, out
+from ssamba.cli.app import (
+    EXIT_CODES,
+    EXIT_INTERRUPTED,
+    CheckpointOption,
+    DeviceOption,
+    app,
+    err,
+    fail,
+    load_embedder,
+    out,
+)
 from ssamba.cli.progress import Bar, report_skipped
 
 if TYPE_CHECKING:
@@ -27,7 +37,6 @@ bench = typer.Typer(
 app.add_typer(bench)
 
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads on the CPU. Default: torch's own choice.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing study.")]
 
 

@@ -15,6 +15,7 @@ from ssamba.cli.app import (
     EXIT_INTERRUPTED,
     EXIT_SKIPPED,
     CheckpointOption,
+    DeviceOption,
     app,
     err,
     fail,
@@ -60,7 +61,7 @@ def embed(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing table.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if any file was skipped.")] = False,
     workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes. Default: up to four.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if available.")] = None,
+    device: DeviceOption = None,
 ) -> None:
     """Embed recordings into one table with a row for each file, or for each time step.
 

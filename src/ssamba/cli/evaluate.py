@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ssamba.cli.app import EXIT_CODES, app, err, fail, load_embedder, out
+from ssamba.cli.app import EXIT_CODES, DeviceOption, app, err, fail, load_embedder, out
 
 if TYPE_CHECKING:
     from ssamba.evaluation import ClipModel, Progress, Scorecard, Task
@@ -72,7 +72,7 @@ def evaluate(
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Parallel probes. Default: number of cores.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")] = None,
+    device: DeviceOption = None,
 ) -> None:
     """Score a model's frozen embeddings on a suite of labeled tasks.
 

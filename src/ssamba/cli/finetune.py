@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ssamba.cli.app import EXIT_CODES, EXIT_INTERRUPTED, CheckpointOption, app, err, out
+from ssamba.cli.app import (
+    EXIT_CODES,
+    EXIT_INTERRUPTED,
+    ChangesOption,
+    CheckpointOption,
+    DeviceOption,
+    NoResumeOption,
+    app,
+    err,
+    out,
+)
 from ssamba.cli.progress import TrainingBar
 
 if TYPE_CHECKING:
@@ -57,12 +67,7 @@ def finetune(
         str | None,
         typer.Option("--recipe", "-r", help="TOML file with all settings, or a shipped recipe, instead of --task."),
     ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change a setting of the recipe, e.g. clips.frames=256; repeatable."
-        ),
-    ] = None,
+    changes: ChangesOption = None,
     scratch: Annotated[bool, typer.Option("--scratch", help="Start from random weights, for comparison.")] = False,
     frozen: Annotated[bool, typer.Option("--frozen", help="Train only the classifier.")] = False,
     minutes: Annotated[
@@ -71,10 +76,8 @@ def finetune(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Epochs per fold at most; replaces the recipe's length.")
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--no-resume", help="Fail if the folder holds a run instead of resuming it.")
-    ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")] = None,
+    no_resume: NoResumeOption = False,
+    device: DeviceOption = None,
 ) -> None:
     """Fine-tune a pretrained encoder on labeled recordings, and test it.
 
@@ -106,7 +109,7 @@ def finetune(
             settings,
             output,
             checkpoint=checkpoint,
-            resume=False if fresh else "auto",
+            resume=False if no_resume else "auto",
             device=device,
             on_progress=bar.update,
             on_decoded=bar.decoded,

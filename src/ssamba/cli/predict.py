@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ssamba.cli.app import EXIT_CODES, EXIT_SKIPPED, app, fail, load_embedder, out
+from ssamba.cli.app import EXIT_CODES, EXIT_SKIPPED, DeviceOption, app, fail, load_embedder, out
 from ssamba.cli.progress import Bar, report_skipped
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def predict(
         ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if any file was skipped.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")] = None,
+    device: DeviceOption = None,
 ) -> None:
     """Predict labels for recordings with a fine-tuned model, with probabilities."""
     from ssamba.audio.files import Skipped, find_audio

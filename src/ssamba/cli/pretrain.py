@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ssamba.cli.app import EXIT_CODES, EXIT_INTERRUPTED, CheckpointOption, app, fail, format_duration, out
+from ssamba.cli.app import (
+    EXIT_CODES,
+    EXIT_INTERRUPTED,
+    ChangesOption,
+    CheckpointOption,
+    DeviceOption,
+    NoResumeOption,
+    app,
+    fail,
+    format_duration,
+    out,
+)
 from ssamba.cli.progress import TrainingBar
 
 if TYPE_CHECKING:
@@ -43,19 +54,12 @@ def pretrain(
             help="TOML file with all settings, or a shipped recipe: laptop, one-gpu, many-nodes, official.",
         ),
     ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change a setting of the recipe, e.g. masking.count=250; repeatable."
-        ),
-    ] = None,
+    changes: ChangesOption = None,
     size: Annotated[str | None, typer.Option(help="tiny, small or base. Default: the recipe's, else tiny.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Time budget in minutes; replaces the recipe's length.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs; replaces the recipe's length.")] = None,
-    fresh: Annotated[
-        bool, typer.Option("--no-resume", help="Fail if the folder holds a run instead of resuming it.")
-    ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")] = None,
+    no_resume: NoResumeOption = False,
+    device: DeviceOption = None,
 ) -> None:
     """Pretrain an encoder on unlabeled recordings.
 
@@ -74,7 +78,7 @@ def pretrain(
             sources,
             settings,
             output,
-            resume=False if fresh else "auto",
+            resume=False if no_resume else "auto",
             device=device,
             on_progress=bar.update,
             on_decoded=bar.decoded,

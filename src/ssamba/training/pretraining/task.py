@@ -195,24 +195,11 @@ class PretrainingTask:
         second = self.predict(model, inputs, "mask2", ratio) if weights.passes == 2 else out
         metrics["generative"] = reconstruction_error(second.generative.float(), second.values, second.masked.valid)
         total = weights.discriminative * metrics["discriminative"] + weights.generative * metrics["generative"]
-        if out.statistics is not None:
-            target = self.scales["statistics"].standardize(
-                log_mel_statistics(inputs.features, inputs.lengths), training
-            )
-            metrics["statistics"] = F.mse_loss(out.statistics.float(), target)
-            total = total + weights.statistics * metrics["statistics"]
-        if out.profile is not None:
-            features, lengths = inputs.features, inputs.lengths
-            if weights.profile_target == "clean":
-                features = remove_channel(inputs.clean * (2 * self.recipe.front_end.std), inputs.frames)
-                lengths = inputs.frames
-            profile = temporal_profile(features, lengths, weights.profile_segments)
-            metrics["profile"] = F.mse_loss(out.profile.float(), self.scales["profile"].standardize(profile, training))
-            total = total + weights.profile * metrics["profile"]
-        if out.texture is not None:
-            texture = self.scales["texture"].standardize(log_mel_texture(inputs.features, inputs.lengths), training)
-            metrics["texture"] = F.mse_loss(out.texture.float(), texture)
-            total = total + weights.texture * metrics["texture"]
+        for name, prediction in (("statistics", out.statistics), ("profile", out.profile), ("texture", out.texture)):
+            if prediction is not None:
+                target = self.scales[name].standardize(self._clip_target(name, inputs), training)
+                metrics[name] = F.mse_loss(prediction.float(), target)
+                total = total + getattr(weights, name) * metrics[name]
         if out.units is not None:
             units = self.unit_targets(inputs)
             seen = unit_cross_entropy(
@@ -232,6 +219,18 @@ class PretrainingTask:
             total = total + weights.clip * metrics["clip"]
         metrics["loss"] = total
         return total, {name: value.detach() for name, value in metrics.items()}
+
+    def _clip_target(self, name: str, inputs: Inputs) -> Tensor:
+        """Compute the target that the clip vector predicts by regression (V, values)."""
+        objectives = self.recipe.objectives
+        if name == "statistics":
+            return log_mel_statistics(inputs.features, inputs.lengths)
+        if name == "texture":
+            return log_mel_texture(inputs.features, inputs.lengths)
+        if objectives.profile_target == "clean":
+            levels = remove_channel(inputs.clean * (2 * self.recipe.front_end.std), inputs.frames)
+            return temporal_profile(levels, inputs.frames, objectives.profile_segments)
+        return temporal_profile(inputs.features, inputs.lengths, objectives.profile_segments)
 
     def predict(self, model: nn.Module, inputs: Inputs, stream: str, ratio: float | None = None) -> PretrainingOutput:
         """Mask patches and run the model; `stream` is `mask` or `mask2`, which draws another mask of the same clips."""
