@@ -66,7 +66,7 @@ CheckpointOption = Annotated[
         help="Checkpoint folder, official .pth file, or hf:OWNER/NAME. Default: the weights that ship with ssamba.",
     ),
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if there is one.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if available.")]
 ChangesOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe, e.g. run.seed=1; repeatable."),

@@ -77,7 +77,9 @@ def test_metrics_of_several_labels_are_scikit_learns(single):
     assert found.values["mAUC"] == pytest.approx(expected, abs=1e-6)
     expected = theirs.f1_score(targets, 1 / (1 + np.exp(-logits)) >= 0.5, average="micro")
     assert found.values["segment_f1"] == pytest.approx(expected, abs=1e-6)
-    nothing = FoldTest.measure(scores, np.zeros_like(targets), np.arange(60), metrics_of_test(multi=True, by_second=True))
+    nothing = FoldTest.measure(
+        scores, np.zeros_like(targets), np.arange(60), metrics_of_test(multi=True, by_second=True)
+    )
     assert set(nothing.values) == {"segment_f1"}
 
 
@@ -89,7 +91,9 @@ def test_predicted_labels_are_the_most_probable_or_all_likely_ones():
 
 def test_the_interval_of_a_mean_is_narrower_than_those_of_its_folds():
     generator = np.random.default_rng(0)
-    folds = [FoldTest(EMPTY, EMPTY, {"accuracy": 0.5}, {"accuracy": generator.normal(0.5, 0.1, 1000)}) for _ in range(4)]
+    folds = [
+        FoldTest(EMPTY, EMPTY, {"accuracy": 0.5}, {"accuracy": generator.normal(0.5, 0.1, 1000)}) for _ in range(4)
+    ]
     low, high = mean_intervals(folds)["accuracy"]
     assert high - low == pytest.approx(
         0.5 * (folds[0].intervals["accuracy"].high - folds[0].intervals["accuracy"].low), rel=0.1
