@@ -1,6 +1,6 @@
-"""Embed the fourteen recordings in demo/audio, list each one's nearest neighbors, and draw four of them.
+"""Embed the fourteen recordings in demo/audio, list the nearest neighbors of each, and plot four of them.
 
-Run by `make demo`. Everything here goes through the public API; writes build/demo/.
+`make demo` runs this script. It uses the public API only, and writes to build/demo/.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ssamba.library.tables import read_embeddings
 
 HERE = Path(__file__).resolve().parent
 OUTPUT = HERE.parent / "build" / "demo"
-PICTURED = ("misc_crow", "guit_e_slide", "loop_amen", "ambi_choir")
+PLOTTED = ("misc_crow", "guit_e_slide", "loop_amen", "ambi_choir")
 
 
 def main() -> None:
@@ -31,12 +31,13 @@ def main() -> None:
     files = find_audio([HERE / "audio"])
     started = time.perf_counter()
     result = embed_collection(files, OUTPUT / "embeddings.npz", model, overwrite=True)
+    elapsed_s = time.perf_counter() - started
     console.print(
-        f"{result.embedded} recordings, {result.audio_s:.1f} s of audio, embedded in {time.perf_counter() - started:.1f} s "
+        f"{result.embedded} recordings, {result.audio_s:.1f} s of audio, embedded in {elapsed_s:.1f} s "
         f"-> {_relative(OUTPUT / 'embeddings.npz')}"
     )
     if result.skipped:
-        sys.exit("the demo's recordings could not all be read: " + "; ".join(s.reason for s in result.skipped))
+        sys.exit("some recordings of the demo cannot be read: " + "; ".join(s.reason for s in result.skipped))
 
     embeddings = read_embeddings(OUTPUT / "embeddings.npz")
     names = [Path(path).stem for path in embeddings["path"]]
@@ -50,13 +51,10 @@ def main() -> None:
         table.add_row(name, f"{embeddings['duration_s'][row]:.2f}", *near)
     console.print(table)
 
-    recordings = []
-    for path in files:
-        if path.stem in PICTURED:
-            recordings.append((path.stem, model.features(path), model.embed(path)))
+    recordings = [(path.stem, model.features(path), model.embed(path)) for path in files if path.stem in PLOTTED]
     title = f"ssamba {ssamba.__version__}: log-mel features and frame embeddings ({model.name})"
-    picture = plot_recordings(recordings, OUTPUT / "demo.png", model.front_end, title)
-    console.print(f"picture: {_relative(picture)}")
+    plot = plot_recordings(recordings, OUTPUT / "demo.png", model.front_end, title)
+    console.print(f"plot: {_relative(plot)}")
 
 
 def _relative(path: Path) -> Path:
