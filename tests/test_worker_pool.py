@@ -1,4 +1,4 @@
-"""Mapping in processes: in order, whatever happens to a worker, and at once when nobody wants the rest."""
+"""Mapping in processes: in order, even if a worker dies, and stopped at once when the iterator is closed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_results_come_in_order(workers):
         list(map_in_processes(doubled, [1, -1, 2], workers))
 
 
-def test_a_dead_worker_costs_its_item_only():
+def test_a_dead_worker_costs_only_its_item():
     results = list(map_in_processes(doubled, range(10, 17), 2, ahead=1))
     assert [item for item, _ in results] == list(range(10, 17))
     assert [item for item, result in results if isinstance(result, WorkerDiedError)] == [13]
@@ -40,13 +40,13 @@ def test_a_dead_worker_costs_its_item_only():
     assert run_alone(doubled, 3) == 6
 
 
-def test_what_kills_a_process_is_found():
+def test_items_that_crash_a_process_are_found():
     assert crashing_items(doubled_all, [12, 13, 14]) == [13]
     assert crashing_items(doubled_all, [12, 14]) == []
     assert crashing_items(doubled_all, []) == []
 
 
-def test_work_that_nobody_wants_is_ended():
+def test_closing_the_iterator_stops_running_work():
     results = map_in_processes(time.sleep, [0, 60, 60], 2)
     assert next(results) == (0, None)
     started_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""Corpora of the demo's recordings, kept in every way there is."""
+"""Corpora of the demo's recordings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add(tar, name, data, **attributes):
 
 @pytest.fixture(scope="session")
 def foreign_shards(tmp_path_factory, clips) -> Path:
-    """Two tars as others write them: keys that begin anew, metadata of several kinds, and some rubbish."""
+    """Two tars as other programs write them: keys repeat, metadata is of several kinds, some members are no audio."""
     folder: Path = tmp_path_factory.mktemp("foreign")
     for number, part in enumerate((clips[:7], clips[7:])):
         with tarfile.open(folder / f"part-{number}.tar", "w") as tar:

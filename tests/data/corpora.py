@@ -1,4 +1,4 @@
-"""Corpora without files, for tests of plans and loaders. Quick to import: worker processes do."""
+"""Corpora without files, for tests of plans and loaders. Worker processes import this, so it is quick to import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Corpora: the same clips however they are kept, read exactly, by name, and with their errors."""
+"""Corpora: every kind of source gives the same clips, exact samples, and errors that name the clip."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def assert_reads_slices(corpus, i, whole, atol=0.0):
         corpus.read(i, len(whole) / rate + 1, 0.1)
 
 
-def test_a_folder_of_audio(tmp_path, clips):
+def test_a_folder_of_audio_is_a_corpus(tmp_path, clips):
     for path in clips[:3]:
         shutil.copy(path, tmp_path)
     (tmp_path / "bad.wav").write_text("no audio")
@@ -70,7 +70,7 @@ def test_the_fingerprint_follows_the_set_of_clips_not_their_order_or_place(tmp_p
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_tars_of_others_are_read_at_their_offsets(foreign_shards, tmp_path, clips, workers):
+def test_tars_of_other_programs_are_read_at_their_offsets(foreign_shards, tmp_path, clips, workers):
     folder = tmp_path / "shards"
     shutil.copytree(foreign_shards, folder)
     (folder / "index.csv").write_text("key,package\n")
@@ -95,7 +95,7 @@ def test_tars_of_others_are_read_at_their_offsets(foreign_shards, tmp_path, clip
 
 
 @pytest.mark.parametrize("pyarrow", [True, False])
-def test_the_index_is_kept_and_made_anew_when_the_tars_change(foreign_shards, tmp_path, monkeypatch, pyarrow):
+def test_the_index_is_saved_and_replaced_when_the_tars_change(foreign_shards, tmp_path, monkeypatch, pyarrow):
     if pyarrow:
         pytest.importorskip("pyarrow")
     else:
@@ -117,7 +117,7 @@ def test_the_index_is_kept_and_made_anew_when_the_tars_change(foreign_shards, tm
     assert len(open_corpus(folder)) == 7
 
 
-def test_nothing_is_written_to_a_folder_that_is_marked_read_only(foreign_shards, tmp_path):
+def test_nothing_is_written_to_a_read_only_folder(foreign_shards, tmp_path):
     folder = tmp_path / "shards"
     shutil.copytree(foreign_shards, folder)
     before = {path.name for path in folder.iterdir()}
@@ -129,7 +129,7 @@ def test_nothing_is_written_to_a_folder_that_is_marked_read_only(foreign_shards,
         folder.chmod(0o755)
 
 
-def test_a_cut_tar_gives_what_is_before_the_cut(foreign_shards, tmp_path):
+def test_a_truncated_tar_gives_the_clips_before_the_cut(foreign_shards, tmp_path):
     whole = (foreign_shards / "part-0.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
     corpus = open_corpus(tmp_path)
@@ -142,7 +142,7 @@ def test_a_cut_tar_gives_what_is_before_the_cut(foreign_shards, tmp_path):
         open_corpus(tmp_path)
 
 
-def test_a_vanished_shard_is_an_audio_error(foreign_shards, tmp_path):
+def test_a_deleted_shard_is_an_audio_error(foreign_shards, tmp_path):
     shutil.copytree(foreign_shards, tmp_path / "shards")
     corpus = open_corpus(tmp_path / "shards")
     (tmp_path / "shards" / "part-1.tar").unlink()
@@ -152,7 +152,7 @@ def test_a_vanished_shard_is_an_audio_error(foreign_shards, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_cache_holds_the_same_sound_and_lists_what_is_broken(tmp_path, clips, workers):
+def test_the_cache_holds_the_same_samples_and_lists_broken_clips(tmp_path, clips, workers):
     manifest = Manifest([Clip(path, 0.0, 9.0 if i == 1 else None) for i, path in enumerate(clips[:4])])
     broken = tmp_path / "broken.flac"
     data = clips[4].read_bytes()
@@ -171,7 +171,7 @@ def test_the_cache_holds_the_same_sound_and_lists_what_is_broken(tmp_path, clips
         CachedCorpus(corpus, limit_gb=1e-5)
 
 
-def test_a_hugging_face_dataset(clips, tmp_path, monkeypatch):
+def test_a_hugging_face_dataset_is_a_corpus(clips, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     features = datasets.Features(
@@ -210,7 +210,7 @@ def test_a_hugging_face_dataset(clips, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"), [("absent", "no such file"), ("empty", "no audio file"), ("a.wav", "neither a manifest")]
 )
-def test_what_is_no_corpus_is_refused(tmp_path, name, message):
+def test_sources_that_are_no_corpus_are_refused(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.wav").touch()
     with pytest.raises(DataError, match=message):

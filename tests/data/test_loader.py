@@ -1,4 +1,4 @@
-"""The loader: batches do not depend on workers, resumption is exact, broken clips are named and cost nothing else."""
+"""The loader: batches do not depend on workers, resuming is exact, broken clips are named and left out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def corpus(foreign_shards, tmp_path_factory):
 
 
 @pytest.mark.parametrize("short_clips", ["join", "bucket", "pad"])
-def test_waves_are_the_clips_that_the_plan_says(corpus, short_clips):
+def test_waves_are_the_clips_of_the_plan(corpus, short_clips):
     plan = Plan(PlanConfig(short_clips=short_clips, batch_size=2, crop_s=2.0), [corpus])
     epoch = plan.batches(0)
     batches = list(WaveLoader([corpus], plan).batches(0))
@@ -49,7 +49,7 @@ def test_waves_are_the_clips_that_the_plan_says(corpus, short_clips):
         assert batch.num_samples == sum(map(sum, batch.pieces))
 
 
-def test_two_workers_give_the_same_bits_as_none_over_epochs(corpus):
+def test_two_workers_give_the_same_bits_as_none_in_every_epoch(corpus):
     broken = NoiseCorpus(np.linspace(0.1, 5, 40), broken=(3, 20))
     corpora = [corpus, broken]
     plan = Plan(PlanConfig(batch_size=3), corpora)
@@ -65,7 +65,7 @@ def test_two_workers_give_the_same_bits_as_none_over_epochs(corpus):
         assert_same_batch(next(loader.batches(0, start)), next(alone.batches(0, start)))
 
 
-def test_ranks_together_read_what_one_reads_and_an_interrupted_epoch_goes_on(corpus):
+def test_ranks_together_read_what_one_process_reads_and_an_interrupted_epoch_resumes(corpus):
     plan = Plan(PlanConfig(batch_size=3, short_clips="pad", crop_s=1.0), [corpus])
     whole = list(WaveLoader([corpus], plan).batches(2))
     shares = [list(WaveLoader([corpus], plan, rank=rank, world_size=2).batches(2)) for rank in (0, 1)]
@@ -79,7 +79,7 @@ def test_ranks_together_read_what_one_reads_and_an_interrupted_epoch_goes_on(cor
     assert not list(WaveLoader([corpus], plan).batches(2, 99))
 
 
-def test_a_corpus_of_which_a_part_is_broken_is_read_to_the_end():
+def test_a_partly_broken_corpus_is_read_to_the_end():
     broken = set(range(0, 200, 20))
     corpus = NoiseCorpus(np.full(200, 0.7), broken=broken)
     plan = Plan(PlanConfig(batch_size=4), [corpus])
@@ -95,7 +95,7 @@ def test_a_corpus_of_which_a_part_is_broken_is_read_to_the_end():
             assert not batch.waves[row, count:].any()
 
 
-def test_a_batch_of_which_all_is_broken_is_empty_but_there():
+def test_a_batch_of_broken_clips_is_empty_but_not_dropped():
     corpus = NoiseCorpus(np.full(6, 1.0), broken=range(6))
     plan = Plan(PlanConfig(batch_size=3, short_clips="pad"), [corpus])
     batches = list(WaveLoader([corpus], plan).batches(0))
@@ -106,7 +106,7 @@ def test_a_batch_of_which_all_is_broken_is_empty_but_there():
     assert len(list(WaveLoader([corpus], few, rank=5, world_size=8).batches(0))) == 3
 
 
-def test_a_clip_that_kills_a_worker_is_left_out_like_others():
+def test_a_clip_that_crashes_a_worker_is_left_out():
     corpus = CrashingCorpus(np.full(12, 1.0), broken=(3,))
     plan = Plan(PlanConfig(batch_size=2, short_clips="pad"), [corpus])
     loader = WaveLoader([corpus], plan, workers=1, prefetch=1)
@@ -120,7 +120,7 @@ def test_a_clip_that_kills_a_worker_is_left_out_like_others():
     assert sum(map(len, again)) == 10, "it is not touched again"
 
 
-def test_a_clip_that_kills_a_worker_as_a_background_is_found_and_not_touched_again():
+def test_a_background_that_crashes_a_worker_is_found_and_not_read_again():
     corpus = CrashingCorpus(np.full(12, 1.0))
     plan = Plan(PlanConfig(batch_size=2, short_clips="pad"), [corpus])
     loader = WaveLoader([corpus], plan, workers=1, prefetch=1, backgrounds=Backgrounds(share=1.0))
@@ -131,7 +131,7 @@ def test_a_clip_that_kills_a_worker_as_a_background_is_found_and_not_touched_aga
         assert {key for batch in batches for key, _ in batch.skipped} == {corpus.key(7)}
 
 
-def test_a_dying_worker_does_not_interrupt_what_the_trainer_is_at():
+def test_a_dying_worker_does_not_interrupt_a_training_step():
     corpus = CrashingCorpus(np.full(12, 1.0))
     plan = Plan(PlanConfig(batch_size=2, short_clips="pad"), [corpus])
     batches = WaveLoader([corpus], plan, workers=1, prefetch=4).batches(0)

@@ -1,4 +1,4 @@
-"""Manifests: every format gives the same clips back, what is wrong is said with its line, broken files cost nothing."""
+"""Manifests: every format gives the same clips back, errors name the line, broken files are left out."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_paths_are_relative_to_the_manifest_so_both_can_be_moved(tmp_path, clips
     assert other.path == clips[1].absolute()
 
 
-def test_names_that_are_not_utf8_survive_or_are_refused(tmp_path):
+def test_names_that_are_not_utf8_are_preserved_or_refused(tmp_path):
     name = os.fsdecode(b"/x/\xff.wav")
     for suffix in (".csv", ".jsonl"):
         write_manifest([Clip(Path(name))], tmp_path / f"m{suffix}")
@@ -65,7 +65,7 @@ def test_names_that_are_not_utf8_survive_or_are_refused(tmp_path):
     assert not (tmp_path / "n.csv").exists()
 
 
-def test_hand_written_csv_and_the_originals_json(tmp_path):
+def test_hand_written_csv_and_the_original_json_are_read(tmp_path):
     (tmp_path / "m.csv").write_text("﻿path,start,label,license\na.wav,1.5,dog; rain,CC0\nb.wav,,,\n", encoding="utf-8")
     manifest = read_manifest(tmp_path / "m.csv")
     assert manifest[0] == Clip(tmp_path / "a.wav", 1.5, None, ("dog", "rain"))
@@ -102,13 +102,13 @@ def test_hand_written_csv_and_the_originals_json(tmp_path):
         ("m.txt", "a.wav", "ends in .csv"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path, name, text, message):
+def test_errors_name_the_line_and_the_problem(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         read_manifest(tmp_path / name)
 
 
-def test_no_file_and_no_split(tmp_path):
+def test_a_missing_file_and_a_missing_split_are_refused(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_manifest(tmp_path / "m.csv")
     manifest = Manifest([Clip(Path("a"), split="train"), Clip(Path("b"), split="test"), Clip(Path("c"))])
@@ -119,7 +119,7 @@ def test_no_file_and_no_split(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_scan_lists_the_good_and_the_bad(tmp_path, clips, workers):
+def test_a_scan_lists_readable_and_broken_files(tmp_path, clips, workers):
     for path in clips[:4]:
         (tmp_path / path.stem).mkdir()
         shutil.copy(path, tmp_path / path.stem / "take.flac")

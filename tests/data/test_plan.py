@@ -29,7 +29,7 @@ def draws_of(plan, epoch):
 
 @settings(deadline=None, max_examples=150)
 @given(seconds=LENGTHS, config=CONFIGS, epoch=st.integers(0, 3))
-def test_an_epoch_holds_every_clip_once_inside_its_bounds(seconds, config, epoch):
+def test_an_epoch_holds_every_clip_once_within_its_bounds(seconds, config, epoch):
     corpus = NoiseCorpus(seconds)
     plan = Plan(config, [corpus]).batches(epoch)
     crops = [crop for batch in plan for sequence in batch for crop in sequence]
@@ -69,8 +69,8 @@ def test_ranks_divide_each_batch_without_overlap(short_clips, world_size):
         assert tuple(shares[0]) == batch[::world_size]
 
 
-def test_draws_depend_on_the_clip_alone():
-    """Neither order nor company of a clip changes its crop and its seed; epoch and seed do."""
+def test_crops_depend_on_the_clip_alone():
+    """The order of the clips and other clips do not change a crop and its seed; epoch and plan seed do."""
 
     class Renamed(NoiseCorpus):
         def __init__(self, seconds, names):
@@ -111,7 +111,7 @@ def test_orders_differ_between_epochs_and_stay_the_same_between_runs():
     assert plan.fingerprint() == PINNED_FINGERPRINT
 
 
-def test_crops_lie_anywhere_or_at_the_start():
+def test_crops_are_random_or_at_the_start():
     corpus = NoiseCorpus(np.full(4000, 20.48))
     starts = np.array([crop.start_s for crop in draws_of(Plan(PlanConfig(), [corpus]), 0)])
     assert abs(starts.mean() - 5.12) < 0.15
@@ -119,7 +119,7 @@ def test_crops_lie_anywhere_or_at_the_start():
     assert {crop.start_s for crop in draws_of(Plan(PlanConfig(crop="start"), [corpus]), 0)} == {0.0}
 
 
-def test_corpora_are_mixed_by_weight_and_each_goes_through_all_its_clips():
+def test_corpora_are_mixed_by_weight_and_each_uses_all_its_clips():
     small, large = NoiseCorpus(np.full(30, 2.0), "small"), NoiseCorpus(np.full(170, 2.0), "large")
     config = PlanConfig(weights=(1, 3), epoch_clips=80, short_clips="pad")
     plan = Plan(config, [small, large])
@@ -156,7 +156,7 @@ def test_a_window_of_shards_is_read_before_the_next():
 
 
 @pytest.mark.parametrize(("short_clips", "least"), [("join", 0.97), ("bucket", 0.93)])
-def test_little_is_padding_where_clips_are_short(short_clips, least):
+def test_short_clips_need_little_padding(short_clips, least):
     seconds = np.clip(np.random.default_rng(0).lognormal(0.4, 0.9, 6000), 0.2, 30)
     corpus = NoiseCorpus(seconds)
     filled = {
@@ -176,7 +176,7 @@ def test_the_last_batch_can_be_left_out():
         assert [len(b) for b in Plan(config.with_changes(fewest=16), [corpus]).batches(0)] == [16] * 4
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_plans_are_refused():
     corpus = NoiseCorpus([1.0])
     for config, corpora, message in (
         (PlanConfig(), [], "at least one"),

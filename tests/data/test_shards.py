@@ -1,4 +1,4 @@
-"""Shards: written in parallel, checked, resumed after a kill, read by us at offsets and by WebDataset."""
+"""Shards: written in parallel, checked, resumed after a kill, read at offsets and by WebDataset."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("codec", ["flac", "opus"])
-def test_every_recording_comes_back(manifest, clips, tmp_path, codec):
+def test_every_recording_can_be_read_back(manifest, clips, tmp_path, codec):
     seen = []
     report = write_shards(
         manifest, tmp_path / "out", codec, shard_mb=0.15, max_clip_s=1.5, on_progress=lambda p: seen.append(p.shards)
@@ -76,7 +76,7 @@ def test_every_recording_comes_back(manifest, clips, tmp_path, codec):
     assert report.audio_s == pytest.approx(sum(len(decode(path)) for path in clips) / 16_000)
 
 
-def test_workers_write_the_same_bytes_and_a_finished_job_is_only_checked(manifest, tmp_path):
+def test_workers_write_the_same_bytes_and_a_finished_job_is_checked(manifest, tmp_path):
     write_shards(manifest, tmp_path / "one", "flac", shard_mb=0.15)
     report = write_shards(manifest, tmp_path / "two", "flac", shard_mb=0.15, workers=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
@@ -97,7 +97,7 @@ def test_workers_write_the_same_bytes_and_a_finished_job_is_only_checked(manifes
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_a_killed_job_goes_on_where_it_stopped(manifest, tmp_path):
+def test_a_killed_job_resumes_where_it_stopped(manifest, tmp_path):
     write_manifest(list(manifest), tmp_path / "m.jsonl")
     script = (
         "import sys, time\n"
@@ -126,7 +126,7 @@ def test_a_killed_job_goes_on_where_it_stopped(manifest, tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
-def test_webdataset_reads_them(manifest, tmp_path):
+def test_webdataset_reads_the_shards(manifest, tmp_path):
     pytest.importorskip("webdataset")
     report = write_shards(manifest, tmp_path / "out", "flac", shard_mb=0.3)
     # In a process of its own: it leaves files open.
@@ -147,7 +147,7 @@ def test_webdataset_reads_them(manifest, tmp_path):
         np.testing.assert_array_equal(decode(AudioBytes(key, bytes.fromhex(data))), corpus.read(i))
 
 
-def test_other_shards_are_replaced_only_when_asked_and_strangers_never(manifest, tmp_path):
+def test_other_shards_are_replaced_only_with_overwrite_and_other_tars_never(manifest, tmp_path):
     out = tmp_path / "out"
     write_shards(manifest, out, "flac", shard_mb=0.1)
     with pytest.raises(DataError, match="holds other shards"):
@@ -179,7 +179,7 @@ def test_parts_and_very_short_clips_are_written_exactly(clips, tmp_path):
             np.testing.assert_allclose(joined, whole, atol=1 / 32768)
 
 
-def test_what_cannot_be_written_is_said(tmp_path, manifest):
+def test_invalid_settings_and_unreadable_recordings_are_refused(tmp_path, manifest):
     with pytest.raises(ConfigError, match="Opus knows the rates"):
         write_shards(manifest, tmp_path / "out", "opus", sample_rate_hz=44_100)
     with pytest.raises(ConfigError, match="did you mean 'bitrate_kbps'"):

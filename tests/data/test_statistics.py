@@ -1,4 +1,4 @@
-"""Statistics of a corpus: those of all its frames at once, in float64."""
+"""Statistics of a corpus, compared with those of all its frames at once in float64."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssamba.data.statistics import corpus_statistics
 from ssamba.errors import DataError
 
 
-def test_they_are_those_of_all_frames_at_once(clips, tmp_path):
+def test_statistics_equal_those_of_all_frames_at_once(clips, tmp_path):
     front_end = FrontEndConfig(num_mel_bins=32)
     broken = tmp_path / "broken.wav"
     broken.write_text("no audio")
@@ -41,7 +41,7 @@ def test_a_part_of_a_corpus_is_close_to_the_whole(foreign_shards, clips):
     assert part.total_hours == pytest.approx(whole.hours / 2)
 
 
-def test_another_rate_and_nothing_to_hear_are_refused():
+def test_another_sample_rate_and_clips_without_a_frame_are_refused():
     with pytest.raises(DataError, match="needs 16000 Hz"):
         corpus_statistics(NoiseCorpus([1.0], rate_hz=8000))
     with pytest.raises(DataError, match=r"at least 25 ms.*on purpose"):

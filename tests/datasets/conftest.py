@@ -1,4 +1,4 @@
-"""Miniatures of public data sets: their true names and columns, with parts of the demo's recordings for sounds."""
+"""Miniatures of public data sets: their true names and columns, with parts of the demo's recordings as audio."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ UNBALANCED = """# Segments csv created Sun Mar  5 10:56:58 2017
 
 @pytest.fixture
 def audioset(tmp_path, sound, text) -> Path:
-    """Clips as several downloaders name them; --U7joUcTCo is not to be had."""
+    """Clips as several downloaders name them; --U7joUcTCo is missing."""
     root: Path = tmp_path / "audioset"
     text(root / "balanced_train_segments.csv", BALANCED)
     text(root / "unbalanced_train_segments.csv", UNBALANCED)

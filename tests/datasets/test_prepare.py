@@ -1,4 +1,4 @@
-"""What holds for every data set: what is not there is listed, what is wrong is said, no group is torn apart."""
+"""Every data set: missing and damaged files are listed, errors are explained, groups stay in one split."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def replace_text(path, old, new):
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_a_folder_that_is_something_else_is_one_error_with_the_structure(name, tmp_path, sound):
+def test_a_folder_without_the_data_set_is_refused_with_the_expected_structure(name, tmp_path, sound):
     sound(tmp_path / "holiday" / "beach.wav")
     with pytest.raises(DatasetStructureError) as caught:
         prepare(name, tmp_path, audio_folder=tmp_path / "audio")
@@ -54,7 +54,7 @@ def test_published_numbers_agree_with_each_other(dataset):
     assert dataset.name in command.NAMES.split(", ")
 
 
-def test_names_of_data_sets_are_guessed():
+def test_names_of_data_sets_are_matched_loosely():
     assert find_dataset("audioset20k").name == "audioset-20k"
     assert find_dataset("Speech_Commands_v1").name == "speech-commands-v1"
     with pytest.raises(DataError, match="did you mean 'urbansound8k'"):
@@ -63,7 +63,7 @@ def test_names_of_data_sets_are_guessed():
         find_dataset("?")
 
 
-def test_missing_and_damaged_files_cost_only_themselves(esc50, tmp_path):
+def test_missing_and_damaged_files_are_left_out_and_listed(esc50, tmp_path):
     (esc50 / "audio" / "1-137-A-32.wav").unlink()
     (esc50 / "audio" / "2-100648-A-43.wav").write_text("no audio")
     (esc50 / "audio" / "3-100018-A-18.wav").write_bytes(b"")
@@ -82,7 +82,7 @@ def test_missing_and_damaged_files_cost_only_themselves(esc50, tmp_path):
     assert [clip.duration_s for clip in prepared.clips] == [0.5] * 3
 
 
-def test_without_headers_only_what_is_missing_is_noticed(esc50):
+def test_without_headers_only_missing_files_are_listed(esc50):
     (esc50 / "audio" / "1-137-A-32.wav").unlink()
     (esc50 / "audio" / "2-100648-A-43.wav").write_text("no audio")
     prepared = prepare("esc50", esc50, headers=False)
@@ -92,18 +92,18 @@ def test_without_headers_only_what_is_missing_is_noticed(esc50):
     assert prepared.hours is None
 
 
-def test_worker_processes_find_the_same(esc50):
+def test_worker_processes_find_the_same_clips(esc50):
     assert prepare("esc50", esc50, workers=2).clips == prepare("esc50", esc50).clips
 
 
-def test_nothing_that_can_be_read_is_an_error(esc50):
+def test_a_data_set_without_a_readable_file_is_an_error(esc50):
     for path in (esc50 / "audio").iterdir():
         path.unlink()
     with pytest.raises(DataError, match="none of the 7 recordings"):
         prepare("esc50", esc50)
 
 
-def test_two_copies_in_a_folder_are_not_guessed_between(esc50):
+def test_two_copies_in_a_folder_are_refused(esc50):
     (esc50.parent / "other" / "meta").mkdir(parents=True)
     (esc50.parent / "other" / "audio").mkdir()
     (esc50.parent / "other" / "meta" / "esc50.csv").write_text("")
@@ -111,7 +111,7 @@ def test_two_copies_in_a_folder_are_not_guessed_between(esc50):
         prepare("esc50", esc50.parent)
 
 
-def test_a_recording_in_two_folds_is_refused_unless_asked_for(urbansound8k, sound, tmp_path):
+def test_a_recording_in_two_folds_is_refused_unless_allowed(urbansound8k, sound, tmp_path):
     table = urbansound8k / "metadata" / "UrbanSound8K.csv"
     replace_text(table, "121.wav,100263,60.5,64.5,1,5,", "121.wav,100263,60.5,64.5,1,7,")
     sound(urbansound8k / "audio" / "fold7" / "100263-2-0-121.wav")
@@ -124,7 +124,7 @@ def test_a_recording_in_two_folds_is_refused_unless_asked_for(urbansound8k, soun
     read_manifest(tmp_path / "m.csv")  # refuses groups that are divided
 
 
-def test_a_leak_through_a_file_that_is_missing_is_none(urbansound8k):
+def test_a_missing_file_cannot_leak(urbansound8k):
     table = urbansound8k / "metadata" / "UrbanSound8K.csv"
     replace_text(table, "121.wav,100263,60.5,64.5,1,5,", "121.wav,100263,60.5,64.5,1,7,")
     assert len(prepare("urbansound8k", urbansound8k).missing) == 1
@@ -150,7 +150,7 @@ def test_a_clip_that_is_listed_twice_is_refused(urbansound8k):
         (lambda data: data.replace(b"B-32.wav,1,32,keyboard_typing", b"B-32.wav,1,32,cat"), "class 32 is 'cat'"),
     ],
 )
-def test_a_damaged_table_is_said_with_its_line(esc50, damage, message):
+def test_errors_in_tables_name_file_and_line(esc50, damage, message):
     table = esc50 / "meta" / "esc50.csv"
     table.write_bytes(damage(table.read_bytes()))
     with pytest.raises(DataError, match=message) as caught:
@@ -172,11 +172,11 @@ def test_archives_are_compared_with_their_checksums(esc50, monkeypatch):
         prepare("esc50", esc50, checksums=True)
 
 
-def test_checksums_that_cannot_be_compared_are_said(esc50):
+def test_a_note_says_that_no_checksum_was_compared(esc50):
     assert any("none is known" in note for note in prepare("esc50", esc50, checksums=True).notes)
 
 
-def test_the_manifest_and_what_lies_beside_it(audioset, tmp_path):
+def test_the_manifest_and_its_accompanying_files(audioset, tmp_path):
     output = tmp_path / "m.parquet"
     prepared = prepare("audioset-20k", audioset)
     written = write_prepared(prepared, output)

@@ -43,7 +43,7 @@ def test_urbansound8k_names_must_agree_with_the_table(urbansound8k):
         prepare("urbansound8k", urbansound8k)
 
 
-def test_scenes_hold_each_clip_once_where_the_manifest_says(tmp_path, sound):
+def test_scenes_contain_each_clip_once_where_the_manifest_says(tmp_path, sound):
     """Ten clips, each of its own class, fill 70 s: one minute and the rest, with one clip cut in two."""
     lengths = [6.5, 7.0, 6.2, 6.9, 6.4, 6.1, 6.7, 6.6, 6.3, 6.8]
     clips = [
@@ -77,7 +77,7 @@ def test_scenes_hold_each_clip_once_where_the_manifest_says(tmp_path, sound):
         assert not piece[len(expected) :].any(), "filled with silence to whole seconds"
 
 
-def test_scenes_leave_broken_clips_out_and_forget_older_scenes(urbansound8k, tmp_path):
+def test_scenes_leave_out_broken_clips_and_replace_older_scenes(urbansound8k, tmp_path):
     stale = tmp_path / "scenes" / "fold5" / "scene-007.flac"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"")
@@ -121,7 +121,7 @@ def test_audioset_20k(audioset):
     assert len(prepared.classes) == len(prepared.codes) == 527
 
 
-def test_audioset_tables_may_lie_in_a_folder_of_their_own(audioset):
+def test_audioset_tables_may_be_in_a_folder_of_their_own(audioset):
     (audioset / "metadata").mkdir()
     for table in list(audioset.glob("*.csv")):
         table.rename(audioset / "metadata" / table.name)
@@ -145,7 +145,7 @@ def test_audioset_2m_has_both_training_tables(audioset):
         ("-0RWZT-miFs", "--4gqARaEJE", "in train|is in test and train|listed twice"),
     ],
 )
-def test_audioset_tables_that_are_damaged(audioset, old, new, message):
+def test_damaged_audioset_tables_are_refused(audioset, old, new, message):
     table = audioset / "eval_segments.csv"
     content = table.read_text()
     assert old in content
@@ -154,7 +154,7 @@ def test_audioset_tables_that_are_damaged(audioset, old, new, message):
         prepare("audioset-20k", audioset)
 
 
-def test_a_class_list_in_the_folder_goes_before_the_shipped_one(audioset, text):
+def test_a_class_list_in_the_folder_replaces_the_shipped_one(audioset, text):
     text(audioset / "class_labels_indices.csv", 'index,mid,display_name\n0,/m/09x0r,"Talk"\n')
     with pytest.raises(DataError, match="one of the 1 known classes"):
         prepare("audioset-20k", audioset)
@@ -212,7 +212,7 @@ def test_fsd50k(fsd50k, text):
     assert any("uploader bob" in note for note in prepared.notes), "in two splits as published: said, not refused"
 
 
-def test_fsd50k_tables_that_are_damaged(fsd50k, text):
+def test_damaged_fsd50k_tables_are_refused(fsd50k, text):
     truth = fsd50k / "FSD50K.ground_truth"
     vocabulary = (truth / "vocabulary.csv").read_text()
     text(truth / "vocabulary.csv", vocabulary.replace("1,Guitar", "2,Guitar"))
@@ -230,6 +230,6 @@ def test_fsd50k_tables_that_are_damaged(fsd50k, text):
         prepare("fsd50k", fsd50k)
 
 
-def test_classes_of_a_csv_are_those_that_were_read(fsd50k):
+def test_classes_in_a_csv_manifest_equal_those_that_were_read(fsd50k):
     with (fsd50k / "FSD50K.ground_truth" / "vocabulary.csv").open() as file:
         assert prepare("fsd50k", fsd50k).classes == tuple(row[1] for row in csv.reader(file))

@@ -56,7 +56,7 @@ def test_speech_commands_v1(commands):
     assert len(prepared.classes) == 30
 
 
-def test_speech_commands_lists_tell_what_is_missing(commands, text):
+def test_speech_commands_lists_show_what_is_missing(commands, text):
     (commands / "zero" / "0132a06d_nohash_0.wav").unlink()
     prepared = prepare("speech-commands-v1", commands)
     assert [entry.path.rpartition("zero/")[2] for entry in prepared.missing] == ["0132a06d_nohash_0.wav"]
@@ -74,7 +74,7 @@ def test_a_speaker_in_training_and_test_is_refused(commands, text):
         prepare("speech-commands-v1", commands)
 
 
-def test_versions_of_speech_commands_are_told_apart(commands, sound, text):
+def test_versions_of_speech_commands_are_distinguished(commands, sound, text):
     sound(commands / "visual" / "00176480_nohash_0.wav")
     with pytest.raises(DatasetStructureError, match="use speech-commands-v2"):
         prepare("speech-commands-v1", commands)
@@ -86,7 +86,7 @@ def test_versions_of_speech_commands_are_told_apart(commands, sound, text):
 
 
 @pytest.mark.parametrize("where", ["speech_commands_v0.01", "."])
-def test_superbs_twelve_classes(commands, where):
+def test_superb_has_twelve_classes(commands, where):
     prepared = prepare("speech-commands-v1-superb", commands.parent / where)
     found = Counter((clip.split, clip.labels[0]) for clip in prepared.clips)
     assert found == {
@@ -108,7 +108,7 @@ def test_superbs_twelve_classes(commands, where):
     Manifest(prepared.clips).check()
 
 
-def test_superb_needs_its_test_set_and_says_when_noise_is_broken(commands):
+def test_superb_needs_its_test_set_and_lists_broken_noise(commands):
     (commands / "_background_noise_" / "pink_noise.wav").write_text("no audio")
     prepared = prepare("speech-commands-v1-superb", commands)
     assert len(prepared.skipped) == 1
@@ -117,7 +117,7 @@ def test_superb_needs_its_test_set_and_says_when_noise_is_broken(commands):
         prepare("speech-commands-v1-superb", commands)
 
 
-def test_iemocap_merges_excited_into_happy_and_leaves_the_rest_out(iemocap):
+def test_iemocap_merges_excited_into_happy_and_leaves_out_the_rest(iemocap):
     prepared = prepare("iemocap", iemocap)
     assert Counter(clip.labels[0] for clip in prepared.clips) == {"neutral": 5, "happy": 10, "angry": 5, "sad": 5}
     assert prepared.counts == {f"fold{session}": 5 for session in range(1, 6)}
@@ -128,7 +128,7 @@ def test_iemocap_merges_excited_into_happy_and_leaves_the_rest_out(iemocap):
     assert not prepared.skipped
 
 
-def test_iemocap_with_parts_moved_or_gone(iemocap, sound):
+def test_moved_or_missing_parts_of_iemocap_are_noticed(iemocap, sound):
     sound(iemocap / "Session3" / "sentences" / "wav" / "extra" / "extra.wav")
     folder = iemocap / "Session5" / "dialog" / "EmoEvaluation"
     (folder / "Ses05F_impro01.txt").rename(folder / ".Ses05F_impro01.txt")
@@ -182,14 +182,14 @@ def test_voxceleb1(voxceleb1, together):
     assert any("K5zRxtXc27s" in note for note in prepared.notes)
 
 
-def test_voxceleb1_with_a_video_in_training_and_test(voxceleb1):
+def test_a_voxceleb1_video_in_training_and_test_is_refused(voxceleb1):
     path = voxceleb1 / "iden_split.txt"
     path.write_text(path.read_text().replace("2 id10003/K5zRxtXc27s", "3 id10003/K5zRxtXc27s"))
     with pytest.raises(DataError, match="K5zRxtXc27s is in test and train"):
         prepare("voxceleb1", voxceleb1)
 
 
-def test_voxceleb1_with_parts_gone_or_a_list_that_is_damaged(voxceleb1):
+def test_missing_parts_and_a_damaged_list_of_voxceleb1_are_noticed(voxceleb1):
     (voxceleb1 / "test" / "wav" / "id10270").rename(voxceleb1 / "test" / "wav" / "gone")
     assert len(prepare("voxceleb1", voxceleb1).missing) == 3
     path = voxceleb1 / "iden_split.txt"
@@ -230,7 +230,7 @@ def test_librispeech(librispeech):
     assert any("train-clean-100: its transcripts have 2 utterances, published are 28539" in n for n in prepared.notes)
 
 
-def test_librispeech_with_a_reader_in_two_subsets_or_a_foreign_transcript(librispeech, text):
+def test_librispeech_readers_in_two_subsets_and_misplaced_files_are_refused(librispeech, text):
     reader = librispeech / "train-clean-100" / "103"
     (librispeech / "test-clean").mkdir()
     reader.rename(librispeech / "test-clean" / "103")

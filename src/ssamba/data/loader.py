@@ -215,7 +215,7 @@ class WaveLoader:
         """Yield the batches of an epoch that the plan has already made; see `batches`."""
         next_batch, deaths = start_batch, 0
         while True:
-            self._order.items = _Items(epoch, next_batch, self.rank, self.world_size, self._crashing)
+            self._order.items = self._items(epoch, next_batch)
             try:
                 for batch in self._iterator():
                     yield batch
@@ -234,6 +234,10 @@ class WaveLoader:
                     "fewer workers, a smaller prefetch or smaller batches; in a container, allow more shared memory"
                 )
             self._loader = self._make_loader()
+
+    def _items(self, epoch: EpochPlan, start_batch: int) -> Iterator[Item]:
+        for k in range(start_batch, len(epoch)):
+            yield epoch.rows(k, self.rank, self.world_size), epoch.padded_samples(k), self._crashing
 
     def _iterator(self) -> Iterator[WaveBatch]:
         """Iterate over the loader, without the signal handler that its first start installs.
@@ -296,37 +300,13 @@ def _is_death(error: Exception) -> bool:
     return "DataLoader worker" in str(error) or isinstance(error, EOFError | ConnectionError | FileNotFoundError)
 
 
-class _Items(Sequence[Item]):
-    """The work for the workers, one item for each batch, created when it is sent."""
-
-    def __init__(
-        self, epoch: EpochPlan, start_batch: int, rank: int, world_size: int, crashing: frozenset[tuple[int, int]]
-    ):
-        self._epoch, self._start, self._rank, self._world_size = epoch, start_batch, rank, world_size
-        self._crashing = crashing
-
-    def __len__(self) -> int:
-        return max(0, len(self._epoch) - self._start)
-
-    def __getitem__(self, k: Any) -> Any:
-        if k >= len(self):
-            raise IndexError(k)
-        batch = self._start + k
-        rows = self._epoch.rows(batch, self._rank, self._world_size)
-        return rows, self._epoch.padded_samples(batch), self._crashing
-
-
 class _Order(Sampler[Item]):
     """Passes the items of the current epoch to the workers."""
 
-    def __init__(self) -> None:
-        self.items: Sequence[Item] = ()
+    items: Iterator[Item] = iter(())
 
     def __iter__(self) -> Iterator[Item]:
-        return iter(self.items)
-
-    def __len__(self) -> int:
-        return len(self.items)
+        return self.items
 
 
 class _Batches(Dataset[WaveBatch]):

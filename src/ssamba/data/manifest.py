@@ -22,10 +22,11 @@ from __future__ import annotations
 import math
 import os
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 
@@ -36,13 +37,30 @@ from ssamba.data.formats import Clip as Clip
 from ssamba.errors import DataError, WorkerDiedError
 from ssamba.worker_pool import map_in_processes
 
+T = TypeVar("T", covariant=True)
 H = TypeVar("H", bound=Hashable)
 
 _NUM_EXAMPLES = 5
 """Offending clips or groups that a message names; it counts the others."""
 
 
-class TextColumn(Sequence[str]):
+class LazySequence(Sequence[T]):
+    """An immutable sequence whose elements are created on access, by `element(index)` with 0 <= index < len."""
+
+    @abstractmethod
+    def element(self, index: int) -> T:
+        """Return one element."""
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        indices = range(len(self))[index]
+        return self.element(indices) if isinstance(indices, int) else [self.element(i) for i in indices]
+
+
+class TextColumn(LazySequence[str]):
     """An immutable sequence of strings, stored as one block of bytes and the offsets into it.
 
     Two million Python strings would be gigabytes of small objects, copied into each forked worker process as soon as
@@ -58,20 +76,12 @@ class TextColumn(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is outside a column of {len(self)}")
-        index %= len(self)
+    def element(self, index: int) -> str:
+        """Return one string."""
         return self._bytes[self._ends[index] : self._ends[index + 1]].tobytes().decode("utf-8", "surrogateescape")
 
 
-class CategoryColumn(Sequence[H], Generic[H]):
+class CategoryColumn(LazySequence[H]):
     """An immutable sequence with few distinct values, stored as their numbers."""
 
     def __init__(self, values: Iterable[H]):
@@ -86,15 +96,9 @@ class CategoryColumn(Sequence[H], Generic[H]):
     def __len__(self) -> int:
         return len(self.codes)
 
-    @overload
-    def __getitem__(self, index: int) -> H: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[H]: ...
-    def __getitem__(self, index: int | slice) -> H | list[H]:
-        if isinstance(index, slice):
-            return [self.values[code] for code in self.codes[index]]
-        value: H = self.values[int(self.codes[index])]
-        return value
+    def element(self, index: int) -> H:
+        """Return one value."""
+        return self.values[int(self.codes[index])]
 
     def is_value(self, value: H) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Return where the column holds `value` (n,)."""
@@ -103,7 +107,7 @@ class CategoryColumn(Sequence[H], Generic[H]):
         return np.asarray(self.codes == self.values.index(value))
 
 
-class Manifest(Sequence[Clip]):
+class Manifest(LazySequence[Clip]):
     """Clips in the order of their file."""
 
     def __init__(self, clips: Iterable[Clip], source: Path | None = None, notes: tuple[str, ...] = ()):
@@ -122,13 +126,8 @@ class Manifest(Sequence[Clip]):
     def __len__(self) -> int:
         return len(self._paths)
 
-    @overload
-    def __getitem__(self, index: int) -> Clip: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Clip]: ...
-    def __getitem__(self, index: int | slice) -> Clip | list[Clip]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def element(self, index: int) -> Clip:
+        """Return one clip."""
         duration_s = float(self._durations_s[index])
         return Clip(
             Path(self._paths[index]),

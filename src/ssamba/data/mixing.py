@@ -135,15 +135,7 @@ def mix(
     The mean of both is removed first. A clip shorter than the sequence is padded with zeros. One that cannot be read is
     left out; it is reported when the plan reaches that clip itself.
 
-    Args:
-        wave: the sequence (samples,).
-        crop: its first crop.
-        corpora: as the plan numbers them.
-        settings: how often and how evenly.
-        crashing: clips (corpus, index) that must not be read.
-
-    Returns:
-        The mixture (samples,) and the other clip, or `wave` and None.
+    Arguments are those of `add_background`. Returns the mixture (samples,) and the other clip, or `wave` and None.
     """
     chosen = choose_partner(crop, corpora, settings)
     other = None if chosen is None or chosen[:2] in crashing else _read(chosen, corpora, len(wave))

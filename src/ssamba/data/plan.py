@@ -22,7 +22,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from pydantic import Field
 
 from ssamba.config import Config
 from ssamba.data.corpus import Corpus, read_or_error
+from ssamba.data.manifest import LazySequence
 from ssamba.errors import DataError
 from ssamba.hashing import digest_of, splitmix64
 from ssamba.worker_pool import crashing_items
@@ -219,7 +220,7 @@ class Plan:
         return np.lexsort((hashes, rank[source.shards] // config.shuffle_window))
 
 
-class EpochPlan(Sequence[BatchPlan]):
+class EpochPlan(LazySequence[BatchPlan]):
     """The batches of one epoch. It holds columns, and creates the crops of a batch on access."""
 
     def __init__(self, config: PlanConfig, corpus: Ints, index: Ints, start: Ints, samples: Ints, seed: Ints):
@@ -238,14 +239,9 @@ class EpochPlan(Sequence[BatchPlan]):
     def __len__(self) -> int:
         return len(self._batches)
 
-    @overload
-    def __getitem__(self, k: int) -> BatchPlan: ...
-    @overload
-    def __getitem__(self, k: slice) -> list[BatchPlan]: ...
-    def __getitem__(self, k: int | slice) -> BatchPlan | list[BatchPlan]:
-        if isinstance(k, slice):
-            return [self[i] for i in range(*k.indices(len(self)))]
-        return tuple(self._sequence(int(row)) for row in self._batches[k])
+    def element(self, index: int) -> BatchPlan:
+        """Return one batch, with the rows of all ranks."""
+        return self.rows(index)
 
     def rows(self, k: int, rank: int = 0, world_size: int = 1) -> BatchPlan:
         """Return the rows of batch `k` that one rank reads."""

@@ -1,4 +1,4 @@
-"""Mixup: waveforms and labels mixed alike, whatever the workers and processes."""
+"""Mixup: waves and labels are mixed by the same share, whatever the number of workers and ranks."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_wave_and_labels_are_mixed_by_the_same_share():
     assert np.std(shares) == pytest.approx(0.109, abs=0.05)  # of Beta(10, 10)
 
 
-def test_some_clips_stay_as_they_are():
+def test_a_share_of_the_clips_is_not_mixed():
     corpora = [NoiseCorpus([1.0] * 60)]
     batches = list(WaveLoader(corpora, planned(corpora), mixup=Mixup(share=0.5)).batches(0))
     mixed = [entry for batch in batches for entry in batch.mixed]
@@ -45,7 +45,7 @@ def test_some_clips_stay_as_they_are():
     assert plain.mixed == ()
 
 
-def test_two_processes_mix_as_one_does():
+def test_two_ranks_mix_as_one_process_does():
     corpora = [NoiseCorpus([1.0] * 20)]
     plan = planned(corpora)
     whole = list(WaveLoader(corpora, plan, mixup=ALWAYS).batches(0))
