@@ -1,4 +1,4 @@
-"""The command line: what it prints, writes and returns, as a user sees it."""
+"""The command line: output, written files and exit codes, as a user sees them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_version():
     assert done.stdout.startswith("ssamba ")
 
 
-def test_embeds_a_folder_and_skips_what_is_broken(tmp_path, clips, ssamba_pth):
+def test_embed_writes_a_folder_and_skips_broken_files(tmp_path, clips, ssamba_pth):
     for path in clips[:3]:
         shutil.copy(path, tmp_path)
     (tmp_path / "bad.wav").write_text("no audio")
@@ -55,7 +55,7 @@ def test_embeds_a_folder_and_skips_what_is_broken(tmp_path, clips, ssamba_pth):
     assert "3 already done" in resumed.stdout
 
 
-def test_the_weights_that_ship_are_the_default(tmp_path, clips):
+def test_bundled_weights_are_the_default(tmp_path, clips):
     done = ssamba("embed", clips[8], "-o", tmp_path / "e.npz")
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
@@ -63,7 +63,7 @@ def test_the_weights_that_ship_are_the_default(tmp_path, clips):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_interruption_keeps_what_is_done_and_says_how_to_go_on(tmp_path, clips, ssamba_pth, how):
+def test_interrupted_run_keeps_finished_files_and_names_resume(tmp_path, clips, ssamba_pth, how):
     command = ["embed", *[clips[6]] * 1, "-o", tmp_path / "e.npz", "-c", ssamba_pth]
     for index in range(300):
         (tmp_path / f"{index}.flac").symlink_to(clips[6])
@@ -159,7 +159,7 @@ def test_average_is_the_weighted_mean_and_refuses_other_structures(tmp_path, ssa
         (("embeds",), 2, "embed"),
     ],
 )
-def test_wrong_usage_ends_in_one_message(tmp_path, arguments, code, message):
+def test_usage_errors_end_in_one_message(tmp_path, arguments, code, message):
     done = ssamba(*arguments, cwd=tmp_path)
     assert done.returncode == code
     assert message in done.stderr.replace("\n", " ")

@@ -106,7 +106,7 @@ RATE_HZ = 16_000
 
 
 def voice(pitch_hz, formants_hz=(500.0, 1500.0, 2500.0)):
-    """Half a second of harmonics with formants, as log-mel (1, T, M)."""
+    """Return half a second of harmonics with formants, as log-mel (1, T, M)."""
     time = torch.arange(RATE_HZ // 2, dtype=torch.float64) / RATE_HZ
     wave = torch.zeros_like(time)
     for k in range(1, int(4000 / pitch_hz)):
@@ -116,13 +116,13 @@ def voice(pitch_hz, formants_hz=(500.0, 1500.0, 2500.0)):
 
 
 def seed_of(stream, most, wanted):
-    """A seed whose factor is nearly the wanted one."""
+    """Return a seed whose factor is close to `wanted`."""
     seeds = torch.arange(20_000)
     return seeds[(random_factors(seeds, stream, most) - wanted).abs().argmin()][None]
 
 
 def lines(features):
-    """Mean over frames between 300 and 1,500 Hz, without its level."""
+    """Return the mean over frames between 300 and 1,500 Hz, minus its level."""
     centers = mel_centers(FrontEndConfig())
     x = features[0].mean(0)[(centers > 300) & (centers < 1500)]
     return x - x.mean()

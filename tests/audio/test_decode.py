@@ -1,4 +1,4 @@
-"""What decoding promises: any format, a part equals the slice, a stream equals the whole, no broken file in silence."""
+"""Decoding: every format, parts equal slices, streams equal the whole, and broken files are always reported."""
 
 import builtins
 import math
@@ -54,7 +54,7 @@ LOSSLESS = ("PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAC_16")
 
 @pytest.fixture(scope="session")
 def clip():
-    """All demo recordings in a row, mono, about 30 s at 44.1 kHz, taken as samples of any rate."""
+    """Return all demo recordings concatenated, mono, about 30 s at 44.1 kHz, used at any sample rate."""
     paths = sorted(DEMO.glob("*.flac"))
     assert CROW in paths
     return 0.9 * np.concatenate(
@@ -113,7 +113,7 @@ def make(folder, name, samples):
 
 
 def wav(samples, *, claim=None, tail=b"", rate_hz=16000, riff=b"RIFF", before=b""):
-    """A 16-bit mono WAV built by hand, whose data chunk claims `claim` bytes."""
+    """Build a 16-bit mono WAV whose data chunk states `claim` bytes."""
     data = samples if isinstance(samples, bytes) else np.round(samples * 32767).astype("<i2").tobytes()
     head = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, rate_hz, 2 * rate_hz, 2, 16)
     body = head + before + b"data" + struct.pack("<I", len(data) if claim is None else claim) + data + tail
@@ -124,7 +124,7 @@ def wav(samples, *, claim=None, tail=b"", rate_hz=16000, riff=b"RIFF", before=b"
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_is_decoded_as_soundfile_and_one_shot_soxr_would(name, clip, tmp_path):
+def test_every_format_equals_soundfile_and_one_shot_soxr(name, clip, tmp_path):
     path = make(tmp_path, name, clip[:100000])
     _, subtype, rate_hz = FORMATS[name]
     whole = soundfile.read(path, dtype="float32")[0]
@@ -140,7 +140,7 @@ def test_every_format_is_decoded_as_soundfile_and_one_shot_soxr_would(name, clip
 
 
 @pytest.mark.parametrize("name", AV_FORMATS)
-def test_every_format_of_ffmpeg_is_decoded_to_the_original_sound(name, clip, tmp_path):
+def test_every_ffmpeg_format_is_decoded_to_the_original_sound(name, clip, tmp_path):
     original = clip[200000:300000]
     path = make(tmp_path, name, original)
     rate_hz = AV_FORMATS[name][2]
@@ -205,7 +205,7 @@ def test_a_part_equals_the_slice_at_any_pair_of_rates(in_hz, out_hz, start, dura
 
 @pytest.mark.parametrize("name", ["pcm16.wav", "a.flac", "a.mp3", "a.ogg", "a.opus", "a.m4a", "a.webm", "a.aac"])
 @pytest.mark.parametrize("block_s", [0.1, 0.37, 30.0])
-def test_a_stream_joined_equals_the_whole_exactly(name, block_s, clip, tmp_path):
+def test_joined_stream_equals_decode_exactly(name, block_s, clip, tmp_path):
     path = make(tmp_path, name, clip[:150000])
     blocks = list(stream(path, block_s=block_s))
     assert all(len(block) == round(block_s * 16000) for block in blocks[:-1])
@@ -214,7 +214,7 @@ def test_a_stream_joined_equals_the_whole_exactly(name, block_s, clip, tmp_path)
 
 
 @pytest.mark.parametrize("name", [*ALL, "bw64.wav", "cut.mp3"])
-def test_bytes_in_memory_are_read_as_the_file_is(name, clip, tmp_path):
+def test_bytes_in_memory_decode_like_the_file(name, clip, tmp_path):
     if name == "bw64.wav":
         path = tmp_path / name
         path.write_bytes(wav(clip[:50000], riff=b"BW64"))
@@ -234,7 +234,7 @@ def test_bytes_in_memory_are_read_as_the_file_is(name, clip, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"RIFF", b"hello, world", b"OggS" + bytes(range(200))])
-def test_bytes_that_are_no_audio_are_called_by_their_name(content):
+def test_error_for_bytes_that_are_not_audio_has_their_name(content):
     with pytest.raises(AudioDecodeError, match=r"^x\.tar/7\.opus: "):
         decode(AudioBytes("x.tar/7.opus", content))
 
@@ -249,7 +249,7 @@ def test_channels_are_averaged(channels, form, subtype, clip, tmp_path):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_healthy_files_of_any_length_raise_no_alarm(name, clip, tmp_path):
+def test_intact_files_of_any_length_are_not_reported_as_truncated(name, clip, tmp_path):
     for n in (1, 2, 3, 100, 575, 576, 577, 1152, 1153, 4095, 4097, 20001):
         if n < 5000 and name in ("a.m4a", "slow.m4a", "a.aac", "a.ts", "a.ac3"):
             continue  # FFmpeg does not recognize these by one or two frames
@@ -260,7 +260,7 @@ def test_healthy_files_of_any_length_raise_no_alarm(name, clip, tmp_path):
 
 @pytest.mark.parametrize("options", [{"write_xing": "0"}, {"write_xing": "1"}, {"write_id3v1": "1"}])
 @pytest.mark.parametrize("quality", [{"b": "64000"}, {"q": "5"}])
-def test_healthy_mp3_with_and_without_headers_and_tags_raises_no_alarm(options, quality, clip, tmp_path):
+def test_intact_mp3_with_or_without_headers_and_tags_is_not_reported_as_truncated(options, quality, clip, tmp_path):
     path = write_av(tmp_path / "a.mp3", clip[:90000], 44100, "mp3", "libmp3lame", container_options=options, **quality)
     assert len(decode(path)) >= 90000 * 16000 // 44100
     tagged = tmp_path / "tagged.mp3"
@@ -269,7 +269,7 @@ def test_healthy_mp3_with_and_without_headers_and_tags_raises_no_alarm(options, 
 
 
 @pytest.mark.parametrize("name", ["a.flac", "a.aac", "a.ogg", "pcm16.wav", "a.aiff", "a.webm"])
-def test_a_tag_or_junk_after_the_end_raises_no_alarm(name, clip, tmp_path):
+def test_tag_or_junk_after_the_end_is_not_reported(name, clip, tmp_path):
     path = make(tmp_path, name, clip[:90000])
     expected = decode(path)
     path.write_bytes(path.read_bytes() + b"TAG" + b"x" * 125)
@@ -301,13 +301,13 @@ def test_a_tag_or_junk_after_the_end_raises_no_alarm(name, clip, tmp_path):
         ),
     ],
 )
-def test_unusual_but_healthy_wav_is_read_whole(content, clip, tmp_path):
+def test_unusual_but_intact_wav_is_read_completely(content, clip, tmp_path):
     path = tmp_path / "a.wav"
     path.write_bytes(content(clip[:5001]))
     np.testing.assert_allclose(decode(path), clip[:5001], atol=1e-4)
 
 
-def test_flac_of_unknown_length_is_read_whole(clip, tmp_path):
+def test_flac_of_unknown_length_is_read_completely(clip, tmp_path):
     path = make(tmp_path, "a.flac", clip[:100000])
     data = bytearray(path.read_bytes())
     data[21] &= 0xF0  # STREAMINFO's count of samples, 36 bits
@@ -318,7 +318,7 @@ def test_flac_of_unknown_length_is_read_whole(clip, tmp_path):
     np.testing.assert_array_equal(decode(path), expected)
 
 
-def test_the_name_does_not_matter_and_may_be_any(clip, tmp_path):
+def test_file_name_and_suffix_do_not_matter(clip, tmp_path):
     for name in ("köhlmeise №1.mp3", "no_suffix", "a.raw", "b.txt"):
         path = write(tmp_path / "x.flac", clip[:9000], 16000, "FLAC", "PCM_16").rename(tmp_path / name)
         if name != "a.raw":  # libsndfile takes this suffix at its word, FFmpeg does not
@@ -333,7 +333,7 @@ def test_the_name_does_not_matter_and_may_be_any(clip, tmp_path):
 
 @pytest.fixture(scope="session")
 def half_hour(clip, tmp_path_factory):
-    """Thirty minutes as WAV and FLAC, real recordings over and over."""
+    """Write thirty minutes of repeated real recordings as WAV and FLAC."""
     folder = tmp_path_factory.mktemp("long")
     samples = np.round(np.tile(clip, 1 + 1800 * 16000 // len(clip))[: 1800 * 16000] * 32767).astype(np.int16)
     for name in ("long.wav", "long.flac"):
@@ -361,7 +361,7 @@ def test_a_part_of_a_long_file_reads_little_of_it(name, half_hour, clip, monkeyp
     assert sum(reads) <= 131072
 
 
-def test_a_part_before_a_cut_is_fine_and_one_across_it_is_not(half_hour, tmp_path):
+def test_part_before_the_truncation_decodes_and_part_across_it_raises(half_hour, tmp_path):
     path = tmp_path / "cut.wav"
     path.write_bytes((half_hour / "long.wav").read_bytes()[: 44 + 2 * 16000 * 60])  # one minute of thirty
     assert len(decode(path, start_s=55, duration_s=5)) == 80000
@@ -377,7 +377,7 @@ def test_a_part_before_a_cut_is_fine_and_one_across_it_is_not(half_hour, tmp_pat
 
 
 def check_truncated(path, whole, atol=1e-4):
-    """Strict reading refuses, lenient reading warns and returns the intact part."""
+    """Check that strict decoding raises, and that lenient decoding warns and returns the intact part."""
     with pytest.raises(AudioDecodeError, match=r"(?s)truncated or damaged.*strict=False") as caught:
         decode(path)
     assert str(path) in str(caught.value)
@@ -396,7 +396,7 @@ def check_truncated(path, whole, atol=1e-4):
 
 @pytest.mark.parametrize("cut", ["half", "end"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_missing_end_is_found(name, cut, clip, tmp_path):
+def test_missing_end_is_detected(name, cut, clip, tmp_path):
     if name.endswith("caf"):
         pytest.importorskip("av")  # libsndfile refuses a CAF cut far ahead of its end: FFmpeg reads the rest
     path = make(tmp_path, name, clip[:200000])
@@ -410,7 +410,7 @@ def test_a_missing_end_is_found(name, cut, clip, tmp_path):
 
 @pytest.mark.parametrize("cut", ["half", "end"])
 @pytest.mark.parametrize("name", [n for n in AV_FORMATS if not n.endswith(("m4a", "ac3"))])
-def test_a_missing_end_is_found_in_files_of_ffmpeg(name, cut, clip, tmp_path):
+def test_missing_end_is_detected_in_ffmpeg_formats(name, cut, clip, tmp_path):
     path = make(tmp_path, name, clip[:200000])
     whole = decode(path)
     data = path.read_bytes()
@@ -419,7 +419,7 @@ def test_a_missing_end_is_found_in_files_of_ffmpeg(name, cut, clip, tmp_path):
     check_truncated(path, whole)
 
 
-def test_mp4_cut_before_its_index_says_so_and_with_the_index_in_front_keeps_the_rest(clip, tmp_path):
+def test_truncated_mp4_without_index_raises_and_with_index_keeps_the_rest(clip, tmp_path):
     path = make(tmp_path, "a.m4a", clip[:200000])
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(AudioDecodeError, match=r"truncated or damaged: its box 'mdat'"):
@@ -433,7 +433,7 @@ def test_mp4_cut_before_its_index_says_so_and_with_the_index_in_front_keeps_the_
 
 
 @pytest.mark.parametrize("xing", ["0", "1"])
-def test_mp3_cut_with_and_without_header_is_found(xing, clip, tmp_path):
+def test_truncated_mp3_is_detected_with_and_without_header(xing, clip, tmp_path):
     path = write_av(
         tmp_path / "a.mp3", clip[:200000], 44100, "mp3", "libmp3lame", container_options={"write_xing": xing}, b="64000"
     )
@@ -442,7 +442,7 @@ def test_mp3_cut_with_and_without_header_is_found(xing, clip, tmp_path):
     check_truncated(path, whole)
 
 
-def test_mp3_cut_between_two_frames_is_found_by_its_header(clip, tmp_path):
+def test_mp3_truncated_between_frames_is_detected_by_its_header(clip, tmp_path):
     path = make(tmp_path, "a.mp3", clip[:200000])
     whole = decode(path)
     data = path.read_bytes()
@@ -454,7 +454,7 @@ def test_mp3_cut_between_two_frames_is_found_by_its_header(clip, tmp_path):
     check_truncated(path, whole)
 
 
-def test_flac_damaged_in_the_middle_keeps_what_comes_before(clip, tmp_path):
+def test_flac_damaged_in_the_middle_keeps_the_part_before(clip, tmp_path):
     path = make(tmp_path, "a.flac", clip[:200000])
     whole = decode(path)
     data = bytearray(path.read_bytes())
@@ -485,7 +485,7 @@ def test_flac_damaged_in_the_middle_keeps_what_comes_before(clip, tmp_path):
     ],
 )
 @pytest.mark.parametrize("strict", [True, False])
-def test_what_is_not_audio_is_called_what_it_is(name, content, words, strict, tmp_path):
+def test_error_for_other_file_types_names_the_type(name, content, words, strict, tmp_path):
     if name.endswith("m4a"):
         pytest.importorskip("av")
     path = tmp_path / name
@@ -498,7 +498,7 @@ def test_what_is_not_audio_is_called_what_it_is(name, content, words, strict, tm
         list(stream(path, strict=strict))
 
 
-def test_missing_files_directories_and_forbidden_ones_are_told_apart(tmp_path, monkeypatch):
+def test_missing_files_directories_and_forbidden_files_have_different_errors(tmp_path, monkeypatch):
     with pytest.raises(AudioDecodeError, match="no such file"):
         decode(tmp_path / "none.wav")
     with pytest.raises(AudioDecodeError, match="is a directory"):
@@ -515,7 +515,7 @@ def test_missing_files_directories_and_forbidden_ones_are_told_apart(tmp_path, m
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
-def test_the_first_sample_that_is_no_number_is_named_by_its_time(value, subtype, clip, tmp_path):
+def test_error_for_non_finite_samples_gives_the_time_of_the_first(value, subtype, clip, tmp_path):
     samples = np.stack([clip[:160000]] * 2, axis=1)
     samples[80000:, 1] = value
     path = write(tmp_path / "a.wav", samples, 16000, "WAV", subtype)
@@ -525,7 +525,7 @@ def test_the_first_sample_that_is_no_number_is_named_by_its_time(value, subtype,
     assert len(decode(path, start_s=1, duration_s=2)) == 32000
 
 
-def test_huge_but_finite_samples_are_not_taken_for_infinite(tmp_path):
+def test_huge_finite_samples_are_accepted(tmp_path):
     path = write(tmp_path / "a.wav", np.full(9000, 1e35), 16000, "WAV", "FLOAT")
     assert np.isfinite(decode(path)).all()
 
@@ -562,18 +562,18 @@ def test_without_pyav_the_error_names_the_extra(clip, tmp_path, monkeypatch):
         {"sample_rate_hz": math.nan},
     ],
 )
-def test_arguments_out_of_range_are_refused(arguments):
+def test_arguments_out_of_range_raise(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         decode(CROW, **arguments)
 
 
 @pytest.mark.parametrize("block_s", [0, -1, math.nan, math.inf])
-def test_stream_refuses_bad_arguments_when_it_is_called(block_s):
+def test_stream_checks_arguments_when_called(block_s):
     with pytest.raises(ValueError, match="block_s"):
         stream(CROW, block_s=block_s)
 
 
-def test_a_start_past_the_end_says_how_long_the_recording_is():
+def test_error_for_a_start_past_the_end_gives_the_duration():
     with pytest.raises(AudioDecodeError, match=r"start_s=10 lies past the end.* 0\.481 s"):
         decode(CROW, start_s=10, duration_s=1)
     with pytest.raises(ValueError, match="past the end"):
@@ -581,7 +581,7 @@ def test_a_start_past_the_end_says_how_long_the_recording_is():
     assert len(decode(CROW, start_s=0.48, duration_s=1)) == len(decode(CROW)) - 7680
 
 
-def test_files_are_closed_when_a_stream_is_abandoned(clip, tmp_path):
+def test_abandoned_stream_closes_its_file(clip, tmp_path):
     # pytest turns the ResourceWarning of a file left open into an error; Windows could not delete it.
     path = make(tmp_path, "pcm16.wav", clip)
     blocks = stream(path, block_s=0.1)

@@ -1,4 +1,4 @@
-"""The log-mel front end against torchaudio's numbers, and what batches, padding and gradients must do."""
+"""The log-mel front end: equal to torchaudio, independent of batch and padding, differentiable; and its inverse."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def test_matches_torchaudio_to_1e_4():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_float32_is_as_close_to_exact_as_torchaudio_was(golden, case):
-    """On any processor: our float32 strays from exact arithmetic no further than twice what torchaudio's does."""
+def test_float32_error_is_at_most_twice_that_of_torchaudio(golden, case):
+    """On any processor, our float32 error is at most twice the error of torchaudio's golden values."""
     arrays = golden("fbank_torchaudio.safetensors")
     config = FrontEndConfig(sample_rate_hz=int(arrays[f"{case}.sample_rate"]))
     waveform = arrays[f"{case}.waveform"]
@@ -64,7 +64,7 @@ def test_float32_is_as_close_to_exact_as_torchaudio_was(golden, case):
     assert ours.mean() <= 2 * theirs.mean() + 1e-6
 
 
-def test_a_batch_gives_what_single_clips_give(medley):
+def test_batch_equals_single_clips(medley):
     waveform = torch.from_numpy(medley)[: 16000 * 8].reshape(4, -1)
     lengths = torch.tensor([32000, 399, 16001, 400])
     padded = waveform.clone()
@@ -81,7 +81,7 @@ def test_a_batch_gives_what_single_clips_give(medley):
             torch.testing.assert_close(fbank(padded.double(), lengths)[row, :count], exact, atol=1e-9, rtol=0)
 
 
-def test_silence_gives_the_floor_and_offset_changes_nothing(medley):
+def test_silence_gives_the_floor_and_a_constant_offset_has_no_effect(medley):
     floor = torch.log(torch.tensor(torch.finfo(torch.float32).eps))
     assert torch.equal(fbank(torch.zeros(1000)), floor.expand(4, 128))
     waveform = torch.from_numpy(medley[:16000]).double()
@@ -94,7 +94,7 @@ def test_is_differentiable():
     assert torch.autograd.gradcheck(lambda x: fbank(x, config=config), (waveform,))
 
 
-def test_gradients_reach_through_a_call_that_cached_its_constants_in_inference_mode():
+def test_gradients_work_after_constants_were_cached_in_inference_mode():
     config = FrontEndConfig(num_mel_bins=9)
     with torch.inference_mode():
         fbank(torch.randn(800), config=config)
@@ -109,7 +109,7 @@ def test_normalization_is_the_official_one(medley):
 
 
 @pytest.mark.parametrize("rate_hz", [48_000, 96_000, 250_000])
-def test_other_front_ends_put_a_tone_into_its_bin(rate_hz):
+def test_a_tone_falls_into_its_mel_bin_for_other_front_ends(rate_hz):
     config = FrontEndConfig(
         sample_rate_hz=rate_hz, num_mel_bins=64, low_hz=500, high_hz=rate_hz / 2.5, frame_ms=20, shift_ms=5
     )
@@ -130,12 +130,12 @@ def test_other_front_ends_put_a_tone_into_its_bin(rate_hz):
         (torch.zeros(800, dtype=torch.int16), "float32 or float64"),
     ],
 )
-def test_wrong_waveforms_say_what_was_expected(waveform, message):
+def test_invalid_waveforms_raise_with_the_expected_shape(waveform, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         fbank(waveform)
 
 
-def test_wrong_bands_are_refused():
+def test_invalid_frequency_bands_raise():
     with pytest.raises(ConfigError, match="low_hz < high_hz"):
         FrontEndConfig.parse({"high_hz": 9000}, "test")
     with pytest.raises(ConfigError, match="did you mean 'num_mel_bins'"):

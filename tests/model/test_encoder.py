@@ -1,4 +1,4 @@
-"""The encoder against the official model's numbers, and what padding, layers and variants must do."""
+"""The SSAMBA encoder: equal to the official model; padding, layers, variants and compilation."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_sizes_have_the_released_number_of_parameters(size, millions):
 
 @pytest.mark.parametrize("order", ["frequency_major", "time_major"])
 @pytest.mark.parametrize("stride", [(16, 16), (10, 10), (16, 8)])
-def test_a_padded_batch_gives_what_single_clips_give(make_encoder, order, stride):
+def test_padded_batch_equals_single_clips(make_encoder, order, stride):
     encoder = make_encoder(patch_order=order, patch_stride=stride, position_grid=(8, 64))
     torch.manual_seed(0)
     clips = [torch.randn(1, frames, 128) for frames in (16, 47, 200, 319)]
@@ -99,7 +99,7 @@ def test_a_padded_batch_gives_what_single_clips_give(make_encoder, order, stride
                 assert (row[len(alone) :] == 0).all()
 
 
-def test_padding_sends_no_gradient(make_encoder):
+def test_padding_gets_no_gradient(make_encoder):
     encoder = make_encoder()
     padded = torch.randn(2, 64, 128)
     padded[1, 32:] = float("nan")
@@ -107,7 +107,7 @@ def test_padding_sends_no_gradient(make_encoder):
     assert all(torch.isfinite(p.grad).all() for p in encoder.parameters())
 
 
-def test_hidden_states_lead_to_the_output(make_encoder):
+def test_hidden_states_are_consistent_with_the_output(make_encoder):
     encoder = make_encoder()
     features = torch.randn(1, 64, 128)
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_hidden_states_lead_to_the_output(make_encoder):
 
 
 @pytest.mark.parametrize("layout", ["paired", "sequential"])
-def test_all_hidden_states_from_one_pass(make_encoder, layout):
+def test_hidden_states_of_one_pass_equal_single_layers(make_encoder, layout):
     encoder = make_encoder(block_layout=layout, pair_residual="mean")
     features, lengths = torch.randn(2, 64, 128), torch.tensor([64, 32])
     with torch.no_grad():
@@ -134,7 +134,7 @@ def test_all_hidden_states_from_one_pass(make_encoder, layout):
             assert torch.equal(state, encoder(features, lengths, layer=layer))
 
 
-def test_the_second_block_of_a_pair_equals_the_original_flips(make_encoder):
+def test_second_block_of_a_pair_equals_the_original_with_flips(make_encoder):
     mixer = make_encoder().blocks[1].mixer
     x = torch.randn(2, 9, 32)
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_every_flag_builds_a_model_that_runs_and_learns(make_encoder, overrides)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in encoder.parameters())
 
 
-def test_drop_path_acts_in_training_alone(make_encoder):
+def test_drop_path_acts_in_training_only(make_encoder):
     encoder = make_encoder(drop_path=0.5)
     features = torch.randn(4, 64, 128)
     with torch.no_grad():
@@ -193,7 +193,7 @@ def test_compiles_without_graph_breaks(make_encoder):
         (torch.zeros(1, 32, 128, dtype=torch.int64), None, "floating point"),
     ],
 )
-def test_wrong_inputs_say_what_was_expected(make_encoder, features, lengths, message):
+def test_invalid_inputs_raise_with_the_expected_shape(make_encoder, features, lengths, message):
     with pytest.raises(ValueError, match=message):
         make_encoder()(features, lengths)
 
@@ -207,6 +207,6 @@ def test_wrong_inputs_say_what_was_expected(make_encoder, features, lengths, mes
         ({"size": "tiny", "depth": 3}, "even depth"),
     ],
 )
-def test_wrong_configurations_are_refused_by_name(arguments, message):
+def test_invalid_configurations_raise_with_the_key(arguments, message):
     with pytest.raises(ConfigError, match=message):
         create_encoder(**arguments)

@@ -1,4 +1,4 @@
-"""The classifier's labels of stretches: each reads the tokens that cover it."""
+"""The classifier with several labels per clip: each label pools the tokens that cover its frames."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def classifier(encoder, **fields):
 
 
 @pytest.mark.parametrize("stride", [(16, 16), (10, 10), (16, 20)])
-def test_columns_count_by_the_frames_that_they_share_with_a_label(stride):
+def test_columns_are_weighted_by_frames_shared_with_the_label(stride):
     config = EncoderConfig(patch_stride=stride, **SMALL)
     weights = span_weights(20, config, 50)
     assert weights.shape[0] == -(-config.frames_spanned(20) // 50)
@@ -35,8 +35,8 @@ def test_columns_count_by_the_frames_that_they_share_with_a_label(stride):
 
 
 @pytest.mark.parametrize("variant", ["official", "ssamba2"])
-def test_a_label_moves_with_what_it_is_of(variant):
-    """Tokens that are the number of their own second come out as the numbers of the seconds."""
+def test_labels_pool_the_tokens_of_their_own_second(variant):
+    """If each token holds the number of its second, pooling returns the numbers of the seconds."""
     config = encoder_config("tiny", variant, **SMALL)
     model = classifier(config, label_frames=100)
     columns = torch.tensor([config.columns(400), config.columns(272)])
@@ -51,7 +51,7 @@ def test_a_label_moves_with_what_it_is_of(variant):
     torch.testing.assert_close(pooled[1, :2, 0], torch.tensor([0.5, 1.5]), atol=0.05, rtol=0)
 
 
-def test_the_original_cuts_the_whole_sequence_in_equal_parts():
+def test_token_segments_split_the_whole_sequence_equally():
     config = encoder_config("tiny", **SMALL)
     model = classifier(config, label_frames=100, token_segments=60)
     tokens = torch.randn(2, 3073, 24)
@@ -59,8 +59,8 @@ def test_the_original_cuts_the_whole_sequence_in_equal_parts():
     torch.testing.assert_close(model.pool_spans(tokens, 6144), expected)
 
 
-def test_recordings_are_told_second_by_second_as_in_training(medley):
-    """One window: the embedder's answers are the forward pass's; several: there is one for each second."""
+def test_logits_per_second_equal_the_forward_pass(medley):
+    """With one window the embedder returns the logits of the forward pass; with several, one row for each second."""
     config = encoder_config("tiny", "ssamba2", **SMALL, num_frames=1000)
     model = classifier(config, label_frames=100)
     made = Checkpoint(model, ModelConfig(kind="classifier", encoder=config, classifier=model.config),
@@ -80,7 +80,7 @@ def test_recordings_are_told_second_by_second_as_in_training(medley):
     torch.testing.assert_close(together[1], embedder.logits(wave), atol=1e-5, rtol=1e-4)
 
 
-def test_contradictions_are_refused():
+def test_contradictory_configurations_raise():
     with pytest.raises(ConfigError, match="set label_frames"):
         ClassifierConfig.parse({"num_classes": 2, "token_segments": 60}, "test")
     with pytest.raises(ConfigError, match="stands for the whole clip"):

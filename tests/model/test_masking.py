@@ -17,7 +17,7 @@ OFFICIAL = encoder_config("tiny")
     seed=st.integers(0, 2**62),
 )
 @settings(deadline=None, max_examples=60)
-def test_exactly_so_many_valid_patches_are_hidden_whatever_the_batch(columns, ratio, style, seed):
+def test_exact_number_of_valid_patches_is_masked_in_any_batch(columns, ratio, style, seed):
     counts = torch.tensor(columns)
     seeds = torch.arange(len(columns)) + seed
     mask = draw_mask(seeds, OFFICIAL, counts, 40, ratio=ratio, style=style)
@@ -34,7 +34,7 @@ def test_exactly_so_many_valid_patches_are_hidden_whatever_the_batch(columns, ra
         assert torch.equal(alone[0], mask[i, : 8 * count])
 
 
-def test_the_papers_count_of_512():
+def test_mask_count_of_the_paper():
     mask = draw_mask(torch.arange(4), OFFICIAL, torch.full((4,), 64), 64, ratio=400 / 512)
     assert mask.sum(1).tolist() == [400] * 4
 
@@ -48,7 +48,7 @@ def test_every_patch_is_equally_likely_by_default(config):
     assert (share - 0.5).abs().max() < 4.5 * (0.25 / clips) ** 0.5
 
 
-def test_the_official_masks_have_the_originals_quirks():
+def test_official_masks_have_the_quirks_of_the_original():
     clips = 3000
     mask = draw_mask(torch.arange(clips), OFFICIAL, torch.full((clips,), 32), 32, ratio=0.5, style="official")
     share = mask.float().mean(0).view(8, 32)
@@ -63,7 +63,7 @@ def test_masks_are_clustered():
     assert both > 0.35  # independent patches would agree at 0.25
 
 
-def test_wrong_requests_are_refused():
+def test_invalid_mask_arguments_raise():
     with pytest.raises(ValueError, match="mask ratio"):
         draw_mask(torch.arange(1), TINY, torch.tensor([4]), 4, ratio=1.0)
     with pytest.raises(ValueError, match="frequency-major"):

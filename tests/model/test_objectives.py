@@ -14,7 +14,7 @@ from ssamba.model.objectives import (
 )
 
 
-def test_a_profile_is_the_mean_of_each_segment_in_each_band():
+def test_profile_is_the_mean_of_each_segment_and_band():
     features = torch.randn(2, 12, 8)
     profile = temporal_profile(features, None, 3)
     assert profile.shape == (2, 3 * profile_bands(8))
@@ -22,7 +22,7 @@ def test_a_profile_is_the_mean_of_each_segment_in_each_band():
     torch.testing.assert_close(profile, expected.flatten(1))
 
 
-def test_frames_on_a_border_count_by_their_share():
+def test_frames_on_segment_borders_count_fractionally():
     ramp = torch.arange(3.0)[None, :, None].expand(1, 3, 4)
     torch.testing.assert_close(temporal_profile(ramp, None, 2), torch.tensor([[1 / 3, 5 / 3]]))
     # More segments than frames: each frame stands for several.
@@ -30,7 +30,7 @@ def test_frames_on_a_border_count_by_their_share():
 
 
 @pytest.mark.parametrize("length", [1, 5, 12])
-def test_padding_is_no_part_of_a_profile(length):
+def test_profile_ignores_padding(length):
     features = torch.randn(1, 12, 8)
     padded = features.clone()
     padded[:, length:] = torch.nan
@@ -39,12 +39,12 @@ def test_padding_is_no_part_of_a_profile(length):
     )
 
 
-def test_bins_that_do_not_fill_a_band_are_averaged_among_themselves():
+def test_incomplete_last_band_is_averaged():
     features = torch.tensor([1.0, 1, 1, 1, 3, 5]).expand(1, 4, 6)
     torch.testing.assert_close(temporal_profile(features, None, 1), torch.tensor([[1.0, 4.0]]))
 
 
-def test_level_color_and_a_quiet_floor_leave_what_is_heard_without_its_channel():
+def test_remove_channel_ignores_level_color_and_quiet_floor():
     levels, lengths = torch.randn(2, 12, 8).clamp(-4, 4), torch.tensor([12, 7])
     heard = remove_channel(levels, lengths)
     torch.testing.assert_close(heard[1, :7].mean(0), torch.zeros(8), atol=1e-6, rtol=0)
@@ -59,7 +59,7 @@ def test_level_color_and_a_quiet_floor_leave_what_is_heard_without_its_channel()
     torch.testing.assert_close(remove_channel(levels, lengths)[0], remove_channel(floored, lengths)[0])
 
 
-def test_a_texture_is_what_scipy_and_plain_means_give():
+def test_texture_matches_scipy_and_plain_means():
     x = torch.randn(1, 20, 64, dtype=torch.float64)
     texture = log_mel_texture(x)[0].numpy()
     cepstra = dct(x[0].numpy(), type=2, norm="ortho")[:, :40]
@@ -74,7 +74,7 @@ def test_a_texture_is_what_scipy_and_plain_means_give():
 
 
 @pytest.mark.parametrize("length", [1, 7, 40])
-def test_padding_is_no_part_of_a_texture(length):
+def test_texture_ignores_padding(length):
     features = torch.randn(1, 40, 20)
     padded = features.clone()
     padded[:, length:] = torch.nan
@@ -83,7 +83,7 @@ def test_padding_is_no_part_of_a_texture(length):
     assert own.shape == (1, texture_values(20))
 
 
-def test_unit_cross_entropy_averages_over_a_clips_own_tokens_then_over_clips():
+def test_unit_cross_entropy_averages_over_valid_tokens_then_over_clips():
     scores, units = torch.randn(2, 3, 5), torch.tensor([[0, 4, 2], [1, 0, 0]])
     valid = torch.tensor([[True, True, True], [True, False, False]])
     loss, accuracy = unit_cross_entropy(scores, units, valid)

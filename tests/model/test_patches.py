@@ -11,7 +11,7 @@ from ssamba.model.patches import fill_last_patch, grid_positions, order_tokens, 
 
 
 @pytest.mark.parametrize("order", ["frequency_major", "time_major"])
-def test_tokens_go_back_to_their_grid(order):
+def test_tokens_to_grid_inverts_order_tokens(order):
     config = EncoderConfig(patch_order=order)
     grid = torch.randn(2, 8, 5, 3)
     torch.testing.assert_close(tokens_to_grid(order_tokens(grid, config), 8, 5, config), grid)
@@ -33,7 +33,7 @@ def test_each_clip_is_packed_in_its_own_order(order):
         torch.testing.assert_close(clip[: 8 * count], order_tokens(own[None, :, :count], config)[0])
 
 
-def test_values_of_a_patch_are_pytorchs_unfold():
+def test_patch_values_equal_torch_unfold():
     features = torch.randn(2, 70, 128)
     for stride in ((16, 16), (10, 10)):
         config = EncoderConfig(patch_stride=stride)
@@ -45,7 +45,7 @@ def test_values_of_a_patch_are_pytorchs_unfold():
 @pytest.mark.parametrize(
     ("stride", "frames", "filled"), [(16, 1, 16), (16, 16, 16), (16, 17, 32), (10, 17, 26), (10, 26, 26)]
 )
-def test_the_last_patch_is_filled_and_nothing_more(stride, frames, filled):
+def test_only_the_last_patch_is_filled(stride, frames, filled):
     config = EncoderConfig(patch_stride=(stride, stride), position_grid=(8, 64))
     out = fill_last_patch(torch.zeros(frames, 128), config, 0.5)
     assert out.shape == (filled, 128)
@@ -54,7 +54,7 @@ def test_the_last_patch_is_filled_and_nothing_more(stride, frames, filled):
 
 
 def official_positions(table, rows, columns):
-    """The rule as SSAST and SSAMBA write it, on (1, D, rows, columns)."""
+    """Compute positions as SSAST and SSAMBA do, on (1, D, rows, columns)."""
     grid = table.permute(2, 0, 1)[None]
     if columns < grid.shape[3]:
         start = grid.shape[3] // 2 - columns // 2

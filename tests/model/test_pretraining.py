@@ -33,7 +33,7 @@ BOTH = pytest.mark.parametrize("pretraining", [{"units": 5}, {**OURS, "profile":
 
 @BOTH
 @pytest.mark.parametrize("patch_order", ["time_major", "frequency_major"])
-def test_a_batch_gives_what_single_clips_give_and_padding_never_counts(pretraining, patch_order):
+def test_batch_equals_single_clips_and_ignores_padding(pretraining, patch_order):
     model, features, lengths, mask = model_and_batch(pretraining, patch_order=patch_order)
     step = torch.arange(128)
     features[step.expand(3, -1) >= lengths[:, None]] = torch.nan
@@ -60,7 +60,7 @@ def test_a_batch_gives_what_single_clips_give_and_padding_never_counts(pretraini
 
 
 @BOTH
-def test_hidden_values_reach_the_predictions_through_nothing(pretraining):
+def test_masked_values_do_not_influence_predictions(pretraining):
     model, features, lengths, mask = model_and_batch(pretraining)
     hidden = mask.view(3, 16, 2)  # time-major: column, row
     changed = features.view(3, 16, 8, 2, 16) + 3.0 * hidden[:, :, None, :, None]
@@ -81,7 +81,7 @@ def test_targets_can_be_normalized_patch_by_patch():
 
 
 @BOTH
-def test_every_parameter_learns(pretraining):
+def test_every_parameter_gets_a_gradient(pretraining):
     model, features, lengths, mask = model_and_batch(pretraining)
     out = model(features, mask, lengths)
     outputs = (out.discriminative, out.generative, out.projection, out.latent, out.statistics, out.profile, out.texture)

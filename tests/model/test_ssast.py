@@ -1,4 +1,4 @@
-"""The SSAST encoder against the official model's numbers and plain oracles; padding, layers, compilers, precision."""
+"""The SSAST encoder: equal to the official model and to plain oracles; padding, layers, compilation, precision."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_the_frame_model_projects_pairs_of_frames():
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])
 @pytest.mark.parametrize("variant", ["ssast", "ssast_frame"])
 @pytest.mark.parametrize("distilled", [True, False])
-def test_every_released_model_can_be_made(size, variant, distilled):
+def test_every_released_model_can_be_created(size, variant, distilled):
     encoder = create_encoder(size, variant, depth=1, distillation_token=distilled)
     prefix = 2 if distilled else 1
     assert encoder.num_prefix_tokens == prefix
@@ -140,7 +140,7 @@ def test_every_released_model_can_be_made(size, variant, distilled):
         ("ssast_frame", {"patch_stride": (128, 1)}),
     ],
 )
-def test_a_padded_batch_gives_what_single_clips_give(variant, overrides):
+def test_padded_batch_equals_single_clips(variant, overrides):
     encoder = small(variant, **overrides)
     clips = [torch.randn(1, frames, 128) for frames in (16, 47, 200, 319)]
     lengths = torch.tensor([clip.shape[1] for clip in clips])
@@ -159,7 +159,7 @@ def test_a_padded_batch_gives_what_single_clips_give(variant, overrides):
 
 
 @pytest.mark.parametrize(("lengths", "masked"), [(None, False), ((64, 70), False), ((64, 40), True)])
-def test_batches_without_padding_carry_no_mask(monkeypatch, lengths, masked):
+def test_batches_without_padding_have_no_attention_mask(monkeypatch, lengths, masked):
     encoder, masks = small(), []
     attend = nn.functional.scaled_dot_product_attention
 
@@ -174,7 +174,7 @@ def test_batches_without_padding_carry_no_mask(monkeypatch, lengths, masked):
     assert [mask is not None for mask in masks] == [masked] * 3
 
 
-def test_hidden_states_lead_to_the_output():
+def test_hidden_states_are_consistent_with_the_output():
     encoder = small()
     features = torch.randn(1, 64, 128)
     with torch.no_grad():
@@ -187,7 +187,7 @@ def test_hidden_states_lead_to_the_output():
             encoder(features, layer=layer)
 
 
-def test_drop_path_acts_in_training_alone():
+def test_drop_path_acts_in_training_only():
     encoder = small(drop_path=0.5)
     features = torch.randn(4, 64, 128)
     with torch.no_grad():
@@ -217,7 +217,7 @@ def test_compiles_and_exports_without_graph_breaks(lengths):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("attention", ["fused", "unfused"])
-def test_half_precision_stays_near_single(dtype, attention):
+def test_half_precision_is_close_to_float32(dtype, attention):
     encoder = small(attention=attention)
     features = torch.randn(2, 64, 128)
     lengths = torch.tensor([64, 40])
@@ -231,7 +231,7 @@ def test_half_precision_stays_near_single(dtype, attention):
 
 
 @pytest.mark.parametrize("encode", ["all", "visible"])
-def test_pretrains_in_every_way_that_ssamba_does(encode):
+def test_pretraining_gives_finite_gradients_for_every_encode_setting(encode):
     torch.manual_seed(0)
     pretraining = PretrainingConfig(encode=encode, decoder_depth=2 if encode == "visible" else 0)
     model = PretrainingModel(encoder_config("tiny", "ssast", **SMALL), pretraining)
@@ -245,7 +245,7 @@ def test_pretrains_in_every_way_that_ssamba_does(encode):
     loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
     changed = features.clone()
-    changed[:, 16:48] += 1.0  # the hidden columns
+    changed[:, 16:48] += 1.0  # the masked columns
     torch.testing.assert_close(model(changed, mask).tokens, out.tokens)
 
 
@@ -258,6 +258,6 @@ def test_pretrains_in_every_way_that_ssamba_does(encode):
         ({"attention": "flash"}, "'fused' or 'unfused'"),
     ],
 )
-def test_wrong_configurations_are_refused_by_name(overrides, message):
+def test_invalid_configurations_raise_with_the_key(overrides, message):
     with pytest.raises(ConfigError, match=message):
         create_encoder("tiny", "ssast", **overrides)
