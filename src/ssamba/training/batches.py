@@ -49,7 +49,7 @@ def decoded_gb(corpus: Corpus) -> float:
 
 
 def cache_if_it_fits(corpus: Corpus, memory_gb: float, workers: int, on_decoded: OnDecoded | None = None) -> Corpus:
-    """Decode a corpus into memory with `workers` processes if it takes at most `memory_gb`; else return it unchanged."""
+    """Decode a corpus into memory with `workers` processes if it fits in `memory_gb`; else return it unchanged."""
     if corpus.in_memory or decoded_gb(corpus) > memory_gb:
         return corpus
     report = None if on_decoded is None else lambda done, total: on_decoded(corpus.name, done, total)

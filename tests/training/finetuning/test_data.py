@@ -1,4 +1,4 @@
-"""What is made of labeled recordings before anything is trained: classes, splits, what is left out, what is held out."""
+"""Preparation of labeled recordings for training: classes, splits, excluded clips, held-out clips."""
 
 import dataclasses
 import json
@@ -151,7 +151,8 @@ def test_classes_that_cannot_be_held_out_are_named():
         valid_share=0.15, test_share=0.0, validate=True, classes=("wren", "robin", "crake"),
     )  # fmt: skip
     assert notes == [
-        "6 of 42 clips were held out for validation, by groups, classes evenly, but for 1 with too few groups of clips (crake)"
+        "6 of 42 clips were held out for validation, by groups, classes evenly, "
+        "but for 1 with too few groups of clips (crake)"
     ]
 
 

@@ -438,7 +438,8 @@ def test_a_device_that_is_none_is_refused(classes, start, tmp_path):
 def test_the_commands_finetune_and_predict(classes, start, tmp_path):
     file = tmp_path / "r.toml"
     file.write_text(
-        "[clips]\nbatch_size = 8\nworkers = 0\nframes = 96\n[run]\nepochs = 1\nvalidate_every = 'epoch'\nema_decay = 'none'\n"
+        "[clips]\nbatch_size = 8\nworkers = 0\nframes = 96\n"
+        "[run]\nepochs = 1\nvalidate_every = 'epoch'\nema_decay = 'none'\n"
     )
     done = run_cli("finetune", "--data", classes, "-c", start, "-r", file, "-o", tmp_path / "run")
     assert done.exit_code == 0, done.output

@@ -1,4 +1,4 @@
-"""Pretraining end to end, on the demo's recordings: recipes, objectives, broken files, processes, resuming, pictures."""
+"""Pretraining end to end on the demo's recordings: recipes, objectives, broken files, processes, resuming, plots."""
 
 import json
 import os

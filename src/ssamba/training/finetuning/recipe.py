@@ -55,7 +55,7 @@ class ClipSettings(Config):
     short_clips: Literal["bucket", "pad"] = "bucket"
     """Shorter clips are batched by length, or (the original) padded with silence that counts as valid."""
     batch_size: int = Field(32, gt=0)
-    """Clips of median length in a batch, over all processes; batches of shorter clips hold more, of longer clips less."""
+    """Clips of median length per batch, over all processes; batches of shorter clips hold more, of longer ones less."""
     crop: Literal["random", "start"] = "random"
     """Position of the crop in a longer clip: random, or (the original) the start."""
     balanced: bool = False

@@ -5,8 +5,8 @@
     OUT/confusion.png    confusion matrix, if each clip has one label
     OUT/rounds/NAME/     the same table and plot for each fold
 
-Classes are ranked by log-probabilities if a clip has one label and by logits if it may have several: the order is that of
-probabilities, without ties between probabilities that round to 1.
+Classes are ranked by log-probabilities if a clip has one label and by logits if it may have several: the order is that
+of probabilities, without ties between probabilities that round to 1.
 
 Shapes: N predictions (for clips or seconds), C classes.
 """
