@@ -234,38 +234,29 @@ class Embedder:
         return ((key, self._samples(source, sample_rate)) for key, source in items)
 
     def _samples(self, source: Source, sample_rate: int | None) -> Iterator[Array]:
-        """Yield blocks of a recording's samples (S,) at the front end's rate; a ValueError if it is below one frame."""
-        num_samples, config = 0, self.front_end
-        for samples in _samples_of(source, sample_rate, config.sample_rate_hz):
-            num_samples += len(samples)
+        """Yield blocks of a recording's samples (S,) at the front end's rate; files are streamed.
+
+        Raises:
+            AudioDecodeError: a file cannot be read.
+            ValueError: a waveform has another shape or type, or NaN or infinity; or the recording is below one frame.
+        """
+        num_samples, config, name = 0, self.front_end, ""
+        if isinstance(source, str | Path):
+            name = f"{source}: "
+            for block in decode.stream(Path(source).expanduser(), sample_rate_hz=config.sample_rate_hz):
+                num_samples += len(block)
+                yield block
+        else:
+            samples = _mono_float(source)
+            if sample_rate is not None and decode.checked_rate(sample_rate) != config.sample_rate_hz:
+                samples = soxr.resample(samples, sample_rate, config.sample_rate_hz)
+            num_samples = len(samples)
             yield samples
         if num_samples < config.frame_samples:
-            name = f"{source}: " if isinstance(source, str | Path) else ""
             raise ValueError(
                 f"{name}the recording is {1000 * num_samples / config.sample_rate_hz:.1f} ms long, shorter "
                 f"than one frame of {config.frame_ms:g} ms: leave it out, or pad it"
             )
-
-
-def _samples_of(source: Source, sample_rate: int | None, target_rate_hz: int) -> Iterator[Array]:
-    """Yield mono float32 blocks (S,) of a recording at `target_rate_hz`; files are streamed.
-
-    Args:
-        source: a file's path, or a waveform (S,).
-        sample_rate: of a waveform; None is `target_rate_hz`.
-        target_rate_hz: wanted rate.
-
-    Raises:
-        AudioDecodeError: a file cannot be read.
-        ValueError: a waveform has another shape, another type, NaN or infinity.
-    """
-    if isinstance(source, str | Path):
-        yield from decode.stream(Path(source).expanduser(), sample_rate_hz=target_rate_hz)
-        return
-    samples = _mono_float(source)
-    if sample_rate is not None and decode.checked_rate(sample_rate) != target_rate_hz:
-        samples = soxr.resample(samples, sample_rate, target_rate_hz)
-    yield samples
 
 
 def _mono_float(waveform: Array | Tensor) -> Array:

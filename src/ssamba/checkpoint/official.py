@@ -38,24 +38,23 @@ _MIN_HEADS = 3  # of the smallest released SSAST
 MIXER = {
     "in_proj.weight": "in_proj.weight",
     "out_proj.weight": "out_proj.weight",
-    "A_log": "forward_scan.A_log",
-    "D": "forward_scan.D",
-    "conv1d.weight": "forward_scan.conv_weight",
-    "conv1d.bias": "forward_scan.conv_bias",
-    "x_proj.weight": "forward_scan.x_proj.weight",
-    "dt_proj.weight": "forward_scan.dt_proj.weight",
-    "dt_proj.bias": "forward_scan.dt_proj.bias",
-    "A_b_log": "backward_scan.A_log",
-    "D_b": "backward_scan.D",
-    "conv1d_b.weight": "backward_scan.conv_weight",
-    "conv1d_b.bias": "backward_scan.conv_bias",
-    "x_proj_b.weight": "backward_scan.x_proj.weight",
-    "dt_proj_b.weight": "backward_scan.dt_proj.weight",
-    "dt_proj_b.bias": "backward_scan.dt_proj.bias",
+    **{
+        theirs.format(suffix): f"{scan}.{ours}"
+        for suffix, scan in (("", "forward_scan"), ("_b", "backward_scan"))
+        for theirs, ours in (
+            ("A{}_log", "A_log"),
+            ("D{}", "D"),
+            ("conv1d{}.weight", "conv_weight"),
+            ("conv1d{}.bias", "conv_bias"),
+            ("x_proj{}.weight", "x_proj.weight"),
+            ("dt_proj{}.weight", "dt_proj.weight"),
+            ("dt_proj{}.bias", "dt_proj.bias"),
+        )
+    },
 }
-
+_WEIGHT_AND_BIAS = ("weight", "bias")
 _ATTENTION_BLOCK = {
-    f"{theirs}.{what}": f"{ours}.{what}"
+    f"{theirs}.{part}": f"{ours}.{part}"
     for theirs, ours in (
         ("norm1", "norm1"),
         ("attn.qkv", "attention.qkv"),
@@ -64,33 +63,31 @@ _ATTENTION_BLOCK = {
         ("mlp.fc1", "mlp.0"),
         ("mlp.fc2", "mlp.2"),
     )
-    for what in ("weight", "bias")
+    for part in _WEIGHT_AND_BIAS
 }
-
-SSAST_OUTSIDE_BLOCKS = {
-    "v.dist_token": "encoder.dist_token",
-    "v.norm.weight": "encoder.norm.weight",
-    "v.norm.bias": "encoder.norm.bias",
-}
-
 OUTSIDE_BLOCKS = {
     "v.cls_token": "encoder.cls_token",
     "v.pos_embed": "encoder.position_embed",
-    "v.patch_embed.proj.weight": "encoder.patch_embed.proj.weight",
-    "v.patch_embed.proj.bias": "encoder.patch_embed.proj.bias",
-    "v.norm_f.weight": "encoder.norm.weight",
-    "v.norm_f.bias": "encoder.norm.bias",
     "mask_embed": "mask_token",
-    "mlp_head.0.weight": "norm.weight",
-    "mlp_head.0.bias": "norm.bias",
-    "mlp_head.1.weight": "linear.weight",
-    "mlp_head.1.bias": "linear.bias",
     **{
-        f"{theirs}.{layer}.{what}": f"{ours}.{layer}.{what}"
-        for theirs, ours in (("cpredlayer", "discriminative_head"), ("gpredlayer", "generative_head"))
-        for layer in (0, 2)
-        for what in ("weight", "bias")
+        f"{theirs}.{part}": f"{ours}.{part}"
+        for theirs, ours in (
+            ("v.patch_embed.proj", "encoder.patch_embed.proj"),
+            ("v.norm_f", "encoder.norm"),
+            ("mlp_head.0", "norm"),
+            ("mlp_head.1", "linear"),
+            ("cpredlayer.0", "discriminative_head.0"),
+            ("cpredlayer.2", "discriminative_head.2"),
+            ("gpredlayer.0", "generative_head.0"),
+            ("gpredlayer.2", "generative_head.2"),
+        )
+        for part in _WEIGHT_AND_BIAS
     },
+}
+_SSAST_OUTSIDE_BLOCKS = {
+    "v.dist_token": "encoder.dist_token",
+    "v.norm.weight": "encoder.norm.weight",
+    "v.norm.bias": "encoder.norm.bias",
 }
 
 
@@ -177,10 +174,9 @@ def _require(tensors: Mapping[str, Tensor], names: tuple[str, ...], family: str,
 
 def our_name(name: str) -> str | None:
     """Return our name of an official tensor, without the prefix `module.`; None for unknown ones."""
-    if name in OUTSIDE_BLOCKS:
-        return OUTSIDE_BLOCKS[name]
-    if name in SSAST_OUTSIDE_BLOCKS:
-        return SSAST_OUTSIDE_BLOCKS[name]
+    outside = OUTSIDE_BLOCKS.get(name) or _SSAST_OUTSIDE_BLOCKS.get(name)
+    if outside is not None:
+        return outside
     match = re.fullmatch(r"v\.blocks\.(\d+)\.(.+)", name)
     if match is not None:
         ours = _ATTENTION_BLOCK.get(match[2])

@@ -117,7 +117,11 @@ class Store:
                 raise StoreError(
                     f"{self.output} exists: --resume adds the files that are not in it, --overwrite replaces it"
                 )
-            finished = self._read_output()
+            finished = read_embeddings(self.output)
+            if str(finished["config_hash"]) != self.settings["config_hash"] or ("time_s" in finished) != self.frames:
+                raise StoreError(
+                    f"{self.output} was made with another model or other settings: --overwrite replaces it"
+                )
         self.partial.mkdir(parents=True, exist_ok=True)
         self._check_settings()
         for part in sorted(self.partial.glob("part-*.json")):
@@ -162,8 +166,8 @@ class Store:
         rows = list({**wanted, **self._rows}.values())
         # Written among the parts, so that a killed run leaves everything in one place, and renamed.
         target = self.partial / f"output{self.output.suffix}"
-        writers = {".npz": _write_npz, ".parquet": _write_parquet, ".csv": _write_csv}
-        writers[target.suffix](target, rows, self.settings, self.frames)
+        write = _write_npz if target.suffix == ".npz" else _write_arrow
+        write(target, rows, self.settings, self.frames)
         target.replace(self.output)
         shutil.rmtree(self.partial)
         return sum(entry.record.rows for entry in rows)
@@ -193,24 +197,13 @@ class Store:
             self._rows[record.path] = Rows(record, array, first)
             first += record.rows
 
-    def _read_output(self) -> dict[str, Array]:
-        table = read_embeddings(self.output)
-        if str(table["config_hash"]) != self.settings["config_hash"] or ("time_s" in table) != self.frames:
-            raise StoreError(f"{self.output} was made with another model or other settings: --overwrite replaces it")
-        return table
-
     def _import(self, table: dict[str, Array]) -> None:
         """Add the rows of a finished output, so that more files can join them."""
         counts = np.bincount(table["file"], minlength=len(table["path"]))
         first = 0
         for index, rows in enumerate(counts.tolist()):
-            record = FileRecord(
-                str(table["path"][index]),
-                int(table["file_bytes"][index]),
-                int(table["modified_ns"][index]),
-                float(table["duration_s"][index]),
-                rows,
-            )
+            names = ("path", "file_bytes", "modified_ns", "duration_s")
+            record = FileRecord(**{name: table[name][index].item() for name in names}, rows=rows)
             if record.path not in self._rows:
                 times = table["time_s"][first : first + rows] if self.frames else np.zeros(rows)
                 self.add(record, table["embedding"][first : first + rows], times)
@@ -246,61 +239,57 @@ def _write_npz(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any], 
                 member.write(np.ascontiguousarray(entry.embedding(), dtype="<f4").tobytes())
 
 
-def _write_parquet(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any], frames: bool) -> None:
+def _write_arrow(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any], frames: bool) -> None:
+    """Write Parquet with a list column `embedding`, or CSV with columns `e0`, `e1`, ..., some rows at a time."""
     pa = require_pyarrow()
-    from pyarrow import parquet
+    from pyarrow import csv, parquet
 
     dim = _dim(rows)
-    schema = _schema(pa, frames).append(pa.field("embedding", pa.list_(pa.float32(), dim)))
-    schema = schema.with_metadata({"settings": json.dumps(settings)})
-    with parquet.ParquetWriter(target, schema) as writer:
-        for columns, embedding in _batches(rows, settings, frames):
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), dim)
-            writer.write_table(pa.table([*columns, vectors], schema=schema))
+    fields = [("path", pa.string()), *([("time_s", pa.float32())] if frames else [])]
+    fields += [("duration_s", pa.float64()), ("window_s", pa.float64()), ("model", pa.string())]
+    fields += [("config_hash", pa.string()), ("file_bytes", pa.int64()), ("modified_ns", pa.int64())]
+    if target.suffix == ".parquet":
+        schema = pa.schema([*fields, ("embedding", pa.list_(pa.float32(), dim))])
+        writer = parquet.ParquetWriter(target, schema.with_metadata({"settings": json.dumps(settings)}))
+    else:
+        schema = pa.schema([*fields, *((f"e{index}", pa.float32()) for index in range(dim))])
+        writer = csv.CSVWriter(target, schema)
+    with writer:
+        for group in _groups(rows):
+            records = [entry.record for entry in group for _ in range(entry.record.rows)]
+            columns: dict[str, Any] = {
+                name: [settings[name]] * len(records)
+                if name in ("window_s", "model", "config_hash")
+                else [getattr(record, name) for record in records]
+                for name, _ in fields
+                if name != "time_s"
+            }
+            if frames:
+                columns["time_s"] = np.concatenate([entry.times_s() for entry in group]).astype(np.float32)
+            embedding = np.concatenate([entry.embedding() for entry in group]).astype(np.float32)
+            if target.suffix == ".parquet":
+                vectors = [pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), dim)]
+            else:
+                vectors = [pa.array(np.ascontiguousarray(column)) for column in embedding.T]
+            writer.write_table(pa.table([*(columns[name] for name, _ in fields), *vectors], schema=schema))
 
 
-def _write_csv(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any], frames: bool) -> None:
-    pa = require_pyarrow()
-    from pyarrow import csv
-
-    schema = _schema(pa, frames)
-    for index in range(_dim(rows)):
-        schema = schema.append(pa.field(f"e{index}", pa.float32()))
-    with csv.CSVWriter(target, schema) as writer:
-        for columns, embedding in _batches(rows, settings, frames):
-            vectors = [pa.array(np.ascontiguousarray(column)) for column in embedding.T]
-            writer.write_table(pa.table([*columns, *vectors], schema=schema))
+def _groups(rows: Sequence[Rows]) -> Iterator[list[Rows]]:
+    """Yield consecutive files with some tens of thousands of rows together."""
+    group: list[Rows] = []
+    count = 0
+    for entry in rows:
+        group.append(entry)
+        count += entry.record.rows
+        if count >= _ROWS_PER_BATCH:
+            yield group
+            group, count = [], 0
+    if group:
+        yield group
 
 
 def _dim(rows: Sequence[Rows]) -> int:
     return rows[0].embedding().shape[1] if rows else 0
-
-
-def _schema(pa: Any, frames: bool) -> Any:
-    fields = [("path", pa.string()), *([("time_s", pa.float32())] if frames else [])]
-    fields += [("duration_s", pa.float64()), ("window_s", pa.float64()), ("model", pa.string())]
-    fields += [("config_hash", pa.string()), ("file_bytes", pa.int64()), ("modified_ns", pa.int64())]
-    return pa.schema(fields)
-
-
-def _batches(rows: Sequence[Rows], settings: Mapping[str, Any], frames: bool) -> Iterator[tuple[list[Any], Array]]:
-    """Yield columns in the order of the schema, and embeddings (rows, D), some tens of thousands of rows at a time."""
-    group: list[Rows] = []
-    count = 0
-    for index, entry in enumerate(rows):
-        group.append(entry)
-        count += entry.record.rows
-        if count < _ROWS_PER_BATCH and index + 1 < len(rows):
-            continue
-        records = [e.record for e in group for _ in range(e.record.rows)]
-        columns: list[Any] = [[record.path for record in records]]
-        if frames:
-            columns.append(np.concatenate([e.times_s() for e in group]).astype(np.float32))
-        columns.append([record.duration_s for record in records])
-        columns += [[settings[key]] * count for key in ("window_s", "model", "config_hash")]
-        columns += [[record.file_bytes for record in records], [record.modified_ns for record in records]]
-        yield columns, np.concatenate([e.embedding() for e in group]).astype(np.float32)
-        group, count = [], 0
 
 
 def require_pyarrow() -> Any:
