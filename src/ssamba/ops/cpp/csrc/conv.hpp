@@ -1,12 +1,13 @@
 // The depthwise causal convolution with its SiLU, forward and backward.
 //
 //   p_s = bias + sum_k weight_k x_{s-(K-1)+k}      y_s = silu(p_s)
-// Backward, with p' = y' silu'(p):   x'_s = sum_k weight_k p'_{s+(K-1)-k}    weight'_k = sum_s p'_s x_{s-(K-1)+k}    bias' = sum_s p'_s
+// Backward, with p' = y' silu'(p):
+//   x'_s = sum_k weight_k p'_{s+(K-1)-k}      weight'_k = sum_s p'_s x_{s-(K-1)+k}      bias' = sum_s p'_s
 //
-// Shapes: B batch, L tokens, D channels, K taps; s counts steps in the direction of the convolution, zeros outside the clip.
+// K is the number of taps; s counts steps in the direction of the convolution, with zeros outside the clip.
 #pragma once
 
-// p_s for one vector of channels.
+// Return p_s for one vector of channels.
 static inline V convolve(const Conv& in, int64_t clip, int64_t length, int64_t s, int64_t channel, int64_t count) {
   V p = in.bias == nullptr ? set1(0.0f) : load_floats(in.bias + channel, count);
   const int64_t missing = in.taps - 1 - s;  // taps that reach before the clip
@@ -17,7 +18,8 @@ static inline V convolve(const Conv& in, int64_t clip, int64_t length, int64_t s
   return p;
 }
 
-// The common case: K = TAPS, full vectors, nothing reaches before the clip. ROWS steps at once share the loads of their inputs.
+// The common case: K = TAPS, full vectors, no tap reaches before the clip. ROWS steps together share the loads of
+// inputs.
 constexpr int TAPS = 4, ROWS = 4;
 
 template <typename T>
@@ -29,7 +31,7 @@ inline V load_as<uint16_t>(const uint16_t* p) { return load_bf16(p); }
 static inline void store_as(float* p, V a) { store(p, a); }
 static inline void store_as(uint16_t* p, V a) { store_bf16(p, a); }
 
-// x and out point to step s of the first channel; the steps to the next one count elements.
+// x and out point to the first channel of step s; x_step and out_step lead to the next step, in elements.
 template <typename T>
 static void conv_strip(const Conv& in, const T* x, int64_t x_step, T* out, int64_t out_step, int64_t channels) {
   for (int64_t channel = 0; channel + W <= channels; channel += W) {
@@ -100,7 +102,8 @@ static void conv_forward(const ConvForward& args, int64_t clip, int64_t first_ro
 
 static int64_t conv_backward_scratch(const Conv& in, int64_t blocks) {
   const int64_t vectors = blocks * (BLOCK / W);
-  // Of each vector: gradients of the weights (K, W) and the bias (W), p' of the K - 1 steps after the tile; then p' of a tile.
+  // For each vector: gradients of the weights (K, W) and the bias (W), p' of the K - 1 steps after the tile; then p' of
+  // a tile.
   return vectors * 2 * in.taps * W + (CHUNK + in.taps) * W;
 }
 
@@ -109,7 +112,7 @@ static inline void store_grad_x(const ConvBackward& args, int64_t clip, int64_t 
   store_row(args.grad_x, clip, row, channel, grad, count);
 }
 
-// The common case, K = TAPS, of one vector in one tile: inputs, weights and their gradients stay in registers.
+// The common case, K = TAPS, for one vector in one tile: inputs, weights and their gradients stay in registers.
 static void conv_backward_tile(const ConvBackward& args, int64_t clip, int64_t length, int64_t s0, int64_t steps,
                                int64_t channel, int64_t count, float* grad_p, float* grad_weight, float* grad_bias) {
   const Conv& in = args.in;
@@ -152,7 +155,7 @@ static void conv_backward_tile(const ConvBackward& args, int64_t clip, int64_t l
   }
 }
 
-// Tiles go from the end of the clip to its start, because x' of a step needs p' of the steps after it.
+// From the last tile of the clip to the first, because x' of a step needs p' of the steps after it.
 static void conv_backward(const ConvBackward& args, int64_t clip, int64_t first_block, int64_t last_block, float* scratch) {
   const Conv& in = args.in;
   const int64_t length = clip_length(in.lengths, clip, in.length), K = in.taps, first_channel = first_block * BLOCK;
@@ -189,7 +192,7 @@ static void conv_backward(const ConvBackward& args, int64_t clip, int64_t first_
         }
         for (int64_t tap = 0; tap < K; ++tap) {
           V sum = load(grad_weight + tap * W);
-          const int64_t missing = K - 1 - tap - s0;  // steps that would look before the clip
+          const int64_t missing = K - 1 - tap - s0;  // steps whose tap reaches before the clip
           for (int64_t k = missing > 0 ? missing : 0; k < steps; ++k) {
             const int64_t row = row_of(in.reverse, length, s0 + k - (K - 1) + tap);
             sum = fma(load(grad_p + k * W), load_row(in.x, clip, row, channel, count), sum);

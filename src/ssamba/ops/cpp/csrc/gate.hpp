@@ -1,4 +1,4 @@
-// The gate of a block, y silu(z) times a constant, and its gradients, apart from the scan: for blocks in which two scans share one gate.
+// The gate of a block, y silu(z) times a constant, and its gradients, separate from the scan: two scans share one gate.
 #pragma once
 
 static void gate(const Gate& args, int64_t clip, int64_t first_row, int64_t last_row) {

@@ -1,4 +1,4 @@
-// One instruction set's kernels, chosen by SSAMBA_ISA_AVX512 or SSAMBA_ISA_AVX2; neither: for any machine.
+// The kernels for one instruction set, chosen by SSAMBA_ISA_AVX512 or SSAMBA_ISA_AVX2; without either, for any machine.
 //
 // Everything but the table has internal linkage: the headers below are fragments of this namespace, included once.
 
@@ -35,7 +35,8 @@ const Kernels kernels_avx2 = {"avx2",
 #else
 const Kernels kernels_generic = {"generic",
 #endif
-                                scan_constants_size, scan_constants, scan_forward_scratch, scan_forward, scan_backward_scratch, scan_backward,
-                                conv_forward, conv_backward_scratch, conv_backward, gate};
+                                scan_constants_size, scan_constants, scan_forward_scratch, scan_forward,
+                                scan_backward_scratch, scan_backward, conv_forward, conv_backward_scratch,
+                                conv_backward, gate};
 
 }  // namespace ssamba

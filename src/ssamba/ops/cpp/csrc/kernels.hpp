@@ -1,37 +1,39 @@
-// What the kernels are given and how they are reached: plain structs, and one table of functions per instruction set.
+// Arguments of the kernels as plain structs, and one table of kernels per instruction set.
 //
 // kernels.cpp is compiled once per instruction set and exports one `Kernels` table each; module.cpp (compiled for the
 // baseline) picks a table at run time, cuts the work into pieces and runs them on the threads. Nothing here may be
-// an inline function or a std:: template: the linker keeps one copy, and it could keep the one with the wrong instructions.
+// an inline function or a std:: template: the linker keeps one copy, possibly the one with the wrong instructions.
 //
-// Shapes: B batch, L tokens, D channels, N state size, R rank of delta, K taps.
+// Shapes: B clips, L tokens, E channels, N states of a channel; `rank` (of delta's projection) and `taps` (of the
+// convolution) are words. In these sources W is the number of lanes of a vector.
 #pragma once
 
 #include <cstdint>
 
 namespace ssamba {
 
-// Channels are dealt out to threads in blocks of BLOCK in the forward passes. The backward of the scan sums the gradients of B
-// and C over channels: within a group of GROUP channels in a fixed order, then over the groups in pairs, pairs of pairs and so on
-// (Subtree), so that the result does not depend on the number of threads, and threads pass on few sums.
+// In the forward passes, channels are divided among threads in blocks of BLOCK. The scan's backward pass sums the
+// gradients of B and C over channels: within a group of GROUP channels in a fixed order, then over the groups in pairs,
+// pairs of pairs and so on (Subtree), so that the result does not depend on the number of threads, and threads pass on
+// few sums.
 constexpr int64_t BLOCK = 16;
 constexpr int64_t GROUP = 32;
-// The forward pass keeps the state before every CHUNK steps; the backward pass computes the inside of a chunk again.
+// The forward pass saves the state before every CHUNK steps; the backward pass recomputes the inside of a chunk.
 constexpr int64_t CHUNK = 64;
 
-// The sum over groups [first, first + 2^level), where 2^level divides `first`: the sum of its halves. What is left of groups that make up
-// no power of two is added from the end.
+// The sum over groups [first, first + 2^level), where 2^level divides `first`: the sum of its two halves. If the number
+// of groups is no power of two, the remaining sums are added from the end.
 struct Subtree {
   int64_t first;
   int level;
 };
 
-// Whether the subtree before may be added to, and grows one level.
+// Whether the two subtrees are the halves of one that is a level higher.
 static constexpr bool are_halves(Subtree before, Subtree after) {
   return before.level == after.level && (before.first >> before.level) % 2 == 0;
 }
 
-// Subtrees that can wait to be completed among so many groups, the one in work among them.
+// The most subtrees that can be incomplete at a time among `groups` groups, including the current one.
 static constexpr int most_subtrees(int64_t groups) {
   int levels = 2;
   for (; groups > 1; groups /= 2) ++levels;
@@ -51,75 +53,75 @@ struct Rows {
 struct Scan {
   int64_t batch, length, channels, state;
   bool softplus, reverse, logarithms;
-  Rows u, delta, z;             // (B, L, D)
-  Rows low;                     // (B, L, R): with R > 0, delta is low . low_weight and `delta` is absent
-  const float* low_weight;      // (D, R)
-  int64_t rank;                 // R
+  Rows u, delta, z;             // (B, L, E)
+  Rows low;                     // (B, L, rank): with rank > 0, delta is low . low_weight and `delta` is absent
+  const float* low_weight;      // (E, rank)
+  int64_t rank;
   Rows B, C;                    // (B, L, N)
-  const float* A;               // (D, N), with `logarithms` log(-A)
-  const float* D;               // (D) or null
-  const float* bias;            // (D) or null
+  const float* A;               // (E, N), with `logarithms` log(-A)
+  const float* D;               // (E) or null
+  const float* bias;            // (E) or null
   const int64_t* lengths;       // (B) or null
-  const float* initial_state;   // (B, D, N) or null: zeros
-  float* borders;               // (B, chunks, padded D, N) in the kernels' own order, or null: do not keep
-  const float* constants;       // what scan_constants made, once for all clips; null: each piece makes its own
+  const float* initial_state;   // (B, E, N) or null: zeros
+  float* borders;               // states before each chunk (B, chunks, padded E, N) in the kernels' own order, or null
+  const float* constants;       // computed by scan_constants, once for all clips; null: each piece computes its own
 };
 
 struct ScanForward {
   Scan in;
-  bool accumulate;    // add to what stands in `out`, before the gate
-  Rows out;           // (B, L, D)
-  float* last_state;  // (B, D, N) or null: not wanted
-  float opening;      // what silu(z) is multiplied by
+  bool accumulate;    // add to `out`, before the gate
+  Rows out;           // (B, L, E)
+  float* last_state;  // (B, E, N) or null
+  float opening;      // factor of silu(z)
 };
 
 struct ScanBackward {
   Scan in;
-  Rows grad_out;                     // (B, L, D)
-  const float* grad_last;            // (B, D, N) or null: zeros
-  Rows grad_u, grad_delta, grad_z;   // (B, L, D)
-  float* grad_initial;               // (B, D, N) or null: not wanted
-  float *part_B, *part_C;            // (B, groups, L, N): in the place of its first group, the sum of a subtree
-  int8_t* part_level;                // (B, groups): the level of the subtree that stands there; negative: none does
-  float* part_A;                     // (B, D, N): one clip's share
-  float *part_D, *part_bias;         // (B, D), or null: not wanted
+  Rows grad_out;                     // (B, L, E)
+  const float* grad_last;            // (B, E, N) or null: zeros
+  Rows grad_u, grad_delta, grad_z;   // (B, L, E)
+  float* grad_initial;               // (B, E, N) or null
+  float *part_B, *part_C;            // (B, groups, L, N): the sum of a subtree, at its first group
+  int8_t* part_level;                // (B, groups): the level of the subtree at this group; negative: none
+  float* part_A;                     // (B, E, N): partial sums of each clip
+  float *part_D, *part_bias;         // (B, E) or null
 };
 
 struct Conv {
   int64_t batch, length, channels, taps;
   bool silu, reverse;
-  Rows x;                    // (B, L, D)
-  const float* weight;       // (K, D): transposed, so that channels are contiguous
-  const float* bias;         // (D) or null
+  Rows x;                    // (B, L, E)
+  const float* weight;       // (taps, E): transposed, so that channels are contiguous
+  const float* bias;         // (E) or null
   const int64_t* lengths;    // (B) or null
 };
 
 struct ConvForward {
   Conv in;
-  Rows out;                 // (B, L, D)
-  const float* projection;  // (columns, D), by which what comes out is multiplied right away, or null; for float32
+  Rows out;                 // (B, L, E)
+  const float* projection;  // (columns, E) by which the output is multiplied, or null; float32 only
   int64_t columns;
   Rows projected;           // (B, L, columns)
 };
 
 struct ConvBackward {
   Conv in;
-  bool accumulate;        // add to what stands in `grad_x`
-  Rows grad_out, grad_x;  // (B, L, D)
-  float* part_weight;     // (B, K, D): one clip's share
-  float* part_bias;       // (B, D), or null: not wanted
+  bool accumulate;        // add to `grad_x`
+  Rows grad_out, grad_x;  // (B, L, E)
+  float* part_weight;     // (B, taps, E): partial sums of each clip
+  float* part_bias;       // (B, E) or null
 };
 
-// gated = opening y silu(z), and with `grad` the way back: grad, of `gated`, becomes that of y.
+// gated = opening y silu(z). With `grad`, the gradient of `gated`: turn it into that of y, and compute that of z.
 struct Gate {
   int64_t batch, length, channels;
   float opening;
   const int64_t* lengths;   // (B) or null
-  Rows y, z, gated;         // (B, L, D)
-  Rows grad, grad_z;        // (B, L, D), or absent
+  Rows y, z, gated;         // (B, L, E)
+  Rows grad, grad_z;        // (B, L, E), or absent
 };
 
-// One instruction set. Each function does one clip and a range of channel blocks (or of steps), on the calling thread.
+// One instruction set. Each function processes one clip and a range of channel blocks (or steps) on the calling thread.
 struct Kernels {
   const char* name;
   int64_t (*scan_constants_size)(const Scan&, int64_t blocks);                  // floats

@@ -1,4 +1,4 @@
-// Softplus, sigmoid and typed rows on top of the vectors of one instruction set.
+// Softplus, sigmoid and typed rows over the vectors of one instruction set.
 #pragma once
 
 // log(1 + e) for e in [0, 1], relative error about 1 ulp.
@@ -24,7 +24,7 @@ static inline V sigmoid(V x) {
   return where_negative(x, mul(e, s), s);
 }
 
-// Softplus and its derivative, the sigmoid, from one exponential.
+// Return softplus; write its derivative, the sigmoid, to `slope`: both from one exponential.
 static inline V softplus(V x, V* slope) {
   const V e = exp_minus(absolute(x));
   const V s = reciprocal(add(e, set1(1.0f)));
@@ -32,7 +32,7 @@ static inline V softplus(V x, V* slope) {
   return add(at_least(0.0f, x), log1p_unit(e));
 }
 
-// x sigmoid(x), and 0 rather than -inf * 0.
+// x sigmoid(x); 0 instead of -inf * 0.
 static inline V silu(V x) { return mul(at_least(-1e4f, x), sigmoid(x)); }
 
 // The derivative of x sigmoid(x), given s = sigmoid(x).
@@ -88,7 +88,7 @@ static inline void zero_row(const Rows& rows, int64_t clip, int64_t row, int64_t
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Step s of a clip, counted in the order of the scan, stands in this row.
+// Return the row of step s of a clip, counted in the order of the scan.
 static inline int64_t row_of(bool reverse, int64_t length, int64_t s) { return reverse ? length - 1 - s : s; }
 
 static inline int64_t clip_length(const int64_t* lengths, int64_t clip, int64_t length) {
@@ -96,7 +96,7 @@ static inline int64_t clip_length(const int64_t* lengths, int64_t clip, int64_t 
   return lengths[clip] < 0 ? 0 : smaller(lengths[clip], length);
 }
 
-// A vector of channels in the rows of a tile, in the order of the scan.
+// One vector of channels in the rows of a tile, in the order of the scan.
 struct Column {
   char* first;
   int64_t step;  // bytes to the row of the next step
@@ -110,7 +110,7 @@ static inline Column column(const Rows& rows, bool reverse, int64_t clip, int64_
           count, rows.dtype == FLOAT32};
 }
 
-// What a loop over steps compiled for it alone may rely on.
+// Whether loops specialized for full float32 vectors (PLAIN) may process this column.
 static inline bool is_plain(const Column& column) { return column.is_float32 && column.count == W; }
 
 template <bool PLAIN>

@@ -1,7 +1,8 @@
-// The Python module: picks an instruction set, deals the work out to threads, and adds up what they leave in parts.
+// The Python module: chooses an instruction set, divides the work among threads, and sums their partial results.
 //
-// Arrays arrive as addresses and strides (ops/cpu.py has checked them): for tensors this costs a fraction of an array protocol.
-// A Rows argument is the tuple (address, batch stride, row stride, is bfloat16), strides in elements; address 0 means absent.
+// Arrays arrive as addresses and strides (ops/cpp/*.py has checked them): for tensors this costs a fraction of an array
+// protocol. A Rows argument is the tuple (address, batch stride, row stride, is bfloat16), strides in elements; address
+// 0 means absent. Types for Python: ../_cpu.pyi. Shapes: see kernels.hpp.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
@@ -46,13 +47,13 @@ bool machine_has(const std::string& name) {
   const unsigned long long enabled = saves_state ? _xgetbv(0) : 0;
   const bool avx2 = fma && (b >> 5 & 1) && (enabled & 6) == 6;
   if (name == "avx2") return avx2;
-  if (name == "avx512")  // F, DQ, BW, VL, and the system saves the registers
+  if (name == "avx512")  // F, DQ, BW, VL, and the operating system saves the registers
     return avx2 && (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1) && (enabled & 0xe6) == 0xe6;
 #endif
   return false;
 }
 
-const std::vector<const Kernels*>& built() {  // the best first
+const std::vector<const Kernels*>& built() {  // best first
   static const std::vector<const Kernels*> tables = {
 #ifdef SSAMBA_BUILT_AVX512
       &kernels_avx512,
@@ -94,7 +95,8 @@ Rows rows(const RowsTuple& t) {
 
 const RowsTuple NOTHING = {0, 0, 0, false};
 
-// Where a step size comes from: rows of delta (B, L, D), or with a rank R > 0 rows of its factor (B, L, R) and weights (D, R).
+// Where step sizes come from: rows of delta (B, L, E), or, with rank > 0, rows of its low-rank factor (B, L, rank) and
+// weights (E, rank).
 using StepTuple = std::tuple<RowsTuple, Address, int64_t>;
 
 Scan scan_of(const Sizes& sizes, bool softplus, bool reverse, const RowsTuple& u, const StepTuple& step, Address A,
@@ -142,7 +144,7 @@ std::vector<float> taps_first(const float* weight, int64_t channels, int64_t tap
   return transposed;
 }
 
-// What a scan's clips share, made once where there are several.
+// The constants that a scan's clips share, computed once if there are several clips; else empty.
 std::vector<float> make_constants(const Kernels& kernels, Scan* in) {
   std::vector<float> constants;
   if (in->batch > 1) {
@@ -175,8 +177,8 @@ void scan_forward(const std::string& capability, int threads, const Sizes& sizes
            });
 }
 
-// The gradients of A, D and the bias come in float32, those of B and C as (B, L, N) of their own dtype; an address of 0 leaves
-// one out (z's with z).
+// Gradients of A, D and the bias are float32, those of B and C (B, L, N) have the dtypes of B and C. An address of 0
+// skips a gradient; that of z is skipped if z is absent.
 void scan_backward(const std::string& capability, int threads, const Sizes& sizes, bool softplus, bool reverse,
                    const RowsTuple& u, const StepTuple& step, Address A, const RowsTuple& B, const RowsTuple& C, Address D,
                    const RowsTuple& z, Address bias, Address lengths, Address borders, const RowsTuple& grad_out,
@@ -288,10 +290,10 @@ void conv_backward(const std::string& capability, int threads, const Sizes& size
 
 // --- The two directions of a block --------------------------------------------------------------------------------
 
-constexpr float MEAN = 0.5f;  // what comes out of a block is the mean of two directions: the gate opens half
+constexpr float MEAN = 0.5f;  // a block's output is the mean of two directions: the gate is halved
 
-// With `starts` (B), clips do not fill rows of a batch: they stand one behind the other, clip b from row starts[b] on, and `sizes` has
-// their number and the length of the longest. A clip alone is then what its kernel sees:
+// With `starts` (B), clips are packed one after another without padding: clip b begins at row starts[b], and `sizes`
+// has the number of clips and the length of the longest. The kernels then process each clip as a batch of one.
 Rows from_row(Rows rows, int64_t row) {
   const int64_t size = rows.dtype == FLOAT32 ? 4 : 2;
   if (rows.data != nullptr) rows.data = static_cast<char*>(rows.data) + row * rows.row_stride * size;
@@ -316,12 +318,13 @@ ScanForward alone(ScanForward args, int64_t start, int64_t length) {
   return args;
 }
 
-// One direction's convolution: whether it is reversed, weight (D, K), bias, and where row `first_row` of its output stands; what the
-// output is multiplied by (columns, D), 0 for nothing, and where row `first_row` of that stands.
+// One direction's convolution: whether it is reversed, weight (E, taps), bias, the address of row `first_row` of its
+// output; the projection (columns, E) by which the output is multiplied, 0 for none, and row `first_row` of that
+// product.
 using ConvTuple = std::tuple<bool, Address, Address, RowsTuple, Address, RowsTuple>;
 
-// The convolutions of one or two directions over the same x (B, L, D), with their SiLU, and the product that follows, of so many
-// columns: rows [first_row, last_row) of each clip. With starts: all rows.
+// The convolutions of one or two directions over the same x (B, L, E), with SiLU, and their product with the
+// projection: rows [first_row, last_row) of each clip, all rows with `starts`.
 void mixer_conv(const std::string& capability, int threads, const Sizes& sizes, const RowsTuple& x, Address lengths,
                 Address starts, int64_t first_row, int64_t last_row, int64_t columns, const std::vector<ConvTuple>& directions) {
   const Kernels& kernels = kernels_called(capability);
@@ -342,7 +345,7 @@ void mixer_conv(const std::string& capability, int threads, const Sizes& sizes, 
   const nb::gil_scoped_release release;
   const int64_t count = static_cast<int64_t>(convs.size());
   if (starts != 0) {
-    constexpr int64_t PIECES = 8;  // of each clip and direction
+    constexpr int64_t PIECES = 8;  // per clip and direction
     const Conv& in = convs.front().in;
     deal_out(threads, in.batch, PIECES * count, in.length, in.lengths, [&](int64_t clip, int64_t first, int64_t last) {
       const int64_t length = clip_length(in.lengths, clip, in.length), start = at<const int64_t>(starts)[clip];
@@ -358,7 +361,7 @@ void mixer_conv(const std::string& capability, int threads, const Sizes& sizes, 
   const int64_t blocks = (last_row - first_row + STEPS - 1) / STEPS;
   deal_out(threads, std::get<0>(sizes), blocks * count, last_row - first_row, nullptr,
            [&](int64_t clip, int64_t first, int64_t last) {
-             // Unit b * count + i is block b of direction i: a thread works on the same rows in all directions.
+             // Unit b * count + i is block b of direction i: a thread processes the same rows in all directions.
              for (int64_t i = 0; i < count; ++i) {
                const int64_t from = (first - i + count - 1) / count, to = (last - i + count - 1) / count;
                if (from < to)
@@ -368,12 +371,13 @@ void mixer_conv(const std::string& capability, int threads, const Sizes& sizes, 
            });
 }
 
-// One direction's scan: whether it is reversed, u, delta's factor with its weights, log(-A), B, C, D, the step's bias, the state
-// before (0: zeros) and after (0: not wanted; may be the one before), and where chunk states are kept (0: nowhere).
+// One direction's scan: whether it is reversed, u, delta's low-rank factor with its weights, log(-A), B, C, D, delta's
+// bias, the state before (0: zeros), where to write the state after (0: nowhere; may be the state before), and where to
+// save the state before each chunk (0: nowhere).
 using ScanTuple = std::tuple<bool, RowsTuple, StepTuple, Address, RowsTuple, RowsTuple, Address, Address, Address, Address, Address>;
 
-// The scans of one or two directions. `y` takes their sum, on top of what stands there if `accumulate`; with z it is halved and
-// gated after the last of them. With starts, states before and after are not wanted.
+// The scans of one or two directions. Their sum is written to `y`, or added to it if `accumulate`; with z, the sum is
+// halved and gated after the last direction. With `starts`, the states before and after must be absent.
 void mixer_scan(const std::string& capability, int threads, const Sizes& sizes, const RowsTuple& z, const RowsTuple& y,
                 Address lengths, Address starts, bool accumulate, const std::vector<ScanTuple>& directions) {
   const Kernels& kernels = kernels_called(capability);
@@ -403,13 +407,14 @@ void mixer_scan(const std::string& capability, int threads, const Sizes& sizes, 
            });
 }
 
-// gated = y silu(z) / 2; with `grad` (of gated, becomes that of y) also `grad_z`.
+// gated = y silu(z) / 2; with `grad`, the gradient of gated: turn it into that of y, and fill `grad_z`.
 void mixer_gate(const std::string& capability, int threads, const std::tuple<int64_t, int64_t, int64_t>& sizes,
                 const RowsTuple& y, const RowsTuple& z, Address lengths, const RowsTuple& gated, const RowsTuple& grad,
                 const RowsTuple& grad_z) {
   const Kernels& kernels = kernels_called(capability);
   const auto [batch, length, channels] = sizes;
-  const Gate args = {batch, length, channels, MEAN, at<const int64_t>(lengths), rows(y), rows(z), rows(gated), rows(grad), rows(grad_z)};
+  const Gate args = {batch,   length,  channels,    MEAN,       at<const int64_t>(lengths),
+                     rows(y), rows(z), rows(gated), rows(grad), rows(grad_z)};
   const nb::gil_scoped_release release;
   constexpr int64_t STEPS = 32;
   deal_out(threads, batch, (length + STEPS - 1) / STEPS, length, nullptr, [&](int64_t clip, int64_t first, int64_t last) {
@@ -421,7 +426,7 @@ void mixer_gate(const std::string& capability, int threads, const std::tuple<int
 }  // namespace ssamba
 
 NB_MODULE(_cpu, m) {
-  m.doc() = "The selective scan and the causal convolution for CPUs. Called by ssamba.ops.cpu, which checks the arguments.";
+  m.doc() = "The selective scan and the causal convolution for CPUs. Called by ssamba.ops.cpp, which checks the arguments.";
   m.attr("CHUNK") = ssamba::CHUNK;
   m.attr("BLOCK") = ssamba::BLOCK;
 #ifdef _OPENMP
@@ -429,7 +434,7 @@ NB_MODULE(_cpu, m) {
 #else
   m.attr("OPENMP") = false;
 #endif
-  m.def("capabilities", &ssamba::capabilities, "Instruction sets that are built in and run here, the best first.");
+  m.def("capabilities", &ssamba::capabilities, "Instruction sets that are built in and run here, best first.");
   m.def("scan_forward", &ssamba::scan_forward);
   m.def("scan_backward", &ssamba::scan_backward);
   m.def("conv_forward", &ssamba::conv_forward);

@@ -1,15 +1,14 @@
-// W_x u, the projections of delta's factor, B and C, of rows that the convolution has just made and that are still in the cache.
+// W_x u, the projection to delta's low-rank factor, B and C, of rows that the convolution has just computed and that
+// are still in the cache.
 //
-// Shapes: B batch, L tokens, D channels.
-//
-// A tile of 4 rows and TILE_COLUMNS columns is summed up in registers, one partial sum in each lane; PROJECTED_ROWS rows and PANEL
-// channels of them stay in the first-level cache while the weight's rows pass by.
+// A tile of 4 rows and TILE_COLUMNS columns is summed in registers, one partial sum in each lane; PROJECTED_ROWS rows
+// and PANEL channels of them stay in the first-level cache while the weight's rows are read once.
 #pragma once
 
 constexpr int TILE_ROWS = 4, TILE_COLUMNS = W == 16 ? 4 : 2;
 constexpr int64_t PROJECTED_ROWS = 16, PANEL = 512;
 
-// out[r][c] (+)= u[r] . weight[c] over `channels`; steps to the next row count floats.
+// out[r][c] = u[r] . weight[c] over `channels`, added to it if `accumulate`; steps lead to the next row, in floats.
 template <int R, int C>
 static void project_tile(const float* u, int64_t u_step, const float* weight, int64_t weight_step, int64_t channels, bool accumulate,
                          float* out, int64_t out_step) {
@@ -52,7 +51,7 @@ static void project_columns(const float* u, int64_t u_step, const float* weight,
     project_tile<1, C>(u + row * u_step, u_step, weight, weight_step, channels, accumulate, out + row * out_step, out_step);
 }
 
-// Rows [first_row, last_row) of a clip's output, all of them valid, at most PROJECTED_ROWS.
+// Project rows [first_row, last_row) of a clip's output, all of them valid, at most PROJECTED_ROWS.
 static void project(const ConvForward& args, int64_t clip, int64_t first_row, int64_t last_row) {
   const int64_t channels = args.in.channels, u_step = args.out.row_stride, out_step = args.projected.row_stride;
   const float* u = static_cast<const float*>(args.out.data) + offset_of(args.out, clip, first_row, 0);

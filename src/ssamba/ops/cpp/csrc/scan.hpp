@@ -1,18 +1,19 @@
 // The selective scan, forward and backward, for one clip and a range of channels.
 //
-//   h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t      y_t = (C_t . h_t + D u_t) silu(z_t)      (Mamba, arXiv:2312.00752)
+//   h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t      y_t = (C_t . h_t + D u_t) silu(z_t)   (Mamba, arXiv:2312.00752)
 //
-// A vector holds W channels, so that the sum over the N states needs no horizontal sum; the states of a vector
-// stay in registers while it walks through a tile of CHUNK steps. Tiles come first and vectors inside them, so that rows of
-// the inputs are read from end to end. In a tile, softplus, recurrence and gate are loops of their own over small buffers.
-// A reversed scan walks the rows from the last valid one to the first. A is held as A log2(e), for 2^x.
+// A vector holds W channels, so that the sum over the N states needs no horizontal sum; the states of a vector stay in
+// registers over a tile of CHUNK steps. The outer loop is over tiles and the inner one over vectors, so that rows of
+// the inputs are read from end to end. In a tile, softplus, recurrence and gate are separate loops over small buffers.
+// A reversed scan goes through the rows from the last valid one to the first. A is stored as A log2(e), for 2^x.
 //
-// Backward, with g_t the gradient of h_t and a dot for the gradient of the loss:
+// Backward, with g_t the gradient of h_t and a prime for the gradient of the loss:
 //   g_t = C_t y'_t + exp(delta_{t+1} A) g_{t+1}      where y' = out' silu(z)
-//   C'_t = sum_d y'_t h_t        B'_t = sum_d delta_t u_t g_t        A' = sum_t delta_t w_t with w_t = exp(delta_t A) g_t h_{t-1}
+//   C'_t = sum over channels of y'_t h_t        B'_t = sum over channels of delta_t u_t g_t
+//   A' = sum_t delta_t w_t with w_t = exp(delta_t A) g_t h_{t-1}
 //   u'_t = delta_t (B_t . g_t) + D y'_t        delta'_t = (A . w_t + u_t (B_t . g_t)) times the slope of softplus
 //
-// Shapes: B batch, L tokens, D channels, N state size; s counts steps in the order of the scan.
+// s counts steps in the order of the scan.
 #pragma once
 
 constexpr int64_t TILE = CHUNK * W;  // floats of one quantity of a vector in a tile
@@ -23,7 +24,8 @@ static inline float* border_of(const Scan& in, int64_t clip, int64_t chunk, int6
   return in.borders + ((clip * chunks + chunk) * padded + channel) * in.state;
 }
 
-// (channels, N) to (N, W) for the vector starting at `channel`, and back; lanes beyond the last channel are zero.
+// Convert (channels, N) to (N, W) for the vector starting at `channel`, and back; lanes beyond the last channel are
+// zero.
 static inline void to_lanes(const float* matrix, int64_t channel, int64_t count, int64_t state, float* lanes) {
   for (int64_t n = 0; n < state; ++n)
     for (int64_t i = 0; i < W; ++i) lanes[n * W + i] = i < count ? matrix[(channel + i) * state + n] : 0.0f;
@@ -34,7 +36,7 @@ static inline void from_lanes(const float* lanes, int64_t channel, int64_t count
     for (int64_t n = 0; n < state; ++n) matrix[(channel + i) * state + n] = lanes[n * W + i];
 }
 
-// What a vector of channels needs in every tile, kept as (N + 3 + R, W): A log2(e), its largest magnitude, D, the bias, and the
+// The constants of a vector of channels (N + 3 + rank, W): A log2(e), its largest magnitude, D, the bias, and the
 // weights of delta's low-rank factor.
 static void prepare_constants(const Scan& in, int64_t channel, int64_t count, float* constants) {
   to_lanes(in.A, channel, count, in.state, constants);
@@ -58,7 +60,7 @@ static inline int64_t constants_size(const Scan& in) { return (in.state + 3 + in
 
 static int64_t scan_constants_size(const Scan& in, int64_t blocks) { return blocks * (BLOCK / W) * constants_size(in); }
 
-// Of `width` channels from `first` on.
+// Prepare the constants of `width` channels from `first` on.
 static void prepare_all_constants(const Scan& in, int64_t first, int64_t width, float* constants) {
   for (int64_t offset = 0; offset < width; offset += W)
     prepare_constants(in, first + offset, smaller(W, width - offset), constants + offset / W * constants_size(in));
@@ -66,14 +68,14 @@ static void prepare_all_constants(const Scan& in, int64_t first, int64_t width, 
 
 static void scan_constants(const Scan& in, float* constants) { prepare_all_constants(in, 0, in.channels, constants); }
 
-// Those of a piece: of the whole scan's, or made in `own`.
+// Return the constants of some channels: those of the whole scan, or computed in `own`.
 static inline const float* constants_of(const Scan& in, int64_t first, int64_t width, float* own) {
   if (in.constants != nullptr) return in.constants + first / W * constants_size(in);
   prepare_all_constants(in, first, width, own);
   return own;
 }
 
-// The rows of B, C or delta's factor of a tile in float32: where they are, or converted into `buffer`.
+// The rows of B, C or delta's low-rank factor of a tile in float32: in place, or converted into `buffer`.
 struct Coefficients {
   const float* first;  // of the tile's first step
   int64_t step;        // to the next step
@@ -94,8 +96,8 @@ static inline Coefficients coefficients(const Scan& in, const Rows& rows, int64_
   return {buffer, columns};
 }
 
-// The steps of a tile before softplus, with their bias, into `delta` (CHUNK, W): as given, or from their low-rank factor with
-// `weight` (R, W).
+// Load the step sizes of a tile before softplus, with their bias, into `delta` (CHUNK, W): as given, or computed from
+// their low-rank factor with `weight` (rank, W).
 static inline void load_steps(const Scan& in, Coefficients low, const float* weight, V bias, int64_t clip, int64_t length,
                               int64_t s0, int64_t steps, int64_t channel, int64_t count, float* delta) {
   if (in.rank == 0) {
@@ -103,7 +105,7 @@ static inline void load_steps(const Scan& in, Coefficients low, const float* wei
       store(delta + k * W, add(load_row(in.delta, clip, row_of(in.reverse, length, s0 + k), channel, count), bias));
     return;
   }
-  constexpr int64_t TOGETHER = 8;  // sums in registers for as many steps
+  constexpr int64_t TOGETHER = 8;  // steps whose sums are in registers at once
   for (int64_t k = 0; k < steps; k += TOGETHER) {
     if (k + TOGETHER <= steps) {
       V sums[TOGETHER];
@@ -127,9 +129,10 @@ static inline void load_steps(const Scan& in, Coefficients low, const float* wei
   }
 }
 
-// What will be read and written soon. The hardware does not see it coming, because the vectors of a tile walk down columns;
-// asked for during the recurrence, it arrives while the arithmetic goes on. Vectors form strips of up to STRIP channels, and
-// while one strip is worked on the next is fetched row by row: memory prefers longer pieces than one cache line.
+// Prefetching. The hardware does not predict the reads and writes of a tile, because a vector goes down a column;
+// prefetched during the recurrence, the data arrives while the arithmetic goes on. Vectors form strips of up to STRIP
+// channels, and during one strip the next is fetched row by row: memory is faster with longer pieces than one cache
+// line.
 constexpr int64_t STRIP = 128;
 
 struct Ahead {
@@ -148,7 +151,8 @@ static inline void fetch(Ahead* ahead) {
   ahead->piece = row_done ? 0 : ahead->piece + 1;
 }
 
-// The share of vector `offset` / W in fetching the strip after its own; `width` channels are worked on from `first_channel` on.
+// Return what vector `offset` / W fetches of the strip after its own; the piece has `width` channels from
+// `first_channel` on.
 static inline Ahead look_ahead(const Scan& in, const Rows* const (&streams)[4], int64_t clip, int64_t length, int64_t s0,
                                int64_t first_channel, int64_t width, int64_t offset, bool backward) {
   const int64_t strips = (width + STRIP - 1) / STRIP;
@@ -221,8 +225,8 @@ static void advance_all(int64_t state, const float* A, Coefficients B, Coefficie
   }
 }
 
-// What the recurrence over a tile starts from: delta (as load_steps left it) becomes the step, drive delta u, y D u on top of what
-// `before` holds, if anything. Returns the longest step of each lane.
+// Fill the buffers that the recurrence over a tile reads: delta (from load_steps) becomes the step, drive is delta u,
+// and y is D u plus `before`, if given. Return the longest step of each lane.
 template <bool PLAIN>
 static V enter_tile(const Scan& in, V D, const Column& u, const Column* before, int64_t steps, float* delta, float* drive, float* y) {
   V longest = set1(0.0f);
@@ -305,8 +309,9 @@ static void scan_forward(const ScanForward& args, int64_t clip, int64_t first_bl
                args.last_state + clip * in.channels * N);
 }
 
-// The recurrence again, keeping what the sweep back needs: states h (steps + 1, N, W), of which row 0 is given, and decays
-// (steps, N, W). y accumulates for the gradient of the gate. The gradient of C is complete here: it needs h alone.
+// Rerun the recurrence and save what the backward sweep needs: states h (steps + 1, N, W), of which row 0 is given, and
+// decays (steps, N, W). y accumulates for the gradient of the gate. The gradient of C is complete here: it needs only
+// h.
 template <int NB, bool SAFE>
 static void replay(int64_t N, const float* A, Coefficients B, Coefficients C, const float* delta, const float* drive,
                    const float* grad_y, float* y, float* grad_C, int64_t steps, Ahead ahead, float* h, float* decays) {
@@ -335,8 +340,8 @@ static void replay(int64_t N, const float* A, Coefficients B, Coefficients C, co
   }
 }
 
-// From the last step to the first. `carry` (NB, W) is exp(delta A) g of the step after, at the end that of the tile's first
-// step; drive_slope becomes B . g, and step_slope A . w.
+// Sweep from the last step to the first. `carry` (NB, W) is exp(delta A) g of the step after, and at the end that of
+// the tile's first step; drive_slope becomes B . g, and step_slope A . w.
 template <int NB>
 static void sweep_back(int64_t N, const float* A, Coefficients B, Coefficients C, const float* delta, const float* drive,
                        const float* grad_y, float* drive_slope, float* step_slope, float* grad_B, int64_t steps,
@@ -368,11 +373,12 @@ static void sweep_back(int64_t N, const float* A, Coefficients B, Coefficients C
   for (int n = 0; n < NB; ++n) store(carry + n * W, c[n]);
 }
 
-// Where one vector works in a tile: each (CHUNK, W) but B, C (CHUNK, N), h (CHUNK + 1, N, W) and decays (CHUNK, N, W).
+// The buffers of one vector in a tile: each (CHUNK, W) but B, C (CHUNK, N), h (CHUNK + 1, N, W) and decays (CHUNK, N,
+// W).
 struct Workbench {
   float *u, *delta, *drive, *slope, *grad_y, *gate_slope, *y, *drive_slope, *step_slope;
   float *buffer_B, *buffer_C, *h, *decays, *buffer_low;
-  float *grad_B, *grad_C;  // of the group in work, in the last of the waiting sums
+  float *grad_B, *grad_C;  // of the current group, in the last of the incomplete sums
 };
 
 static float* lay_out(Workbench* bench, int64_t N, int64_t rank, float* scratch) {
@@ -434,7 +440,7 @@ static void sweep_back_all(int64_t N, const float* A, Coefficients B, Coefficien
   }
 }
 
-// Fills what replay and sweep_back read. Returns the longest step of each lane.
+// Fill the buffers that replay and sweep_back read. Return the longest step of each lane.
 template <bool PLAIN>
 static V enter_tile_back(const Scan& in, V D, const Column& u, const Column* z, const Column& grad_out, int64_t steps, const Workbench& to) {
   V longest = set1(0.0f);
@@ -458,14 +464,15 @@ static V enter_tile_back(const Scan& in, V D, const Column& u, const Column* z, 
   return longest;
 }
 
-// Gradients of u, delta and, with a gate, z, from what sweep_back left; those of D and the bias are added to `grad_rest`.
+// Write the gradients of u, delta and, with a gate, z from the results of sweep_back; add those of D and the bias to
+// `grad_rest`.
 template <bool PLAIN>
 static void leave_tile_back(V D, const Workbench& from, int64_t steps, const Column& grad_u, const Column& grad_delta,
                             const Column* grad_z, float* grad_rest) {
   V grad_D = load(grad_rest), grad_bias = load(grad_rest + W);
   for (int64_t k = steps - 1; k >= 0; --k) {
     const V u = load(from.u + k * W), dy = load(from.grad_y + k * W), along_B = load(from.drive_slope + k * W);
-    const V along_A = mul(load(from.step_slope + k * W), set1(0.693147181f));  // A is held times log2(e)
+    const V along_A = mul(load(from.step_slope + k * W), set1(0.693147181f));  // A is stored times log2(e)
     const V grad_step = mul(fma(u, along_B, along_A), load(from.slope + k * W));
     store_step<PLAIN>(grad_u, k, fma(load(from.delta + k * W), along_B, mul(D, dy)));
     store_step<PLAIN>(grad_delta, k, grad_step);
@@ -492,11 +499,11 @@ static void scan_backward(const ScanBackward& args, int64_t clip, int64_t first_
   const Rows* const reads[] = {&in.u, &in.delta, &in.z, &args.grad_out};
   const Rows* const writes[] = {&args.grad_u, &args.grad_delta, &args.grad_z, &args.grad_u};
   const bool gated = in.z.data != nullptr;
-  // Of each vector the running gradients: state (N, W), A (N, W), D and bias (W) each.
+  // The running gradients of each vector: state (N, W), A (N, W), D and bias (W) each.
   const int64_t own = constants_size(in), stride = (2 * N + 2) * W;
   Workbench bench;
   float *made = lay_out(&bench, N, in.rank, scratch), *vector_data = made + vectors * own;
-  // Sums over groups that wait for their other half, in one tile: grad_B and grad_C (CHUNK, N) each.
+  // Sums over groups whose other half is not complete, in one tile: grad_B and grad_C (CHUNK, N) each.
   float* const waiting = vector_data + vectors * stride;
   const int64_t sums_size = 2 * CHUNK * N;
   Subtree trees[64];

@@ -1,4 +1,4 @@
-// Threads and their memory: how work is dealt out, and what the kernels work in. Part of module.cpp.
+// Dividing work among threads, and the threads' workspaces. Part of module.cpp.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +26,7 @@
 namespace ssamba {
 namespace {
 
-// Numbers below 1.2e-38 count as zero while a kernel runs: a state that fades away would otherwise slow it down tenfold.
+// Flush numbers below 1.2e-38 to zero while a kernel runs: a decaying state would otherwise slow it down tenfold.
 class FlushToZero {
  public:
 #if defined(SSAMBA_X86)
@@ -50,7 +50,7 @@ class FlushToZero {
 #endif
 };
 
-// Each thread keeps its working memory: getting it fresh from the system costs more than a short scan.
+// Return the calling thread's workspace, which is reused: fresh memory from the system costs more than a short scan.
 float* scratch(int64_t floats) {
   struct Memory {
     float* data = nullptr;
@@ -73,7 +73,7 @@ float* scratch(int64_t floats) {
   return aligned;
 }
 
-// What a backward pass adds up at the end. The calling thread keeps it for the next pass, unless it is large.
+// Partial sums of a backward pass. The calling thread reuses the memory for the next pass, unless it is large.
 class PartsMemory {
  public:
   explicit PartsMemory(int64_t floats) {
@@ -98,8 +98,8 @@ class PartsMemory {
   float* data_;
 };
 
-// Fresh memory comes in pages, and the first touch of each costs about as much as the scan of a row: for big results, ask for pages
-// of 2 MiB instead of 4 KiB. A hint only.
+// The first touch of each fresh page costs about as much as the scan of a row: for big results, request pages of 2 MiB
+// instead of 4 KiB. Only a hint.
 void expect_writes(const void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t HUGE_PAGE = uintptr_t{1} << 21;
@@ -118,7 +118,7 @@ void expect_writes(const Rows& rows, int64_t batch, int64_t length, int64_t chan
   if (rows.row_stride == channels) expect_writes(rows.data, batch * length * channels * (rows.dtype == FLOAT32 ? 4 : 2));
 }
 
-// Runs work(thread) for each of `threads` threads.
+// Run work(i) for each i below `threads`, in parallel.
 template <typename Work>
 void on_threads(int threads, const Work& work) {
 #ifdef _OPENMP
@@ -128,7 +128,7 @@ void on_threads(int threads, const Work& work) {
     {
       const FlushToZero guard;
       try {
-        // Fewer threads may come than were asked for; the work is the same whoever does it.
+        // OpenMP may start fewer threads than requested; the result does not depend on which thread does the work.
         for (int i = omp_get_thread_num(); i < threads; i += omp_get_num_threads()) work(i);
       } catch (const std::bad_alloc&) {
 #pragma omp atomic write
@@ -143,13 +143,13 @@ void on_threads(int threads, const Work& work) {
   for (int i = 0; i < threads; ++i) work(i);
 }
 
-// Never beyond the arrays, whatever a compiled graph (which cannot check) passes on.
+// Clamp lengths to the arrays, because a compiled graph cannot check them.
 int64_t clip_length(const int64_t* lengths, int64_t clip, int64_t length) {
   return lengths == nullptr ? length : std::clamp<int64_t>(lengths[clip], 0, length);
 }
 
-// Cuts the (clip, unit) pairs into one run per thread of nearly equal work, a unit of a clip being worth its length, and calls
-// piece(clip, first unit, last unit) for the parts of the calling thread's run that lie in one clip.
+// Divide the (clip, unit) pairs into one run per thread of nearly equal work, where a unit costs its clip's length, and
+// call piece(clip, first unit, last unit) for each clip in the calling thread's run.
 template <typename Piece>
 void deal_out(int threads, int64_t batch, int64_t units, int64_t length, const int64_t* lengths, const Piece& piece) {
   const auto worth = [=](int64_t clip) { return clip_length(lengths, clip, length) + length / 16 + 1; };
@@ -163,7 +163,7 @@ void deal_out(int threads, int64_t batch, int64_t units, int64_t length, const i
     int64_t before = 0;
     for (int64_t clip = 0; clip < batch && before < to; ++clip) {
       const int64_t each = worth(clip);
-      // A unit belongs to the thread in whose share its middle lies.
+      // A unit belongs to the thread whose share contains its middle.
       const auto first_after = [&](int64_t limit) {
         const int64_t position = limit - before - each / 2;
         return position <= 0 ? 0 : std::min(units, (position + each - 1) / each);
@@ -175,21 +175,21 @@ void deal_out(int threads, int64_t batch, int64_t units, int64_t length, const i
   });
 }
 
-// out[row, :] = sum over parts of part[i, row, :], in that order. `parts` are `distance` floats apart.
+// out[j] = the sum of part[i * distance + j] over i below `parts`, in that order.
 void add_parts(const float* part, int64_t parts, int64_t distance, int64_t size, float* out) {
   std::memcpy(out, part, static_cast<size_t>(size) * sizeof(float));
   for (int64_t i = 1; i < parts; ++i)
     for (int64_t j = 0; j < size; ++j) out[j] += part[i * distance + j];
 }
 
-// The sum over `groups` of an array of floats each, `distance` apart, of which there are the subtrees that `levels` names; where it
-// stands: among them or in `memory`, which has room for most_subtrees(groups) arrays, `stride` apart.
+// Return the sum over `groups` of arrays of floats, `distance` apart, given as the sums of the subtrees that `levels`
+// names. The result is one of them or in `memory`, which has room for most_subtrees(groups) arrays, `stride` apart.
 const float* add_subtrees(const float* part, const int8_t* levels, int64_t groups, int64_t distance, int64_t size, float* memory,
                           int64_t stride) {
   Subtree trees[64];
   const float* sums[64];
   int count = 0;
-  const auto join = [&] {  // the last two
+  const auto join = [&] {  // adds the last two
     float* sum = memory + (count - 2) * stride;
     for (int64_t j = 0; j < size; ++j) sum[j] = sums[count - 2][j] + sums[count - 1][j];
     sums[--count - 1] = sum;

@@ -16,7 +16,7 @@ static inline V add(V a, V b) { return _mm256_add_ps(a, b); }
 static inline V sub(V a, V b) { return _mm256_sub_ps(a, b); }
 static inline V mul(V a, V b) { return _mm256_mul_ps(a, b); }
 static inline V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
-// Of the constant and a NaN, both give the NaN (the second operand).
+// With a NaN in `a`, both return the NaN (the second operand).
 static inline V at_most(float limit, V a) { return _mm256_min_ps(set1(limit), a); }
 static inline V at_least(float limit, V a) { return _mm256_max_ps(set1(limit), a); }
 static inline V maximum(V a, V b) { return _mm256_max_ps(a, b); }
@@ -66,8 +66,8 @@ static inline void store_part_bf16(uint16_t* p, V a, int64_t count) {
 
 static inline V reciprocal(V a) { return _mm256_div_ps(set1(1.0f), a); }
 
-// 2^(n + r) for n_magic = n + 1.5 * 2^23, n from -127 to 128 and |r| <= 1/2, about 1 ulp: 2^r comes from a polynomial of
-// degree 6, and n is added to its exponent (the bits of n_magic end in those of n).
+// 2^(n + r) for n_magic = n + 1.5 * 2^23, n from -127 to 128 and |r| <= 1/2, about 1 ulp: 2^r comes from a polynomial
+// of degree 6, and n is added to its exponent (the bits of n_magic end in those of n).
 static inline V exp2_parts(V n_magic, V r) {
   V p = set1(1.53533619e-4f);
   p = fma(p, r, set1(1.33988744e-3f));
@@ -80,8 +80,8 @@ static inline V exp2_parts(V n_magic, V r) {
       _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(n_magic), 23)));
 }
 
-// 2^(a b), about 1 ulp next to the rounding of the product; 0 from 2^-127 down and infinity from 2^128 on: r is 0 at both ends
-// of the range, so the exponents add up to 0 or 255 with an empty mantissa. Safe for any product.
+// 2^(a b), about 1 ulp next to the rounding of the product; 0 from 2^-127 down and infinity from 2^128 on: r is 0 at
+// both ends of the range, so the exponents add up to 0 or 255 with an empty mantissa. Safe for any product.
 template <bool SAFE>
 static inline V exp2_product(V a, V b) {
   const V magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
@@ -90,8 +90,8 @@ static inline V exp2_product(V a, V b) {
   return exp2_parts(n_magic, sub(t, sub(n_magic, magic)));
 }
 
-// exp(-a) for a >= 0 (from 87 on the value at 87, 1.6e-38), about 1 ulp: -a = n ln 2 + r, with ln 2 in two parts of which the
-// first has so few bits that n ln 2 is exact without a fused multiply-add.
+// exp(-a) for a >= 0 (from 87 on the value at 87, 1.6e-38), about 1 ulp: -a = n ln 2 + r, with ln 2 in two parts of
+// which the first has so few bits that n ln 2 is exact without a fused multiply-add.
 static inline V exp_minus(V a) {
   a = at_most(87.0f, a);
   const V magic = set1(12582912.0f);

@@ -16,7 +16,7 @@ static inline V add(V a, V b) { return _mm512_add_ps(a, b); }
 static inline V sub(V a, V b) { return _mm512_sub_ps(a, b); }
 static inline V mul(V a, V b) { return _mm512_mul_ps(a, b); }
 static inline V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
-// Of the constant and a NaN, both give the NaN (the second operand).
+// With a NaN in `a`, both return the NaN (the second operand).
 static inline V at_most(float limit, V a) { return _mm512_min_ps(set1(limit), a); }
 static inline V at_least(float limit, V a) { return _mm512_max_ps(set1(limit), a); }
 static inline V maximum(V a, V b) { return _mm512_max_ps(a, b); }
@@ -55,9 +55,10 @@ static inline V reciprocal(V a) {
   return _mm512_fmadd_ps(x, _mm512_fnmadd_ps(a, x, set1(1.0f)), x);
 }
 
-// 2^(k + r) for k a multiple of 1/16 and |r| <= 1/32, about 1 ulp: the fractional part of k picks from a table, r goes through a
-// polynomial of degree 3, and scalef multiplies by the integer power, correct up to infinity and down to zero. k_magic is k +
-// 1.5 * 2^19, a sum whose unit in the last place is 1/16, so that its lowest bits are the place in the table.
+// 2^(k + r) for k a multiple of 1/16 and |r| <= 1/32, about 1 ulp: the fractional part of k picks from a table, r goes
+// through a polynomial of degree 3, and scalef multiplies by the integer power, correct up to infinity and down to
+// zero. k_magic is k + 1.5 * 2^19, a sum whose unit in the last place is 1/16, so that its lowest bits are the place in
+// the table.
 constexpr float MAGIC = 786432.0f;
 
 static inline V exp2_parts(V k_magic, V k, V r) {
@@ -70,8 +71,8 @@ static inline V exp2_parts(V k_magic, V k, V r) {
   return _mm512_scalef_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(entry, r), entry), k);
 }
 
-// 2^(a b). k and r come out of fused operations, so the product is never rounded. `SAFE = false` is for |a b| < 2^17; beyond, k
-// could not be represented.
+// 2^(a b). k and r come out of fused operations, so the product is never rounded. `SAFE = false` is for |a b| < 2^17;
+// beyond, k could not be represented.
 template <bool SAFE>
 static inline V exp2_product(V a, V b) {
   const V magic = set1(MAGIC);
@@ -111,7 +112,7 @@ static inline void add_16_row_sums(const V* rows, float* out) {
   const V c0 = add(_mm512_unpacklo_ps(b[0], b[2]), _mm512_unpackhi_ps(b[0], b[2]));  // (0, 2) interleaved, 2 sums each
   const V c1 = add(_mm512_unpacklo_ps(b[1], b[3]), _mm512_unpackhi_ps(b[1], b[3]));  // (1, 3)
   const V d = add(_mm512_unpacklo_ps(c0, c1), _mm512_unpackhi_ps(c0, c1));           // rows 0, 1, 2, 3 of each block
-  // Blocks stand in the order 0, 8, 4, 12.
+  // Blocks are in the order 0, 8, 4, 12.
   const V ordered = _mm512_shuffle_f32x4(d, d, 0xd8);
   store(out, add(load(out), ordered));
 }

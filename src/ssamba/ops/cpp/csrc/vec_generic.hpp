@@ -1,5 +1,5 @@
-// 4 float32 lanes without any instruction set in mind: GCC's and Clang's vector extension becomes SSE2, NEON or whatever
-// there is; for other compilers a struct and loops. The same names are defined by vec_avx2.hpp and vec_avx512.hpp.
+// 4 float32 lanes for any instruction set: GCC's and Clang's vector extension compiles to SSE2, NEON or another set;
+// other compilers get a struct and loops. The same names are defined by vec_avx2.hpp and vec_avx512.hpp.
 #pragma once
 
 constexpr int W = 4;           // lanes
@@ -17,7 +17,7 @@ static inline V fma(V a, V b, V c) { return a * b + c; }  // fused where the mac
 static inline V quotient(V a, V b) { return a / b; }
 static inline V choose(VI mask, V yes, V no) { return (V)((mask & (VI)yes) | (~mask & (VI)no)); }
 static inline V set1(float a) { return V{a, a, a, a}; }
-// The NaN of a constant and a NaN: the comparison is false then.
+// With a NaN in `a`, both return the NaN: the comparison is false.
 static inline V at_most(float limit, V a) { return choose(set1(limit) < a, set1(limit), a); }
 static inline V at_least(float limit, V a) { return choose(set1(limit) > a, set1(limit), a); }
 static inline V maximum(V a, V b) { return choose(a > b, a, b); }
