@@ -30,19 +30,18 @@ from ssamba.ops.operators import (
 def causal_conv(inputs: ConvInputs) -> Tensor:
     """Return the convolution (B, L, E)."""
     x, weight, bias, silu, reverse, lengths = inputs
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-    traced = is_traced()
-    if not needs_grad and not traced:
-        return _forward(inputs)
-    # Gradients pass through these conversions.
-    args: Any = (x, float32(weight), float32(bias), silu, reverse, lengths)
     out: Tensor
-    out = torch.ops.ssamba.causal_conv_cpp(*args) if traced else _Conv.apply(*args)  # type: ignore[no-untyped-call]
+    if is_traced():
+        out = torch.ops.ssamba.causal_conv_cpp(x, float32(weight), float32(bias), silu, reverse, lengths)
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        out = _Conv.apply(*_prepared(inputs))  # type: ignore[no-untyped-call]
+    else:
+        out = _forward(_prepared(inputs))
     return out
 
 
 def _prepared(inputs: ConvInputs) -> ConvInputs:
-    """Return the inputs in dtypes and layouts that the kernels read."""
+    """Return the inputs in dtypes and layouts that the kernels read; gradients pass through the conversions."""
     x, weight, bias, silu, reverse, lengths = inputs
     return ConvInputs(in_rows(x), dense(weight), optional_dense(bias), silu, reverse, int64(lengths))
 
@@ -58,7 +57,6 @@ def _arguments(prepared: ConvInputs) -> tuple[str, int, Sizes, bool, bool, Rows,
 
 
 def _forward(inputs: ConvInputs) -> Tensor:
-    inputs = _prepared(inputs)
     out = _forward_fake(inputs)
     extension.kernels.conv_forward(*_arguments(inputs), rows(out))
     return out
@@ -75,7 +73,7 @@ def _backward(grad_out: Tensor, inputs: ConvInputs) -> tuple[Tensor, Tensor, Ten
         grad_weight.zero_()
         grad_bias.zero_()
         return grads
-    inputs, grad_out = _prepared(inputs), in_rows(grad_out)
+    grad_out = in_rows(grad_out)
     extension.kernels.conv_backward(
         *_arguments(inputs),
         rows(grad_out),
@@ -106,8 +104,8 @@ class _Conv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        """Return the output for the fields of `ConvInputs`."""
-        inputs = ConvInputs(*args)
+        """Return the output for the fields of prepared `ConvInputs`."""
+        inputs = ConvInputs._make(args)
         save_conv(ctx, inputs)
         return _forward(inputs)
 
@@ -121,13 +119,13 @@ class _Conv(torch.autograd.Function):
 
 _name = register(
     f"causal_conv_cpp({arguments_of(ConvInputs)}) -> Tensor",
-    flat(_forward, ConvInputs),
+    flat(lambda inputs: _forward(_prepared(inputs)), ConvInputs),
     flat(_forward_fake, ConvInputs),
     "CPU",
 )
 register(
     f"causal_conv_cpp_backward(Tensor grad_out, {arguments_of(ConvInputs)}) -> {tensors(3)}",
-    flat(_backward, ConvInputs, 1),
+    flat(lambda grad_out, inputs: _backward(grad_out, _prepared(inputs)), ConvInputs, 1),
     flat(_backward_fake, ConvInputs, 1),
     "CPU",
 )

@@ -66,19 +66,16 @@ def selective_scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     save = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (u, delta, A, B, C, D, z, delta_bias, initial_state)
     )
-    traced = is_traced()
-    if not save and not traced:
-        out, last_state, _ = _forward(inputs, False)
-        return out, last_state
-    # Gradients pass through these conversions.
-    args: Any = (
-        u, _supported(delta), float32(A), _supported(B), _supported(C), float32(D), _supported(z), float32(delta_bias),
-        delta_softplus, reverse, lengths, float32(initial_state),
-    )  # fmt: skip
-    if traced:
+    if is_traced():
+        args: Any = (
+            u, _supported(delta), float32(A), _supported(B), _supported(C), float32(D), _supported(z),
+            float32(delta_bias), delta_softplus, reverse, lengths, float32(initial_state),
+        )  # fmt: skip
         out, last_state, _ = torch.ops.ssamba.selective_scan_cpp(*args, save)
+    elif save:
+        out, last_state = _Scan.apply(*_prepared(inputs))  # type: ignore[no-untyped-call]
     else:
-        out, last_state = _Scan.apply(*args)  # type: ignore[no-untyped-call]
+        out, last_state, _ = _forward(_prepared(inputs), False)
     return out, last_state
 
 
@@ -105,7 +102,7 @@ def clear_saved_states(states: Tensor, channels: int, lengths: Tensor | None) ->
 
 
 def _prepared(inputs: ScanInputs) -> ScanInputs:
-    """Return the inputs in dtypes and layouts that the kernels read."""
+    """Return the inputs in dtypes and layouts that the kernels read; gradients pass through the conversions."""
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, lengths, initial_state = inputs
     return ScanInputs(
         in_rows(u),
@@ -138,7 +135,6 @@ def _arguments(
 
 def _forward(inputs: ScanInputs, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return output (B, L, E), last state (B, E, N), and the state before each chunk, empty without `save_states`."""
-    inputs = _prepared(inputs)
     out, last_state, states = _forward_fake(inputs, save_states)
     if save_states:
         clear_saved_states(states, inputs.u.shape[2], inputs.lengths)
@@ -170,7 +166,7 @@ def _backward(grad_out: Tensor, grad_last: Tensor, states: Tensor, inputs: ScanI
         for grad in (grad_A, grad_D, grad_bias):
             grad.zero_()
         return grads
-    inputs, grad_out, grad_last = _prepared(inputs), in_rows(grad_out), grad_last.contiguous()
+    grad_out, grad_last = in_rows(grad_out), grad_last.contiguous()
     extension.kernels.scan_backward(
         *_arguments(inputs),
         states.data_ptr(),
@@ -193,7 +189,7 @@ def _backward_fake(grad_out: Tensor, grad_last: Tensor, states: Tensor, inputs: 
     def like(x: Tensor | None) -> Tensor:
         return inputs.A.new_empty(0) if x is None else x.new_empty(x.shape)
 
-    return *(like(x) for x in inputs[:8]), like(grad_last)
+    return *[like(x) for x in inputs[:8]], like(grad_last)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -213,8 +209,8 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        """Return output and last state for the fields of `ScanInputs`."""
-        inputs = ScanInputs(*args)
+        """Return output and last state for the fields of prepared `ScanInputs`."""
+        inputs = ScanInputs._make(args)
         out, last_state, states = _forward(inputs, True)
         save_scan(ctx, inputs, states)
         return out, last_state
@@ -229,14 +225,14 @@ class _Scan(torch.autograd.Function):
 
 _name = register(
     f"selective_scan_cpp({arguments_of(ScanInputs)}, bool keep_states) -> {tensors(3)}",
-    flat(_forward, ScanInputs),
+    flat(lambda inputs, save_states: _forward(_prepared(inputs), save_states), ScanInputs),
     flat(_forward_fake, ScanInputs),
     "CPU",
 )
 register(
     "selective_scan_cpp_backward(Tensor grad_out, Tensor grad_last, Tensor borders, "
     f"{arguments_of(ScanInputs, without='initial_state')}) -> {tensors(9)}",
-    flat(_backward, ScanInputs, 3),
+    flat(lambda out, last, states, inputs: _backward(out, last, states, _prepared(inputs)), ScanInputs, 3),
     flat(_backward_fake, ScanInputs, 3),
     "CPU",
 )
