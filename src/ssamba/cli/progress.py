@@ -12,6 +12,9 @@ from rich.markup import escape
 from ssamba.cli.app import err, format_duration
 
 if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+    from typing_extensions import Self
+
     from ssamba.audio.files import Skipped
     from ssamba.training.run_io import TrainingProgress
 
@@ -19,59 +22,47 @@ _MAX_SHOWN = 10
 _HELD_OUT = ("accuracy", "balanced_accuracy", "mAP")
 
 
-class Bar:
-    """Progress bar on standard error, if it is a terminal."""
+class _ProgressBar:
+    """Progress bar of the given columns on standard error, if it is a terminal."""
 
-    def __init__(self, label: str, unit: str = "files") -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def __init__(self, *columns: str | ProgressColumn) -> None:
+        from rich.progress import Progress
 
-        self._progress = Progress(
-            TextColumn(label),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit + "  {task.fields[note]}  left:"),
-            TimeRemainingColumn(),
-            console=err,
-            transient=True,
-        )
-        self._task = self._progress.add_task("", total=None, note="")
+        self._progress = Progress(*columns, console=err, transient=True)
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
+
+
+class Bar(_ProgressBar):
+    """Progress bar with a count of items and a note."""
+
+    def __init__(self, label: str, unit: str = "files") -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+
+        note = unit + "  {task.fields[note]}  left:"
+        super().__init__(label, BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())
+        self._task = self._progress.add_task("", total=None, note="")
 
     def update(self, done: float, total: float, note: str = "") -> None:
         """Update the bar."""
         self._progress.update(self._task, completed=done, total=total, note=note)
 
 
-class TrainingBar:
-    """Training progress with rates, losses and time left, on standard error; plain lines if it is not a terminal."""
+class TrainingBar(_ProgressBar):
+    """Training progress with rates, losses and time left; plain lines if standard error is not a terminal."""
 
     def __init__(self) -> None:
-        self.label = "training"
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+        from rich.progress import BarColumn, TaskProgressColumn
 
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[detail]}"),
-            console=err,
-            transient=True,
-        )
+        super().__init__("{task.description}", BarColumn(), TaskProgressColumn(), "{task.fields[detail]}")
+        self.label = "training"
         self._task = self._progress.add_task("reading", total=1.0, detail="")
         self._last_line = 0.0
-
-    def __enter__(self) -> TrainingBar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
 
     def decoded(self, name: str, done: int, total: int) -> None:
         """Update the bar while a corpus is decoded into memory."""

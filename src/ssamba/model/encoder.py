@@ -271,30 +271,10 @@ class BiMambaMixer(nn.Module):
 
         `reversed_time=True` equals flipping input and output along L.
         """
-        return bimamba_mixer(hidden, *self._weights(), lengths=lengths, reversed_time=reversed_time)
+        return bimamba_mixer(hidden, *self.weights(), lengths=lengths, reversed_time=reversed_time)
 
-    def add_to(
-        self,
-        out: Tensor,
-        stream: Tensor,
-        norm: nn.LayerNorm,
-        lengths: Tensor | None,
-        *,
-        reversed_time: bool = False,
-        accumulate: bool = True,
-    ) -> None:
-        """Compute out += mixer(norm(stream)), or out = mixer(norm(stream)), in place (`ssamba.ops.mixer.mix_into`)."""
-        mix_into(
-            out,
-            stream,
-            (norm.weight, norm.bias, norm.eps),
-            *self._weights(),
-            lengths=lengths,
-            reversed_time=reversed_time,
-            accumulate=accumulate,
-        )
-
-    def _weights(self) -> tuple[Tensor, Tensor, DirectionWeights, DirectionWeights]:
+    def weights(self) -> tuple[Tensor, Tensor, DirectionWeights, DirectionWeights]:
+        """Return the parameters as the operator takes them."""
         return self.in_proj.weight, self.out_proj.weight, self.forward_scan.weights(), self.backward_scan.weights()
 
 
@@ -326,7 +306,15 @@ class Block(nn.Module):
         self, out: Tensor, stream: Tensor, lengths: Tensor | None, reversed_time: bool, *, accumulate: bool = True
     ) -> None:
         """Add the result of `forward` to `out`, which may be `stream` itself, or write it there."""
-        self.mixer.add_to(out, stream, self.norm, lengths, reversed_time=reversed_time, accumulate=accumulate)
+        mix_into(
+            out,
+            stream,
+            (self.norm.weight, self.norm.bias, self.norm.eps),
+            *self.mixer.weights(),
+            lengths=lengths,
+            reversed_time=reversed_time,
+            accumulate=accumulate,
+        )
 
 
 class SSAMBAEncoder(PatchEncoder):
