@@ -1,4 +1,4 @@
-"""Preparation of labeled recordings for training: classes, splits, excluded clips, held-out clips."""
+"""Labeled data before training: classes, splits, skipped clips, held-out clips."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def opened(source, **changes):
     return open_labeled(source, recipe(**changes), FrontEndConfig(), 0.96)
 
 
-def test_a_clip_without_a_label_is_left_out_unless_none_may_be_meant(classes):
+def test_a_clip_without_a_label_is_skipped_unless_labels_are_multi(classes):
     clips = listed(classes)
     clips[3] = dataclasses.replace(clips[3], labels=())
     for cache_gb in (4.0, 0.0):
@@ -60,7 +60,7 @@ def test_a_clip_without_a_label_is_left_out_unless_none_may_be_meant(classes):
     data = opened(Manifest(clips), labels={"kind": "multi"})
     assert data.multi
     assert len(data.corpus) == 24
-    # What has no label is balanced as a class of its own.
+    # Clips without a label are balanced as a class of their own.
     parts = split_by_class(data, np.arange(24))
     assert [len(part) for part in parts] == [7, 8, 8, 1]
     clips[3] = dataclasses.replace(clips[3], labels=("choir", "drum"))
@@ -71,7 +71,7 @@ def test_a_clip_without_a_label_is_left_out_unless_none_may_be_meant(classes):
         opened(Manifest(clips), labels={"kind": "single"})
 
 
-def test_a_clip_shorter_than_a_frame_is_left_out_and_listed(classes, start, tmp_path):
+def test_a_clip_shorter_than_a_frame_is_skipped_and_listed(classes, start, tmp_path):
     folder = shutil.copytree(classes, tmp_path / "classes")
     soundfile.write(folder / "drum" / "click.wav", 0.1 * np.ones(160, np.float32), 16_000)
     data = opened(folder)
@@ -100,7 +100,7 @@ def test_folders_of_splits_keep_them(classes, tmp_path):
     assert [entry.path.endswith("stray.wav") for entry in data.corpus.skipped] == [True]
 
 
-def test_copies_are_kept_on_one_side_or_told(classes, start, tmp_path):
+def test_copies_stay_on_one_side_of_a_split_or_are_noted(classes, start, tmp_path):
     folder = shutil.copytree(classes, tmp_path / "classes")
     for k in range(4):
         shutil.copy(folder / "drum" / f"{k}.wav", folder / "drum" / f"copy{k}.wav")
@@ -127,7 +127,7 @@ def test_copies_are_kept_on_one_side_or_told(classes, start, tmp_path):
     )
 
 
-def test_silence_is_nobodys_copy(classes, tmp_path):
+def test_silent_clips_are_not_copies(classes, tmp_path):
     folder = shutil.copytree(classes, tmp_path / "classes")
     for name in ("drum", "choir"):
         soundfile.write(folder / name / "silence.wav", np.zeros(8000, np.float32), 16_000)
@@ -137,7 +137,7 @@ def test_silence_is_nobodys_copy(classes, tmp_path):
 @pytest.mark.parametrize(
     ("clips", "share", "held"), [(8, 0.15, 1), (4, 0.15, 1), (3, 0.15, 1), (2, 0.2, 0), (1, 0.2, 0)]
 )
-def test_small_classes_are_validated_too(clips, share, held):
+def test_small_classes_have_validation_clips(clips, share, held):
     targets = np.repeat(np.eye(5, dtype=np.float32), clips, 0)
     found = hold_out(np.arange(5 * clips), np.arange(5 * clips), targets, share)
     np.testing.assert_array_equal(targets[found].sum(0), [held] * 5)
@@ -156,13 +156,13 @@ def test_classes_that_cannot_be_held_out_are_named():
     ]
 
 
-def test_a_run_that_validates_nothing_is_not_cut_short(classes, start, tmp_path):
+def test_patience_does_not_end_a_run_without_validation_clips(classes, start, tmp_path):
     changes = {"run": {"epochs": 5, "patience": 2}, "clips": {"valid_share": 0.0}}
     report = finetune(classes, recipe(**changes), tmp_path / "run", checkpoint=start)
     assert report.folds[0].epoch == 5
 
 
-def test_changed_labels_are_not_resumed_with(classes, start, tmp_path, monkeypatch):
+def test_a_run_whose_labels_changed_is_not_resumed(classes, start, tmp_path, monkeypatch):
     clips = [dataclasses.replace(c, split="test" if c.path.stem in "01" else "train") for c in listed(classes)]
     finetune(Manifest(clips), recipe(), tmp_path / "run", checkpoint=start)
     for i in (0, 3):  # of a test clip, and of one that trains
@@ -170,7 +170,7 @@ def test_changed_labels_are_not_resumed_with(classes, start, tmp_path, monkeypat
         other[i] = dataclasses.replace(clips[i], labels=("tabla",))
         with pytest.raises(DataError, match="are not those of the saved run"):
             finetune(Manifest(other), recipe(), tmp_path / "run", checkpoint=start, resume=True)
-    # A state that was not finished does not keep the classifier from being fitted.
+    # An unfinished state does not prevent the fit of the classifier.
     fitted = []
     monkeypatch.setattr(finetuning, "fit_initial_head", lambda task, device: fitted.append(task))
     (tmp_path / "killed" / "rounds" / "all" / "checkpoints" / ".unfinished-step-00000001").mkdir(parents=True)
@@ -178,7 +178,7 @@ def test_changed_labels_are_not_resumed_with(classes, start, tmp_path, monkeypat
     assert len(fitted) == 1
 
 
-def test_means_are_of_the_rounds_that_have_a_score(tmp_path):
+def test_means_are_over_the_folds_that_have_a_score(tmp_path):
     def tested(name, scores):
         return FoldResult(name, {}, 1, 1, None, scores, tmp_path)
 

@@ -1,4 +1,4 @@
-"""Fine-tuning end to end, on the demo's recordings and tiny models: splits, losses, resuming, seconds, predictions."""
+"""Fine-tuning end to end on the demo's recordings and tiny models: splits, losses, resuming, seconds, predictions."""
 
 import csv
 import json
@@ -48,7 +48,7 @@ def recipe(*changes):
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """A pretrained encoder, as far as shapes go."""
+    """Checkpoint of a randomly initialized encoder."""
     torch.manual_seed(0)
     encoder = create_encoder("tiny", "ssamba2", embed_dim=24, depth=2)
     return save_checkpoint(tmp_path_factory.mktemp("encoder"), encoder)
@@ -116,7 +116,7 @@ def test_a_folder_per_class_becomes_a_classifier(classes, start, tmp_path):
     assert model.classifier is not None
     assert model.classifier.config.labels == report.classes
     assert classifier_folder(tmp_path / "run") == tmp_path / "run" / "model"
-    # What the test was scored with is what users get.
+    # Users get the model that was tested.
     data = open_labeled(classes, recipe(), FrontEndConfig(), 1.0)
     found = {
         path.parent.name + path.name: result[0]
@@ -283,7 +283,7 @@ def minutes(tmp_path_factory, clips):
     return folder / "m.csv"
 
 
-def test_seconds_are_learned_and_told(minutes, start, tmp_path):
+def test_labels_of_seconds_are_learned_and_predicted(minutes, start, tmp_path):
     changes = {
         "labels": {"unit": "second"},
         "clips": {"frames": 400},
@@ -326,7 +326,7 @@ def test_seconds_may_have_several_labels(minutes, start, tmp_path):
     assert sum(int(row["clips"]) for row in rows if row["label"] != "short") == 4  # its four seconds
 
 
-def test_labels_where_nothing_is_known_count_nowhere(minutes, start, tmp_path):
+def test_seconds_without_labels_are_ignored(minutes, start, tmp_path):
     rows = list(csv.DictReader(minutes.read_text().splitlines()))
     with (minutes.parent / "gap.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -344,7 +344,7 @@ def test_labels_where_nothing_is_known_count_nowhere(minutes, start, tmp_path):
     assert report.metric == "accuracy"
 
 
-def test_the_originals_seconds_are_offered(minutes, tmp_path, ssamba_pth):
+def test_seconds_can_be_predicted_as_in_the_original(minutes, tmp_path, ssamba_pth):
     changes = {
         "start": {"patch_stride": 16},
         "labels": {"unit": "second", "tokens": "official"},
@@ -373,7 +373,7 @@ def test_splits_that_leak_are_refused(classes, start, tmp_path):
         finetune(Manifest(halves), recipe(), tmp_path / "run", checkpoint=start)
 
 
-def test_what_is_held_out_follows_groups_and_classes():
+def test_held_out_clips_follow_groups_and_classes():
     targets = np.eye(3, dtype=np.float32)[np.arange(300) % 3]
     groups = [str(i // 5) for i in range(300)]
     rounds, notes = make_folds(
@@ -419,7 +419,7 @@ def run_cli(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
-def test_what_was_assumed_and_left_out_is_said(classes, start, tmp_path):
+def test_notes_name_assumptions_and_skipped_recordings(classes, start, tmp_path):
     write_manifest(listed(classes, lambda p: "dev" if int(p.stem) % 2 else "eval"), tmp_path / "m.csv")
     report = finetune(tmp_path / "m.csv", recipe({"run": {"epochs": 1}}), tmp_path / "run", checkpoint=start)
     assert "the splits dev, eval were taken for folds: each tests once" in report.notes
@@ -430,7 +430,7 @@ def test_what_was_assumed_and_left_out_is_said(classes, start, tmp_path):
     assert "text.wav" in (tmp_path / "text" / note.split(": ")[1]).read_text()
 
 
-def test_a_device_that_is_none_is_refused(classes, start, tmp_path):
+def test_an_unknown_device_is_refused(classes, start, tmp_path):
     with pytest.raises(TrainingError, match=r"no device 'abacus': expected cpu, cuda"):
         finetune(classes, recipe(), tmp_path / "run", checkpoint=start, device="abacus")
 
@@ -468,7 +468,7 @@ def test_the_commands_finetune_and_predict(classes, start, tmp_path):
     assert run_cli("predict", wave, "-c", start, "--format", "xml").exit_code == 2
 
 
-def test_a_run_that_was_stopped_is_not_taken_for_done(classes, tmp_path, monkeypatch):
+def test_a_stopped_run_does_not_count_as_finished(classes, tmp_path, monkeypatch):
     stopped = FinetuneReport("SIGTERM", "accuracy", ("a", "b"), (), (), None)
     monkeypatch.setattr("ssamba.training.finetuning.run.finetune", lambda *_, **__: stopped)
     done = run_cli("finetune", "--data", classes, "-o", tmp_path / "run")

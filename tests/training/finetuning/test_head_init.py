@@ -1,4 +1,4 @@
-"""The fitted classifier that a fine-tuning may begin with, against scikit-learn's on embeddings computed by hand."""
+"""Initialization of the classifier by logistic regression, against scikit-learn on embeddings computed separately."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def task_of(encoder, classes, settings, train, valid):
     return FinetuneTask(settings, data, part, encoder.config, FrontEndConfig(), encoder.state_dict())
 
 
-def test_the_head_is_scikit_learns(encoder, classes):
+def test_the_fitted_head_equals_scikit_learns(encoder, classes):
     train, valid = [i for i in range(24) if i % 4], list(range(0, 24, 4))
     task = task_of(encoder, classes, recipe(), train, valid)
     before = {name: value.clone() for name, value in task.model.encoder.state_dict().items()}
@@ -63,7 +63,7 @@ def test_the_head_is_scikit_learns(encoder, classes):
 
 
 @pytest.mark.parametrize("changes", [{"loss": {"kind": "bce"}}, {"choice": {"metric": "loss"}}])
-def test_it_fits_what_the_recipe_minimizes(encoder, classes, changes):
+def test_the_fit_minimizes_the_loss_of_the_recipe(encoder, classes, changes):
     train, valid = [i for i in range(24) if i % 4], list(range(0, 24, 4))
     task = task_of(encoder, classes, recipe(**changes), train, valid)
     answers = task.predict(task.model.eval(), task.fold.train)
@@ -73,12 +73,12 @@ def test_it_fits_what_the_recipe_minimizes(encoder, classes, changes):
     assert task.metrics(fitted)["accuracy"] > 0.6
 
 
-def test_without_validation_clips_it_still_fits(encoder, classes):
+def test_without_validation_clips_the_default_strength_is_used(encoder, classes):
     task = task_of(encoder, classes, recipe(), range(24), [])
     assert fit_initial_head(task, CPU) == 1e-2
 
 
-def test_the_fitted_start_is_kept_where_nothing_is_better(encoder, classes, tmp_path):
+def test_the_initial_model_is_kept_if_training_does_not_improve_it(encoder, classes, tmp_path):
     settings = recipe(optimizer={"learning_rate": 10.0})  # destroys what was fitted
     settings = settings.with_changes(run=settings.run.with_changes(validate_first=True))
     checkpoint = save_checkpoint(tmp_path / "encoder", encoder)
@@ -88,7 +88,7 @@ def test_the_fitted_start_is_kept_where_nothing_is_better(encoder, classes, tmp_
     assert all(torch.equal(kept[f"encoder.{name}"], value) for name, value in encoder.state_dict().items())
 
 
-def test_a_run_fits_its_head_once_and_none_from_scratch(encoder, classes, tmp_path, monkeypatch):
+def test_a_run_fits_its_head_once_and_not_from_scratch(encoder, classes, tmp_path, monkeypatch):
     fitted = []
     monkeypatch.setattr(
         finetuning, "fit_initial_head", lambda task, device: fitted.append(fit_initial_head(task, device))

@@ -1,3 +1,5 @@
+"""Pretraining that starts from the weights of a checkpoint."""
+
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ def saved(tmp_path):
     return started, str(tmp_path / "model")
 
 
-def test_encoder_and_fitting_heads_are_taken_and_the_others_are_named(saved):
+def test_encoder_and_matching_heads_are_copied_and_the_others_are_named(saved):
     theirs, source = saved
     ours = model({"units": 7, "statistics": True, "profile": 2})
     fresh = load_initial_weights(ours, source, FRONT_END)

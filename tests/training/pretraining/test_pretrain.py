@@ -105,7 +105,7 @@ def test_a_folder_becomes_a_model(recordings, tmp_path, change):
     assert embedding.clip.shape == (24,)
 
 
-def test_broken_files_are_left_out_and_listed(recordings, tmp_path):
+def test_broken_files_are_skipped_and_listed(recordings, tmp_path):
     for i in range(4):
         (recordings / f"text{i}.wav").write_text("not audio")
     whole = next(recordings.glob("*.flac")).read_bytes()
@@ -137,7 +137,7 @@ def test_a_folder_smaller_than_a_batch_trains_and_too_short_clips_are_listed(rec
     assert "shorter than one frame" in (tmp_path / "run" / "skipped.csv").read_text()
 
 
-def test_broken_clips_among_those_held_out_are_named(recordings, tmp_path):
+def test_broken_held_out_clips_are_listed(recordings, tmp_path):
     whole = next(recordings.glob("*.flac")).read_bytes()
     for i in range(40):
         (recordings / f"cut{i}.flac").write_bytes(whole[: len(whole) // 2])
@@ -149,7 +149,7 @@ def test_broken_clips_among_those_held_out_are_named(recordings, tmp_path):
     assert all(f"cut{i}.flac" in listed for i in range(40))
 
 
-def test_what_is_not_finite_leaves_a_running_scale_as_it_is():
+def test_values_that_are_not_finite_do_not_update_a_running_scale():
     scale = RunningScale(3)
     scale.standardize(torch.randn(8, 3), training=True)
     before = {name: torch.as_tensor(value).clone() for name, value in scale.state_dict().items()}
@@ -250,7 +250,7 @@ def test_a_clips_views_do_not_depend_on_its_batch(recordings):
         )
 
 
-def test_a_patchs_unit_is_that_of_its_column_before_augmentation(recordings):
+def test_the_unit_of_a_patch_is_that_of_its_column_before_augmentation(recordings):
     changes = (
         {"model": {"encoder": {"embed_dim": 24, "depth": 2, "patch_size": [64, 4], "patch_stride": [64, 4]}}},
         OURS,
@@ -264,7 +264,7 @@ def test_a_patchs_unit_is_that_of_its_column_before_augmentation(recordings):
     assert torch.equal(again.units.centers, task.units.centers)
 
 
-def test_a_clean_course_does_not_depend_on_the_augmentation(recordings):
+def test_a_clean_profile_does_not_depend_on_the_augmentation(recordings):
     changes = (OURS, {"objectives": {"profile": 1.0}, "augmentation": {"gain_db": 20.0, "floor_share": 1.0}})
     plain, clean = ({"objectives": {"profile_target": target}} for target in ("heard", "clean"))
     task, _, inputs = losses_of(recipe(*changes, plain), recordings)
@@ -280,7 +280,7 @@ def test_a_clean_course_does_not_depend_on_the_augmentation(recordings):
     torch.testing.assert_close(first["profile"], second["profile"])
 
 
-def test_a_run_starts_from_another_ones_model(recordings, tmp_path):
+def test_a_run_starts_from_the_model_of_another_run(recordings, tmp_path):
     pretrain([recordings], recipe(), tmp_path / "first")
     first = load_checkpoint(tmp_path / "first" / "model").model.state_dict()
     settings = recipe(OURS, {"model": {"start": str(tmp_path / "first" / "model")}})
@@ -289,7 +289,7 @@ def test_a_run_starts_from_another_ones_model(recordings, tmp_path):
         assert torch.equal(value, first[f"encoder.{name}"])
 
 
-def test_an_empty_share_is_no_loss(recordings):
+def test_an_empty_batch_has_no_loss(recordings):
     task, batch, _ = losses_of(recipe(OURS), recordings)
     empty = type(batch)(batch.waves[:0], batch.samples[:0], batch.seeds[:0], (), (), (), (("a", "broken"),))
     outcome = task.step_loss(task.model, empty, StepContext(0, 0, 0, torch.device("cpu"), "fp32"))
@@ -297,13 +297,13 @@ def test_an_empty_share_is_no_loss(recordings):
     assert outcome.skipped == (("a", "broken"),)
 
 
-def test_partners_are_the_other_view():
+def test_the_partner_of_a_view_is_the_other_view_of_its_clip():
     views = gather_views(torch.arange(6.0)[:, None])
     assert views.partner.tolist() == [3, 4, 5, 0, 1, 2]
     assert views.rank_share == 1
 
 
-def test_other_recordings_cannot_be_resumed_with(recordings, tmp_path, clips):
+def test_a_run_is_not_resumed_with_other_recordings(recordings, tmp_path, clips):
     pretrain([recordings], recipe(), tmp_path / "run")
     next(recordings.glob("*.flac")).unlink()
     with pytest.raises(DataError, match="not those of the saved run"):

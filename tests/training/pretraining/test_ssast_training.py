@@ -1,4 +1,4 @@
-"""SSAST where SSAMBA goes: fine-tuned, told apart, probed, and asked what it imagines."""
+"""SSAST in place of SSAMBA: fine-tuning, prediction, pretraining, reconstruction and probes."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def start(request, tmp_path_factory):
     return save_checkpoint(tmp_path_factory.mktemp(request.param), encoder)
 
 
-def test_it_is_fine_tuned_and_told_apart(start, classes, tmp_path):
+def test_a_fine_tuned_ssast_predicts_labels(start, classes, tmp_path):
     recipe = FinetuneRecipe.parse({**SMALL, "start": {"fitted_head": True, "pooling": "cls"}}, "test")
     report = finetune(classes, recipe, tmp_path / "run", checkpoint=start)
     assert report.stopped == "finished"
@@ -50,7 +50,7 @@ def test_it_is_fine_tuned_and_told_apart(start, classes, tmp_path):
     assert "drum" in (tmp_path / "p.csv").read_text()
 
 
-def test_it_is_pretrained_and_imagines(start, classes, tmp_path):
+def test_a_pretrained_ssast_reconstructs_masked_patches(start, classes, tmp_path):
     config = load_encoder(start).config
     (tmp_path / "r.toml").write_text(
         f'[model]\nvariant = "{"ssast" if config.rows > 1 else "ssast_frame"}"\n'
@@ -63,7 +63,7 @@ def test_it_is_pretrained_and_imagines(start, classes, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_probes_read_what_a_classifier_reads(start, clips):
+def test_a_probe_with_cls_pooling_has_the_inputs_of_a_classifier(start, clips):
     model = load_model(start)
     torch.manual_seed(0)
     head = Classifier(model.encoder.config, ClassifierConfig(num_classes=2, pooling="cls")).eval()

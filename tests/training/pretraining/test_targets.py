@@ -1,3 +1,5 @@
+"""Sound units and running standardization: independence of the batch, saved states, k-means."""
+
 import torch
 
 from ssamba.training.pretraining.targets import RunningScale, SoundUnits, _k_means
@@ -14,7 +16,7 @@ def fitted(count=6, seed=3):
     return units
 
 
-def test_a_clips_units_are_the_same_alone_and_in_a_batch_and_padding_never_counts():
+def test_units_do_not_depend_on_the_batch_or_on_padding():
     units, (features, lengths) = fitted(), batch()
     step = torch.arange(40)
     features[step.expand(4, -1) >= lengths[:, None]] = torch.nan
@@ -25,7 +27,7 @@ def test_a_clips_units_are_the_same_alone_and_in_a_batch_and_padding_never_count
         assert torch.equal(alone[0], together[i, : -(-length // 4)])
 
 
-def test_loudness_and_color_are_taken_out():
+def test_moments_do_not_depend_on_loudness_and_color():
     units, (features, lengths) = fitted(), batch()
     moments = units.moments(features * 0.1, lengths)  # all of it within 40 dB
     tilt = torch.linspace(0, 1, 64)
@@ -51,7 +53,7 @@ def test_projected_moments_are_white():
     torch.testing.assert_close(covariance, torch.eye(48), atol=0.02, rtol=0)
 
 
-def test_k_means_finds_what_lies_together():
+def test_k_means_finds_clusters():
     generator = torch.Generator().manual_seed(0)
     middles = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0]])
     points = (middles[:, None] + 0.1 * torch.randn(3, 50, 2, generator=generator)).flatten(0, 1)
@@ -61,7 +63,7 @@ def test_k_means_finds_what_lies_together():
     assert torch.cdist(points, many).amin(1).max() < 0.5
 
 
-def test_more_clusters_than_moments_are_no_error():
+def test_there_may_be_more_clusters_than_moments():
     units = SoundUnits(500, column_frames=4, log_scale=0.5)
     units.fit([batch()], 0)
     assert units.centers.isfinite().all()

@@ -55,25 +55,6 @@ class Predictions(NamedTuple):
     """Key and reason of clips that could not be read."""
 
 
-def classifier_config(recipe: FinetuneRecipe, data: LabeledData, front_end: FrontEndConfig) -> ClassifierConfig:
-    """Return the configuration of the classifier."""
-    by_second = recipe.labels.unit == "second"
-    return ClassifierConfig(
-        num_classes=len(data.classes),
-        pooling=recipe.start.pooling,
-        labels=data.classes,
-        activation="sigmoid" if binary_loss(recipe, data) else "softmax",
-        padding="official" if recipe.clips.short_clips == "pad" else "patch",
-        label_frames=front_end.frames_per_second if by_second else None,
-        token_segments=_OFFICIAL_SEGMENTS if recipe.labels.tokens == "official" else None,
-    )
-
-
-def binary_loss(recipe: FinetuneRecipe, data: LabeledData) -> bool:
-    """Return whether the loss is binary cross entropy."""
-    return data.multi if recipe.loss.kind == "auto" else recipe.loss.kind == "bce"
-
-
 class FinetuneTask(PlannedBatches):
     """A classifier and the clips of one fold."""
 
@@ -98,8 +79,17 @@ class FinetuneTask(PlannedBatches):
         """
         torch.manual_seed(recipe.run.seed)
         self.recipe, self.data, self.fold, self.front_end = recipe, data, fold, front_end
-        self.binary = binary_loss(recipe, data)
-        self.model = Classifier(encoder, classifier_config(recipe, data, front_end))
+        self.binary = data.multi if recipe.loss.kind == "auto" else recipe.loss.kind == "bce"
+        config = ClassifierConfig(
+            num_classes=len(data.classes),
+            pooling=recipe.start.pooling,
+            labels=data.classes,
+            activation="sigmoid" if self.binary else "softmax",
+            padding="official" if recipe.clips.short_clips == "pad" else "patch",
+            label_frames=front_end.frames_per_second if recipe.labels.unit == "second" else None,
+            token_segments=_OFFICIAL_SEGMENTS if recipe.labels.tokens == "official" else None,
+        )
+        self.model = Classifier(encoder, config)
         if weights is not None:
             self.model.encoder.load_state_dict(weights)
         if recipe.start.frozen:
