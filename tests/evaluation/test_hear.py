@@ -72,10 +72,10 @@ def test_validation_clips_train_and_test_clips_do_not(parts, tmp_path):
 def test_tasks_of_another_kind_are_left_out_by_name(parts, tmp_path):
     write_task(tmp_path / "demo", parts, split_mode="new_split_kfold", splits=list(parts))
     write_task(tmp_path / "events", {}, embedding_type="event", prediction_type="multiclass", split_mode="trainvaltest")
-    heard = []
-    assert [task.name for task in read_suite(tmp_path, None, lambda *note: heard.append(note))] == ["demo"]
-    assert [name for name, _ in heard] == ["events"]
-    assert "'event' and prediction_type 'multiclass'" in heard[0][1]
+    left_out = []
+    assert [task.name for task in read_suite(tmp_path, None, lambda *note: left_out.append(note))] == ["demo"]
+    assert [name for name, _ in left_out] == ["events"]
+    assert "'event' and prediction_type 'multiclass'" in left_out[0][1]
     with pytest.raises(SuiteError, match=r"events cannot be scored: .*'event'"):
         read_suite(tmp_path, ["events"])
     with pytest.raises(SuiteError, match="cannot be scored"):

@@ -97,11 +97,11 @@ def test_events_are_found_and_scored(events, tmp_path):
     (task,) = read_suite(events)
     card = evaluate(LogMelStatistics(), [task], cache=tmp_path / "cache")
     assert card.tasks[task.name]["metric"] == "event_onset_200ms_fms"
-    figures = card.best().figures[task.name]
-    assert figures["event_onset_200ms_fms"] == card.best().scores[task.name] > 0.8
-    assert figures["segment_1s_er"] < 0.4
+    metrics = card.best().figures[task.name]
+    assert metrics["event_onset_200ms_fms"] == card.best().scores[task.name] > 0.8
+    assert metrics["segment_1s_er"] < 0.4
     low, high = card.best().intervals[task.name]
-    assert low <= figures["event_onset_200ms_fms"] <= high
+    assert low <= metrics["event_onset_200ms_fms"] <= high
     (result,) = card.results["final.mean"][task.name]
     assert isinstance(result, EventsResult)
     assert event_metric("event_onset_200ms_fms", result.true, result.found) == pytest.approx(result.score)
@@ -114,25 +114,25 @@ def test_events_are_found_and_scored(events, tmp_path):
 
 
 def test_the_probe_of_events_is_scikit_learns(events):
-    """Setting and smoothing by the onset figure on `valid`, refit on both, all by hand."""
+    """Setting and smoothing by the onset metric on `valid`, refit on both, all by hand."""
     (task,) = read_suite(events)
     (found,) = evaluate(LogMelStatistics(), [task]).results["final.mean"][task.name]
-    moments = LogMelStatistics().timestamp_embeddings(read_waves(task).select(np.arange(len(task.clips)), 0.9))
+    steps = LogMelStatistics().timestamp_embeddings(read_waves(task).select(np.arange(len(task.clips)), 0.9))
     part = task.folds()[0]
-    x = moments.views["final.mean"].astype(float)
+    x = steps.views["final.mean"].astype(float)
     y = np.concatenate(
-        [timestamp_targets(task.events[k], moments.times_s[moments.rows_of(k)], LABELS) for k in range(len(task.clips))]
+        [timestamp_targets(task.events[k], steps.times_s[steps.rows_of(k)], LABELS) for k in range(len(task.clips))]
     )
 
     def events_of(c, train, clips, smoothing):
-        rows = np.concatenate([np.arange(len(x))[moments.rows_of(k)] for k in train])
+        rows = np.concatenate([np.arange(len(x))[steps.rows_of(k)] for k in train])
         scaler = StandardScaler().fit(x[rows])
         models = [LogisticRegression(C=c, max_iter=500).fit(scaler.transform(x[rows]), y[rows, k]) for k in range(2)]
 
         def said(k):
-            return np.stack([m.predict_proba(scaler.transform(x[moments.rows_of(k)]))[:, 1] for m in models], axis=1)
+            return np.stack([m.predict_proba(scaler.transform(x[steps.rows_of(k)]))[:, 1] for m in models], axis=1)
 
-        return [find_events(said(k), moments.times_s[moments.rows_of(k)], LABELS, smoothing, 0.5) for k in clips]
+        return [find_events(said(k), steps.times_s[steps.rows_of(k)], LABELS, smoothing, 0.5) for k in clips]
 
     tried = {
         (c, s): event_metric(task.metric, [task.events[k] for k in part.valid], events_of(c, part.train, part.valid, s))
@@ -157,25 +157,25 @@ def test_an_encoder_and_other_probes_do_events(events, make_encoder):
 
 
 def test_knowing_the_truth_scores_one(events):
-    """A model whose moments are the truth itself, every 10 ms, finds every event, and nearly every second of them."""
+    """A model whose embeddings are the truth itself, every 10 ms, finds every event and nearly every second."""
     (task,) = read_suite(events)
 
-    def moments(waves):
+    def steps(waves):
         times_s = np.arange(0.005, 6.0, 0.01)
         return [(timestamp_targets(own, times_s, LABELS), times_s) for own in task.events]
 
-    oracle = FunctionModel("oracle", lambda waves: np.zeros((len(waves), 1)), embed_timestamps=moments)
+    oracle = FunctionModel("oracle", lambda waves: np.zeros((len(waves), 1)), embed_timestamps=steps)
     card = evaluate(oracle, [task])
     assert card.best().scores[task.name] == 1
     # An event ends with its last moment, and may so miss a second that it reaches into for less than 10 ms.
     assert card.best().figures[task.name]["segment_1s_er"] < 0.1
 
 
-def test_many_moments_are_thinned_evenly(events, monkeypatch):
+def test_many_time_steps_are_thinned_evenly(events, monkeypatch):
     monkeypatch.setattr("ssamba.evaluation.probing._MAX_TIME_STEPS", 300)
     (task,) = read_suite(events)
     card = evaluate(LogMelStatistics(), [task])
-    assert card.best().scores[task.name] > 0.6  # 840 moments train, or every third of them
+    assert card.best().scores[task.name] > 0.6  # 840 time steps train, or every third of them
     rows = EventRows(*[None] * 8)
     np.testing.assert_array_equal(rows.thinned(np.arange(601)), np.arange(0, 601, 3))
     np.testing.assert_array_equal(rows.thinned(np.arange(300)), np.arange(300))
@@ -234,15 +234,15 @@ def test_several_labels_are_scored_by_map(labeled):
     assert read_suite(labeled)[0].classes == LABELS
 
 
-def test_events_whose_figures_are_unknown_are_left_out_with_the_reason(events, labeled):
+def test_events_whose_metrics_are_unknown_are_left_out_with_the_reason(events, labeled):
     other = labeled.parent / "seld"
     write_task(other, {}, **{**DCASE, "evaluation": ["segment_1s_seld", "segment_1s_er"]})
-    heard = []
-    tasks = read_suite(labeled.parent, None, lambda *note: heard.append(note))
+    left_out = []
+    tasks = read_suite(labeled.parent, None, lambda *note: left_out.append(note))
     assert [task.name for task in tasks] == ["fsd50k-v1.0-full"]
-    assert heard[0][0] == "seld"
-    assert "segment_1s_seld" in heard[0][1]
-    assert "events are scored by event_onset_200ms_fms" in heard[0][1]
+    assert left_out[0][0] == "seld"
+    assert "segment_1s_seld" in left_out[0][1]
+    assert "events are scored by event_onset_200ms_fms" in left_out[0][1]
 
 
 def change(path, edit):

@@ -1,4 +1,4 @@
-"""Reading suites, the rounds of their tasks, and their clips."""
+"""Reading suites, the folds of their tasks, and their clips."""
 
 from __future__ import annotations
 
@@ -107,9 +107,9 @@ def test_tables_of_the_open_suite_are_scored_as_published_without_metadata(tmp_p
 
 
 def test_each_fold_is_scored_once():
-    rounds = make_task(["b", "a", "c", "a"]).folds()
-    assert [list(part.test) for part in rounds] == [[1, 3], [0], [2]]
-    assert all(sorted([*part.train, *part.test]) == [0, 1, 2, 3] for part in rounds)
+    folds = make_task(["b", "a", "c", "a"]).folds()
+    assert [list(fold.test) for fold in folds] == [[1, 3], [0], [2]]
+    assert all(sorted([*fold.train, *fold.test]) == [0, 1, 2, 3] for fold in folds)
 
 
 @settings(deadline=None)
@@ -121,13 +121,13 @@ def test_inner_folds_never_see_a_test_clip_nor_tear_a_group(data):
     groups = data.draw(st.lists(st.sampled_from("abcdef"), min_size=len(splits), max_size=len(splits)))
     task = make_task(splits, groups)
     inner, (outer,) = task.inner_folds(), task.folds()
-    assert sorted(np.concatenate([part.test for part in inner])) == list(outer.train)
-    for part in inner:
-        assert set(part.train) | set(part.test) == set(outer.train)
-        assert len(part.train)
-        assert len(part.test)
+    assert sorted(np.concatenate([fold.test for fold in inner])) == list(outer.train)
+    for fold in inner:
+        assert set(fold.train) | set(fold.test) == set(outer.train)
+        assert len(fold.train)
+        assert len(fold.test)
         if len(np.unique(task.groups[outer.train])) > 1:
-            assert not set(task.groups[part.train]) & set(task.groups[part.test])
+            assert not set(task.groups[fold.train]) & set(task.groups[fold.test])
 
 
 @pytest.mark.parametrize(

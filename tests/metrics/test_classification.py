@@ -10,8 +10,8 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 from sklearn import metrics as theirs
 
-from ssamba.metrics import bootstrap
 from ssamba.metrics import classification as ours
+from ssamba.metrics.bootstrap import bootstrap_values, interval_of
 
 
 @st.composite
@@ -151,7 +151,7 @@ def test_bootstrap_interval_covers_as_often_as_it_says():
     covered = 0
     for seed in range(200):
         scores = np.stack([generator.random(200) < 0.7, np.full(200, 0.5)], axis=1)
-        low, high = bootstrap.bootstrap_interval(ours.accuracy, scores, targets, samples=100, seed=seed)
+        low, high = interval_of(bootstrap_values(ours.accuracy, scores, targets, samples=100, seed=seed))
         assert low <= ours.accuracy(scores, targets) <= high
         covered += low <= 0.7 <= high
     assert 0.88 <= covered / 200 <= 0.99
@@ -159,21 +159,21 @@ def test_bootstrap_interval_covers_as_often_as_it_says():
 
 def test_bootstrap_draws_again_where_the_metric_does_not_exist():
     scores, targets = np.linspace(0, 1, 6)[:, None], np.array([[0], [0], [0], [0], [1], [1]])
-    interval = bootstrap.bootstrap_interval(ours.mean_average_precision, scores, targets, samples=50)
+    interval = interval_of(bootstrap_values(ours.mean_average_precision, scores, targets, samples=50))
     assert interval.high == 1
     with pytest.raises(ValueError, match="positive clip"):
-        bootstrap.bootstrap_interval(ours.mean_average_precision, scores, np.zeros_like(targets), samples=50)
+        interval_of(bootstrap_values(ours.mean_average_precision, scores, np.zeros_like(targets), samples=50))
 
 
 def test_bootstrap_draws_whole_recordings_where_segments_belong_to_them():
     """Copies of a clip that count as one unit say nothing new: the interval stays as wide as without them."""
     generator = np.random.default_rng(0)
     scores, targets = np.stack([generator.random(60) < 0.7, np.full(60, 0.5)], axis=1), np.zeros(60, dtype=int)
-    once = bootstrap.bootstrap_interval(ours.accuracy, scores, targets, samples=400)
+    once = interval_of(bootstrap_values(ours.accuracy, scores, targets, samples=400))
     many, units = np.repeat(scores, 10, axis=0), np.repeat(np.arange(60), 10)
-    same = bootstrap.bootstrap_interval(ours.accuracy, many, np.repeat(targets, 10), samples=400, units=units)
+    same = interval_of(bootstrap_values(ours.accuracy, many, np.repeat(targets, 10), samples=400, units=units))
     assert same == pytest.approx(once)
-    apart = bootstrap.bootstrap_interval(ours.accuracy, many, np.repeat(targets, 10), samples=400)
+    apart = interval_of(bootstrap_values(ours.accuracy, many, np.repeat(targets, 10), samples=400))
     assert apart.high - apart.low < 0.5 * (once.high - once.low)
 
 
@@ -184,9 +184,9 @@ def test_bootstrap_by_rank_is_that_by_sorting_again(case, seed):
     scores, targets = case
     for metric in (ours.mean_average_precision, ours.mean_area_under_curve, ours.mean_equal_error_rate, ours.d_prime):
         try:
-            plain = bootstrap.bootstrap_values(lambda s, t, m=metric: m(s, t), scores, targets, samples=5, seed=seed)
+            plain = bootstrap_values(lambda s, t, m=metric: m(s, t), scores, targets, samples=5, seed=seed)
         except ValueError:
             continue
-        ranked = bootstrap.bootstrap_values(metric, scores, targets, samples=5, seed=seed)
+        ranked = bootstrap_values(metric, scores, targets, samples=5, seed=seed)
         # The last bit of an area is much of d' where it is near infinity.
         np.testing.assert_allclose(ranked, plain, atol=1e-9, rtol=0.05 if metric is ours.d_prime else 0)

@@ -28,7 +28,7 @@ from ssamba.errors import SuiteError
 from ssamba.evaluation.clips import Waves, read_waves, recording_digests
 from ssamba.evaluation.probing import ProbeResult, clip_jobs, layer_jobs, run_jobs, timestamp_jobs
 from ssamba.evaluation.task import Task
-from ssamba.evaluation.vectors import ClipModel, pooling_of, task_timestamps, task_vectors, view_name
+from ssamba.evaluation.vectors import ClipModel, TimestampEmbeddings, pooling_of, task_vectors, view_name
 from ssamba.metrics.bootstrap import Interval, interval_of
 from ssamba.metrics.classification import Array, finite_or_none
 from ssamba.probes import ProbeKind
@@ -215,12 +215,11 @@ def _evaluate_task(
     def waves() -> Waves:
         return read_waves(task, model.sample_rate_hz, cache, report("decoding", len(task.clips)))
 
-    arguments = model, task, used, options.level, waves, cache, report("embedding", len(used))
+    views = task_vectors(model, task, used, options.level, waves, cache, report("embedding", len(used)))
     if task.kind in ("second", "event"):
-        embeddings = task_timestamps(*arguments)
+        embeddings = TimestampEmbeddings.from_arrays(views)
         names, jobs = list(embeddings.views), timestamp_jobs(task, embeddings, used, folds, options.probe)
     else:
-        views = task_vectors(*arguments)
         names, jobs = list(views), clip_jobs(task, views, used, folds, options.probe)
         if options.weighted:
             stacks = _layer_stacks(views)

@@ -72,14 +72,14 @@ class ProbeResult:
     """Learned weights of the layers, (V,)."""
 
     @property
-    def score(self) -> float:
-        """The task's metric: the first of `metrics`."""
-        return float(self.correct.mean())
-
-    @property
     def metrics(self) -> dict[str, float]:
         """All metrics by name, the task's own first."""
-        return {"accuracy": self.score}
+        return {"accuracy": float(self.correct.mean())}
+
+    @property
+    def score(self) -> float:
+        """The task's metric."""
+        return next(iter(self.metrics.values()))
 
     def samples(self, count: int, generator: np.random.Generator) -> Array:
         """Return the score on bootstrap samples of the clips, (count,).
@@ -100,11 +100,6 @@ class LabelsResult(ProbeResult):
     """(n, C), 0 or 1."""
     values: Mapping[str, float] = field(kw_only=True)
     """Metrics by name, the task's own first."""
-
-    @property
-    def score(self) -> float:
-        """The task's metric."""
-        return next(iter(self.values.values()))
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -135,11 +130,6 @@ class EventsResult(ProbeResult):
     """Chosen on the validation clips."""
     counts: Mapping[str, Array] = field(kw_only=True)
     """`event_counts` by metric, the task's own first."""
-
-    @property
-    def score(self) -> float:
-        """The task's metric."""
-        return next(iter(self.metrics.values()))
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -348,46 +348,31 @@ def task_vectors(
     cache: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Array]:
-    """Return the views of some clips of a task, read from the cache if it has them.
+    """Return the views of some clips of a task, or `TimestampEmbeddings.to_arrays()` if seconds or events are scored.
 
     Args:
         model: the model.
         task: the task.
         indices: the clips, (n,).
         level: peak that each clip is scaled to; None leaves it.
-        waves: returns the decoded clips of the whole task; called only if needed.
+        waves: returns the decoded clips of the whole task; called only if the vectors are not cached.
         cache: folder; None caches nothing.
         on_progress: called with the number of clips that are done.
-    """
-    path = _cache_path(cache, task, [model.digest(), task.digest, level, indices.tolist()])
-    return cached_arrays(path, lambda: model.vectors(waves().select(indices, level), on_progress))
-
-
-def task_timestamps(
-    model: ClipModel,
-    task: Task,
-    indices: Array,
-    level: float | None,
-    waves: Callable[[], Waves],
-    cache: Path | None = None,
-    on_progress: OnProgress | None = None,
-) -> TimestampEmbeddings:
-    """Return the views of the time steps of some clips of a task; arguments as `task_vectors`.
 
     Raises:
-        SuiteError: the model has no timestamp embeddings.
+        SuiteError: the task needs timestamp embeddings, and the model has none.
     """
-    embed = getattr(model, "timestamp_embeddings", None)
-    if embed is None:
-        raise SuiteError(
-            f"{model.name} has no timestamp embeddings, which {task.name} needs (it is scored by {task.metric}): leave "
-            "the task out, or give the model a method `timestamp_embeddings`"
-        )
-    # "moments" is the first name of timestamp embeddings: it stays in the key, so that caches remain valid.
-    path = _cache_path(cache, task, [model.digest(), task.digest, level, indices.tolist(), "moments", 1])
-    arrays = cached_arrays(path, lambda: embed(waves().select(indices, level), on_progress).to_arrays())
-    return TimestampEmbeddings.from_arrays(arrays)
-
-
-def _cache_path(cache: Path | None, task: Task, key: list[Any]) -> Path | None:
-    return cache / "embeddings" / f"{task.name}-{digest_of_json(key)}.safetensors" if cache else None
+    key: list[Any] = [model.digest(), task.digest, level, indices.tolist()]
+    embed: Callable[..., Mapping[str, Array]] = model.vectors
+    if task.kind in ("second", "event"):
+        timestamp_embeddings = getattr(model, "timestamp_embeddings", None)
+        if timestamp_embeddings is None:
+            raise SuiteError(
+                f"{model.name} has no timestamp embeddings, which {task.name} needs (it is scored by {task.metric}): "
+                "leave the task out, or give the model a method `timestamp_embeddings`"
+            )
+        # "moments" is the first name of timestamp embeddings: it stays in the key, so that caches remain valid.
+        key += ["moments", 1]
+        embed = lambda *arguments: timestamp_embeddings(*arguments).to_arrays()  # noqa: E731
+    path = cache / "embeddings" / f"{task.name}-{digest_of_json(key)}.safetensors" if cache else None
+    return cached_arrays(path, lambda: embed(waves().select(indices, level), on_progress))

@@ -25,33 +25,6 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap_interval(
-    metric: Callable[[Array, Array], float],
-    scores: Array,
-    targets: Array,
-    *,
-    confidence: float = 0.95,
-    samples: int = 1000,
-    seed: int = 0,
-    units: Array | None = None,
-) -> Interval:
-    """Return the confidence interval of a metric over clips.
-
-    Args:
-        metric: `mean_average_precision` or another function of scores and targets.
-        scores: first axis N.
-        targets: first axis N.
-        confidence: share of the samples inside.
-        samples: number of bootstrap samples.
-        seed: of the draws.
-        units: (N,), clips with the same unit are drawn together (the segments of a recording); None draws single clips.
-
-    Raises:
-        ValueError: the metric is undefined on too many samples.
-    """
-    return interval_of(bootstrap_values(metric, scores, targets, samples=samples, seed=seed, units=units), confidence)
-
-
 def bootstrap_values(
     metric: Callable[[Array, Array], float],
     scores: Array,
@@ -61,10 +34,21 @@ def bootstrap_values(
     seed: int = 0,
     units: Array | None = None,
 ) -> Array:
-    """Return the metric on each bootstrap sample, (samples,); arguments and errors as `bootstrap_interval`.
+    """Return a metric on bootstrap samples of the clips, (samples,); `interval_of` gives its confidence interval.
 
     Samples on which the metric is undefined (no positive clip was drawn) are drawn again. For metrics that depend on
     the order of clips alone the clips are sorted once.
+
+    Args:
+        metric: `mean_average_precision` or another function of scores and targets.
+        scores: first axis N.
+        targets: first axis N.
+        samples: number of bootstrap samples.
+        seed: of the draws.
+        units: (N,), clips with the same unit are drawn together (the segments of a recording); None draws single clips.
+
+    Raises:
+        ValueError: the metric is undefined on too many samples.
     """
     generator, failed = np.random.default_rng(seed), 0
     values: list[float] = []

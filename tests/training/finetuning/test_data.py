@@ -13,7 +13,7 @@ from ssamba.config import FrontEndConfig
 from ssamba.data.manifest import Clip, Manifest
 from ssamba.errors import DataError
 from ssamba.model import create_encoder
-from ssamba.splits import hold_out, make_folds
+from ssamba.splits import make_folds
 from ssamba.training.finetuning import run as finetuning
 from ssamba.training.finetuning.data import open_labeled, split_by_class
 from ssamba.training.finetuning.recipe import FinetuneRecipe
@@ -132,28 +132,6 @@ def test_silent_clips_are_not_copies(classes, tmp_path):
     for name in ("drum", "choir"):
         soundfile.write(folder / name / "silence.wav", np.zeros(8000, np.float32), 16_000)
     assert not any(opened(folder).copies)
-
-
-@pytest.mark.parametrize(
-    ("clips", "share", "held"), [(8, 0.15, 1), (4, 0.15, 1), (3, 0.15, 1), (2, 0.2, 0), (1, 0.2, 0)]
-)
-def test_small_classes_have_validation_clips(clips, share, held):
-    targets = np.repeat(np.eye(5, dtype=np.float32), clips, 0)
-    found = hold_out(np.arange(5 * clips), np.arange(5 * clips), targets, share)
-    np.testing.assert_array_equal(targets[found].sum(0), [held] * 5)
-
-
-def test_classes_that_cannot_be_held_out_are_named():
-    targets = np.eye(3, dtype=np.float32)[[0] * 20 + [1] * 20 + [2] * 2]
-    names = [str(i) for i in range(42)]
-    _, notes = make_folds(
-        [None] * 42, [None] * 42, names, targets,
-        valid_share=0.15, test_share=0.0, validate=True, classes=("wren", "robin", "crake"),
-    )  # fmt: skip
-    assert notes == [
-        "6 of 42 clips were held out for validation, by groups, classes evenly, "
-        "but for 1 with too few groups of clips (crake)"
-    ]
 
 
 def test_patience_does_not_end_a_run_without_validation_clips(classes, start, tmp_path):

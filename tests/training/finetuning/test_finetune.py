@@ -23,7 +23,6 @@ from ssamba.data.manifest import Clip, Manifest, write_manifest
 from ssamba.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ssamba.library.predict import classifier_folder, predict_stream
 from ssamba.model import create_encoder
-from ssamba.splits import make_folds
 from ssamba.training.finetuning.data import open_labeled
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 from ssamba.training.finetuning.run import FinetuneReport, finetune
@@ -371,22 +370,6 @@ def test_splits_that_leak_are_refused(classes, start, tmp_path):
     ]
     with pytest.raises(DataError, match="1 files are in train and in test"):
         finetune(Manifest(halves), recipe(), tmp_path / "run", checkpoint=start)
-
-
-def test_held_out_clips_follow_groups_and_classes():
-    targets = np.eye(3, dtype=np.float32)[np.arange(300) % 3]
-    groups = [str(i // 5) for i in range(300)]
-    rounds, notes = make_folds(
-        [None] * 300, groups, [str(i) for i in range(300)], targets, valid_share=0.2, test_share=0.25, validate=True
-    )
-    (part,) = rounds
-    sides = [part.train, part.valid, part.test]
-    assert np.array_equal(np.sort(np.concatenate(sides)), np.arange(300))
-    seen = [{groups[i] for i in side} for side in sides]
-    assert sum(map(len, seen)) == len(set.union(*seen))
-    assert abs(len(part.test) - 75) <= 10
-    assert all(abs(targets[part.test, c].sum() - 25) <= 5 for c in range(3))
-    assert len(notes) == 2
 
 
 def test_wrong_inputs_are_refused_by_name(classes, start, tmp_path):

@@ -14,7 +14,7 @@ from ssamba.evaluation.evaluate import score_intervals
 from ssamba.evaluation.probing import ProbeResult
 from ssamba.evaluation.report import confusion, plot_scorecard, reference_rows, scores_of_one_label, write_details
 from ssamba.evaluation.suite import open_suite_metadata, read_suite
-from ssamba.metrics.bootstrap import bootstrap_interval
+from ssamba.metrics.bootstrap import bootstrap_values, interval_of
 from ssamba.metrics.classification import accuracy
 
 
@@ -56,7 +56,7 @@ def test_intervals_are_the_bootstraps():
     predicted = np.where(generator.random(300) < 0.8, labels, "c")
     found = score_intervals({"task": [result(labels, np.arange(300), predicted)]})
     scores = np.stack([predicted == labels, np.full(300, 0.5)], axis=1)
-    drawn = bootstrap_interval(accuracy, scores, np.zeros(300, dtype=int), samples=2000)
+    drawn = interval_of(bootstrap_values(accuracy, scores, np.zeros(300, dtype=int), samples=2000))
     np.testing.assert_allclose(found["task"], drawn, atol=0.012)
     assert found["mean"] == pytest.approx(found["task"], abs=0.01)
 
