@@ -300,6 +300,7 @@ def _shift_bins(features: Tensor, seeds: Tensor, most: int) -> Tensor:
 
 def _equalizer(seeds: Tensor, width: float, bins: int) -> Tensor:
     """(B, M): a sum of cosines of one to five half periods over all bins, with weights in [-width, width]."""
+    # The name of a random stream determines its numbers, so it keeps its first spelling.
     weights = randomness.symmetric(seeds, "augment.equaliser", _COSINES) * width
     waves = torch.arange(1, _COSINES + 1, device=seeds.device)[:, None] * (
         torch.arange(bins, device=seeds.device) + 0.5
