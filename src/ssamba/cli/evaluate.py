@@ -10,9 +10,10 @@ import typer
 from rich.markup import escape
 
 from ssamba.cli.app import EXIT_CODES, DeviceOption, app, err, fail, load_embedder, out
+from ssamba.cli.progress import Bar
 
 if TYPE_CHECKING:
-    from ssamba.evaluation import ClipModel, Progress, Scorecard, Task
+    from ssamba.evaluation import ClipModel, Progress, Scorecard
 
 
 @app.command(
@@ -114,8 +115,13 @@ def evaluate(
         err.print(f"[yellow]left out:[/] {escape(note)}", soft_wrap=True, highlight=False)
     scored = _model(model, vectors, device)
     folder = None if no_cache else cache or cache_folder()
-    with _ProgressBar(tasks) as bar:
-        card = run(scored, tasks, options, cache=folder, workers=workers or os.cpu_count() or 1, on_progress=bar.update)
+    label = {one.name: f"task {number} of {len(tasks)} ({one.name})" for number, one in enumerate(tasks, 1)}
+    with Bar("scoring", unit="") as bar:
+
+        def show(state: Progress) -> None:
+            bar.update(state.done, state.total, f"{label[state.task]}: {state.step}")
+
+        card = run(scored, tasks, options, cache=folder, workers=workers or os.cpu_count() or 1, on_progress=show)
     _show(card)
     if figure is not None:
         plot_scorecard(card, figure, [] if inner else reference_rows())
@@ -165,38 +171,3 @@ def _show(card: Scorecard) -> None:
             highlight=False,
         )
     err.print(f"{card.seconds:.0f} s", highlight=False)
-
-
-class _ProgressBar:
-    """Progress on standard error: step, task, clips or folds, and time left."""
-
-    def __init__(self, tasks: list[Task]) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._number = {task.name: f"task {k} of {len(tasks)}" for k, task in enumerate(tasks, 1)}
-        self._progress = Progress(
-            TextColumn("{task.fields[step]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("left:"),
-            TimeRemainingColumn(),
-            console=err,
-            transient=True,
-        )
-        self._task = self._progress.add_task("", total=None, step="")
-        self._step = ""
-
-    def __enter__(self) -> _ProgressBar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def update(self, state: Progress) -> None:
-        """Show the current state."""
-        step = f"{self._number[state.task]} ({state.task}): {state.step}"
-        if step != self._step:
-            self._progress.reset(self._task)
-            self._step = step
-        self._progress.update(self._task, total=state.total, completed=state.done, step=step)
