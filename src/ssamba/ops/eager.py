@@ -11,7 +11,6 @@ Equations: see `reference.py`. With g_t the gradient of h_t: g_t = C_t dy_t + ex
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -192,7 +191,7 @@ def _backward(grad_out: Tensor, grad_last: Tensor, chunk_states: Tensor, inputs:
             grad_y = grad_y * chunk.z * gate
         chunks.write(grad_C, index, torch.matmul(grad_y[:, :, None, :], h).squeeze(2))
         g = grad_y[..., None] * chunk.C[:, :, None, :]
-        for decay_t, g_t in _reversed(decay, g):
+        for decay_t, g_t in zip(reversed(decay.unbind(0)), reversed(g.unbind(0)), strict=True):
             g_t += carry
             carry = decay_t * g_t
         drive = _project(g, chunk.B)
@@ -221,10 +220,6 @@ def _backward(grad_out: Tensor, grad_last: Tensor, chunk_states: Tensor, inputs:
         u.new_empty(0) if inputs.delta_bias is None else grad_bias.to(inputs.delta_bias.dtype),
         carry,
     )
-
-
-def _reversed(decay: Tensor, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(reversed(decay.unbind(0)), reversed(g.unbind(0)), strict=True)
 
 
 def _backward_fake(grad_out: Tensor, grad_last: Tensor, chunk_states: Tensor, inputs: ScanInputs) -> tuple[Tensor, ...]:

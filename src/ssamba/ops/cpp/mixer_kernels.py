@@ -82,15 +82,10 @@ def fuses_projection(dtype: torch.dtype) -> bool:
 
 def projected_rows(projected: Tensor, weights: KernelWeights) -> tuple[Rows, Rows, Rows]:
     """Return the rows of delta's low-rank factor, B and C in `projected` (B, L, columns or more)."""
-    low, batch_stride, row_stride, is_bf16 = rows(projected)
-    size = projected.element_size()
-    B = low + weights.delta_rank * size
-    C = B + weights.state * size
-    return (
-        (low, batch_stride, row_stride, is_bf16),
-        (B, batch_stride, row_stride, is_bf16),
-        (C, batch_stride, row_stride, is_bf16),
-    )
+    low = rows(projected)
+    B = low[0] + weights.delta_rank * projected.element_size()
+    C = B + weights.state * projected.element_size()
+    return low, (B, *low[1:]), (C, *low[1:])
 
 
 def convolve(
