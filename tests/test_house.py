@@ -17,6 +17,7 @@ PACKAGE = ROOT / "src" / "ssamba"
 ROWS = {
     "errors": 0,
     "files": 0,
+    "progress": 0,
     "hashing": 0,
     "worker_pool": 1,
     "config": 1,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class SsambaError(Exception):
     """Base of all errors that ssamba raises on purpose."""
@@ -17,6 +19,10 @@ class CheckpointError(SsambaError, ValueError):
 
 class ConfigError(SsambaError, ValueError):
     """A configuration holds an unknown key or an invalid value."""
+
+
+class OtherSettingsError(ConfigError):
+    """An output was made with other settings; the message names every difference and the remedy."""
 
 
 class DataError(SsambaError, ValueError):
@@ -41,6 +47,22 @@ class BackendUnavailableError(SsambaError, RuntimeError):
 
 class MissingExtraError(SsambaError, ImportError):
     """A feature needs an optional dependency; the message gives the command that installs it."""
+
+
+class SkippedFilesError(SsambaError):
+    """With `strict`, some files were skipped; the output of the others was written, and `report` is the job's."""
+
+    def __init__(self, message: str, report: Any) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class Interrupted(KeyboardInterrupt):
+    """A job was interrupted; the message says what is kept and how to go on, and `report` is the job's so far."""
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class TrainingError(SsambaError, RuntimeError):

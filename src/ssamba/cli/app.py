@@ -1,21 +1,30 @@
-"""Shared by all commands: the application, consoles, exit codes, options, and loading a model."""
+"""Shared by all commands: the application, global options, logging, exit codes, and common options."""
 
 from __future__ import annotations
 
+import json
+import logging
+import signal
 import sys
+import time
 import warnings
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperGroup
 
 from ssamba import __version__
+from ssamba.errors import ConfigError, OtherSettingsError, SkippedFilesError, SsambaError
 
 if TYPE_CHECKING:
+    from ssamba.audio.files import Skipped
     from ssamba.embedder import Embedder
 
 EXIT_ERROR = 1
+EXIT_USAGE = 2
 EXIT_SKIPPED = 3
 EXIT_INTERRUPTED = 130
 
@@ -24,8 +33,102 @@ EXIT_CODES = (
     "3 with --strict, some files were skipped; 130 interrupted."
 )
 
+out = Console()
+err = Console(stderr=True)
+log = logging.getLogger("ssamba")
+
+_MAX_SKIPPED_SHOWN = 10
+_STYLES = {"ERROR": "bold red", "WARNING": "yellow", "DEBUG": "dim"}
+
+
+class _StderrHandler(logging.Handler):
+    """Shows messages on standard error, above a progress bar if there is one; or as JSON lines."""
+
+    as_json = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.exc_info:
+            message += "\n" + logging.Formatter().formatException(record.exc_info)
+        if self.as_json:
+            write_json_line({"event": "log", "level": record.levelname.lower(), "message": message})
+            return
+        style = _STYLES.get(record.levelname)
+        prefix = f"[{style}]{record.levelname.lower()}:[/] " if style else ""
+        err.print(prefix + escape(message), soft_wrap=True, highlight=False)
+
+
+HANDLER = _StderrHandler()
+
+
+def write_json_line(values: dict[str, Any]) -> None:
+    """Write an event of `--log-json` to standard error."""
+    line = json.dumps({"time": round(time.time(), 3), **values}, ensure_ascii=False)
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def is_quiet() -> bool:
+    """Return whether `--quiet` was given: errors and requested data only."""
+    return log.level >= logging.ERROR
+
+
+def raise_interrupt(signum: int, frame: object) -> NoReturn:
+    """Signal handler that ends a job as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def fail(message: str, code: int = EXIT_ERROR) -> NoReturn:
+    """Log the message as an error and exit."""
+    log.error(message)
+    sys.exit(code)
+
+
+class Commands(TyperGroup):
+    """A group of commands that all take the global options; errors end in one message and an exit code."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        shared = [parameter for parameter in self.params if parameter.name in ("verbose", "quiet", "log_json")]
+        for command in self.commands.values():
+            for one in command.commands.values() if isinstance(command, TyperGroup) else (command,):
+                one.params = [*one.params, *shared]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Set up logging to standard error, then parse."""
+        log.setLevel(logging.INFO)
+        HANDLER.as_json = False
+        if HANDLER not in log.handlers:
+            log.addHandler(HANDLER)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, raise_interrupt)
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _log_warning
+                return super().invoke(ctx)
+        except SkippedFilesError as error:
+            show_report(error.report)
+            fail(str(error), EXIT_SKIPPED)
+        except (SsambaError, OSError, ValueError) as error:
+            log.debug("traceback", exc_info=True)
+            wrong_usage = isinstance(error, ConfigError) and not isinstance(error, OtherSettingsError)
+            fail(str(error), EXIT_USAGE if wrong_usage else EXIT_ERROR)
+        except KeyboardInterrupt as error:
+            log.warning(f"interrupted{f': {error}' if str(error) else ''}")
+            sys.exit(EXIT_INTERRUPTED)
+
+
+def _log_warning(message: Warning | str, *_: object, **__: object) -> None:
+    log.warning(str(message))
+
+
 app = typer.Typer(
     name="ssamba",
+    cls=Commands,
     help="Self-supervised audio representations: any recording, any length, on a CPU or a GPU.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
@@ -33,14 +136,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console()
-err = Console(stderr=True)
-
-
-def fail(message: str) -> NoReturn:
-    """Print the message and exit with code 1."""
-    err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
-    sys.exit(EXIT_ERROR)
 
 
 def _show_version(wanted: bool) -> None:
@@ -49,10 +144,41 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _set_verbose(wanted: bool) -> None:
+    if wanted:
+        log.setLevel(logging.DEBUG)
+
+
+def _set_quiet(wanted: bool) -> None:
+    if wanted:
+        log.setLevel(logging.ERROR)
+
+
+def _set_log_json(wanted: bool) -> None:
+    if wanted:
+        HANDLER.as_json = True
+
+
+def _global_option(callback: Any, *names: str, help: str) -> Any:
+    return typer.Option(
+        *names, callback=callback, expose_value=False, is_eager=True, rich_help_panel="Global options", help=help
+    )
+
+
 @app.callback()
 def _common(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    verbose: Annotated[
+        bool, _global_option(_set_verbose, "--verbose", "-v", help="More messages, and the traceback of an error.")
+    ] = False,
+    quiet: Annotated[
+        bool, _global_option(_set_quiet, "--quiet", "-q", help="Errors only: no progress, no summary.")
+    ] = False,
+    log_json: Annotated[
+        bool,
+        _global_option(_set_log_json, "--log-json", help="Progress and messages as JSON lines on standard error."),
     ] = False,
 ) -> None:
     pass
@@ -63,10 +189,18 @@ CheckpointOption = Annotated[
     typer.Option(
         "--checkpoint",
         "-c",
+        metavar="MODEL",
         help="Checkpoint folder, official .pth file, or hf:OWNER/NAME. Default: the weights that ship with ssamba.",
     ),
 ]
+RecordingsArgument = Annotated[
+    list[str], typer.Argument(metavar="RECORDINGS...", help="Audio files, folders (searched recursively) and patterns.")
+]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if available.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Start anew; what exists stays until the new result is complete.")
+]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with code 3 if any file was skipped.")]
 ChangesOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe, e.g. run.seed=1; repeatable."),
@@ -76,28 +210,40 @@ NoResumeOption = Annotated[
 ]
 
 
-def raise_interrupt(signum: int, frame: object) -> NoReturn:
-    """Signal handler that ends a job as Ctrl-C does."""
-    raise KeyboardInterrupt
+def say(text: str) -> None:
+    """Print a line of the result to standard output, unless `--quiet`."""
+    if not is_quiet():
+        out.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def report_skipped(skipped: Sequence[Skipped], report: object = None) -> None:
+    """Log the first skipped files, and the path of the full list."""
+    for entry in skipped[:_MAX_SKIPPED_SHOWN]:
+        log.warning(f"skipped {entry.reason}")
+    if len(skipped) > _MAX_SKIPPED_SHOWN:
+        log.warning(f"and {len(skipped) - _MAX_SKIPPED_SHOWN} more")
+    if skipped and report is not None:
+        log.warning(f"all reasons: {report}")
+
+
+def show_report(report: Any) -> None:
+    """Print the summary of a job (its report as text) and log the files that it skipped."""
+    say(str(report))
+    report_skipped(report.skipped, report.skipped_file)
 
 
 def load_embedder(checkpoint: str | None, device: str | None, *, untrained: bool = False) -> Embedder:
-    """Load a checkpoint, or create an untrained model; print warnings, and exit if the device cannot be used."""
+    """Load a checkpoint, or create an untrained model; exit if the device cannot be used."""
     from ssamba.embedder import load_model, random_model
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            model = random_model(device=device) if untrained else load_model(checkpoint, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            fail(f"cannot use device {device!r}: {str(error).splitlines()[0]}")
-    for warning in caught:
-        err.print(f"[yellow]warning:[/] {escape(str(warning.message))}", soft_wrap=True)
-    return model
+    try:
+        return random_model(device=device) if untrained else load_model(checkpoint, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        fail(f"cannot use device {device!r}: {str(error).splitlines()[0]}")
 
 
 def format_duration(seconds: float) -> str:
     """Format a duration for humans: 2.5 s, 3.0 min, 1.25 h."""
     if seconds < 60:
         return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 360 else f"{seconds / 3600:.2f} h"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.2f} h"

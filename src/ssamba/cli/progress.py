@@ -1,78 +1,121 @@
-"""Progress bars and the report of skipped files, shared by the commands."""
+"""The one display of progress: a bar in a terminal, elsewhere a line every 30 seconds, or JSON lines."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from ssamba.cli.app import err, format_duration
+from ssamba.cli.app import HANDLER, err, format_duration, is_quiet, report_skipped, write_json_line
+from ssamba.progress import Progress
 
 if TYPE_CHECKING:
-    from rich.progress import ProgressColumn
+    from rich.progress import Progress as RichProgress
     from typing_extensions import Self
 
-    from ssamba.audio.files import Skipped
     from ssamba.training.run_io import TrainingProgress
 
-_MAX_SHOWN = 10
+__all__ = ["Bar", "ProgressDisplay", "TrainingBar", "default_workers", "report_skipped"]
+
+INTERVAL_S = 30.0
 _HELD_OUT = ("accuracy", "balanced_accuracy", "mAP")
 
 
-class _ProgressBar:
-    """Progress bar of the given columns on standard error, if it is a terminal."""
+class ProgressDisplay:
+    """Shows the states of a job on standard error; pass it as the `progress` of a library function.
 
-    def __init__(self, *columns: str | ProgressColumn) -> None:
-        from rich.progress import Progress
+    with ProgressDisplay() as progress:
+        embed_files(recordings, output, progress=progress)
+    """
 
-        self._progress = Progress(*columns, console=err, transient=True)
+    def __init__(self) -> None:
+        self._bar: RichProgress | None = None
+        self._last: Progress | None = None
+        self._shown: Progress | None = None
+        self._shown_s = time.monotonic()
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if err.is_terminal and not is_quiet() and not HANDLER.as_json:
+            from rich.progress import BarColumn, Progress
+
+            self._bar = Progress("{task.description}", BarColumn(), "{task.fields[text]}", console=err, transient=True)
+            self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
+        if self._bar is not None:
+            self._bar.stop()
+        elif HANDLER.as_json and self._last is not None and self._last is not self._shown:
+            self._show(self._last)
+
+    def __call__(self, state: Progress) -> None:
+        """Show a state."""
+        new_step = self._last is None or self._last.step != state.step
+        self._last = state
+        if self._bar is not None:
+            if new_step:
+                for task in self._bar.task_ids:
+                    self._bar.remove_task(task)
+                self._bar.add_task(escape(state.step), total=state.total, text="")
+            text = escape(describe(state))
+            self._bar.update(self._bar.task_ids[-1], completed=state.done, total=state.total, text=text)
+        elif not is_quiet() and time.monotonic() - self._shown_s >= INTERVAL_S:
+            self._show(state)
+
+    def _show(self, state: Progress) -> None:
+        self._shown, self._shown_s = state, time.monotonic()
+        if HANDLER.as_json:
+            values = {name: value for name, value in asdict(state).items() if value not in (None, "")}
+            write_json_line({"event": "progress", **values})
+        else:
+            err.print(f"{escape(state.step)}: {escape(describe(state))}", soft_wrap=True, highlight=False)
 
 
-class Bar(_ProgressBar):
-    """Progress bar with a count of items and a note."""
+def describe(state: Progress) -> str:
+    """Return counts, hours of audio, rate and time left in one line."""
+    of = "" if state.total is None else f" of {state.total:,.0f}"
+    parts = [f"{state.done:,.0f}{of} {state.unit}"]
+    if state.audio_s:
+        parts += [f"{format_duration(state.audio_s)} of audio", f"{state.real_time_factor:,.0f}x real time"]
+    if state.skipped:
+        parts.append(f"{state.skipped:,} skipped")
+    if state.detail:
+        parts.append(state.detail)
+    if state.left_s is not None:
+        parts.append(f"{format_duration(state.left_s)} left")
+    return ", ".join(parts)
+
+
+class Bar(ProgressDisplay):
+    """Progress of a job that reports counts instead of `Progress` records."""
 
     def __init__(self, label: str, unit: str = "files") -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
-
-        note = unit + "  {task.fields[note]}  left:"
-        super().__init__(label, BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())
-        self._task = self._progress.add_task("", total=None, note="")
+        super().__init__()
+        self._label, self._unit, self._started_s = label, unit, time.monotonic()
 
     def update(self, done: float, total: float, note: str = "") -> None:
-        """Update the bar."""
-        self._progress.update(self._task, completed=done, total=total, note=note)
+        """Show a state."""
+        elapsed_s = time.monotonic() - self._started_s
+        left_s = elapsed_s / done * (total - done) if done > 0 else None
+        self(Progress(self._label, done, total, self._unit, elapsed_s=elapsed_s, left_s=left_s, detail=note))
 
 
-class TrainingBar(_ProgressBar):
-    """Training progress with rates, losses and time left; plain lines if standard error is not a terminal."""
+class TrainingBar(ProgressDisplay):
+    """Progress of a training run."""
 
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, TaskProgressColumn
-
-        super().__init__("{task.description}", BarColumn(), TaskProgressColumn(), "{task.fields[detail]}")
-        self.label = "training"
-        self._task = self._progress.add_task("reading", total=1.0, detail="")
-        self._last_line = 0.0
+    label = "training"
 
     def decoded(self, name: str, done: int, total: int) -> None:
-        """Update the bar while a corpus is decoded into memory."""
-        self._progress.update(self._task, description=f"reading {name}", total=total, completed=done)
+        """Show that a corpus is decoded into memory."""
+        self(Progress(f"reading {name}", done, total, "clips"))
 
     def update(self, state: TrainingProgress) -> None:
-        """Update the bar and print messages."""
+        """Show a state, and its message."""
         if state.message:
             err.print(f"[yellow]{escape(state.message)}[/]", soft_wrap=True)
-        left = "" if state.left_s is None else f"left {format_duration(state.left_s)}"
         metrics = " ".join(
             f"{name} {state.metrics[name]:.3f}"
             for name in ("loss", "discriminative", "accuracy", "generative", "clip")
@@ -80,24 +123,14 @@ class TrainingBar(_ProgressBar):
         )
         held = " ".join(f"{name} {value:.3f}" for name, value in state.validation.items() if name in _HELD_OUT)
         metrics += f"  held out: {held}" if held else ""
-        rates = f"{state.clips_per_s:.0f} clips/s, {3600 * state.audio_h_per_s:.0f} x real time"
-        detail = f"step {state.step}  {rates}  {metrics}  {left}"
-        self._progress.update(self._task, description=self.label, total=1.0, completed=state.share, detail=detail)
-        if not err.is_terminal and state.elapsed_s - self._last_line >= 30:
-            self._last_line = state.elapsed_s
-            err.print(f"{100 * state.share:.1f} %  {detail}", soft_wrap=True, highlight=False)
+        detail = f"step {state.step}, {state.clips_per_s:.0f} clips/s, {metrics}"
+        self(
+            Progress(
+                self.label, 100 * state.share, 100, "%", state.audio_s, 0, state.elapsed_s, state.left_s, detail=detail
+            )
+        )
 
 
 def default_workers(most: int = 8) -> int:
     """Return the number of cores minus one, between 1 and `most`."""
     return min(most, max(1, (os.cpu_count() or 2) - 1))
-
-
-def report_skipped(skipped: Sequence[Skipped], report: Path | None = None) -> None:
-    """Print the first skipped files, and the path of the full list."""
-    for entry in skipped[:_MAX_SHOWN]:
-        err.print(f"[yellow]skipped[/] {escape(entry.reason)}", soft_wrap=True, highlight=False)
-    if len(skipped) > _MAX_SHOWN:
-        err.print(f"[yellow]and {len(skipped) - _MAX_SHOWN} more[/]")
-    if skipped and report is not None:
-        err.print(f"all reasons: {escape(str(report))}", soft_wrap=True, highlight=False)

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ssamba.config import RENAMED_KEYS
-from ssamba.errors import CheckpointError, ConfigError, TrainingError
+from ssamba.errors import CheckpointError, OtherSettingsError, TrainingError
 from ssamba.training.settings import FREE_ON_RESUME
 
 STATES_FOLDER = "checkpoints"
@@ -87,7 +87,7 @@ class StateFolder:
         """Return the newest state that can be loaded, with its folder; None if there are no states.
 
         Raises:
-            ConfigError: it was saved with another recipe.
+            OtherSettingsError: it was saved with another recipe.
             CheckpointError: no state can be loaded; `resume` is True and there is none; `resume` is False and there
                 is one.
         """
@@ -250,7 +250,7 @@ def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], source: Path
     """Refuse to resume with other settings, except for those in `FREE_ON_RESUME`. A missing key equals None.
 
     Raises:
-        ConfigError: names every key that differs, with both values.
+        OtherSettingsError: names every key that differs, with both values.
     """
     old, new = _flat(before), _flat(now)
     changed = [
@@ -259,7 +259,7 @@ def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], source: Path
         if old.get(key) != new.get(key)
     ]
     if changed:
-        raise ConfigError(
+        raise OtherSettingsError(
             f"{source} is of a run with other settings: {'; '.join(changed)}. Use the same settings to resume it, or "
             "another output folder to start a new run"
         )

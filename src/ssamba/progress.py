@@ -1,0 +1,73 @@
+"""Progress of long jobs: the record that every `progress` callable of the library receives.
+
+def show(state: Progress) -> bool | None:
+    print(f"{state.step}: {state.done:g} of {state.total:g} {state.unit}")
+    return state.elapsed_s < 60        # False stops the job; what is done is kept
+
+ssamba.embed_files("recordings/", "embeddings.npz", progress=show)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of a running job."""
+
+    step: str
+    """What the job is doing, such as `embedding`."""
+    done: float
+    """Items of this step that are finished, skipped ones included."""
+    total: float | None = None
+    """Items of this step; None if not known."""
+    unit: str = "files"
+    """What an item is."""
+    audio_s: float = 0.0
+    """Audio processed by this step so far."""
+    skipped: int = 0
+    """Items that could not be used."""
+    elapsed_s: float = 0.0
+    """Time since the step started."""
+    left_s: float | None = None
+    """Estimate of the time left; None if not known."""
+    detail: str = ""
+    """Anything else worth showing, such as losses."""
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of audio processed per second."""
+        return self.audio_s / max(self.elapsed_s, 1e-9)
+
+
+OnProgress: TypeAlias = Callable[[Progress], "bool | None"]
+"""Called with each new state; returning False stops the job and keeps what is done."""
+
+
+class ProgressReporter:
+    """Measures time and reports the states of one step to a callable, if there is one."""
+
+    def __init__(self, callback: OnProgress | None, step: str, total: float | None = None, unit: str = "files") -> None:
+        self.callback, self.step, self.total, self.unit = callback, step, total, unit
+        self._started_s = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Time since the step started."""
+        return time.monotonic() - self._started_s
+
+    def update(
+        self, done: float, *, audio_s: float = 0.0, skipped: int = 0, left_s: float | None = None, detail: str = ""
+    ) -> bool:
+        """Report a state and return whether to go on; `left_s` is estimated from the mean rate unless given."""
+        if self.callback is None:
+            return True
+        elapsed_s = self.elapsed_s
+        if left_s is None and self.total is not None and done > 0:
+            left_s = elapsed_s / done * max(self.total - done, 0)
+        state = Progress(self.step, done, self.total, self.unit, audio_s, skipped, elapsed_s, left_s, detail)
+        return self.callback(state) is not False
