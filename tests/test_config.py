@@ -14,7 +14,7 @@ WEIGHTS = Path(ssamba.__file__).parent / "checkpoint" / "weights"
 
 
 def test_config_of_the_bundled_weights_is_read_with_its_old_spelling():
-    values = json.loads((WEIGHTS / "ssamba2-tiny" / "config.json").read_text(encoding="utf-8"))
+    values = json.loads((WEIGHTS / "ssamba2-tiny-1" / "config.json").read_text(encoding="utf-8"))
     assert values["pretraining"].pop("normalise_targets") is True
     without = ModelConfig.parse(values, "config.json")
     values["pretraining"]["normalise_targets"] = True

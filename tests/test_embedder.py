@@ -12,7 +12,7 @@ import torch
 import ssamba
 from ssamba.audio.decode import decode
 from ssamba.audio.fbank import fbank, log_mel
-from ssamba.embedder import Embedder, EmbedOptions
+from ssamba.embedder import Embedder, EmbedOptions, random_model
 from ssamba.errors import AudioDecodeError, ConfigError
 from ssamba.inference import group_by_length
 
@@ -212,18 +212,18 @@ def test_the_weights_that_ship_know_a_recording_from_another(clips):
     assert right >= 10, f"{right} of 16 halves are nearest to their other half (chance: 1)"
 
 
-def test_load_model_reads_checkpoints_and_says_when_weights_are_random(ssamba_pth, medley, monkeypatch):
-    monkeypatch.setattr("ssamba.embedder.has_bundled", lambda: False)
+def test_load_model_reads_checkpoints(ssamba_pth, medley):
     model = ssamba.load_model(ssamba_pth, device="cpu")
     assert model.report is not None
     assert model.classifier is None
     assert model.embed(medley[:16000]).clip.shape == (32,)
     with pytest.raises(ValueError, match="no classifier"):
         model.logits(medley)
-    with pytest.warns(UserWarning, match="randomly initialized"):
-        random = ssamba.load_model(device="cpu")
-    with pytest.warns(UserWarning, match="randomly initialized"):
-        again = ssamba.load_model(device="cpu", patch_stride=10)
+
+
+def test_the_random_baseline_needs_no_weights(monkeypatch):
+    monkeypatch.setattr("ssamba.embedder.has_default_weights", lambda: False)
+    random, again = random_model(device="cpu"), random_model(device="cpu", patch_stride=10)
     assert random.dim == 192
     assert again.encoder.config.rows == 12
     assert torch.equal(random.encoder.cls_token, again.encoder.cls_token)

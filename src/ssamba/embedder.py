@@ -1,6 +1,6 @@
 """The Embedder: from recordings to embeddings or class logits.
 
-    model = ssamba.load_model("checkpoint/")
+    model = ssamba.load_model("ssamba2-tiny")
     e = model.embed("dog.wav")          # e.clip (D,), e.frames (K, D), e.times_s (K,)
 
 Recordings of any length run in constant memory; windows of many recordings are encoded together (`inference.py`).
@@ -10,7 +10,6 @@ Shapes: B recordings, S samples, T frames, M mel bins, K time steps, D channels.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
@@ -21,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ssamba.audio import decode
-from ssamba.checkpoint import Checkpoint, LoadReport, has_bundled, load_bundled, load_checkpoint
-from ssamba.config import FrontEndConfig, ModelConfig
+from ssamba.checkpoint import Checkpoint, LoadReport, has_default_weights, load_checkpoint, weights_digest
+from ssamba.config import FrontEndConfig, ModelConfig, ModelIdentity
 from ssamba.embedding import Embedding, EmbedOptions
 from ssamba.hashing import digest_of
 from ssamba.inference import (
@@ -54,7 +53,7 @@ class Embedder:
         classifier: the classifier, for checkpoints that have one, else None.
         front_end: how waveforms become features.
         report: what was loaded and what was left out; None if the model was not loaded from a checkpoint.
-        name: path or name of the checkpoint.
+        name: versioned name of the model (`ssamba2-tiny-1`), or the path of its checkpoint as given.
         config: the model's configuration.
         device: where the model runs.
         engine: runs the encoder on batches of windows.
@@ -74,7 +73,7 @@ class Embedder:
             model: an encoder (from `create_encoder`) or what `load_checkpoint` returned.
             front_end: how waveforms become features; None is the checkpoint's, or the official one.
             device: where to run; None is CUDA if available, else the CPU.
-            name: name in reports; None is the checkpoint's path.
+            name: name in reports; None is the checkpoint's.
         """
         self.classifier: Classifier | None = None
         self.report: LoadReport | None = None
@@ -83,7 +82,7 @@ class Embedder:
             self.config = model.config
             self.report = model.report
             front_end = front_end or model.front_end
-            name = name or model.report.source
+            name = name or model.report.name
             if isinstance(model.model, Classifier):
                 self.classifier = model.model
         else:
@@ -109,6 +108,11 @@ class Embedder:
     def window_s(self) -> float:
         """Length of the windows that long recordings are cut into: the pretraining length."""
         return self.encoder.config.num_frames * self.front_end.shift_samples / self.front_end.sample_rate_hz
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Versioned name, and digest of the encoder's weights: what is made with this model records both."""
+        return ModelIdentity(name=self.name, weights_digest=weights_digest(self.encoder))
 
     def check(self, options: EmbedOptions) -> None:
         """Raise a ValueError if this model does not have the layer that the options ask for."""
@@ -314,30 +318,23 @@ def load_model(
     """Load a model that embeds recordings.
 
     Args:
-        source: a checkpoint folder, an official SSAMBA or SSAST `.pth` file (pretrained or fine-tuned), or a hub name
-            (`hf:OWNER/NAME`, `hf:OWNER/NAME@REVISION`). None is the bundled model (in an installation without it, a
-            tiny model with random weights from a fixed seed, with a warning).
+        source: the name of a model (`ssamba.available_models`, such as "ssamba2-tiny"), a hub name (`hf:OWNER/NAME`,
+            `hf:OWNER/NAME@REVISION`), a checkpoint folder, the folder of a run of `pretrain` or `finetune`, or an
+            official SSAMBA or SSAST `.pth` file (pretrained or fine-tuned). None is the default model, which ships with
+            ssamba. A name comes before a path: `./ssamba2-tiny` is the folder of that name.
         device: where to run; None is CUDA if available, else the CPU.
         patch_stride: cut patches with this stride instead of the checkpoint's, e.g. 10.
         front_end: how waveforms become features, instead of the checkpoint's own.
 
     Raises:
-        CheckpointError: the checkpoint is missing, damaged, or does not fit; the message says why.
+        CheckpointError: the name is unknown (the known ones are listed), or the checkpoint is missing, damaged, or does
+            not fit; the message says why.
 
     Example:
-        >>> model = load_model("checkpoint/")
+        >>> model = load_model("ssamba2-tiny")
         >>> model.embed("dog.wav").clip.shape
         torch.Size([192])
     """
-    if source is None and has_bundled():
-        return Embedder(load_bundled(patch_stride), front_end, device=device, name="ssamba2-tiny")
-    if source is None:
-        warnings.warn(
-            "this installation of ssamba came without its weights: this model is randomly initialized (tiny, seed "
-            f"{_RANDOM_SEED}). Give the path of a checkpoint for embeddings that mean something.",
-            stacklevel=2,
-        )
-        return random_model(device=device, patch_stride=patch_stride, front_end=front_end)
     return Embedder(load_checkpoint(source, patch_stride), front_end, device=device)
 
 
@@ -347,13 +344,13 @@ def random_model(
     patch_stride: int | tuple[int, int] | None = None,
     front_end: FrontEndConfig | None = None,
 ) -> Embedder:
-    """Return the bundled model's structure (else the tiny one) with random weights from a fixed seed, as a baseline.
+    """Return the default model's structure (else the tiny one) with random weights from a fixed seed, as a baseline.
 
     Arguments as `load_model`.
     """
-    if has_bundled():
-        shipped = load_bundled(patch_stride)
-        config, front_end = shipped.config.encoder, front_end or shipped.front_end
+    if has_default_weights():
+        like = load_checkpoint(None, patch_stride)
+        config, front_end = like.config.encoder, front_end or like.front_end
     else:
         config = encoder_config("tiny")
         if patch_stride is not None:

@@ -25,6 +25,10 @@ class OtherSettingsError(ConfigError):
     """An output was made with other settings; the message names every difference and the remedy."""
 
 
+class ModelMismatchError(OtherSettingsError):
+    """Something was made with one model and is to be used or continued with another; the message names both."""
+
+
 class DataError(SsambaError, ValueError):
     """A manifest, a folder of shards or a data set is missing, damaged or inconsistent."""
 

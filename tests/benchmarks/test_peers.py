@@ -236,15 +236,15 @@ def test_lines_stay_until_they_are_measured_again():
 
 
 def test_the_card_shows_its_lines_and_survives_its_file(tmp_path):
-    shipped = line("shipped", "ours", "final.mean", parameters=7_300_000)
+    ours = line("ssamba2-tiny-1", "ours", "final.mean", parameters=7_300_000)
     quoted = line("resemblyzer 0.1.4", scores=(0.25, 0.1))
     tuned = line("tuned", "fine-tuned", "final.mean", (0.6,))
-    content = Content(TASKS, [shipped, tuned, quoted], {"other": "no wheel"})
+    content = Content(TASKS, [ours, tuned, quoted], {"other": "no wheel"})
     save(content, tmp_path)
     assert read(tmp_path / "scorecard.json") == content
     assert (tmp_path / "scorecard.png").stat().st_size > 1000
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in markdown(content).splitlines() if "|" in row]
-    assert ["shipped", "7.3", ".500", ".700", ".600", ".500-.700"] in rows
+    assert ["ssamba2-tiny-1", "7.3", ".500", ".700", ".600", ".500-.700"] in rows
     assert ["tuned", "-", ".600", "-", "-", "-"] in rows
     assert ["chance", "-", ".500", ".250", "-", "-"] in rows
     assert ["resemblyzer 0.1.4", "-0.017", "+0.018", "+0.000"] in rows
@@ -271,8 +271,8 @@ def test_a_peer_that_cannot_be_scored_is_reported_and_the_others_go_on(suite, tm
         run("--only", "nobody")
     other = tmp_path / "card.json"
     other.write_text(json.dumps(evaluate(LogMelStatistics(), read_suite(suite, ["kinds"])).as_json()))
-    found = run("--only", "shipped", "--task", "kinds", "--card", str(other))
-    assert found["missing"]["shipped weights"] == "the card is of another model, other options or other tasks"
+    found = run("--only", "ssamba2-tiny-1", "--task", "kinds", "--card", str(other))
+    assert found["missing"]["ssamba2-tiny-1"] == "the card is of another model, other options or other tasks"
 
 
 def test_a_written_card_is_read_as_it_was(suite, tmp_path):

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from ssamba.checkpoint import load_checkpoint
 from ssamba.embedder import Embedder
 from ssamba.evaluation import EncoderModel, EvaluateOptions, FunctionModel, LogMelStatistics, VectorOptions, evaluate
 from ssamba.evaluation.clips import read_waves
@@ -100,6 +101,7 @@ def test_all_layers_have_rows_and_the_best_is_chosen_on_validation(make_encoder,
     content = json.loads(json.dumps(card.as_json()))
     assert content["rows"][0]["scores"] == card.rows[0].scores
     assert content["model_digest"] == model.digest()
+    assert content["weights_digest"] == model.identity.weights_digest
     steps.clear()
     again = evaluate(model, tasks, cache=tmp_path, on_progress=lambda state: steps.append(state.step))
     assert [row.scores for row in again.rows] == [row.scores for row in card.rows]
@@ -136,8 +138,11 @@ def test_the_command_prints_the_table_and_writes_json(suite, tmp_path, ssamba_pt
     assert done.returncode == 0, done.stderr
     found = json.loads(random.read_text())
     assert found["model"] == "random tiny"
-    assert run("shipped", "--suite", suite, "--task", "kinds", "--json", card).returncode == 0
-    assert json.loads(card.read_text())["model_digest"] != found["model_digest"]
+    assert run("ssamba2-tiny", "--suite", suite, "--task", "kinds", "--json", card).returncode == 0
+    ours = json.loads(card.read_text())
+    assert ours["model"] == "ssamba2-tiny-1"
+    assert ours["model_digest"] != found["model_digest"]
+    assert ours["weights_digest"] == load_checkpoint("ssamba2-tiny").identity.weights_digest
     assert run("logmel", "--suite", suite, "--figure", tmp_path / "card.bird").returncode == 2
     assert run("logmel", "--suite", suite, "--weighted").returncode == 2  # --layers all is missing
     assert run("logmel", "--suite", suite, "--layers", "all").returncode == 2  # it has none

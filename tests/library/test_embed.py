@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 
 from ssamba.audio.decode import decode_files
 from ssamba.audio.files import find_audio
+from ssamba.embedder import Embedder
+from ssamba.errors import ModelMismatchError
 from ssamba.library.embed import embed_collection, skipped_file
 from ssamba.library.search import nearest_neighbors
 from ssamba.library.tables import FileRecord, Store, StoreError, read_embeddings
@@ -192,13 +195,66 @@ def test_other_settings_are_never_mixed_in(folder, tmp_path, embedder):
     embed_collection(files, output, embedder, EmbedOptions(layer=1), overwrite=True)
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ".csv"])
+def test_a_table_names_its_model_and_is_not_continued_with_another(tmp_path, clips, make_encoder, suffix):
+    one = Embedder(make_encoder(), device="cpu", name="one")
+    other = Embedder(make_encoder(final_norms=1), device="cpu", name="two")
+    with torch.no_grad():
+        other.encoder.cls_token += 1
+    output = tmp_path / f"e{suffix}"
+    embed_collection(clips[:2], output, one)
+    table = read_embeddings(output)
+    assert (str(table["model"]), str(table["weights_digest"])) == ("one", one.identity.weights_digest)
+    with pytest.raises(ModelMismatchError) as error:
+        embed_collection(clips[:3], output, other, resume=True)
+    for text in (str(output), str(one.identity), str(other.identity), "go on with `-c one`", "--overwrite"):
+        assert text in str(error.value)
+    one.name = "the same weights elsewhere"
+    assert embed_collection(clips[:3], output, one, resume=True).resumed == 2
+
+
+def test_an_interrupted_table_is_not_continued_with_another_model(tmp_path, clips, embedder, make_encoder):
+    def stop(progress):
+        raise Killed
+
+    other = Embedder(make_encoder(), device="cpu", name="other")
+    with torch.no_grad():
+        other.encoder.cls_token += 1
+    output = tmp_path / "e.npz"
+    with pytest.raises(Killed):
+        embed_collection(clips[:2], output, embedder, on_progress=stop)
+    with pytest.raises(ModelMismatchError, match=r"partial was made with the model small .*not with other "):
+        embed_collection(clips[:2], output, other, resume=True)
+
+
+def test_digests_and_names_of_digits_survive_a_csv(tmp_path):
+    store = Store(
+        tmp_path / "e.csv", {"model": "007", "window_s": 1.0, "weights_digest": "1e5", "config_hash": "01"}, False
+    )
+    store.open(False, False)
+    store.add(FileRecord("12", 1, 2, 0.5, 1), np.ones((1, 3), np.float32), np.zeros(1))
+    store.finish(["12"])
+    table = read_embeddings(tmp_path / "e.csv")
+    assert [str(table[name]) for name in ("model", "weights_digest", "config_hash")] == ["007", "1e5", "01"]
+    assert table["path"].tolist() == ["12"]
+
+
+def test_a_table_without_rows_belongs_to_no_model(tmp_path, clips, embedder, make_encoder):
+    (tmp_path / "a.wav").touch()
+    for suffix in (".npz", ".parquet", ".csv"):
+        output = tmp_path / f"e{suffix}"
+        embed_collection([tmp_path / "a.wav"], output, embedder)
+        other = Embedder(make_encoder(final_norms=1), device="cpu", name="other")
+        assert embed_collection(clips[:1], output, other, resume=True).rows == 1
+
+
 def test_a_half_written_part_does_not_count(tmp_path):
-    store = Store(tmp_path / "e.npz", {"model": "m", "window_s": 1.0, "config_hash": "h"}, False)
+    store = Store(tmp_path / "e.npz", {"model": "m", "window_s": 1.0, "weights_digest": "w", "config_hash": "h"}, False)
     store.open(False, False)
     store.add(FileRecord("a", 1, 2, 0.5, 1), np.ones((1, 3), np.float32), np.zeros(1))
     store.flush()
     np.save(store.partial / "part-000002.npy", np.ones((1, 3)))
-    again = Store(tmp_path / "e.npz", {"model": "m", "window_s": 1.0, "config_hash": "h"}, False)
+    again = Store(tmp_path / "e.npz", {"model": "m", "window_s": 1.0, "weights_digest": "w", "config_hash": "h"}, False)
     again.open(True, False)
     assert again.done("a", 1, 2)
     assert not again.done("a", 1, 3)

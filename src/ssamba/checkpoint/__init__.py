@@ -1,4 +1,4 @@
-"""Load and write checkpoints: our folders, official files, hub names, the bundled weights."""
+"""Load and write checkpoints: known models by name, our folders, official files, the hub."""
 
 from ssamba.checkpoint.load import (
     Checkpoint,
@@ -7,23 +7,27 @@ from ssamba.checkpoint.load import (
     average_checkpoints,
     build_model,
     convert_checkpoint,
-    has_bundled,
-    load_bundled,
     load_checkpoint,
     load_encoder,
     save_checkpoint,
+    weights_digest,
 )
+from ssamba.checkpoint.names import FoundModel, ModelInfo, available_models, find_model, has_default_weights
 
 __all__ = [
     "Checkpoint",
     "EncoderOnly",
+    "FoundModel",
     "LoadReport",
+    "ModelInfo",
+    "available_models",
     "average_checkpoints",
     "build_model",
     "convert_checkpoint",
-    "has_bundled",
-    "load_bundled",
+    "find_model",
+    "has_default_weights",
     "load_checkpoint",
     "load_encoder",
     "save_checkpoint",
+    "weights_digest",
 ]

@@ -20,6 +20,10 @@ from torch import Tensor
 from ssamba.errors import CheckpointError
 from ssamba.files import write_atomically
 
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a `.safetensors` file or a PyTorch file (any other suffix), on the CPU.
@@ -84,10 +88,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        inner = path.parent / "model"
-        known = (inner / path.name).is_file()
-        hint = f"name its model, {inner}" if known else "expected a folder written by `ssamba convert`"
-        raise CheckpointError(f"{path} is missing: {hint}") from None
+        raise CheckpointError(f"{path} is missing: expected a folder written by `ssamba convert`") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}): restore it from the original") from None
     if not isinstance(content, dict):

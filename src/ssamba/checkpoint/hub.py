@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from ssamba.errors import CheckpointError, MissingExtraError
 
@@ -13,15 +16,23 @@ _FOLDER_FILES = ["config.json", "model.safetensors", "preprocessor_config.json"]
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>[\w./-]+))?")
 
 
-def fetch(name: str) -> tuple[Path, str]:
+class Fetched(NamedTuple):
+    """A hub checkpoint on this machine."""
+
+    path: Path
+    """Folder or file."""
+    name: str
+    """Name that pins it: `hf:OWNER/NAME@COMMIT`, or `hf:OWNER/NAME/FILE@COMMIT`."""
+    note: str
+    """Where it was fetched from, and how to pin it."""
+
+
+def fetch(name: str) -> Fetched:
     """Download a hub checkpoint, or find it in the local cache.
 
     Args:
         name: `hf:OWNER/NAME`, optionally `/FILE.pth` for one file of the repository, optionally `@REVISION` (a
             commit, tag or branch) to pin the version.
-
-    Returns:
-        The local folder or file, and a note with the commit, so that it can be pinned.
 
     Raises:
         CheckpointError: the name is malformed, the hub cannot be reached and nothing is cached, or there is no such
@@ -38,21 +49,42 @@ def fetch(name: str) -> tuple[Path, str]:
     if file is None and not (folder / "config.json").exists():
         folder = _snapshot(name, repo, folder.name, ["*.pth"])
     note = f"fetched from {PREFIX}{repo} at commit {folder.name}"
+    pinned = f"{PREFIX}{repo}{'/' + file if file else ''}@{folder.name}"
     if revision != folder.name:
-        note += f"; name it {PREFIX}{repo}{'/' + file if file else ''}@{folder.name} to pin it"
+        note += f"; name it {pinned} to pin it"
     if file is not None:
         if not (folder / file).exists():
             raise CheckpointError(f"{name}: the repository has no file {file}")
-        return folder / file, note
+        return Fetched(folder / file, pinned, note)
     if (folder / "config.json").exists():
-        return folder, note
+        return Fetched(folder, pinned, note)
     candidates = sorted(folder.glob("**/*.pth"))
     if len(candidates) == 1:
-        return candidates[0], note
+        return Fetched(candidates[0], pinned, note)
     if candidates:
         names = ", ".join(str(c.relative_to(folder)) for c in candidates)
         raise CheckpointError(f"{name} holds several checkpoints ({names}): choose one, as {PREFIX}{repo}/FILE")
     raise CheckpointError(f"{name} holds no checkpoint: expected config.json with model.safetensors, or a .pth file")
+
+
+def cached_folders(*files: str) -> Iterator[tuple[str, tuple[str, ...], Path]]:
+    """Yield the snapshots in the cache that have all of these files, without a network.
+
+    Yields:
+        The name that pins the snapshot, the names that stand for it now (`hf:OWNER/NAME` for the newest that was
+        fetched), and its folder.
+    """
+    if find_spec("huggingface_hub") is None:
+        return
+    from huggingface_hub import constants
+
+    for cache in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")):
+        name = PREFIX + cache.name.removeprefix("models--").replace("--", "/")
+        main = cache / "refs" / "main"
+        newest = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+        for folder in sorted((cache / "snapshots").glob("*")):
+            if all((folder / file).is_file() for file in files):
+                yield f"{name}@{folder.name}", (name,) if folder.name == newest else (), folder
 
 
 def _snapshot(name: str, repo: str, revision: str | None, patterns: list[str]) -> Path:

@@ -1,29 +1,32 @@
-"""Load checkpoints (our folders, official `.pth` files, hub names, the bundled weights) and write our folders."""
+"""Load checkpoints by name or path (our folders, official `.pth` files, the hub) and write our folders."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ssamba.checkpoint import hub
-from ssamba.checkpoint.files import read_json, read_tensors, write_json, write_tensors
+from ssamba.checkpoint.files import (
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    WEIGHTS_FILE,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from ssamba.checkpoint.names import find_model
 from ssamba.checkpoint.official import convert_official, is_official
-from ssamba.config import ENCODER_CONFIGS, FrontEndConfig, ModelConfig
+from ssamba.config import ENCODER_CONFIGS, FrontEndConfig, ModelConfig, ModelIdentity
 from ssamba.errors import CheckpointError, ConfigError
+from ssamba.hashing import digest_of
 from ssamba.model.create import build_encoder
 from ssamba.model.encoder import PatchEncoder
 from ssamba.model.heads import Classifier
 from ssamba.model.pretraining import PretrainingModel
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-PREPROCESSOR_FILE = "preprocessor_config.json"
-BUNDLED_FOLDER = Path(__file__).parent / "weights" / "ssamba2-tiny"
-"""The weights that ship with the package (docs/model-card.md)."""
 
 
 class EncoderOnly(nn.Module):
@@ -41,8 +44,8 @@ Model = EncoderOnly | PretrainingModel | Classifier
 class LoadReport:
     """Summary of a loaded checkpoint, with everything that was ignored or assumed."""
 
-    source: str
-    """Path or hub name, as given."""
+    name: str
+    """Versioned name of a known model or hub checkpoint (`hf:OWNER/NAME@COMMIT`); otherwise the path as given."""
     kind: str
     """encoder, pretraining or classifier."""
     num_parameters: int
@@ -60,7 +63,7 @@ class LoadReport:
         return [f"{', '.join(names[reason])}: {reason}" for reason in sorted(names)]
 
     def __str__(self) -> str:
-        lines = [f"{self.source}: {self.kind}, {self.num_parameters / 1e6:.2f} M parameters"]
+        lines = [f"{self.name}: {self.kind}, {self.num_parameters / 1e6:.2f} M parameters"]
         lines += [f"ignored {line}" for line in self.ignored_by_reason()]
         return "\n  ".join([*lines, *self.notes])
 
@@ -74,6 +77,16 @@ class Checkpoint:
     front_end: FrontEndConfig
     report: LoadReport
 
+    @property
+    def identity(self) -> ModelIdentity:
+        """Versioned name, and digest of the encoder's weights."""
+        return ModelIdentity(name=self.report.name, weights_digest=weights_digest(self.model.encoder))
+
+
+def weights_digest(encoder: PatchEncoder) -> str:
+    """Return 16 hexadecimal digits that identify the weights of an encoder, whatever file they came from."""
+    return digest_of(encoder.state_dict())
+
 
 def build_model(config: ModelConfig) -> Model:
     """Build the model that a configuration describes, randomly initialized."""
@@ -84,31 +97,21 @@ def build_model(config: ModelConfig) -> Model:
     return EncoderOnly(build_encoder(config.encoder))
 
 
-def load_checkpoint(source: str | Path, patch_stride: int | tuple[int, int] | None = None) -> Checkpoint:
+def load_checkpoint(source: str | Path | None = None, patch_stride: int | tuple[int, int] | None = None) -> Checkpoint:
     """Rebuild the model of a checkpoint.
 
     Args:
-        source: a folder written by `save_checkpoint`, an official `.pth` file, or a hub name (`hf:OWNER/NAME`).
+        source: the name of a model (`ssamba.available_models`), a hub name (`hf:OWNER/NAME`), a folder written by
+            `save_checkpoint`, the folder of a run, or an official `.pth` file; None is the default model. A name comes
+            before a path: `./ssamba2-tiny` is the folder (`ssamba.checkpoint.names`).
         patch_stride: cut patches with this stride (mel bins and frames, or one number for both) instead of the
             checkpoint's; positions are interpolated as the official code does. Fine-tuning often uses 10.
 
     Raises:
         CheckpointError: it is missing, damaged, of another model, or its tensors do not fit its configuration.
     """
-    if not isinstance(source, str | Path):
-        raise CheckpointError(f"expected the path or name of a checkpoint, got {type(source).__name__}")
-    name, notes = str(source), []
-    if name.startswith(hub.PREFIX):
-        path, note = hub.fetch(name)
-        notes.append(note)
-    else:
-        path = Path(source).expanduser()
-    if not path.exists():
-        raise CheckpointError(
-            f"{name}: no such file or folder. Expected a checkpoint folder, an official .pth file, or hf:OWNER/NAME"
-        )
-    if path.is_file() and path.name in (WEIGHTS_FILE, CONFIG_FILE):
-        path = path.parent
+    path, name, found_notes = find_model(source)
+    notes = list(found_notes)
     if path.is_dir():
         ignored: dict[str, str] = {}
         config, front_end, tensors = _read_folder(path, notes)
@@ -141,26 +144,7 @@ def load_checkpoint(source: str | Path, patch_stride: int | tuple[int, int] | No
     return Checkpoint(model.eval(), config, front_end, report)
 
 
-def has_bundled() -> bool:
-    """Return whether this installation has the bundled weights (an editable one of a shallow copy may not)."""
-    return (BUNDLED_FOLDER / WEIGHTS_FILE).exists()
-
-
-def load_bundled(patch_stride: int | tuple[int, int] | None = None) -> Checkpoint:
-    """Load the bundled weights; `patch_stride` as in `load_checkpoint`.
-
-    Raises:
-        CheckpointError: this installation does not have them.
-    """
-    if not has_bundled():
-        raise CheckpointError(
-            f"{BUNDLED_FOLDER} is missing: this installation of ssamba came without weights. Reinstall it, or name a "
-            "checkpoint (a folder, an official .pth file, or hf:OWNER/NAME)"
-        )
-    return load_checkpoint(BUNDLED_FOLDER, patch_stride)
-
-
-def load_encoder(source: str | Path, patch_stride: int | tuple[int, int] | None = None) -> PatchEncoder:
+def load_encoder(source: str | Path | None = None, patch_stride: int | tuple[int, int] | None = None) -> PatchEncoder:
     """Load the encoder of a checkpoint, without heads, in evaluation mode: normalized features (B, T, M) to tokens.
 
     Arguments and errors as `load_checkpoint`.
@@ -275,7 +259,7 @@ def average_checkpoints(
     loaded = [load_checkpoint(source) for source in sources]
     first = loaded[0]
     for source, other in zip(sources[1:], loaded[1:], strict=True):
-        same = other.config.with_changes(origin=first.config.origin) == first.config
+        same = other.config.with_changes(origin=first.config.origin, base=first.config.base) == first.config
         if not same or other.front_end != first.front_end:
             raise CheckpointError(
                 f"{source} is of another structure than {sources[0]} (encoder, heads or front end), so their weights "
@@ -286,10 +270,12 @@ def average_checkpoints(
         for name, tensor in parts[0].items():
             mean = sum(share / sum(shares) * part[name] for share, part in zip(shares, parts, strict=True))
             tensor.copy_(torch.as_tensor(mean))
-    named = " and ".join(f"{share:g} of {source}" for share, source in zip(shares, sources, strict=True))
-    config = first.config.with_changes(origin=origin or f"mean of {named}")
+    named = " and ".join(f"{share:g} of {other.report.name}" for share, other in zip(shares, loaded, strict=True))
+    bases = {other.config.base for other in loaded}
+    base = first.config.base if len(bases) == 1 else None
+    config = first.config.with_changes(origin=origin or f"mean of {named}", base=base)
     save_checkpoint(folder, first.model, config, first.front_end, half=half)
-    return first
+    return replace(first, config=config, report=replace(first.report, name=str(folder)))
 
 
 def _config_of(model: Model) -> ModelConfig:

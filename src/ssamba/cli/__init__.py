@@ -11,6 +11,7 @@ from ssamba.cli import (  # noqa: F401
     finetune,
     info,
     manifest,
+    models,
     predict,
     prepare,
     pretrain,

@@ -190,7 +190,8 @@ CheckpointOption = Annotated[
         "--checkpoint",
         "-c",
         metavar="MODEL",
-        help="Checkpoint folder, official .pth file, or hf:OWNER/NAME. Default: the weights that ship with ssamba.",
+        help="Name of a model (see `ssamba models`), folder of a checkpoint or a run, official .pth file, or "
+        "hf:OWNER/NAME. Default: ssamba2-tiny.",
     ),
 ]
 RecordingsArgument = Annotated[

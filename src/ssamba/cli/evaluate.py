@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @app.command(
     epilog="[bold]Examples[/]\n\n"
-    "ssamba evaluate checkpoint/ --suite suite/\n\n"
+    "ssamba evaluate ssamba2-tiny --suite suite/\n\n"
     "ssamba evaluate checkpoint/ --suite open --suite-dir suite/ --layers all --pooling mean --pooling cls "
     "--json card.json\n\n"
     "ssamba evaluate checkpoint/ --suite suite/ --inner --task sfx14\n\n"
@@ -31,8 +31,8 @@ def evaluate(
         str,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="Checkpoint folder, official .pth file or hf:OWNER/NAME; 'shipped' (the weights of this package); "
-            "'random' (the same architecture, untrained); 'logmel' (log-mel statistics).",
+            help="Name of a model (see `ssamba models`), folder of a checkpoint or a run, official .pth file, or "
+            "hf:OWNER/NAME; or a baseline: 'random' (ssamba2-tiny, untrained), 'logmel' (log-mel statistics).",
         ),
     ],
     suite: Annotated[
@@ -138,9 +138,7 @@ def _model(source: str, options: object, device: str | None) -> ClipModel:
     assert isinstance(options, VectorOptions)
     if source == "logmel":
         return LogMelStatistics()
-    untrained = source == "random"
-    checkpoint = None if source in ("random", "shipped") else source
-    return EncoderModel(load_embedder(checkpoint, device, untrained=untrained), options)
+    return EncoderModel(load_embedder(source, device, untrained=source == "random"), options)
 
 
 def _show(card: Scorecard) -> None:

@@ -17,24 +17,29 @@ from ssamba.errors import SsambaError
 
 
 @app.command(
-    epilog="[bold]Examples[/]\n\nssamba info\n\nssamba info ssamba_tiny.pth\n\nssamba info night.wav dawn.flac\n\n"
-    + EXIT_CODES
+    epilog="[bold]Examples[/]\n\nssamba info\n\nssamba info ssamba2-tiny ssamba_tiny.pth\n\n"
+    "ssamba info night.wav dawn.flac\n\n" + EXIT_CODES
 )
 def info(
     targets: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TARGETS]...", help="Checkpoints (folder, .pth, hf:OWNER/NAME) or audio files."),
+        typer.Argument(metavar="[TARGETS]...", help="Models (name, folder, .pth file, hf:OWNER/NAME) or audio files."),
     ] = None,
 ) -> None:
     """Describe checkpoints, check audio files, or (without argument) show what ssamba can use on this machine."""
     if not targets:
         _print_environment()
         return
+    from ssamba.checkpoint.names import is_model_name
+
     problems: list[str] = []
     for target in targets:
         path = Path(target).expanduser()
         is_checkpoint = (
-            target.startswith("hf:") or path.is_dir() or path.suffix in (".pth", ".pt", ".bin", ".safetensors", ".json")
+            is_model_name(target)
+            or path.is_dir()
+            or path.suffix in (".pth", ".pt", ".bin", ".safetensors", ".json")
+            or not (path.suffix or path.exists())
         )
         try:
             _print_rows(target, _checkpoint_rows(target) if is_checkpoint else _audio_rows(path))
@@ -87,6 +92,8 @@ def _checkpoint_rows(target: str) -> list[tuple[str, str]]:
     encoder, front_end = loaded.config.encoder, loaded.front_end
     high_hz = front_end.high_hz or front_end.sample_rate_hz / 2
     rows = [
+        ("model", loaded.report.name),
+        ("weights", f"digest {loaded.identity.weights_digest}"),
         ("kind", loaded.config.kind),
         ("parameters", f"{loaded.report.num_parameters / 1e6:.2f} M"),
         ("encoder", encoder.summary),
@@ -101,6 +108,10 @@ def _checkpoint_rows(target: str) -> list[tuple[str, str]]:
     if loaded.config.classifier is not None:
         classifier = loaded.config.classifier
         rows.append(("classifier", f"{classifier.num_classes} classes, {classifier.pooling} pooling"))
+    if loaded.config.base is not None:
+        rows.append(("trained from", str(loaded.config.base)))
+    if loaded.config.origin is not None:
+        rows.append(("origin", loaded.config.origin))
     rows += [("ignored", line) for line in loaded.report.ignored_by_reason()]
     rows += [("note", note) for note in loaded.report.notes]
     return rows
@@ -137,7 +148,7 @@ def _audio_rows(path: Path) -> list[tuple[str, str]]:
 
 @app.command(epilog="[bold]Example[/]\n\nssamba convert ssamba_tiny.pth ssamba-tiny/\n\n" + EXIT_CODES)
 def convert(
-    source: Annotated[str, typer.Argument(help="Official .pth file, checkpoint folder, or hf:OWNER/NAME.")],
+    source: Annotated[str, typer.Argument(help="Name, folder, official .pth file, or hf:OWNER/NAME.")],
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     half: Annotated[bool, typer.Option("--half", help="Write float16, which halves the size.")] = False,

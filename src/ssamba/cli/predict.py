@@ -31,7 +31,7 @@ def predict(
         typer.Option(
             "--checkpoint",
             "-c",
-            help="Output folder of ssamba finetune, folder of a classifier, or an official fine-tuned .pth file.",
+            help="Folder of a fine-tuning run or of a classifier, an official fine-tuned .pth file, or hf:OWNER/NAME.",
             show_default=False,
         ),
     ],
@@ -51,7 +51,7 @@ def predict(
 ) -> None:
     """Predict labels for recordings with a fine-tuned model, with probabilities."""
     from ssamba.audio.files import Skipped, find_audio
-    from ssamba.library.predict import FORMATS, as_csv, as_json, classifier_folder, predict_stream, write_predictions
+    from ssamba.library.predict import FORMATS, as_csv, as_json, predict_stream, write_predictions
 
     if style not in ("table", "csv", "json"):
         raise typer.BadParameter(f"--format must be table, csv or json, got {style!r}")
@@ -61,7 +61,7 @@ def predict(
         files = find_audio(paths)
     except ValueError as error:
         fail(str(error))
-    model = load_embedder(str(classifier_folder(checkpoint)), device)
+    model = load_embedder(checkpoint, device)
     found: dict[Path, list[Prediction]] = {}
     skipped: list[Skipped] = []
     try:

@@ -28,7 +28,7 @@ from ssamba.errors import SuiteError
 from ssamba.evaluation.clips import Waves, read_waves, recording_digests
 from ssamba.evaluation.probing import ProbeResult, clip_jobs, layer_jobs, run_jobs, timestamp_jobs
 from ssamba.evaluation.task import Task
-from ssamba.evaluation.vectors import ClipModel, TimestampEmbeddings, pooling_of, task_vectors, view_name
+from ssamba.evaluation.vectors import ClipModel, EncoderModel, TimestampEmbeddings, pooling_of, task_vectors, view_name
 from ssamba.metrics.bootstrap import Interval, interval_of
 from ssamba.metrics.classification import Array, finite_or_none
 from ssamba.probes import ProbeKind
@@ -94,9 +94,9 @@ class Scorecard:
     """Result of an evaluation."""
 
     model: str
-    """Name of the model."""
+    """Name of the model, with its version."""
     model_digest: str
-    """Digest of the model."""
+    """Digest of everything that its vectors depend on: weights, configuration, options."""
     options: EvaluateOptions
     """How the model was scored."""
     tasks: dict[str, dict[str, Any]]
@@ -107,6 +107,8 @@ class Scorecard:
     """Duration."""
     repeated: dict[str, int] = field(default_factory=dict)
     """Number of test clips whose samples, under another name, are also trained on, by task; only tasks with any."""
+    weights_digest: str | None = None
+    """Digest of the encoder's weights, as in `ModelIdentity`; None for a model without an encoder of ours."""
     results: dict[str, dict[str, list[ProbeResult]]] = field(repr=False, default_factory=dict)
     """Result of each fold, by row and task."""
 
@@ -123,6 +125,7 @@ class Scorecard:
         return {
             "model": self.model,
             "model_digest": self.model_digest,
+            "weights_digest": self.weights_digest,
             "options": self.options.model_dump(),
             "tasks": self.tasks,
             "repeated": self.repeated,
@@ -191,6 +194,7 @@ def evaluate(
         rows=rows,
         seconds=time.monotonic() - started_s,
         repeated=repeated,
+        weights_digest=model.identity.weights_digest if isinstance(model, EncoderModel) else None,
         results=results,
     )
 

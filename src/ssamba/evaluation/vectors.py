@@ -27,7 +27,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ssamba.audio.fbank import mel_matrix
-from ssamba.config import Config, FrontEndConfig
+from ssamba.config import Config, FrontEndConfig, ModelIdentity
 from ssamba.embedder import Embedder, EmbedOptions
 from ssamba.errors import SuiteError
 from ssamba.evaluation.clips import Waves, cached_arrays
@@ -156,6 +156,11 @@ class EncoderModel:
     def sample_rate_hz(self) -> int:
         """The front end's rate."""
         return self.embedder.front_end.sample_rate_hz
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Versioned name, and digest of the encoder's weights."""
+        return self.embedder.identity
 
     def digest(self) -> str:
         """Return a digest of weights, configuration and options."""

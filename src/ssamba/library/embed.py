@@ -77,6 +77,7 @@ def embed_collection(
 
     Raises:
         StoreError: the output exists and neither `resume` nor `overwrite` was asked for, or it has other settings.
+        ModelMismatchError: the output was made with another model.
         MissingExtraError: the format needs pyarrow.
         ValueError: the model cannot follow the options.
     """
@@ -134,6 +135,7 @@ def run_settings(embedder: Embedder, options: EmbedOptions) -> dict[str, str | f
     """Return the settings that a table of embeddings depends on, besides the recordings."""
     return {
         "model": embedder.name,
+        "weights_digest": embedder.identity.weights_digest,
         "window_s": embedder.window_s,
         "config_hash": embedder.digest(options),
         "options": options.model_dump_json(),

@@ -1,6 +1,6 @@
 """Predict labels of recordings, or of each second of them, with a fine-tuned classifier.
 
-    model = ssamba.load_model("runs/birds/model")
+    model = ssamba.load_model("runs/birds")
     for path, found in predict_stream(model, ["dawn.flac"]):
         print(path, found[0].best(3))
 
@@ -20,14 +20,10 @@ from typing import Any
 import numpy as np
 
 from ssamba.audio.decode import probe
-from ssamba.checkpoint.load import CONFIG_FILE
 from ssamba.embedder import Embedder
-from ssamba.errors import CheckpointError
 from ssamba.files import write_atomically
 
 FORMATS = (".csv", ".json")
-ROUNDS_FOLDER = "rounds"
-"""Subfolder of a fine-tuning run that holds its rounds."""
 _COLUMNS = ("path", "start_s", "end_s", "label", "probability")
 
 
@@ -50,21 +46,6 @@ class Prediction:
         """Return the `count` most probable labels with their probabilities; 0 returns all."""
         order = np.argsort(-self.probabilities, kind="stable")[: count or None]
         return [(self.labels[i], float(self.probabilities[i])) for i in order]
-
-
-def classifier_folder(checkpoint: str | Path) -> str | Path:
-    """Return the checkpoint, or its subfolder `model/` if it is the folder of a fine-tuning run.
-
-    Raises:
-        CheckpointError: the fine-tuning run has not finished.
-    """
-    inner = Path(checkpoint).expanduser() / "model"
-    if (inner.parent / ROUNDS_FOLDER).is_dir() and not inner.is_dir():
-        raise CheckpointError(
-            f"{checkpoint} holds a fine-tuning that has not finished: repeat its command to go on, or name a "
-            f"round that has, {checkpoint}/{ROUNDS_FOLDER}/NAME/chosen"
-        )
-    return inner if (inner / CONFIG_FILE).is_file() and not (inner.parent / CONFIG_FILE).is_file() else checkpoint
 
 
 def predict_stream(

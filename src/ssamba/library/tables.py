@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 
 from ssamba.checkpoint.files import read_json, write_json
+from ssamba.config import ModelIdentity
 from ssamba.errors import MissingExtraError, SsambaError
 
 Array = np.ndarray[Any, Any]
 FORMATS = (".npz", ".parquet", ".csv")
 
 _SETTINGS_FILE = "run.json"
+_COLUMNS = ("model", "weights_digest", "window_s", "config_hash")  # settings that every row holds
 _ROWS_PER_BATCH = 65_536
 
 
@@ -73,8 +75,8 @@ class Store:
 
         Args:
             output: the file to write; its suffix chooses the format.
-            settings: what the embeddings depend on; parts with other settings are refused. `model`, `window_s` and
-                `config_hash` become columns.
+            settings: what the embeddings depend on; parts with other settings are refused. `model`, `weights_digest`,
+                `window_s` and `config_hash` become columns.
             frames: one row for each time step instead of each file.
 
         Raises:
@@ -98,6 +100,7 @@ class Store:
         Raises:
             StoreError: there is an output or an interrupted run, and neither `resume` nor `overwrite` was asked for; or
                 `resume` finds other settings.
+            ModelMismatchError: `resume` finds embeddings of another model.
         """
         if self.output.is_dir():
             raise StoreError(f"{self.output} is a folder: give the name of a file in it, such as embeddings.npz")
@@ -118,10 +121,10 @@ class Store:
                     f"{self.output} exists: --resume adds the files that are not in it, --overwrite replaces it"
                 )
             finished = read_embeddings(self.output)
+        if finished is not None and len(finished["path"]):
+            self._check_model(finished, self.output)
             if str(finished["config_hash"]) != self.settings["config_hash"] or ("time_s" in finished) != self.frames:
-                raise StoreError(
-                    f"{self.output} was made with another model or other settings: --overwrite replaces it"
-                )
+                raise StoreError(f"{self.output} was made with other settings: --overwrite replaces it")
         self.partial.mkdir(parents=True, exist_ok=True)
         self._check_settings()
         for part in sorted(self.partial.glob("part-*.json")):
@@ -178,12 +181,22 @@ class Store:
             write_json(file, self.settings)
             return
         before = read_json(file)
-        # The hash identifies the weights; the path that they were loaded from may be written in many ways.
+        self._check_model(before, self.partial)
+        # The digest identifies the weights; the path that they were loaded from may be written in many ways.
         keys = {*before, *self.settings} - {"model"}
         changed = sorted(key for key in keys if before.get(key) != self.settings.get(key))
         if changed:
             what = "; ".join(f"{key} was {before.get(key)!r}, is {self.settings.get(key)!r}" for key in changed)
             raise StoreError(f"{self.partial} is of a run with other settings ({what}): --overwrite starts again")
+
+    def _check_model(self, before: Mapping[str, Any], made: Path) -> None:
+        """Refuse to go on with embeddings of another model."""
+        old, own = (
+            ModelIdentity(name=str(found.get("model")), weights_digest=str(found.get("weights_digest")))
+            for found in (before, self.settings)
+        )
+        remedy = f"go on with `-c {old.name}`, write another table, or replace this one with --overwrite"
+        old.check_same(own, str(made), remedy)
 
     def _index(self, part: Path) -> None:
         first, records, array = 0, _read_part(part), part.with_suffix(".npy")
@@ -223,7 +236,7 @@ def _write_npz(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any], 
         "file_bytes": np.array([r.file_bytes for r in records], dtype=np.int64),
         "modified_ns": np.array([r.modified_ns for r in records], dtype=np.int64),
         "file": np.repeat(np.arange(len(records)), [r.rows for r in records]),
-        **{key: np.array(settings[key]) for key in ("model", "window_s", "config_hash")},
+        **{key: np.array(settings[key]) for key in _COLUMNS},
         "settings": np.array(json.dumps(settings)),
     }
     if frames:
@@ -247,7 +260,12 @@ def _write_arrow(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any]
     dim = _dim(rows)
     fields = [("path", pa.string()), *([("time_s", pa.float32())] if frames else [])]
     fields += [("duration_s", pa.float64()), ("window_s", pa.float64()), ("model", pa.string())]
-    fields += [("config_hash", pa.string()), ("file_bytes", pa.int64()), ("modified_ns", pa.int64())]
+    fields += [
+        ("weights_digest", pa.string()),
+        ("config_hash", pa.string()),
+        ("file_bytes", pa.int64()),
+        ("modified_ns", pa.int64()),
+    ]
     if target.suffix == ".parquet":
         schema = pa.schema([*fields, ("embedding", pa.list_(pa.float32(), dim))])
         writer = parquet.ParquetWriter(target, schema.with_metadata({"settings": json.dumps(settings)}))
@@ -259,7 +277,7 @@ def _write_arrow(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any]
             records = [entry.record for entry in group for _ in range(entry.record.rows)]
             columns: dict[str, Any] = {
                 name: [settings[name]] * len(records)
-                if name in ("window_s", "model", "config_hash")
+                if name in _COLUMNS
                 else [getattr(record, name) for record in records]
                 for name, _ in fields
                 if name != "time_s"
@@ -308,7 +326,8 @@ def read_embeddings(path: str | Path) -> dict[str, Array]:
 
     Returns:
         `embedding` (rows, D); `path`, `duration_s`, `file_bytes`, `modified_ns` (files,); `file` (rows,), each row's
-        index into these; `time_s` (rows,) if rows are time steps; and the scalars `model`, `window_s`, `config_hash`.
+        index into these; `time_s` (rows,) if rows are time steps; and the scalars `model` (versioned name or
+        path), `weights_digest`, `window_s` and `config_hash`.
 
     Raises:
         StoreError: the file is missing or was not written by `ssamba embed`.
@@ -324,7 +343,7 @@ def read_embeddings(path: str | Path) -> dict[str, Array]:
             table = _read_rows(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StoreError(f"{path} is damaged or was not written by `ssamba embed` ({error})") from None
-    needed = ("embedding", "path", "duration_s", "file", "model", "config_hash")
+    needed = ("embedding", "path", "duration_s", "file", "model", "weights_digest", "config_hash")
     missing = [name for name in needed if name not in table]
     if missing:
         raise StoreError(f"{path} was not written by `ssamba embed`: {', '.join(missing)} missing")
@@ -333,26 +352,27 @@ def read_embeddings(path: str | Path) -> dict[str, Array]:
 
 def _read_rows(path: Path) -> dict[str, Array]:
     """Read a Parquet or CSV table."""
-    require_pyarrow()
+    pa = require_pyarrow()
     if path.suffix == ".parquet":
         from pyarrow import parquet
 
         rows = parquet.read_table(path)
         vectors = rows["embedding"].combine_chunks()
-        embedding = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
+        embedding = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), vectors.type.list_size)
     else:
         from pyarrow import csv
 
-        rows = csv.read_csv(path)
+        texts = dict.fromkeys(("path", "model", "weights_digest", "config_hash"), pa.string())  # digits are no number
+        rows = csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=texts))
         names = [name for name in rows.column_names if name[0] == "e" and name[1:].isdigit()]
-        embedding = np.stack([rows[name].to_numpy() for name in names], axis=1).astype(np.float32)
+        embedding = np.array([rows[name].to_numpy() for name in names], np.float32).reshape(len(names), len(rows)).T
     paths = rows["path"].to_pylist()
     starts = [i for i, name in enumerate(paths) if i == 0 or name != paths[i - 1]]
     table = {"embedding": embedding, "path": np.array([paths[i] for i in starts])}
     table["file"] = np.repeat(np.arange(len(starts)), np.diff([*starts, len(paths)]))
     for name in ("duration_s", "file_bytes", "modified_ns"):
         table[name] = rows[name].to_numpy()[starts]
-    for name in ("model", "window_s", "config_hash"):
+    for name in _COLUMNS:
         table[name] = np.array(rows[name][0].as_py() if len(rows) else "")
     if "time_s" in rows.column_names:
         table["time_s"] = rows["time_s"].to_numpy()

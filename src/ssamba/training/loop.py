@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from ssamba.checkpoint.files import write_json
+from ssamba.checkpoint.names import MODEL_FOLDER, STATES_FOLDER
 from ssamba.errors import ConfigError, SsambaError, TrainingDivergedError, TrainingError
 from ssamba.randomness import seed_generators
 from ssamba.training.averaging import Averages, evaluation_mode
@@ -50,8 +51,6 @@ from ssamba.training.run_io import (
 from ssamba.training.settings import OptimizerSettings, RunSettings, ScheduleSettings
 from ssamba.training.state import (
     BEST_FOLDER,
-    MODEL_FOLDER,
-    STATES_FOLDER,
     StateFolder,
     check_plain,
     on_cpu,

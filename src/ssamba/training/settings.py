@@ -157,5 +157,7 @@ _FREE_RUN_SETTINGS = (
     "wandb",
     "bad_steps_limit",
 )
-FREE_ON_RESUME = frozenset({"task.data.workers", *(f"run.{name}" for name in _FREE_RUN_SETTINGS)})
-"""Settings that may change when a run is resumed: its length, what is written when, and the number of decoders."""
+_NAMES_OF_START = ("task.model.start", "task.start.checkpoint", "task.started_from_name")
+FREE_ON_RESUME = frozenset({"task.data.workers", *_NAMES_OF_START, *(f"run.{name}" for name in _FREE_RUN_SETTINGS)})
+"""Settings that may change when a run is resumed: its length, what is written when, the number of decoders, and how the
+initial model is named (its digest may not change)."""

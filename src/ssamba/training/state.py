@@ -25,16 +25,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ssamba.config import RENAMED_KEYS
-from ssamba.errors import CheckpointError, OtherSettingsError, TrainingError
+from ssamba.checkpoint.names import MODEL_FOLDER, STATES_FOLDER
+from ssamba.config import RENAMED_KEYS, ModelIdentity
+from ssamba.errors import CheckpointError, ModelMismatchError, OtherSettingsError, TrainingError
 from ssamba.training.settings import FREE_ON_RESUME
 
-STATES_FOLDER = "checkpoints"
-"""Folder of a run with its saved states."""
-MODEL_FOLDER = "model"
-"""Folder of a run, and of each saved state, with the released model."""
 BEST_FOLDER = "best"
 """Folder of a run with the model that had the best validation."""
+STARTED_FROM = "task.started_from"
+"""Setting of a run: the digest of the weights that it started from."""
 STATE_FILE = "state.pt"
 META_FILE = "meta.json"
 _UNFINISHED = ".unfinished-"
@@ -251,8 +250,14 @@ def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], source: Path
 
     Raises:
         OtherSettingsError: names every key that differs, with both values.
+        ModelMismatchError: the run started from another model.
     """
     old, new = _flat(before), _flat(now)
+    if old.get(STARTED_FROM) != new.get(STARTED_FROM):
+        raise ModelMismatchError(
+            f"{source} is of a run that started from {_start_text(old)}, not from {_start_text(new)}: start from the "
+            "same model to resume it, or use another output folder to start a new run"
+        )
     changed = [
         f"{key} was {old.get(key, 'absent')!r}, is {new.get(key, 'absent')!r}"
         for key in sorted({*old, *new} - FREE_ON_RESUME)
@@ -263,6 +268,23 @@ def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], source: Path
             f"{source} is of a run with other settings: {'; '.join(changed)}. Use the same settings to resume it, or "
             "another output folder to start a new run"
         )
+
+
+def start_settings(start: ModelIdentity | None) -> dict[str, str | None]:
+    """Return the settings of a task that say what it started from; None is random weights.
+
+    They are saved with the run. Resuming compares the digest alone, since a path may be written in many ways.
+    """
+    name, digest = (None, None) if start is None else (start.name, start.weights_digest)
+    return {"started_from": digest, "started_from_name": name}
+
+
+def _start_text(settings: Mapping[str, Any]) -> str:
+    """Return what a run started from, for messages."""
+    digest, name = settings.get(STARTED_FROM), settings.get(f"{STARTED_FROM}_name")
+    if digest is None:
+        return "random weights"
+    return str(ModelIdentity(name=name or "a model without a recorded name", weights_digest=digest))
 
 
 class _ErrorRecorder:

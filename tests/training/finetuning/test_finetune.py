@@ -20,8 +20,8 @@ from ssamba.checkpoint import load_checkpoint, save_checkpoint
 from ssamba.cli import app
 from ssamba.config import FrontEndConfig
 from ssamba.data.manifest import Clip, Manifest, write_manifest
-from ssamba.errors import CheckpointError, ConfigError, DataError, TrainingError
-from ssamba.library.predict import classifier_folder, predict_stream
+from ssamba.errors import CheckpointError, ConfigError, DataError, ModelMismatchError, TrainingError
+from ssamba.library.predict import predict_stream
 from ssamba.model import create_encoder
 from ssamba.training.finetuning.data import open_labeled
 from ssamba.training.finetuning.recipe import FinetuneRecipe
@@ -114,7 +114,7 @@ def test_a_folder_per_class_becomes_a_classifier(classes, start, tmp_path):
     model = ssamba.load_model(tmp_path / "run" / "model")
     assert model.classifier is not None
     assert model.classifier.config.labels == report.classes
-    assert classifier_folder(tmp_path / "run") == tmp_path / "run" / "model"
+    assert ssamba.load_model(tmp_path / "run").identity.weights_digest == model.identity.weights_digest
     # Users get the model that was tested.
     data = open_labeled(classes, recipe(), FrontEndConfig(), 1.0)
     found = {
@@ -195,6 +195,27 @@ def test_the_default_recipe_takes_a_frozen_encoder_beyond_the_warm_up(classes, s
     finetune(classes, settings, tmp_path / "run", checkpoint=start)
     report = json.loads((tmp_path / "run" / "rounds" / "all" / "report.json").read_text())
     assert report["step"] > settings.schedule.warmup_steps
+
+
+def test_a_run_records_its_start_and_is_resumed_from_the_same_alone(classes, start, tmp_path):
+    torch.manual_seed(1)
+    other = save_checkpoint(tmp_path / "other", create_encoder("tiny", "ssamba2", embed_dim=24, depth=2))
+    begun, given = load_checkpoint(start).identity, load_checkpoint(other).identity
+    finetune(classes, recipe({"start": {"checkpoint": str(start)}}), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run").config.base == begun
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["base"] == begun.model_dump()
+    with pytest.raises(ModelMismatchError) as error:
+        finetune(classes, recipe(), tmp_path / "run", checkpoint=other, resume="auto")
+    assert f"started from {begun}, not from {given}: start from the same model" in str(error.value)
+    with pytest.raises(ModelMismatchError, match=f"not from {re.escape('random weights')}"):
+        finetune(classes, recipe({"start": {"scratch": True}}), tmp_path / "run", checkpoint=start, resume="auto")
+    shutil.copytree(start, tmp_path / "copy")  # the same weights by another path
+    finetune(classes, recipe(), tmp_path / "run", checkpoint=tmp_path / "copy", resume="auto")
+
+
+def test_a_run_from_scratch_has_no_base(classes, start, tmp_path):
+    finetune(classes, recipe({"start": {"scratch": True}}), tmp_path / "run", checkpoint=start)
+    assert load_checkpoint(tmp_path / "run").config.base is None
 
 
 class StopError(Exception):
@@ -446,8 +467,7 @@ def test_the_commands_finetune_and_predict(classes, start, tmp_path):
     assert "recording" in run_cli("predict", wave, "-c", tmp_path / "run").stdout
     assert run_cli("predict", text, "-c", tmp_path / "run").exit_code == 1
     assert run_cli("predict", wave, "-c", start).exit_code == 1
-    with pytest.raises(CheckpointError, match=r"name its model, .*run/model"):
-        load_checkpoint(tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run").config == load_checkpoint(tmp_path / "run" / "model").config
     assert run_cli("predict", wave, "-c", start, "--format", "xml").exit_code == 2
 
 
@@ -459,7 +479,7 @@ def test_a_stopped_run_does_not_count_as_finished(classes, tmp_path, monkeypatch
     assert "SIGTERM: repeat the command to resume" in done.output
     (tmp_path / "run" / "rounds" / "fold1").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="has not finished: repeat its command"):
-        classifier_folder(tmp_path / "run")
+        load_checkpoint(tmp_path / "run")
 
 
 def test_two_processes_give_what_one_gives(classes, start, tmp_path):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ssamba.checkpoint import save_checkpoint
+from ssamba.checkpoint import load_checkpoint, save_checkpoint
 from ssamba.config import FrontEndConfig, ModelConfig, PretrainingConfig
-from ssamba.errors import CheckpointError, ConfigError
+from ssamba.errors import ConfigError
 from ssamba.model import PretrainingModel, encoder_config
 from ssamba.training.pretraining.task import load_initial_weights
 
@@ -23,7 +23,7 @@ def saved(tmp_path):
     started = model({"units": 5, "statistics": True})
     config = ModelConfig(kind="pretraining", encoder=started.encoder.config, pretraining=started.pretraining)
     save_checkpoint(tmp_path / "model", started, config, FRONT_END)
-    return started, str(tmp_path / "model")
+    return started, load_checkpoint(tmp_path / "model")
 
 
 def test_encoder_and_matching_heads_are_copied_and_the_others_are_named(saved):
@@ -43,5 +43,3 @@ def test_another_encoder_or_front_end_is_refused_with_what_differs(saved):
     transformer = PretrainingModel(encoder_config("tiny", "ssast", depth=1))
     with pytest.raises(ConfigError, match="EncoderConfig, not a SSASTConfig"):
         load_initial_weights(transformer, saved[1], FRONT_END)
-    with pytest.raises(CheckpointError):
-        load_initial_weights(model({}), saved[1] + "-that-is-not-there", FRONT_END)

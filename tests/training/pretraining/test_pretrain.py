@@ -16,7 +16,7 @@ import torch
 
 import ssamba
 from ssamba.checkpoint import load_checkpoint
-from ssamba.errors import ConfigError, DataError
+from ssamba.errors import ConfigError, DataError, ModelMismatchError
 from ssamba.model.pretraining import PretrainingModel
 from ssamba.training.pretraining.data import open_corpora
 from ssamba.training.pretraining.recipe import PretrainRecipe
@@ -282,11 +282,29 @@ def test_a_clean_profile_does_not_depend_on_the_augmentation(recordings):
 
 def test_a_run_starts_from_the_model_of_another_run(recordings, tmp_path):
     pretrain([recordings], recipe(), tmp_path / "first")
-    first = load_checkpoint(tmp_path / "first" / "model").model.state_dict()
-    settings = recipe(OURS, {"model": {"start": str(tmp_path / "first" / "model")}})
+    first = load_checkpoint(tmp_path / "first").model.state_dict()
+    settings = recipe(OURS, {"model": {"start": str(tmp_path / "first")}})
     task = PretrainingTask(settings, open_corpora([recordings], settings))
     for name, value in task.model.encoder.state_dict().items():
         assert torch.equal(value, first[f"encoder.{name}"])
+
+
+def test_a_run_records_its_start_and_is_resumed_from_the_same_alone(recordings, tmp_path):
+    for name, seed in (("first", 1), ("second", 2)):
+        pretrain([recordings], recipe({"run": {"steps": 1, "seed": seed}}), tmp_path / name)
+    first, second = (load_checkpoint(tmp_path / name).identity for name in ("first", "second"))
+
+    def start(name, steps):
+        settings = recipe({"model": {"start": name}, "run": {"steps": steps}})
+        return pretrain([recordings], settings, tmp_path / "run", resume="auto")
+
+    start(str(tmp_path / "first"), 1)
+    assert load_checkpoint(tmp_path / "run").config.base == first
+    for other, text in ((str(tmp_path / "second"), str(second)), (None, "random weights")):
+        with pytest.raises(ModelMismatchError) as error:
+            start(other, 2)
+        assert f"started from {first}, not from {text}: start from the same model" in str(error.value)
+    assert start(str(tmp_path / "first" / "model"), 2).step == 2  # the same weights by another path
 
 
 def test_an_empty_batch_has_no_loss(recordings):

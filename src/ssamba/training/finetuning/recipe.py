@@ -19,6 +19,9 @@ from ssamba.training.settings import OptimizerSettings, RunSettings, ScheduleSet
 class StartSettings(Config):
     """The model that training starts from."""
 
+    checkpoint: str | None = Field(None, json_schema_extra={"since": 2})
+    """A name (`ssamba models` lists them), a checkpoint or run folder, an official .pth file, or hf:OWNER/NAME. None is
+    the default model, which ships with ssamba."""
     scratch: bool = False
     """Use the checkpoint's structure with random weights, to measure the benefit of pretraining."""
     frozen: bool = False

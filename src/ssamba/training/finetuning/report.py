@@ -27,9 +27,10 @@ import torch
 import torch.nn.functional as F
 
 from ssamba.checkpoint.files import write_json
+from ssamba.checkpoint.names import ROUNDS_FOLDER
+from ssamba.config import ModelIdentity
 from ssamba.errors import MissingExtraError
 from ssamba.evaluation.report import plot_confusion, scores_of_several_labels, write_class_scores
-from ssamba.library.predict import ROUNDS_FOLDER
 from ssamba.metrics import classification as metrics
 from ssamba.metrics.bootstrap import Interval, affordable_samples, bootstrap_values, interval_of
 from ssamba.metrics.classification import finite_or_none
@@ -215,10 +216,18 @@ class FinetuneReport:
 
 
 def write_report(
-    report: FinetuneReport, out: Path, tested: Sequence[FoldTest], recipe: FinetuneRecipe, *, multi: bool
+    report: FinetuneReport,
+    out: Path,
+    tested: Sequence[FoldTest],
+    recipe: FinetuneRecipe,
+    base: ModelIdentity | None,
+    *,
+    multi: bool,
 ) -> None:
-    """Write results, tables and plots of a finished run into its folder; `tested` are the tests of the folds that have
-    test clips."""
+    """Write results, tables and plots of a finished run into its folder.
+
+    `tested` are the tests of the folds that have test clips; `base` is the model that training started from.
+    """
     notes, confusion = list(report.notes), None
     if tested:
         scores, targets = (np.concatenate([getattr(fold, name) for fold in tested]) for name in ("scores", "targets"))
@@ -244,6 +253,7 @@ def write_report(
         "classes": report.classes,
         "confusion": confusion,
         "notes": notes,
+        "base": None if base is None else base.model_dump(),
         "recipe": json.loads(recipe.model_dump_json()),
     }
     write_json(out / RESULTS_FILE, content)

@@ -1,6 +1,6 @@
 """Fine-tune a pretrained encoder on labeled recordings: train and test a classifier on one fold, or on each fold.
 
-    OUT/model            the classifier: `ssamba predict --checkpoint OUT`, `ssamba.load_model("OUT/model")`
+    OUT/model            the classifier: `ssamba predict --checkpoint OUT`, `ssamba.load_model("OUT")`
     OUT/results.json     test metrics, with tables and plots beside it: see `ssamba.training.finetuning.report`
     OUT/rounds/NAME      the run of each fold as the training loop writes it, and `chosen/`, its classifier
 
@@ -15,10 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ssamba.checkpoint import Checkpoint, has_bundled, load_bundled, load_checkpoint
+from ssamba.checkpoint import Checkpoint, has_default_weights, load_checkpoint
+from ssamba.checkpoint.names import MODEL_FOLDER
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
-from ssamba.errors import CheckpointError
-from ssamba.hashing import digest_of
 from ssamba.model.heads import Classifier
 from ssamba.splits import Fold, check_leaks, make_folds
 from ssamba.training.batches import OnDecoded
@@ -41,7 +40,7 @@ from ssamba.training.finetuning.task import FinetuneTask, window_s
 from ssamba.training.loop import train
 from ssamba.training.pretraining.recipe import ModelSettings
 from ssamba.training.run_io import TrainingProgress, TrainingReport
-from ssamba.training.state import BEST_FOLDER, MODEL_FOLDER, has_state, replace_folder
+from ssamba.training.state import BEST_FOLDER, has_state, replace_folder, start_settings
 
 __all__ = ["FinetuneReport", "FoldResult", "finetune"]
 
@@ -66,7 +65,8 @@ def finetune(
         source: a folder with one folder per class, a manifest with labels (and splits or folds), or a corpus.
         recipe: all settings; `FinetuneRecipe.read` reads one by name or from a file.
         out: folder of the results; see the docstring of this module.
-        checkpoint: the encoder, as for `load_checkpoint`; None is the one that ships with ssamba.
+        checkpoint: the model to start from, by name or path as for `load_checkpoint`; None is the recipe's
+            `start.checkpoint`, else the default model.
         resume: continue what is in `out`; "auto" does so if there is something.
         device: device to train on; None is a GPU if there is one.
         on_progress: called after each step.
@@ -77,6 +77,7 @@ def finetune(
         DataError: there are no labels, the splits leak, or the recordings are not those of the run to resume.
         CheckpointError: the checkpoint cannot be loaded, or `out` holds a run and `resume` is not set.
         ConfigError: the recipe contradicts the checkpoint, or the run to resume.
+        ModelMismatchError: the run to resume started from another model.
         TrainingError: a run diverged or could not be saved.
     """
     out = Path(out)
@@ -84,10 +85,11 @@ def finetune(
     encoder, front_end = _configs(start, recipe)
     data = open_labeled(source, recipe, front_end, window_s(encoder.num_frames, front_end), on_decoded)
     folds, notes = _make_folds(data, recipe)
-    weights = None if recipe.start.scratch or start is None else start.model.encoder.state_dict()
+    trained = None if recipe.start.scratch else start
+    weights, base = (trained.model.encoder.state_dict(), trained.identity) if trained else (None, None)
     settings = recipe.task_settings()
     settings["encoder"], settings["front_end"] = encoder.digest(), front_end.digest()
-    settings["started_from"] = digest_of(weights) if weights else "scratch"
+    settings |= start_settings(base)
     results: list[FoldResult] = []
     tested: list[FoldTest] = []
     stopped, metric = "finished", ""
@@ -95,7 +97,7 @@ def finetune(
         for number, fold in enumerate(folds, start=1):
             if on_fold is not None and world.is_main:
                 on_fold(fold.name, number, len(folds))
-            task = FinetuneTask(recipe, data, fold, encoder, front_end, weights)
+            task = FinetuneTask(recipe, data, fold, encoder, front_end, weights, base)
             metric = task.best_metric[0]
             folder = fold_folder(out, fold.name)
             if recipe.start.fitted_head and weights is not None and not has_state(folder):
@@ -131,18 +133,11 @@ def finetune(
 
 
 def _load_start(checkpoint: str | Path | None, recipe: FinetuneRecipe) -> Checkpoint | None:
-    """Return the checkpoint to start from; None if there is none and training starts from scratch."""
-    stride = recipe.start.patch_stride
-    if checkpoint is not None:
-        return load_checkpoint(checkpoint, stride)
-    if has_bundled():
-        return load_bundled(stride)
-    if recipe.start.scratch:
+    """Return the checkpoint to start from; None if none is named, none ships, and training starts from scratch."""
+    checkpoint = recipe.start.checkpoint if checkpoint is None else checkpoint
+    if checkpoint is None and recipe.start.scratch and not has_default_weights():
         return None
-    raise CheckpointError(
-        "this installation of ssamba came without weights: name a checkpoint to start from (a folder, an official .pth "
-        "file, or hf:OWNER/NAME), or start from scratch"
-    )
+    return load_checkpoint(checkpoint, recipe.start.patch_stride)
 
 
 def _configs(start: Checkpoint | None, recipe: FinetuneRecipe) -> tuple[BaseEncoderConfig, FrontEndConfig]:
@@ -246,4 +241,4 @@ def _publish(
         for fold, scores in zip((fold for fold in report.folds if fold.scores), tested, strict=True):
             title = f"{fold.name}, accuracy {fold.scores.get('accuracy', float('nan')):.3f}"
             write_tables(fold_folder(out, fold.name), scores, report.classes, multi=multi, title=title)
-    write_report(report, out, tested, recipe, multi=multi)
+    write_report(report, out, tested, recipe, task.base, multi=multi)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ssamba.audio.augmentation import add_noise_and_roll, augment, change_speed, mask_stripes
 from ssamba.audio.fbank import fbank, frame_lengths, normalize
 from ssamba.checkpoint import Checkpoint, LoadReport, save_checkpoint
-from ssamba.config import BaseEncoderConfig, ClassifierConfig, FrontEndConfig, ModelConfig
+from ssamba.config import BaseEncoderConfig, ClassifierConfig, FrontEndConfig, ModelConfig, ModelIdentity
 from ssamba.data.corpus import Corpus, Subset
 from ssamba.data.loader import WaveBatch
 from ssamba.data.plan import PlanConfig
@@ -66,6 +66,7 @@ class FinetuneTask(PlannedBatches):
         encoder: BaseEncoderConfig,
         front_end: FrontEndConfig,
         weights: Mapping[str, Tensor] | None = None,
+        base: ModelIdentity | None = None,
     ):
         """Build the model, seeded by the recipe, and plan the batches.
 
@@ -76,9 +77,11 @@ class FinetuneTask(PlannedBatches):
             encoder: the encoder's configuration.
             front_end: from waveform to features.
             weights: of the encoder; None leaves it random.
+            base: the model that the weights are of, for the record.
         """
         torch.manual_seed(recipe.run.seed)
         self.recipe, self.data, self.fold, self.front_end = recipe, data, fold, front_end
+        self.base = base
         self.binary = data.multi if recipe.loss.kind == "auto" else recipe.loss.kind == "bce"
         config = ClassifierConfig(
             num_classes=len(data.classes),
@@ -312,7 +315,7 @@ class FinetuneTask(PlannedBatches):
 
     def as_checkpoint(self, model: Classifier) -> Checkpoint:
         """Return a model together with its configuration, as a loaded checkpoint."""
-        config = ModelConfig(kind="classifier", encoder=model.encoder.config, classifier=model.config)
+        config = ModelConfig(kind="classifier", encoder=model.encoder.config, classifier=model.config, base=self.base)
         count = sum(p.numel() for p in model.parameters())
         return Checkpoint(model, config, self.front_end, LoadReport("in training", "classifier", count))
 

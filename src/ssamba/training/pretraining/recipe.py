@@ -32,7 +32,8 @@ class ModelSettings(Config):
     encoder: dict[str, Any] = Field(default_factory=dict)
     """Fields of the encoder's configuration to change."""
     start: str | None = None
-    """Checkpoint to start from, or `shipped`: the weights that come with ssamba. None starts from random weights."""
+    """Model to start from: a name (`ssamba models` lists them), a checkpoint or run folder, or hf:OWNER/NAME; None
+    starts from random weights."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:

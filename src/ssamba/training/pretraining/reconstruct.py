@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssamba.audio.decode import decode
 from ssamba.audio.fbank import features_to_waveform, log_mel
-from ssamba.checkpoint import load_bundled, load_checkpoint
+from ssamba.checkpoint import load_checkpoint
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
 from ssamba.errors import CheckpointError
 from ssamba.files import write_atomically
@@ -141,12 +141,12 @@ def reconstruct_recording(
         CheckpointError: the checkpoint has no prediction heads.
         AudioDecodeError: the recording cannot be read.
     """
-    loaded = load_checkpoint(checkpoint) if checkpoint is not None else load_bundled()
+    loaded = load_checkpoint(checkpoint)
     model, front_end = loaded.model, loaded.front_end
     if not isinstance(model, PretrainingModel):
         raise CheckpointError(
-            f"{checkpoint or 'the bundled checkpoint'} is of kind {loaded.config.kind!r}, without prediction heads: "
-            "expected a pretraining checkpoint (runs/NAME/model, or an official pretraining file)"
+            f"{loaded.report.name} is of kind {loaded.config.kind!r}, without prediction heads: "
+            "expected a pretraining checkpoint (a run of `ssamba pretrain`, or an official pretraining file)"
         )
     rate_hz = front_end.sample_rate_hz
     wave = torch.from_numpy(decode(recording, sample_rate_hz=rate_hz, start_s=start_s, duration_s=_CROP_S))

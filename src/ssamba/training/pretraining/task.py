@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from ssamba.audio.augmentation import Crop, apply_crop, augment, change_speed, draw_crop
 from ssamba.audio.fbank import fbank, frame_lengths, normalize
-from ssamba.checkpoint import load_bundled, load_checkpoint, save_checkpoint
-from ssamba.config import Config, FrontEndConfig, ModelConfig
+from ssamba.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ssamba.config import Config, FrontEndConfig, ModelConfig, ModelIdentity
 from ssamba.data.loader import WaveBatch
 from ssamba.errors import ConfigError
 from ssamba.model.encoder import PatchTokens
@@ -47,13 +47,12 @@ from ssamba.training.pretraining.data import Corpora, open_corpora
 from ssamba.training.pretraining.recipe import PretrainRecipe
 from ssamba.training.pretraining.targets import RunningScale, SoundUnits, gather_views, scale_gradient_to_rank
 from ssamba.training.run_io import TrainingProgress, TrainingReport
+from ssamba.training.state import start_settings
 from ssamba.training.task import StepContext, StepOutcome
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-SHIPPED = "shipped"
 _UNIT_EPOCHS = 3  # read at most to fit sound units
 
 
@@ -83,8 +82,11 @@ class PretrainingTask:
         self.corpora = corpora
         self.model = PretrainingModel(recipe.model.config(), recipe.pretraining())
         self.mask_ratio = recipe.mask_ratio
+        self.base: ModelIdentity | None = None
         if recipe.model.start is not None:
-            load_initial_weights(self.model, recipe.model.start, recipe.front_end)
+            start = load_checkpoint(recipe.model.start)
+            load_initial_weights(self.model, start, recipe.front_end)
+            self.base = start.identity
         self.teacher = (
             copy.deepcopy(self.model.encoder).requires_grad_(False).eval() if recipe.objectives.teacher else None
         )
@@ -368,30 +370,30 @@ class PretrainingTask:
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the model with its heads as a checkpoint folder."""
         assert isinstance(model, PretrainingModel)
-        config = ModelConfig(kind="pretraining", encoder=model.encoder.config, pretraining=model.pretraining)
+        config = ModelConfig(
+            kind="pretraining", encoder=model.encoder.config, pretraining=model.pretraining, base=self.base
+        )
         save_checkpoint(folder, model, config, self.recipe.front_end)
 
 
 @torch.no_grad()
-def load_initial_weights(model: PretrainingModel, source: str, front_end: FrontEndConfig) -> tuple[str, ...]:
+def load_initial_weights(model: PretrainingModel, start: Checkpoint, front_end: FrontEndConfig) -> tuple[str, ...]:
     """Copy the weights of a checkpoint into a model: the encoder, and other parameters of the same name and shape.
 
     Args:
         model: filled in place.
-        source: as for `load_checkpoint`, or `shipped`: the weights that come with ssamba.
+        start: the checkpoint to start from.
         front_end: that of the run, which must be the checkpoint's.
 
     Returns:
         Names of the parameters that stay random, since the checkpoint has none that fit.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it is damaged.
-        ConfigError: it has another encoder or front end.
+        ConfigError: the checkpoint has another encoder or front end.
     """
-    found = load_bundled() if source == SHIPPED else load_checkpoint(source)
-    _check_equal("encoder", found.config.encoder, model.encoder.config, source)
-    _check_equal("front end", found.front_end, front_end, source)
-    tensors = found.model.state_dict()
+    _check_equal("encoder", start.config.encoder, model.encoder.config, start.report.name)
+    _check_equal("front end", start.front_end, front_end, start.report.name)
+    tensors = start.model.state_dict()
     random = []
     for name, value in model.state_dict().items():
         if name in tensors and tensors[name].shape == value.shape:
@@ -436,18 +438,20 @@ def pretrain(
 
     Raises:
         DataError: a source holds no audio, or the data are not those of the run to resume.
+        CheckpointError: the model to start from is unknown or damaged.
         ConfigError: the recipe differs from that of the run to resume.
+        ModelMismatchError: the run to resume started from another model.
         TrainingError: the run diverged or could not be saved.
     """
-    corpora = open_corpora(sources, recipe, on_decoded)
+    task = PretrainingTask(recipe, open_corpora(sources, recipe, on_decoded))
     return train(
-        PretrainingTask(recipe, corpora),
+        task,
         recipe.optimizer,
         recipe.schedule,
         recipe.run,
         out,
         resume=resume,
-        recipe=recipe.task_settings(),
+        recipe={**recipe.task_settings(), **start_settings(task.base)},
         device=device,
         on_progress=on_progress,
     )
