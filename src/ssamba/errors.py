@@ -77,5 +77,13 @@ class TrainingDivergedError(TrainingError):
     """Too many consecutive steps had a non-finite loss or gradient; the message says where, and what was saved."""
 
 
-class AudioTruncatedWarning(UserWarning):
-    """The end of an audio file is missing, and `strict=False` asked to continue without it."""
+class AudioWarning(UserWarning):
+    """Base of the warnings about audio files that are used although something is wrong with them."""
+
+
+class AudioHeaderWarning(AudioWarning):
+    """The header of an audio file states another length than the recording has, and all of it was read."""
+
+
+class AudioTruncatedWarning(AudioWarning):
+    """A part of an audio file is missing, and `damaged="keep"` asked to go on with what is there."""

@@ -7,8 +7,9 @@
 
 libsndfile (soundfile) reads WAV, FLAC, MP3, Ogg Vorbis, Opus, AIFF, AU, CAF and similar formats; FFmpeg (PyAV, the
 `codecs` extra) reads the rest (M4A/AAC, WebM, WMA, the sound of videos). Channels are averaged, and soxr resamples.
-Both decoders ignore damage silently (`readers.py`), so a file that is read to its end is compared with the size that
-its container states (`containers.py`), and every sample is checked to be finite.
+Both decoders believe headers and ignore damage silently, so `probe` looks at what is there (`containers.py`), and every
+function here agrees with it: files whose header is wrong are read whole, with a warning, and files that lack a part are
+refused, or read as far as they go with `damaged="keep"`. Every sample is checked to be finite.
 
 A part equals the same samples of the whole: reading starts on an input sample that coincides with an output sample
 (every p-th, for in/out = p/q in lowest terms), far enough ahead to fill the resampler's filter.
@@ -21,18 +22,24 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import soxr
 
-from ssamba.audio.files import AudioBytes, AudioSource
+from ssamba.audio.files import AudioBytes, AudioSource, Skipped, path_text
 from ssamba.audio.readers import AudioInfo, Reader, Samples, open_audio
-from ssamba.errors import AudioDecodeError, AudioTruncatedWarning, WorkerDiedError
+from ssamba.errors import AudioDecodeError, AudioHeaderWarning, AudioTruncatedWarning, AudioWarning, WorkerDiedError
 from ssamba.worker_pool import map_in_processes
 
-__all__ = ["AudioBytes", "AudioInfo", "decode", "decode_files", "probe", "stream"]
+__all__ = ["AudioBytes", "AudioInfo", "Damaged", "collect_remarks", "decode", "decode_files", "probe", "stream"]
+
+Damaged: TypeAlias = Literal["skip", "keep"]
+"""What to do with files of which a part is missing: leave them out, or use what comes before it."""
 
 LONG_S = 300.0
 
@@ -41,13 +48,16 @@ _FILTER_SAMPLES = 400  # more than half the length of soxr's filter, in samples 
 
 
 def probe(path: str | Path | AudioBytes) -> AudioInfo:
-    """Read the headers of an audio file.
+    """Find what an audio file holds: its length and format, and whether its headers state that (`AudioInfo.verdict`).
+
+    This is the one place that decides it. Headers are compared with the file, which is not decoded (except its end if
+    it is FLAC), so damage in the middle of lossy formats without checksums is not found here.
 
     Raises:
         AudioDecodeError: the file does not exist, or is not audio that can be read here.
     """
     with open_audio(_source(path)) as reader:
-        return reader.info
+        return reader.checked_info()
 
 
 def decode(
@@ -56,7 +66,7 @@ def decode(
     sample_rate_hz: int = 16000,
     start_s: float = 0.0,
     duration_s: float | None = None,
-    strict: bool = True,
+    damaged: Damaged = "skip",
 ) -> Samples:
     """Decode an audio file, or `duration_s` seconds of it from `start_s` on.
 
@@ -65,8 +75,8 @@ def decode(
         sample_rate_hz: sample rate of the result.
         start_s: start of the part, in seconds.
         duration_s: duration of the part; None means to the end.
-        strict: raise if the end of the file is missing and the part reaches it; False warns (AudioTruncatedWarning) and
-            returns the samples that exist.
+        damaged: what to do if a part of the file is missing or damaged, and is reached: `skip` raises; `keep` warns
+            (AudioTruncatedWarning) and returns the samples before it.
 
     Returns:
         Mono float32 (samples,). A whole recording of n samples gives round(n * out / in), at least one. A part is the
@@ -74,31 +84,37 @@ def decode(
 
     Raises:
         AudioDecodeError (a ValueError): the file cannot be read, holds no samples, holds NaN or infinity, ends before
-            `start_s`, or is truncated (see `strict`).
+            `start_s`, or is cut (see `damaged`).
         ValueError: an argument is out of range.
+
+    Warns:
+        AudioHeaderWarning: the headers state another length than was read to the end.
+        AudioTruncatedWarning: see `damaged`.
     """
     out_hz = checked_rate(sample_rate_hz)
+    checked_damaged(damaged)
     if not (math.isfinite(start_s) and start_s >= 0):
         raise ValueError(f"start_s must be a finite number of seconds, at least 0; got {start_s}")
     if duration_s is not None and not (math.isfinite(duration_s) and round(duration_s * out_hz) > 0):
         raise ValueError(f"duration_s must be finite and last at least one sample at {out_hz} Hz; got {duration_s}")
     first = round(start_s * out_hz)
     count = None if duration_s is None else max(1, round((start_s + duration_s) * out_hz) - first)
-    return np.concatenate(list(_read(_source(path), out_hz, first, count, strict)))
+    return np.concatenate(list(_read(_source(path), out_hz, first, count, damaged == "keep")))
 
 
 def stream(
-    path: str | Path | AudioBytes, *, sample_rate_hz: int = 16000, block_s: float = 30.0, strict: bool = True
+    path: str | Path | AudioBytes, *, sample_rate_hz: int = 16000, block_s: float = 30.0, damaged: Damaged = "skip"
 ) -> Iterator[Samples]:
     """Decode an audio file block by block in constant memory; joined, the blocks equal `decode(path)` exactly.
 
-    Yields mono float32 blocks (round(block_s * sample_rate_hz),), the last one shorter. Errors are those of `decode`; a
-    missing end is detected when it is reached, after the blocks before it were yielded.
+    Yields mono float32 blocks (round(block_s * sample_rate_hz),), the last one shorter. Errors and
+    warnings are those of `decode`; those about the end come when it is reached, after the blocks before it.
     """
     out_hz = checked_rate(sample_rate_hz)
+    checked_damaged(damaged)
     if not (math.isfinite(block_s) and round(block_s * out_hz) > 0):
         raise ValueError(f"block_s must be finite and last at least one sample at {out_hz} Hz; got {block_s}")
-    return _regrouped(_read(_source(path), out_hz, 0, None, strict), round(block_s * out_hz))
+    return _regrouped(_read(_source(path), out_hz, 0, None, damaged == "keep"), round(block_s * out_hz))
 
 
 def _source(path: str | Path | AudioBytes) -> AudioSource:
@@ -112,6 +128,39 @@ def checked_rate(sample_rate_hz: int) -> int:
     ):
         raise ValueError(f"sample_rate_hz must be a positive whole number; got {sample_rate_hz}")
     return int(sample_rate_hz)
+
+
+def checked_damaged(damaged: str) -> None:
+    """Raise ValueError unless `damaged` is one of the choices."""
+    if damaged not in ("skip", "keep"):
+        raise ValueError(f"damaged must be 'skip' or 'keep'; got {damaged!r}")
+
+
+_remarks: ContextVar[list[Skipped] | None] = ContextVar("remarks", default=None)
+
+
+@contextmanager
+def collect_remarks() -> Iterator[list[Skipped]]:
+    """Collect what would be warnings about files that are used although something is wrong with them.
+
+    Yields:
+        The list that decoding in this context adds paths and remarks to, in place of warnings.
+    """
+    remarks: list[Skipped] = []
+    token = _remarks.set(remarks)
+    try:
+        yield remarks
+    finally:
+        _remarks.reset(token)
+
+
+def _remark(path: Path, text: str, category: type[AudioWarning], stacklevel: int) -> None:
+    """Warn about a file, or add to the remarks that are collected."""
+    remarks = _remarks.get()
+    if remarks is None:
+        warnings.warn(text, category, stacklevel=stacklevel + 1)
+    else:
+        remarks.append(Skipped(path_text(path), text))
 
 
 def _regrouped(pieces: Iterator[Samples], size: int) -> Iterator[Samples]:
@@ -131,7 +180,7 @@ def _regrouped(pieces: Iterator[Samples], size: int) -> Iterator[Samples]:
         yield np.concatenate(buffered)
 
 
-def _read(path: AudioSource, out_hz: int, first: int, count: int | None, strict: bool) -> Iterator[Samples]:
+def _read(path: AudioSource, out_hz: int, first: int, count: int | None, keep: bool) -> Iterator[Samples]:
     """Yield output samples [first : first + count] of `path` (to the end if None), in pieces of any size."""
     with open_audio(path) as reader:
         in_hz = reader.info.sample_rate_hz
@@ -168,7 +217,7 @@ def _read(path: AudioSource, out_hz: int, first: int, count: int | None, strict:
         if left == 0 or position == stop_in:
             return
 
-        _check_end(reader, num_out > 0, strict)
+        _check_end(reader, num_out > 0, keep)
         if num_out == 0 and first == 0:
             yield block.mean(keepdims=True)  # shorter than half an output sample: return one
         elif num_out == 0:
@@ -191,54 +240,77 @@ def _check_finite(block: Samples, position: int, info: AudioInfo) -> None:
     )
 
 
-def _check_end(reader: Reader, some_wanted: bool, strict: bool) -> None:
-    """Raise or warn if a file that was read to its end is truncated."""
+def _check_end(reader: Reader, some_wanted: bool, keep: bool) -> None:
+    """Raise or warn if a file that was read to its end is not what its headers state."""
     info, num_samples = reader.info, reader.position
     fault = reader.fault()
     if num_samples == 0:
         cause = f"truncated ({fault})" if fault else "its header is valid, but no samples follow"
         raise AudioDecodeError(f"{info.path}: holds no audio: {cause}. Get a whole copy, or leave it out")
-    if fault is None:
-        return
     there = f"{num_samples / info.sample_rate_hz:.2f} s"
+    if fault is None:
+        if info.verdict == "wrong header":
+            claimed = "" if info.claimed_s is None else f", not the {info.claimed_s:.2f} s that its header claims"
+            text = f"{info.path}: {there} were read{claimed} ({info.reason})"
+            _remark(info.path, text, AudioHeaderWarning, 4)
+        return
     missing_s = (info.duration_s or 0) - num_samples / info.sample_rate_hz
     of = f" of {info.duration_s:.2f} s" if missing_s >= 0.005 else ""
     found = f"{info.path}: truncated or damaged, {there}{of} can be read ({fault})"
-    if strict or not some_wanted:
-        raise AudioDecodeError(f"{found}. Get a whole copy; in Python, decode(path, strict=False) returns that part")
-    warnings.warn(found, AudioTruncatedWarning, stacklevel=4)
+    if not (keep and some_wanted):
+        raise AudioDecodeError(
+            f"{found}. Get a whole copy, or use that part: --damaged keep (in Python damaged='keep')"
+        )
+    _remark(info.path, found, AudioTruncatedWarning, 4)
 
 
 def decode_files(
-    paths: Sequence[Path], sample_rate_hz: int, workers: int
+    paths: Sequence[Path], sample_rate_hz: int, workers: int, damaged: Damaged = "skip"
 ) -> Iterator[tuple[Path, Samples | Path | Exception]]:
     """Decode many files in worker processes, ahead of the caller, and yield them in order.
 
     The result of a file is its mono samples at `sample_rate_hz`; or its path if it is longer than `LONG_S`, to be
     streamed instead of being sent between processes; or the error, also if a worker died on it (a fault in a codec).
+    Warnings come in this process, and can be collected (`collect_remarks`).
 
     Args:
         paths: audio files.
         sample_rate_hz: wanted rate.
         workers: number of processes; 0 decodes in this one.
+        damaged: see `decode`.
     """
-    for path, decoded in map_in_processes(partial(_decode_file, sample_rate_hz=sample_rate_hz), paths, workers):
-        if isinstance(decoded, WorkerDiedError):
-            decoded = AudioDecodeError(
-                f"{path}: the decoder crashed on this file, so it is damaged: re-encode or leave it out"
+    work = partial(_decode_file, sample_rate_hz=sample_rate_hz, damaged=damaged)
+    for path, result in map_in_processes(work, paths, workers):
+        if isinstance(result, WorkerDiedError):
+            yield (
+                path,
+                AudioDecodeError(
+                    f"{path}: the decoder crashed on this file, so it is damaged: re-encode or leave it out"
+                ),
             )
-        yield path, decoded
+            continue
+        for remark in result.remarks:
+            _remark(path, remark, AudioWarning, 2)
+        yield path, result.decoded
 
 
-def _decode_file(path: Path, sample_rate_hz: int) -> Samples | Path | Exception:
+class _Result(NamedTuple):
+    """What a worker returns."""
+
+    decoded: Samples | Path | Exception
+    remarks: tuple[str, ...] = ()
+
+
+def _decode_file(path: Path, sample_rate_hz: int, damaged: Damaged) -> _Result:
     try:
         duration_s = probe(path).duration_s
         if duration_s is None or duration_s > LONG_S:
-            return path
-        return decode(path, sample_rate_hz=sample_rate_hz)
+            return _Result(path)
+        with collect_remarks() as remarks:
+            samples = decode(path, sample_rate_hz=sample_rate_hz, damaged=damaged)
+        return _Result(samples, tuple(remark.reason for remark in remarks))
     except (ValueError, OSError) as error:
-        return error
+        return _Result(error)
     except Exception as error:  # whatever a damaged file provokes, it must not cost the other files
-        return AudioDecodeError(
-            f"{path}: cannot be decoded ({type(error).__name__}: {error}). Re-encode or leave it out"
-        )
+        text = f"{path}: cannot be decoded ({type(error).__name__}: {error}). Re-encode or leave it out"
+        return _Result(AudioDecodeError(text))

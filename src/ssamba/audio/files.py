@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import glob
+import io
 import mmap
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TypeAlias
 
@@ -33,6 +36,63 @@ class AudioBytes:
 
 AudioSource: TypeAlias = "Path | AudioBytes"
 Bytes: TypeAlias = "bytes | mmap.mmap"
+
+
+Piece: TypeAlias = "bytes | tuple[int, int]"
+"""Bytes as they are, or a range [start, stop) of a file."""
+
+
+class PiecesFile:
+    """A file that is put together from pieces of another one and other bytes, for libsndfile to read."""
+
+    def __init__(self, source: AudioSource, pieces: Sequence[Piece]) -> None:
+        self._file = io.BytesIO(source.data) if isinstance(source, AudioBytes) else source.open("rb", buffering=0)
+        self._pieces = pieces
+        lengths = (len(piece) if isinstance(piece, bytes) else piece[1] - piece[0] for piece in pieces)
+        self._starts = [0, *accumulate(lengths)]
+        self._at = 0
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill the buffer, as far as the file goes, and return the number of bytes."""
+        target = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(target) and self._at < self._starts[-1]:
+            number = bisect_right(self._starts, self._at) - 1
+            piece, offset = self._pieces[number], self._at - self._starts[number]
+            count = min(len(target) - done, self._starts[number + 1] - self._at)
+            if isinstance(piece, bytes):
+                target[done : done + count] = piece[offset : offset + count]
+            else:
+                self._file.seek(piece[0] + offset)
+                count = self._file.readinto(target[done : done + count])
+                if not count:
+                    break  # the file has become shorter
+            done += count
+            self._at += count
+        return done
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to `size` bytes."""
+        left = self._starts[-1] - self._at
+        buffer = bytearray(left if size < 0 else min(size, left))
+        return bytes(buffer[: self.readinto(memoryview(buffer))])
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to an offset from the start, the position or the end (`whence` 0, 1, 2), and return the new position."""
+        self._at = max(0, offset + (0, self._at, self._starts[-1])[whence])
+        return self._at
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._at
+
+    def write(self, data: bytes) -> int:
+        """Refuse: libsndfile asks for this method."""
+        raise OSError("open for reading only")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 @contextmanager

@@ -12,21 +12,25 @@ Shapes: blocks are (samples,), float32, at the file's own sample rate.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 
 from ssamba.audio import containers
-from ssamba.audio.files import AudioBytes, AudioSource
+from ssamba.audio.contents import Contents, Part, Raw, Verdict
+from ssamba.audio.files import AudioBytes, AudioSource, Bytes, PiecesFile, memory_map
+from ssamba.audio.ogg import seekable_before
 from ssamba.errors import AudioDecodeError
 
 Samples: TypeAlias = "npt.NDArray[np.float32]"
@@ -44,16 +48,16 @@ _EXACT_CODECS = ("PCM", "FLOAT", "DOUBLE", "FLAC", "ULAW", "ALAW")
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """Contents of a file's headers, before decoding."""
+    """What a file holds: its format, its length, and whether that is what its headers state."""
 
     path: Path
     """Path of the file, or the name given to bytes in memory."""
     sample_rate_hz: int
     """The file's own sample rate."""
     channels: int
-    """Number of channels."""
+    """Number of channels; the most, if the file was joined from recordings of different ones."""
     num_samples: int | None
-    """Samples per channel that the header states (a truncated file holds fewer); None if it does not state them."""
+    """Samples per channel that the file holds; of a cut file, those that its header states. None if nothing tells."""
     duration_s: float | None
     """`num_samples` in seconds."""
     container: str
@@ -62,8 +66,16 @@ class AudioInfo:
     """The coding of the samples: `PCM_16`, `FLAC`, `VORBIS`, `AAC`..."""
     reader: str
     """The library that reads the file: `soundfile` or `pyav`."""
-    fault: str | None = None
-    """Message about a missing end that the container reveals; decoding may find more."""
+    verdict: Verdict = "whole"
+    """Whether the file holds what its headers state (see `contents.Verdict`). Decoding may find more damage."""
+    reason: str | None = None
+    """What the headers state and what is there; None if the file is whole."""
+    claimed_s: float | None = None
+    """Duration that the headers state, if they state another one than that of the samples."""
+
+
+_known: dict[tuple[str, int, int, int], tuple[containers.Kind, Contents]] = {}
+_MAX_KNOWN = 4096
 
 
 def open_audio(source: AudioSource) -> Reader:
@@ -73,18 +85,11 @@ def open_audio(source: AudioSource) -> Reader:
         AudioDecodeError: no library reads it; the message says why.
     """
     path = Path(source.name) if isinstance(source, AudioBytes) else source
-    head = source.data[:4096] if isinstance(source, AudioBytes) else _head(source)
-    if not head:
-        raise AudioDecodeError(f"{path}: is empty, 0 bytes (expected an audio file). Copy or record it again")
-    kind = containers.identify(head)
-    if not kind.is_audio:
-        raise AudioDecodeError(f"{path}: is {kind.name} (expected an audio file). Give the path of a recording")
-
-    integrity = containers.inspect(source)
+    kind, contents = _examine(source, path)
     reason = ""
     if not kind.needs_codecs:
         try:
-            return _SoundfileReader(source, path, integrity)
+            return _open_soundfile(source, path, contents)
         except (soundfile.SoundFileError, TypeError, ValueError, RuntimeError, OSError) as error:
             if getattr(error, "code", 0) != 7:  # "File does not exist", a misleading error for what resembles MP3
                 reason = f" (libsndfile: {_cause(error)})"
@@ -100,13 +105,13 @@ def open_audio(source: AudioSource) -> Reader:
             ) from None
     else:
         try:
-            return _PyavReader(source, path, integrity)
+            return _PyavReader(source, path, contents)
         except AudioDecodeError:
             raise
         except Exception as error:  # PyAV raises many types: FFmpegError, IndexError, UnicodeDecodeError...
             reason = reason or f" (FFmpeg: {_cause(error)})"
-    if integrity.fault:
-        raise AudioDecodeError(f"{path}: truncated or damaged: {integrity.fault}{reason}. Get a whole copy of it")
+    if contents.verdict == "cut":
+        raise AudioDecodeError(f"{path}: truncated or damaged: {contents.reason}{reason}. Get a whole copy of it")
     if kind.name.startswith("of no format"):
         raise AudioDecodeError(f"{path}: is {kind.name}{reason}. {remedy}")
     raise AudioDecodeError(
@@ -114,21 +119,59 @@ def open_audio(source: AudioSource) -> Reader:
     )
 
 
-def _head(path: Path) -> bytes:
-    """Return the first 4 KiB of a file."""
+def _examine(source: AudioSource, path: Path) -> tuple[containers.Kind, Contents]:
+    """Identify the format of a file, and find what it holds; remembered while the file's size and date stay.
+
+    Raises:
+        AudioDecodeError: it cannot be opened, or is not audio.
+    """
+    if isinstance(source, AudioBytes):
+        return _examine_bytes(source, source.data, path)
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            what = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise AudioDecodeError(f"{path}: is {what} (expected an audio file). Give the path of a recording")
-        with path.open("rb") as file:
-            return file.read(4096)
+        key = str(path.absolute()), status.st_ino, status.st_size, status.st_mtime_ns
+        if (known := _known.get(key)) is None:
+            with memory_map(source) as data:
+                known = _known[key] = _examine_bytes(source, data, path)
+            while len(_known) > _MAX_KNOWN:
+                _known.pop(next(iter(_known)), None)
+        return known
     except FileNotFoundError:
         raise AudioDecodeError(f"{path}: no such file. Check the path (relative ones start at {Path.cwd()})") from None
     except PermissionError:
         raise AudioDecodeError(f"{path}: may not be read by this user. Change its permissions") from None
     except OSError as error:
         raise AudioDecodeError(f"{path}: cannot be read ({error.strerror or error}). Check disk and path") from None
+
+
+def _examine_bytes(source: AudioSource, data: Bytes, path: Path) -> tuple[containers.Kind, Contents]:
+    head = data[:4096]
+    if not head:
+        raise AudioDecodeError(f"{path}: is empty, 0 bytes (expected an audio file). Copy or record it again")
+    kind = containers.identify(head)
+    if not kind.is_audio:
+        raise AudioDecodeError(f"{path}: is {kind.name} (expected an audio file). Give the path of a recording")
+    contents = containers.inspect(data)
+    if contents.md5 and _has_digest(source, path, contents):
+        contents = contents.with_verdict("wrong header", contents.reason or "")
+    return kind, contents
+
+
+def _has_digest(source: AudioSource, path: Path, contents: Contents) -> bool:
+    """Return whether the samples of a FLAC file are those of its MD5 digest."""
+    digest = hashlib.md5(usedforsecurity=False)
+    try:
+        with closing(_OneWaySoundFile(PiecesFile(source, contents.parts[0].pieces))) as file:
+            width = {"PCM_S8": 1, "PCM_16": 2, "PCM_24": 3}.get(file.subtype, 4)
+            while len(block := file.read(_BLOCK_VALUES // file.channels, dtype="int32", always_2d=True)):
+                octets = block.astype("<i4", copy=False).view(np.uint8).reshape(-1, 4)
+                digest.update(np.ascontiguousarray(octets[:, 4 - width :]).tobytes())
+    except (soundfile.SoundFileError, TypeError, OSError):
+        return False
+    return digest.digest() == contents.md5
 
 
 def _cause(error: Exception) -> str:
@@ -142,13 +185,16 @@ class Reader:
 
     info: AudioInfo
     position: int = 0  # samples before this one were read or skipped
-    _integrity: containers.Integrity
-    _read_error: str | None = None  # why decoding stopped before the end
-    _slack_s: float = 0.0
+    read_error: str | None = None  # why decoding stopped before the end
+    slack_s: float = 0.0
 
     def blocks(self, first: int) -> Iterator[Samples]:
         """Yield mono blocks from sample `first` on, none if that is past the end; stop where decoding fails."""
         raise NotImplementedError
+
+    def checked_info(self) -> AudioInfo:
+        """Return the contents of the file, after a look at its end where only decoding tells whether it is there."""
+        return self.info
 
     def close(self) -> None:
         """Close the file."""
@@ -156,15 +202,15 @@ class Reader:
 
     def fault(self) -> str | None:
         """Return a message about what is missing from a file that ended at `position`, or None."""
-        claimed = self.info.num_samples
-        if self._integrity.fault:
-            return self._integrity.fault
-        if claimed is not None and self.position >= claimed and not self._slack_s:
+        expected = self.info.num_samples
+        if self.info.verdict == "cut":
+            return self.info.reason
+        if expected is not None and self.position >= expected and not self.slack_s:
             return None  # complete; the decoder failed on a tag after a FLAC stream, or the like
-        if self._read_error:
-            return self._read_error
-        if claimed is not None and self.position < claimed - self._slack_s * self.info.sample_rate_hz:
-            return f"its header claims {claimed:,} samples, {self.position:,} were decoded"
+        if self.read_error:
+            return self.read_error
+        if expected is not None and self.position < expected - self.slack_s * self.info.sample_rate_hz:
+            return f"it states {expected:,} samples, {self.position:,} were decoded"
         return None
 
     def __enter__(self) -> Reader:
@@ -187,40 +233,69 @@ class _OneWaySoundFile(soundfile.SoundFile):  # type: ignore[misc]
         return False
 
 
+def _open_soundfile(source: AudioSource, path: Path, contents: Contents) -> Reader:
+    """Open a file with libsndfile, as it is or in the parts that were found in it."""
+    if len(contents.parts) > 1:
+        return _JoinedReader(source, path, contents)
+    return _SoundfileReader(source, path, contents)
+
+
 class _SoundfileReader(Reader):
-    def __init__(self, source: AudioSource, path: Path, integrity: containers.Integrity) -> None:
-        self._integrity, self._source = integrity, source
-        opened = io.BytesIO(source.data) if isinstance(source, AudioBytes) else None
-        self._patched = _PatchedFile(opened or path.open("rb"), integrity.patches) if integrity.patches else None
+    def __init__(self, source: AudioSource, path: Path, contents: Contents) -> None:
+        self._source = source
+        self._part = part = contents.parts[0] if contents.parts else Part(())
+        opened: PiecesFile | io.BytesIO | None = None
+        if part.pieces:
+            opened = PiecesFile(source, part.pieces)
+        elif isinstance(source, AudioBytes):
+            opened = io.BytesIO(source.data)
+        self._opened = opened
         try:
-            self._file = _OneWaySoundFile(self._patched or opened or str(path))
+            self._file = file = _OneWaySoundFile(str(path) if opened is None else opened, **_raw_options(part.raw))
         except BaseException:
-            if self._patched:
-                self._patched.close()
+            self._close_opened()
             raise
-        file = self._file
         # libsndfile reports 2^63 - 1 samples for a FLAC stream of unknown length.
-        frames = file.frames if file.frames < 1 << 60 else None
-        if frames and integrity.fraction and file.format != "MP3":  # MP3: already the header's count
-            frames = round(frames / integrity.fraction)
-        duration_s = None if frames is None else frames / file.samplerate
+        num_samples = part.num_samples or (file.frames if file.frames < 1 << 60 else None)
+        claimed = contents.claimed_samples
+        if contents.verdict == "cut":
+            if (
+                num_samples and claimed is None and contents.fraction and file.format != "MP3"
+            ):  # MP3: the header's count
+                claimed = round(num_samples / contents.fraction)
+            num_samples = claimed or num_samples
+        rate_hz = file.samplerate
         self.info = AudioInfo(
             path,
-            file.samplerate,
+            rate_hz,
             file.channels,
-            frames,
-            duration_s,
-            file.format,
+            num_samples,
+            None if num_samples is None else num_samples / rate_hz,
+            part.container or file.format,
             file.subtype,
             "soundfile",
-            integrity.fault,
+            contents.verdict,
+            contents.reason,
+            None if claimed is None else claimed / rate_hz,
         )
-        self._slack_s = 0.0 if file.subtype.startswith(_EXACT_CODECS) else _CODEC_SLACK_S
+        self.slack_s = 0.0 if file.subtype.startswith(_EXACT_CODECS) else _CODEC_SLACK_S
+
+    def checked_info(self) -> AudioInfo:
+        info = self.info
+        if info.codec != "FLAC" or info.verdict == "cut" or not info.num_samples:
+            return info
+        for _ in self.blocks(info.num_samples - 1):
+            pass
+        reason = self.fault()
+        return replace(info, verdict="cut", reason=reason) if reason else info
+
+    def _close_opened(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
 
     def close(self) -> None:
         self._file.close()
-        if self._patched:
-            self._patched.close()
+        self._close_opened()
 
     def _seek(self, first: int) -> int:
         """Seek to sample `first`, or as far before it as the codec needs, and return the position."""
@@ -229,7 +304,8 @@ class _SoundfileReader(Reader):
         if first < rate_hz * _SEEK_FROM_S.get(codec, 0.0):
             return 0
         if codec == "VORBIS":
-            first = min(first, containers.ogg_seekable_before(self._source))
+            bounds = self._part.pieces[0] if self._part.pieces else (0, None)
+            first = min(first, seekable_before(self._source, *bounds))
         if codec in ("OPUS", "VORBIS", "MPEG_LAYER_III"):
             first = max(0, first - round(_PREROLL_S * rate_hz))
         if first:
@@ -240,10 +316,10 @@ class _SoundfileReader(Reader):
         try:
             self.position = self._seek(first)
         except soundfile.SoundFileError as error:
-            self._read_error = f"libsndfile: {_cause(error)}"
+            self.read_error = f"libsndfile: {_cause(error)}"
             return
         size = max(1024, _BLOCK_VALUES // self.info.channels)
-        while self._read_error is None:
+        while self.read_error is None:
             buffer = np.full((size, self.info.channels), np.nan, np.float32)
             try:
                 block = self._file.read(out=buffer)
@@ -251,9 +327,9 @@ class _SoundfileReader(Reader):
                 # The buffer holds the samples decoded before the damage, then NaN.
                 block = buffer[: int(np.argmax(np.isnan(buffer[:, 0])))] if np.isnan(buffer[-1, 0]) else buffer
                 if self.info.num_samples is not None:  # otherwise libsndfile reports the end of the file as an error
-                    self._read_error = f"it cannot be decoded any further; libsndfile: {_cause(error)}"
+                    self.read_error = f"it cannot be decoded any further; libsndfile: {_cause(error)}"
                 else:
-                    self._read_error = ""
+                    self.read_error = ""
             if len(block) == 0:
                 return
             drop = max(0, first - self.position)
@@ -262,41 +338,85 @@ class _SoundfileReader(Reader):
                 yield _mean(block[drop:].T)
 
 
-class _PatchedFile:
-    """A readable file with some bytes replaced, for libsndfile."""
+class _JoinedReader(Reader):
+    """Recordings that were joined to one file, one after the other."""
 
-    def __init__(self, file: BinaryIO, patches: dict[int, bytes]) -> None:
-        self._file = file
-        self._patches = patches
+    def __init__(self, source: AudioSource, path: Path, contents: Contents) -> None:
+        self._parts: list[_SoundfileReader] = []
+        try:
+            for part in contents.parts:
+                self._parts.append(_SoundfileReader(source, path, Contents(parts=(part,))))
+        except BaseException:
+            self.close()
+            raise
+        infos = [part.info for part in self._parts]
+        first, lengths = infos[0], [info.num_samples for info in infos]
+        num_samples = None if None in lengths else sum(length or 0 for length in lengths)
+        verdict, reason = contents.verdict, contents.reason
+        if changed := [info.sample_rate_hz for info in infos if info.sample_rate_hz != first.sample_rate_hz]:
+            verdict, reason = (
+                "cut",
+                f"its sampling rate changes from {first.sample_rate_hz} to {changed[0]} Hz: split it",
+            )
+        self.slack_s = sum(part.slack_s for part in self._parts)
+        self.info = replace(
+            first,
+            channels=max(info.channels for info in infos),
+            num_samples=num_samples,
+            duration_s=None if num_samples is None else num_samples / first.sample_rate_hz,
+            verdict=verdict,
+            reason=reason,
+            claimed_s=first.duration_s if verdict == "wrong header" else None,
+        )
 
-    def read(self, size: int = -1) -> bytes:
-        at = self._file.tell()
-        data = bytearray(self._file.read(size))
-        for offset, patch in self._patches.items():
-            for i, byte in enumerate(patch, offset - at):
-                if 0 <= i < len(data):
-                    data[i] = byte
-        return bytes(data)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def write(self, data: bytes) -> int:
-        raise OSError("open for reading only")
+    def checked_info(self) -> AudioInfo:
+        for number, part in enumerate(self._parts, 1):
+            checked = part.checked_info()
+            if checked.verdict == "cut":
+                return replace(self.info, verdict="cut", reason=f"recording {number} in it: {checked.reason}")
+        return self.info
 
     def close(self) -> None:
-        self._file.close()
+        for part in self._parts:
+            part.close()
+
+    def blocks(self, first: int) -> Iterator[Samples]:
+        start = 0
+        for number, part in enumerate(self._parts, 1):
+            if part.info.sample_rate_hz != self.info.sample_rate_hz:
+                return
+            length = part.info.num_samples
+            if length is not None and first >= start + length:
+                start = self.position = start + length
+                continue
+            for block in part.blocks(max(0, first - start)):
+                self.position = start + part.position
+                yield block
+            start = self.position = start + part.position
+            if fault := part.fault():
+                self.read_error = f"recording {number} of {len(self._parts)} in it: {fault}"
+                return
+
+
+def _raw_options(raw: Raw | None) -> dict[str, Any]:
+    """Return what libsndfile has to be told to read samples without a header."""
+    if raw is None:
+        return {}
+    return {
+        "format": "RAW",
+        "subtype": raw.subtype,
+        "samplerate": raw.sample_rate_hz,
+        "channels": raw.channels,
+        "endian": raw.endian,
+    }
 
 
 class _PyavReader(Reader):
-    def __init__(self, source: AudioSource, path: Path, integrity: containers.Integrity) -> None:
+    def __init__(self, source: AudioSource, path: Path, contents: Contents) -> None:
         import av
 
-        self._integrity = integrity
-        self._slack_s = 5 * _CODEC_SLACK_S  # Matroska may count the last frame of FLAC as full
+        self._contents = contents
+        self.slack_s = 5 * _CODEC_SLACK_S  # Matroska may count the last frame of FLAC as full
         # Allow files only: a crafted playlist must not make FFmpeg open URLs.
         opened = io.BytesIO(source.data) if isinstance(source, AudioBytes) else str(path.absolute())
         self._container = av.open(opened, "r", metadata_errors="replace", options={"protocol_whitelist": "file"})
@@ -327,7 +447,8 @@ class _PyavReader(Reader):
         name = {"mov": "MP4", "matroska": "MATROSKA", "aac": "ADTS"}.get(names[0], names[0].upper())
         codec = stream.codec_context.name.upper()
         channels = stream.codec_context.channels
-        return AudioInfo(path, rate_hz, channels, num_samples, duration_s, name, codec, "pyav", self._integrity.fault)
+        verdict, reason = self._contents.verdict, self._contents.reason
+        return AudioInfo(path, rate_hz, channels, num_samples, duration_s, name, codec, "pyav", verdict, reason)
 
     def close(self) -> None:
         self._container.close()
@@ -362,7 +483,7 @@ class _PyavReader(Reader):
             if not position_known:
                 position_known, self.position = True, round((frame.pts - origin) * tick_s * rate_hz)
             if frame.sample_rate != rate_hz:
-                self._read_error = f"its sampling rate changes at {self.position / rate_hz:.2f} s"
+                self.read_error = f"its sampling rate changes at {self.position / rate_hz:.2f} s"
                 return
             drop = max(0, first - self.position)
             self.position += frame.samples
@@ -380,13 +501,13 @@ class _PyavReader(Reader):
                     error = error or caught
                     continue
                 if error and decoded:  # damage in the middle: later frames would be misplaced
-                    self._read_error = f"a packet cannot be decoded; FFmpeg: {_cause(error)}"
+                    self.read_error = f"a packet cannot be decoded; FFmpeg: {_cause(error)}"
                     return
                 yield from decoded
         except Exception as caught:
             error = error or caught
-        if error and not self._integrity.is_whole:
-            self._read_error = f"it cannot be decoded any further; FFmpeg: {_cause(error)}"
+        if error and not self._contents.is_parsed:
+            self.read_error = f"it cannot be decoded any further; FFmpeg: {_cause(error)}"
 
 
 def _clock_to_s(text: str) -> float | None:
