@@ -55,7 +55,7 @@ from ssamba.audio.files import Skipped, write_skipped
 from ssamba.audio.readers import Samples
 from ssamba.checkpoint.files import write_json
 from ssamba.data.shards import ShardSettings, encode
-from ssamba.errors import AudioDecodeError, AudioTruncatedWarning, DataError, MissingExtraError, WorkerDiedError
+from ssamba.errors import AudioDecodeError, AudioWarning, DataError, MissingExtraError, WorkerDiedError
 from ssamba.evaluation.suite import METADATA_FILE, open_suite_metadata
 from ssamba.files import write_atomically
 from ssamba.worker_pool import map_in_processes
@@ -378,8 +378,8 @@ def read_clip(path: Path, longest_s: float) -> Samples:
         samples = _read_headerless(path)
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AudioTruncatedWarning)
-            samples = decode(path, sample_rate_hz=RATE_HZ, strict=False)
+            warnings.simplefilter("ignore", AudioWarning)
+            samples = decode(path, sample_rate_hz=RATE_HZ, damaged="keep")
     return as_clip(samples, longest_s, str(path))
 
 

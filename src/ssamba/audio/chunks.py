@@ -3,9 +3,9 @@
 A size that leads to no chunk is not believed: the next chunk is searched by its name. Odd sizes without the pad byte
 that the formats ask for are followed, too. `extent.py` decides where the samples end.
 
-Offsets and sizes are in bytes. A file may begin anywhere (`start`), after another one that it was joined to, and extends
-to `limit` at most. Names follow the formats' own: Multimedia Programming Interface 1.0 (RIFF), EBU Tech 3306 (RF64),
-AIFF-C (Apple, 1991), Core Audio Format, Sony Wave64.
+Offsets and sizes are in bytes. A file may begin anywhere (`start`), after another one that it was joined to, and
+extends to `limit` at most. Names follow the formats' own: Multimedia Programming Interface 1.0 (RIFF), EBU Tech 3306
+(RF64), AIFF-C (Apple, 1991), Core Audio Format, Sony Wave64.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -31,12 +31,28 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 import soxr
 
-from ssamba.audio.files import AudioBytes, AudioSource, Skipped, path_text
+from ssamba.audio.contents import Remark
+from ssamba.audio.files import AudioBytes, AudioSource, path_text
 from ssamba.audio.readers import AudioInfo, Reader, Samples, open_audio
 from ssamba.errors import AudioDecodeError, AudioHeaderWarning, AudioTruncatedWarning, AudioWarning, WorkerDiedError
 from ssamba.worker_pool import map_in_processes
 
-__all__ = ["AudioBytes", "AudioInfo", "Damaged", "collect_remarks", "decode", "decode_files", "probe", "stream"]
+__all__ = [
+    "AudioBytes",
+    "AudioInfo",
+    "Damaged",
+    "Measured",
+    "Remark",
+    "collect_remarks",
+    "decode",
+    "decode_files",
+    "duration_or_error",
+    "measure",
+    "measure_files",
+    "probe",
+    "remark",
+    "stream",
+]
 
 Damaged: TypeAlias = Literal["skip", "keep"]
 """What to do with files of which a part is missing: leave them out, or use what comes before it."""
@@ -136,17 +152,18 @@ def checked_damaged(damaged: str) -> None:
         raise ValueError(f"damaged must be 'skip' or 'keep'; got {damaged!r}")
 
 
-_remarks: ContextVar[list[Skipped] | None] = ContextVar("remarks", default=None)
+_WARNINGS: dict[str, type[AudioWarning]] = {"wrong header": AudioHeaderWarning, "cut": AudioTruncatedWarning}
+_remarks: ContextVar[list[Remark] | None] = ContextVar("remarks", default=None)
 
 
 @contextmanager
-def collect_remarks() -> Iterator[list[Skipped]]:
+def collect_remarks() -> Iterator[list[Remark]]:
     """Collect what would be warnings about files that are used although something is wrong with them.
 
     Yields:
-        The list that decoding in this context adds paths and remarks to, in place of warnings.
+        The list that decoding in this context adds to, in place of warnings.
     """
-    remarks: list[Skipped] = []
+    remarks: list[Remark] = []
     token = _remarks.set(remarks)
     try:
         yield remarks
@@ -154,13 +171,13 @@ def collect_remarks() -> Iterator[list[Skipped]]:
         _remarks.reset(token)
 
 
-def _remark(path: Path, text: str, category: type[AudioWarning], stacklevel: int) -> None:
-    """Warn about a file, or add to the remarks that are collected."""
+def remark(found: Remark, stacklevel: int = 2) -> None:
+    """Warn about a file that is used although something is wrong with it, or add to the remarks being collected."""
     remarks = _remarks.get()
     if remarks is None:
-        warnings.warn(text, category, stacklevel=stacklevel + 1)
+        warnings.warn(found.reason, _WARNINGS[found.verdict], stacklevel=stacklevel + 1)
     else:
-        remarks.append(Skipped(path_text(path), text))
+        remarks.append(found)
 
 
 def _regrouped(pieces: Iterator[Samples], size: int) -> Iterator[Samples]:
@@ -247,13 +264,10 @@ def _check_end(reader: Reader, some_wanted: bool, keep: bool) -> None:
     if num_samples == 0:
         cause = f"truncated ({fault})" if fault else "its header is valid, but no samples follow"
         raise AudioDecodeError(f"{info.path}: holds no audio: {cause}. Get a whole copy, or leave it out")
-    there = f"{num_samples / info.sample_rate_hz:.2f} s"
     if fault is None:
-        if info.verdict == "wrong header":
-            claimed = "" if info.claimed_s is None else f", not the {info.claimed_s:.2f} s that its header claims"
-            text = f"{info.path}: {there} were read{claimed} ({info.reason})"
-            _remark(info.path, text, AudioHeaderWarning, 4)
+        _remark_header(info, num_samples, 5)
         return
+    there = f"{num_samples / info.sample_rate_hz:.2f} s"
     missing_s = (info.duration_s or 0) - num_samples / info.sample_rate_hz
     of = f" of {info.duration_s:.2f} s" if missing_s >= 0.005 else ""
     found = f"{info.path}: truncated or damaged, {there}{of} can be read ({fault})"
@@ -261,7 +275,75 @@ def _check_end(reader: Reader, some_wanted: bool, keep: bool) -> None:
         raise AudioDecodeError(
             f"{found}. Get a whole copy, or use that part: --damaged keep (in Python damaged='keep')"
         )
-    _remark(info.path, found, AudioTruncatedWarning, 4)
+    remark(Remark(path_text(info.path), "cut", found), 4)
+
+
+def _remark_header(info: AudioInfo, num_samples: int, stacklevel: int) -> None:
+    """Warn if the headers of a file that was read to its end state something else."""
+    if info.verdict == "wrong header":
+        claimed = "" if info.claimed_s is None else f", not the {info.claimed_s:.2f} s that its header claims"
+        text = f"{info.path}: {num_samples / info.sample_rate_hz:.2f} s are read{claimed} ({info.reason})"
+        remark(Remark(path_text(info.path), "wrong header", text), stacklevel)
+
+
+class Measured(NamedTuple):
+    """Length of a recording, as decoding it would find it."""
+
+    duration_s: float | Exception
+    """In seconds; or the error that decoding raises."""
+    remark: Remark | None = None
+    """What is wrong with the file, if it can be used."""
+
+
+def measure(path: str | Path | AudioBytes, damaged: Damaged = "skip") -> Measured:
+    """Return the length of a recording, decoded only if it is damaged or nothing else tells; never raises.
+
+    Args:
+        path: the file, or its bytes in memory.
+        damaged: see `decode`.
+    """
+    try:
+        with collect_remarks() as remarks, open_audio(_source(path)) as reader:
+            info = reader.checked_info()
+            if info.verdict == "cut" or not info.num_samples:
+                rate_hz = info.sample_rate_hz
+                num_samples = sum(map(len, stream(path, sample_rate_hz=rate_hz, damaged=damaged)))
+            else:
+                num_samples = info.num_samples
+                _remark_header(info, num_samples, 1)
+        return Measured(num_samples / info.sample_rate_hz, remarks[-1] if remarks else None)
+    except (ValueError, OSError) as error:
+        return Measured(error)
+    except Exception as error:  # a damaged file can provoke any error, which must not cost the other files
+        text = f"{path}: cannot be read ({type(error).__name__}: {error}). Re-encode or leave it out"
+        return Measured(AudioDecodeError(text))
+
+
+def duration_or_error(path: str | Path | AudioBytes, damaged: Damaged = "skip") -> float | Exception:
+    """Return the length of a recording in seconds, or the error that decoding raises; remarks come as warnings."""
+    return _duration(Path(str(path)), measure(path, damaged))
+
+
+def measure_files(
+    paths: Iterable[Path], workers: int, damaged: Damaged = "skip"
+) -> Iterator[tuple[Path, float | Exception]]:
+    """Yield each file with its length in seconds or the error, in order, measured in worker processes.
+
+    Args:
+        paths: audio files.
+        workers: number of processes; 0 measures in this one.
+        damaged: see `decode`.
+    """
+    for path, result in map_in_processes(partial(measure, damaged=damaged), paths, workers, ahead=256):
+        yield path, _duration(path, result)
+
+
+def _duration(path: Path, result: Measured | WorkerDiedError) -> float | Exception:
+    if isinstance(result, WorkerDiedError):
+        return _crashed(path)
+    if result.remark is not None:
+        remark(result.remark)
+    return result.duration_s
 
 
 def decode_files(
@@ -282,23 +364,22 @@ def decode_files(
     work = partial(_decode_file, sample_rate_hz=sample_rate_hz, damaged=damaged)
     for path, result in map_in_processes(work, paths, workers):
         if isinstance(result, WorkerDiedError):
-            yield (
-                path,
-                AudioDecodeError(
-                    f"{path}: the decoder crashed on this file, so it is damaged: re-encode or leave it out"
-                ),
-            )
+            yield path, _crashed(path)
             continue
-        for remark in result.remarks:
-            _remark(path, remark, AudioWarning, 2)
+        for found in result.remarks:
+            remark(found)
         yield path, result.decoded
+
+
+def _crashed(path: Path) -> AudioDecodeError:
+    return AudioDecodeError(f"{path}: the decoder crashed on this file, so it is damaged: re-encode or leave it out")
 
 
 class _Result(NamedTuple):
     """What a worker returns."""
 
     decoded: Samples | Path | Exception
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[Remark, ...] = ()
 
 
 def _decode_file(path: Path, sample_rate_hz: int, damaged: Damaged) -> _Result:
@@ -308,7 +389,7 @@ def _decode_file(path: Path, sample_rate_hz: int, damaged: Damaged) -> _Result:
             return _Result(path)
         with collect_remarks() as remarks:
             samples = decode(path, sample_rate_hz=sample_rate_hz, damaged=damaged)
-        return _Result(samples, tuple(remark.reason for remark in remarks))
+        return _Result(samples, tuple(remarks))
     except (ValueError, OSError) as error:
         return _Result(error)
     except Exception as error:  # whatever a damaged file provokes, it must not cost the other files

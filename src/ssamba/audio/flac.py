@@ -1,8 +1,8 @@
 """Compare the count in the header of a FLAC stream with its frames, without decoding (RFC 9639).
 
-Every frame has a header with a checksum and its number, so the last one tells how many samples the stream holds. Streams
-that were joined are found by their STREAMINFO blocks. Where a size in the header is wrong, the decoder gets a header
-that was made from the frames.
+Every frame has a header with a checksum and its number, so the last one tells how many samples the stream holds.
+Streams that were joined are found by their STREAMINFO blocks. Where a size in the header is wrong, the decoder gets a
+header that was made from the frames.
 
 Offsets and sizes are in bytes.
 """

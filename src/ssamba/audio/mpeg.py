@@ -1,8 +1,8 @@
 """Follow the frames of MP3 and raw AAC (ADTS) files, without decoding.
 
-Every frame header gives the frame's length. The first frame of an MP3 file often holds no sound but a Xing, Info or VBRI
-header with the numbers of frames and bytes, which decoders believe: MP3 files that were joined, or cut by tools that do
-not know it, have wrong ones. The same goes for the size of an ID3v2 tag at the beginning.
+Every frame header gives the frame's length. The first frame of an MP3 file often holds no sound but a Xing, Info or
+VBRI header with the numbers of frames and bytes, which decoders believe: MP3 files that were joined, or cut by tools
+that do not know it, have wrong ones. The same goes for the size of an ID3v2 tag at the beginning.
 
 Offsets and sizes are in bytes.
 """

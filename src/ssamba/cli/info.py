@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -120,19 +119,18 @@ def _checkpoint_rows(target: str) -> list[tuple[str, str]]:
 def _audio_rows(path: Path) -> list[tuple[str, str]]:
     import numpy as np
 
-    from ssamba.audio.decode import probe, stream
-    from ssamba.errors import AudioTruncatedWarning
+    from ssamba.audio.decode import collect_remarks, probe, stream
 
     header = probe(path)
+    stated_s = header.duration_s if header.claimed_s is None else header.claimed_s
     rows = [
         ("format", f"{header.container} {header.codec}, read by {header.reader}"),
         ("rate", f"{header.sample_rate_hz} Hz, {header.channels} channel{'s' if header.channels != 1 else ''}"),
-        ("stated length", "unknown length" if header.duration_s is None else f"{header.duration_s:.3f} s"),
+        ("stated length", "unknown" if stated_s is None else f"{stated_s:.3f} s"),
     ]
     peak, energy, count = 0.0, 0.0, 0
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", AudioTruncatedWarning)
-        for block in stream(path, sample_rate_hz=header.sample_rate_hz, strict=False):
+    with collect_remarks() as remarks:
+        for block in stream(path, sample_rate_hz=header.sample_rate_hz, damaged="keep"):
             peak = max(peak, float(np.abs(block).max(initial=0)))
             energy += float(np.square(block, dtype=np.float64).sum())
             count += len(block)
@@ -142,7 +140,8 @@ def _audio_rows(path: Path) -> list[tuple[str, str]]:
     else:
         rms = (energy / count) ** 0.5
         rows.append(("level", f"peak {20 * np.log10(peak):.1f} dBFS, RMS {20 * np.log10(rms):.1f} dBFS"))
-    rows += [("problem", str(warning.message)) for warning in caught]
+    rows.append(("verdict", remarks[0].verdict if remarks else header.verdict))
+    rows += [("problem", entry.reason) for entry in remarks]
     return rows
 
 

@@ -24,13 +24,12 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.audio.decode import AudioBytes, checked_rate, decode
+from ssamba.audio.decode import AudioBytes, checked_rate, decode, duration_or_error
 from ssamba.audio.files import Skipped
 from ssamba.data.manifest import (
     CategoryColumn,
     Manifest,
     TextColumn,
-    header_duration_s,
     read_manifest,
     scan_folder,
     with_durations,
@@ -337,7 +336,7 @@ class HuggingFaceCorpus(Corpus):
         rows, seconds, keys, skipped = [], [], [], []
         for i, row in enumerate(self._audio):
             cell = row[column]
-            duration_s = header_duration_s(self._source(i, cell))
+            duration_s = duration_or_error(self._source(i, cell))
             if isinstance(duration_s, Exception):
                 skipped.append(Skipped(str(self._source(i, cell)), str(duration_s)))
                 continue

@@ -30,12 +30,11 @@ from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 
-from ssamba.audio.decode import AudioBytes, probe, stream
+from ssamba.audio.decode import Damaged, measure_files
 from ssamba.audio.files import Skipped, find_audio, path_text
 from ssamba.data.formats import FORMATS, read_clips, write_clips
 from ssamba.data.formats import Clip as Clip
-from ssamba.errors import DataError, WorkerDiedError
-from ssamba.worker_pool import map_in_processes
+from ssamba.errors import DataError
 
 T = TypeVar("T", covariant=True)
 H = TypeVar("H", bound=Hashable)
@@ -285,10 +284,13 @@ def scan_folder(
     on_progress: Callable[[ScanProgress], None] | None = None,
     *,
     labels: Literal["folder"] | None = None,
+    damaged: Damaged = "skip",
 ) -> tuple[list[Clip], list[Skipped]]:
     """List every recording below a folder (or of a list of files, folders and patterns) with its duration.
 
-    Only headers are read, except for the few formats that do not state a duration.
+    Headers are compared with the files, which are decoded only if they are damaged or do not state a duration
+    (`ssamba.audio.decode.measure`). Remarks about files that are used although their header is wrong or a part of them
+    is missing come as warnings, or are collected (`ssamba.audio.decode.collect_remarks`).
 
     Args:
         source: where to look, as in `ssamba.audio.files.find_audio`.
@@ -296,6 +298,7 @@ def scan_folder(
         on_progress: called after each file.
         labels: `folder` takes labels, and splits if there are any, from the names of the folders (see `read_places`);
             a file outside every class's folder is skipped.
+        damaged: what to do with files of which a part is missing: `skip` them, or `keep` what comes before it.
 
     Returns:
         The clips in the order of their paths, and the files that cannot be read, with reasons.
@@ -308,10 +311,10 @@ def scan_folder(
     clips: list[Clip] = []
     skipped: list[Skipped] = []
     places = iter(read_places(files) if labels == "folder" else [])
-    for path, duration_s in map_in_processes(header_duration_s, files, workers, ahead=256):
+    for path, duration_s in measure_files(files, workers, damaged):
         place = next(places, Place(None))
         if not isinstance(duration_s, float):
-            skipped.append(Skipped(path_text(path), _reason(path, duration_s)))
+            skipped.append(Skipped(path_text(path), str(duration_s)))
         elif labels == "folder" and place.label is None:
             reason = "is outside every class's folder: move it into one, or make a manifest"
             skipped.append(Skipped(path_text(path), reason))
@@ -365,8 +368,8 @@ def _place(parts: Sequence[str], split: str | None = None) -> Place:
     return Place(parts[0] if parts else None, split)
 
 
-def with_durations(manifest: Manifest, workers: int = 0) -> tuple[Manifest, list[Skipped]]:
-    """Fill in missing durations from the headers of the recordings.
+def with_durations(manifest: Manifest, workers: int = 0, damaged: Damaged = "skip") -> tuple[Manifest, list[Skipped]]:
+    """Fill in missing durations by measuring the recordings; arguments and remarks as `scan_folder`.
 
     Returns:
         The manifest with the duration of every clip, and the clips that were left out because they have none.
@@ -374,7 +377,7 @@ def with_durations(manifest: Manifest, workers: int = 0) -> tuple[Manifest, list
     unknown = dict.fromkeys(clip.path for clip in manifest if clip.duration_s is None)
     if not unknown:
         return manifest, []
-    durations = dict(map_in_processes(header_duration_s, unknown, workers, ahead=256))
+    durations = dict(measure_files(unknown, workers, damaged))
     clips: list[Clip] = []
     skipped: list[Skipped] = []
     for clip in manifest:
@@ -383,32 +386,10 @@ def with_durations(manifest: Manifest, workers: int = 0) -> tuple[Manifest, list
             continue
         length_s = durations[clip.path]
         if not isinstance(length_s, float):
-            skipped.append(Skipped(path_text(clip.path), _reason(clip.path, length_s)))
+            skipped.append(Skipped(path_text(clip.path), str(length_s)))
         elif length_s <= clip.start_s:
             reason = f"{clip.path}: start_s={clip.start_s:g} lies past the end of the recording ({length_s:.3f} s)"
             skipped.append(Skipped(path_text(clip.path), reason))
         else:
             clips.append(replace(clip, duration_s=length_s - clip.start_s))
     return Manifest(clips, manifest.source, manifest.notes), skipped
-
-
-def header_duration_s(path: Path | AudioBytes) -> float | Exception:
-    """Return the length in seconds of a recording (or of encoded bytes in memory), or the error that prevents it."""
-    try:
-        info = probe(path)
-        if info.fault:
-            return DataError(f"{path}: truncated or damaged ({info.fault}). Get a whole copy, or leave it out")
-        if info.duration_s is not None:
-            return info.duration_s if info.duration_s > 0 else DataError(f"{path}: holds no audio. Leave it out")
-        rate_hz = info.sample_rate_hz
-        return sum(map(len, stream(path, sample_rate_hz=rate_hz))) / rate_hz
-    except (ValueError, OSError) as error:
-        return error
-    except Exception as error:  # a damaged file can provoke any error, which must not cost the other files
-        return DataError(f"{path}: cannot be read ({type(error).__name__}: {error}). Re-encode or leave it out")
-
-
-def _reason(path: Path, error: Exception) -> str:
-    if isinstance(error, WorkerDiedError):
-        return f"{path}: the decoder crashed on this file, so it is damaged: re-encode or leave it out"
-    return str(error)

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from ssamba.audio.decode import AudioBytes
+from ssamba.audio.decode import AudioBytes, duration_or_error
 from ssamba.audio.files import AUDIO_SUFFIXES, Skipped
-from ssamba.data.manifest import CategoryColumn, TextColumn, header_duration_s
+from ssamba.data.manifest import CategoryColumn, TextColumn
 from ssamba.errors import DataError, WorkerDiedError
 from ssamba.files import write_atomically
 from ssamba.worker_pool import map_in_processes
@@ -260,7 +260,7 @@ def scan_tar(path: Path) -> tuple[list[Member], list[Skipped]]:
                 skipped.append(Skipped(name, f"{name}: no audio among its members ({', '.join(found)})"))
                 continue
             name = f"{path}/{key}{audio}"
-            seconds = header_duration_s(AudioBytes(name, read(found[audio])))
+            seconds = duration_or_error(AudioBytes(name, read(found[audio])))
             if isinstance(seconds, Exception):
                 skipped.append(Skipped(name, str(seconds)))
                 continue

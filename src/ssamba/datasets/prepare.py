@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ssamba.audio.decode import measure_files
 from ssamba.audio.files import Skipped, path_text, write_skipped
 from ssamba.data.formats import relative_path
-from ssamba.data.manifest import Clip, Manifest, ScanProgress, header_duration_s, write_manifest
+from ssamba.data.manifest import Clip, Manifest, ScanProgress, write_manifest
 from ssamba.datasets.audioset import AUDIOSET_2M, AUDIOSET_20K
 from ssamba.datasets.dataset import PublicDataset
 from ssamba.datasets.esc50 import ESC50
@@ -30,10 +31,9 @@ from ssamba.datasets.librispeech import LIBRISPEECH
 from ssamba.datasets.speech_commands import SPEECH_COMMANDS_V1, SPEECH_COMMANDS_V1_SUPERB, SPEECH_COMMANDS_V2
 from ssamba.datasets.urbansound8k import URBANSOUND8K, URBANSOUND8K_SCENES
 from ssamba.datasets.voxceleb1 import VOXCELEB1
-from ssamba.errors import DataError, DatasetStructureError, WorkerDiedError
+from ssamba.errors import DataError, DatasetStructureError
 from ssamba.files import write_csv
 from ssamba.hashing import file_checksum
-from ssamba.worker_pool import map_in_processes
 
 DATASETS: dict[str, PublicDataset] = {
     dataset.name: dataset
@@ -206,11 +206,9 @@ def _find_files(
     missing: list[Skipped] = []
     damaged: list[Skipped] = []
     lengths_s: dict[Path, float | None] = {}
-    check: Callable[[Path], float | Exception | None] = _duration_s if headers else _exists
-    for path, found in map_in_processes(check, files, workers if headers else 0, ahead=256):
-        if isinstance(found, WorkerDiedError):
-            damaged.append(Skipped(path_text(path), f"{path}: the decoder crashed on this file, so it is damaged"))
-        elif isinstance(found, FileNotFoundError):
+    lengths = measure_files(files, workers) if headers else ((path, None) for path in files)
+    for path, found in lengths:
+        if (found is None or isinstance(found, Exception)) and not path.is_file():
             missing.append(Skipped(path_text(path), f"{path}: missing"))
         elif isinstance(found, Exception):
             damaged.append(Skipped(path_text(path), str(found)))
@@ -227,14 +225,6 @@ def _find_files(
         if clip.path in lengths_s
     ]
     return clips, missing, damaged
-
-
-def _exists(path: Path) -> float | Exception | None:
-    return None if path.is_file() else FileNotFoundError(path)
-
-
-def _duration_s(path: Path) -> float | Exception | None:
-    return header_duration_s(path) if path.is_file() else FileNotFoundError(path)
 
 
 def _without_leaks(clips: list[Clip], dataset: PublicDataset, allow_leaks: bool) -> tuple[list[Clip], list[str]]:

@@ -17,8 +17,9 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+from ssamba.audio.decode import duration_or_error
 from ssamba.audio.files import Skipped, path_text
-from ssamba.data.manifest import Clip, header_duration_s
+from ssamba.data.manifest import Clip
 from ssamba.datasets.dataset import Listing, PublicDataset, files_in, find_root, read_lines, subfolders
 from ssamba.errors import DataError, DatasetStructureError
 
@@ -120,7 +121,7 @@ def _background_seconds(folder: Path) -> tuple[list[Clip], list[Skipped]]:
     clips: list[Clip] = []
     skipped: list[Skipped] = []
     for path in files_in(folder, ".wav"):
-        length_s = header_duration_s(path)
+        length_s = duration_or_error(path)
         if isinstance(length_s, Exception):
             skipped.append(Skipped(path_text(path), str(length_s)))
             continue
