@@ -19,6 +19,7 @@ ROWS = {
     "files": 0,
     "progress": 0,
     "hashing": 0,
+    "locks": 1,
     "worker_pool": 1,
     "config": 1,
     "randomness": 1,
@@ -146,6 +147,7 @@ def test_files_have_at_most_600_lines(path):
         "ssamba.data.corpus",
         "ssamba.data.shards",
         "ssamba.hashing",
+        "ssamba.locks",
         "ssamba.worker_pool",
     ],
 )

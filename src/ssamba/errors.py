@@ -41,6 +41,14 @@ class WorkerDiedError(SsambaError, RuntimeError):
     """A worker process died while it worked, as when a codec crashes."""
 
 
+class OutputInUseError(SsambaError, ValueError):
+    """Another process is writing the output; the message says which, since when, and what to do."""
+
+
+class LockLostError(SsambaError, RuntimeError):
+    """Another process has taken over the output that this one was writing; the message says which."""
+
+
 class SuiteError(SsambaError, ValueError):
     """A suite of labeled tasks is missing or inconsistent; the message names the file."""
 
