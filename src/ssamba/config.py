@@ -6,7 +6,7 @@ An unknown key raises an error that names the nearest known one.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -25,6 +25,32 @@ RENAMED_KEYS = {
 }
 """Old spelling of a key -> current spelling. Checkpoints, recipes and saved states with the old one can be loaded."""
 _FIRST_SPELLINGS = {new: old for old, new in RENAMED_KEYS.items()}
+
+
+def settings_differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = frozenset()
+) -> list[str]:
+    """Return a text for each setting that differs, such as `run.seed was 0, is 1`; a missing key equals None.
+
+    Args:
+        before: settings of what exists, as nested plain values.
+        now: settings that are wanted.
+        free: dotted names of settings that may differ.
+    """
+    old, new = _flat(before), _flat(now)
+    return [
+        f"{key} was {old.get(key, 'absent')!r}, is {new.get(key, 'absent')!r}"
+        for key in sorted({*old, *new}.difference(free))
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one dict with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 class Config(BaseModel):

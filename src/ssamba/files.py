@@ -21,6 +21,25 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def move_aside(folder: Path, names: Iterable[str]) -> Path | None:
+    """Move files of a folder to a new folder beside it (`NAME.old`, `NAME.old-2`, ...), in this order.
+
+    Returns:
+        The new folder; None if there was nothing to move.
+    """
+    found = [name for name in names if (folder / name).exists()]
+    if not found:
+        return None
+    number, target = 1, folder.with_name(f"{folder.name}.old")
+    while target.exists():
+        number += 1
+        target = folder.with_name(f"{folder.name}.old-{number}")
+    target.mkdir()
+    for name in found:
+        (folder / name).rename(target / name)
+    return target
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
     """Write a CSV file atomically; create its folder if necessary."""
 

@@ -71,3 +71,10 @@ class ProgressReporter:
             left_s = elapsed_s / done * max(self.total - done, 0)
         state = Progress(self.step, done, self.total, self.unit, audio_s, skipped, elapsed_s, left_s, detail)
         return self.callback(state) is not False
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration for humans: 2.5 s, 3.0 min, 1.25 h."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.2f} h"

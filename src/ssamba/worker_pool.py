@@ -24,6 +24,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+def default_workers(most: int = 8) -> int:
+    """Return the number of cores minus one, between 1 and `most`."""
+    return min(most, max(1, (os.cpu_count() or 2) - 1))
+
+
 def map_in_processes(
     function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int = 16
 ) -> Iterator[tuple[T, R | WorkerDiedError]]:

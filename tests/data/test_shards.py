@@ -17,7 +17,7 @@ from ssamba.audio.decode import AudioBytes, decode
 from ssamba.data.corpus import open_corpus
 from ssamba.data.manifest import Clip, Manifest, read_manifest, scan_folder, write_manifest
 from ssamba.data.shards import ShardSettings, write_shards
-from ssamba.errors import ConfigError, DataError
+from ssamba.errors import ConfigError, DataError, OtherSettingsError
 
 
 @pytest.fixture
@@ -42,7 +42,12 @@ def contents(folder):
 def test_every_recording_can_be_read_back(manifest, clips, tmp_path, codec):
     seen = []
     report = write_shards(
-        manifest, tmp_path / "out", codec, shard_mb=0.15, max_clip_s=1.5, on_progress=lambda p: seen.append(p.shards)
+        manifest,
+        tmp_path / "out",
+        codec,
+        shard_mb=0.15,
+        max_clip_s=1.5,
+        progress=lambda p: seen.append(p.done) if p.unit == "shards" else None,
     )
     assert seen == list(range(1, report.total + 1))
     assert report.total >= 2
@@ -104,7 +109,7 @@ def test_a_killed_job_resumes_where_it_stopped(manifest, tmp_path):
         "from ssamba.data.manifest import read_manifest\n"
         "from ssamba.data.shards import write_shards\n"
         "manifest, out = read_manifest(sys.argv[1]), sys.argv[2]\n"
-        "write_shards(manifest, out, 'flac', shard_mb=0.1, on_progress=lambda p: time.sleep(0.2))"
+        "write_shards(manifest, out, 'flac', shard_mb=0.1, progress=lambda p: time.sleep(0.2))"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "m.jsonl"), str(tmp_path / "out")])
     deadline = time.monotonic() + 300
@@ -115,7 +120,7 @@ def test_a_killed_job_resumes_where_it_stopped(manifest, tmp_path):
     (tmp_path / "out" / ".shard-000009.tar.1.tmp").write_bytes(b"half")
     kept = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in contents(tmp_path / "out")}
     again = read_manifest(tmp_path / "m.jsonl")
-    with pytest.raises(DataError, match="other settings"):
+    with pytest.raises(OtherSettingsError, match=r"codec was 'flac', is 'opus'; shard_mb was 0\.1, is 200\.0"):
         write_shards(again, tmp_path / "out", "opus")
     report = write_shards(again, tmp_path / "out", "flac", shard_mb=0.1)
     assert 0 < report.resumed < report.total
@@ -150,9 +155,14 @@ def test_webdataset_reads_the_shards(manifest, tmp_path):
 def test_other_shards_are_replaced_only_with_overwrite_and_other_tars_never(manifest, tmp_path):
     out = tmp_path / "out"
     write_shards(manifest, out, "flac", shard_mb=0.1)
-    with pytest.raises(DataError, match="holds other shards"):
+    before = contents(out)
+    with pytest.raises(OtherSettingsError, match="holds other shards: codec was 'flac', is 'opus'"):
         write_shards(manifest, out, "opus")
+    with pytest.raises(OtherSettingsError, match=f"the recordings were {len(manifest)} clips, are 3"):
+        write_shards(Manifest(list(manifest)[:3]), out, "flac", shard_mb=0.1)
     report = write_shards(manifest, out, "opus", overwrite=True)
+    assert contents(tmp_path / "out.old") == before
+    assert report.moved_to == tmp_path / "out.old"
     assert len(contents(out)) == report.total == 1
     assert all(open_corpus(out).key(i).isdigit() for i in range(3))
     shutil.copy(out / "shard-000000.tar", out / "mine.tar")
@@ -181,9 +191,9 @@ def test_parts_and_very_short_clips_are_written_exactly(clips, tmp_path):
 
 def test_invalid_settings_and_unreadable_recordings_are_refused(tmp_path, manifest):
     with pytest.raises(ConfigError, match="Opus knows the rates"):
-        write_shards(manifest, tmp_path / "out", "opus", sample_rate_hz=44_100)
-    with pytest.raises(ConfigError, match="did you mean 'bitrate_kbps'"):
-        write_shards(manifest, tmp_path / "out", bitrate_kpbs=3)
+        write_shards(manifest, tmp_path / "out", "opus", sample_rate=44_100)
+    with pytest.raises(ConfigError, match="bitrate_kbps"):
+        write_shards(manifest, tmp_path / "out", bitrate=3)
     with pytest.raises(DataError, match="none of 1 recordings"):
         write_shards(Manifest([Clip(tmp_path / "absent.wav")]), tmp_path / "out")
     with pytest.raises(DataError, match="none of 1 recordings"):

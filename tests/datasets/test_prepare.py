@@ -9,13 +9,15 @@ import sys
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
+from ssamba.cli import app
 from ssamba.cli import prepare as command
 from ssamba.data.corpus import open_corpus
 from ssamba.data.manifest import read_manifest
 from ssamba.datasets import DATASETS, find_dataset, prepare, write_prepared
 from ssamba.datasets.prepare import verify_archives
-from ssamba.errors import DataError, DatasetStructureError
+from ssamba.errors import DataError, DatasetStructureError, OtherSettingsError, SsambaError
 
 
 def ssamba(*arguments):
@@ -34,12 +36,12 @@ def replace_text(path, old, new):
 def test_a_folder_without_the_data_set_is_refused_with_the_expected_structure(name, tmp_path, sound):
     sound(tmp_path / "holiday" / "beach.wav")
     with pytest.raises(DatasetStructureError) as caught:
-        prepare(name, tmp_path, audio_folder=tmp_path / "audio")
+        prepare(name, tmp_path, audio=tmp_path / "audio")
     message = str(caught.value)
     assert DATASETS[name].structure in message
     assert DATASETS[name].reference in message
     with pytest.raises(DatasetStructureError, match="is not a folder"):
-        prepare(name, tmp_path / "absent", audio_folder=tmp_path / "audio")
+        prepare(name, tmp_path / "absent", audio=tmp_path / "audio")
 
 
 @pytest.mark.parametrize("dataset", DATASETS.values(), ids=lambda dataset: dataset.name)
@@ -70,7 +72,7 @@ def test_missing_and_damaged_files_are_left_out_and_listed(esc50, tmp_path):
     whole = (esc50 / "audio" / "5-103415-A-2.wav").read_bytes()
     (esc50 / "audio" / "5-103415-A-2.wav").write_bytes(whole[: len(whole) // 2])
     seen = []
-    prepared = prepare("esc50", tmp_path, on_progress=lambda p: seen.append((p.done, p.total)))
+    prepared = prepare("esc50", tmp_path, progress=lambda p: seen.append((p.done, p.total)))
     assert seen[-1] == (7, 7)
     assert [clip.path.name for clip in prepared.clips] == ["1-100032-A-0.wav", "1-137-B-32.wav", "4-102844-A-49.wav"]
     assert [entry.path.rpartition("/")[2] for entry in prepared.missing] == ["1-137-A-32.wav"]
@@ -209,7 +211,8 @@ def test_the_command_end_to_end(iemocap, tmp_path):
     assert "Ses01F_impro01_F000.wav: missing" in done.stderr
     assert len(read_manifest(output)) == 23
     assert len((tmp_path / "out" / "iemocap.parquet.skipped.csv").read_text().splitlines()) == 3
-    assert ssamba("prepare", "iemocap", tmp_path, "-o", output).returncode == 1
+    again = ssamba("prepare", "iemocap", tmp_path, "-o", output)
+    assert (again.returncode, "(unchanged)" in again.stdout) == (0, True)
     again = ssamba("prepare", "iemocap", tmp_path, "-o", output, "--overwrite", "--strict", "--workers", 0)
     assert again.returncode == 3
     for arguments in (("iemocap", tmp_path / "out"), ("nothing", tmp_path)):
@@ -224,3 +227,54 @@ def test_help_has_examples_and_exit_codes():
     assert done.returncode == 0
     assert "Exit codes" in done.stdout
     assert "Examples" in done.stdout
+
+
+def test_missing_recordings_are_added_later_and_changed_rows_are_kept(esc50, tmp_path):
+    output, moved = tmp_path / "m.csv", esc50 / "audio" / "1-137-A-32.wav"
+    content = moved.read_bytes()
+    moved.unlink()
+    assert len(prepare("esc50", esc50, output).clips) == 6
+    moved.write_bytes(content)
+    report = prepare("esc50", esc50, output)
+    assert (len(read_manifest(output)), report.is_unchanged) == (7, False)
+    assert prepare("esc50", esc50, output).is_unchanged
+    replace_text(output, "keyboard_typing", "typing")
+    edited = output.read_text()
+    with pytest.raises(OtherSettingsError, match=r"1 of its 7 rows would change .*--overwrite"):
+        prepare("esc50", esc50, output)
+    assert output.read_text() == edited
+    assert not prepare("esc50", esc50, output, overwrite=True).is_unchanged
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "output", "options", "code", "message"),
+    [
+        ("esc51", ".", "m.csv", {}, 1, "did you mean 'esc50'"),
+        ("", ".", "m.csv", {}, 1, "'' is not a known data set"),
+        ("esc50", "absent", "m.csv", {}, 1, "absent is not a folder"),
+        ("esc50", "empty", "m.csv", {}, 1, "does not contain ESC-50"),
+        ("fsd50k", ".", "m.csv", {}, 1, "does not contain FSD50K"),
+        ("esc50", ".", "m.txt", {}, 2, "ends in .csv, .jsonl, .parquet"),
+        ("esc50", ".", "folder.csv", {}, 2, "is a folder"),
+        ("esc50", ".", "other.csv", {}, 1, "1 of its 1 rows would change or be dropped"),
+        ("esc50", ".", "broken.csv", {}, 1, "no column 'path'"),
+        ("esc50", ".", "m.csv", {"strict": True}, 3, "1 clips are missing or damaged"),
+    ],
+)
+def test_wrong_uses_end_in_one_clear_message(
+    esc50, tmp_path, monkeypatch, name, source, output, options, code, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "other.csv").write_text("path\nx.wav\n")
+    (tmp_path / "broken.csv").write_text("x\n")
+    (esc50 / "audio" / "1-137-A-32.wav").unlink()
+    flags = [f"--{flag}" for flag in options]
+    done = CliRunner().invoke(app, ["prepare", name, source, "-o", output, "--workers", "0", *flags])
+    assert done.exit_code == code, done.output
+    assert message in done.stderr.replace("\n", " ")
+    assert done.stderr.count("error:") == 1
+    with pytest.raises(SsambaError) as caught:
+        prepare(name, source, output, **options)
+    assert message in str(caught.value)

@@ -83,7 +83,7 @@ def test_scenes_leave_out_broken_clips_and_replace_older_scenes(urbansound8k, tm
     stale.write_bytes(b"")
     (urbansound8k / "audio" / "fold1" / "102305-6-0-0.wav").write_text("no audio")
     (urbansound8k / "audio" / "fold5" / "100032-3-0-0.wav").unlink()
-    prepared = prepare("urbansound8k-scenes", urbansound8k, audio_folder=tmp_path / "scenes")
+    prepared = prepare("urbansound8k-scenes", urbansound8k, audio=tmp_path / "scenes")
     assert len(prepared.missing) == len(prepared.damaged) == 1
     assert {(part.split, part.path.name) for part in prepared.clips} == {
         (fold, "scene-000.flac") for fold in ("fold1", "fold5", "fold10")
@@ -92,7 +92,7 @@ def test_scenes_leave_out_broken_clips_and_replace_older_scenes(urbansound8k, tm
     assert prepared.counts == {"fold1": 1, "fold5": 2, "fold10": 1}
     assert not stale.exists()
     Manifest(prepared.clips).check()
-    with pytest.raises(DataError, match="audio_folder"):
+    with pytest.raises(DataError, match="name their folder with audio"):
         prepare("urbansound8k-scenes", urbansound8k)
 
 

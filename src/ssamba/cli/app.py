@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from ssamba import __version__
 from ssamba.errors import ConfigError, OtherSettingsError, SkippedFilesError, SsambaError
+from ssamba.progress import format_duration as format_duration
 
 if TYPE_CHECKING:
     from ssamba.audio.files import Skipped
@@ -241,10 +242,3 @@ def load_embedder(checkpoint: str | None, device: str | None, *, untrained: bool
         return random_model(device=device) if untrained else load_model(checkpoint, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         fail(f"cannot use device {device!r}: {str(error).splitlines()[0]}")
-
-
-def format_duration(seconds: float) -> str:
-    """Format a duration for humans: 2.5 s, 3.0 min, 1.25 h."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.2f} h"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from rich.markup import escape
 
 from ssamba.cli.app import HANDLER, err, format_duration, is_quiet, report_skipped, write_json_line
 from ssamba.progress import Progress
+from ssamba.worker_pool import default_workers
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -129,8 +129,3 @@ class TrainingBar(ProgressDisplay):
                 self.label, 100 * state.share, 100, "%", state.audio_s, 0, state.elapsed_s, state.left_s, detail=detail
             )
         )
-
-
-def default_workers(most: int = 8) -> int:
-    """Return the number of cores minus one, between 1 and `most`."""
-    return min(most, max(1, (os.cpu_count() or 2) - 1))

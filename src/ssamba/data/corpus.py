@@ -27,6 +27,7 @@ import numpy.typing as npt
 from ssamba.audio.decode import AudioBytes, checked_rate, decode, duration_or_error
 from ssamba.audio.files import Skipped
 from ssamba.data.manifest import (
+    MANIFEST_SUFFIXES,
     CategoryColumn,
     Manifest,
     TextColumn,
@@ -39,7 +40,6 @@ from ssamba.errors import AudioDecodeError, DataError, MissingExtraError
 from ssamba.hashing import digest_of, hash_bytes
 
 Samples: TypeAlias = "npt.NDArray[np.float32]"
-_MANIFESTS = (".csv", ".jsonl", ".parquet", ".json")
 _MAX_OPEN_TARS = 128
 _LABEL_COLUMNS = ("labels", "label", "category", "class")
 _MAX_COMPARED_FILES = 100_000
@@ -84,6 +84,10 @@ class Corpus(ABC):
     @abstractmethod
     def key(self, i: int) -> str:
         """Return the key of clip `i`."""
+
+    def file(self, i: int) -> str:
+        """Return the path of the audio file of clip `i`, resolved; its key if it has no file of its own."""
+        return self.key(i)
 
     @abstractmethod
     def read(self, i: int, start_s: float = 0.0, seconds: float | None = None) -> Samples:
@@ -146,6 +150,10 @@ class Subset(Corpus):
         """Return the key of clip `i`, the same as in the other corpus."""
         return self.corpus.key(int(self.chosen[i]))
 
+    def file(self, i: int) -> str:
+        """Return the audio file of clip `i`."""
+        return self.corpus.file(int(self.chosen[i]))
+
     def clip(self, i: int) -> CorpusClip:
         """Return the metadata of clip `i`."""
         return self.corpus.clip(int(self.chosen[i]))
@@ -174,12 +182,16 @@ class ManifestCorpus(Corpus):
             raise DataError(f"{name}: no clip can be read. {reason}")
         source = manifest.source
         root = None if source is None else source if source.is_dir() else source.parent
-        self._keys = TextColumn(_unique(_clip_key(clip.path, clip.start_s, root) for clip in self.manifest))
+        self._keys = TextColumn(unique_names(_clip_key(clip.path, clip.start_s, root) for clip in self.manifest))
         self.seconds = np.array([clip.duration_s for clip in self.manifest], np.float64)
 
     def key(self, i: int) -> str:
         """Return the path below the manifest's folder, followed by `@start_s` for a part of a recording."""
         return self._keys[i]
+
+    def file(self, i: int) -> str:
+        """Return the path of the recording."""
+        return str(Path(self.manifest[i].path).resolve())
 
     def clip(self, i: int) -> CorpusClip:
         """Return the metadata of clip `i`."""
@@ -205,7 +217,8 @@ def _clip_key(path: Path, start_s: float, root: Path | None) -> str:
     return name.as_posix() + (f"@{start_s!r}" if start_s else "")
 
 
-def _unique(keys: Iterable[str]) -> Iterable[str]:
+def unique_names(keys: Iterable[str]) -> Iterable[str]:
+    """Yield names, and those that were there before with a number: `a`, `b`, `a#2`."""
     counts: dict[str, int] = {}
     for key in keys:
         counts[key] = counts.get(key, 0) + 1
@@ -466,12 +479,16 @@ def open_corpus(
     path = Path(source).expanduser()
     if not path.exists():
         raise DataError(f"{path}: no such file or folder. Expected a folder of audio or of tars, or a manifest")
-    if path.is_file() and path.suffix in _MANIFESTS:
+    if path.is_file() and path.suffix in MANIFEST_SUFFIXES:
         return ManifestCorpus(read_manifest(path).in_split(split), sample_rate_hz, path.stem, workers)
     if path.suffix == ".tar" or (path.is_dir() and shard_files(path)):
         return ShardCorpus(open_index(path, workers), sample_rate_hz, split, path.stem)
     if not path.is_dir():
-        raise DataError(f"{path}: is neither a manifest ({', '.join(_MANIFESTS)}) nor a tar, nor a folder of audio")
+        known = ", ".join(MANIFEST_SUFFIXES)
+        raise DataError(
+            f"{path}: is neither a folder of audio, nor a manifest ({known}), nor a tar. List single files in a "
+            "manifest: ssamba manifest FILES -o MANIFEST"
+        )
     saved_dataset = (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
     if saved_dataset or (path / "dataset_dict.json").is_file():
         return HuggingFaceCorpus.open(path, sample_rate_hz, split)

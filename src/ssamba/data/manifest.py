@@ -23,10 +23,10 @@ import math
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, overload
 
 import numpy as np
 
@@ -34,11 +34,14 @@ from ssamba.audio.decode import Damaged, measure_files
 from ssamba.audio.files import Skipped, find_audio, path_text
 from ssamba.data.formats import FORMATS, read_clips, write_clips
 from ssamba.data.formats import Clip as Clip
-from ssamba.errors import DataError
+from ssamba.errors import DataError, Interrupted
+from ssamba.progress import OnProgress, ProgressReporter
 
 T = TypeVar("T", covariant=True)
 H = TypeVar("H", bound=Hashable)
 
+MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet", ".json")
+"""Suffixes of the formats that can be read."""
 _NUM_EXAMPLES = 5
 """Offending clips or groups that a message names; it counts the others."""
 
@@ -223,6 +226,18 @@ def _some(entries: Sequence[str]) -> str:
     return ", ".join(entries[:_NUM_EXAMPLES]) + more
 
 
+def as_sources(data: Any) -> list[Any]:
+    """Return one source of recordings, or a list or tuple of them, as a list.
+
+    Raises:
+        DataError: there is none.
+    """
+    sources = list(data) if isinstance(data, list | tuple) else [data]
+    if not sources or None in [source if isinstance(source, str | None) else "" for source in sources]:
+        raise DataError("no data named: expected a folder, a manifest, a folder of shards, hf:OWNER/NAME, or a list")
+    return sources
+
+
 def read_manifest(path: str | Path, *, check: bool = True) -> Manifest:
     """Read a manifest in any of the formats.
 
@@ -267,21 +282,14 @@ def write_manifest(clips: Iterable[Clip], path: str | Path) -> None:
     write_clips(path, clips)
 
 
-@dataclass
-class ScanProgress:
-    """Progress of a scan; the same object is passed to `on_progress` after each file."""
-
-    total: int
-    """Files to read."""
-    done: int = 0
-    skipped: int = 0
-    audio_s: float = 0.0
+Lengths: TypeAlias = Iterable[tuple[Path, "float | Exception"]]
+"""Recordings in order, each with its length in seconds or the error that prevents it."""
 
 
 def scan_folder(
     source: str | Path | Iterable[str | Path],
     workers: int = 0,
-    on_progress: Callable[[ScanProgress], None] | None = None,
+    progress: OnProgress | None = None,
     *,
     labels: Literal["folder"] | None = None,
     damaged: Damaged = "skip",
@@ -295,7 +303,7 @@ def scan_folder(
     Args:
         source: where to look, as in `ssamba.audio.files.find_audio`.
         workers: processes that read headers; 0 reads in this process.
-        on_progress: called after each file.
+        progress: called after each file; returning False stops.
         labels: `folder` takes labels, and splits if there are any, from the names of the folders (see `read_places`);
             a file outside every class's folder is skipped.
         damaged: what to do with files of which a part is missing: `skip` them, or `keep` what comes before it.
@@ -305,13 +313,25 @@ def scan_folder(
 
     Raises:
         ValueError: there is no audio file.
+        Interrupted: `progress` returned False.
     """
     files = find_audio([source] if isinstance(source, str | Path) else source)
-    progress = ScanProgress(len(files))
+    return list_clips(files, measure_files(files, workers, damaged), progress, labels=labels)
+
+
+def list_clips(
+    files: Sequence[Path],
+    lengths: Lengths,
+    progress: OnProgress | None = None,
+    *,
+    labels: Literal["folder"] | None = None,
+) -> tuple[list[Clip], list[Skipped]]:
+    """Return the clips of files whose lengths are known, and the files that cannot be used; see `scan_folder`."""
+    reporter, audio_s = ProgressReporter(progress, "reading headers", len(files)), 0.0
     clips: list[Clip] = []
     skipped: list[Skipped] = []
     places = iter(read_places(files) if labels == "folder" else [])
-    for path, duration_s in measure_files(files, workers, damaged):
+    for done, (path, duration_s) in enumerate(lengths, start=1):
         place = next(places, Place(None))
         if not isinstance(duration_s, float):
             skipped.append(Skipped(path_text(path), str(duration_s)))
@@ -320,11 +340,9 @@ def scan_folder(
             skipped.append(Skipped(path_text(path), reason))
         else:
             clips.append(Clip(path, 0.0, duration_s, () if place.label is None else (place.label,), place.split))
-            progress.audio_s += duration_s
-        progress.done += 1
-        progress.skipped = len(skipped)
-        if on_progress is not None:
-            on_progress(progress)
+            audio_s += duration_s
+        if not reporter.update(done, audio_s=audio_s, skipped=len(skipped)):
+            raise Interrupted("stopped while headers were read")
     return clips, skipped
 
 

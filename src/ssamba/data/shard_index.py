@@ -97,7 +97,7 @@ def open_index(source: Path, workers: int = 0) -> ShardIndex:
     """
     files = shard_files(source)
     if not files:
-        raise DataError(f"{source}: no tar in this folder. `ssamba shard MANIFEST {source}` writes shards to it")
+        raise DataError(f"{source}: no tar in this folder. `ssamba shard DATA -o {source}` writes shards to it")
     folder = files[0].parent
     whole_folder = source.is_dir()
     if whole_folder and (saved := _read_index(folder, files)) is not None:

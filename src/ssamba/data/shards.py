@@ -1,6 +1,6 @@
 """Write shards: the recordings of a manifest as FLAC or Opus in tars of the WebDataset convention.
 
-    write_shards(read_manifest("manifest.parquet"), "shards/", codec="opus", workers=8)
+    write_shards("manifest.parquet", "shards/", codec="opus", workers=8)
 
 Each clip is two members, `00000123.opus` and `00000123.json` (labels, seconds, source, ...). Recordings longer than
 `max_clip_s` are cut into equal pieces, `00000123-0000`, `00000123-0001`, ... Clips are distributed over the shards in a
@@ -25,6 +25,7 @@ import math
 import os
 import shutil
 import tarfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,13 +40,23 @@ from pydantic import Field, model_validator
 from ssamba.audio.decode import AudioBytes, decode, stream
 from ssamba.audio.files import Skipped, path_text, write_skipped
 from ssamba.audio.readers import Samples
-from ssamba.config import Config
+from ssamba.config import Config, settings_differences
+from ssamba.data.listing import list_recordings
 from ssamba.data.manifest import Clip, Manifest, with_durations
 from ssamba.data.shard_index import COLUMNS, SHARDS_FILE, Member, read_head, read_members, shard_files, write_index
-from ssamba.errors import AudioDecodeError, DataError, WorkerDiedError
-from ssamba.files import write_atomically
+from ssamba.errors import (
+    AudioDecodeError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    OtherSettingsError,
+    SkippedFilesError,
+    WorkerDiedError,
+)
+from ssamba.files import move_aside, write_atomically
 from ssamba.hashing import digest_of, file_checksum, hash_bytes
-from ssamba.worker_pool import crashing_items, map_in_processes
+from ssamba.progress import OnProgress, ProgressReporter, format_duration
+from ssamba.worker_pool import crashing_items, default_workers, map_in_processes
 
 _RECORDS = ".records"
 _OPUS_RATES_HZ = (8_000, 12_000, 16_000, 24_000, 48_000)
@@ -89,22 +100,46 @@ class ShardSettings(Config):
 
 
 @dataclass
-class ShardProgress:
-    """Progress of a job, and its result; the same object is passed to `on_progress` after each shard."""
+class ShardReport:
+    """Result of `write_shards`."""
 
-    total: int
+    output: Path
+    """Folder of the shards."""
+    total: int = 0
     """Shards to write."""
     shards: int = 0
     """Finished shards."""
     resumed: int = 0
-    """Finished shards that an earlier run wrote."""
+    """Finished shards that an earlier call wrote."""
     clips: int = 0
     """Clips in the finished shards; each piece of a recording counts."""
     audio_s: float = 0.0
+    """Seconds of audio in them."""
     size: int = 0
     """Size of the finished shards in bytes."""
     skipped: list[Skipped] = field(default_factory=list)
     """Recordings that were left out."""
+    moved_to: Path | None = None
+    """Folder that other shards were moved to, because of `overwrite`."""
+    elapsed_s: float = 0.0
+    """Duration of the call."""
+    finished: bool = True
+    """False if `progress` stopped the call; the next one goes on."""
+
+    @property
+    def skipped_file(self) -> Path:
+        """The table of skipped recordings."""
+        return self.output / "skipped.csv"
+
+    def __str__(self) -> str:
+        if not self.finished:
+            return f"stopped at {self.shards} of {self.total} shards; repeat the call to go on: {self.output}"
+        resumed = f" ({'all' if self.resumed == self.total else self.resumed} already written)" if self.resumed else ""
+        moved = "" if self.moved_to is None else f"; what was there is in {self.moved_to}"
+        return (
+            f"{self.total} shards{resumed}: {self.clips} clips, {format_duration(self.audio_s)}, "
+            f"{self.size / 1e6:.1f} MB, {len(self.skipped)} skipped, in {self.elapsed_s:.1f} s: {self.output}{moved}"
+        )
 
 
 @dataclass(frozen=True)
@@ -129,75 +164,137 @@ class _Job:
 
 
 def write_shards(
-    manifest: Manifest,
-    out: str | Path,
+    data: Any,
+    output: str | Path,
     codec: Literal["opus", "flac"] = "opus",
     *,
+    bitrate: float = 48.0,
+    sample_rate: int = 16_000,
     shard_mb: float = 200.0,
-    workers: int = 0,
-    on_progress: Callable[[ShardProgress], None] | None = None,
+    max_clip_s: float = 30.0,
+    shuffle: bool = True,
     overwrite: bool = False,
-    **settings: Any,
-) -> ShardProgress:
-    """Write the recordings of a manifest as shards, or resume an interrupted call with the same arguments.
+    strict: bool = False,
+    workers: int | None = None,
+    progress: OnProgress | None = None,
+) -> ShardReport:
+    """Write recordings as shards, or go on with an interrupted call of the same arguments.
 
     Args:
-        manifest: the recordings.
-        out: folder of the shards.
-        codec: `opus` or `flac`.
-        shard_mb: approximate size of a shard.
-        workers: processes, each of which writes one shard at a time; 0 writes in this process.
-        on_progress: called after each shard.
-        overwrite: replace other shards in the folder.
-        settings: further fields of `ShardSettings`.
+        data: a manifest, a folder of audio, audio files; or a list of these.
+        output: folder of the shards.
+        codec: `opus` (small), or `flac` (exact to 16 bits).
+        bitrate: bit rate of Opus, in kbit/s.
+        sample_rate: rate in Hz that recordings are resampled to.
+        shard_mb: approximate size of a shard, in 10^6 bytes.
+        max_clip_s: longer recordings are cut into equal pieces of at most this length.
+        shuffle: distribute clips over the shards in a random order instead of that of the data.
+        overwrite: write anew; shards in the folder are moved to a folder beside it.
+        strict: raise an error at the end if any recording was skipped.
+        workers: processes, each of which writes one shard at a time; None is the number of cores minus one, at most 8.
+        progress: called after each shard; returning False stops, and the next call goes on.
 
     Raises:
         ConfigError: the settings are invalid.
-        DataError: the folder holds other shards or tars, or no recording can be read.
+        OtherSettingsError: the folder holds shards of other recordings or settings; every difference is named.
+        DataError: the folder holds tars of others, or no recording can be read.
+        SkippedFilesError: `strict` is set and recordings were skipped; the shards are written.
+        Interrupted: Ctrl-C; finished shards are kept.
     """
-    options = ShardSettings.parse({"codec": codec, "shard_mb": shard_mb, **settings}, "shards")
-    folder = Path(out).expanduser()
-    total = len(manifest)
-    manifest, unread = with_durations(manifest, workers)
+    started_s, folder = time.monotonic(), Path(output).expanduser()
+    options = ShardSettings.parse(
+        {
+            "codec": codec,
+            "sample_rate_hz": sample_rate,
+            "bitrate_kbps": bitrate,
+            "shard_mb": shard_mb,
+            "max_clip_s": max_clip_s,
+            "shuffle": shuffle,
+        },
+        "shards",
+    )
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file: expected the name of a folder to write")
+    report = ShardReport(folder)
+    try:
+        report.finished = _write(report, data, options, overwrite, workers, progress)
+    except KeyboardInterrupt:
+        again = "the command without --overwrite" if overwrite and report.total else "the command"
+        written = f"{report.shards} of {report.total} shards are written" if report.total else "no shard is written"
+        raise Interrupted(f"{written}: repeat {again} to go on", report) from None
+    report.elapsed_s = time.monotonic() - started_s
+    if strict and report.skipped:
+        raise SkippedFilesError(f"{len(report.skipped)} recordings were skipped, and strict was set", report)
+    return report
+
+
+def _write(
+    report: ShardReport,
+    data: Any,
+    options: ShardSettings,
+    overwrite: bool,
+    workers: int | None,
+    progress: OnProgress | None,
+) -> bool:
+    """Write shards and their index, and fill in the report; return False if `progress` stopped that."""
+    folder = report.output
+    try:
+        manifest, unread = list_recordings(data, workers, progress)
+    except Interrupted:
+        return False
+    total, processes = len(manifest), default_workers() if workers is None else workers
+    manifest, unknown = with_durations(manifest, processes)
+    report.skipped = [*unread, *unknown]
     if not len(manifest):
-        raise DataError(f"none of {total} recordings can be read. {unread[0].reason if unread else 'It lists none'}")
+        reason = report.skipped[0].reason if report.skipped else "It lists none"
+        raise DataError(f"none of {max(total, len(report.skipped))} recordings can be read. {reason}")
     jobs = _make_jobs(manifest, folder, options)
-    digest = _digest(options, [clip for job in jobs for clip in job.clips])
-    _prepare_folder(folder, digest, overwrite)
-
-    progress = ShardProgress(len(jobs), skipped=list(unread))
+    identity = _identity(options, [clip for job in jobs for clip in job.clips])
+    report.moved_to = _prepare_folder(folder, identity, overwrite)
+    report.total = len(jobs)
     records: dict[str, dict[str, Any]] = {}
+    reporter = ProgressReporter(progress, "writing", len(jobs), "shards")
 
-    def finish(job: _Job, record: dict[str, Any]) -> None:
+    def finish(job: _Job, record: dict[str, Any]) -> bool:
         records[job.name] = record
-        progress.shards += 1
-        progress.clips += len(record["members"])
-        progress.audio_s += sum(member[COLUMNS.index("seconds")] for member in record["members"])
-        progress.size += record["bytes"]
-        progress.skipped += [Skipped(path, reason) for path, reason in record["skipped"]]
-        if on_progress is not None:
-            on_progress(progress)
+        report.shards += 1
+        report.clips += len(record["members"])
+        report.audio_s += sum(member[COLUMNS.index("seconds")] for member in record["members"])
+        report.size += record["bytes"]
+        report.skipped += [Skipped(path, reason) for path, reason in record["skipped"]]
+        size = f"{report.size / 1e6:.0f} MB"
+        return reporter.update(report.shards, audio_s=report.audio_s, skipped=len(report.skipped), detail=size)
 
-    remaining = []
-    for job, record in map_in_processes(_read_finished, jobs, workers if len(jobs) > 1 else 0):
-        if isinstance(record, dict):
-            progress.resumed += 1
-            finish(job, record)
-        else:
-            remaining.append(job)
-    for job, record in map_in_processes(_write_shard, remaining, min(workers, len(remaining)), ahead=2):
-        finish(job, _write_without_crashing(job) if isinstance(record, WorkerDiedError) else record)
-
-    progress.skipped = sorted(set(progress.skipped), key=lambda entry: (entry.path, entry.reason))
-    write_skipped(folder / "skipped.csv", progress.skipped)
-    if not progress.clips:
-        raise DataError(f"none of {total} recordings can be read. {progress.skipped[0].reason}")
+    if not _write_missing(jobs, processes, finish, report):
+        return False
+    report.skipped = sorted(set(report.skipped), key=lambda entry: (entry.path, entry.reason))
+    write_skipped(report.skipped_file, report.skipped)
+    if not report.clips:
+        raise DataError(f"none of {total} recordings can be read. {report.skipped[0].reason}")
     written = [records[job.name] for job in jobs if records[job.name]["bytes"]]
     members = [_member(values) for record in written for values in record["members"]]
     shards = [{key: record[key] for key in ("name", "bytes", "sha256")} for record in written]
-    write_index(folder, members, shards, progress.skipped, job=digest, settings=options.model_dump())
+    write_index(folder, members, shards, report.skipped, **identity)
     shutil.rmtree(folder / _RECORDS)
-    return progress
+    return True
+
+
+def _write_missing(
+    jobs: Sequence[_Job], workers: int, finish: Callable[[_Job, dict[str, Any]], bool], report: ShardReport
+) -> bool:
+    """Check the shards that exist and write the others; return False if `finish` stopped that."""
+    remaining = []
+    for job, record in map_in_processes(_read_finished, jobs, workers if len(jobs) > 1 else 0):
+        if not isinstance(record, dict):
+            remaining.append(job)
+            continue
+        report.resumed += 1
+        if not finish(job, record):
+            return False
+    for job, record in map_in_processes(_write_shard, remaining, min(workers, len(remaining)), ahead=2):
+        if not finish(job, _write_without_crashing(job) if isinstance(record, WorkerDiedError) else record):
+            return False
+    return True
 
 
 def _member(values: Sequence[Any]) -> Member:
@@ -205,9 +302,17 @@ def _member(values: Sequence[Any]) -> Member:
     return Member(**{**fields, "labels": tuple(fields["labels"])})
 
 
-def _digest(settings: ShardSettings, clips: Sequence[tuple[int, Clip]]) -> str:
-    texts = (repr((number, os.fspath(clip.path), *dataclasses.astuple(clip)[1:])) for number, clip in clips)
-    return digest_of(settings.digest(), *(text.encode("utf-8", "replace") for text in texts))
+def _identity(settings: ShardSettings, clips: Sequence[tuple[int, Clip]]) -> dict[str, Any]:
+    """Return what shards depend on, as it is saved: a digest of everything, the settings, and the recordings."""
+    texts = [
+        repr((number, os.fspath(clip.path), *dataclasses.astuple(clip)[1:])).encode("utf-8", "replace")
+        for number, clip in clips
+    ]
+    return {
+        "job": digest_of(settings.digest(), *texts),
+        "settings": settings.model_dump(),
+        "recordings": {"clips": len(clips), "digest": digest_of(*texts)},
+    }
 
 
 def _make_jobs(manifest: Manifest, folder: Path, settings: ShardSettings) -> list[_Job]:
@@ -228,38 +333,50 @@ def _make_jobs(manifest: Manifest, folder: Path, settings: ShardSettings) -> lis
     return jobs
 
 
-def _prepare_folder(folder: Path, digest: str, overwrite: bool) -> None:
-    """Prepare the folder for the job with this digest, or refuse to mix its shards with others."""
+def _prepare_folder(folder: Path, identity: dict[str, Any], overwrite: bool) -> Path | None:
+    """Prepare the folder for a job, or refuse to mix its shards with others.
+
+    Returns:
+        The folder that other shards were moved to, if any.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     records = folder / _RECORDS
-    marker = records / "job"
+    marker = records / "job.json"
     head = read_head(folder)
-    begun = marker.read_text(encoding="utf-8") if marker.is_file() else (head or {}).get("job")
+    begun = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else head
     known = {entry["name"] for entry in (head or {}).get("shards", ())}
-    known |= {path.name.removesuffix(".json") for path in records.glob("*.json")}
-    if begun != digest:
-        if (begun or known or shard_files(folder)) and not overwrite:
-            raise DataError(
-                f"{folder}: holds other shards, or shards of other settings: choose another folder, or replace them "
-                "(--overwrite)"
-            )
+    known |= {path.name.removesuffix(".json") for path in records.glob("*.tar.json")}
+    moved_to = None
+    if overwrite or begun is None or begun.get("job") != identity["job"]:
         unknown = [path.name for path in shard_files(folder) if path.name not in known]
         if unknown:
             raise DataError(f"{folder}: {unknown[0]} was not written by ssamba: choose another folder, or remove it")
-        for name in known:
-            (folder / name).unlink(missing_ok=True)
-        if head is not None:
-            (folder / head["index"]).unlink(missing_ok=True)
-            (folder / SHARDS_FILE).unlink()
-        shutil.rmtree(records, ignore_errors=True)
+        if begun is not None and not overwrite:
+            differences = settings_differences(begun.get("settings", {}), identity["settings"])
+            differences += _other_recordings(begun.get("recordings"), identity["recordings"])
+            raise OtherSettingsError(
+                f"{folder} holds other shards: {'; '.join(differences)}. Use the same data and settings to go on, "
+                "--overwrite to start anew, or another folder"
+            )
+        index = [] if head is None else [head["index"]]
+        moved_to = move_aside(folder, [*sorted(known), *index, "skipped.csv", SHARDS_FILE, _RECORDS])
         head = None
     if not marker.is_file():
         records.mkdir(exist_ok=True)
         if head is not None:
             _restore_records(folder, head)
-        write_atomically(marker, lambda target: target.write_text(digest, encoding="utf-8"))
+        write_atomically(marker, lambda target: target.write_text(json.dumps(identity), encoding="utf-8"))
     for leftover in folder.glob(".shard-*.tmp"):
         leftover.unlink(missing_ok=True)
+    return moved_to
+
+
+def _other_recordings(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
+    if before is None or before == now:
+        return []
+    if before["clips"] != now["clips"]:
+        return [f"the recordings were {before['clips']} clips, are {now['clips']}"]
+    return [f"{now['clips']} recordings, as before, but other paths, times or labels"]
 
 
 def _restore_records(folder: Path, head: dict[str, Any]) -> None:

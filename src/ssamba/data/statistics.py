@@ -10,25 +10,29 @@ Shapes: B clips, T frames, M mel bins.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from ssamba.audio.fbank import fbank, frame_lengths
 from ssamba.audio.files import Skipped
 from ssamba.config import FrontEndConfig
-from ssamba.data.corpus import Corpus
+from ssamba.data.corpus import Corpus, open_corpus
+from ssamba.data.joined import join_corpora
 from ssamba.data.loader import WaveLoader
+from ssamba.data.manifest import as_sources
 from ssamba.data.plan import Plan, PlanConfig
-from ssamba.errors import DataError
+from ssamba.errors import ConfigError, DataError, SkippedFilesError
+from ssamba.progress import OnProgress, ProgressReporter, format_duration
+from ssamba.worker_pool import default_workers
 
 _BATCH_SIZE = 16
 
 
 @dataclass
 class CorpusStatistics:
-    """The result so far; the same object is passed to `on_progress` after each batch."""
+    """Mean and standard deviation of a corpus, and what they were measured on; as text, a part of a recipe."""
 
     mean: float = 0.0
     """Mean of the log-mel values before normalization."""
@@ -37,10 +41,73 @@ class CorpusStatistics:
     hours: float = 0.0
     """Audio that was measured."""
     clips: int = 0
+    """Clips that were measured."""
     total_hours: float = 0.0
     """Audio to measure."""
+    corpus_hours: float = 0.0
+    """Audio of the corpus."""
     skipped: list[Skipped] = field(default_factory=list)
     """Clips that could not be read."""
+    skipped_file: None = None
+    """No file: the list is returned only."""
+
+    def __str__(self) -> str:
+        measured, all_audio = (format_duration(hours * 3600) for hours in (self.hours, self.corpus_hours))
+        return (
+            f"# {self.clips} clips, {measured} of {all_audio}, "
+            f"{len(self.skipped)} skipped\n[front_end]\nmean = {self.mean:.4f}\nstd = {self.std:.4f}"
+        )
+
+
+def measure_statistics(
+    data: Any,
+    *,
+    split: str | None = None,
+    hours: float = 20,
+    sample_rate: int = 16_000,
+    mel_bins: int = 128,
+    low_hz: float = 20.0,
+    high_hz: float | None = None,
+    seed: int = 0,
+    strict: bool = False,
+    workers: int | None = None,
+    progress: OnProgress | None = None,
+) -> CorpusStatistics:
+    """Measure the mean and standard deviation of the log-mel values of one or several sources.
+
+    Args:
+        data: a folder of audio or of shards, a manifest, hf:OWNER/NAME, a corpus, or a list of these.
+        split: only the clips of this split.
+        hours: stop after this much audio, of clips in a random order; 0 measures a crop of every clip.
+        sample_rate: sample rate of the front end, in Hz.
+        mel_bins: mel bins of the front end.
+        low_hz: lower edge of the first mel bin.
+        high_hz: upper edge of the last mel bin; None is half the sample rate.
+        seed: seed of the order and the crops.
+        strict: raise an error at the end if any clip was skipped.
+        workers: processes that decode; None is the number of cores minus one (at most 8) for more than half an hour.
+        progress: called after each batch; returning False stops, and the result is of the clips so far.
+
+    Raises:
+        ConfigError: the front end's settings are invalid.
+        DataError: a source cannot be opened, or no clip of at least one frame can be read.
+        SkippedFilesError: `strict` is set and clips were skipped.
+    """
+    if not 0 <= hours < math.inf:
+        raise ConfigError(f"hours must be a number of hours, 0 for all; got {hours}")
+    front_end = FrontEndConfig.parse(
+        {"sample_rate_hz": sample_rate, "num_mel_bins": mel_bins, "low_hz": low_hz, "high_hz": high_hz}, "front end"
+    )
+    corpus = join_corpora(
+        [open_corpus(source, sample_rate, split, workers=workers or 0) for source in as_sources(data)]
+    )
+    # A process takes longer to start than a few clips take to decode.
+    is_long = min(corpus.hours, hours or corpus.hours) > 0.5
+    workers = (default_workers() if is_long else 0) if workers is None else workers
+    result = corpus_statistics(corpus, front_end, hours or None, seed, workers=workers, progress=progress)
+    if strict and result.skipped:
+        raise SkippedFilesError(f"{len(result.skipped)} clips were skipped, and strict was set", result)
+    return result
 
 
 def corpus_statistics(
@@ -50,7 +117,7 @@ def corpus_statistics(
     seed: int = 0,
     *,
     workers: int = 0,
-    on_progress: Callable[[CorpusStatistics], None] | None = None,
+    progress: OnProgress | None = None,
 ) -> CorpusStatistics:
     """Return the mean and standard deviation of the log-mel values of `corpus`.
 
@@ -60,7 +127,7 @@ def corpus_statistics(
         limit_hours: stop after this much audio, of clips in a random order; None takes a crop of every clip.
         seed: seed of the order and the crops.
         workers: processes that decode.
-        on_progress: called after each batch.
+        progress: called after each batch; returning False stops.
 
     Raises:
         DataError: the sample rates differ, or no clip of at least one frame can be read.
@@ -75,7 +142,9 @@ def corpus_statistics(
     config = PlanConfig(seed=seed, sample_rate_hz=rate_hz, short_clips="bucket", batch_size=_BATCH_SIZE)
     plan = Plan(config, [corpus])
     epoch = plan.batches(0)
-    result = CorpusStatistics(total_hours=min(epoch.hours, limit_hours or math.inf), skipped=list(corpus.skipped))
+    total_hours = min(epoch.hours, limit_hours or math.inf)
+    result = CorpusStatistics(total_hours=total_hours, corpus_hours=corpus.hours, skipped=list(corpus.skipped))
+    reporter = ProgressReporter(progress, "measuring", 100, "%")
     count, mean, squares = 0, 0.0, 0.0
     for batch in WaveLoader([corpus], plan, workers=workers, pin_memory=False).run(epoch):
         result.skipped += [Skipped(key, reason) for key, reason in batch.skipped]
@@ -92,9 +161,13 @@ def corpus_statistics(
             result.mean, result.std = mean, math.sqrt(squares / count)
         result.hours += batch.num_samples / rate_hz / 3600
         result.clips += len(batch)
-        if on_progress is not None:
-            on_progress(result)
-        if limit_hours is not None and result.hours >= limit_hours:
+        goes_on = reporter.update(
+            100 * min(1.0, result.hours / total_hours),
+            audio_s=result.hours * 3600,
+            skipped=len(result.skipped),
+            detail=f"mean {result.mean:.3f}, std {result.std:.3f}",
+        )
+        if not goes_on or (limit_hours is not None and result.hours >= limit_hours):
             break
     if not count:
         reason = f" {result.skipped[-1].reason}" if result.skipped else ""

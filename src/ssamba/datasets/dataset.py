@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssamba.audio.files import AUDIO_SUFFIXES, Skipped
-from ssamba.data.manifest import Clip, ScanProgress
+from ssamba.data.manifest import Clip
 from ssamba.errors import DataError, DatasetStructureError
+from ssamba.progress import OnProgress
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,6 @@ class Listing:
     """Remarks for users."""
 
 
-OnProgress = Callable[[ScanProgress], None]
 Render = Callable[[Sequence[Clip], Path, int, OnProgress | None], tuple[list[Clip], list[Skipped]]]
 
 

@@ -1,7 +1,6 @@
 """List a public data set as a manifest: compare the clips it should contain with the files that exist.
 
-    prepared = prepare("esc50", "ESC-50-master/")
-    write_prepared(prepared, "esc50.parquet")
+    prepare("esc50", "ESC-50-master/", "esc50.parquet")
 
 Missing and damaged files are left out and listed. Clips that are listed twice, and groups (a speaker, a recording) on
 both sides of a split, are errors, because they would leak training data into a test.
@@ -10,8 +9,9 @@ both sides of a split, are errors, because they would leak training data into a 
 from __future__ import annotations
 
 import difflib
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +21,8 @@ import numpy.typing as npt
 from ssamba.audio.decode import measure_files
 from ssamba.audio.files import Skipped, path_text, write_skipped
 from ssamba.data.formats import relative_path
-from ssamba.data.manifest import Clip, Manifest, ScanProgress, write_manifest
+from ssamba.data.listing import KeptLengths, check_manifest_name, header_workers
+from ssamba.data.manifest import Clip, Manifest, read_manifest, write_manifest
 from ssamba.datasets.audioset import AUDIOSET_2M, AUDIOSET_20K
 from ssamba.datasets.dataset import PublicDataset
 from ssamba.datasets.esc50 import ESC50
@@ -31,9 +32,11 @@ from ssamba.datasets.librispeech import LIBRISPEECH
 from ssamba.datasets.speech_commands import SPEECH_COMMANDS_V1, SPEECH_COMMANDS_V1_SUPERB, SPEECH_COMMANDS_V2
 from ssamba.datasets.urbansound8k import URBANSOUND8K, URBANSOUND8K_SCENES
 from ssamba.datasets.voxceleb1 import VOXCELEB1
-from ssamba.errors import DataError, DatasetStructureError
+from ssamba.errors import DataError, DatasetStructureError, OtherSettingsError, SkippedFilesError
 from ssamba.files import write_csv
 from ssamba.hashing import file_checksum
+from ssamba.progress import OnProgress, ProgressReporter, format_duration
+from ssamba.worker_pool import default_workers
 
 DATASETS: dict[str, PublicDataset] = {
     dataset.name: dataset
@@ -90,6 +93,12 @@ class Prepared:
     """Remarks for users, including numbers that differ from the published ones."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Recordings found in each split."""
+    output: Path | None = None
+    """The manifest that was written."""
+    is_unchanged: bool = False
+    """Whether the manifest existed and held the same rows."""
+    elapsed_s: float = 0.0
+    """Duration of the call."""
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -101,43 +110,126 @@ class Prepared:
         """Sum of the durations; None if they are unknown."""
         return Manifest(self.clips).hours
 
+    @property
+    def skipped_file(self) -> Path | None:
+        """The table of missing and damaged clips."""
+        return None if self.output is None else Path(f"{self.output}.skipped.csv")
+
+    def __str__(self) -> str:
+        counts = sorted(self.counts.items(), key=lambda item: (len(item[0]), item[0]))  # fold2 before fold10
+        length = "" if self.hours is None else f", {format_duration(self.hours * 3600)}"
+        classes = f", {len(self.classes)} classes" if self.classes else ""
+        target = "" if self.output is None else f": {self.output}{' (unchanged)' if self.is_unchanged else ''}"
+        return (
+            f"{self.dataset.title}: {len(self.clips)} clips{length}{classes} "
+            f"({', '.join(f'{split} {count}' for split, count in counts)}), {len(self.missing)} missing, "
+            f"{len(self.damaged)} damaged, in {self.elapsed_s:.1f} s{target}"
+        )
+
 
 def prepare(
-    name: str,
+    dataset: str,
     source: str | Path,
+    output: str | Path | None = None,
     *,
-    workers: int = 0,
+    audio: str | Path | None = None,
     headers: bool = True,
     checksums: bool = False,
     allow_leaks: bool = False,
-    audio_folder: str | Path | None = None,
-    on_progress: Callable[[ScanProgress], None] | None = None,
+    overwrite: bool = False,
+    strict: bool = False,
+    workers: int | None = None,
+    progress: OnProgress | None = None,
 ) -> Prepared:
-    """List the clips of a public data set, with labels, splits and groups as published.
+    """Make a manifest of a public data set, with labels, splits and groups as published. Nothing is downloaded.
+
+    If the manifest exists, recordings that were missing before are added. The classes are listed beside it in
+    `OUTPUT.classes.csv`, missing and damaged clips in `OUTPUT.skipped.csv`, weights for balanced sampling (AudioSet) in
+    `OUTPUT.weights.csv`.
 
     Args:
-        name: one of `DATASETS`.
+        dataset: one of `DATASETS`.
         source: the folder it was unpacked to, or the folder around that.
-        workers: processes that read headers; 0 reads in this process.
+        output: the manifest: `.parquet`, `.csv` or `.jsonl`; None writes nothing.
+        audio: folder for new recordings, for data sets made of others (urbansound8k-scenes); None is named after
+            `output`.
         headers: read the header of every file, for its duration and to detect damage; otherwise only check that files
             exist.
         checksums: compare the archives in `source` with the published checksums.
         allow_leaks: continue if groups are divided between splits; the manifest then has no group for their clips.
-        audio_folder: output folder of new recordings, for data sets made of others (urbansound8k-scenes).
-        on_progress: called after each file.
+        overwrite: replace a manifest with other rows.
+        strict: raise an error at the end if any clip is missing or damaged.
+        workers: processes that read headers; None is the number of cores minus one (at most 8) if there are many files.
+        progress: called after each file; returning False stops as Ctrl-C does.
 
     Raises:
+        ConfigError: `output` has another suffix.
         DatasetStructureError: the data set is not in `source`; the message shows the expected structure.
         DataError: the name is unknown; a table or an archive is damaged; clips are listed twice; groups are divided
             between splits; no clip exists.
+        OtherSettingsError: the manifest exists, and rows of it would change or be dropped.
+        SkippedFilesError: `strict` is set, and clips are missing or damaged; the manifest is written.
+        Interrupted: Ctrl-C; lengths that were read are kept.
     """
+    started_s = time.monotonic()
+    if output is None:
+        prepared = _prepare(dataset, source, audio, headers, checksums, allow_leaks, workers, progress, None)
+        return replace(prepared, elapsed_s=time.monotonic() - started_s)
+    output = Path(output).expanduser()
+    check_manifest_name(output)
+    audio = audio or output.with_name(f"{output.stem}_audio")
+    with KeptLengths.beside(output) as kept:
+        prepared = _prepare(dataset, source, audio, headers, checksums, allow_leaks, workers, progress, kept)
+    is_unchanged = output.exists() and not overwrite and _is_unchanged(output, prepared.clips)
+    if not is_unchanged:
+        write_prepared(prepared, output)
+    kept.remove()
+    elapsed_s = time.monotonic() - started_s
+    prepared = replace(prepared, output=output, is_unchanged=is_unchanged, elapsed_s=elapsed_s)
+    if strict and prepared.skipped:
+        raise SkippedFilesError(f"{len(prepared.skipped)} clips are missing or damaged, and strict was set", prepared)
+    return prepared
+
+
+def _is_unchanged(output: Path, clips: Sequence[Clip]) -> bool:
+    """Return whether a manifest lists these clips; False if some are new.
+
+    Raises:
+        OtherSettingsError: it lists others.
+    """
+
+    def rows(clips: Iterable[Clip]) -> set[Clip]:
+        return {replace(clip, path=clip.path.resolve()) for clip in clips}
+
+    before, now = rows(read_manifest(output, check=False)), rows(clips)
+    lost = sorted(before - now, key=lambda clip: (str(clip.path), clip.start_s))
+    if lost:
+        raise OtherSettingsError(
+            f"{output}: {len(lost)} of its {len(before)} rows would change or be dropped (first {lost[0].path}): it is "
+            "of another data set, or was changed. Choose another output, or --overwrite"
+        )
+    return before == now
+
+
+def _prepare(
+    name: str,
+    source: str | Path,
+    audio: str | Path | None,
+    headers: bool,
+    checksums: bool,
+    allow_leaks: bool,
+    workers: int | None,
+    progress: OnProgress | None,
+    kept: KeptLengths | None,
+) -> Prepared:
+    """List the clips of a data set, write new recordings if it is made of others, and check leaks; see `prepare`."""
     dataset = find_dataset(name)
     source = Path(source).expanduser()
     expected = f"Expected ({dataset.reference}):\n{dataset.structure}"
     if not source.is_dir():
         raise DatasetStructureError(f"{source} is not a folder. {expected}")
-    if dataset.render is not None and audio_folder is None:
-        raise DataError(f"{name} writes new recordings: name their folder with audio_folder")
+    if dataset.render is not None and audio is None:
+        raise DataError(f"{name} writes new recordings: name their folder with audio")
     notes = [_checksum_note(source, dataset)] if checksums else []
     try:
         listing = dataset.list_clips(source)
@@ -145,7 +237,7 @@ def prepare(
         raise DatasetStructureError(f"{source} does not contain {dataset.title}: {error}. {expected}") from None
     notes += listing.notes
     Manifest(listing.clips).check_duplicates()
-    clips, missing, damaged = _find_files(listing.clips, workers, headers, on_progress)
+    clips, missing, damaged = _find_files(listing.clips, workers, headers, progress, kept)
     missing = [*listing.missing, *missing]
     if not clips:
         raise DataError(
@@ -155,8 +247,9 @@ def prepare(
     clips, leaks = _without_leaks(clips, dataset, allow_leaks)
     counts = Counter(clip.split or "none" for clip in clips)
     notes += [*leaks, *_differences(clips, counts, dataset)]
-    if dataset.render is not None and audio_folder is not None:
-        clips, failed = dataset.render(clips, Path(audio_folder).expanduser(), workers, on_progress)
+    if dataset.render is not None and audio is not None:
+        processes = default_workers() if workers is None else workers
+        clips, failed = dataset.render(clips, Path(audio).expanduser(), processes, progress)
         damaged += failed
     return Prepared(dataset, clips, listing.classes, listing.codes, missing, damaged, notes, counts)
 
@@ -198,27 +291,30 @@ def _checksum_note(source: Path, dataset: PublicDataset) -> str:
 
 
 def _find_files(
-    listed: Sequence[Clip], workers: int, headers: bool, on_progress: Callable[[ScanProgress], None] | None
+    listed: Sequence[Clip], workers: int | None, headers: bool, progress: OnProgress | None, kept: KeptLengths | None
 ) -> tuple[list[Clip], list[Skipped], list[Skipped]]:
     """Return the clips that exist, with durations; those that are missing; those that are damaged."""
     files = list(dict.fromkeys(clip.path for clip in listed))
-    progress = ScanProgress(len(files))
+    reporter = ProgressReporter(progress, "reading headers" if headers else "looking for files", len(files))
     missing: list[Skipped] = []
     damaged: list[Skipped] = []
     lengths_s: dict[Path, float | None] = {}
-    lengths = measure_files(files, workers) if headers else ((path, None) for path in files)
-    for path, found in lengths:
+    processes, audio_s = header_workers(workers, len(files)), 0.0
+    lengths: Iterable[tuple[Path, float | Exception | None]]
+    if not headers:
+        lengths = ((path, None) for path in files)
+    else:
+        lengths = measure_files(files, processes) if kept is None else kept.read(files, processes)
+    for done, (path, found) in enumerate(lengths, start=1):
         if (found is None or isinstance(found, Exception)) and not path.is_file():
             missing.append(Skipped(path_text(path), f"{path}: missing"))
         elif isinstance(found, Exception):
             damaged.append(Skipped(path_text(path), str(found)))
         else:
             lengths_s[path] = found
-            progress.audio_s += found or 0.0
-        progress.done += 1
-        progress.skipped = len(missing) + len(damaged)
-        if on_progress is not None:
-            on_progress(progress)
+            audio_s += found or 0.0
+        if not reporter.update(done, audio_s=audio_s, skipped=len(missing) + len(damaged)):
+            raise KeyboardInterrupt
     clips = [
         clip if clip.duration_s is not None else replace(clip, duration_s=lengths_s[clip.path])
         for clip in listed

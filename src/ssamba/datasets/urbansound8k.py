@@ -20,18 +20,18 @@ import numpy.typing as npt
 
 from ssamba.audio.decode import decode
 from ssamba.audio.files import Skipped, path_text
-from ssamba.data.manifest import Clip, ScanProgress
+from ssamba.data.manifest import Clip
 from ssamba.datasets.dataset import (
     Listing,
-    OnProgress,
     PublicDataset,
     add_class,
     find_root,
     read_table,
     whole_number,
 )
-from ssamba.errors import DataError, WorkerDiedError
+from ssamba.errors import DataError, Interrupted, WorkerDiedError
 from ssamba.files import write_atomically
+from ssamba.progress import OnProgress, ProgressReporter
 from ssamba.worker_pool import map_in_processes
 
 SCENE_S = 60
@@ -68,7 +68,7 @@ class _Fold:
 
 
 def render_scenes(
-    clips: Sequence[Clip], folder: Path, workers: int = 0, on_progress: OnProgress | None = None
+    clips: Sequence[Clip], folder: Path, workers: int = 0, progress: OnProgress | None = None
 ) -> tuple[list[Clip], list[Skipped]]:
     """Write the scenes of every split as FLAC (16 kHz, mono, 16 bits) to `folder/SPLIT/`.
 
@@ -81,7 +81,7 @@ def render_scenes(
         _Fold(name, number, tuple(clip for clip in clips if (clip.split or "all") == name), folder)
         for number, name in enumerate(names)
     ]
-    progress = ScanProgress(len(clips))
+    reporter, done, audio_s = ProgressReporter(progress, "writing scenes", len(clips), "clips"), 0, 0.0
     parts: list[Clip] = []
     skipped: list[Skipped] = []
     for fold, result in map_in_processes(_render_fold, folds, min(workers, len(folds)), ahead=1):
@@ -89,11 +89,10 @@ def render_scenes(
             raise result
         parts += result[0]
         skipped += result[1]
-        progress.done += len(fold.clips)
-        progress.skipped += len(result[1])
-        progress.audio_s += sum(part.duration_s or 0.0 for part in result[0])
-        if on_progress is not None:
-            on_progress(progress)
+        done += len(fold.clips)
+        audio_s += sum(part.duration_s or 0.0 for part in result[0])
+        if not reporter.update(done, audio_s=audio_s, skipped=len(skipped)):
+            raise Interrupted("stopped while scenes were written")
     return parts, skipped
 
 
