@@ -99,7 +99,7 @@ def modules_after(code: str) -> set[str]:
 )
 def test_imports_go_one_way(path):
     own = row_name(module_name(path))
-    assert own in ROWS, f"{own} has no row: add it to DESIGN and to this test"
+    assert own in ROWS, f"{own} has no row: add it to `ROWS` in this test"
     for module, line in imports_of(path).items():
         other = row_name(module)
         if other != "__init__":  # the package itself: its version

@@ -152,7 +152,7 @@ class FrontEndConfig(Config):
     low_hz: float = Field(20.0, ge=0)
     """Lower edge of the first mel bin."""
     high_hz: float | None = Field(None, gt=0)
-    """Upper edge of the last mel bin; None is half the sample rate."""
+    """Upper edge of the last mel bin; None means half the sample rate."""
     frame_ms: float = Field(25.0, gt=0)
     """Length of an analysis frame."""
     shift_ms: float = Field(10.0, gt=0)
@@ -226,7 +226,7 @@ class BaseEncoderConfig(Config):
     patch_stride: tuple[int, int] = (16, 16)
     """Distance between patches in mel bins and frames; fine-tuning often uses (10, 10)."""
     position_grid: tuple[int, int] | None = None
-    """Rows and columns of the learned positions; None is the grid of the pretraining input."""
+    """Rows and columns of the learned positions; None means the grid of the pretraining input."""
     patch_order: PatchOrder = "frequency_major"
     """`frequency_major` (official): token = row * columns + column; `time_major`: token = column * rows + row."""
     norm_eps: float = Field(gt=0)
@@ -317,7 +317,7 @@ class EncoderConfig(BaseEncoderConfig):
     conv_kernel: int = Field(4, gt=0)
     """Taps W of the depthwise convolution."""
     delta_rank: int | None = Field(None, gt=0)
-    """Rank of the projection to delta; None is ceil(embed_dim / 16)."""
+    """Rank of the projection to delta; None means ceil(embed_dim / 16)."""
     block_layout: Literal["paired", "sequential"] = "paired"
     """`paired`: blocks 2i and 2i+1 read the same input, the second one reversed in time; outputs are summed."""
     pair_residual: Literal["sum", "mean"] = "sum"
@@ -439,7 +439,7 @@ class ClassifierConfig(Config):
     padding: Literal["patch", "official"] = "patch"
     """Padding that the model was trained with, as in `EmbedOptions.padding`."""
     label_frames: int | None = Field(None, gt=0)
-    """Number of frames per label (100 frames are a second); None is one label for the whole clip."""
+    """Number of frames per label (100 frames are a second); None means one label for the whole clip."""
     token_segments: int | None = Field(None, gt=0)
     """None: each label pools the tokens that cover its frames. A number splits the sequence of all tokens into that
     many equal segments, as the original's `ft_avgtok_1sec` does (60, each about one frequency band over 8 s)."""
@@ -493,11 +493,11 @@ class ModelConfig(Config):
     classifier: ClassifierConfig | None = None
     """Configuration of the head, if kind is classifier."""
     pretraining: PretrainingConfig | None = None
-    """Configuration of the heads and decoder, if kind is pretraining; None is the original's."""
+    """Configuration of the heads and decoder, if kind is pretraining; None means the original's."""
     origin: str | None = None
     """Provenance of the weights, for human readers."""
     base: ModelIdentity | None = Field(None, json_schema_extra={"since": 2})
-    """The model that training started from; None is random weights, or unknown."""
+    """The model that training started from; None means random weights, or unknown."""
 
     @model_validator(mode="before")
     @classmethod

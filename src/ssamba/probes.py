@@ -1,6 +1,6 @@
 """Classifiers on fixed vectors: standardized logistic regression, nearest neighbors and a perceptron.
 
-Each is fitted to vectors with one label a row (`fit_one_label`) or any number of labels (`fit_several_labels`) by
+Each is fitted to vectors with one label per row (`fit_one_label`) or any number of labels (`fit_several_labels`) by
 scikit-learn, after every dimension was standardized on the training rows. `fit_layer_mixture` learns a weighted sum of
 layers together with a logistic regression (SUPERB: Yang et al., Interspeech 2021, section 3.2), by torch's L-BFGS.
 

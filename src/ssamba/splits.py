@@ -146,7 +146,7 @@ def check_leaks(folds: Sequence[Fold], groups: Sequence[str | None], files: Sequ
                     some = sorted(str(name) for name in both)
                     more = f" and {len(some) - _MAX_EXAMPLES} more" if len(some) > _MAX_EXAMPLES else ""
                     raise DataError(
-                        f"{len(both)} {what}s are in {first} and in {second}, so that scores would be flattered: "
+                        f"{len(both)} {what}s are in {first} and in {second}, which inflates scores: "
                         f"{', '.join(some[:_MAX_EXAMPLES])}{more}. Move each to one split"
                     )
 
@@ -250,7 +250,7 @@ def _copies_note(folds: Sequence[Fold], copies: Sequence[str | None], files: Seq
         return []
     some = ", ".join(f"{Path(test).name} is {Path(other).name}" for test, other in list(pairs.items())[:_MAX_EXAMPLES])
     return [
-        f"{len(pairs)} test clips are recordings that train or validate under another name ({some}): scores flatter"
+        f"{len(pairs)} test clips are copies of training or validation clips ({some}): test scores are too optimistic"
     ]
 
 

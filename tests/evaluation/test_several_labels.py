@@ -290,7 +290,7 @@ def test_what_a_model_or_an_option_cannot_do_is_refused_in_one_message(make_enco
     ("table", "message"),
     [
         ("clip,label,split,group\na,,train,1\nb,,test,2\n", "0 label"),
-        ("clip,label,split,group\na,x;y,train,1\nb,x,test,1\n", r"1 groups .*flattered: 1 \(test, train\)"),
+        ("clip,label,split,group\na,x;y,train,1\nb,x,test,1\n", r"1 groups .*inflates scores: 1 \(test, train\)"),
         ("clip,label,split,group,start_s\na,x,train,1,0\na,y,test,1,1\n", "the stretches of a are in several splits"),
         ("clip,label,split,group,start_s\na,x,train,1,0\nb,y,test,1,1\n", "1 groups"),
         ("clip,label,split,group,start_s\na,x,train,1,-1\nb,y,test,2,1\n", "a has start '-1'"),

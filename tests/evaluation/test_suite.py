@@ -139,7 +139,10 @@ def test_inner_folds_never_see_a_test_clip_nor_tear_a_group(data):
         ("clip,label,split,group\na,x,train,1,2\nb,y,test,2\n", r"task\.csv, row 2: has another number of values"),
         ("clip,label,split,group\na,x,train,1\nb,x,test,1\n", "1 label"),
         ("clip,label,split,group\na,x,train,1\nb,y,train,1\n", "expected train and test"),
-        ("clip,label,split,group\na,x,train,1\nb,y,test,1\nc,y,test,2\n", r"1 groups .*flattered: 1 \(test, train\)"),
+        (
+            "clip,label,split,group\na,x,train,1\nb,y,test,1\nc,y,test,2\n",
+            r"1 groups .*inflates scores: 1 \(test, train\)",
+        ),
         ("clip,label,split,group\na,x,dev,1\nb,y,test,1\n", "expected train and test"),
     ],
 )

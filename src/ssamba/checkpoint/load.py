@@ -102,8 +102,8 @@ def load_checkpoint(source: str | Path | None = None, patch_stride: int | tuple[
 
     Args:
         source: the name of a model (`ssamba.available_models`), a hub name (`hf:OWNER/NAME`), a folder written by
-            `save_checkpoint`, the folder of a run, or an official `.pth` file; None is the default model. A name comes
-            before a path: `./ssamba2-tiny` is the folder (`ssamba.checkpoint.names`).
+            `save_checkpoint`, the folder of a run, or an official `.pth` file; None means the default model. A
+            name comes before a path: `./ssamba2-tiny` is the folder (`ssamba.checkpoint.names`).
         patch_stride: cut patches with this stride (mel bins and frames, or one number for both) instead of the
             checkpoint's; positions are interpolated as the official code does. Fine-tuning often uses 10.
 
@@ -166,7 +166,7 @@ def save_checkpoint(
         folder: created if absent; files of the same names in it are replaced.
         model: the model, or an encoder alone.
         config: its configuration; None derives it from the model.
-        front_end: the features it was trained with; None is the official front end.
+        front_end: the features it was trained with; None means the official front end.
         half: write the weights as float16, half the size; loading converts them to float32.
 
     Returns:

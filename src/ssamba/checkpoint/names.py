@@ -209,12 +209,12 @@ def _in_run(folder: Path) -> Path:
         return inner
     if (folder / ROUNDS_FOLDER).is_dir():
         raise CheckpointError(
-            f"{folder} holds a fine-tuning that has not finished: repeat its command to go on, or name a round that "
+            f"{folder} holds a fine-tuning that has not finished: repeat its command to resume, or name a round that "
             f"has, {folder / ROUNDS_FOLDER / 'NAME' / 'chosen'}"
         )
     if (folder / STATES_FOLDER).is_dir():
         raise CheckpointError(
-            f"{folder} holds a run that has not finished: repeat its command to go on, or name one of its saved "
+            f"{folder} holds a run that has not finished: repeat its command to resume, or name one of its saved "
             f"states, {folder / STATES_FOLDER / 'step-N'}"
         )
     return folder

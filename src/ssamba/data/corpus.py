@@ -218,7 +218,7 @@ def _clip_key(path: Path, start_s: float, root: Path | None) -> str:
 
 
 def unique_names(keys: Iterable[str]) -> Iterable[str]:
-    """Yield names, and those that were there before with a number: `a`, `b`, `a#2`."""
+    """Yield names; repeated ones get a number: `a`, `b`, `a#2`."""
     counts: dict[str, int] = {}
     for key in keys:
         counts[key] = counts.get(key, 0) + 1
@@ -303,7 +303,7 @@ class HuggingFaceCorpus(Corpus):
     """Rows of a `datasets.Dataset` with an audio column. Rows whose audio cannot be read are left out and listed.
 
     The bytes or paths of the column are decoded here like any other file (`datasets` itself would need torchcodec).
-    The package `datasets` is no dependency of ssamba: whoever has a dataset has it.
+    The package `datasets` is not a dependency of ssamba: install it to use such a corpus.
     """
 
     def __init__(
@@ -335,7 +335,7 @@ class HuggingFaceCorpus(Corpus):
         """
         datasets = _require_datasets()
         if isinstance(dataset, datasets.IterableDataset):
-            raise DataError(f"{name}: is streamed, and clips are read at random: load it with streaming=False")
+            raise DataError(f"{name}: is streamed, but clips need random access: load it with streaming=False")
         if not isinstance(dataset, datasets.Dataset):
             raise DataError(f"{name}: expected a datasets.Dataset, got {type(dataset).__name__}")
         features = dataset.features

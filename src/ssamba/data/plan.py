@@ -1,4 +1,4 @@
-"""Plan epochs: which part of which clip stands in which sequence of which batch.
+"""Plan epochs: assign crops of clips to sequences, and sequences to batches.
 
 A plan is a pure function of its configuration, the corpora and the epoch; it knows nothing of workers or ranks. Rank r
 of R reads the rows r, r + R, r + 2R, ... of each batch, and an interrupted epoch resumes at the index of the next

@@ -133,7 +133,7 @@ class ShardReport:
 
     def __str__(self) -> str:
         if not self.finished:
-            return f"stopped at {self.shards} of {self.total} shards; repeat the call to go on: {self.output}"
+            return f"stopped at {self.shards} of {self.total} shards; repeat the call to resume: {self.output}"
         resumed = f" ({'all' if self.resumed == self.total else self.resumed} already written)" if self.resumed else ""
         moved = "" if self.moved_to is None else f"; what was there is in {self.moved_to}"
         return (
@@ -191,7 +191,7 @@ def write_shards(
         shuffle: distribute clips over the shards in a random order instead of that of the data.
         overwrite: write anew; shards in the folder are moved to a folder beside it.
         strict: raise an error at the end if any recording was skipped.
-        workers: processes, each of which writes one shard at a time; None is the number of cores minus one, at most 8.
+        workers: processes, each writing one shard at a time; None means the number of cores minus one, at most 8.
         progress: called after each shard; returning False stops, and the next call goes on.
 
     Raises:

@@ -82,10 +82,10 @@ def measure_statistics(
         sample_rate: sample rate of the front end, in Hz.
         mel_bins: mel bins of the front end.
         low_hz: lower edge of the first mel bin.
-        high_hz: upper edge of the last mel bin; None is half the sample rate.
+        high_hz: upper edge of the last mel bin; None means half the sample rate.
         seed: seed of the order and the crops.
         strict: raise an error at the end if any clip was skipped.
-        workers: processes that decode; None is the number of cores minus one (at most 8) for more than half an hour.
+        workers: processes that decode; None means the number of cores minus one (at most 8) for more than half an hour.
         progress: called after each batch; returning False stops, and the result is of the clips so far.
 
     Raises:
@@ -123,7 +123,7 @@ def corpus_statistics(
 
     Args:
         corpus: opened at the front end's sample rate.
-        front_end: how the values are computed; its own mean and std are ignored. None is the official one.
+        front_end: how the values are computed; its own mean and std are ignored. None means the official one.
         limit_hours: stop after this much audio, of clips in a random order; None takes a crop of every clip.
         seed: seed of the order and the crops.
         workers: processes that decode.

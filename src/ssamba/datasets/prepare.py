@@ -2,6 +2,8 @@
 
     prepare("esc50", "ESC-50-master/", "esc50.parquet")
 
+To add a data set, see `dataset.py`.
+
 Missing and damaged files are left out and listed. Clips that are listed twice, and groups (a speaker, a recording) on
 both sides of a split, are errors, because they would leak training data into a test.
 """
@@ -151,15 +153,15 @@ def prepare(
         dataset: one of `DATASETS`.
         source: the folder it was unpacked to, or the folder around that.
         output: the manifest: `.parquet`, `.csv` or `.jsonl`; None writes nothing.
-        audio: folder for new recordings, for data sets made of others (urbansound8k-scenes); None is named after
-            `output`.
+        audio: folder for new recordings, for data sets made of others (urbansound8k-scenes); None means a folder
+            named after `output`.
         headers: read the header of every file, for its duration and to detect damage; otherwise only check that files
             exist.
         checksums: compare the archives in `source` with the published checksums.
         allow_leaks: continue if groups are divided between splits; the manifest then has no group for their clips.
         overwrite: replace a manifest with other rows.
         strict: raise an error at the end if any clip is missing or damaged.
-        workers: processes that read headers; None is the number of cores minus one (at most 8) if there are many files.
+        workers: processes that read headers; None means cores minus one (at most 8) if there are many files.
         progress: called after each file; returning False stops as Ctrl-C does.
 
     Raises:

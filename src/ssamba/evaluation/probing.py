@@ -1,13 +1,13 @@
 """Probes: train a classifier on the vectors of a task's training clips and score it on the test clips, fold by fold.
 
 One fold: hold out a fifth of the training groups (of the training clips if there are fewer than five groups; or the
-validation clips that the task names); choose the classifier's setting (`probes.SETTINGS`) by the task's metric on them;
+validation clips that the task names); choose C (or another setting in `probes.SETTINGS`) by the task's metric on them;
 fit again on all training clips; predict the test clips. No test clip chooses anything. The linear probe is the one that
 published tables use.
 
 Several labels: a label is predicted if its probability is at least a half. Events: the classifier scores the time steps
 of a recording, and runs of steps above a half are events, smoothed in the way that is best on the validation clips
-(Turian et al., 2022, appendix B; `ssamba.events`). Of more than 100,000 time steps every second, third, ... trains.
+(Turian et al., 2022, appendix B; `ssamba.events`). A probe trains on at most 100,000 time steps, evenly spaced.
 
 Shapes: N clips of a task, n of them used; K rows (clips, seconds, time steps), D dimensions, C classes, V layers.
 """
@@ -186,10 +186,10 @@ class EventRows(Rows):
 
 
 def probe_labels(kind: ProbeKind, vectors: Array, labels: Array, groups: Array, fold: Fold) -> ProbeResult:
-    """Probe one label a clip on one fold.
+    """Probe a task with one label per clip on one fold.
 
     Args:
-        kind: of the classifier.
+        kind: classifier kind.
         vectors: (N, D) of the task; NaN counts as 0, infinity as the largest float.
         labels: (N,).
         groups: (N,).
@@ -218,7 +218,7 @@ def probe_labels(kind: ProbeKind, vectors: Array, labels: Array, groups: Array, 
 
 
 def probe_layers(layers: Array, labels: Array, groups: Array, fold: Fold) -> ProbeResult:
-    """Probe one label a clip on a learned mixture of layers (V, N, D); see `probe_labels` and `LayerMixture`."""
+    """Probe one label per clip on a learned mixture of layers (V, N, D); see `probe_labels` and `LayerMixture`."""
     x = torch.from_numpy(np.nan_to_num(np.asarray(layers, dtype=np.float32)))
     names, numbers = np.unique(labels, return_inverse=True)
     targets, train = torch.from_numpy(numbers), fold.train_and_valid
@@ -238,7 +238,7 @@ def probe_rows(kind: ProbeKind, rows: Rows, fold: Fold, metric_names: Sequence[s
     """Probe several labels, of clips or seconds, on one fold.
 
     Args:
-        kind: of the classifier.
+        kind: classifier kind.
         rows: the labeled vectors.
         fold: training and test clips.
         metric_names: in `LABEL_METRICS`; the first chooses the setting and is the score.
@@ -283,7 +283,7 @@ def probe_events(
     """Probe events on one fold.
 
     Args:
-        kind: of the classifier.
+        kind: classifier kind.
         rows: the time steps.
         fold: training and test clips.
         metric_names: in `EVENT_METRICS`; the first, of which higher must be better, chooses and is the score.
@@ -353,8 +353,8 @@ def clip_jobs(task: Task, views: Mapping[str, Array], used: Array, folds: Sequen
         task: its clips have one or several labels.
         views: vectors (n, D) by view.
         used: indices of the clips of the vectors, (n,).
-        folds: of the task.
-        kind: of the classifier.
+        folds: the task's folds.
+        kind: classifier kind.
     """
     if task.kind == "single":
         whole = [_of_all_clips(vectors, used, len(task.clips)) for vectors in views.values()]

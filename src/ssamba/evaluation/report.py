@@ -99,7 +99,7 @@ def scores_of_several_labels(names: Sequence[str], scores: Array, targets: Array
     """Return the scores of classes whose clips have scores, lowest average precision first.
 
     Args:
-        names: of the classes (C).
+        names: class names (C,).
         scores: (N, C), comparable between clips.
         targets: (N, C), 0 or 1.
         predicted: (N, C), 0 or 1.
@@ -179,7 +179,7 @@ def write_details(card: Scorecard, tasks: Sequence[Task], folder: str | Path, vi
         card: the scorecard.
         tasks: its tasks.
         folder: where to write.
-        view: name of the row; None is the card's best.
+        view: name of the row; None means the card's best.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -202,7 +202,7 @@ def plot_scorecard(
         card: the scorecard.
         output: plot file; the suffix chooses the format.
         references: rows to show if they have at least one of the tasks.
-        row: the row to plot; None is the card's best.
+        row: the row to plot; None means the card's best.
 
     Returns:
         The path of the plot.
@@ -253,7 +253,7 @@ def plot_confusion(names: Sequence[str] | Array, counts: Array, output: str | Pa
         names: labels (C,).
         counts: (C, C), as from `confusion`.
         output: plot file; the suffix chooses the format.
-        title: of the plot.
+        title: the plot's title.
 
     Returns:
         The path of the plot.

@@ -79,7 +79,7 @@ def read_suite(
 
     Args:
         folder: TASK.csv files and their recordings, or a task of HEAR, or a folder of such tasks.
-        names: tasks to read; None is all.
+        names: tasks to read; None means all.
         on_left_out: called with the name of each task of HEAR that cannot be scored, and the reason. If the task is in
             `names`, it is an error instead.
 
@@ -149,7 +149,7 @@ def _read_task(table: Path, metadata: TaskMetadata) -> Task:
     if divided:
         some = [f"{name} ({', '.join(splits)})" for name, splits in list(divided.items())[:5]]
         raise SuiteError(
-            f"{table}: {len(divided)} groups are in more than one split, so that scores would be flattered: "
+            f"{table}: {len(divided)} groups are in more than one split, which inflates scores: "
             f"{', '.join(some)}. Move each to one split, or leave its group empty where it does not matter"
         )
     groups, empty = task.groups, task.groups == ""

@@ -44,7 +44,7 @@ def bootstrap_values(
         scores: first axis N.
         targets: first axis N.
         samples: number of bootstrap samples.
-        seed: of the draws.
+        seed: random seed of the draws.
         units: (N,), clips with the same unit are drawn together (the segments of a recording); None draws single clips.
 
     Raises:

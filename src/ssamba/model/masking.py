@@ -43,7 +43,7 @@ def draw_mask(
         columns: valid columns of each clip (B,).
         longest: columns K of the batch.
         ratio: share of a clip's valid patches to mask (for `frames`, of its columns).
-        style: `clustered`, `official` or `frames`; None is `frames` for SSAST's frame model, whose authors found
+        style: `clustered`, `official` or `frames`; None means `frames` for SSAST's frame model, whose authors found
             clusters of frames to be worse (Gong et al., AAAI 2022), and `clustered` otherwise.
 
     Returns:

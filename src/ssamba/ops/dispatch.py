@@ -1,8 +1,8 @@
 """Which backends implement the operators, which of them can run here, and which one `auto` picks.
 
-A backend is a set of functions, each of which takes one record of validated inputs. The backends stand in one table in
-the order of preference. `resolve` runs at each call, never at import, so that moving a model to another device or
-naming a backend takes effect at once. A backend that is named and cannot run raises an error with its reason.
+A backend is a set of functions, each of which takes one record of validated inputs. `_BACKENDS` lists them in order
+of preference. `resolve` runs at every call, so moving a model to another device takes effect at once. Only the
+operators take `backend=`; models always use `auto`. Requesting a backend that cannot run raises an error that says why.
 """
 
 from __future__ import annotations
@@ -111,9 +111,9 @@ def available_backends(device: torch.device | str = "cpu", dtype: torch.dtype = 
         elif reason is not None:
             note = reason
         elif not backend.automatic:
-            note = "only if named: the slow reference that tests compare with"
+            note = "only on request: slow, for tests"
         elif not backend.is_automatic(device):
-            note = f"only if named: on {device.type} it is for tests"
+            note = f"only on request: on {device.type} it is for tests"
         else:
             note = f"can run; {chosen} is preferred"
         statuses.append(BackendStatus(backend.name, reason is None, backend.name == chosen, note))

@@ -89,7 +89,7 @@ def selective_scan(
             (NaN included) reach neither a valid output nor a gradient.
         initial_state: state before the first step (B, E, N).
         return_last_state: also return the state after the last valid step.
-        backend: "auto", or a name from `available_backends()`.
+        backend: "auto", "triton", "cpp", "eager" or "reference"; `available_backends()` says which can run here.
 
     Returns:
         Output (B, L, E) in u's dtype; with `return_last_state` also the state (B, E, N), float32 for every

@@ -93,7 +93,7 @@ class EfficiencyOptions(Config):
     repeats: int = Field(20, ge=3)
     """Most rounds."""
     depth: int | None = Field(None, gt=0)
-    """Number of blocks of both models, to try the study out; None is each model's own."""
+    """Number of blocks of both models, to try the study out; None means each model's own."""
 
     @model_validator(mode="after")
     def _check(self) -> EfficiencyOptions:

@@ -131,8 +131,8 @@ def measure_long(
 
     Args:
         recordings: files.
-        options: durations and device; None is the default.
-        checkpoint: as `load_model` takes it; None is the shipped model.
+        options: durations and device; None means the default.
+        checkpoint: as `load_model` takes it; None means the shipped model.
         on_progress: called before each pass with the study so far, to show or save it.
 
     Raises:

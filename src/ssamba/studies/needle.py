@@ -292,7 +292,7 @@ def measure_needles(
         model: the model under test.
         haystack: recordings to concatenate.
         needles: sounds to search for; if empty, some of `haystack` are taken.
-        options: durations, levels and sides; None is the default.
+        options: durations, levels and sides; None means the default.
         before: an interrupted study to resume; its passes are not computed again.
         on_progress: called before each pass with the study so far, to show or save it. Progress is in minutes of audio.
 

@@ -1,4 +1,4 @@
-"""Averages of the weights over a run (torch's `AveragedModel`): exponential over steps (EMA), plain over epochs."""
+"""Weight averaging (torch's `AveragedModel`): EMA over steps, plain mean over epochs. Gradients: `distributed.py`."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def init_distributed(device: str | torch.device | None = None) -> Iterator[World
     """Join the process group of `torchrun`, and leave it at the end; without `torchrun` the world size is 1.
 
     Args:
-        device: where to compute; None is the GPU number LOCAL_RANK, or the CPU if there is no GPU.
+        device: where to compute; None means the GPU number LOCAL_RANK, or the CPU if there is no GPU.
 
     Raises:
         TrainingError: the device does not exist.
@@ -110,7 +110,7 @@ class _ModelOrZero(nn.Module):
 
 
 def wrap_ddp(model: nn.Module, world: World, find_unused_parameters: bool = False) -> nn.Module:
-    """Wrap the model so that `backward` averages its gradients over processes; return it unchanged if there is one."""
+    """Wrap the model so that `backward` averages gradients over ranks (if several); the loop then rescales them."""
     if world.size == 1:
         return model
     devices = [world.device.index] if world.device.type == "cuda" else None

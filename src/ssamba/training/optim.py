@@ -15,6 +15,8 @@ steps it overwrites the level, whatever a plateau or an epoch made of it before,
     level = step / warmup_steps    for step = 0, every, 2 every, ..., warmup_steps
 
 so that the first `every` steps have a rate of zero.
+
+To add a schedule: its name in `ScheduleSettings.kind` (settings.py), its formula in `Schedule._shape`.
 """
 
 from __future__ import annotations

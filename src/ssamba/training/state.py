@@ -1,6 +1,6 @@
 """Saved states of a run: each is written completely or not at all; the latest few and the best are kept.
 
-    OUT/checkpoints/step-00001000/state.pt     everything that resuming needs: tensors and plain values
+    OUT/checkpoints/step-00001000/state.pt     everything resuming needs; `_Trainer._state` (loop.py) lists it
                                   meta.json    step, recipe, validation, and the size of every file
                                   model/       the model to release, in the format of ssamba.checkpoint
 
@@ -271,7 +271,7 @@ def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], source: Path
 
 
 def start_settings(start: ModelIdentity | None) -> dict[str, str | None]:
-    """Return the settings of a task that say what it started from; None is random weights.
+    """Return the settings of a task that say what it started from; None means random weights.
 
     They are saved with the run. Resuming compares the digest alone, since a path may be written in many ways.
     """

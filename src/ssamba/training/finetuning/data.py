@@ -151,7 +151,7 @@ def _usable(corpus: Corpus, front_end: FrontEndConfig, *, skip_unlabeled: bool) 
                 "`labels` column"
             )
         if max(counts) == 1:
-            why = "has no label, where the others have one (if none is meant: labels.kind = 'multi')"
+            why = "has no label, but the others do (if clips may have none: labels.kind = 'multi')"
             reasons = [reason or ("" if count else why) for reason, count in zip(reasons, counts, strict=True)]
     kept = np.flatnonzero([not reason for reason in reasons])
     if len(kept) == len(corpus):

@@ -20,8 +20,8 @@ class StartSettings(Config):
     """The model that training starts from."""
 
     checkpoint: str | None = Field(None, json_schema_extra={"since": 2})
-    """A name (`ssamba models` lists them), a checkpoint or run folder, an official .pth file, or hf:OWNER/NAME. None is
-    the default model, which ships with ssamba."""
+    """A name (`ssamba models` lists them), a checkpoint or run folder, an official .pth file, or hf:OWNER/NAME. None
+    means the default model, which ships with ssamba."""
     scratch: bool = False
     """Use the checkpoint's structure with random weights, to measure the benefit of pretraining."""
     frozen: bool = False
@@ -29,9 +29,9 @@ class StartSettings(Config):
     fitted_head: bool = False
     """Initialize the classifier by logistic regression on the pretrained encoder; no effect with `scratch`."""
     patch_stride: int | tuple[int, int] | None = None
-    """Stride of patches in mel bins and frames; 10 overlaps patches of 16. None is the checkpoint's."""
+    """Stride of patches in mel bins and frames; 10 overlaps patches of 16. None means the checkpoint's."""
     drop_path: float | None = Field(None, ge=0, lt=1)
-    """Stochastic depth; None is the checkpoint's, or 0 if the encoder is frozen."""
+    """Stochastic depth; None means the checkpoint's, or 0 if the encoder is frozen."""
     pooling: Literal["mean", "cls"] = "mean"
     """Input of the classifier: the mean over patch tokens, or the prefix token."""
 
@@ -53,8 +53,8 @@ class ClipSettings(Config):
     """How recordings become batches."""
 
     frames: int | None = Field(None, gt=0)
-    """Length of a crop in frames of 10 ms, and of the windows that longer recordings are cut into at inference; None is
-    the checkpoint's."""
+    """Length of a crop in frames of 10 ms, and of the windows that longer recordings are cut into at inference; None
+    means the checkpoint's."""
     short_clips: Literal["bucket", "pad"] = "bucket"
     """Shorter clips are batched by length, or (the original) padded with silence that counts as valid."""
     batch_size: int = Field(32, gt=0)
@@ -68,7 +68,7 @@ class ClipSettings(Config):
     backgrounds: Backgrounds = Backgrounds()
     """Other clips mixed under the clips, whose labels do not change."""
     mean: float | None = None
-    """Mean of the log-mel values for normalization; None is the checkpoint's."""
+    """Mean of the log-mel values for normalization; None means the checkpoint's."""
     std: float | None = Field(None, gt=0)
     """Their standard deviation."""
     valid_share: float = Field(0.15, ge=0, lt=1)

@@ -209,7 +209,7 @@ class FinetuneReport:
         """Return a note for each metric that is undefined in some of the tested folds."""
         tested = sum(bool(fold.scores) for fold in self.folds)
         return [
-            f"{name} is of {len(values)} of {tested} folds: the test clips of the others have no label, or all the same"
+            f"{name} covers {len(values)} of {tested} folds: in the others all test clips share one label or have none"
             for name, values in self._defined().items()
             if 0 < len(values) < tested
         ]

@@ -76,8 +76,8 @@ class FinetuneTask(PlannedBatches):
             fold: which clips train, validate and test.
             encoder: the encoder's configuration.
             front_end: from waveform to features.
-            weights: of the encoder; None leaves it random.
-            base: the model that the weights are of, for the record.
+            weights: the encoder's weights; None leaves them random.
+            base: the model that the weights come from, for the record.
         """
         torch.manual_seed(recipe.run.seed)
         self.recipe, self.data, self.fold, self.front_end = recipe, data, fold, front_end

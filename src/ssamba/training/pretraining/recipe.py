@@ -83,7 +83,7 @@ class MaskSettings(Config):
     """Patches to mask of a full crop of `data.crop_s`; of shorter clips the same share is masked. A crop of 10.24 s has
     512 patches of 16 mel bins x 16 frames (the original's)."""
     style: MaskStyle | None = None
-    """`clustered`, `frames`, or `official`; None is `frames` for SSAST's frame model and `clustered` otherwise."""
+    """`clustered`, `frames`, or `official`; None means `frames` for SSAST's frame model and `clustered` otherwise."""
 
     @model_validator(mode="after")
     def _check(self) -> MaskSettings:
@@ -192,7 +192,7 @@ class PretrainRecipe(Recipe):
         if self.front_end.num_mel_bins != encoder.num_mel_bins:
             raise ValueError(
                 f"front_end.num_mel_bins = {self.front_end.num_mel_bins}, but the encoder takes "
-                f"{encoder.num_mel_bins}: set model.encoder.num_mel_bins alike"
+                f"{encoder.num_mel_bins}: set model.encoder.num_mel_bins to the same value"
             )
         if self.masking.count is not None and self.masking.count >= self._crop_patches():
             raise ValueError(

@@ -53,7 +53,7 @@ def reconstruct(
     Args:
         model: in evaluation mode.
         features: normalized log-mel (T, M), at least one patch long.
-        seed: of the mask.
+        seed: random seed of the mask.
         ratio: share of the patches to mask.
         style: as for `draw_mask`.
     """
@@ -126,11 +126,11 @@ def reconstruct_recording(
 
     Args:
         recording: an audio file.
-        checkpoint: a pretraining checkpoint with prediction heads; None is the one that ships with ssamba.
+        checkpoint: a pretraining checkpoint with prediction heads; None means the one that ships with ssamba.
         plot: image file to write.
         ratio: share of the patches to mask.
         style: as for `draw_mask`.
-        seed: of the mask.
+        seed: random seed of the mask.
         start_s: start in the recording.
         audio: a .wav file to write; the phase is estimated by Griffin and Lim's iteration.
 
