@@ -13,7 +13,7 @@ import ssamba
 from ssamba.audio.decode import decode
 from ssamba.audio.fbank import fbank, log_mel
 from ssamba.embedder import Embedder, EmbedOptions, random_model
-from ssamba.errors import AudioDecodeError, ConfigError
+from ssamba.errors import AudioDecodeError
 from ssamba.inference import group_by_length
 
 
@@ -53,7 +53,7 @@ def test_batches_and_lists_give_what_single_recordings_give(embedder, clips, med
     for one, source in zip(together, sources, strict=True):
         assert_same(one, embedder.embed(source))
     batch = torch.from_numpy(medley[:32000]).reshape(2, -1)
-    for one, row in zip(embedder.embed(batch), batch, strict=True):
+    for one, row in zip(embedder.embed(batch, batch=True), batch, strict=True):
         assert_same(one, embedder.embed(row))
     assert embedder.embed([]) == []
 
@@ -165,41 +165,6 @@ def test_a_stream_goes_on_past_broken_recordings(embedder, clips, tmp_path):
     assert_same(results["d"], embedder.embed(clips[1]))
 
 
-@pytest.mark.parametrize(
-    ("source", "rate", "message"),
-    [
-        (np.zeros(399, np.float32), None, "24.9 ms long, shorter than one frame"),
-        (np.zeros(0, np.float32), None, "shorter than one frame"),
-        (np.array([0.0, np.nan] * 400), None, "NaN or infinity, first at sample 1"),
-        (np.zeros((16000, 2)), None, "looks like .samples, channels."),
-        (np.zeros((2, 3, 4)), None, "mono"),
-        (np.zeros(800, complex), None, "floating point or signed integer"),
-        (np.zeros(800, bool), None, "floating point or signed integer"),
-        (np.zeros(800), -1, "positive"),
-        (np.zeros(800), float("nan"), "positive"),
-        (np.zeros(800), float("inf"), "positive"),
-        (np.zeros(800), "16000", "positive"),
-        (np.tile(np.array([1e30, -1e30], np.float32), 8000), None, "not finite"),
-        ([1.0, 2.0], None, "expected a path, a waveform"),
-        (None, None, "expected a path, a waveform"),
-        ({"a": 1}, None, "expected a path, a waveform"),
-        ("no/such.wav", None, "no such file"),
-    ],
-)
-def test_wrong_sources_say_what_was_expected(embedder, source, rate, message):
-    with pytest.raises(ValueError, match=message):
-        embedder.embed(source, rate)
-
-
-def test_wrong_options_are_refused_by_name(embedder, medley):
-    with pytest.raises(ConfigError, match="did you mean 'context'"):
-        embedder.embed(medley, contexts="full")
-    with pytest.raises(ConfigError, match="'windows' or 'full'"):
-        embedder.embed(medley, context="all")
-    with pytest.raises(ValueError, match="layer must lie"):
-        embedder.embed(medley, layer=3)
-
-
 def test_the_weights_that_ship_know_a_recording_from_another(clips):
     model = ssamba.load_model(device="cpu")
     assert model.report is not None
@@ -218,7 +183,7 @@ def test_load_model_reads_checkpoints(ssamba_pth, medley):
     assert model.classifier is None
     assert model.embed(medley[:16000]).clip.shape == (32,)
     with pytest.raises(ValueError, match="no classifier"):
-        model.logits(medley)
+        model.predict(medley)
 
 
 def test_the_random_baseline_needs_no_weights(monkeypatch):
@@ -245,8 +210,12 @@ def test_a_classifier_gives_logits_for_any_length(tmp_path, medley):
             features, (0, 0, 0, -len(features) % 16), value=loaded.front_end.silent_feature
         )
         expected = model(features[None])[0]
-    torch.testing.assert_close(loaded.logits(short), expected)
-    assert loaded.logits(medley).shape == (3,)
+    results = dict(loaded.logits_stream({"short": short, "long": medley}.items()))
+    torch.testing.assert_close(results["short"], expected)
+    assert results["long"].shape == (3,)
+    (prediction,) = loaded.predict(short)
+    torch.testing.assert_close(prediction.probabilities, expected.softmax(0))
+    assert (prediction.start_s, prediction.end_s, prediction.labels) == (0, 1.98, ("0", "1", "2"))
 
 
 def test_the_digest_changes_with_everything_that_changes_embeddings(embedder, make_encoder):
