@@ -99,7 +99,7 @@ class Embedder:
         if self.front_end.num_mel_bins != self.encoder.config.num_mel_bins:
             raise ValueError(
                 f"the front end makes {self.front_end.num_mel_bins} mel bins, but the encoder takes "
-                f"{self.encoder.config.num_mel_bins}"
+                f"{self.encoder.config.num_mel_bins}: set num_mel_bins={self.encoder.config.num_mel_bins}"
             )
         self.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         (self.classifier or self.encoder).eval()
