@@ -1,8 +1,11 @@
-"""The Embedder: any source, any length, batches, windows, options, and its messages."""
+"""The Embedder: any source, any length, batches, windows, options, predictions, threads, and its messages."""
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import ssamba
 from ssamba.audio.decode import decode
 from ssamba.audio.fbank import fbank, log_mel
 from ssamba.embedder import Embedder, EmbedOptions, random_model
-from ssamba.errors import AudioDecodeError, ConfigError
+from ssamba.errors import AudioDecodeError
 from ssamba.inference import group_by_length
 
 
@@ -53,7 +56,7 @@ def test_batches_and_lists_give_what_single_recordings_give(embedder, clips, med
     for one, source in zip(together, sources, strict=True):
         assert_same(one, embedder.embed(source))
     batch = torch.from_numpy(medley[:32000]).reshape(2, -1)
-    for one, row in zip(embedder.embed(batch), batch, strict=True):
+    for one, row in zip(embedder.embed(batch, batch=True), batch, strict=True):
         assert_same(one, embedder.embed(row))
     assert embedder.embed([]) == []
 
@@ -85,13 +88,14 @@ def test_a_short_recording_is_the_mean_over_its_patch_tokens(embedder, medley):
     torch.testing.assert_close(e.frames, tokens.reshape(8, -1, embedder.dim).mean(0), atol=1e-5, rtol=0)
 
 
-def test_windows_are_merged_as_the_contract_says(embedder, medley):
-    """An independent windowing: 64 columns, half overlapping, the last at the end, triangular weights."""
+@pytest.mark.parametrize(("overlap", "hop"), [(0.5, 32), (0, 64), (0.75, 16), (0.3, 44)])
+def test_windows_are_merged_as_the_contract_says(embedder, medley, overlap, hop):
+    """An independent windowing: 64 columns, overlapping, the last at the end, triangular weights."""
     features = log_mel(torch.from_numpy(medley))
     columns = -(-len(features) // 16)
     silent = -embedder.front_end.mean / (2 * embedder.front_end.std)
     features = torch.nn.functional.pad(features, (0, 0, 0, columns * 16 - len(features)), value=silent)
-    starts = [s for s in range(0, columns, 32) if s + 64 <= columns]
+    starts = [s for s in range(0, columns, hop) if s + 64 <= columns]
     if starts[-1] + 64 < columns:
         starts.append(columns - 64)
     triangle = torch.tensor([min(i + 1, 64 - i) for i in range(64)], dtype=torch.float32)[:, None]
@@ -101,7 +105,7 @@ def test_windows_are_merged_as_the_contract_says(embedder, medley):
             tokens = embedder.encoder(features[None, start * 16 : (start + 64) * 16])[0, 1:]
         total[start : start + 64] += triangle * tokens.reshape(8, 64, -1).mean(0)
         weight[start : start + 64] += triangle
-    e = embedder.embed(medley)
+    e = embedder.embed(medley, overlap=overlap)
     torch.testing.assert_close(e.frames, total / weight, atol=1e-4, rtol=0)
     assert e.times_s[1] - e.times_s[0] == pytest.approx(0.16)
     assert e.times_s[0] == pytest.approx(0.0875)
@@ -116,6 +120,8 @@ def test_long_recordings_do_not_depend_on_how_they_are_read(embedder, medley, tm
 
 
 def test_full_context_sees_the_whole_recording(embedder, medley):
+    window = medley[: round(embedder.window_s * 16_000)]
+    assert_same(embedder.embed(window, context="full"), embedder.embed(window), atol=0)
     full = embedder.embed(medley, context="full")
     windows = embedder.embed(medley)
     assert full.frames.shape == windows.frames.shape
@@ -165,39 +171,297 @@ def test_a_stream_goes_on_past_broken_recordings(embedder, clips, tmp_path):
     assert_same(results["d"], embedder.embed(clips[1]))
 
 
+def test_batches_of_any_budget_give_the_same(embedder, clips, medley):
+    sources = [*clips[:5], medley]
+    expected = embedder.embed(sources)
+    for batch_tokens in (1, 700, 100_000):
+        for one, other in zip(embedder.embed(sources, batch_tokens=batch_tokens), expected, strict=True):
+            assert_same(one, other)
+
+
+def test_batches_and_channels_of_arrays(embedder, medley):
+    batch = np.stack((medley[:32_000], medley[32_000:64_000], medley[64_000:96_000], medley[-32_000:])).reshape(
+        2, 2, -1
+    )
+    alone = [[embedder.embed(channel) for channel in recording] for recording in batch]
+    left, right = embedder.embed(batch[0], channels="separate")
+    assert_same(left, alone[0][0])
+    assert_same(right, alone[0][1])
+    assert_same(embedder.embed(batch[0], channels=1), alone[0][1])
+    assert_same(embedder.embed(batch[0].T, channels="mean"), embedder.embed(batch[0].mean(0)))
+    for one, expected in zip(embedder.embed(batch[:, 0], batch=True), alone, strict=True):
+        assert_same(one, expected[0])
+    for one, expected in zip(embedder.embed(batch[:, :1], batch=True), alone, strict=True):  # (B, 1, S)
+        assert_same(one, expected[0])
+    for result in (
+        embedder.embed(torch.from_numpy(batch), batch=True, channels="separate"),
+        embedder.embed(list(batch), channels="separate"),
+    ):
+        for ones, expected in zip(result, alone, strict=True):
+            for one, same in zip(ones, expected, strict=True):
+                assert_same(one, same)
+
+
+def test_precision(medley):
+    model = ssamba.load_model(device="cpu")
+    clip = medley[:48_000]
+    exact, bf16, auto = (model.embed(clip, precision=precision) for precision in ("fp32", "bf16", "auto"))
+    assert torch.equal(auto.clip, exact.clip)
+    assert bf16.clip.dtype == torch.float32
+    assert 1e-4 < (bf16.clip - exact.clip).norm() / exact.clip.norm() < 1e-2
+    assert (
+        model.digest(EmbedOptions(precision="auto")) == model.digest() != model.digest(EmbedOptions(precision="bf16"))
+    )
+    model.encoder.double()
+    with pytest.raises(ValueError, match=r"precision='bf16' is for an encoder of float32, .* float64"):
+        model.embed(clip, precision="bf16")
+
+
+def test_the_callers_context_changes_nothing(embedder, medley):
+    clips = [medley[:16_000], medley]
+    expected = embedder.embed(clips)
+
+    def check():
+        for one, other in zip(embedder.embed(clips), expected, strict=True):
+            assert one.clip.dtype == one.frames.dtype == torch.float32
+            assert_same(one, other, atol=0)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        check()
+    with torch.inference_mode():
+        check()
+    torch.set_default_dtype(torch.float64)
+    try:
+        check()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_progress_is_told_and_may_stop(embedder, clips, medley):
+    sources, states = [*clips[:6], medley], []
+    embedder.embed(sources, progress=states.append)
+    assert [state.done for state in states] == list(range(1, 8))
+    assert {(state.step, state.total, state.unit) for state in states} == {("embedding", 7, "recordings")}
+    assert states[-1].audio_s == pytest.approx(sum(e.duration_s for e in embedder.embed(sources)))
+    # What was read before it stopped is there, in order; nothing is computed in vain.
+    for stop_after in (1, 3):
+        some = embedder.embed(sources, progress=lambda state, last=stop_after: state.done < last, batch_tokens=1)
+        assert len(some) == stop_after
+        for one, source in zip(some, sources[:stop_after], strict=True):
+            assert_same(one, embedder.embed(source))
+    in_batch = embedder.embed(sources, progress=lambda state: False, batch_tokens=1_000_000)
+    assert len(in_batch) == 7
+    # A recording counts when all its channels are done; the length of an iterator is not known.
+    stereo, states = np.stack((medley, medley))[:, :32_000], []
+    pairs = embedder.embed(iter([stereo, stereo]), channels="separate", progress=states.append)
+    assert [len(pair) for pair in pairs] == [2, 2]
+    assert [(state.done, state.total, state.audio_s) for state in states] == [(1, None, 2.0), (2, None, 4.0)]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    from ssamba.checkpoint import save_checkpoint
+    from ssamba.config import ClassifierConfig
+    from ssamba.model import Classifier, encoder_config
+
+    torch.manual_seed(0)
+    config = ClassifierConfig(num_classes=3, labels=("crow", "drum", "guitar"))
+    model = Classifier(encoder_config("tiny", embed_dim=32, depth=2), config).eval()
+    torch.nn.init.normal_(model.linear.weight)
+    folder = tmp_path_factory.mktemp("classifier")
+    save_checkpoint(folder, model)
+    return ssamba.load_model(folder, device="cpu")
+
+
+def test_predictions_are_probabilities_with_labels_and_times(classifier, clips, medley):
+    predictions = classifier.predict(clips)
+    for (one,), path in zip(predictions, clips, strict=True):
+        assert one.labels == ("crow", "drum", "guitar")
+        assert float(one.probabilities.sum()) == pytest.approx(1)
+        assert (one.start_s, one.end_s) == (0, pytest.approx(sf.info(path).duration, abs=1e-3))
+        best = one.best(0)
+        assert [score for _, score in best] == sorted(one.probabilities.tolist(), reverse=True)
+        assert one.best() == best[:1]
+        assert repr(one).startswith(f"Prediction(0 to {one.end_s:.2f} s: {best[0][0]} {best[0][1]:.3f}, ")
+    logits = dict(classifier.logits_stream(enumerate(clips)))
+    torch.testing.assert_close(predictions[3][0].probabilities, logits[3].softmax(-1))
+    seconds = classifier.predict(medley, per_second=True)
+    assert [one.start_s for one in seconds] == list(range(29))
+    assert [one.end_s for one in seconds] == [*range(1, 29), pytest.approx(len(medley) / 16_000)]
+    assert len(classifier.predict(clips, progress=lambda state: False, batch_tokens=1)) == 1
+    stream = dict(classifier.predict_stream([("a", medley), ("b", "no.wav")], per_second=True))
+    assert len(stream["a"]) == 29
+    assert isinstance(stream["b"], AudioDecodeError)
+
+
+@pytest.mark.parametrize("kind", ["half", "bfloat16", "double"])
+@pytest.mark.parametrize("whole", [False, True], ids=["encoder", "classifier"])
+def test_converted_classifiers_predict(classifier, clips, kind, whole):
+    converted = copy.deepcopy(classifier)
+    getattr(converted.classifier if whole else converted.encoder, kind)()
+    for per_second in (False, True):
+        (expected, *_), (found, *_) = (m.predict(clips[0], per_second=per_second) for m in (classifier, converted))
+        assert found.probabilities.dtype == torch.float32
+        torch.testing.assert_close(found.probabilities, expected.probabilities, atol=0.02, rtol=0)
+
+
+def test_copies_and_pickles_give_the_same(embedder, classifier, medley):
+    for model in (embedder, classifier):
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert repr(twin) == repr(model)
+            assert twin.digest() == model.digest()
+            assert_same(twin.embed(medley), model.embed(medley), atol=0)
+    twin = pickle.loads(pickle.dumps(classifier))
+    assert twin.encoder is twin.classifier.encoder
+    assert torch.equal(twin.predict(medley)[0].probabilities, classifier.predict(medley)[0].probabilities)
+    e = embedder.embed(medley[:16_000])
+    assert_same(pickle.loads(pickle.dumps(e)), e, atol=0)
+
+
+def test_threads_share_a_model(classifier, clips, medley):
+    """Four threads, each with its own mixture of sources and options, get what one thread gets."""
+    jobs = [
+        lambda: classifier.embed([*clips, medley]),
+        lambda: [classifier.embed(medley, overlap=0.75), classifier.embed(medley[:30_000], precision="bf16")],
+        lambda: classifier.embed([medley[i : i + 40_000] for i in range(0, 400_000, 20_000)]),
+        lambda: [classifier.embed(clips[0], context="full"), *classifier.embed(clips[::-1], layer=0)],
+    ]
+    expected = [job() for job in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        found = [[pool.submit(job) for job in jobs] for _ in range(3)]
+        for turn in found:
+            for results, ones in zip(turn, expected, strict=True):
+                for result, one in zip(results.result(), ones, strict=True):
+                    assert_same(result, one, atol=0)
+
+
+def test_short_representations(embedder, classifier, medley):
+    assert repr(embedder) == "Embedder('small', 0.08 M parameters, dim 32, cpu)"
+    assert repr(classifier).endswith("0.052 M parameters, dim 32, 3 classes, cpu)")
+    assert repr(embedder.embed(medley[:16_000])) == "Embedding(1.00 s, clip (32,), frames (7, 32))"
+
+
+def test_moving_to_a_device_returns_the_model(embedder):
+    assert embedder.to("cpu") is embedder
+    assert embedder.to(torch.device("cpu")).device == torch.device("cpu")
+
+
+CLIP = np.zeros(16_000, np.float32)
+WRONG_SOURCES = [
+    (CLIP[:399], "24.9 ms long, shorter than one frame of 25 ms: leave it out, or pad it"),
+    (CLIP[:0], "0.0 ms long, shorter than one frame"),
+    (np.array([0.0, np.nan] * 400), "holds NaN or infinity, first at sample 1"),
+    (np.full(800, 1e300), "holds NaN or infinity, first at sample 0"),
+    (np.zeros((16_000, 2)), r"shape \(16000, 2\) looks like \(samples, channels\), as soundfile .* channels='mean'"),
+    (np.zeros((2, 16_000)), r"shape \(2, 16000\) looks like \(channels, samples\), as torchaudio .* batch=True"),
+    (np.zeros((500, 400)), "neither axis .* holds 1 to 256 channels"),
+    (np.zeros((2, 3, 4)), r"must have the shape \(samples,\).* got \(2, 3, 4\)"),
+    (np.array(1.0), r"must have the shape \(samples,\).* got \(\)"),
+    (np.zeros(800, complex), "must be float, int16, int32, int8 or uint8, got complex128"),
+    (np.zeros(800, bool), "got bool"),
+    (
+        np.zeros(800, np.int64),
+        r"got int64: convert it to the type of the recording, such as waveform.astype\(np.int16\)",
+    ),
+    (np.array(["a.wav", "b.wav"]), "got <U5: give a list of recordings"),
+    ((CLIP, 16_000), r"a tuple of a waveform and a number: give them as two arguments, embed\(waveform, sample_rate\)"),
+    ({"array": CLIP, "sampling_rate": 16_000}, r"got dict. .* give .* item\['array'\], item\['sampling_rate'\]"),
+    ([1.0, 2.0], r"got float as number 0 .* np.asarray\(samples, dtype=np.float32\)"),
+    (["a.wav", None], "got NoneType as number 1"),
+    (None, "expected a recording .a path, bytes, .* got NoneType"),
+    (16_000, "got int"),
+    ("no/such.wav", "no/such.wav: no such file"),
+    ([CLIP, CLIP[:100]], r"recording 1 \(from 0\): the recording is 6.2 ms long"),
+    ([CLIP, "no/such.wav"], r"recording 1 \(from 0\): no/such.wav: no such file"),
+    ("https://example.org/dog.wav", "https://example.org/dog.wav: is a URL, and nothing is read over the network"),
+    (b"", "bytes in memory: is empty"),
+    (b"text, not audio", "bytes in memory: is text"),
+]
+
+
+@pytest.mark.parametrize(("source", "message"), WRONG_SOURCES)
+@pytest.mark.parametrize("method", ["embed", "predict"])
+def test_wrong_sources_say_what_was_expected(classifier, method, source, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        getattr(classifier, method)(source)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
-    ("source", "rate", "message"),
+    ("arguments", "message"),
     [
-        (np.zeros(399, np.float32), None, "24.9 ms long, shorter than one frame"),
-        (np.zeros(0, np.float32), None, "shorter than one frame"),
-        (np.array([0.0, np.nan] * 400), None, "NaN or infinity, first at sample 1"),
-        (np.zeros((16000, 2)), None, "looks like .samples, channels."),
-        (np.zeros((2, 3, 4)), None, "mono"),
-        (np.zeros(800, complex), None, "floating point or signed integer"),
-        (np.zeros(800, bool), None, "floating point or signed integer"),
-        (np.zeros(800), -1, "positive"),
-        (np.zeros(800), float("nan"), "positive"),
-        (np.zeros(800), float("inf"), "positive"),
-        (np.zeros(800), "16000", "positive"),
-        (np.tile(np.array([1e30, -1e30], np.float32), 8000), None, "not finite"),
-        ([1.0, 2.0], None, "expected a path, a waveform"),
-        (None, None, "expected a path, a waveform"),
-        ({"a": 1}, None, "expected a path, a waveform"),
-        ("no/such.wav", None, "no such file"),
+        ({"sample_rate": 0}, "sample rate must be a positive whole number of hertz; got 0"),
+        ({"sample_rate": -1}, "got -1"),
+        ({"sample_rate": float("nan")}, "got nan"),
+        ({"sample_rate": float("inf")}, "got inf"),
+        ({"sample_rate": "16000"}, "got '16000'"),
+        ({"sample_rate": [16_000]}, r"got \[16000\]"),
+        ({"source": "dog.wav", "sample_rate": 8000}, "sample_rate=8000 is for waveforms, and a file carries its own"),
+        ({"source": ["dog.wav"], "sample_rate": 8000}, "sample_rate=8000 is for waveforms"),
+        ({"channels": "left"}, "channels must be \"mean\" or the number of a channel .* got 'left'"),
+        ({"channels": -1}, "channels must be .* got -1"),
+        ({"channels": True}, "channels must be .* got True"),
+        ({"channels": 1}, "channels=1 does not exist: the waveform has 1 channel"),
+        ({"batch": True}, r"batch=True is for an array .* got the shape \(16000,\)"),
+        ({"source": [CLIP], "batch": True}, "got list: a list is a batch anyway"),
+        ({"batch_tokens": 0}, "batch_tokens must be a whole number of patch tokens, at least 1; got 0"),
+        ({"precision": "fp16"}, "precision: Input should be 'fp32', 'bf16' or 'auto' .got 'fp16'."),
+        ({"progress": True}, "progress must be a function that takes a Progress, got True"),
     ],
 )
-def test_wrong_sources_say_what_was_expected(embedder, source, rate, message):
+@pytest.mark.parametrize("method", ["embed", "predict"])
+def test_wrong_arguments_say_what_was_expected(classifier, method, arguments, message):
     with pytest.raises(ValueError, match=message):
-        embedder.embed(source, rate)
+        getattr(classifier, method)(**{"source": CLIP, **arguments})
 
 
-def test_wrong_options_are_refused_by_name(embedder, medley):
-    with pytest.raises(ConfigError, match="did you mean 'context'"):
-        embedder.embed(medley, contexts="full")
-    with pytest.raises(ConfigError, match="'windows' or 'full'"):
-        embedder.embed(medley, context="all")
-    with pytest.raises(ValueError, match="layer must lie"):
-        embedder.embed(medley, layer=3)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"context": "all"}, "context: Input should be 'windows' or 'full' .got 'all'."),
+        ({"padding": "same"}, "padding: Input should be 'patch' or 'official'"),
+        ({"layer": 3}, "layer must lie between 0 .* and 1 .*got 3"),
+        ({"layer": 1.5}, "layer: Input should be a valid integer"),
+        ({"overlap": 1}, "overlap: Input should be less than 1"),
+        ({"overlap": -0.1}, "overlap: Input should be greater than or equal to 0"),
+        ({"overlap": 0, "context": "full"}, "^embed: overlap is that of windows, .*: leave one of the two out$"),
+    ],
+)
+def test_wrong_options_of_embed(classifier, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        classifier.embed(CLIP, **arguments)
+
+
+def test_wrong_uses_of_predict(embedder, classifier):
+    with pytest.raises(
+        ValueError, match="small has no classifier: expected a fine-tuned checkpoint, got kind 'encoder'"
+    ):
+        embedder.predict(CLIP)
+    with pytest.raises(ValueError, match=r"number of a channel \(from 0\); got 'separate'"):
+        classifier.predict(CLIP, channels="separate")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'context'"):
+        classifier.predict(CLIP, context="full")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": "ssamba2-tny"}, "ssamba2-tiny"),
+        ({"source": "no/such/folder"}, "no/such/folder"),
+        ({"source": 3}, "expected the name of a model or the path of a checkpoint, got int"),
+        ({"source": "."}, "config.json"),
+        ({"source": "https://example.org/model.pth"}, "is a URL, which is not fetched"),
+        ({"device": "gpu"}, "device must be 'cpu', 'cuda', 'cuda:1' or the like, got 'gpu'"),
+        ({"device": "cuda:77"}, "device='cuda:77' cannot be used here .*Choose from: cpu"),
+        ({"device": torch.float16}, "a device is expected, got torch.float16: to convert the encoder"),
+        ({"patch_stride": 17}, "leaves gaps between patches"),
+        ({"patch_stride": 0}, r"patch_stride must be at least \(1, 1\), got \(0, 0\)$"),
+        ({"front_end": ssamba.FrontEndConfig(num_mel_bins=64)}, "makes 64 mel bins, but the encoder takes 128"),
+    ],
+)
+def test_wrong_uses_of_load_model(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ssamba.load_model(**{"device": "cpu", **arguments})
 
 
 def test_the_weights_that_ship_know_a_recording_from_another(clips):
@@ -218,7 +482,7 @@ def test_load_model_reads_checkpoints(ssamba_pth, medley):
     assert model.classifier is None
     assert model.embed(medley[:16000]).clip.shape == (32,)
     with pytest.raises(ValueError, match="no classifier"):
-        model.logits(medley)
+        model.predict(medley)
 
 
 def test_the_random_baseline_needs_no_weights(monkeypatch):
@@ -245,8 +509,12 @@ def test_a_classifier_gives_logits_for_any_length(tmp_path, medley):
             features, (0, 0, 0, -len(features) % 16), value=loaded.front_end.silent_feature
         )
         expected = model(features[None])[0]
-    torch.testing.assert_close(loaded.logits(short), expected)
-    assert loaded.logits(medley).shape == (3,)
+    results = dict(loaded.logits_stream({"short": short, "long": medley}.items()))
+    torch.testing.assert_close(results["short"], expected)
+    assert results["long"].shape == (3,)
+    (prediction,) = loaded.predict(short)
+    torch.testing.assert_close(prediction.probabilities, expected.softmax(0))
+    assert (prediction.start_s, prediction.end_s, prediction.labels) == (0, 1.98, ("0", "1", "2"))
 
 
 def test_the_digest_changes_with_everything_that_changes_embeddings(embedder, make_encoder):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,11 +25,12 @@ def cut(config, features, block, **options):
     block=st.integers(1, 300),
     stride=st.sampled_from([4, 10, 16]),
     window=st.sampled_from([16, 64, 100]),
+    overlap=st.sampled_from([0.0, 0.25, 0.5, 0.9, 0.999]),
 )
-def test_windows_cover_the_recording_and_hold_its_frames(frames, block, stride, window):
+def test_windows_cover_the_recording_and_hold_its_frames(frames, block, stride, window, overlap):
     config = EncoderConfig(num_mel_bins=16, num_frames=window, patch_stride=(16, stride), position_grid=(1, 4))
     features = torch.arange(frames, dtype=torch.float32)[:, None].expand(-1, 16)
-    windows, columns = cut(config, features, block)
+    windows, columns = cut(config, features, block, overlap=overlap)
     size = config.columns(window)
     covered = set()
     for one in windows:
@@ -43,7 +46,8 @@ def test_windows_cover_the_recording_and_hold_its_frames(frames, block, stride, 
     assert windows[-1].first_column + windows[-1].columns == columns
     starts = [one.first_column for one in windows]
     assert starts == sorted(set(starts))
-    assert all(start % max(1, size // 2) == 0 for start in starts[:-1])
+    hop = max(1, int(size * (1 - Fraction(str(overlap)))))
+    assert starts[:-1] == list(range(0, hop * len(starts[:-1]), hop))
 
 
 def test_long_recordings_keep_only_the_last_windows_frames():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ssamba.checkpoint import available_models, load_checkpoint, load_encoder, save_checkpoint
     from ssamba.config import EncoderConfig, FrontEndConfig, SSASTConfig
     from ssamba.embedder import Embedder, load_model
-    from ssamba.embedding import Embedding, EmbedOptions
+    from ssamba.embedding import Embedding, EmbedOptions, Prediction
     from ssamba.model import create_encoder
 
 _MODULES = {
@@ -30,6 +30,7 @@ _MODULES = {
     "Embedder": "ssamba.embedder",
     "Embedding": "ssamba.embedding",
     "EmbedOptions": "ssamba.embedding",
+    "Prediction": "ssamba.embedding",
     "load_model": "ssamba.embedder",
     "create_encoder": "ssamba.model",
 }
@@ -45,6 +46,7 @@ __all__ = [
     "Embedding",
     "EncoderConfig",
     "FrontEndConfig",
+    "Prediction",
     "SSASTConfig",
     "available_models",
     "create_encoder",

@@ -86,7 +86,9 @@ class Config(BaseModel):
         key = ".".join(str(part) for part in error["loc"])
         if error["type"] != "extra_forbidden":
             where = f"{key}: " if key else ""
-            return f"{where}{error['msg']} (got {error['input']!r})"
+            # Of a whole configuration, the message names what matters.
+            got = "" if isinstance(error["input"], Mapping) else f" (got {error['input']!r})"
+            return f"{where}{error['msg'].removeprefix('Value error, ')}{got}"
         known = cls._keys_beside(error["loc"])
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""The Embedder: from recordings to embeddings or class logits.
+"""The Embedder: from recordings to embeddings, or to the labels of a classifier.
 
     model = ssamba.load_model("ssamba2-tiny")
     e = model.embed("dog.wav")          # e.clip (D,), e.frames (K, D), e.times_s (K,)
@@ -10,43 +10,48 @@ Shapes: B recordings, S samples, T frames, M mel bins, K time steps, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast, overload
+from typing import Literal, TypeVar, overload
 
-import numpy as np
-import soxr
 import torch
 from torch import Tensor
 
-from ssamba.audio import decode
+from ssamba.audio.readers import Samples
+from ssamba.audio.sources import OneChannel, Recordings, Source, checked_channels, read
 from ssamba.checkpoint import Checkpoint, LoadReport, has_default_weights, load_checkpoint, weights_digest
 from ssamba.config import FrontEndConfig, ModelConfig, ModelIdentity
-from ssamba.embedding import Embedding, EmbedOptions
+from ssamba.embedding import Context, Embedding, EmbedOptions, Padding, Precision, Prediction
 from ssamba.hashing import digest_of
 from ssamba.inference import (
     Accumulator,
     EmbeddingAccumulator,
     InferenceEngine,
     LogitsAccumulator,
+    PredictionAccumulator,
     SegmentLogitsAccumulator,
 )
 from ssamba.model.create import build_encoder, encoder_config
 from ssamba.model.encoder import PatchEncoder
 from ssamba.model.heads import Classifier
+from ssamba.progress import OnProgress, Progress
 
-__all__ = ["EmbedOptions", "Embedder", "Embedding", "load_model"]
+__all__ = ["EmbedOptions", "Embedder", "Embedding", "Prediction", "Progress", "Source", "load_model"]
 
-Array = np.ndarray[Any, Any]
-Source = str | Path | Array | Tensor
-"""A file's path, or a mono waveform (S,)."""
 Key = TypeVar("Key")
+Result = TypeVar("Result")
 
 _RANDOM_SEED = 0
 
 
 class Embedder:
     """A model with its front end, ready to embed recordings.
+
+    It can be pickled and copied, and threads may share it. A converted encoder (`model.encoder.bfloat16()`, `.half()`,
+    `.double()`) embeds in its own dtype, and results stay float32: clip vectors differ from float64's by up to 0.5 % of
+    their length in bfloat16 and 0.05 % in float16 (`python -m benchmarks.vectors`). On CPUs float16 and float64 have no
+    fast kernels and take many times as long.
 
     Attributes:
         encoder: the encoder (a `torch.nn.Module` from normalized features to tokens).
@@ -55,8 +60,6 @@ class Embedder:
         report: what was loaded and what was left out; None if the model was not loaded from a checkpoint.
         name: versioned name of the model (`ssamba2-tiny-1`), or the path of its checkpoint as given.
         config: the model's configuration.
-        device: where the model runs.
-        engine: runs the encoder on batches of windows.
     """
 
     def __init__(
@@ -74,6 +77,9 @@ class Embedder:
             front_end: how waveforms become features; None is the checkpoint's, or the official one.
             device: where to run; None is CUDA if available, else the CPU.
             name: name in reports; None is the checkpoint's.
+
+        Raises:
+            ValueError: the front end does not fit the encoder, or the device does not exist.
         """
         self.classifier: Classifier | None = None
         self.report: LoadReport | None = None
@@ -93,11 +99,15 @@ class Embedder:
         if self.front_end.num_mel_bins != self.encoder.config.num_mel_bins:
             raise ValueError(
                 f"the front end makes {self.front_end.num_mel_bins} mel bins, but the encoder takes "
-                f"{self.encoder.config.num_mel_bins}"
+                f"{self.encoder.config.num_mel_bins}: set num_mel_bins={self.encoder.config.num_mel_bins}"
             )
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        (self.classifier or self.encoder).to(self.device).eval()
-        self.engine = InferenceEngine(self.encoder, self.front_end, self.device)
+        self.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        (self.classifier or self.encoder).eval()
+
+    def __repr__(self) -> str:
+        millions = sum(parameter.numel() for parameter in (self.classifier or self.encoder).parameters()) / 1e6
+        classes = f", {self.classifier.config.num_classes} classes" if self.classifier else ""
+        return f"Embedder({self.name!r}, {millions:.2g} M parameters, dim {self.dim}{classes}, {self.device})"
 
     @property
     def dim(self) -> int:
@@ -114,6 +124,36 @@ class Embedder:
         """Versioned name, and digest of the encoder's weights: what is made with this model records both."""
         return ModelIdentity(name=self.name, weights_digest=weights_digest(self.encoder))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.engine.device
+
+    @property
+    def engine(self) -> InferenceEngine:
+        """Runs the encoder on batches of windows."""
+        return InferenceEngine(self.encoder, self.front_end)
+
+    def to(self, device: str | torch.device) -> Embedder:
+        """Move the model to a device, in place, and return it.
+
+        Raises:
+            ValueError: there is no such device here.
+        """
+        if isinstance(device, torch.dtype):
+            raise ValueError(f"a device is expected, got {device}: to convert the encoder, model.encoder.to({device})")
+        try:
+            place = torch.device(device)
+        except (RuntimeError, TypeError):
+            raise ValueError(f"device must be 'cpu', 'cuda', 'cuda:1' or the like, got {device!r}") from None
+        try:
+            (self.classifier or self.encoder).to(place)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"device={str(place)!r} cannot be used here ({reason}). Choose from: {here}") from None
+        return self
+
     def check(self, options: EmbedOptions) -> None:
         """Raise a ValueError if this model does not have the layer that the options ask for."""
         if options.layer is not None:
@@ -121,49 +161,159 @@ class Embedder:
 
     def digest(self, options: EmbedOptions | None = None) -> str:
         """Return 16 hexadecimal digits of everything an embedding depends on: weights, configuration, options."""
-        configurations = options or EmbedOptions(), self.front_end, self.encoder.config
+        options = (options or EmbedOptions()).resolved(self.device)
+        configurations = options, self.front_end, self.encoder.config
         return digest_of(*(config.digest() for config in configurations), self.encoder.state_dict())
 
+    # A path and bytes are iterables, too, and belong to the overloads of one recording.
     @overload
-    def embed(self, source: Source, sample_rate: int | None = None, **options: Any) -> Embedding: ...
+    def embed(  # type: ignore[overload-overlap]
+        self,
+        source: Source,
+        sample_rate: int | None = None,
+        *,
+        context: Context = "windows",
+        layer: int | None = None,
+        padding: Padding = "patch",
+        overlap: float = 0.5,
+        channels: OneChannel = None,
+        batch: Literal[False] = False,
+        batch_tokens: int | None = None,
+        precision: Precision = "fp32",
+        progress: OnProgress | None = None,
+    ) -> Embedding: ...
 
     @overload
-    def embed(self, source: Sequence[Source], sample_rate: int | None = None, **options: Any) -> list[Embedding]: ...
+    def embed(  # type: ignore[overload-overlap]
+        self,
+        source: Source,
+        sample_rate: int | None = None,
+        *,
+        context: Context = "windows",
+        layer: int | None = None,
+        padding: Padding = "patch",
+        overlap: float = 0.5,
+        channels: Literal["separate"],
+        batch: Literal[False] = False,
+        batch_tokens: int | None = None,
+        precision: Precision = "fp32",
+        progress: OnProgress | None = None,
+    ) -> list[Embedding]: ...
+
+    @overload
+    def embed(
+        self,
+        source: Iterable[Source],
+        sample_rate: int | None = None,
+        *,
+        context: Context = "windows",
+        layer: int | None = None,
+        padding: Padding = "patch",
+        overlap: float = 0.5,
+        channels: OneChannel = None,
+        batch: bool = False,
+        batch_tokens: int | None = None,
+        precision: Precision = "fp32",
+        progress: OnProgress | None = None,
+    ) -> list[Embedding]: ...
+
+    @overload
+    def embed(
+        self,
+        source: Iterable[Source],
+        sample_rate: int | None = None,
+        *,
+        context: Context = "windows",
+        layer: int | None = None,
+        padding: Padding = "patch",
+        overlap: float = 0.5,
+        channels: Literal["separate"],
+        batch: bool = False,
+        batch_tokens: int | None = None,
+        precision: Precision = "fp32",
+        progress: OnProgress | None = None,
+    ) -> list[list[Embedding]]: ...
 
     def embed(
-        self, source: Source | Sequence[Source], sample_rate: int | None = None, **options: Any
-    ) -> Embedding | list[Embedding]:
+        self,
+        source: Source | Iterable[Source],
+        sample_rate: int | None = None,
+        *,
+        context: Context = "windows",
+        layer: int | None = None,
+        padding: Padding = "patch",
+        overlap: float = 0.5,
+        channels: OneChannel | Literal["separate"] = None,
+        batch: bool = False,
+        batch_tokens: int | None = None,
+        precision: Precision = "fp32",
+        progress: OnProgress | None = None,
+    ) -> Embedding | list[Embedding] | list[list[Embedding]]:
         """Embed one recording, or a list of recordings in batches.
 
         Args:
-            source: a file's path; or a mono waveform (S,), NumPy array or tensor, float in [-1, 1] or integer PCM; or
-                a batch of waveforms (B, S); or a list of any of these, mixed.
-            sample_rate: of the waveforms, in Hz; None is the model's rate. Files carry their own.
-            options: fields of `EmbedOptions`: `context="windows"|"full"`, `layer=`, `padding="patch"|"official"`.
+            source: a path; the contents of an audio file (bytes); a file object opened in binary mode; or a waveform
+                (S,) or (1, S), a NumPy array or tensor: float in [-1, 1], or integer PCM (int16, int32, int8, uint8).
+                An array of several channels needs `channels`, a batch (B, S) needs `batch`. Or an iterable of any of
+                these, mixed.
+            sample_rate: rate of the waveforms, in Hz; None is the model's rate, `front_end.sample_rate_hz`. Files carry
+                their own.
+            context: `windows` of `window_s`, overlapping, or the `full` recording at once. For recordings longer than a
+                window the two give different vectors, of cosine .988 for 28 s and .934 for ten minutes
+                (`EmbedOptions.context`): use one of them throughout.
+            layer: hidden state to use instead of the final output (`EmbedOptions.layer`).
+            padding: `patch`, or `official` to pad short recordings to the pretraining length with silence.
+            overlap: share of a window that the next one covers again, from 0 to below 1; time and smoothness grow with
+                it.
+            channels: `mean` averages the channels (files: the default), a number takes one of them (from 0), and
+                `separate` returns a list with an embedding of each. Arrays are (channels, samples), as from torchaudio,
+                or (samples, channels), as from soundfile: the shorter axis holds the channels.
+            batch: each entry along the first axis of the array is a recording.
+            batch_tokens: patch tokens that are encoded together; memory grows with it, results do not change. None is
+                4096 on CPUs and 32768 on GPUs.
+            precision: `fp32`: in the dtype of the encoder's weights; `bf16`: with autocast to bfloat16, which changes a
+                vector by about 0.4 % of its length; `auto`: `bf16` on CUDA alone.
+            progress: called with a `Progress` after each recording. If it returns False, no further recording is read.
 
         Returns:
-            An `Embedding`; a list of them, in order, for a list or a batch.
+            An `Embedding`; for a list or a batch a list of them, in order, shorter if `progress` stopped it; with
+            `channels="separate"` a list of channels in place of each.
 
         Raises:
             AudioDecodeError: a file cannot be read; the message says why.
-            ValueError: a waveform has a wrong shape, holds NaN, or is shorter than one frame (25 ms).
-            ConfigError: an unknown option.
+            ValueError: a waveform has a wrong shape or type, holds NaN, or is shorter than one frame (25 ms); or an
+                argument is wrong. One wrong recording stops a list: `embed_stream` goes on.
+
+        Warns:
+            UserWarning: a float waveform has a peak above 16: integer samples that were converted without scaling.
+
+        Example:
+            >>> model.embed("dog.wav").clip.shape
+            torch.Size([192])
+            >>> left, right = model.embed(stereo, 48_000, channels="separate")
         """
-        settings = EmbedOptions.parse(options, "embed")
-        sources, single = _as_list(source)
-        results: list[Embedding | None] = [None] * len(sources)
-        for index, result in self.embed_stream(enumerate(sources), sample_rate, settings):
-            if isinstance(result, Exception):
-                raise result
-            results[index] = result
-        done = cast("list[Embedding]", results)
-        return done[0] if single else done
+        options = EmbedOptions.parse(
+            {"context": context, "layer": layer, "padding": padding, "overlap": overlap, "precision": precision},
+            "embed",
+        )
+        recordings = Recordings(source, sample_rate, self.front_end, channels=channels, batch=batch)
+
+        def run(items: Iterable[tuple[Key, Iterator[Samples]]]) -> Iterator[tuple[Key, Embedding | Exception]]:
+            return self._embedded(items, options, batch_tokens)
+
+        found = recordings.collect(run, lambda embedding: embedding.duration_s, progress, "embedding")
+        if channels == "separate":
+            return found[0] if recordings.is_single else found
+        return found[0][0] if recordings.is_single else [channel for (channel,) in found]
 
     def embed_stream(
         self,
         items: Iterable[tuple[Key, Source]],
         sample_rate: int | None = None,
         options: EmbedOptions | None = None,
+        *,
+        channels: OneChannel = None,
+        batch_tokens: int | None = None,
     ) -> Iterator[tuple[Key, Embedding | Exception]]:
         """Embed recordings as they come, many at a time, and yield each result when it is ready.
 
@@ -171,29 +321,103 @@ class Embedder:
             items: keys and recordings.
             sample_rate: of waveforms, as in `embed`.
             options: how to embed.
+            channels: as in `embed`.
+            batch_tokens: as in `embed`.
 
         Returns:
-            The keys, not always in the order of `items`, each with its embedding, or with the error (`ValueError` or
-            `OSError`) of a recording that cannot be read; the other recordings are not affected.
-        """
-        options = options or EmbedOptions()
-        self.check(options)
-        return self.engine.run(
-            self._decoded(items, sample_rate),
-            options,
-            lambda: EmbeddingAccumulator(self.encoder.config, self.front_end),
-        )
-
-    def logits(self, source: Source, sample_rate: int | None = None) -> Tensor:
-        """Return the classifier's logits for one recording, (classes,), averaged over windows by their length.
+            The keys, in the order of `items` except that errors come at once, each with its embedding, or with the
+            error (`ValueError` or `OSError`) of a recording that cannot be read; the other recordings are not affected.
 
         Raises:
-            ValueError: the checkpoint has no classifier; or as `embed`.
+            ValueError: an option does not fit the model.
         """
-        ((_, result),) = self.logits_stream([(None, source)], sample_rate, per_label=False)
-        if isinstance(result, Exception):
-            raise result
-        return result
+        checked_channels(channels, separate=False)
+        return self._embedded(self._decoded(items, sample_rate, channels), options or EmbedOptions(), batch_tokens)
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self,
+        source: Source,
+        sample_rate: int | None = None,
+        *,
+        per_second: bool | None = None,
+        channels: OneChannel = None,
+        batch: Literal[False] = False,
+        batch_tokens: int | None = None,
+        precision: Precision = "fp32",
+        progress: OnProgress | None = None,
+    ) -> list[Prediction]: ...
+
+    @overload
+    def predict(
+        self,
+        source: Iterable[Source],
+        sample_rate: int | None = None,
+        *,
+        per_second: bool | None = None,
+        channels: OneChannel = None,
+        batch: bool = False,
+        batch_tokens: int | None = None,
+        precision: Precision = "fp32",
+        progress: OnProgress | None = None,
+    ) -> list[list[Prediction]]: ...
+
+    def predict(
+        self,
+        source: Source | Iterable[Source],
+        sample_rate: int | None = None,
+        *,
+        per_second: bool | None = None,
+        channels: OneChannel = None,
+        batch: bool = False,
+        batch_tokens: int | None = None,
+        precision: Precision = "fp32",
+        progress: OnProgress | None = None,
+    ) -> list[Prediction] | list[list[Prediction]]:
+        """Predict the labels of one recording, or of a list of recordings, with a fine-tuned classifier.
+
+        Args:
+            source: as in `embed`.
+            sample_rate: as in `embed`.
+            per_second: predict each second instead of the whole recording; None is as the model was trained (a model
+                with other segments, `label_frames`, predicts those). A model trained on whole clips applies its head to
+                the frames of each second.
+            channels: as in `embed`, but not `separate`.
+            batch, batch_tokens, precision, progress: as in `embed`.
+
+        Returns:
+            A list of one `Prediction` for the recording, or one for each segment; for a list or a batch a list of such
+            lists, in order.
+
+        Raises:
+            ValueError: the checkpoint has no classifier, or one that cannot predict seconds; or as `embed`.
+
+        Example:
+            >>> model.predict("dog.wav")[0].best(3)
+            [('dog', 0.93), ('wolf', 0.04), ('cat', 0.01)]
+        """
+        checked_channels(channels, separate=False)
+        EmbedOptions.parse({"precision": precision}, "predict")
+        recordings = Recordings(source, sample_rate, self.front_end, channels=channels, batch=batch)
+        run = partial(self._predicted, per_second=per_second, batch_tokens=batch_tokens, precision=precision)
+        found = recordings.collect(run, lambda predictions: predictions[-1].end_s, progress, "predicting")
+        return found[0][0] if recordings.is_single else [channel for (channel,) in found]
+
+    def predict_stream(
+        self,
+        items: Iterable[tuple[Key, Source]],
+        sample_rate: int | None = None,
+        *,
+        per_second: bool | None = None,
+        channels: OneChannel = None,
+    ) -> Iterator[tuple[Key, list[Prediction] | Exception]]:
+        """Predict labels of recordings as they come; yields predictions as `embed_stream` yields embeddings.
+
+        Raises:
+            ValueError: the checkpoint has no classifier, or one that cannot predict seconds.
+        """
+        checked_channels(channels, separate=False)
+        return self._predicted(self._decoded(items, sample_rate, channels), per_second=per_second)
 
     def logits_stream(
         self, items: Iterable[tuple[Key, Source]], sample_rate: int | None = None, *, per_label: bool | None = None
@@ -209,19 +433,10 @@ class Embedder:
         Raises:
             ValueError: the checkpoint has no classifier, or one that cannot classify segments.
         """
-        classifier = self.classifier
-        if classifier is None:
-            raise ValueError(
-                f"{self.name} has no classifier: expected a fine-tuned checkpoint, got kind {self.config.kind!r}"
-            )
-        per_label = classifier.config.label_frames is not None if per_label is None else per_label
-        if per_label and classifier.config.pooling != "mean":
-            raise ValueError(
-                f"{self.name} reads its prefix token, which stands for the whole clip: ask for whole clips"
-            )
+        classifier, by_segment = self._classifier(per_label)
 
         def new_accumulator() -> Accumulator[Tensor]:
-            if per_label:
+            if by_segment:
                 return SegmentLogitsAccumulator(classifier, self.front_end)
             return LogitsAccumulator(classifier)
 
@@ -229,83 +444,57 @@ class Embedder:
         return self.engine.run(self._decoded(items, sample_rate), options, new_accumulator)
 
     def features(self, source: Source, sample_rate: int | None = None) -> Tensor:
-        """Return the normalized log-mel features (T, M) of a recording on the CPU; arguments and errors as `embed`."""
-        return torch.cat([block.cpu() for block in self.engine.features(self._samples(source, sample_rate))])
+        """Return the normalized log-mel features (T, M) of a recording, on the CPU and in the encoder's dtype.
+
+        Arguments and errors as `embed`.
+        """
+        return torch.cat([block.cpu() for block in self.engine.features(read(source, sample_rate, self.front_end))])
+
+    def _embedded(
+        self, items: Iterable[tuple[Key, Iterator[Samples]]], options: EmbedOptions, batch_tokens: int | None
+    ) -> Iterator[tuple[Key, Embedding | Exception]]:
+        self.check(options)
+        return self.engine.run(
+            items,
+            options,
+            lambda: EmbeddingAccumulator(self.encoder.config, self.front_end),
+            batch_tokens=batch_tokens,
+        )
+
+    def _predicted(
+        self,
+        items: Iterable[tuple[Key, Iterator[Samples]]],
+        *,
+        per_second: bool | None,
+        batch_tokens: int | None = None,
+        precision: Precision = "fp32",
+    ) -> Iterator[tuple[Key, list[Prediction] | Exception]]:
+        classifier, by_segment = self._classifier(per_second)
+        return self.engine.run(
+            items,
+            EmbedOptions(padding=classifier.config.padding, precision=precision),
+            lambda: PredictionAccumulator(classifier, self.front_end, by_segment=by_segment),
+            batch_tokens=batch_tokens,
+        )
+
+    def _classifier(self, by_segment: bool | None) -> tuple[Classifier, bool]:
+        """Return the classifier, and whether it classifies segments: as asked for, or as it was trained (None)."""
+        classifier = self.classifier
+        if classifier is None:
+            raise ValueError(
+                f"{self.name} has no classifier: expected a fine-tuned checkpoint, got kind {self.config.kind!r}"
+            )
+        by_segment = classifier.config.label_frames is not None if by_segment is None else by_segment
+        if by_segment and classifier.config.pooling != "mean":
+            raise ValueError(
+                f"{self.name} reads its prefix token, which stands for the whole clip: ask for whole clips"
+            )
+        return classifier, by_segment
 
     def _decoded(
-        self, items: Iterable[tuple[Key, Source]], sample_rate: int | None
-    ) -> Iterator[tuple[Key, Iterator[Array]]]:
-        return ((key, self._samples(source, sample_rate)) for key, source in items)
-
-    def _samples(self, source: Source, sample_rate: int | None) -> Iterator[Array]:
-        """Yield blocks of a recording's samples (S,) at the front end's rate; files are streamed.
-
-        Raises:
-            AudioDecodeError: a file cannot be read.
-            ValueError: a waveform has another shape or type, or NaN or infinity; or the recording is below one frame.
-        """
-        num_samples, config, name = 0, self.front_end, ""
-        if isinstance(source, str | Path):
-            name = f"{source}: "
-            for block in decode.stream(Path(source).expanduser(), sample_rate_hz=config.sample_rate_hz):
-                num_samples += len(block)
-                yield block
-        else:
-            samples = _mono_float(source)
-            if sample_rate is not None and decode.checked_rate(sample_rate) != config.sample_rate_hz:
-                samples = soxr.resample(samples, sample_rate, config.sample_rate_hz)
-            num_samples = len(samples)
-            yield samples
-        if num_samples < config.frame_samples:
-            raise ValueError(
-                f"{name}the recording is {1000 * num_samples / config.sample_rate_hz:.1f} ms long, shorter "
-                f"than one frame of {config.frame_ms:g} ms: leave it out, or pad it"
-            )
-
-
-def _mono_float(waveform: Array | Tensor) -> Array:
-    """Convert a waveform (S,) to float32; integers are PCM of full scale."""
-    if isinstance(waveform, Tensor):
-        array = waveform.detach().cpu()
-        samples = (array.float() if array.is_floating_point() else array).numpy()
-    else:
-        samples = np.asarray(waveform)
-    if samples.ndim != 1:
-        raise ValueError(f"a waveform must be mono, of shape (samples,), got shape {samples.shape}")
-    if np.issubdtype(samples.dtype, np.signedinteger):
-        samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
-    elif np.issubdtype(samples.dtype, np.floating):
-        samples = samples.astype(np.float32)
-    else:
-        raise ValueError(f"a waveform must be floating point or signed integer PCM, got {samples.dtype}")
-    finite = np.isfinite(samples)
-    if not finite.all():
-        first = int(np.argmin(finite))
-        raise ValueError(f"the waveform holds NaN or infinity, first at sample {first}: repair or leave it out")
-    return samples
-
-
-def _as_list(source: Source | Sequence[Source]) -> tuple[list[Source], bool]:
-    """Return the recordings in `source`, and whether it is a single one."""
-    if isinstance(source, str | Path):
-        return [source], True
-    if isinstance(source, np.ndarray | Tensor):
-        if source.ndim == 2:
-            if source.shape[1] <= 32 < source.shape[0]:
-                raise ValueError(
-                    f"a waveform of shape {tuple(source.shape)} looks like (samples, channels): expected (samples,) or "
-                    "(batch, samples). Average the channels first: waveform.mean(axis=1)"
-                )
-            return list(source), False
-        return [source], True
-    expected = "expected a path, a waveform (NumPy array or tensor) or a list of these"
-    if not isinstance(source, Iterable) or isinstance(source, Mapping | bytes):
-        raise ValueError(f"{expected}, got {type(source).__name__}")
-    items = list(source)
-    for item in items:
-        if not isinstance(item, str | Path | np.ndarray | Tensor):
-            raise ValueError(f"{expected}, got a list with {type(item).__name__} in it")
-    return items, False
+        self, items: Iterable[tuple[Key, Source]], sample_rate: int | None, channels: OneChannel = None
+    ) -> Iterator[tuple[Key, Iterator[Samples]]]:
+        return ((key, read(source, sample_rate, self.front_end, channels)) for key, source in items)
 
 
 def load_model(

@@ -39,9 +39,12 @@ def digest_of(*parts: str | bytes | npt.NDArray[Any] | Mapping[str, Tensor]) -> 
     total = hashlib.sha256()
     for part in parts:
         if isinstance(part, Mapping):
+            import torch
+
             for name, tensor in part.items():
                 total.update(name.encode())
-                total.update(tensor.detach().cpu().contiguous().numpy().data)
+                # As bytes: NumPy has no bfloat16.
+                total.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
         elif isinstance(part, np.ndarray):
             total.update(np.ascontiguousarray(part).data)
         else:

@@ -2,16 +2,19 @@
 
     samples -> log-mel features -> windows -> batches of similar length -> tokens -> accumulators -> results
 
-Windows have the pretraining length and overlap by half; the last one ends where the recording ends. Positions are
-counted in columns (patches along time), so all windows lie on one grid of time steps. Where windows overlap, their
-frame embeddings are averaged with triangular weights: a time step counts most in the middle of a window.
+Windows have the pretraining length and overlap, by half unless asked otherwise; the last one ends where the recording
+ends. Positions are counted in columns (patches along time), so all windows lie on one grid of time steps. Where windows
+overlap, their frame embeddings are averaged with triangular weights: a time step counts most in the middle of a window.
+
+Features have the dtype of the encoder's weights; what users get is float32 on the CPU.
 
 Shapes: S samples, T frames, M mel bins, P prefix tokens, L patch tokens, R rows and K columns of the patch grid, D
-channels, V layers.
+channels, V layers, C classes.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +29,7 @@ from torch import Tensor
 
 from ssamba.audio.fbank import log_mel
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
-from ssamba.embedding import Embedding, EmbedOptions
+from ssamba.embedding import Embedding, EmbedOptions, Prediction
 from ssamba.model.encoder import PatchEncoder
 from ssamba.model.heads import Classifier, span_weights
 from ssamba.model.patches import fill_last_patch, tokens_to_grid
@@ -63,7 +66,15 @@ class WindowCutter:
     Memory: at most about one and a half windows of features, unless `whole` asks for one window of everything.
     """
 
-    def __init__(self, config: BaseEncoderConfig, silent: float, *, whole: bool = False, pad_to_window: bool = False):
+    def __init__(
+        self,
+        config: BaseEncoderConfig,
+        silent: float,
+        *,
+        whole: bool = False,
+        pad_to_window: bool = False,
+        overlap: float = 0.5,
+    ):
         """Start a recording.
 
         Args:
@@ -71,10 +82,11 @@ class WindowCutter:
             silent: value of a silent feature.
             whole: return the recording as one window.
             pad_to_window: pad a recording shorter than a window to a whole one.
+            overlap: share of a window that the next one covers again, in [0, 1).
         """
         self.config, self.silent, self.whole, self.pad_to_window = config, silent, whole, pad_to_window
         self.window = config.columns(config.num_frames)
-        self.hop = max(1, self.window // 2)
+        self.hop = max(1, math.floor(self.window * (1 - overlap) + 1e-9))
         self.num_frames = 0
         self._parts: list[Tensor] = []
         self._dropped = 0  # frames before the buffer's start
@@ -141,7 +153,7 @@ class FrameMerger:
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
-        self._weights = torch.zeros(0)
+        self._weights = _zeros(0)
         self._end = 0
 
     def add(self, first_column: int, frames: Tensor) -> None:
@@ -150,7 +162,7 @@ class FrameMerger:
         last = first_column + frames.shape[0]
         self._end = max(self._end, last)
         sums = self._reserve(last, frames.shape[1])
-        ramp = torch.arange(1, frames.shape[0] + 1, dtype=torch.float32)
+        ramp = torch.arange(1, frames.shape[0] + 1, dtype=torch.float32, device="cpu")
         weights = torch.minimum(ramp, ramp.flip(0))
         sums[first_column:last] += weights[:, None] * frames
         self._weights[first_column:last] += weights
@@ -163,13 +175,18 @@ class FrameMerger:
 
     def _reserve(self, columns: int, channels: int) -> Tensor:
         if self._sums is None:
-            self._sums = torch.zeros(0, channels)
+            self._sums = _zeros(0, channels)
         capacity = self._sums.shape[0]
         if columns > capacity:
             more = max(columns, 2 * capacity) - capacity
-            self._sums = torch.cat((self._sums, torch.zeros(more, channels)))
-            self._weights = torch.cat((self._weights, torch.zeros(more)))
+            self._sums = torch.cat((self._sums, _zeros(more, channels)))
+            self._weights = torch.cat((self._weights, _zeros(more)))
         return self._sums
+
+
+def _zeros(*shape: int) -> Tensor:
+    """Return zeros as results are, whatever the caller's default dtype and device."""
+    return torch.zeros(*shape, dtype=torch.float32, device="cpu")
 
 
 class Accumulator(ABC, Generic[Result]):
@@ -199,14 +216,16 @@ class EmbeddingAccumulator(Accumulator[Embedding]):
         """Average the patch tokens of (P + L, D) over rows."""
         patches = tokens[self.config.num_prefix_tokens :]
         grid = tokens_to_grid(patches, self.config.rows, window.columns, self.config)
-        self.merger.add(window.first_column, grid.mean(0))
+        # Half precision would round once more for each row.
+        self.merger.add(window.first_column, grid.mean(0, dtype=torch.promote_types(grid.dtype, torch.float32)))
 
     def result(self, num_columns: int, num_samples: int) -> Embedding:
         """Return the embedding; `clip` is the mean over all time steps, also those of `padding="official"`."""
         frames, clip = self.merger.merged(num_columns), self.merger.merged().mean(0)
         if not (torch.isfinite(frames).all() and torch.isfinite(clip).all()):
             raise ValueError(
-                "the embedding is not finite: the samples are far outside [-1, 1], or the model's weights are damaged"
+                "the embedding is not finite: the samples are far outside [-1, 1], the model's weights are damaged, or "
+                "they are float16, which overflowed: use bfloat16"
             )
         duration_s = num_samples / self.front_end.sample_rate_hz
         return Embedding(clip, frames, _centers_s(num_columns, duration_s, self.config, self.front_end), duration_s)
@@ -217,10 +236,11 @@ class LogitsAccumulator(Accumulator[Tensor]):
 
     def __init__(self, classifier: Classifier):
         self.classifier = classifier
-        self.total, self.columns = torch.zeros(classifier.config.num_classes), 0
+        self.total, self.columns = _zeros(classifier.config.num_classes), 0
 
     def add(self, window: Window, tokens: Tensor) -> None:
         """Classify the pooled tokens (P + L, D)."""
+        tokens = tokens.to(self.classifier.linear.weight.dtype)  # the encoder's may have been converted alone
         logits = self.classifier.classify(self.classifier.pool(tokens[None]))[0]
         self.total += window.columns * logits.float().cpu()
         self.columns += window.columns
@@ -244,6 +264,7 @@ class SegmentLogitsAccumulator(Accumulator[Tensor]):
         if self.classifier.config.token_segments is None:
             self.frames.add(window, tokens)
             return
+        tokens = tokens.to(self.classifier.linear.weight.dtype)
         pooled = self.classifier.pool_spans(tokens[None], window.features.shape[0])
         first_frame = window.first_column * self.config.patch_stride[1]
         self.parts.append((round(first_frame / self.label_frames), self.classifier.classify(pooled)[0].float().cpu()))
@@ -252,7 +273,7 @@ class SegmentLogitsAccumulator(Accumulator[Tensor]):
         """Return logits (segments, classes)."""
         segments = max(1, -(-num_samples // (self.label_frames * self.front_end.shift_samples)))
         if self.parts:
-            total, count = torch.zeros(segments, self.classifier.config.num_classes), torch.zeros(segments, 1)
+            total, count = _zeros(segments, self.classifier.config.num_classes), _zeros(segments, 1)
             for first, logits in self.parts:
                 own = logits[: max(0, segments - first)]
                 total[first : first + len(own)] += own
@@ -262,8 +283,39 @@ class SegmentLogitsAccumulator(Accumulator[Tensor]):
         frames = self.frames.merger.merged()
         weights = span_weights(len(frames), self.config, self.label_frames)[:segments]
         with torch.no_grad():
-            pooled = (weights @ frames).to(self.classifier.linear.weight.device)
+            pooled = (weights @ frames).to(self.classifier.linear.weight)
             return _finite(self.classifier.classify(pooled).float().cpu())
+
+
+class PredictionAccumulator(Accumulator[list[Prediction]]):
+    """Class probabilities of a recording as a whole, or of each of its segments."""
+
+    def __init__(self, classifier: Classifier, front_end: FrontEndConfig, *, by_segment: bool):
+        self.classifier, self.by_segment = classifier, by_segment
+        self.sample_rate_hz = front_end.sample_rate_hz
+        label_frames = classifier.config.label_frames or front_end.frames_per_second
+        self.segment_s = label_frames / front_end.frames_per_second
+        self.logits: Accumulator[Tensor] = LogitsAccumulator(classifier)
+        if by_segment:
+            self.logits = SegmentLogitsAccumulator(classifier, front_end)
+
+    def add(self, window: Window, tokens: Tensor) -> None:
+        """Classify the tokens (P + L, D)."""
+        self.logits.add(window, tokens)
+
+    def result(self, num_columns: int, num_samples: int) -> list[Prediction]:
+        """Return a prediction for each segment, the last one ends with the recording; or one for the recording."""
+        config, duration_s = self.classifier.config, num_samples / self.sample_rate_hz
+        logits = self.logits.result(num_columns, num_samples).reshape(-1, config.num_classes)
+        probabilities = logits.softmax(-1) if config.activation == "softmax" else logits.sigmoid()
+        names = config.labels or tuple(map(str, range(config.num_classes)))
+        if not self.by_segment:
+            return [Prediction(0.0, duration_s, names, probabilities[0])]
+        starts_s = [k * self.segment_s for k in range(len(probabilities))]
+        return [
+            Prediction(start_s, min(start_s + self.segment_s, duration_s), names, row)
+            for start_s, row in zip(starts_s, probabilities, strict=True)
+        ]
 
 
 class LayerVectors(NamedTuple):
@@ -288,7 +340,7 @@ class LayerVectorsAccumulator(Accumulator[LayerVectors]):
     ):
         self.config, self.front_end, self.poolings, self.time_steps = config, front_end, poolings, time_steps
         self.mergers: dict[Pooling, FrameMerger] = {pooling: FrameMerger() for pooling in poolings if pooling != "cls"}
-        self.prefix, self.columns = torch.zeros(()), 0  # weighted sum of the windows' prefix tokens, (V * D,)
+        self.prefix, self.columns = _zeros(), 0  # weighted sum of the windows' prefix tokens, (V * D,)
 
     def add(self, window: Window, tokens: Tensor) -> None:
         """Pool the tokens, (P + L, D) or (V, P + L, D)."""
@@ -354,16 +406,28 @@ class _Recording(Generic[Key, Result]):
 
 @dataclass(frozen=True)
 class InferenceEngine:
-    """An encoder with its front end, on a device: turns samples into features, windows, batches and results."""
+    """An encoder with its front end: turns samples into features, windows, batches and results, where the encoder is.
+
+    It has no state between calls, so that threads may share it.
+    """
 
     encoder: PatchEncoder
-    """In evaluation mode, on `device`."""
+    """In evaluation mode."""
     front_end: FrontEndConfig
-    device: torch.device
     block_s: float = 30.0
     """Length of audio whose features are computed at once."""
     gpu_tokens_per_batch: int = 32_768
     """Tokens at which a batch is complete on devices other than the CPU."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the encoder."""
+        return self.encoder.cls_token.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the encoder's weights, and of features."""
+        return self.encoder.cls_token.dtype
 
     def run(
         self,
@@ -372,21 +436,40 @@ class InferenceEngine:
         new_accumulator: Callable[[], Accumulator[Result]],
         *,
         all_layers: bool = False,
+        batch_tokens: int | None = None,
     ) -> Iterator[tuple[Key, Result | Exception]]:
         """Encode recordings, many at a time, and yield each result when it is ready.
 
         Args:
             items: keys, and recordings as blocks of mono samples (S,), float32, at the front end's rate; a recording
                 must have at least one frame.
-            options: context, layer and padding.
+            options: how to encode.
             new_accumulator: makes the accumulator of a recording.
             all_layers: give accumulators every hidden state and the final output, stacked, instead of one of them.
+            batch_tokens: patch tokens at which a batch is complete; None is 4096 on the CPU, `gpu_tokens_per_batch`
+                elsewhere.
 
         Returns:
-            The keys, not always in the order of `items`, each with its result, or with the `ValueError` or `OSError`
-            that reading its blocks or making its result raised; the other recordings are not affected.
+            The keys, in the order of `items` except that errors come at once, each with its result, or with the
+            `ValueError` or `OSError` that reading its blocks or making its result raised; the other recordings are not
+            affected. What was read when `items` ends is encoded.
+
+        Raises:
+            ValueError: `batch_tokens` is below 1; or `precision="bf16"` with weights of float16 or float64.
         """
         budget = CPU_TOKENS_PER_BATCH if self.device.type == "cpu" else self.gpu_tokens_per_batch
+        if batch_tokens is not None:
+            if not (isinstance(batch_tokens, int) and batch_tokens >= 1):
+                raise ValueError(
+                    f"batch_tokens must be a whole number of patch tokens, at least 1; got {batch_tokens!r}"
+                )
+            budget = batch_tokens
+        options = options.resolved(self.device)
+        if options.precision == "bf16" and self.dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(
+                f"precision='bf16' is for an encoder of float32, and this one was converted to "
+                f"{str(self.dtype).removeprefix('torch.')}: leave precision out"
+            )
         config = self.encoder.config
         batch: list[tuple[_Recording[Key, Result], Window]] = []
         tokens = 0
@@ -397,6 +480,7 @@ class InferenceEngine:
                 self.front_end.silent_feature,
                 whole=options.context == "full",
                 pad_to_window=options.padding == "official",
+                overlap=options.overlap,
             )
             recording = _Recording(key, cutter, new_accumulator())
             for window in self._windows(recording, blocks):
@@ -404,7 +488,7 @@ class InferenceEngine:
                 recording.num_pending += 1
                 tokens += window.columns * config.rows
                 if tokens >= budget:
-                    self._encode(batch, options.layer, all_layers)
+                    self._encode(batch, options, all_layers)
                     batch, tokens = [], 0
             if recording.error is not None:
                 batch = [(owner, window) for owner, window in batch if owner is not recording]
@@ -415,7 +499,7 @@ class InferenceEngine:
             ready = [one for one in waiting if not one.num_pending]
             waiting = [one for one in waiting if one.num_pending]
             yield from ((one.key, one.result()) for one in ready)
-        self._encode(batch, options.layer, all_layers)
+        self._encode(batch, options, all_layers)
         yield from ((one.key, one.result()) for one in waiting)
 
     def features(self, blocks: Iterable[Array]) -> Iterator[Tensor]:
@@ -437,7 +521,14 @@ class InferenceEngine:
             yield self._log_mel(pending)
 
     def _log_mel(self, samples: Array) -> Tensor:
-        return log_mel(torch.from_numpy(np.ascontiguousarray(samples)).to(self.device), config=self.front_end)
+        exact = torch.float64 if self.dtype == torch.float64 else torch.float32
+        waveform = torch.from_numpy(np.ascontiguousarray(samples)).to(self.device, exact)
+        with self._autocast(enabled=False):
+            return log_mel(waveform, config=self.front_end).to(self.dtype)
+
+    def _autocast(self, *, enabled: bool) -> torch.autocast:
+        """Return a context with or without autocast to bfloat16, whatever the caller's is."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def _windows(self, recording: _Recording[Key, Result], blocks: Iterable[Array]) -> Iterator[Window]:
         try:
@@ -448,27 +539,39 @@ class InferenceEngine:
             recording.error = error
 
     @torch.no_grad()
-    def _encode(self, batch: list[tuple[_Recording[Key, Result], Window]], layer: int | None, all_layers: bool) -> None:
+    def _encode(
+        self, batch: list[tuple[_Recording[Key, Result], Window]], options: EmbedOptions, all_layers: bool
+    ) -> None:
         """Encode windows in groups of similar length and hand their tokens to their recordings' accumulators."""
-        encoder, config = self.encoder, self.encoder.config
-        skips = bool(batch) and encoder.skips_padding(batch[0][1].features) and not all_layers
+        if not batch:
+            return
+        config, is_bf16 = self.encoder.config, options.precision == "bf16"
+        with self._autocast(enabled=is_bf16):
+            skips = self.encoder.skips_padding(batch[0][1].features) and not all_layers
         for group in group_by_length(batch, _MAX_PADDING_IF_SKIPPED if skips else _MAX_PADDING):
-            frames = [window.features.shape[0] for _, window in group]
-            if len(group) == 1:  # no copy: it may be hours in one window
-                features = group[0][1].features[None]
-            else:
-                features = torch.zeros(len(group), max(frames), config.num_mel_bins, device=self.device)
-                for row, (_, window) in zip(features, group, strict=True):
-                    row[: window.features.shape[0]] = window.features
-            lengths = torch.tensor(frames) if min(frames) < max(frames) else None
-            if all_layers:
-                tokens = torch.stack(encoder.hidden_states(encoder.embed_patches(features, lengths)), dim=1)
-            else:
-                tokens = encoder(features, lengths, layer=layer)
-            for own, (recording, window) in zip(tokens, group, strict=True):
-                valid = config.num_prefix_tokens + config.rows * window.columns
-                recording.accumulator.add(window, own[..., :valid, :])
-                recording.num_pending -= 1
+            with self._autocast(enabled=is_bf16):
+                encoded = self._tokens([window for _, window in group], options.layer, all_layers)
+            with self._autocast(enabled=False):
+                for own, (recording, window) in zip(encoded, group, strict=True):
+                    valid = config.num_prefix_tokens + config.rows * window.columns
+                    recording.accumulator.add(window, own[..., :valid, :])
+                    recording.num_pending -= 1
+
+    def _tokens(self, windows: Sequence[Window], layer: int | None, all_layers: bool) -> Tensor:
+        """Encode windows: (B, P + L, D), or (B, V, P + L, D); tokens after a window's own are padding."""
+        encoder = self.encoder
+        frames = [window.features.shape[0] for window in windows]
+        if len(windows) == 1:  # no copy: it may be hours in one window
+            features = windows[0].features[None]
+        else:
+            features = windows[0].features.new_zeros(len(windows), max(frames), encoder.config.num_mel_bins)
+            for row, window in zip(features, windows, strict=True):
+                row[: window.features.shape[0]] = window.features
+        lengths = torch.tensor(frames) if min(frames) < max(frames) else None
+        if all_layers:
+            return torch.stack(encoder.hidden_states(encoder.embed_patches(features, lengths)), dim=1)
+        tokens: Tensor = encoder(features, lengths, layer=layer)
+        return tokens
 
 
 def group_by_length(batch: Sequence[tuple[Owner, Window]], max_padding: float) -> Iterator[list[tuple[Owner, Window]]]:

@@ -20,11 +20,13 @@ Shapes: blocks and results are (samples,), float32. No torch here: decoding work
 from __future__ import annotations
 
 import math
+import reprlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -82,6 +84,7 @@ def decode(
     sample_rate_hz: int = 16000,
     start_s: float = 0.0,
     duration_s: float | None = None,
+    channel: int | None = None,
     damaged: Damaged = "skip",
 ) -> Samples:
     """Decode an audio file, or `duration_s` seconds of it from `start_s` on.
@@ -91,6 +94,7 @@ def decode(
         sample_rate_hz: sample rate of the result.
         start_s: start of the part, in seconds.
         duration_s: duration of the part; None means to the end.
+        channel: the channel to read, from 0; None averages all.
         damaged: what to do if a part of the file is missing or damaged, and is reached: `skip` raises; `keep` warns
             (AudioTruncatedWarning) and returns the samples before it.
 
@@ -99,8 +103,8 @@ def decode(
         slice [round(start_s * rate) : round((start_s + duration_s) * rate)] of the whole, shorter at its end.
 
     Raises:
-        AudioDecodeError (a ValueError): the file cannot be read, holds no samples, holds NaN or infinity, ends before
-            `start_s`, or is cut (see `damaged`).
+        AudioDecodeError (a ValueError): the file cannot be read, holds no samples, holds NaN or infinity, has no such
+            channel, ends before `start_s`, or is cut (see `damaged`).
         ValueError: an argument is out of range.
 
     Warns:
@@ -115,13 +119,18 @@ def decode(
         raise ValueError(f"duration_s must be finite and last at least one sample at {out_hz} Hz; got {duration_s}")
     first = round(start_s * out_hz)
     count = None if duration_s is None else max(1, round((start_s + duration_s) * out_hz) - first)
-    return np.concatenate(list(_read(_source(path), out_hz, first, count, damaged == "keep")))
+    return np.concatenate(list(_read(_source(path), out_hz, first, count, channel, damaged == "keep")))
 
 
 def stream(
-    path: str | Path | AudioBytes, *, sample_rate_hz: int = 16000, block_s: float = 30.0, damaged: Damaged = "skip"
+    path: str | Path | AudioBytes,
+    *,
+    sample_rate_hz: int = 16000,
+    block_s: float = 30.0,
+    channel: int | None = None,
+    damaged: Damaged = "skip",
 ) -> Iterator[Samples]:
-    """Decode an audio file block by block in constant memory; joined, the blocks equal `decode(path)` exactly.
+    """Decode an audio file block by block in constant memory; joined, the blocks equal `decode` exactly.
 
     Yields mono float32 blocks (round(block_s * sample_rate_hz),), the last one shorter. Errors and
     warnings are those of `decode`; those about the end come when it is reached, after the blocks before it.
@@ -130,7 +139,7 @@ def stream(
     checked_damaged(damaged)
     if not (math.isfinite(block_s) and round(block_s * out_hz) > 0):
         raise ValueError(f"block_s must be finite and last at least one sample at {out_hz} Hz; got {block_s}")
-    return _regrouped(_read(_source(path), out_hz, 0, None, damaged == "keep"), round(block_s * out_hz))
+    return _regrouped(_read(_source(path), out_hz, 0, None, channel, damaged == "keep"), round(block_s * out_hz))
 
 
 def _source(path: str | Path | AudioBytes) -> AudioSource:
@@ -139,10 +148,10 @@ def _source(path: str | Path | AudioBytes) -> AudioSource:
 
 def checked_rate(sample_rate_hz: int) -> int:
     """Return the sample rate as an int; raise ValueError unless it is a positive whole number."""
-    if isinstance(sample_rate_hz, bool | str) or not (
-        math.isfinite(sample_rate_hz) and sample_rate_hz > 0 and sample_rate_hz == int(sample_rate_hz)
-    ):
-        raise ValueError(f"sample_rate_hz must be a positive whole number; got {sample_rate_hz}")
+    number: object = sample_rate_hz
+    is_number = isinstance(number, Real) and not isinstance(number, bool)
+    if not (is_number and 0 < sample_rate_hz < math.inf and sample_rate_hz == int(sample_rate_hz)):
+        raise ValueError(f"a sample rate must be a positive whole number of hertz; got {reprlib.repr(number)}")
     return int(sample_rate_hz)
 
 
@@ -197,9 +206,11 @@ def _regrouped(pieces: Iterator[Samples], size: int) -> Iterator[Samples]:
         yield np.concatenate(buffered)
 
 
-def _read(path: AudioSource, out_hz: int, first: int, count: int | None, keep: bool) -> Iterator[Samples]:
+def _read(
+    path: AudioSource, out_hz: int, first: int, count: int | None, channel: int | None, keep: bool
+) -> Iterator[Samples]:
     """Yield output samples [first : first + count] of `path` (to the end if None), in pieces of any size."""
-    with open_audio(path) as reader:
+    with open_audio(path, channel) as reader:
         in_hz = reader.info.sample_rate_hz
         common = math.gcd(in_hz, out_hz)
         p, q = in_hz // common, out_hz // common

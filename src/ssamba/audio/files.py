@@ -6,6 +6,7 @@ import glob
 import io
 import mmap
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TypeAlias
 
+from ssamba.errors import AudioDecodeError
 from ssamba.files import write_csv
 
 _SUFFIXES = """
@@ -107,6 +109,20 @@ def memory_map(source: AudioSource) -> Iterator[Bytes]:
             yield data
 
 
+def refuse_url(path: Path) -> None:
+    """Raise AudioDecodeError if `path`, which is no file, is a URL."""
+    # A path has lost one of the two slashes. One letter before the colon is a drive of Windows.
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path), re.DOTALL)
+    if match is None:
+        return
+    scheme, rest = match.groups()
+    if scheme.lower() == "file":
+        raise AudioDecodeError(f"{scheme}:///{rest}: is a URL, where a path is expected. Give /{rest}")
+    raise AudioDecodeError(
+        f"{scheme}://{rest}: is a URL, and nothing is read over the network. Download it, and give the path of the file"
+    )
+
+
 def find_audio(paths: Iterable[str | Path]) -> list[Path]:
     """Return the audio files that a list of files, folders and patterns stands for, in order, each once.
 
@@ -129,6 +145,7 @@ def find_audio(paths: Iterable[str | Path]) -> list[Path]:
                 )
             found.update(dict.fromkeys(inside or [path]))
         elif glob.has_magic(str(path)) and not path.exists():
+            refuse_url(path)
             matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
             if not matches:
                 raise ValueError(f"{path}: the pattern matches no file")

@@ -29,7 +29,7 @@ import soundfile
 
 from ssamba.audio import containers
 from ssamba.audio.contents import Contents, Part, Raw, Verdict
-from ssamba.audio.files import AudioBytes, AudioSource, Bytes, PiecesFile, memory_map
+from ssamba.audio.files import AudioBytes, AudioSource, Bytes, PiecesFile, memory_map, refuse_url
 from ssamba.audio.ogg import seekable_before
 from ssamba.errors import AudioDecodeError
 
@@ -78,12 +78,29 @@ _known: dict[tuple[str, int, int, int], tuple[containers.Kind, Contents]] = {}
 _MAX_KNOWN = 4096
 
 
-def open_audio(source: AudioSource) -> Reader:
+def open_audio(source: AudioSource, channel: int | None = None) -> Reader:
     """Open a file, or its bytes in memory, with the first library that reads it.
 
+    Args:
+        source: the file.
+        channel: the channel to read, from 0; None averages all.
+
     Raises:
-        AudioDecodeError: no library reads it; the message says why.
+        AudioDecodeError: no library reads it, or it has no such channel; the message says why.
     """
+    reader = _opened(source)
+    count = reader.info.channels
+    if channel is not None and not 0 <= channel < count:
+        reader.close()
+        raise AudioDecodeError(
+            f"{reader.info.path}: has no channel {channel}, but {count} {'channel' if count == 1 else 'channels'}, "
+            "counted from 0"
+        )
+    reader.channel = channel
+    return reader
+
+
+def _opened(source: AudioSource) -> Reader:
     path = Path(source.name) if isinstance(source, AudioBytes) else source
     kind, contents = _examine(source, path)
     reason = ""
@@ -136,14 +153,16 @@ def _examine(source: AudioSource, path: Path) -> tuple[containers.Kind, Contents
         if (known := _known.get(key)) is None:
             with memory_map(source) as data:
                 known = _known[key] = _examine_bytes(source, data, path)
-            while len(_known) > _MAX_KNOWN:
-                _known.pop(next(iter(_known)), None)
+            for oldest in list(_known)[: max(0, len(_known) - _MAX_KNOWN)]:  # a list, since threads share it
+                _known.pop(oldest, None)
         return known
     except FileNotFoundError:
+        refuse_url(path)
         raise AudioDecodeError(f"{path}: no such file. Check the path (relative ones start at {Path.cwd()})") from None
     except PermissionError:
         raise AudioDecodeError(f"{path}: may not be read by this user. Change its permissions") from None
     except OSError as error:
+        refuse_url(path)
         raise AudioDecodeError(f"{path}: cannot be read ({error.strerror or error}). Check disk and path") from None
 
 
@@ -184,6 +203,7 @@ class Reader:
     """An open audio file. Call `blocks` once; afterwards `fault` says whether the file was complete."""
 
     info: AudioInfo
+    channel: int | None = None  # the one to read; None averages all
     position: int = 0  # samples before this one were read or skipped
     read_error: str | None = None  # why decoding stopped before the end
     slack_s: float = 0.0
@@ -195,6 +215,12 @@ class Reader:
     def checked_info(self) -> AudioInfo:
         """Return the contents of the file, after a look at its end where only decoding tells whether it is there."""
         return self.info
+
+    def _mono(self, channels: Samples) -> Samples:
+        """Make one channel of the file's: (channels, samples) -> (samples,)."""
+        if self.channel is None:
+            return _mean(channels)
+        return np.ascontiguousarray(channels[self.channel])
 
     def close(self) -> None:
         """Close the file."""
@@ -335,7 +361,7 @@ class _SoundfileReader(Reader):
             drop = max(0, first - self.position)
             self.position += len(block)
             if drop < len(block):
-                yield _mean(block[drop:].T)
+                yield self._mono(block[drop:].T)
 
 
 class _JoinedReader(Reader):
@@ -389,6 +415,10 @@ class _JoinedReader(Reader):
             if length is not None and first >= start + length:
                 start = self.position = start + length
                 continue
+            part.channel = self.channel
+            if self.channel is not None and self.channel >= part.info.channels:
+                self.read_error = f"recording {number} of {len(self._parts)} in it has no channel {self.channel}"
+                return
             for block in part.blocks(max(0, first - start)):
                 self.position = start + part.position
                 yield block
@@ -485,10 +515,13 @@ class _PyavReader(Reader):
             if frame.sample_rate != rate_hz:
                 self.read_error = f"its sampling rate changes at {self.position / rate_hz:.2f} s"
                 return
+            if self.channel is not None and self.channel >= frame.layout.nb_channels:
+                self.read_error = f"its channels change at {self.position / rate_hz:.2f} s"
+                return
             drop = max(0, first - self.position)
             self.position += frame.samples
             if drop < frame.samples:
-                yield _frame_mono(frame)[drop:]
+                yield self._mono(_frame_channels(frame))[drop:]
 
     def _frames(self) -> Iterator[Any]:
         """Yield decoded frames until the end or the first damage."""
@@ -518,7 +551,8 @@ def _clock_to_s(text: str) -> float | None:
         return None
 
 
-def _frame_mono(frame: Any) -> Samples:
+def _frame_channels(frame: Any) -> Samples:
+    """Return a decoded frame as float32 (channels, samples)."""
     values = frame.to_ndarray()
     if not frame.format.is_planar:
         values = values.reshape(-1, frame.layout.nb_channels).T
@@ -526,7 +560,8 @@ def _frame_mono(frame: Any) -> Samples:
         values = (values.astype(np.float32) - 128) / 128
     elif values.dtype.kind == "i":
         values = values.astype(np.float32) / 2.0 ** (8 * values.itemsize - 1)
-    return _mean(values.astype(np.float32, copy=False))
+    scaled: Samples = values.astype(np.float32, copy=False)
+    return scaled
 
 
 def _mean(channels: Samples) -> Samples:

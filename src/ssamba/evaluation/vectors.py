@@ -148,9 +148,7 @@ class EncoderModel:
         self.embedder, self.options = embedder, options or VectorOptions()
         self.name = name or embedder.name
         # The features of a clip are computed at once, so that its vectors do not depend on the embedder's blocks.
-        self._engine = InferenceEngine(
-            embedder.encoder, embedder.front_end, embedder.device, math.inf, _GPU_TOKENS_PER_BATCH
-        )
+        self._engine = InferenceEngine(embedder.encoder, embedder.front_end, math.inf, _GPU_TOKENS_PER_BATCH)
 
     @property
     def sample_rate_hz(self) -> int:
