@@ -21,6 +21,7 @@ ROWS = {
     "progress": 0,
     "hashing": 0,
     "locks": 1,
+    "text_files": 1,
     "worker_pool": 1,
     "config": 1,
     "randomness": 1,

@@ -38,7 +38,7 @@ import soundfile
 from pydantic import Field, model_validator
 
 from ssamba.audio.decode import AudioBytes, decode, stream
-from ssamba.audio.files import Skipped, path_text, write_skipped
+from ssamba.audio.files import Skipped, write_skipped
 from ssamba.audio.readers import Samples
 from ssamba.config import Config, settings_differences
 from ssamba.data.listing import list_recordings
@@ -53,7 +53,7 @@ from ssamba.errors import (
     SkippedFilesError,
     WorkerDiedError,
 )
-from ssamba.files import move_aside, write_atomically
+from ssamba.files import move_aside, path_text, write_atomically
 from ssamba.hashing import digest_of, file_checksum, hash_bytes
 from ssamba.progress import OnProgress, ProgressReporter, format_duration
 from ssamba.worker_pool import crashing_items, default_workers, map_in_processes

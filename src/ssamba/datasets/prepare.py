@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssamba.audio.decode import measure_files
-from ssamba.audio.files import Skipped, path_text, write_skipped
+from ssamba.audio.files import Skipped, write_skipped
 from ssamba.data.formats import relative_path
 from ssamba.data.listing import KeptLengths, check_manifest_name, header_workers
 from ssamba.data.manifest import Clip, Manifest, read_manifest, write_manifest
@@ -35,7 +35,7 @@ from ssamba.datasets.speech_commands import SPEECH_COMMANDS_V1, SPEECH_COMMANDS_
 from ssamba.datasets.urbansound8k import URBANSOUND8K, URBANSOUND8K_SCENES
 from ssamba.datasets.voxceleb1 import VOXCELEB1
 from ssamba.errors import DataError, DatasetStructureError, OtherSettingsError, SkippedFilesError
-from ssamba.files import write_csv
+from ssamba.files import path_text, write_csv
 from ssamba.hashing import file_checksum
 from ssamba.progress import OnProgress, ProgressReporter, format_duration
 from ssamba.worker_pool import default_workers

@@ -30,11 +30,12 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 
 from ssamba.audio.decode import decode
-from ssamba.audio.files import Skipped, path_text
+from ssamba.audio.files import Skipped
 from ssamba.config import Config
 from ssamba.embedder import Embedder
 from ssamba.embedding import EmbedOptions
 from ssamba.errors import DataError
+from ssamba.files import path_text
 from ssamba.hashing import digest_of
 from ssamba.studies.harness import Progress, environment, environment_changes, is_out_of_memory
 from ssamba.studies.recordings import (
