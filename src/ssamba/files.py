@@ -32,6 +32,11 @@ def user_path(typed: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(typed))  # noqa: PTH111 - Path.expanduser fails if there is no such home
 
 
+def folder_name(folder: Path) -> str:
+    """Return the last part of a path, links not resolved; for `.` and `..` that of the folder they stand for."""
+    return os.path.basename(os.path.abspath(folder))  # noqa: PTH100, PTH119 - Path.resolve would follow links
+
+
 def utf8_text(text: str) -> str:
     r"""Return text that UTF-8 can hold: bytes of file names that are not UTF-8 become `\xe9`."""
     return text if text.isascii() else _SURROGATE.sub(_escaped, text)

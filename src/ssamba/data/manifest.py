@@ -172,7 +172,7 @@ class Manifest(LazySequence[Clip]):
         return Manifest((self[int(i)] for i in np.flatnonzero(self._splits.is_value(split))), self.source, self.notes)
 
     def check(self) -> None:
-        """Check that no clip is listed twice, also through links, and that no file and no group is in several splits.
+        """Check that no clip is listed twice, and that no group, and no file of several names, is in several splits.
 
         Raises:
             DataError: the check fails; the message names some of the clips and groups.
@@ -226,7 +226,7 @@ class Manifest(LazySequence[Clip]):
         for i, (path, split) in enumerate(zip(self._paths, self._splits, strict=True)):
             file = real_path(path)
             first = first_index.setdefault(file, i)
-            if split != self._splits[first]:
+            if split != self._splits[first] and path != self._paths[first]:  # parts of one name are meant to be so
                 divided.setdefault(file, f"{self._paths[first]} ({self._splits[first]}) and {path} ({split})")
         if not divided:
             return []
@@ -271,7 +271,8 @@ def read_manifest(path: str | Path, *, encoding: str | None = None, check: bool 
     Args:
         path: a `.csv`, `.jsonl`, `.parquet` or `.json` file.
         encoding: of CSV and JSON, such as `cp1252`; None is UTF-8 (or UTF-16, if the file says so by its first bytes).
-        check: refuse clips that are listed twice, and recordings or groups that are divided between splits.
+        check: refuse clips that are listed twice, groups that are divided between splits, and files that are in several
+            splits under several names (links).
 
     Raises:
         DataError: the file is missing, has no `path` column or no row, a value is invalid or cannot be decoded (the
@@ -337,7 +338,7 @@ def scan_folder(
         The clips in the order of their paths, and the files that cannot be read, with reasons.
 
     Raises:
-        ValueError: there is no audio file.
+        ValueError: there is no audio file, or links put a file into the folders of two classes or splits.
         Interrupted: `progress` returned False.
     """
     files = find_audio([source] if isinstance(source, str | Path) else source)
@@ -354,14 +355,14 @@ def list_clips(
     """Return the clips of files whose lengths are known, and the files that cannot be used; see `scan_folder`."""
     reporter, audio_s = ProgressReporter(progress, "reading headers", len(files)), 0.0
     clips: list[Clip] = []
-    skipped: list[Skipped] = []
+    skipped = list(files.skipped) if isinstance(files, FoundAudio) else []
     places = iter(read_places(files) if labels == "folder" else [])
     for done, (path, duration_s) in enumerate(lengths, start=1):
         place = next(places, Place(None))
         if not isinstance(duration_s, float):
             skipped.append(Skipped(path_text(path), str(duration_s)))
         elif labels == "folder" and place.label is None:
-            reason = "is outside every class's folder: move it into one, or make a manifest"
+            reason = f"{path}: is outside every class's folder: move it into one, or make a manifest"
             skipped.append(Skipped(path_text(path), reason))
         else:
             clips.append(Clip(path, 0.0, duration_s, () if place.label is None else (place.label,), place.split))

@@ -53,7 +53,7 @@ from ssamba.errors import (
     SkippedFilesError,
     WorkerDiedError,
 )
-from ssamba.files import move_aside, path_text, write_atomically
+from ssamba.files import move_aside, path_text, user_path, write_atomically
 from ssamba.hashing import digest_of, file_checksum, hash_bytes
 from ssamba.progress import OnProgress, ProgressReporter, format_duration
 from ssamba.worker_pool import crashing_items, default_workers, map_in_processes
@@ -201,7 +201,7 @@ def write_shards(
         SkippedFilesError: `strict` is set and recordings were skipped; the shards are written.
         Interrupted: Ctrl-C; finished shards are kept.
     """
-    started_s, folder = time.monotonic(), Path(output).expanduser()
+    started_s, folder = time.monotonic(), user_path(output)
     options = ShardSettings.parse(
         {
             "codec": codec,
