@@ -66,7 +66,7 @@ def test_bundled_weights_are_the_default(tmp_path, clips):
 def test_interrupted_run_keeps_finished_files_and_names_resume(tmp_path, clips, ssamba_pth, how):
     command = ["embed", *[clips[6]] * 1, "-o", tmp_path / "e.npz", "-c", ssamba_pth]
     for index in range(300):
-        (tmp_path / f"{index}.flac").symlink_to(clips[6])
+        shutil.copy(clips[6], tmp_path / f"{index}.flac")
     command = ["embed", tmp_path, "-o", tmp_path / "e.npz", "-c", ssamba_pth]
     process = subprocess.Popen(
         [sys.executable, "-m", "ssamba", *map(str, command)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -20,6 +21,7 @@ ROWS = {
     "progress": 0,
     "hashing": 0,
     "locks": 1,
+    "text_files": 1,
     "worker_pool": 1,
     "config": 1,
     "randomness": 1,
@@ -166,3 +168,31 @@ def test_no_module_loads_an_optional_dependency_when_imported():
     modules = [name for name in map(module_name, FILES) if not name.startswith(own_dependency)]
     loaded = modules_after("\n".join(f"import {name}" for name in modules)) & set(OPTIONAL)
     assert not loaded - modules_after("import torch")
+
+
+def defined_names(path: Path) -> set[str]:
+    """Classes, functions and constants of a module, and `Class.method`."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        for target in node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]:
+            names |= {target.id} if isinstance(target, ast.Name) else set()
+    return names
+
+
+def test_the_layout_page_names_files_and_functions_that_exist():
+    rows = [line.split("|")[2] for line in (ROOT / "docs" / "layout.md").read_text("utf-8").splitlines() if "|" in line]
+    checked = 0
+    for row in rows:
+        path = ROOT
+        for name in re.findall(r"`([^`]+)`", row):
+            if name.endswith((".py", ".md", "/")):
+                path = next((root / name for root in (PACKAGE, ROOT) if (root / name).exists()), ROOT / name)
+                assert path.exists(), f"docs/layout.md: there is no {name}"
+            elif path.suffix == ".py" and re.fullmatch(r"[A-Za-z_][\w.]*", name) and name != "config.json":
+                assert name in defined_names(path), f"docs/layout.md: {path.relative_to(ROOT)} defines no {name}"
+            checked += 1
+    assert checked > 120

@@ -70,7 +70,7 @@ class SkippedFilesError(SsambaError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A job was interrupted; the message says what is kept and how to go on, and `report` is the job's so far."""
+    """A job was interrupted; the message says what is kept and how to resume, and `report` is the job's so far."""
 
     def __init__(self, message: str, report: Any = None) -> None:
         super().__init__(message)
@@ -94,4 +94,4 @@ class AudioHeaderWarning(AudioWarning):
 
 
 class AudioTruncatedWarning(AudioWarning):
-    """A part of an audio file is missing, and `damaged="keep"` asked to go on with what is there."""
+    """A part of an audio file is missing, and `damaged="keep"` asked to continue with the rest."""

@@ -1,16 +1,102 @@
-"""Write files atomically, so that a killed writer never leaves half a file."""
+"""Paths and files: homes, names that are no text, real paths behind links, and writing that leaves no half file.
+
+Names of files are bytes on most systems, and Python shows those that are not UTF-8 as lone surrogates, which no text
+file can hold. `path_text` writes such a byte as `\\xe9`, and `path_from_text` returns the name again:
+
+    path_text(Path(os.fsdecode(b"caf\\xe9.wav"))) == r"caf\\xe9.wav"
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+_IS_WINDOWS = os.name == "nt"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LITERAL_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
+_ESCAPE = re.compile(r"\\x(5c|[89a-f][0-9a-f])")
+_MAX_NAME_BYTES = 200  # of 255 that most file systems allow; the rest is for the additions to a temporary name
+
+
+def user_path(typed: str | os.PathLike[str]) -> Path:
+    """Return the path that a user typed, with `~` or `~name` at its beginning replaced by that home, if it exists.
+
+    Paths that were found in a folder must not be passed: there `~a` is the name of a file.
+    """
+    return Path(os.path.expanduser(typed))  # noqa: PTH111 - Path.expanduser fails if there is no such home
+
+
+def folder_name(folder: Path) -> str:
+    """Return the last part of a path, links not resolved; for `.` and `..` that of the folder they stand for."""
+    return os.path.basename(os.path.abspath(folder))  # noqa: PTH100, PTH119 - Path.resolve would follow links
+
+
+def utf8_text(text: str) -> str:
+    r"""Return text that UTF-8 can hold: bytes of file names that are not UTF-8 become `\xe9`."""
+    return text if text.isascii() else _SURROGATE.sub(_escaped, text)
+
+
+def _escaped(surrogate: re.Match[str]) -> str:
+    code = ord(surrogate[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
+def path_text(path: str | os.PathLike[str]) -> str:
+    r"""Return a path as text that every format can hold, different for different paths.
+
+    Bytes that are not UTF-8 become `\xe9`; a backslash before what looks like such a byte becomes `\x5c`.
+    """
+    text = os.fspath(path)
+    # On Windows names are text, and backslashes separate folders.
+    return utf8_text(text if _IS_WINDOWS else _LITERAL_ESCAPE.sub(r"\\x5c", text))
+
+
+def path_from_text(text: str) -> str:
+    """Return the path that `path_text` wrote."""
+    if _IS_WINDOWS or "\\x" not in text:
+        return text
+    plain = _ESCAPE.sub(lambda m: "\\" if m[1] == "5c" else chr(0xDC00 + int(m[1], 16)), text)
+    return os.fsdecode(os.fsencode(plain))
+
+
+class RealPaths:
+    """Resolves many paths: absolute, without links. Each folder is listed once, whatever the number of its files."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, tuple[str, dict[str, str]]] = {}
+
+    def __call__(self, path: str | os.PathLike[str]) -> str:
+        """Return the real path of a file, or its absolute path as far as it does not exist."""
+        # Only what links stand for says where `..` leads.
+        absolute = os.path.realpath(path) if ".." in os.fspath(path) else str(Path(path).absolute())
+        folder, name = os.path.split(absolute)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder), _linked_names(folder)
+        real, linked = self._folders[folder]
+        return os.path.normcase(linked.get(name) or os.path.join(real, name))  # noqa: PTH118 - millions of paths
+
+
+def _linked_names(folder: str) -> dict[str, str]:
+    """Return the entries of a folder that are links, with their real paths."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: os.path.realpath(entry.path) for entry in entries if entry.is_symlink()}
+    except OSError:
+        return {}
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path beside `path`, then rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    name = path.name
+    if len(os.fsencode(name)) > _MAX_NAME_BYTES:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # the user's umask; some writers are stricter
@@ -40,14 +126,43 @@ def move_aside(folder: Path, names: Iterable[str]) -> Path | None:
     return target
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8, atomically; create its folder if necessary. What UTF-8 cannot hold is escaped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda target: target.write_text(utf8_text(text), encoding="utf-8"))
+
+
+def json_text(content: Any, *, indent: int | None = None, ascii_only: bool = True) -> str:
+    """Return JSON without lone surrogates, which many programs refuse: bytes of file names are escaped."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    if not text.isascii():
+        if utf8_text(text) != text:
+            content = _utf8_values(content)
+        text = json.dumps(content, indent=indent, ensure_ascii=ascii_only)
+    return text
+
+
+def _utf8_values(value: Any) -> Any:
+    if isinstance(value, str):
+        return utf8_text(value)
+    if isinstance(value, dict):
+        return {_utf8_values(key): _utf8_values(inner) for key, inner in value.items()}
+    return [_utf8_values(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    """Write a CSV file atomically; create its folder if necessary."""
+    """Write a CSV file atomically; create its folder if necessary. What UTF-8 cannot hold is escaped."""
 
     def write(target: Path) -> None:
         with target.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(header)
-            writer.writerows(rows)
+            writer.writerows(utf8_cells(row) for row in rows)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, write)
+
+
+def utf8_cells(row: Iterable[object]) -> list[object]:
+    """Return the cells of a row of a table with text that UTF-8 can hold."""
+    return [utf8_text(cell) if isinstance(cell, str) else cell for cell in row]

@@ -63,7 +63,7 @@ class ProgressReporter:
     def update(
         self, done: float, *, audio_s: float = 0.0, skipped: int = 0, left_s: float | None = None, detail: str = ""
     ) -> bool:
-        """Report a state and return whether to go on; `left_s` is estimated from the mean rate unless given."""
+        """Report a state and return whether to continue; `left_s` is estimated from the mean rate unless given."""
         if self.callback is None:
             return True
         elapsed_s = self.elapsed_s

@@ -106,7 +106,7 @@ def test_orders_differ_between_epochs_and_stay_the_same_between_runs():
     assert [d.index for d in draws_of(Plan(PlanConfig(short_clips="pad"), [corpus]), 1)] == orders[1]
     still = Plan(PlanConfig(short_clips="pad", shuffle=False), [corpus])
     assert [d.index for d in draws_of(still, 2)] == list(range(200))
-    # Pinned: a plan must not change between versions, or interrupted epochs could not go on.
+    # Pinned: a plan must not change between versions, or interrupted epochs could not resume.
     assert draws_of(plan, 0)[0] == PINNED
     assert plan.fingerprint() == PINNED_FINGERPRINT
 

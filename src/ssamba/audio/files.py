@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import io
 import mmap
 import os
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TypeAlias
 
 from ssamba.errors import AudioDecodeError
-from ssamba.files import write_csv
+from ssamba.files import RealPaths, user_path, utf8_text, write_csv
+from ssamba.files import path_text as path_text
 
 _SUFFIXES = """
 .wav .wave .rf64 .bwf .w64 .flac .mp3 .mp2 .ogg .oga .opus .aif .aiff .aifc .au .snd .caf
 .m4a .m4b .mp4 .aac .webm .mkv .mka .wma .3gp .amr .mov
 """
 AUDIO_SUFFIXES = frozenset(_SUFFIXES.split())
+_MAX_REASONS = 3
 
 
 @dataclass(frozen=True)
@@ -123,63 +127,25 @@ def refuse_url(path: Path) -> None:
     )
 
 
-def find_audio(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the audio files that a list of files, folders and patterns stands for, in order, each once.
-
-    A file counts whatever its name. A folder stands for all files below it with the suffix of an audio format, sorted,
-    without hidden ones. A pattern (`*`, `?`, `[...]`, `**`) stands for what it matches. Paths that do not exist are
-    returned too, so that they are reported like any other unreadable file; so are folders that are named like an audio
-    file and contain none.
-
-    Raises:
-        ValueError: a pattern matches nothing, or a folder holds no audio file.
-    """
-    found: dict[Path, None] = {}
-    for entry in paths:
-        path = Path(entry).expanduser()
-        if path.is_dir():
-            inside = _in_folder(path)
-            if not inside and not _has_audio_name(path.name):
-                raise ValueError(
-                    f"{path}: no audio file in this folder (known suffixes: {' '.join(sorted(AUDIO_SUFFIXES))})"
-                )
-            found.update(dict.fromkeys(inside or [path]))
-        elif glob.has_magic(str(path)) and not path.exists():
-            refuse_url(path)
-            matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-            if not matches:
-                raise ValueError(f"{path}: the pattern matches no file")
-            for match in map(Path, matches):
-                found.update(dict.fromkeys(_in_folder(match) if match.is_dir() else [match]))
-        else:
-            found[path] = None
-    return list(found)
-
-
-def _has_audio_name(name: str) -> bool:
-    return Path(name).suffix.lower() in AUDIO_SUFFIXES and not name.startswith(".")
-
-
-def _in_folder(folder: Path) -> list[Path]:
-    files: list[Path] = []
-    for root, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [Path(root, name) for name in names if _has_audio_name(name)]
-        files += [Path(root, name) for name in folders if _has_audio_name(name) and not _in_folder(Path(root, name))]
-    return sorted(files)
-
-
-def path_text(path: Path) -> str:
-    """Return a path as text that every format can store (undecodable bytes are escaped)."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 @dataclass(frozen=True)
 class Skipped:
-    """A file that could not be used, and why."""
+    """A file that could not be used, and why, as text that every format can hold."""
 
     path: str
+    """The file, as `ssamba.files.path_text` writes it."""
     reason: str
+    """The reason, which names the file."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", utf8_text(self.path))
+        object.__setattr__(self, "reason", utf8_text(self.reason))
+
+    @classmethod
+    def because(cls, path: Path, error: Exception | str) -> Skipped:
+        """Return the entry of a file that an error prevents from being used; the reason begins with the file's name."""
+        reason = str(error)
+        # An error about samples that were decoded elsewhere does not know the file.
+        return cls(path_text(path), reason if reason.startswith(str(path)) else f"{path}: {reason}")
 
 
 def write_skipped(report: Path, skipped: Sequence[Skipped]) -> None:
@@ -188,3 +154,222 @@ def write_skipped(report: Path, skipped: Sequence[Skipped]) -> None:
         report.unlink(missing_ok=True)
         return
     write_csv(report, ("path", "reason"), ((entry.path, entry.reason) for entry in skipped))
+
+
+class FoundAudio(list[Path]):
+    """Audio files as they were found, in order, each once.
+
+    A file that has several names through links is listed under the first of them: in a folder that is searched, the one
+    that is no link.
+
+    Attributes:
+        skipped: folders and links that could not be followed, with the reasons.
+        other_names: pairs of the name of a file or folder, and another one under which it was found again.
+    """
+
+    def __init__(self, files: Iterable[Path] = ()):
+        super().__init__(files)
+        self.skipped: list[Skipped] = []
+        self.other_names: list[tuple[Path, Path]] = []
+
+    def renamed_files(self) -> Iterator[tuple[Path, Path]]:
+        """Yield the listed name of each file that has several, and another one; those in linked folders, too."""
+        names = sorted(map(os.fspath, self))
+        for first, other in self.other_names:
+            below = os.path.join(first, "")
+            at = bisect_left(names, os.fspath(first))
+            if at < len(names) and names[at] == os.fspath(first):
+                yield first, other
+            at = bisect_left(names, below)
+            while at < len(names) and names[at].startswith(below):
+                yield Path(names[at]), other / names[at][len(below) :]
+                at += 1
+
+
+def find_audio(paths: Iterable[str | Path]) -> FoundAudio:
+    """Return the audio files that a list of files, folders and patterns stands for, in order, each once.
+
+    A file counts whatever its name. A folder stands for all files below it with the suffix of an audio format, sorted,
+    without hidden ones. Links to files and folders are followed, but not those to a folder that holds the link. `~` at
+    the beginning is a home, if there is one of this name.
+
+    A pattern (`*`, `?`, `[...]`, `**`) stands for what it matches. A part of it that exists as it stands, such as a
+    folder `site [1]`, is no pattern, and brackets that match nothing stand for themselves.
+
+    Paths that do not exist are returned, too, so that they are reported like any other unreadable file; so are folders
+    that are named like an audio file and contain none.
+
+    Raises:
+        ValueError: a pattern matches nothing, or a folder holds no audio file.
+    """
+    search = _Search()
+    for entry in paths:
+        if not os.fspath(entry):
+            raise ValueError("expected a file, a folder or a pattern, got an empty name")
+        path, skipped_before = user_path(entry), len(search.found.skipped)
+        if os.path.lexists(path) or not glob.has_magic(os.fspath(path)):
+            if not search.add(path):
+                reasons = "; ".join(one.reason for one in search.found.skipped[skipped_before:][:_MAX_REASONS])
+                suffixes = f"known suffixes: {' '.join(sorted(AUDIO_SUFFIXES))}"
+                raise ValueError(f"{path}: no audio file in this folder ({reasons or suffixes})")
+            continue
+        matches = _expand(path)
+        if not matches:
+            refuse_url(path)
+            raise ValueError(f"{path}: the pattern matches no file")
+        contains_audio = [search.add(match) for match in matches]
+        if not any(contains_audio):
+            raise ValueError(f"{path}: the pattern matches folders without audio files")
+    return search.finish()
+
+
+def _expand(pattern: Path) -> list[Path]:
+    """Return what matches a pattern, sorted. A part that exists as it stands is taken as it is."""
+    bases = [Path(pattern.anchor)]
+    parts = pattern.parts[1:] if pattern.anchor else pattern.parts
+    for number, part in enumerate(parts, 1):
+        folders = [base for base in bases if os.path.isdir(base)]
+        literal = [folder / part for folder in folders if os.path.lexists(folder / part)]
+        if literal or not glob.has_magic(part):
+            bases = literal
+        elif part == "**" and number == len(parts):
+            bases = folders
+        elif part == "**":
+            below = _Search()
+            for folder in folders:
+                below.add(folder)
+            bases = list(map(Path, below.folders.values()))
+        else:
+            # Brackets that match nothing as a set of characters may be part of a name: `[-37.5 141.3] *.wav`.
+            bases = _matches(folders, part) or _matches(folders, part.replace("[", "[[]"))
+    return sorted(bases)
+
+
+def _matches(folders: Sequence[Path], pattern: str) -> list[Path]:
+    """Return the entries of folders that match a pattern, without hidden ones unless it asks for them."""
+    found: list[Path] = []
+    for folder in folders:
+        with suppress(OSError):
+            names = fnmatch.filter(os.listdir(folder), pattern)
+            found += [folder / name for name in names if pattern.startswith(".") or not name.startswith(".")]
+    return found
+
+
+@dataclass(frozen=True)
+class _Link:
+    """A link that was found."""
+
+    path: str
+    """Its name."""
+    came_through: tuple[str, ...]
+    """Real paths of the folder that holds it, and of those that held the links which led there."""
+
+
+class _Search:
+    """Collects audio files. Each real folder is read once, whatever the number of links to it."""
+
+    def __init__(self) -> None:
+        self.found = FoundAudio()
+        self.folders: dict[str, str] = {}
+        """Real paths of the folders that were read, and the names under which they were found."""
+        self._files: dict[str, Path] = {}
+        self._with_audio: set[str] = set()
+        """Real paths of folders that hold audio files, at any depth."""
+        self._real_path = RealPaths()
+        self._links: deque[_Link] = deque()
+        self._loops: dict[str, str] = {}
+
+    def add(self, path: Path) -> bool:
+        """Add a file, or the files below a folder, sorted; return False for a folder in which there are none."""
+        if not os.path.isdir(path):
+            self._add_file(path, self._real_path(path))
+            return True
+        before, real = len(self.found), self._real_path(path)
+        named_like_audio = self._read(os.fspath(path), real, ())
+        while self._links:  # after all that is no link, so that a file is listed under its own name
+            named_like_audio += self._follow(self._links.popleft())
+        without_audio = (Path(name) for name, folder in named_like_audio if folder not in self._with_audio)
+        self.found[before:] = sorted([*self.found[before:], *without_audio])
+        return len(self.found) > before or real in self._with_audio
+
+    def finish(self) -> FoundAudio:
+        """Return the files; links to a folder around them, which was not searched, count as skipped."""
+        for link, target in self._loops.items():
+            if target not in self.folders:
+                reason = f"{link}: is a link to {target}, a folder that holds it: not followed"
+                self.found.skipped.append(Skipped(path_text(link), reason))
+        return self.found
+
+    def _add_file(self, path: Path, real: str) -> None:
+        self._note_audio(os.path.dirname(real))
+        first = self._files.setdefault(real, path)
+        if first is path:
+            self.found.append(path)
+        elif first.absolute() != path.absolute():
+            self.found.other_names.append((first, path))
+
+    def _note_audio(self, folder: str) -> None:
+        while folder not in self._with_audio:
+            self._with_audio.add(folder)
+            folder = os.path.dirname(folder)
+
+    def _read(self, folder: str, real: str, came_through: tuple[str, ...]) -> list[tuple[str, str]]:
+        """Add all files below a folder, collect its links, and return the folders that are named like audio files.
+
+        Args:
+            folder: its name.
+            real: its real path.
+            came_through: as in `_Link`.
+
+        Returns:
+            Names and real paths.
+        """
+        named_like_audio = []
+        folders = [(folder, real)]
+        while folders:
+            folder, real = folders.pop()
+            first = self.folders.setdefault(real, folder)
+            if first is not folder:
+                if os.path.abspath(first) != os.path.abspath(folder):
+                    self.found.other_names.append((Path(first), Path(folder)))
+                continue
+            if _has_audio_name(os.path.basename(folder)):
+                named_like_audio.append((folder, real))
+            try:
+                with os.scandir(folder) as scanned:
+                    entries = [entry for entry in scanned if not entry.name.startswith(".")]
+            except OSError as error:
+                reason = f"{folder}: this folder cannot be read ({error.strerror or error})"
+                self.found.skipped.append(Skipped(path_text(folder), reason))
+                continue
+            for entry in entries:
+                if entry.is_symlink():
+                    self._links.append(_Link(entry.path, (real, *came_through)))
+                elif entry.is_dir():
+                    folders.append((entry.path, os.path.join(real, entry.name)))
+                elif _has_audio_name(entry.name):
+                    self._add_file(Path(entry.path), os.path.join(real, entry.name))
+        return named_like_audio
+
+    def _follow(self, link: _Link) -> list[tuple[str, str]]:
+        """Add the file, or the files of the folder, that a link leads to; see `_read`."""
+        named_like_audio = []
+        real = os.path.realpath(link.path)
+        if os.path.isdir(real):
+            if any(holder == real or holder.startswith(os.path.join(real, "")) for holder in link.came_through):
+                self._loops[link.path] = real
+                return []
+            named_like_audio = self._read(link.path, real, link.came_through)
+        elif _has_audio_name(os.path.basename(link.path)):
+            self._add_file(Path(link.path), real)
+        elif not os.path.exists(link.path):  # perhaps a folder on a disk that is not there
+            reason = f"{link.path}: is a link to {os.readlink(link.path)}, which does not exist"
+            self.found.skipped.append(Skipped(path_text(link.path), reason))
+        if real in self._files or real in self._with_audio:
+            for holder in link.came_through:
+                self._note_audio(holder)
+        return named_like_audio
+
+
+def _has_audio_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES and not name.startswith(".")

@@ -94,7 +94,7 @@ def efficiency(
 ) -> None:
     """Time and memory of SSAMBA and SSAST over input length, for inference and training, and where they cross.
 
-    A side that runs out of memory or exceeds its budget stops, and the others go on. Repeat the command to resume an
+    A side that runs out of memory or exceeds its budget stops, and the others continue. Repeat the command to resume an
     interrupted study.
     """
     import torch
@@ -256,7 +256,7 @@ def long(
 ) -> None:
     """Long recordings in windows against full context: time, peak memory, and agreement of their time steps.
 
-    Every pass runs in a process of its own; one that runs out of memory is reported, and the others go on. An
+    Every pass runs in a process of its own; one that runs out of memory is reported, and the others continue. An
     interrupted study keeps its results.
     """
     import torch

@@ -39,7 +39,7 @@ def manifest(
 ) -> None:
     """List recordings and their durations, read from their headers, as a manifest for training.
 
-    Repeat the command to go on after an interruption, or to bring the manifest up to date: new files are added, and
+    Repeat the command to resume after an interruption, or to update the manifest: new files are added, and
     labels, splits and groups that were added by hand stay. The columns are path, start_s, duration_s, labels (separated
     by ; in CSV), split, group. Files that cannot be read are listed with reasons in OUTPUT.skipped.csv.
     """

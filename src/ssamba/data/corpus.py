@@ -37,6 +37,7 @@ from ssamba.data.manifest import (
 )
 from ssamba.data.shard_index import ShardIndex, open_index, shard_files
 from ssamba.errors import AudioDecodeError, DataError, MissingExtraError
+from ssamba.files import folder_name, path_text, user_path
 from ssamba.hashing import digest_of, hash_bytes
 
 Samples: TypeAlias = "npt.NDArray[np.float32]"
@@ -191,7 +192,7 @@ class ManifestCorpus(Corpus):
 
     def file(self, i: int) -> str:
         """Return the path of the recording."""
-        return str(Path(self.manifest[i].path).resolve())
+        return os.path.realpath(self.manifest[i].path)
 
     def clip(self, i: int) -> CorpusClip:
         """Return the metadata of clip `i`."""
@@ -214,7 +215,7 @@ class ManifestCorpus(Corpus):
 def _clip_key(path: Path, start_s: float, root: Path | None) -> str:
     # Relative to the manifest, so that a corpus that was moved has the same keys.
     name = path.relative_to(root) if root is not None and path.is_relative_to(root) else path
-    return name.as_posix() + (f"@{start_s!r}" if start_s else "")
+    return path_text(name.as_posix()) + (f"@{start_s!r}" if start_s else "")
 
 
 def unique_names(keys: Iterable[str]) -> Iterable[str]:
@@ -476,7 +477,7 @@ def open_corpus(
         return ManifestCorpus(source.in_split(split), sample_rate_hz, name, workers)
     if not isinstance(source, str | Path) or str(source).startswith("hf:"):
         return HuggingFaceCorpus.open(source, sample_rate_hz, split)
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder. Expected a folder of audio or of tars, or a manifest")
     if path.is_file() and path.suffix in MANIFEST_SUFFIXES:
@@ -500,7 +501,7 @@ def open_corpus(
         raise DataError(str(error)) from None
     if not clips:
         raise DataError(f"{path}: no recording in it can be read. {skipped[0].reason}")
-    corpus = ManifestCorpus(Manifest(clips, path), sample_rate_hz, path.resolve().name)
+    corpus = ManifestCorpus(Manifest(clips, path), sample_rate_hz, folder_name(path))
     corpus.skipped = (*skipped, *corpus.skipped)
     return corpus
 

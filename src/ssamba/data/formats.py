@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ssamba.errors import DataError, MissingExtraError
-from ssamba.files import write_atomically
+from ssamba.files import path_text, utf8_text, write_atomically
+from ssamba.text_files import CsvTable, ListedPaths, read_csv, read_text
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 """Suffixes of the formats that can be written."""
@@ -54,26 +56,32 @@ class Clip:
             raise DataError(f"{self.path}: duration_s must be finite and above 0; got {self.duration_s}")
 
 
-def read_clips(path: Path) -> tuple[list[Clip], list[str]]:
+def read_clips(path: Path, encoding: str | None = None) -> tuple[list[Clip], list[str]]:
     """Return the clips that a file lists, and the names of the columns that were ignored.
+
+    Paths are found as `ssamba.text_files.ListedPaths` says.
+
+    Args:
+        path: the file.
+        encoding: of CSV and JSON, as for `ssamba.text_files.read_text`; None is UTF-8.
 
     Raises:
         DataError: the file is missing or damaged, or a value is invalid; the message names the line.
         MissingExtraError: the file is Parquet and pyarrow is not installed.
     """
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet, ".json": _read_official}
-    if path.suffix not in readers:
-        raise DataError(f"{path}: expected a manifest, a file that ends in {', '.join(readers)}")
+    if path.suffix not in _READERS:
+        raise DataError(f"{path}: expected a manifest, a file that ends in {', '.join(_READERS)}")
     if not path.is_file():
         raise DataError(f"{path}: no such file. Expected a manifest; `ssamba manifest FOLDER -o FILE` makes one")
-    columns, separator, records = readers[path.suffix](path)
+    columns, separator, records = _READERS[path.suffix](path, encoding)
     columns = list(columns)
     _check_columns(path, columns)
     ignored = [name for name in columns if _ALIASES.get(name, name) not in COLUMNS]
+    find = ListedPaths(path.parent, encoding)
     clips = []
     for where, record in records:
         try:
-            clips.append(_clip(path.parent, record, separator))
+            clips.append(_clip(find, record, separator))
         except DataError as error:
             raise DataError(f"{path}, {where}: {error}") from None
     return clips, ignored
@@ -92,7 +100,7 @@ def _check_columns(path: Path, columns: list[str]) -> None:
     raise DataError(f"{path}: no column 'path' (there are: {', '.join(map(str, columns)) or 'none'}){hint}")
 
 
-def _clip(folder: Path, record: Mapping[str, Any], separator: str) -> Clip:
+def _clip(find: ListedPaths, record: Mapping[str, Any], separator: str) -> Clip:
     values = {_ALIASES.get(name, name): value for name, value in record.items()}
 
     def seconds(name: str) -> float | None:
@@ -106,70 +114,84 @@ def _clip(folder: Path, record: Mapping[str, Any], separator: str) -> Clip:
 
     def text(name: str) -> str | None:
         value = values.get(name)
-        return None if value is None or value == "" else str(value)
+        return None if value is None else _name(str(value)) or None
 
     name = values.get("path")
-    if not isinstance(name, str) or not name:
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
+    if not isinstance(name, str):
         raise DataError(f"expected the path of a recording, got {name!r}")
     labels = values.get("labels")
     if labels is None:
         labels = ()
     elif isinstance(labels, str):
-        labels = tuple(part for label in labels.split(separator) if (part := label.strip()))
+        labels = tuple(part for label in labels.split(separator) if (part := _name(label)))
     elif isinstance(labels, list | tuple):
-        labels = tuple(map(str, labels))
+        labels = tuple(_name(str(label)) for label in labels)
     else:
-        labels = (str(labels),)
-    # An absolute path replaces the folder.
-    return Clip(folder / name, seconds("start_s") or 0.0, seconds("duration_s"), labels, text("split"), text("group"))
+        labels = (_name(str(labels)),)
+    start_s, duration_s = seconds("start_s") or 0.0, seconds("duration_s")
+    return Clip(find(name), start_s, duration_s, labels, text("split"), text("group"))
 
 
-def _read_csv(path: Path) -> Records:
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        columns = next(csv.reader(file), [])
+def _name(text: str) -> str:
+    """Return the name of a class, split or group without spaces around it.
 
-    def records() -> Iterator[tuple[str, Mapping[str, Any]]]:
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.DictReader(file)
-            for record in reader:
-                where = f"line {reader.line_num}"
-                if None in record:
-                    raise DataError(f"{path}, {where}: more values than the {len(columns)} columns of the first line")
-                yield where, record
-
-    return columns, LABEL_SEPARATOR, records()
+    Raises:
+        DataError: it is not valid Unicode.
+    """
+    if utf8_text(text) != text:
+        raise DataError(f"{utf8_text(text)} is not valid Unicode: write it again")
+    return text.strip()
 
 
-def _read_jsonl(path: Path) -> Records:
+def _read_csv(path: Path, encoding: str | None) -> Records:
+    table = read_csv(path, [*COLUMNS, *_ALIASES], encoding)
+    return table.columns, LABEL_SEPARATOR, _csv_records(table, encoding)
+
+
+def _csv_records(table: CsvTable, encoding: str | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    find = ListedPaths(table.path.parent, encoding)
+
+    def is_name(row: Mapping[str, str]) -> bool:
+        """Return whether the path of a row over several lines is that of a file, whose name holds a line break."""
+        return "\n" in row.get("path", "") and os.path.lexists(find(row["path"]))
+
+    for line, row in table.rows(short=True, accept=is_name):
+        if table.delimiter != ",":  # where commas do not separate columns, they may separate decimals
+            for name in ("start_s", "start", "duration_s", "duration"):
+                if re.fullmatch(r"\s*\d+,\d+\s*", row.get(name, "")):
+                    row[name] = row[name].replace(",", ".")
+        yield f"line {line}", row
+
+
+def _read_jsonl(path: Path, encoding: str | None) -> Records:
     records: list[tuple[str, Mapping[str, Any]]] = []
     columns: dict[str, None] = {}
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                message = f"{path}, line {number}: is not JSON ({error}). Expected one object on each line"
-                raise DataError(message) from None
-            if not isinstance(record, dict):
-                raise DataError(
-                    f'{path}, line {number}: expected an object such as {{"path": "a.wav"}}, got {record!r}'
-                )
-            columns.update(dict.fromkeys(record))
-            records.append((f"line {number}", record))
+    for number, line in enumerate(read_text(path, encoding).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            message = f"{path}, line {number}: is not JSON ({error}). Expected one object on each line"
+            raise DataError(message) from None
+        if not isinstance(record, dict):
+            raise DataError(f'{path}, line {number}: expected an object such as {{"path": "a.wav"}}, got {record!r}')
+        columns.update(dict.fromkeys(record))
+        records.append((f"line {number}", record))
     return columns, LABEL_SEPARATOR, records
 
 
-def _read_official(path: Path) -> Records:
+def _read_official(path: Path, encoding: str | None) -> Records:
     """Read `{"data": [{"wav": ..., "labels": "a,b"}]}`, the layout of AST, SSAST and SSAMBA."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["data"]
+        entries = json.loads(read_text(path, encoding))["data"]
         records = [
             (f"entry {number}", {**{k: v for k, v in entry.items() if k != "wav"}, "path": entry["wav"]})
             for number, entry in enumerate(entries, 1)
         ]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except json.JSONDecodeError as error:
         raise DataError(f"{path}: is not JSON ({error}). Restore it, or make a new manifest") from None
     except (KeyError, TypeError, AttributeError):
         raise DataError(
@@ -179,7 +201,7 @@ def _read_official(path: Path) -> Records:
     return dict.fromkeys(name for _, record in records for name in record) or ["path"], ",", records
 
 
-def _read_parquet(path: Path) -> Records:
+def _read_parquet(path: Path, encoding: str | None) -> Records:
     pa = require_pyarrow()
     from pyarrow import parquet
 
@@ -193,15 +215,27 @@ def _read_parquet(path: Path) -> Records:
     def records() -> Iterator[tuple[str, Mapping[str, Any]]]:
         number = 0
         for batch in file.iter_batches(_ROWS_PER_BATCH, columns=used):
-            for record in batch.to_pylist():
+            try:
+                rows = batch.to_pylist()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}, rows {number + 1} to {number + len(batch)}: text that is not UTF-8 ({error}). Write the "
+                    "column again, paths as binary"
+                ) from None
+            for record in rows:
                 number += 1
                 yield f"row {number}", record
 
     return columns, LABEL_SEPARATOR, records()
 
 
+_READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet, ".json": _read_official}
+
+
 def write_clips(path: Path, clips: Iterable[Clip]) -> None:
     """Write clips atomically in the format of the suffix; paths inside the file's folder become relative to it.
+
+    Paths are written by `ssamba.files.path_text`: bytes that are not UTF-8 are escaped, and read as they were.
 
     Raises:
         DataError: the format cannot hold a value.
@@ -211,30 +245,49 @@ def write_clips(path: Path, clips: Iterable[Clip]) -> None:
     if path.suffix == ".parquet":
         require_pyarrow()
     folder = path.parent.absolute()
-    rows = ((relative_path(c.path, folder), c.start_s, c.duration_s, c.labels, c.split, c.group) for c in clips)
+    rows = (_row(clip, folder) for clip in clips)
     write_atomically(path, lambda target: writers[path.suffix](target, rows))
 
 
-Row = tuple[str, float, float | None, tuple[str, ...], str | None, str | None]
+Row = tuple[str, float, float | None, list[str], str | None, str | None]
 """Values of a clip in the order of `COLUMNS`, as they are written."""
 
 
+def _row(clip: Clip, folder: Path) -> Row:
+    names = [None if name is None else utf8_text(name) for name in (clip.split, clip.group)]
+    labels = list(map(utf8_text, clip.labels))
+    return path_text(relative_path(clip.path, folder)), clip.start_s, clip.duration_s, labels, names[0], names[1]
+
+
 def relative_path(path: Path, folder: Path) -> str:
-    """Return a path as a manifest in `folder` (absolute) holds it: relative if below the folder, else absolute."""
-    path = Path(os.path.normpath(path.expanduser().absolute()))
-    return os.fspath(path.relative_to(folder)) if path.is_relative_to(folder) else os.fspath(path)
+    """Return a path as a manifest in `folder` (absolute) holds it: relative if below the folder, else absolute.
+
+    Links are kept as they are; separators are `/` on every system.
+    """
+    path = path.absolute()
+    if ".." in path.parts:
+        plain = Path(os.path.normpath(path))
+        path = plain if os.path.realpath(plain) == os.path.realpath(path) else Path(os.path.realpath(path))
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+
+
+def check_labels(labels: Iterable[str], suffix: str) -> None:
+    """Check that a manifest whose name ends in `suffix` can hold these names of classes.
+
+    Raises:
+        DataError: a name contains the separator of labels in CSV.
+    """
+    for label in labels:
+        if suffix == ".csv" and LABEL_SEPARATOR in label:
+            raise DataError(f"the label {label!r} contains ';', which separates labels in CSV: use .jsonl or .parquet")
 
 
 def _write_csv(target: Path, rows: Iterable[Row]) -> None:
-    with target.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with target.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for path, start_s, duration_s, labels, split, group in rows:
-            for label in labels:
-                if LABEL_SEPARATOR in label:
-                    raise DataError(
-                        f"{path}: the label {label!r} contains ';', which separates labels in CSV: use .jsonl"
-                    )
+            check_labels(labels, ".csv")
             start = repr(start_s) if start_s else ""
             duration = "" if duration_s is None else repr(duration_s)
             writer.writerow([path, start, duration, LABEL_SEPARATOR.join(labels), split, group])
@@ -243,7 +296,7 @@ def _write_csv(target: Path, rows: Iterable[Row]) -> None:
 def _write_jsonl(target: Path, rows: Iterable[Row]) -> None:
     with target.open("w", encoding="utf-8") as file:
         for path, start_s, duration_s, labels, split, group in rows:
-            values = (path, start_s or None, duration_s, list(labels) or None, split, group)
+            values = (path, start_s or None, duration_s, labels or None, split, group)
             record = {name: value for name, value in zip(COLUMNS, values, strict=True) if value is not None}
             file.write(json.dumps(record) + "\n")
 
@@ -258,11 +311,8 @@ def _write_parquet(target: Path, rows: Iterable[Row]) -> None:
     with parquet.ParquetWriter(target, schema) as writer:
         while True:
             batch = list(islice(rows, _ROWS_PER_BATCH))
-            try:
-                columns = zip(*batch, strict=True) if batch else [()] * len(types)
-                arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
-            except UnicodeEncodeError as error:
-                raise DataError(f"{error.object!r}: Parquet cannot hold a name that is not UTF-8: use .jsonl") from None
+            columns = zip(*batch, strict=True) if batch else [()] * len(types)
+            arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
             writer.write_table(pa.table(arrays, schema=schema))
             if len(batch) < _ROWS_PER_BATCH:
                 return

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ssamba.audio.decode import measure_files
 from ssamba.audio.files import Skipped, find_audio, write_skipped
-from ssamba.data.formats import COLUMNS, FORMATS, Clip, read_clips, write_clips
+from ssamba.data.formats import COLUMNS, FORMATS, Clip, check_labels, read_clips, write_clips
 from ssamba.data.manifest import (
     MANIFEST_SUFFIXES,
     Lengths,
@@ -25,9 +25,11 @@ from ssamba.data.manifest import (
     as_sources,
     list_clips,
     read_manifest,
+    read_places,
     scan_folder,
 )
 from ssamba.errors import ConfigError, DataError, Interrupted, SkippedFilesError
+from ssamba.files import user_path
 from ssamba.progress import OnProgress, format_duration
 from ssamba.worker_pool import default_workers
 
@@ -111,17 +113,20 @@ def make_manifest(
 
     Raises:
         ConfigError: `output` has another suffix, or `labels` is unknown.
-        DataError: no recording can be read; the existing manifest is damaged, or has columns that would be lost.
+        DataError: no recording can be read; the format cannot hold a label; links put a file into the folders of two
+            classes; the existing manifest is damaged, or has columns that would be lost.
         SkippedFilesError: `strict` is set and files were skipped; the manifest is written.
         Interrupted: Ctrl-C; the lengths found are kept.
         ValueError: a folder holds no audio file, or a pattern matches nothing.
     """
-    started_s, began_s, output = time.monotonic(), time.time(), Path(output).expanduser()
+    started_s, began_s, output = time.monotonic(), time.time(), user_path(output)
     check_manifest_name(output)
     if labels not in (None, "folder"):
         raise ConfigError(f"labels is 'folder' or None, got {labels!r}")
     old = [] if overwrite or not output.exists() else _read_old(output)
     files = find_audio([recordings] if isinstance(recordings, str | Path) else recordings)
+    if labels is not None:
+        check_labels({place.label for place in read_places(files) if place.label is not None}, output.suffix)
     kept = KeptLengths.beside(output)
     processes = header_workers(workers, len(files))
     finished, clips, skipped = True, list[Clip](), list[Skipped]()
@@ -180,7 +185,7 @@ def list_recordings(
             continue
         if not isinstance(source, str | Path) or str(source).startswith("hf:"):
             raise DataError(f"{source}: expected a folder of audio, a manifest or audio files")
-        path = Path(source).expanduser()
+        path = user_path(source)
         if path.suffix in MANIFEST_SUFFIXES and not path.is_dir():
             manifests.append(read_manifest(path))
             continue
@@ -350,8 +355,8 @@ class KeptLengths:
 
 
 def _key(path: Path) -> str:
-    """Return the name by which files are compared."""
-    return os.fspath(path.resolve())
+    """Return the name by which files are compared: the real path."""
+    return os.path.normcase(os.path.realpath(path))
 
 
 def _stat(file: Path) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import unicodedata
 from abc import abstractmethod
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
@@ -31,10 +32,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, overload
 import numpy as np
 
 from ssamba.audio.decode import Damaged, measure_files
-from ssamba.audio.files import Skipped, find_audio, path_text
+from ssamba.audio.files import FoundAudio, Skipped, find_audio
 from ssamba.data.formats import FORMATS, read_clips, write_clips
 from ssamba.data.formats import Clip as Clip
 from ssamba.errors import DataError, Interrupted
+from ssamba.files import RealPaths, path_text, user_path
 from ssamba.progress import OnProgress, ProgressReporter
 
 T = TypeVar("T", covariant=True)
@@ -170,16 +172,16 @@ class Manifest(LazySequence[Clip]):
         return Manifest((self[int(i)] for i in np.flatnonzero(self._splits.is_value(split))), self.source, self.notes)
 
     def check(self) -> None:
-        """Check that no clip is listed twice and that no group is divided between splits.
+        """Check that no clip is listed twice, and that no group, and no file of several names, is in several splits.
 
         Raises:
             DataError: the check fails; the message names some of the clips and groups.
         """
-        if problems := [*self._duplicates(), *self._divided_groups()]:
+        if problems := [*self._duplicates(), *self._divided_files(), *self._divided_groups()]:
             raise DataError(f"{self._name}: " + "; ".join(problems))
 
     def check_duplicates(self) -> None:
-        """Check that no clip is listed twice.
+        """Check that no clip is listed twice, also through links.
 
         Raises:
             DataError: some are; the message names some of them.
@@ -200,16 +202,38 @@ class Manifest(LazySequence[Clip]):
         return str(self.source or "the manifest")
 
     def _duplicates(self) -> list[str]:
+        real_path = RealPaths()
         first_index: dict[tuple[str, float, float], int] = {}
         duplicates: list[str] = []
         for i, path in enumerate(self._paths):
             # NaN, the duration of a whole recording, does not equal itself: -1 stands for it.
-            key = (path, float(self._starts_s[i]), float(np.nan_to_num(self._durations_s[i], nan=-1.0)))
+            key = (real_path(path), float(self._starts_s[i]), float(np.nan_to_num(self._durations_s[i], nan=-1.0)))
             if (first := first_index.setdefault(key, i)) != i:
-                duplicates.append(f"{path} (clips {first + 1} and {i + 1})")
+                names = path if path == self._paths[first] else f"{self._paths[first]} and {path}"
+                labels = [", ".join(self._labels[k]) or "none" for k in (first, i)]
+                conflict = f", labels {labels[0]} and {labels[1]}" if labels[0] != labels[1] else ""
+                duplicates.append(f"{names} (clips {first + 1} and {i + 1}{conflict})")
         if not duplicates:
             return []
         return [f"{len(duplicates)} clips are listed twice: {_some(duplicates)}. Remove one of each"]
+
+    def _divided_files(self) -> list[str]:
+        if len(self.splits) < 2:
+            return []
+        real_path = RealPaths()
+        first_index: dict[str, int] = {}
+        divided: dict[str, str] = {}
+        for i, (path, split) in enumerate(zip(self._paths, self._splits, strict=True)):
+            file = real_path(path)
+            first = first_index.setdefault(file, i)
+            if split != self._splits[first] and path != self._paths[first]:  # parts of one name are meant to be so
+                divided.setdefault(file, f"{self._paths[first]} ({self._splits[first]}) and {path} ({split})")
+        if not divided:
+            return []
+        return [
+            f"{len(divided)} recordings are in more than one split, which would leak training data into a test: "
+            f"{_some(list(divided.values()))}. Put each recording in one split"
+        ]
 
     def _divided_groups(self) -> list[str]:
         divided = [f"{group} ({', '.join(names)})" for group, names in self.divided_groups().items()]
@@ -238,23 +262,25 @@ def as_sources(data: Any) -> list[Any]:
     return sources
 
 
-def read_manifest(path: str | Path, *, check: bool = True) -> Manifest:
+def read_manifest(path: str | Path, *, encoding: str | None = None, check: bool = True) -> Manifest:
     """Read a manifest in any of the formats.
 
-    Unknown columns are ignored and named in `Manifest.notes`. In the original's JSON, labels are separated by commas,
-    as in AudioSet.
+    Columns of CSV are separated by commas, semicolons or tabs. Unknown columns are ignored and named in
+    `Manifest.notes`. In the original's JSON, labels are separated by commas, as in AudioSet.
 
     Args:
         path: a `.csv`, `.jsonl`, `.parquet` or `.json` file.
-        check: refuse clips that are listed twice, and groups that are divided between splits.
+        encoding: of CSV and JSON, such as `cp1252`; None is UTF-8 (or UTF-16, if the file says so by its first bytes).
+        check: refuse clips that are listed twice, groups that are divided between splits, and files that are in several
+            splits under several names (links).
 
     Raises:
-        DataError: the file is missing, has no `path` column or no row, a value is invalid (the message names its
-            line), or `check` fails.
+        DataError: the file is missing, has no `path` column or no row, a value is invalid or cannot be decoded (the
+            message names its line), or `check` fails.
         MissingExtraError: the file is Parquet and pyarrow is not installed.
     """
-    path = Path(path).expanduser()
-    clips, ignored = read_clips(path)
+    path = user_path(path)
+    clips, ignored = read_clips(path, encoding)
     if not clips:
         raise DataError(f"{path}: lists no recording. Make one with `ssamba manifest FOLDER -o {path.name}`")
     notes = (f"columns ignored: {', '.join(ignored)}",) if ignored else ()
@@ -275,7 +301,7 @@ def write_manifest(clips: Iterable[Clip], path: str | Path) -> None:
         DataError: the suffix is another one, or the format cannot hold a value.
         MissingExtraError: the file is Parquet and pyarrow is not installed.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.suffix not in FORMATS:
         raise DataError(f"{path}: expected a file name that ends in {', '.join(FORMATS)}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -312,7 +338,7 @@ def scan_folder(
         The clips in the order of their paths, and the files that cannot be read, with reasons.
 
     Raises:
-        ValueError: there is no audio file.
+        ValueError: there is no audio file, or links put a file into the folders of two classes or splits.
         Interrupted: `progress` returned False.
     """
     files = find_audio([source] if isinstance(source, str | Path) else source)
@@ -329,14 +355,14 @@ def list_clips(
     """Return the clips of files whose lengths are known, and the files that cannot be used; see `scan_folder`."""
     reporter, audio_s = ProgressReporter(progress, "reading headers", len(files)), 0.0
     clips: list[Clip] = []
-    skipped: list[Skipped] = []
+    skipped = list(files.skipped) if isinstance(files, FoundAudio) else []
     places = iter(read_places(files) if labels == "folder" else [])
     for done, (path, duration_s) in enumerate(lengths, start=1):
         place = next(places, Place(None))
         if not isinstance(duration_s, float):
             skipped.append(Skipped(path_text(path), str(duration_s)))
         elif labels == "folder" and place.label is None:
-            reason = "is outside every class's folder: move it into one, or make a manifest"
+            reason = f"{path}: is outside every class's folder: move it into one, or make a manifest"
             skipped.append(Skipped(path_text(path), reason))
         else:
             clips.append(Clip(path, 0.0, duration_s, () if place.label is None else (place.label,), place.split))
@@ -361,29 +387,54 @@ class Place(NamedTuple):
     """None if the recording is outside every class's folder."""
     split: str | None = None
 
+    def __str__(self) -> str:
+        return f"label {self.label}" + (f", split {self.split}" if self.split else "")
+
 
 def read_places(files: Sequence[Path]) -> list[Place]:
-    """Return the label and split of each file from the names of its folders.
+    """Return the label and split of each file from the names of its folders, as it was found: links are not resolved.
 
     The first folder below the folder that all files share is the class, `CLASS/.../a.wav`. If these first folders are
     splits (train, valid, test, or fold1, fold2, ...), the second is the class: `train/CLASS/.../a.wav`. Files that are
     all in one folder have its name as their label.
+
+    Raises:
+        DataError: links put a file (of what `find_audio` returned) into the folders of two classes or splits.
     """
-    folders = [file.absolute().parent for file in files]
-    if len(set(folders)) <= 1:
-        return [Place(folder.name) for folder in folders]
-    common = os.path.commonpath(folders)
-    below = [folder.relative_to(common).parts for folder in folders]
-    first = {parts[0].lower() for parts in below if parts}
-    if first <= _SPLITS.keys() and "train" in {_SPLITS[name] for name in first}:
-        return [_place(parts[1:], _SPLITS[parts[0].lower()] if parts else None) for parts in below]
-    if all(_FOLD.fullmatch(name) for name in first):
-        return [_place(parts[1:], parts[0] if parts else None) for parts in below]
-    return [_place(parts) for parts in below]
+    folders = [_folder(file) for file in files]
+    renamed = list(files.renamed_files()) if isinstance(files, FoundAudio) else []
+    every = [*folders, *(_folder(other) for _, other in renamed)]
+    if len(set(every)) <= 1:
+        return [Place(_label(folder.name)) for folder in folders]
+    common = os.path.commonpath(every)
+    first = {parts[0].lower() for folder in every if (parts := folder.relative_to(common).parts)}
+    has_splits = first <= _SPLITS.keys() and "train" in {_SPLITS[name] for name in first}
+    has_folds = all(_FOLD.fullmatch(name) for name in first)
+
+    def place(folder: Path) -> Place:
+        parts, split = folder.relative_to(common).parts, None
+        if parts and (has_splits or has_folds):
+            split = _SPLITS.get(parts[0].lower(), parts[0])
+            parts = parts[1:]
+        return Place(_label(parts[0]) if parts else None, split)
+
+    for file, other in renamed:
+        own, another = place(_folder(file)), place(_folder(other))
+        if None not in (own.label, another.label) and own != another:
+            raise DataError(
+                f"{file} ({own}) and {other} ({another}) are one file, through a link: remove one of them, so that it "
+                "has one label and is in one split"
+            )
+    return [place(folder) for folder in folders]
 
 
-def _place(parts: Sequence[str], split: str | None = None) -> Place:
-    return Place(parts[0] if parts else None, split)
+def _folder(file: Path) -> Path:
+    return Path(os.path.abspath(file)).parent  # noqa: PTH100 - without `..`, and without resolving links
+
+
+def _label(folder: str) -> str:
+    """Return the name of a folder as a label: text, with composed accents, as people type it (macOS divides them)."""
+    return unicodedata.normalize("NFC", path_text(folder))
 
 
 def with_durations(manifest: Manifest, workers: int = 0, damaged: Damaged = "skip") -> tuple[Manifest, list[Skipped]]:

@@ -38,7 +38,7 @@ import soundfile
 from pydantic import Field, model_validator
 
 from ssamba.audio.decode import AudioBytes, decode, stream
-from ssamba.audio.files import Skipped, path_text, write_skipped
+from ssamba.audio.files import Skipped, write_skipped
 from ssamba.audio.readers import Samples
 from ssamba.config import Config, settings_differences
 from ssamba.data.listing import list_recordings
@@ -53,7 +53,7 @@ from ssamba.errors import (
     SkippedFilesError,
     WorkerDiedError,
 )
-from ssamba.files import move_aside, write_atomically
+from ssamba.files import move_aside, path_text, user_path, write_atomically
 from ssamba.hashing import digest_of, file_checksum, hash_bytes
 from ssamba.progress import OnProgress, ProgressReporter, format_duration
 from ssamba.worker_pool import crashing_items, default_workers, map_in_processes
@@ -124,7 +124,7 @@ class ShardReport:
     elapsed_s: float = 0.0
     """Duration of the call."""
     finished: bool = True
-    """False if `progress` stopped the call; the next one goes on."""
+    """False if `progress` stopped the call; the next one resumes it."""
 
     @property
     def skipped_file(self) -> Path:
@@ -178,7 +178,7 @@ def write_shards(
     workers: int | None = None,
     progress: OnProgress | None = None,
 ) -> ShardReport:
-    """Write recordings as shards, or go on with an interrupted call of the same arguments.
+    """Write recordings as shards, or resume an interrupted call with the same arguments.
 
     Args:
         data: a manifest, a folder of audio, audio files; or a list of these.
@@ -192,7 +192,7 @@ def write_shards(
         overwrite: write anew; shards in the folder are moved to a folder beside it.
         strict: raise an error at the end if any recording was skipped.
         workers: processes, each writing one shard at a time; None means the number of cores minus one, at most 8.
-        progress: called after each shard; returning False stops, and the next call goes on.
+        progress: called after each shard; returning False stops, and the next call resumes.
 
     Raises:
         ConfigError: the settings are invalid.
@@ -201,7 +201,7 @@ def write_shards(
         SkippedFilesError: `strict` is set and recordings were skipped; the shards are written.
         Interrupted: Ctrl-C; finished shards are kept.
     """
-    started_s, folder = time.monotonic(), Path(output).expanduser()
+    started_s, folder = time.monotonic(), user_path(output)
     options = ShardSettings.parse(
         {
             "codec": codec,
@@ -355,7 +355,7 @@ def _prepare_folder(folder: Path, identity: dict[str, Any], overwrite: bool) -> 
             differences = settings_differences(begun.get("settings", {}), identity["settings"])
             differences += _other_recordings(begun.get("recordings"), identity["recordings"])
             raise OtherSettingsError(
-                f"{folder} holds other shards: {'; '.join(differences)}. Use the same data and settings to go on, "
+                f"{folder} holds other shards: {'; '.join(differences)}. Use the same data and settings to resume, "
                 "--overwrite to start anew, or another folder"
             )
         index = [] if head is None else [head["index"]]

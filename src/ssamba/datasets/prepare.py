@@ -11,6 +11,7 @@ both sides of a split, are errors, because they would leak training data into a 
 from __future__ import annotations
 
 import difflib
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssamba.audio.decode import measure_files
-from ssamba.audio.files import Skipped, path_text, write_skipped
+from ssamba.audio.files import Skipped, write_skipped
 from ssamba.data.formats import relative_path
 from ssamba.data.listing import KeptLengths, check_manifest_name, header_workers
 from ssamba.data.manifest import Clip, Manifest, read_manifest, write_manifest
@@ -35,7 +36,7 @@ from ssamba.datasets.speech_commands import SPEECH_COMMANDS_V1, SPEECH_COMMANDS_
 from ssamba.datasets.urbansound8k import URBANSOUND8K, URBANSOUND8K_SCENES
 from ssamba.datasets.voxceleb1 import VOXCELEB1
 from ssamba.errors import DataError, DatasetStructureError, OtherSettingsError, SkippedFilesError
-from ssamba.files import write_csv
+from ssamba.files import path_text, user_path, write_csv
 from ssamba.hashing import file_checksum
 from ssamba.progress import OnProgress, ProgressReporter, format_duration
 from ssamba.worker_pool import default_workers
@@ -177,7 +178,7 @@ def prepare(
     if output is None:
         prepared = _prepare(dataset, source, audio, headers, checksums, allow_leaks, workers, progress, None)
         return replace(prepared, elapsed_s=time.monotonic() - started_s)
-    output = Path(output).expanduser()
+    output = user_path(output)
     check_manifest_name(output)
     audio = audio or output.with_name(f"{output.stem}_audio")
     with KeptLengths.beside(output) as kept:
@@ -201,7 +202,7 @@ def _is_unchanged(output: Path, clips: Sequence[Clip]) -> bool:
     """
 
     def rows(clips: Iterable[Clip]) -> set[Clip]:
-        return {replace(clip, path=clip.path.resolve()) for clip in clips}
+        return {replace(clip, path=Path(os.path.realpath(clip.path))) for clip in clips}
 
     before, now = rows(read_manifest(output, check=False)), rows(clips)
     lost = sorted(before - now, key=lambda clip: (str(clip.path), clip.start_s))
@@ -226,7 +227,7 @@ def _prepare(
 ) -> Prepared:
     """List the clips of a data set, write new recordings if it is made of others, and check leaks; see `prepare`."""
     dataset = find_dataset(name)
-    source = Path(source).expanduser()
+    source = user_path(source)
     expected = f"Expected ({dataset.reference}):\n{dataset.structure}"
     if not source.is_dir():
         raise DatasetStructureError(f"{source} is not a folder. {expected}")
@@ -251,7 +252,7 @@ def _prepare(
     notes += [*leaks, *_differences(clips, counts, dataset)]
     if dataset.render is not None and audio is not None:
         processes = default_workers() if workers is None else workers
-        clips, failed = dataset.render(clips, Path(audio).expanduser(), processes, progress)
+        clips, failed = dataset.render(clips, user_path(audio), processes, progress)
         damaged += failed
     return Prepared(dataset, clips, listing.classes, listing.codes, missing, damaged, notes, counts)
 
@@ -387,7 +388,7 @@ def write_prepared(prepared: Prepared, output: str | Path) -> list[Path]:
         DataError: the suffix is not a manifest's, or the format cannot hold a value.
         MissingExtraError: the file is Parquet and pyarrow is not installed.
     """
-    output = Path(output).expanduser()
+    output = user_path(output)
     write_manifest(prepared.clips, output)
     codes = prepared.codes or ("",) * len(prepared.classes)
     classes = [(i, *row) for i, row in enumerate(zip(prepared.classes, codes, strict=True))]

@@ -18,10 +18,11 @@ from functools import partial
 from pathlib import Path
 
 from ssamba.audio.decode import duration_or_error
-from ssamba.audio.files import Skipped, path_text
+from ssamba.audio.files import Skipped
 from ssamba.data.manifest import Clip
 from ssamba.datasets.dataset import Listing, PublicDataset, files_in, find_root, read_lines, subfolders
 from ssamba.errors import DataError, DatasetStructureError
+from ssamba.files import path_text
 
 _COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 _OTHERS = (

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssamba.audio.decode import decode
-from ssamba.audio.files import Skipped, path_text
+from ssamba.audio.files import Skipped
 from ssamba.data.manifest import Clip
 from ssamba.datasets.dataset import (
     Listing,
@@ -30,7 +30,7 @@ from ssamba.datasets.dataset import (
     whole_number,
 )
 from ssamba.errors import DataError, Interrupted, WorkerDiedError
-from ssamba.files import write_atomically
+from ssamba.files import path_text, write_atomically
 from ssamba.progress import OnProgress, ProgressReporter
 from ssamba.worker_pool import map_in_processes
 

@@ -37,6 +37,7 @@ from ssamba.data.formats import LABEL_SEPARATOR
 from ssamba.errors import SuiteError
 from ssamba.evaluation.task import Task
 from ssamba.events import EVENT_METRICS, Event, Smoothing
+from ssamba.files import folder_name
 
 METADATA = "task_metadata.json"
 VOCABULARY = "labelvocabulary.csv"
@@ -58,7 +59,7 @@ class _Recording(NamedTuple):
 def find_hear(folder: Path) -> dict[str, Path]:
     """Return the task folders at most three levels below `folder`, or `folder` itself, by name."""
     found = [path.parent for depth in range(_MAX_DEPTH + 1) for path in folder.glob("*/" * depth + METADATA)]
-    return {path.resolve().name: path for path in sorted(found)}
+    return {folder_name(path): path for path in sorted(found)}
 
 
 def unscored(folder: Path) -> str | None:
@@ -100,7 +101,7 @@ def read_hear_task(folder: Path) -> Task:
     valid = splits == "valid"
     vocabulary = [path for path in [folder / VOCABULARY] if path.is_file()]
     task = Task(
-        folder.resolve().name, folder / METADATA, folder, clips, clips, np.where(valid, "train", splits), clips,
+        folder_name(folder), folder / METADATA, folder, clips, clips, np.where(valid, "train", splits), clips,
         valid=valid, beside=(*files, *vocabulary),
     )  # fmt: skip
     several = metadata.get("prediction_type") == "multilabel"

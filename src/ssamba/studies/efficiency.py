@@ -305,7 +305,7 @@ def _measure(
             peaks[job.side] = peak, total
         except (RuntimeError, MemoryError) as error:  # includes torch.OutOfMemoryError
             stopped[job.side] = "out of memory"
-            if not is_out_of_memory(error):  # the other sides go on, unless all fail
+            if not is_out_of_memory(error):  # the other sides continue, unless all fail
                 stopped[job.side] = f"failed: {error}"
                 num_errors += 1
                 if num_errors == len(jobs):

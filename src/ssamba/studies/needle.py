@@ -17,6 +17,7 @@ Shapes: S samples, K time steps, D channels.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,11 +31,12 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 
 from ssamba.audio.decode import decode
-from ssamba.audio.files import Skipped, path_text
+from ssamba.audio.files import Skipped
 from ssamba.config import Config
 from ssamba.embedder import Embedder
 from ssamba.embedding import EmbedOptions
 from ssamba.errors import DataError
+from ssamba.files import path_text
 from ssamba.hashing import digest_of
 from ssamba.studies.harness import Progress, environment, environment_changes, is_out_of_memory
 from ssamba.studies.recordings import (
@@ -209,12 +211,12 @@ def choose_needles(
         candidates = [haystack[i] for i in rng.permutation(len(haystack))]
         most = min(most, len(candidates) // 2)
     chosen: list[Needle] = []
-    taken: set[Path] = set()
+    taken: set[str] = set()
     unusable: list[Skipped] = []
     for path in candidates:
         if len(chosen) == most:
             break
-        taken.add(path.resolve())
+        taken.add(os.path.realpath(path))
         try:
             wave = decode(path, sample_rate_hz=sample_rate_hz)
             wave = loudest_segment(wave, round(options.needle_s * sample_rate_hz))
@@ -223,7 +225,7 @@ def choose_needles(
             chosen.append(Needle(path.stem, fade_ends(normalize_level(wave), sample_rate_hz)))
         except (ValueError, OSError) as error:
             unusable.append(skipped_recording(path, error))
-    rest = [path for path in haystack if path.resolve() not in taken]
+    rest = [path for path in haystack if os.path.realpath(path) not in taken]
     if not chosen or not rest:
         what = "no needle can be used" if not chosen else "nothing is left for the haystack"
         reasons = "".join(f"; {entry.reason}" for entry in unusable[:3])
