@@ -38,7 +38,11 @@ class DatasetStructureError(DataError):
 
 
 class WorkerDiedError(SsambaError, RuntimeError):
-    """A worker process died while it worked, as when a codec crashes."""
+    """Worker processes died while they worked on an item; the message says whether it is to blame, and what to do."""
+
+
+class WorkerStartError(SsambaError, RuntimeError):
+    """Worker processes cannot start; the message says why. No item is to blame."""
 
 
 class OutputInUseError(SsambaError, ValueError):
