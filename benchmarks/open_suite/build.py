@@ -337,9 +337,7 @@ def _made(
 ) -> Iterator[tuple[Source, str, bytes]]:
     for done, (source, made) in enumerate(map_in_processes(make_clip, sources, workers), 1):
         on_clip(done)
-        if isinstance(made, WorkerDiedError):
-            skipped.append(Skipped(source.name, f"{source.name}: the decoder crashed on it, so it is damaged"))
-        elif isinstance(made, AudioDecodeError):
+        if isinstance(made, WorkerDiedError | AudioDecodeError):
             skipped.append(Skipped(source.name, f"{source.name}: {made}"))
         else:
             yield source, *made

@@ -34,8 +34,9 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -457,23 +458,55 @@ def _preparation(function: Callable[[Any], Any]) -> bytes:
             'script starts workers again: put its calls under `if __name__ == "__main__":`, or use workers=0'
         )
     pickled = pickle.dumps(function)
-    main: dict[str, str] = {}
-    if b"__main__" in pickled:
-        module = sys.modules["__main__"]
-        path = getattr(module, "__file__", None)
-        if module.__spec__ is not None:
-            main = {"init_main_from_name": module.__spec__.name}
-        elif path is not None and Path(path).is_file():
-            main = {"init_main_from_path": os.path.abspath(path)}  # noqa: PTH100
-        else:
-            raise WorkerStartError(
-                "worker processes cannot find functions and classes that are defined in a notebook or on standard "
-                "input: put them into a module, or use workers=0"
-            )
+    main = _main_to_import(pickled)
     content = pickle.dumps((main, pickled))
     # As in the parent, also if it has changed its folder since.
     path_list = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100
     return pickle.dumps(path_list) + _LENGTH.pack(len(content)) + content
+
+
+def _main_to_import(pickled: bytes) -> dict[str, str]:
+    """Return how a process finds the running script; empty if `pickled` holds nothing that is defined in it.
+
+    Raises:
+        WorkerStartError: it does, and the script cannot be imported.
+    """
+    if b"__main__" not in pickled:
+        return {}
+    module = sys.modules["__main__"]
+    path = getattr(module, "__file__", None)
+    if module.__spec__ is not None:
+        return {"init_main_from_name": module.__spec__.name}
+    if path is not None and Path(path).is_file():
+        return {"init_main_from_path": os.path.abspath(path)}  # noqa: PTH100
+    raise WorkerStartError(
+        "worker processes cannot find functions and classes that are defined in a notebook or on standard input: put "
+        "them into a module, or use workers=0"
+    )
+
+
+@contextmanager
+def starting_processes(*needed: Any) -> Iterator[None]:
+    """Let processes that `multiprocessing` starts inside (torch's loading workers) start like those of this module.
+
+    They do not run the script again, unless one of the objects `needed` is defined in it, and ignore Ctrl-C, which the
+    parent handles.
+
+    Raises:
+        WorkerStartError: one of the objects is defined where a process cannot find it.
+    """
+    main = sys.modules["__main__"].__dict__
+    hidden: dict[str, Any] = {}
+    if not _main_to_import(bytes(ForkingPickler.dumps(needed))):
+        hidden = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if hasattr(signal, "pthread_sigmask") else None
+    main.update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        main.update(hidden)
+        if blocked is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _send(file: IO[bytes], content: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 
 import numpy as np
@@ -106,15 +107,19 @@ def test_a_batch_of_broken_clips_is_empty_but_not_dropped():
     assert len(list(WaveLoader([corpus], few, rank=5, world_size=8).batches(0))) == 3
 
 
-def test_a_clip_that_crashes_a_worker_is_left_out():
-    corpus = CrashingCorpus(np.full(12, 1.0), broken=(3,))
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(signal.SIGKILL, "the process was killed (out of memory?)"), (signal.SIGABRT, "it crashes the decoder (SIGABRT)")],
+)
+def test_a_clip_that_ends_a_worker_is_left_out(number, reason):
+    corpus = CrashingCorpus(np.full(12, 1.0), broken=(3,), signal_number=number)
     plan = Plan(PlanConfig(batch_size=2, short_clips="pad"), [corpus])
     loader = WaveLoader([corpus], plan, workers=1, prefetch=1)
     batches = list(loader.batches(0))
     assert len(batches) == 6
     skipped = dict(entry for batch in batches for entry in batch.skipped)
     assert skipped.keys() == {corpus.key(3), corpus.key(7)}
-    assert "crashed" in skipped[corpus.key(7)]
+    assert skipped[corpus.key(7)].startswith(f"{corpus.key(7)}: {reason}")
     assert sum(map(len, batches)) == 10
     again = list(loader.batches(1))
     assert sum(map(len, again)) == 10, "it is not touched again"

@@ -351,7 +351,7 @@ def measure_files(
 
 def _duration(path: Path, result: Measured | WorkerDiedError) -> float | Exception:
     if isinstance(result, WorkerDiedError):
-        return _crashed(path)
+        return _died(path, result)
     if result.remark is not None:
         remark(result.remark)
     return result.duration_s
@@ -375,15 +375,15 @@ def decode_files(
     work = partial(_decode_file, sample_rate_hz=sample_rate_hz, damaged=damaged)
     for path, result in map_in_processes(work, paths, workers):
         if isinstance(result, WorkerDiedError):
-            yield path, _crashed(path)
+            yield path, _died(path, result)
             continue
         for found in result.remarks:
             remark(found)
         yield path, result.decoded
 
 
-def _crashed(path: Path) -> AudioDecodeError:
-    return AudioDecodeError(f"{path}: the decoder crashed on this file, so it is damaged: re-encode or leave it out")
+def _died(path: Path, error: WorkerDiedError) -> AudioDecodeError:
+    return AudioDecodeError(f"{path}: {error}")
 
 
 class _Result(NamedTuple):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -12,12 +11,11 @@ import numpy.typing as npt
 
 from ssamba.audio.files import Skipped
 from ssamba.data.corpus import Corpus, CorpusClip, Samples, past_the_end, read_or_error
-from ssamba.errors import AudioDecodeError, DataError, WorkerDiedError
-from ssamba.worker_pool import map_in_processes, run_alone
+from ssamba.errors import DataError, WorkerDiedError
+from ssamba.worker_pool import map_in_processes
 
 _FULL_SCALE = 32767.0
 _LIMIT_GB = 8.0
-_CHUNK_S = 300.0
 
 Pcm: TypeAlias = "npt.NDArray[np.int16]"
 
@@ -44,7 +42,7 @@ class CachedCorpus(Corpus):
             corpus: what to decode.
             limit_gb: the most memory it may take, in 10^9 bytes.
             workers: processes that decode; 0 decodes in this process.
-            on_progress: called after each chunk with the number of finished clips and of all clips.
+            on_progress: called after each clip with the number of finished clips and of all clips.
 
         Raises:
             DataError: the corpus exceeds the limit, or no clip can be decoded.
@@ -61,19 +59,18 @@ class CachedCorpus(Corpus):
         clips: list[CorpusClip] = []
         skipped = list(corpus.skipped)
         ends = [0]
-        for chunk, decoded in map_in_processes(partial(_decode_all, corpus), _chunks(corpus), workers, ahead=2):
-            if isinstance(decoded, WorkerDiedError):  # a codec crashed on one of the clips
-                decoded = [_decode_alone(corpus, i) for i in chunk]
-            for i, pcm in zip(chunk, decoded, strict=True):
-                if isinstance(pcm, Exception):
-                    skipped.append(Skipped(corpus.key(i), str(pcm)))
-                else:
-                    pcm = pcm[: room[i]]
-                    self._pcm[ends[-1] : ends[-1] + len(pcm)] = pcm
-                    ends.append(ends[-1] + len(pcm))
-                    clips.append(corpus.clip(i))
+        for i, pcm in map_in_processes(partial(_decode, corpus), range(len(corpus)), workers):
+            if isinstance(pcm, WorkerDiedError):
+                skipped.append(Skipped(corpus.key(i), f"{corpus.key(i)}: {pcm}"))
+            elif isinstance(pcm, Exception):
+                skipped.append(Skipped(corpus.key(i), str(pcm)))
+            else:
+                pcm = pcm[: room[i]]
+                self._pcm[ends[-1] : ends[-1] + len(pcm)] = pcm
+                ends.append(ends[-1] + len(pcm))
+                clips.append(corpus.clip(i))
             if on_progress is not None:
-                on_progress(chunk[-1] + 1, len(corpus))
+                on_progress(i + 1, len(corpus))
         if not clips:
             raise DataError(f"{corpus.name}: no clip can be decoded. {skipped[0].reason if skipped else 'It is empty'}")
         self._ends, self._clips, self.skipped = np.array(ends, np.int64), clips, tuple(skipped)
@@ -99,26 +96,8 @@ class CachedCorpus(Corpus):
         return samples
 
 
-def _chunks(corpus: Corpus) -> Iterator[range]:
-    """Yield ranges of clips for the workers; each is long, because the corpus is pickled with every one of them."""
-    chunk_of = np.floor(np.cumsum(corpus.seconds) / _CHUNK_S)
-    bounds = [0, *(np.flatnonzero(np.diff(chunk_of)) + 1).tolist(), len(corpus)]
-    return (range(first, stop) for first, stop in pairwise(bounds))
-
-
-def _decode_all(corpus: Corpus, chunk: range) -> list[Pcm | Exception]:
-    return [_decode(corpus, i) for i in chunk]
-
-
 def _decode(corpus: Corpus, i: int) -> Pcm | Exception:
     samples = read_or_error(corpus, i)
     if isinstance(samples, Exception):
         return samples
     return np.round(np.clip(samples, -1.0, 1.0) * _FULL_SCALE).astype(np.int16)
-
-
-def _decode_alone(corpus: Corpus, i: int) -> Pcm | Exception:
-    pcm = run_alone(partial(_decode, corpus), i)
-    if isinstance(pcm, WorkerDiedError):
-        return AudioDecodeError(f"{corpus.key(i)}: the decoder crashed on this clip: re-encode it or leave it out")
-    return pcm

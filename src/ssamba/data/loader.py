@@ -6,7 +6,7 @@
 
 A batch is the same for any number of workers. Workers do not hold the plan: the rows of each batch are sent to them, so
 they persist over epochs. A clip that cannot be read is left out of its batch and listed in `skipped`; so is a clip that
-crashes a worker, after which the workers are restarted.
+ends a worker process, after which the workers are restarted.
 
 Features are computed from the waves by the training step, on the model's device. Shapes: B sequences, S samples.
 """
@@ -18,6 +18,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -28,11 +29,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssamba.data.corpus import Corpus, Samples, read_or_error
 from ssamba.data.mixing import Backgrounds, Mixed, Mixup, add_background, choose_background, choose_partner, mix
-from ssamba.data.plan import BatchPlan, Crop, EpochPlan, Plan, crashing_crops
-from ssamba.errors import AudioDecodeError, DataError
+from ssamba.data.plan import BatchPlan, Crop, EpochPlan, Plan, crops_that_kill
+from ssamba.errors import DataError
+from ssamba.worker_pool import starting_processes
 
 StartMethod = Literal["spawn", "forkserver", "fork"]
-Item: TypeAlias = tuple[BatchPlan, int, frozenset[tuple[int, int]]]
+Unusable: TypeAlias = "dict[tuple[int, int], str]"
+"""Clips (corpus, index) that must not be read, with the reasons."""
+Item: TypeAlias = tuple[BatchPlan, int, Unusable]
 """Work for a worker: the rows of a batch, its padded length in samples, and the clips that must not be read."""
 
 _MAX_DEATHS = 3
@@ -91,7 +95,7 @@ def read_batch(
     corpora: Sequence[Corpus],
     rows: BatchPlan,
     padded_samples: int,
-    crashing: frozenset[tuple[int, int]] = frozenset(),
+    unusable: Unusable | None = None,
     backgrounds: Backgrounds | None = None,
     mixup: Mixup | None = None,
 ) -> WaveBatch:
@@ -101,10 +105,11 @@ def read_batch(
         corpora: as the plan numbers them.
         rows: the sequences.
         padded_samples: S.
-        crashing: clips (corpus, index) that must not be read.
+        unusable: clips (corpus, index) that must not be read, with the reasons.
         backgrounds: backgrounds to mix under the sequences, if any.
         mixup: mixup of waves and labels, if any.
     """
+    unusable = unusable or {}
     waves = np.zeros((len(rows), padded_samples), np.float32)
     samples: list[int] = []
     seeds: list[int] = []
@@ -118,8 +123,10 @@ def read_batch(
         clips = []
         for crop in sequence:
             corpus = corpora[crop.corpus]
-            crashes = (crop.corpus, crop.index) in crashing
-            part = _CRASHED if crashes else read_or_error(corpus, crop.index, crop.start_s, crop.seconds)
+            if (reason := unusable.get((crop.corpus, crop.index))) is not None:
+                skipped.append((corpus.key(crop.index), f"{corpus.key(crop.index)}: {reason}"))
+                continue
+            part = read_or_error(corpus, crop.index, crop.start_s, crop.seconds)
             if isinstance(part, Exception):
                 skipped.append((corpus.key(crop.index), str(part)))
             else:
@@ -129,9 +136,9 @@ def read_batch(
             continue
         joined = np.concatenate(parts)
         if backgrounds is not None:
-            joined = add_background(joined, sequence[0], corpora, backgrounds, crashing)
+            joined = add_background(joined, sequence[0], corpora, backgrounds, unusable)
         if mixup is not None:
-            joined, other = mix(joined, sequence[0], corpora, mixup, crashing)
+            joined, other = mix(joined, sequence[0], corpora, mixup, unusable)
             mixed.append(other)
         waves[len(samples), : len(joined)] = joined
         samples.append(len(joined))
@@ -149,9 +156,6 @@ def read_batch(
         tuple(skipped),
         tuple(mixed),
     )
-
-
-_CRASHED = AudioDecodeError("the decoder crashed on this clip: re-encode it or leave it out")
 
 
 class WaveLoader:
@@ -181,8 +185,8 @@ class WaveLoader:
             workers: processes that read; 0 reads in this process, as do corpora that are all in memory.
             prefetch: batches that each worker prepares ahead.
             pin_memory: page-locked memory for copies to a GPU; None: if there is a GPU.
-            start_method: how workers start. Except with `fork`, a script needs `if __name__ == "__main__":`. `fork` is
-                faster and shares the corpora's memory, but may hang if threads are running.
+            start_method: how workers start. `fork` is faster and shares the corpora's memory, but may hang if threads
+                are running. With the others, a script that defines a corpus class needs `if __name__ == "__main__":`.
             backgrounds: backgrounds to mix under the sequences, if any.
             mixup: mixup of waves and labels, if any.
 
@@ -199,7 +203,7 @@ class WaveLoader:
         self._prefetch, self._start_method = prefetch, start_method
         self._backgrounds, self._mixup = backgrounds, mixup
         self._pin = torch.cuda.is_available() if pin_memory is None else pin_memory
-        self._crashing: frozenset[tuple[int, int]] = frozenset()
+        self._unusable: Unusable = {}
         self._order = _Order()
         self._loader = self._make_loader()
 
@@ -225,19 +229,20 @@ class WaveLoader:
                 if not _is_death(error):
                     raise
             del self._loader
-            found = self._find_crashing(epoch, next_batch)
-            self._crashing |= found
+            found = self._find_unusable(epoch, next_batch)
+            self._unusable = {**self._unusable, **found}
             deaths = 0 if found else deaths + 1
             if deaths == _MAX_DEATHS:
                 raise DataError(
-                    f"loading workers were killed {deaths} times, and no clip is the reason. If memory is short, use "
-                    "fewer workers, a smaller prefetch or smaller batches; in a container, allow more shared memory"
+                    f"loading workers could not start, or were killed, {deaths} times, and no clip is the reason. If "
+                    "memory is short, use fewer workers, a smaller prefetch or smaller batches; in a container, allow "
+                    "more shared memory; workers=0 reads in this process"
                 )
             self._loader = self._make_loader()
 
     def _items(self, epoch: EpochPlan, start_batch: int) -> Iterator[Item]:
         for k in range(start_batch, len(epoch)):
-            yield epoch.rows(k, self.rank, self.world_size), epoch.padded_samples(k), self._crashing
+            yield epoch.rows(k, self.rank, self.world_size), epoch.padded_samples(k), self._unusable
 
     def _iterator(self) -> Iterator[WaveBatch]:
         """Iterate over the loader, without the signal handler that its first start installs.
@@ -245,22 +250,22 @@ class WaveLoader:
         That handler raises an error wherever this process is when a worker dies, perhaps in the middle of a step.
         Waiting for the next batch notices a death soon enough.
         """
-        if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-            return iter(self._loader)
-        before = signal.getsignal(signal.SIGCHLD)
-        iterator = iter(self._loader)
+        is_main = threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(signal.SIGCHLD) if is_main and hasattr(signal, "SIGCHLD") else None
+        with starting_processes(self._loader.dataset) if self._workers else nullcontext():
+            iterator = iter(self._loader)
         if before is not None:
             signal.signal(signal.SIGCHLD, before)
         return iterator
 
-    def _find_crashing(self, epoch: EpochPlan, next_batch: int) -> frozenset[tuple[int, int]]:
-        """Try the clips of the batches that were being read, and return those that crash a process."""
+    def _find_unusable(self, epoch: EpochPlan, next_batch: int) -> Unusable:
+        """Try the clips of the batches that were being read, and return those that end a process."""
         ahead = range(next_batch, min(len(epoch), next_batch + self._workers * (self._prefetch + 1)))
         rows = [row for k in ahead for row in epoch.rows(k, self.rank, self.world_size)]
         suspects = [crop for row in rows for crop in self._crops_read_for(row)]
-        suspects = [crop for crop in suspects if (crop.corpus, crop.index) not in self._crashing]
-        found = crashing_crops(self._corpora, suspects)
-        return frozenset((crop.corpus, crop.index) for crop in found)
+        suspects = [crop for crop in suspects if (crop.corpus, crop.index) not in self._unusable]
+        found = crops_that_kill(self._corpora, suspects)
+        return {(crop.corpus, crop.index): str(reason) for crop, reason in found.items()}
 
     def _crops_read_for(self, row: Sequence[Crop]) -> Iterator[Crop]:
         """Yield the crops of a sequence, and the clips that are mixed into it."""

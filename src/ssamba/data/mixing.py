@@ -9,7 +9,7 @@ of the sequence's first crop alone, so a mixture is the same for any number of w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -93,7 +93,7 @@ def add_background(
     crop: Crop,
     corpora: Sequence[Corpus],
     settings: Backgrounds,
-    crashing: frozenset[tuple[int, int]] = frozenset(),
+    unusable: Collection[tuple[int, int]] = (),
 ) -> Samples:
     """Mix a part of another clip under a sequence, unless its seed chooses none.
 
@@ -105,13 +105,13 @@ def add_background(
         crop: its first crop.
         corpora: as the plan numbers them.
         settings: how often and how loud.
-        crashing: clips (corpus, index) that must not be read.
+        unusable: clips (corpus, index) that must not be read.
 
     Returns:
         The mixture (samples,).
     """
     chosen = choose_background(crop, corpora, settings)
-    other = None if chosen is None or chosen[:2] in crashing else _read(chosen, corpora, len(wave))
+    other = None if chosen is None or chosen[:2] in unusable else _read(chosen, corpora, len(wave))
     if chosen is None or other is None:
         return wave
     level, other_level = _rms(wave), _rms(other)
@@ -128,7 +128,7 @@ def mix(
     crop: Crop,
     corpora: Sequence[Corpus],
     settings: Mixup,
-    crashing: frozenset[tuple[int, int]] = frozenset(),
+    unusable: Collection[tuple[int, int]] = (),
 ) -> tuple[Samples, Mixed | None]:
     """Mix another clip of any corpus into a sequence, unless its seed chooses none.
 
@@ -138,7 +138,7 @@ def mix(
     Arguments are those of `add_background`. Returns the mixture (samples,) and the other clip, or `wave` and None.
     """
     chosen = choose_partner(crop, corpora, settings)
-    other = None if chosen is None or chosen[:2] in crashing else _read(chosen, corpora, len(wave))
+    other = None if chosen is None or chosen[:2] in unusable else _read(chosen, corpora, len(wave))
     if chosen is None or other is None:
         return wave, None
     mixed = (wave - wave.mean()) * np.float32(1 - chosen.amount)

@@ -31,9 +31,9 @@ from pydantic import Field
 from ssamba.config import Config
 from ssamba.data.corpus import Corpus, read_or_error
 from ssamba.data.manifest import LazySequence
-from ssamba.errors import DataError
+from ssamba.errors import DataError, WorkerDiedError
 from ssamba.hashing import digest_of, splitmix64
-from ssamba.worker_pool import crashing_items
+from ssamba.worker_pool import map_in_processes
 
 Ints: TypeAlias = "npt.NDArray[np.int64]"
 Hashes: TypeAlias = "npt.NDArray[np.uint64]"
@@ -93,14 +93,14 @@ SequencePlan: TypeAlias = tuple[Crop, ...]
 BatchPlan: TypeAlias = tuple[SequencePlan, ...]
 
 
-def crashing_crops(corpora: Sequence[Corpus], crops: Sequence[Crop]) -> list[Crop]:
-    """Return those crops that crash a process that reads them. The processes load no torch, so they start quickly."""
-    return crashing_items(partial(_read_all, corpora), crops)
+def crops_that_kill(corpora: Sequence[Corpus], crops: Sequence[Crop]) -> dict[Crop, WorkerDiedError]:
+    """Return those crops that end a process that reads them, with the reasons; the processes load no torch."""
+    results = map_in_processes(partial(_read_crop, corpora), crops, 1)
+    return {crop: result for crop, result in results if isinstance(result, WorkerDiedError)}
 
 
-def _read_all(corpora: Sequence[Corpus], crops: Sequence[Crop]) -> None:
-    for crop in crops:
-        read_or_error(corpora[crop.corpus], crop.index, crop.start_s, crop.seconds)
+def _read_crop(corpora: Sequence[Corpus], crop: Crop) -> None:
+    read_or_error(corpora[crop.corpus], crop.index, crop.start_s, crop.seconds)
 
 
 @dataclass(frozen=True)

@@ -220,8 +220,7 @@ def _scan(files: Sequence[Path], workers: int) -> tuple[list[Member], list[Skipp
     skipped: list[Skipped] = []
     for path, result in map_in_processes(scan_tar, files, min(workers, len(files)), ahead=1):
         if isinstance(result, WorkerDiedError):
-            reason = f"{path}: a codec crashed on a member of this tar, so it is damaged: write it again"
-            skipped.append(Skipped(str(path), reason))
+            skipped.append(Skipped(str(path), f"{path}: a member of this tar cannot be read: {result}"))
         else:
             members += result[0]
             skipped += result[1]

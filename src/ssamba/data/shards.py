@@ -27,7 +27,8 @@ import shutil
 import tarfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -56,7 +57,7 @@ from ssamba.errors import (
 from ssamba.files import move_aside, path_text, user_path, write_atomically
 from ssamba.hashing import digest_of, file_checksum, hash_bytes
 from ssamba.progress import OnProgress, ProgressReporter, format_duration
-from ssamba.worker_pool import crashing_items, default_workers, map_in_processes
+from ssamba.worker_pool import default_workers, map_in_processes
 
 _RECORDS = ".records"
 _OPUS_RATES_HZ = (8_000, 12_000, 16_000, 24_000, 48_000)
@@ -151,8 +152,8 @@ class _Job:
     clips: tuple[tuple[int, Clip], ...]
     """Clips with their numbers in the manifest."""
     settings: ShardSettings
-    crashing: frozenset[int] = frozenset()
-    """Numbers of clips that must not be read."""
+    unusable: Mapping[int, str] = field(default_factory=dict)
+    """Numbers of clips that must not be read, with the reasons."""
 
     @property
     def path(self) -> Path:
@@ -292,7 +293,7 @@ def _write_missing(
         if not finish(job, record):
             return False
     for job, record in map_in_processes(_write_shard, remaining, min(workers, len(remaining)), ahead=2):
-        if not finish(job, _write_without_crashing(job) if isinstance(record, WorkerDiedError) else record):
+        if not finish(job, _write_without_killers(job) if isinstance(record, WorkerDiedError) else record):
             return False
     return True
 
@@ -415,8 +416,8 @@ def _write_shard(job: _Job) -> dict[str, Any]:
         with temporary.open("wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
             for number, clip in job.clips:
                 try:
-                    if number in job.crashing:
-                        raise AudioDecodeError(f"{clip.path}: the decoder crashed on this file: leave it out")
+                    if number in job.unusable:
+                        raise AudioDecodeError(f"{clip.path}: {job.unusable[number]}")
                     parts = list(_encoded_pieces(clip, job.settings))
                 except (ValueError, OSError) as error:
                     skipped.append((path_text(clip.path), str(error)))
@@ -473,23 +474,24 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     return tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
-def _write_without_crashing(job: _Job) -> dict[str, Any]:
-    """Write a shard on which a worker died, without the clips that crash a process."""
-    crashing = crashing_items(_decode_all, job.clips)
-    if not crashing:
+def _write_without_killers(job: _Job) -> dict[str, Any]:
+    """Write a shard on which workers died, without the clips that end a process."""
+    unusable = {
+        number: str(result)
+        for (number, _), result in map_in_processes(_decode_clip, job.clips, 1)
+        if isinstance(result, WorkerDiedError)
+    }
+    if not unusable:
         raise DataError(
-            f"{job.path}: the worker that wrote it died, and no recording is the reason: if memory is short, use fewer "
-            "workers; then run the command again, which resumes here"
+            f"{job.path}: the workers that wrote it died, and no recording is the reason: if memory is short, use "
+            "fewer workers; then run the command again, which goes on here"
         )
-    return _write_shard(dataclasses.replace(job, crashing=frozenset(number for number, _ in crashing)))
+    return _write_shard(dataclasses.replace(job, unusable=unusable))
 
 
-def _decode_all(clips: Sequence[tuple[int, Clip]]) -> None:
-    for _, clip in clips:
-        try:
-            deque(_pieces(clip, 16_000, 30.0), maxlen=0)
-        except Exception:
-            continue
+def _decode_clip(numbered: tuple[int, Clip]) -> None:
+    with suppress(Exception):  # only what ends the process matters here
+        deque(_pieces(numbered[1], 16_000, 30.0), maxlen=0)
 
 
 def _write_record(path: Path, record: dict[str, Any]) -> None:

@@ -86,7 +86,7 @@ def render_scenes(
     skipped: list[Skipped] = []
     for fold, result in map_in_processes(_render_fold, folds, min(workers, len(folds)), ahead=1):
         if isinstance(result, WorkerDiedError):
-            raise result
+            raise WorkerDiedError(f"the scenes of {fold.name} cannot be written: {result}")
         parts += result[0]
         skipped += result[1]
         done += len(fold.clips)
