@@ -208,7 +208,7 @@ def test_a_hugging_face_dataset_is_a_corpus(clips, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("absent", "no such file"), ("empty", "no audio file"), ("a.wav", "neither a manifest")]
+    ("name", "message"), [("absent", "no such file"), ("empty", "no audio file"), ("a.wav", "nor a manifest")]
 )
 def test_sources_that_are_no_corpus_are_refused(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
