@@ -74,9 +74,9 @@ class Embedder:
 
         Args:
             model: an encoder (from `create_encoder`) or what `load_checkpoint` returned.
-            front_end: how waveforms become features; None is the checkpoint's, or the official one.
-            device: where to run; None is CUDA if available, else the CPU.
-            name: name in reports; None is the checkpoint's.
+            front_end: how waveforms become features; None means the checkpoint's, or the official one.
+            device: where to run; None means CUDA if available, else the CPU.
+            name: name in reports; None means the checkpoint's.
 
         Raises:
             ValueError: the front end does not fit the encoder, or the device does not exist.
@@ -256,8 +256,8 @@ class Embedder:
                 (S,) or (1, S), a NumPy array or tensor: float in [-1, 1], or integer PCM (int16, int32, int8, uint8).
                 An array of several channels needs `channels`, a batch (B, S) needs `batch`. Or an iterable of any of
                 these, mixed.
-            sample_rate: rate of the waveforms, in Hz; None is the model's rate, `front_end.sample_rate_hz`. Files carry
-                their own.
+            sample_rate: rate of the waveforms, in Hz; None means the model's rate, `front_end.sample_rate_hz`. Files
+                carry their own.
             context: `windows` of `window_s`, overlapping, or the `full` recording at once. For recordings longer than a
                 window the two give different vectors, of cosine .988 for 28 s and .934 for ten minutes
                 (`EmbedOptions.context`): use one of them throughout.
@@ -269,8 +269,8 @@ class Embedder:
                 `separate` returns a list with an embedding of each. Arrays are (channels, samples), as from torchaudio,
                 or (samples, channels), as from soundfile: the shorter axis holds the channels.
             batch: each entry along the first axis of the array is a recording.
-            batch_tokens: patch tokens that are encoded together; memory grows with it, results do not change. None is
-                4096 on CPUs and 32768 on GPUs.
+            batch_tokens: patch tokens that are encoded together; memory grows with it, results do not change. None
+                means 4096 on CPUs and 32768 on GPUs.
             precision: `fp32`: in the dtype of the encoder's weights; `bf16`: with autocast to bfloat16, which changes a
                 vector by about 0.4 % of its length; `auto`: `bf16` on CUDA alone.
             progress: called with a `Progress` after each recording. If it returns False, no further recording is read.
@@ -379,7 +379,7 @@ class Embedder:
         Args:
             source: as in `embed`.
             sample_rate: as in `embed`.
-            per_second: predict each second instead of the whole recording; None is as the model was trained (a model
+            per_second: predict each second instead of the whole recording; None means as the model was trained (a model
                 with other segments, `label_frames`, predicts those). A model trained on whole clips applies its head to
                 the frames of each second.
             channels: as in `embed`, but not `separate`.
@@ -428,7 +428,7 @@ class Embedder:
             items: keys and recordings.
             sample_rate: of waveforms, as in `embed`.
             per_label: return (segments, classes), logits of each segment of the recording (`label_frames` of the
-                classifier, a second if it has none), instead of (classes,) of the whole; None is as it was trained.
+                classifier, a second if it has none), instead of (classes,) of the whole; None means as it was trained.
 
         Raises:
             ValueError: the checkpoint has no classifier, or one that cannot classify segments.
@@ -509,9 +509,9 @@ def load_model(
     Args:
         source: the name of a model (`ssamba.available_models`, such as "ssamba2-tiny"), a hub name (`hf:OWNER/NAME`,
             `hf:OWNER/NAME@REVISION`), a checkpoint folder, the folder of a run of `pretrain` or `finetune`, or an
-            official SSAMBA or SSAST `.pth` file (pretrained or fine-tuned). None is the default model, which ships with
-            ssamba. A name comes before a path: `./ssamba2-tiny` is the folder of that name.
-        device: where to run; None is CUDA if available, else the CPU.
+            official SSAMBA or SSAST `.pth` file (pretrained or fine-tuned). None means the default model, which ships
+            with ssamba. A name comes before a path: `./ssamba2-tiny` is the folder of that name.
+        device: where to run; None means CUDA if available, else the CPU.
         patch_stride: cut patches with this stride instead of the checkpoint's, e.g. 10.
         front_end: how waveforms become features, instead of the checkpoint's own.
 

@@ -9,7 +9,7 @@ overlap, their frame embeddings are averaged with triangular weights: a time ste
 Features have the dtype of the encoder's weights; what users get is float32 on the CPU.
 
 Shapes: S samples, T frames, M mel bins, P prefix tokens, L patch tokens, R rows and K columns of the patch grid, D
-channels, V layers, C classes.
+channels, C classes; `layers`.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ Pooling = Literal["mean", "cls", "rows"]
 
 CPU_TOKENS_PER_BATCH = 4096
 _MAX_PADDING = 1.1
-"""Columns of a padded batch per column of its windows,"""
+"""Largest number of columns of a padded batch, as a multiple of its windows' own columns."""
 _MAX_PADDING_IF_SKIPPED = 2.0
-"""and for encoders whose blocks skip the padding."""
+"""The same for encoders whose blocks skip padding."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Accumulator(ABC, Generic[Result]):
 
     @abstractmethod
     def add(self, window: Window, tokens: Tensor) -> None:
-        """Take the encoder's tokens of one window, (P + L, D), or (V, P + L, D) if all layers were asked for."""
+        """Take the encoder's tokens of one window, (P + L, D), or (layers, P + L, D) if all layers were asked for."""
 
     @abstractmethod
     def result(self, num_columns: int, num_samples: int) -> Result:
@@ -232,7 +232,7 @@ class EmbeddingAccumulator(Accumulator[Embedding]):
 
 
 class LogitsAccumulator(Accumulator[Tensor]):
-    """One answer of a classifier for a recording: the mean of its windows' logits, weighted by their length."""
+    """Class logits of a recording: the mean over its windows, weighted by their length."""
 
     def __init__(self, classifier: Classifier):
         self.classifier = classifier
@@ -251,7 +251,7 @@ class LogitsAccumulator(Accumulator[Tensor]):
 
 
 class SegmentLogitsAccumulator(Accumulator[Tensor]):
-    """An answer of a classifier for each segment of `label_frames` frames, or of a second if it has none."""
+    """Class logits of each segment of `label_frames` frames (one second if the classifier has none)."""
 
     def __init__(self, classifier: Classifier, front_end: FrontEndConfig):
         self.classifier, self.config, self.front_end = classifier, classifier.encoder.config, front_end
@@ -322,7 +322,7 @@ class LayerVectors(NamedTuple):
     """A recording's vectors of all layers."""
 
     by_pooling: dict[Pooling, Tensor]
-    """(V * dims,), or (K, V * dims) of time steps; dims is D, or R * D for `rows`."""
+    """(layers * dims,), or (K, layers * dims) of time steps; dims is D, or R * D for `rows`."""
     times_s: Tensor
     """Center of each time step, in seconds from the start of the recording, (K,)."""
 
@@ -340,10 +340,10 @@ class LayerVectorsAccumulator(Accumulator[LayerVectors]):
     ):
         self.config, self.front_end, self.poolings, self.time_steps = config, front_end, poolings, time_steps
         self.mergers: dict[Pooling, FrameMerger] = {pooling: FrameMerger() for pooling in poolings if pooling != "cls"}
-        self.prefix, self.columns = _zeros(), 0  # weighted sum of the windows' prefix tokens, (V * D,)
+        self.prefix, self.columns = _zeros(), 0  # weighted sum of the windows' prefix tokens, (layers * D,)
 
     def add(self, window: Window, tokens: Tensor) -> None:
-        """Pool the tokens, (P + L, D) or (V, P + L, D)."""
+        """Pool the tokens, (P + L, D) or (layers, P + L, D)."""
         tokens, prefix = tokens.reshape(-1, *tokens.shape[-2:]), self.config.num_prefix_tokens
         grid = tokens_to_grid(tokens[:, prefix:], self.config.rows, window.columns, self.config)
         for pooling, merger in self.mergers.items():
@@ -446,7 +446,7 @@ class InferenceEngine:
             options: how to encode.
             new_accumulator: makes the accumulator of a recording.
             all_layers: give accumulators every hidden state and the final output, stacked, instead of one of them.
-            batch_tokens: patch tokens at which a batch is complete; None is 4096 on the CPU, `gpu_tokens_per_batch`
+            batch_tokens: patch tokens at which a batch is complete; None means 4096 on the CPU, `gpu_tokens_per_batch`
                 elsewhere.
 
         Returns:
@@ -558,7 +558,7 @@ class InferenceEngine:
                     recording.num_pending -= 1
 
     def _tokens(self, windows: Sequence[Window], layer: int | None, all_layers: bool) -> Tensor:
-        """Encode windows: (B, P + L, D), or (B, V, P + L, D); tokens after a window's own are padding."""
+        """Encode windows: (B, P + L, D), or (B, layers, P + L, D); tokens after a window's own are padding."""
         encoder = self.encoder
         frames = [window.features.shape[0] for window in windows]
         if len(windows) == 1:  # no copy: it may be hours in one window

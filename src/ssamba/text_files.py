@@ -43,8 +43,8 @@ def read_text(path: Path, encoding: str | None = None) -> str:
 
     Args:
         path: the file.
-        encoding: name of its encoding, such as `cp1252`, `latin-1` or `utf-16`; None is UTF-8. A byte order mark at the
-            beginning of the file takes precedence.
+        encoding: name of its encoding, such as `cp1252`, `latin-1` or `utf-16`; None means UTF-8. A byte order mark at
+            the beginning of the file takes precedence.
 
     Raises:
         DataError: the file holds bytes that the encoding does not have (the message names line and byte), or there is

@@ -108,7 +108,7 @@ def test_a_manifest_is_brought_up_to_date_and_labels_added_by_hand_stay(folder, 
     assert fourth.path.name == "new.flac"
     report = make_manifest(folder / "new.flac", output)
     assert (report.recordings, report.other) == (4, 3)
-    assert "3 of files not named this time, which --prune would drop" in str(report)
+    assert "3 of files not named this time (--prune drops them)" in str(report)
     report = make_manifest(folder / "new.flac", output, prune=True)
     assert (report.recordings, report.dropped) == (1, 3)
     assert make_manifest(folder, output, overwrite=True, labels="folder").labels == ("in",)
@@ -124,12 +124,12 @@ def test_what_a_manifest_cannot_keep_is_refused(folder, tmp_path):
         make_manifest(folder, output)
     assert output.read_text() == text
     output.write_text("name\nx\n")
-    with pytest.raises(SsambaError, match=r"no column 'path'.*--overwrite makes it anew"):
+    with pytest.raises(SsambaError, match=r"no column 'path'.*--overwrite replaces it"):
         make_manifest(folder, output)
     assert make_manifest(folder, output, overwrite=True).recordings == 3
 
 
-def test_a_stopped_listing_goes_on(folder, tmp_path, monkeypatch):
+def test_a_stopped_listing_resumes(folder, tmp_path, monkeypatch):
     from ssamba.data import listing
 
     output, read = tmp_path / "m.csv", []
@@ -143,7 +143,7 @@ def test_a_stopped_listing_goes_on(folder, tmp_path, monkeypatch):
         if state.done == 3:
             raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted, match="lengths of 2 files are kept: repeat the command to go on"):
+    with pytest.raises(Interrupted, match="lengths of 2 files are kept: repeat the command to resume"):
         make_manifest(folder, output, progress=interrupt)
     assert make_manifest(folder, output).recordings == 3
     assert len(read) == 6  # each once, and the broken one every time
@@ -196,7 +196,7 @@ def test_an_interrupted_command_exits_130_and_goes_on(folder, tmp_path, command,
     process.send_signal(how)
     _, errors = process.communicate()
     assert process.returncode == 130, errors
-    assert "repeat the command to go on" in errors
+    assert "repeat the command to resume" in errors
     assert "Traceback" not in errors
     assert not output.is_file()
     if command == "manifest":
@@ -225,7 +225,7 @@ WRONG = [
     ("manifest", ("in",), {"output": "folder.csv"}, 2, "is a folder"),
     ("manifest", ("in",), {"labels": "names"}, 2, "labels is 'folder' or None, got 'names'"),
     ("manifest", ("in/bad.wav",), {}, 1, "no recording can be read"),
-    ("manifest", ("in",), {"output": "broken.csv"}, 1, "--overwrite makes it anew"),
+    ("manifest", ("in",), {"output": "broken.csv"}, 1, "--overwrite replaces it"),
     ("manifest", ("in",), {"output": "columns.csv"}, 1, "columns that would be lost (site"),
     ("shard", ("absent/",), {}, 1, "absent"),
     ("shard", ("hf:someone/sounds",), {}, 1, "expected a folder of audio, a manifest or audio files"),

@@ -63,7 +63,7 @@ def read_clips(path: Path, encoding: str | None = None) -> tuple[list[Clip], lis
 
     Args:
         path: the file.
-        encoding: of CSV and JSON, as for `ssamba.text_files.read_text`; None is UTF-8.
+        encoding: of CSV and JSON, as for `ssamba.text_files.read_text`; None means UTF-8.
 
     Raises:
         DataError: the file is missing or damaged, or a value is invalid; the message names the line.

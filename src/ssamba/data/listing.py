@@ -1,8 +1,8 @@
-"""List recordings as a manifest, or bring one up to date: what the command `ssamba manifest` calls.
+"""Create or update a manifest of recordings; implements `ssamba manifest`.
 
     report = make_manifest("recordings/", "recordings/manifest.parquet")
 
-While headers are read, the lengths found are kept in `MANIFEST.partial`, so that an interrupted call goes on.
+While headers are read, the lengths found are kept in `MANIFEST.partial`, so that an interrupted call can resume.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ class ManifestReport:
 
     def __str__(self) -> str:
         if not self.finished:
-            return f"stopped; repeat the call to go on: {self.output}"
+            return f"stopped; repeat the call to resume: {self.output}"
         counts = {"new": self.new, "changed": self.changed, "dropped": self.dropped}
         changes = [f"{count} {name}" for name, count in counts.items() if count] or ["unchanged"]
         if self.other:
-            changes.append(f"{self.other} of files not named this time, which --prune would drop")
+            changes.append(f"{self.other} of files not named this time (--prune drops them)")
         note = f" ({', '.join(changes)})" if self.updated else ""
         classes = f", {len(self.labels)} labels" if self.labels else ""
         return (
@@ -108,8 +108,8 @@ def make_manifest(
         prune: drop rows of files that are not among `recordings`.
         overwrite: make the manifest anew, without the rows that an existing one has.
         strict: raise an error at the end if any file was skipped.
-        workers: processes that read headers; None is the number of cores minus one (at most 8) if there are many files.
-        progress: called after each file; returning False stops, and the next call goes on.
+        workers: processes that read headers; None means cores minus one (at most 8) if there are many files.
+        progress: called after each file; returning False stops, and the next call resumes.
 
     Raises:
         ConfigError: `output` has another suffix, or `labels` is unknown.
@@ -214,7 +214,7 @@ def check_manifest_name(output: Path) -> None:
 
 
 def header_workers(workers: int | None, files: int) -> int:
-    """Return the number of processes that read headers: a process takes longer to start than many headers to read."""
+    """Return the number of processes that read headers; None: 0 for up to 200 files, as starting them is slow."""
     return workers if workers is not None else default_workers() if files > 200 else 0
 
 
@@ -233,7 +233,7 @@ def _read_old(output: Path) -> list[Clip]:
     try:
         clips, ignored = read_clips(output)
     except DataError as error:
-        raise DataError(f"{error}. It cannot be brought up to date: --overwrite makes it anew") from None
+        raise DataError(f"{error}. It cannot be updated: --overwrite replaces it") from None
     if ignored:
         raise DataError(
             f"{output} has columns that would be lost ({', '.join(ignored)}; known are {', '.join(COLUMNS)}): choose "
@@ -316,7 +316,7 @@ class KeptLengths:
         self._save()
         if kind is KeyboardInterrupt:
             raise Interrupted(
-                f"the lengths of {len(self._known)} files are kept: repeat the command to go on"
+                f"the lengths of {len(self._known)} files are kept: repeat the command to resume"
             ) from None
 
     def read(self, files: Sequence[Path], workers: int) -> Lengths:

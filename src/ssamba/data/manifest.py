@@ -270,7 +270,7 @@ def read_manifest(path: str | Path, *, encoding: str | None = None, check: bool 
 
     Args:
         path: a `.csv`, `.jsonl`, `.parquet` or `.json` file.
-        encoding: of CSV and JSON, such as `cp1252`; None is UTF-8 (or UTF-16, if the file says so by its first bytes).
+        encoding: encoding of CSV and JSON, such as `cp1252`; None means UTF-8 (or UTF-16 if the first bytes say so).
         check: refuse clips that are listed twice, groups that are divided between splits, and files that are in several
             splits under several names (links).
 

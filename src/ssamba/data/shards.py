@@ -222,7 +222,7 @@ def write_shards(
     except KeyboardInterrupt:
         again = "the command without --overwrite" if overwrite and report.total else "the command"
         written = f"{report.shards} of {report.total} shards are written" if report.total else "no shard is written"
-        raise Interrupted(f"{written}: repeat {again} to go on", report) from None
+        raise Interrupted(f"{written}: repeat {again} to resume", report) from None
     report.elapsed_s = time.monotonic() - started_s
     if strict and report.skipped:
         raise SkippedFilesError(f"{len(report.skipped)} recordings were skipped, and strict was set", report)
