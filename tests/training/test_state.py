@@ -139,7 +139,7 @@ def test_a_run_that_cannot_save_its_last_state_is_an_error(experiment, tmp_path,
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(state, "write_state", full)
-    with pytest.raises(TrainingError, match="step 8 could not be saved; there is no saved state: make room"):
+    with pytest.raises(TrainingError, match=r"step 8 could not be saved; there is no saved state\. Free disk space"):
         experiment.run(experiment.DemoTask(), tmp_path)
 
 

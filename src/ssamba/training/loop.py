@@ -149,7 +149,7 @@ class _Trainer:
         self.total_steps = min((length for length in lengths if length is not None), default=None)
         self.progress = TrainingProgress(total_steps=self.total_steps)
         self.window = Window()
-        self.bad_row: list[_BadStep] = []  # since the last good step
+        self.bad_streak: list[_BadStep] = []  # since the last good step
         self.best: tuple[int, float] | None = None
         self.best_saved_step: int | None = None
         self.validated_at: int | None = None
@@ -188,7 +188,7 @@ class _Trainer:
             values = {"processes": self.world.size, "device": str(self.world.device), "precision": self.precision}
             self.log.event("start", self.step, {**values, "damaged": self.states.damaged})
         self.session_step, self.session_elapsed_s = self.step, self.progress.elapsed_s
-        self.session_started_s = self.window_started_s = self.saved_s = time.monotonic()
+        self.session_started_s = self.window_started_s = self.last_save_s = time.monotonic()
 
     def run_to_end(self) -> TrainingReport:
         """Train until the run reaches its length or a signal arrives."""
@@ -205,7 +205,7 @@ class _Trainer:
                 self.progress.epoch = self.stream.epoch
                 self.averages.after_epoch(self.model, self.stream.epoch)
             self.validation_due = epoch_ended if run.validate_every == "epoch" else self._every(run.validate_every)
-            if len(self.bad_row) > run.bad_steps_limit:
+            if len(self.bad_streak) > run.bad_steps_limit:
                 self._raise_diverged()
             if stop_signal is not None or self._is_done():
                 break
@@ -251,7 +251,7 @@ class _Trainer:
             self.optimizer.step()
             self.averages.after_step(self.model)
             self.task.after_step(step + 1)
-            self.bad_row.clear()
+            self.bad_streak.clear()
         progress.step, progress.elapsed_s = step + 1, totals.elapsed_s
         progress.loss, progress.grad_norm, progress.learning_rate = totals.loss, totals.grad_norm, learning_rate
         self.window.add(outcomes, usable)
@@ -283,7 +283,7 @@ class _Trainer:
         world, run = self.world, self.run
         now_s = time.monotonic()
         elapsed_s = self.session_elapsed_s + now_s - self.session_started_s
-        save_is_due = now_s - self.saved_s > (run.checkpoint_every_minutes or math.inf) * 60
+        save_is_due = now_s - self.last_save_s > (run.checkpoint_every_minutes or math.inf) * 60
         weights = [outcome.weight for outcome in outcomes]
         is_main, received = float(world.is_main), self.stop.signal
         flags = [received == "SIGTERM", received == "SIGINT", is_main * elapsed_s, is_main * save_is_due]
@@ -310,7 +310,7 @@ class _Trainer:
 
     def _skip_step(self, bad: _BadStep) -> None:
         self.progress.bad_steps += 1
-        self.bad_row.append(bad)
+        self.bad_streak.append(bad)
         if self.log is not None:
             self.log.event("bad_step", self.step, {**asdict(bad), "keys": list(bad.keys)})
         self.progress.message = f"skipped a step that was not finite: {bad}"
@@ -318,10 +318,10 @@ class _Trainer:
     def _raise_diverged(self) -> NoReturn:
         self._log_window()
         self._save(prune=False)
-        where = f"The weights before them are saved in {self.saved[1]}. " if self.saved is not None else ""
-        steps = "\n  ".join(map(str, self.bad_row))
+        where = f"The weights from before these steps are saved in {self.saved[1]}. " if self.saved is not None else ""
+        steps = "\n  ".join(map(str, self.bad_streak))
         raise TrainingDivergedError(
-            f"{len(self.bad_row)} steps in a row had a loss or gradient that is not finite. {where}Check the clips, "
+            f"{len(self.bad_streak)} steps in a row had a loss or gradient that is not finite. {where}Check the clips, "
             f"lower optimizer.learning_rate, or set optimizer.clip_norm:\n  {steps}"
         )
 
@@ -371,7 +371,7 @@ class _Trainer:
         if self.log is not None:
             self.log.event("validation", self.step, metrics)
         sign = 1 if self.best_mode == "max" else -1
-        is_best = self.best is None or sign * value >= sign * self.best[1]  # of equals the later, which is trained more
+        is_best = self.best is None or sign * value >= sign * self.best[1]  # ties: the later is trained more
         if is_best and not math.isnan(value):
             self.best = (self.step, value)
             return True
@@ -460,7 +460,7 @@ class _Trainer:
 
     def _save(self, *, is_best: bool = False, prune: bool = True) -> None:
         """Save the state. If the disk refuses it, count that and continue."""
-        self.saved_s = time.monotonic()
+        self.last_save_s = time.monotonic()
         if self.log is None:
             return
         best_saved_step = self.step if is_best else self.best_saved_step
@@ -515,9 +515,9 @@ class _Trainer:
                     replace_folder(self.out / BEST_FOLDER, partial(shutil.copytree, best, dirs_exist_ok=True))
             write_json(self.out / REPORT_FILE, report.as_json())
         except OSError as error:
-            raise TrainingError(f"{self.out} cannot be written ({error}); {last}: make room, and resume") from None
+            raise TrainingError(f"{self.out} cannot be written ({error}); {last}. Free disk space and resume") from None
         if self.saved is None or self.saved[0] != self.step:
-            raise TrainingError(f"the state of step {self.step} could not be saved; {last}: make room, and resume")
+            raise TrainingError(f"the state of step {self.step} could not be saved; {last}. Free disk space and resume")
         return report
 
 
