@@ -8,18 +8,20 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
 from ssamba.audio.decode import decode_files
 from ssamba.audio.files import find_audio
 from ssamba.embedder import Embedder
-from ssamba.errors import OtherSettingsError, SkippedFilesError
+from ssamba.errors import ModelMismatchError, OtherSettingsError, OutputInUseError, SkippedFilesError
 from ssamba.library.embed import embed_files, skipped_file
 from ssamba.library.search import nearest_neighbors
 from ssamba.library.store import Store
@@ -192,11 +194,20 @@ def test_other_settings_are_refused_and_each_difference_is_named(clips, tmp_path
         "is 'official'. Use another output, or --overwrite (overwrite=True) to start anew"
     )
     other = Embedder(make_encoder(depth=2), device="cpu", name="other")
-    with pytest.raises(OtherSettingsError, match=r"settings: the model was 'small', is 'other'\. Use"):
-        embed_files(clips[:3], output, other)
-    again = Embedder(make_encoder(depth=2), device="cpu", name="small")
-    with pytest.raises(OtherSettingsError, match=r"the model was 'small', is another of that name\. Use"):
-        embed_files(clips[:3], output, again)
+    with pytest.raises(ModelMismatchError) as refused:
+        embed_files(clips[:3], output, other, frames=True)
+    assert str(refused.value) == (
+        f"{output} was made with other settings: the model was {embedder.identity}, is {other.identity}; "
+        f"encoder was {embedder.encoder.config.digest()!r}, is {other.encoder.config.digest()!r}; frames was False, is "
+        "True. Use another output, or --overwrite (overwrite=True) to start anew"
+    )
+    moved = Embedder(embedder.encoder, device="cpu", name="the same weights elsewhere")
+    assert embed_files(clips[:2], output, moved).unchanged == 2
+    changed = Embedder(make_encoder(), device="cpu", name="other")
+    with torch.no_grad():
+        changed.encoder.cls_token += 1
+    with pytest.raises(ModelMismatchError, match=r"Use -c small, another output, or --overwrite"):
+        embed_files(clips[:2], output, changed)
     assert output.read_bytes() == before
     assert sorted(tmp_path.iterdir()) == [output]
     assert embed_files(clips[:3], output, other, layer=1, overwrite=True).rows == 3
@@ -206,15 +217,15 @@ def test_other_settings_are_refused_and_each_difference_is_named(clips, tmp_path
 def test_an_interrupted_run_with_other_settings_is_refused(clips, tmp_path, embedder, monkeypatch):
     monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
     output = tmp_path / "e.npz"
-    assert embed_files(clips, output, embedder, progress=lambda state: False).stopped
-    named = r"partial is of an interrupted run .* layer was None, is 1\. Use repeat"
+    assert not embed_files(clips, output, embedder, progress=lambda state: False).finished
+    named = r"partial is of an interrupted run .* layer was None, is 1\. Use the command"
     with pytest.raises(OtherSettingsError, match=named):
         embed_files(clips, output, embedder, layer=1)
     assert embed_files(clips, output, embedder).unchanged >= 1
 
 
 def test_a_half_written_part_does_not_count(tmp_path):
-    settings = {"model": "m", "model_digest": "d", "window_s": 1.0, "config_hash": "h", "options": {}}
+    settings = {"model": "m", "weights_digest": "d", "window_s": 1.0, "config_hash": "h", "options": {}}
     store = Store(tmp_path / "e.npz", settings, False)
     store.open()
     store.add(FileRecord("a", 1, 2, 0.5, 1), np.ones((1, 3), np.float32), np.zeros(1))
@@ -353,7 +364,7 @@ def test_overwriting_keeps_the_old_table_until_the_new_one_is_complete(tmp_path,
     output = tmp_path / "e.npz"
     embed_files(clips[:2], output, embedder)
     before = output.read_bytes()
-    assert embed_files(clips[1:], output, embedder, layer=1, overwrite=True, progress=lambda state: False).stopped
+    assert not embed_files(clips[1:], output, embedder, layer=1, overwrite=True, progress=lambda _: False).finished
     assert output.read_bytes() == before
     report = embed_files(clips[1:], output, embedder, layer=1)
     assert report.unchanged >= 1
@@ -366,11 +377,19 @@ def test_progress_that_returns_false_stops_and_keeps_what_is_done(tmp_path, embe
     monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
     output = tmp_path / "e.npz"
     report = embed_files(clips, output, embedder, progress=lambda state: state.done < 3)
-    assert report.stopped
+    assert not report.finished
     assert 3 <= report.embedded < len(clips)
     assert (report.rows, output.exists()) == (0, False)
     again = embed_files(clips, output, embedder, progress=lambda state: state.done < state.total)
-    assert (again.unchanged, again.embedded, again.stopped) == (report.embedded, len(clips) - report.embedded, False)
+    assert (again.unchanged, again.embedded, again.finished) == (report.embedded, len(clips) - report.embedded, True)
+
+
+def test_a_second_writer_is_refused(tmp_path, embedder, clips):
+    def embed_again(state):
+        with pytest.raises(OutputInUseError, match="is being written by"):
+            embed_files(clips[:2], tmp_path / "e.npz", embedder, overwrite=True)
+
+    assert embed_files(clips[:2], tmp_path / "e.npz", embedder, progress=embed_again).rows == 2
 
 
 def test_strict_raises_when_the_table_is_written(tmp_path, embedder, clips):
@@ -380,7 +399,9 @@ def test_strict_raises_when_the_table_is_written(tmp_path, embedder, clips):
     assert skipped.value.report.rows == len(read_embeddings(tmp_path / "e.npz")["path"]) == 1
 
 
-@pytest.mark.parametrize("lacks", [("absolute_path",), ("absolute_path", "file_bytes", "modified_ns", "settings")])
+@pytest.mark.parametrize(
+    "lacks", [("absolute_path",), ("absolute_path", "file_bytes", "modified_ns", "weights_digest", "settings")]
+)
 @pytest.mark.parametrize(("suffix", "frames"), [(".npz", False), (".npz", True), (".parquet", True), (".csv", True)])
 def test_tables_of_earlier_versions_are_continued(tmp_path, embedder, clips, suffix, frames, lacks, monkeypatch):
     """They had no `absolute_path`, options as text, CSV no `settings`; the earliest had no size and time either."""
@@ -391,7 +412,7 @@ def test_tables_of_earlier_versions_are_continued(tmp_path, embedder, clips, suf
     without_columns(new, old, lacks)
     assert_same_tables(new, old)
     assert embed_files(names[:2], old, embedder, frames=frames).unchanged == 2
-    named = "layer was None, is 1" if "settings" not in lacks else "model was 'small', is 'small', with options"
+    named = "layer was None, is 1" if "settings" not in lacks else "config_hash was .* is .* .it does not say why"
     with pytest.raises(OtherSettingsError, match=named):
         embed_files(names, old, embedder, frames=frames, layer=1)
     report = embed_files(names, old, embedder, frames=frames)
@@ -410,14 +431,18 @@ def without_columns(source, target, names):
         if "settings" in members:
             settings = json.loads(str(members["settings"]))
             settings["options"] = json.dumps(settings["options"])
-            del settings["model_digest"]
+            del settings["weights_digest"], settings["encoder"], settings["front_end"]
             members["settings"] = np.array(json.dumps(settings))
-        np.savez(target, **members)
+        with zipfile.ZipFile(target, "w") as archive:
+            for name, array in members.items():
+                with archive.open(f"{name}.npy", "w") as member:
+                    np.lib.format.write_array(member, array)
         return
     if source.suffix == ".parquet":
         table = parquet.read_table(source)
         keep = [name for name in table.column_names if name not in names]
-        parquet.write_table(table.select(keep).replace_schema_metadata({} if "settings" in names else None), target)
+        table = table.select(keep)
+        parquet.write_table(table.replace_schema_metadata({}) if "settings" in names else table, target)
         return
     table = arrow_csv.read_csv(source)
     arrow_csv.write_csv(table.select([name for name in table.column_names if name not in names]), target)
@@ -425,7 +450,7 @@ def without_columns(source, target, names):
 
 def test_names_and_digests_that_look_like_numbers_stay_text(tmp_path, clips):
     output = tmp_path / "e.csv"
-    settings = {"model": "1", "model_digest": "1", "window_s": 1.0, "config_hash": "00012e4567890123", "options": {}}
+    settings = {"model": "1", "weights_digest": "1", "window_s": 1.0, "config_hash": "00012e4567890123", "options": {}}
     store = Store(output, settings, False)
     store.open()
     store.add(FileRecord("0123", 1, 2, 1.0, 1, "/0123"), np.ones((1, 3), np.float32), np.zeros(1))

@@ -14,6 +14,7 @@ from ssamba.cli.app import (
     OverwriteOption,
     RecordingsArgument,
     StrictOption,
+    TakeOverOption,
     app,
     show_report,
 )
@@ -53,6 +54,7 @@ def embed(
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove the rows of files that are not named this time.")
     ] = False,
+    take_over: TakeOverOption = False,
     strict: StrictOption = False,
 ) -> None:
     """Embed recordings into one table with a row for each file, or for each time step.
@@ -75,6 +77,7 @@ def embed(
             device=device,
             overwrite=overwrite,
             prune=prune,
+            take_over=take_over,
             strict=strict,
             progress=progress,
         )

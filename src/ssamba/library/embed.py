@@ -23,6 +23,7 @@ from ssamba.embedding import EmbedOptions
 from ssamba.errors import ConfigError, Interrupted, SkippedFilesError
 from ssamba.library.store import Store, check_output
 from ssamba.library.tables import FileRecord, StoreError
+from ssamba.locks import lock_output
 from ssamba.progress import OnProgress, ProgressReporter
 from ssamba.worker_pool import default_workers
 
@@ -58,8 +59,8 @@ class EmbedReport:
     """Audio that was embedded."""
     seconds: float = 0.0
     """Time that the call took."""
-    stopped: bool = False
-    """Whether `progress` stopped the job: what is done is kept in `OUTPUT.partial`, and the same call goes on."""
+    finished: bool = True
+    """False if `progress` stopped the job: what is done is kept in `OUTPUT.partial`, and the same call goes on."""
 
     @property
     def skipped_file(self) -> Path:
@@ -67,7 +68,7 @@ class EmbedReport:
         return skipped_file(self.output)
 
     def __str__(self) -> str:
-        if self.stopped:
+        if not self.finished:
             return f"stopped: {self.embedded} files embedded and kept; the same command goes on"
         there = f", {self.unchanged} already there" if self.unchanged else ""
         if self.embedded:
@@ -100,6 +101,7 @@ def embed_files(
     device: str | None = None,
     overwrite: bool = False,
     prune: bool = False,
+    take_over: bool = False,
     strict: bool = False,
     progress: OnProgress | None = None,
 ) -> EmbedReport:
@@ -124,6 +126,7 @@ def embed_files(
         device: where the model runs; None is a GPU if available.
         overwrite: start anew; an existing table stays until the new one is complete.
         prune: remove the rows of files that are not named this time.
+        take_over: take the output away from another process that is writing it.
         strict: raise at the end if files were skipped.
         progress: called after each file; returning False stops the job and keeps what is done.
 
@@ -131,9 +134,10 @@ def embed_files(
         What was done.
 
     Raises:
-        OtherSettingsError: the table, or an interrupted run, was made with another model or other options; the message
-            names each difference.
+        OtherSettingsError: the table, or an interrupted run, was made with other options, or another model (a
+            ModelMismatchError); the message names each difference.
         StoreError: the output is not a table or cannot be written, or no file could be embedded.
+        OutputInUseError: another process is writing the output.
         SkippedFilesError: with `strict`, files were skipped; the table is written.
         ConfigError: an option has an unknown value.
         DataError: a pattern matches nothing, or a folder holds no audio.
@@ -150,20 +154,20 @@ def embed_files(
         raise ConfigError("embed: device is for a checkpoint to load, and this model is loaded: leave it out")
     model = checkpoint if isinstance(checkpoint, Embedder) else load_model(checkpoint, device=device)
     model.check(options)
-    store = Store(report.output, embed_settings(model, options), frames)
-    store.open(overwrite)
-    try:
-        job = _Job(store, files, model, options, frames, report)
-        job.run(workers, progress)
-        report.stopped = report.stopped and report.embedded + len(report.skipped) < len(job.todo)
-        if not report.stopped:
-            job.finish(prune)
-        report.seconds = time.monotonic() - started_s
-    except KeyboardInterrupt:
-        kept = f"{report.embedded} files are embedded and kept, repeat the command to go on"
-        raise Interrupted(kept, report) from None
-    except OSError as error:
-        raise StoreError(f"{error}. What is embedded is kept: repair the cause, and repeat the command") from error
+    with lock_output(report.output, take_over=take_over) as lock:
+        store = Store(report.output, embed_settings(model, options), frames, lock.verify)
+        store.open(overwrite)
+        try:
+            job = _Job(store, files, model, options, frames, report)
+            job.run(workers, progress)
+            if report.finished:
+                job.finish(prune)
+        except KeyboardInterrupt:
+            kept = f"{report.embedded} files are embedded and kept, repeat the command to go on"
+            raise Interrupted(kept, report) from None
+        except OSError as error:
+            raise StoreError(f"{error}. What is embedded is kept: repair the cause, and repeat the command") from error
+    report.seconds = time.monotonic() - started_s
     if strict and report.skipped:
         raise SkippedFilesError(f"{len(report.skipped)} files were skipped", report)
     return report
@@ -173,7 +177,9 @@ def embed_settings(model: Embedder, options: EmbedOptions) -> dict[str, Any]:
     """Return the settings that a table of embeddings depends on, besides the recordings."""
     return {
         "model": model.name,
-        "model_digest": model.digest(),
+        "weights_digest": model.identity.weights_digest,
+        "encoder": model.encoder.config.digest(),
+        "front_end": model.front_end.digest(),
         "window_s": model.window_s,
         "config_hash": model.digest(options),
         "options": options.model_dump(),
@@ -248,6 +254,7 @@ class _Job:
                         store.flush()
                         flushed_s = time.monotonic()
                 self._show()
+            report.finished = report.finished or self.num_done == len(self.todo)
         finally:
             store.flush()
 
@@ -258,14 +265,17 @@ class _Job:
                 self._show()
             else:
                 yield path, decoded
-            if self.report.stopped:  # what was read before is still embedded
+            if not self.report.finished:  # what was read before is still embedded
                 return
 
+    @property
+    def num_done(self) -> int:
+        return self.report.embedded + len(self.report.skipped)
+
     def _show(self) -> None:
-        report, num_skipped = self.report, len(self.report.skipped)
-        done = report.embedded + num_skipped
-        if not self.shown.update(done, audio_s=report.audio_s, skipped=num_skipped):
-            report.stopped = True
+        report = self.report
+        if not self.shown.update(self.num_done, audio_s=report.audio_s, skipped=len(report.skipped)):
+            report.finished = False
 
     def _skip(self, path: Path, key: str, error: Exception) -> None:
         name, reason = path_text(path), str(error)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from ssamba.checkpoint.files import read_json, write_json
+from ssamba.config import ModelIdentity
 from ssamba.embedding import EmbedOptions
-from ssamba.errors import OtherSettingsError
+from ssamba.errors import ModelMismatchError, OtherSettingsError
 from ssamba.library.tables import (
     FORMATS,
     Array,
@@ -62,19 +63,27 @@ class Store:
         partial: the folder of the parts.
     """
 
-    def __init__(self, output: str | Path, settings: Mapping[str, Any], frames: bool):
+    def __init__(
+        self,
+        output: str | Path,
+        settings: Mapping[str, Any],
+        frames: bool,
+        verify: Callable[[], None] = lambda: None,
+    ):
         """Check the name of the output; nothing is written yet.
 
         Args:
             output: the file to write; its suffix chooses the format.
-            settings: what the embeddings depend on; `model`, `window_s` and `config_hash` become columns.
+            settings: what the embeddings depend on; `model`, `weights_digest`, `window_s` and `config_hash` become
+                columns.
             frames: one row for each time step instead of each file.
+            verify: called before everything that is committed; raises if the output is not this process's any more.
 
         Raises:
             StoreError: as `check_output`.
             MissingExtraError: as `check_output`.
         """
-        self.output, self.frames = Path(output), frames
+        self.output, self.frames, self.verify = Path(output), frames, verify
         check_output(self.output)
         self.settings = {**settings, "frames": frames}
         self.partial = self.output.with_name(self.output.name + ".partial")
@@ -97,19 +106,24 @@ class Store:
         if any(self.partial.glob("part-*.json")) and started.exists():
             run = read_json(started)
             self._replaces = bool(run.pop(_REPLACES, False))
-            self._check(run, f"{self.partial} is of an interrupted run with other settings", started=True)
+            remedy = "the command of that run to go on with it, or --overwrite (overwrite=True) to start anew"
+            check_settings(run, self.settings, f"{self.partial} is of an interrupted run", remedy)
             for part in sorted(self.partial.glob("part-*.json")):
                 self._index(part)
         else:  # killed before anything was written
             shutil.rmtree(self.partial, ignore_errors=True)
             self._replaces = overwrite
         if self.output.exists() and not self._replaces:
-            self._table = read_listing(self.output)
-            before = {**self._table.settings, "frames": self._table.frames}
-            if "config_hash" not in before:
-                raise StoreError(f"{self.output} does not say how it was made, so nothing can be added: {_REMEDY}")
-            self._check(before, f"{self.output} was made with other settings", started=False)
-            self._in_table = {record.key: record for record in self._table.records}
+            table = read_listing(self.output)
+            if table.records:  # else it is of no model
+                self._take_up(table)
+
+    def _take_up(self, table: Listing) -> None:
+        if "config_hash" not in table.settings:
+            raise StoreError(f"{self.output} does not say how it was made, so nothing can be added. Use {_ANEW}")
+        check_settings({**table.settings, "frames": table.frames}, self.settings, f"{self.output} was made")
+        self._table = table
+        self._in_table = {record.key: record for record in table.records}
 
     @property
     def records(self) -> dict[str, FileRecord]:
@@ -154,15 +168,10 @@ class Store:
         target = self.partial / f"output{self.output.suffix}"
         self.partial.mkdir(parents=True, exist_ok=True)
         write_table(target, rows, self.settings, self.frames)
+        self.verify()
         target.replace(self.output)
         shutil.rmtree(self.partial)
         return sum(entry.record.rows for entry in rows)
-
-    def _check(self, before: Mapping[str, Any], what: str, *, started: bool) -> None:
-        changed = differences(before, self.settings)
-        if changed:
-            remedy = "repeat that run's command to go on with it, or --overwrite to start anew" if started else _REMEDY
-            raise OtherSettingsError(f"{what}: {'; '.join(changed)}. Use {remedy}")
 
     def _new_part(self) -> Path:
         """Return the path of the next part, in the folder of the run."""
@@ -173,6 +182,7 @@ class Store:
         return self.partial / f"part-{max(numbers, default=0) + 1:06d}.npy"
 
     def _complete(self, part: Path, records: Sequence[FileRecord]) -> None:
+        self.verify()
         write_json(part.with_suffix(".json"), {"files": [asdict(record) for record in records]})
         self._index(part.with_suffix(".json"))
 
@@ -211,26 +221,33 @@ class Store:
         self._parts.update(newer)
 
 
-_REMEDY = "another output, or --overwrite (overwrite=True) to start anew"
+_ANEW = "another output, or --overwrite (overwrite=True) to start anew"
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two runs' settings, a phrase each; settings of earlier versions may lack names."""
-    if before.get("config_hash") == now["config_hash"] and before.get("frames") == now["frames"]:
-        return []
+def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], what: str, remedy: str = _ANEW) -> None:
+    """Refuse to go on with what was made with other settings; settings of earlier versions may lack names.
+
+    Raises:
+        OtherSettingsError: something differs; the message names each difference and the remedy.
+        ModelMismatchError: the model does.
+    """
+    if all(before.get(name) == now.get(name) for name in ("config_hash", "frames")):
+        return
     old, new = _flat(before), _flat(now)
-    old_name, new_name = old.get("model"), new["model"]
-    named = sorted(new.keys() - {"config_hash", "model", "model_digest"})
-    changed = [
-        f"{name} was {old[name]!r}, is {new[name]!r}" for name in named if name in old and old[name] != new[name]
-    ]
-    if "options" not in before and not changed:
-        return [f"the model was {old_name!r}, is {new_name!r}, with options that were not recorded"]
-    same_model = old["model_digest"] == new["model_digest"] if "model_digest" in old else bool(changed)
-    if not same_model or (old_name != new_name and "model_digest" not in old):
-        other = f"{new_name!r}" if old_name != new_name else "another of that name"
-        changed.append(f"the model was {old_name!r}, is {other}")
-    return changed
+    named = sorted(old.keys() & new.keys() - {"config_hash", "model", "weights_digest"})
+    changed = [f"{name} was {old[name]!r}, is {new[name]!r}" for name in named if old[name] != new[name]]
+    models = [ModelIdentity(name=one["model"], weights_digest=one.get("weights_digest", "")) for one in (old, new)]
+    if "weights_digest" in old:
+        other_model = models[0].weights_digest != models[1].weights_digest
+    else:
+        other_model = models[0].name != models[1].name
+    if other_model:
+        changed.insert(0, f"the model was {models[0]}, is {models[1]}")
+        remedy = f"-c {models[0].name}, {remedy}" if len(changed) == 1 else remedy
+    elif not changed:
+        changed.append(f"config_hash was {old['config_hash']!r}, is {new['config_hash']!r} (it does not say why)")
+    message = f"{what} with other settings: {'; '.join(changed)}. Use {remedy}"
+    raise ModelMismatchError(message) if other_model else OtherSettingsError(message)
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ UNKNOWN = -1
 
 _ROWS_PER_BATCH = 65_536
 _PER_FILE = ("path", "absolute_path", "file_bytes", "modified_ns", "duration_s")
-_PER_TABLE = ("model", "window_s", "config_hash")
+_PER_TABLE = ("model", "weights_digest", "window_s", "config_hash")
 
 
 class StoreError(SsambaError, ValueError):
@@ -94,7 +94,7 @@ class Listing:
 
     records: list[FileRecord]
     settings: dict[str, Any]
-    """How the embeddings were made; of older tables only `model` and `config_hash`, or nothing."""
+    """How the embeddings were made; of older tables only `model` and digests, or nothing."""
     frames: bool
     """Whether rows are time steps."""
 
@@ -145,8 +145,8 @@ def _write_arrow(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any]
     dim, as_json = _dim(rows), json.dumps(settings)
     fields = [("path", pa.string()), *([("time_s", pa.float32())] if frames else [])]
     fields += [("duration_s", pa.float64()), ("window_s", pa.float64()), ("model", pa.string())]
-    fields += [("config_hash", pa.string()), ("file_bytes", pa.int64()), ("modified_ns", pa.int64())]
-    fields += [("absolute_path", pa.string())]
+    fields += [("weights_digest", pa.string()), ("config_hash", pa.string())]
+    fields += [("file_bytes", pa.int64()), ("modified_ns", pa.int64()), ("absolute_path", pa.string())]
     per_table = {name: settings[name] for name in _PER_TABLE}
     if target.suffix == ".parquet":
         schema = pa.schema([*fields, ("embedding", pa.list_(pa.float32(), dim))])
@@ -211,7 +211,8 @@ def read_embeddings(path: str | Path) -> dict[str, Array]:
     Returns:
         `embedding` (rows, D); `path`, `absolute_path`, `duration_s`, `file_bytes`, `modified_ns` (files,); `file`
         (rows,), each row's index into these; `time_s` (rows,) if rows are time steps; and the scalars `model`,
-        `window_s`, `config_hash`, `settings` (JSON). Of tables of earlier versions, columns may be missing.
+        (versioned name or path), `weights_digest`, `window_s`, `config_hash`, `settings` (JSON). Tables of earlier
+        versions lack some of them.
 
     Raises:
         StoreError: the file is missing or was not written by `ssamba embed`.
@@ -252,7 +253,9 @@ def read_listing(path: Path) -> Listing:
         FileRecord(**dict(zip(columns, values, strict=True)), rows=count)
         for values, count in zip(zip(*columns.values(), strict=True), counts, strict=True)
     ]
-    settings: dict[str, Any] = {name: str(table[name]) for name in ("model", "config_hash") if name in table}
+    settings: dict[str, Any] = {
+        name: str(table[name]) for name in ("model", "weights_digest", "config_hash") if name in table
+    }
     if "settings" in table and str(table["settings"]):
         settings = json.loads(str(table["settings"]))
     return Listing(records, settings, "time_s" in table)
@@ -377,7 +380,7 @@ def _open_csv(path: Path, *, vectors: bool) -> Any:
     is_vector = [name[0] == "e" and name[1:].isdigit() for name in names]
     # Nothing is inferred from the first rows: names and digests may look like numbers, durations like whole ones.
     kinds = dict.fromkeys(names, pa.float64())
-    kinds |= dict.fromkeys(("path", "absolute_path", "model", "config_hash", "settings"), pa.string())
+    kinds |= dict.fromkeys(("path", "absolute_path", "model", "weights_digest", "config_hash", "settings"), pa.string())
     kinds |= dict.fromkeys(("file_bytes", "modified_ns"), pa.int64())
     included = [name for name, is_one in zip(names, is_vector, strict=True) if is_one == vectors or name == "time_s"]
     return csv.open_csv(path, convert_options=csv.ConvertOptions(column_types=kinds, include_columns=included))
