@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssamba.audio.decode import decode_files
-from ssamba.audio.files import Skipped, file_key, find_audio, path_text, write_skipped
+from ssamba.audio.files import FoundAudio, Skipped, find_audio, write_skipped
 from ssamba.embedder import Embedder, Source, load_model
 from ssamba.embedding import EmbedOptions
 from ssamba.errors import ConfigError, Interrupted, SkippedFilesError
+from ssamba.files import RealPaths, path_text
 from ssamba.library.store import Store, check_output
 from ssamba.library.tables import FileRecord, StoreError
 from ssamba.locks import lock_output
@@ -149,7 +150,9 @@ def embed_files(
     report = EmbedReport(Path(output))
     options = EmbedOptions.parse({"context": context, "layer": layer, "padding": padding}, "embed")
     check_output(report.output)
-    files = _by_key(find_audio([recordings] if isinstance(recordings, str | Path) else recordings))
+    found = find_audio([recordings] if isinstance(recordings, str | Path) else recordings)
+    files = _by_key(found)
+    report.skipped = list(found.skipped)
     if isinstance(checkpoint, Embedder) and device is not None:
         raise ConfigError("embed: device is for a checkpoint to load, and this model is loaded: leave it out")
     model = checkpoint if isinstance(checkpoint, Embedder) else load_model(checkpoint, device=device)
@@ -191,14 +194,13 @@ def skipped_file(output: str | Path) -> Path:
     return Path(f"{output}.skipped.csv")
 
 
-def _by_key(files: Iterable[Path]) -> dict[str, Path]:
-    """Return each file under its first name, by key."""
-    found: dict[str, Path] = {}
-    again = [path for path in files if found.setdefault(file_key(path), path) is not path]
-    if again:
-        first = found[file_key(again[0])]
-        log.info("%d other names of the same files are left out, first %s (%s)", len(again), again[0], first)
-    return found
+def _by_key(files: FoundAudio) -> dict[str, Path]:
+    """Return each file by its key: its real path, as text."""
+    if files.other_names:
+        first, other = files.other_names[0]
+        log.info("%d other names of the same files are left out, as %s (%s)", len(files.other_names), other, first)
+    real_path = RealPaths()
+    return {path_text(real_path(path)): path for path in files}
 
 
 class _Job:
@@ -220,6 +222,7 @@ class _Job:
         self.todo = {path: key for key, path in files.items() if not self._is_there(key)}
         report.unchanged = len(files) - len(self.todo)
         report.kept = len(self.before.keys() - files.keys())
+        self.num_skipped = 0
         self.undecodable: set[str] = set()
         self.shown = ProgressReporter(None, "embedding")
 
@@ -270,17 +273,16 @@ class _Job:
 
     @property
     def num_done(self) -> int:
-        return self.report.embedded + len(self.report.skipped)
+        return self.report.embedded + self.num_skipped
 
     def _show(self) -> None:
         report = self.report
-        if not self.shown.update(self.num_done, audio_s=report.audio_s, skipped=len(report.skipped)):
+        if not self.shown.update(self.num_done, audio_s=report.audio_s, skipped=self.num_skipped):
             report.finished = False
 
     def _skip(self, path: Path, key: str, error: Exception) -> None:
-        name, reason = path_text(path), str(error)
-        # The embedder knows a file that a worker decoded as an array, so its messages do not name it.
-        self.report.skipped.append(Skipped(name, reason if reason.startswith(name) else f"{name}: {reason}"))
+        self.num_skipped += 1
+        self.report.skipped.append(Skipped.because(path, error))
         if isinstance(error, ValueError) and self.stats[key] != _ABSENT:
             self.undecodable.add(key)
 

@@ -22,8 +22,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from ssamba.audio.files import file_key
 from ssamba.errors import MissingExtraError, SsambaError
+from ssamba.files import RealPaths, path_from_text, path_text
 
 Array = np.ndarray[Any, Any]
 FORMATS = (".npz", ".parquet", ".csv")
@@ -245,7 +245,9 @@ def read_listing(path: Path) -> Listing:
     names = table["path"].tolist()
     counts = np.bincount(table["file"], minlength=len(names)).tolist()
     columns = {name: table[name].tolist() for name in _PER_FILE if name in table}
-    columns.setdefault("absolute_path", [file_key(Path(name)) for name in names])
+    if "absolute_path" not in columns:
+        real_path = RealPaths()
+        columns["absolute_path"] = [path_text(real_path(path_from_text(name))) for name in names]
     for name in ("file_bytes", "modified_ns"):
         columns.setdefault(name, [UNKNOWN] * len(names))
     columns.setdefault("duration_s", [float("nan")] * len(names))
