@@ -14,7 +14,6 @@ from rich.table import Table
 
 import ssamba
 from ssamba.audio.files import find_audio
-from ssamba.library.embed import embed_collection
 from ssamba.library.figures import plot_recordings
 from ssamba.library.search import nearest_neighbors
 from ssamba.library.tables import read_embeddings
@@ -30,7 +29,7 @@ def main() -> None:
     model = ssamba.load_model()
     files = find_audio([HERE / "audio"])
     started = time.perf_counter()
-    result = embed_collection(files, OUTPUT / "embeddings.npz", model, overwrite=True)
+    result = ssamba.embed_files(files, OUTPUT / "embeddings.npz", model, overwrite=True)
     elapsed_s = time.perf_counter() - started
     console.print(
         f"{result.embedded} recordings, {result.audio_s:.1f} s of audio, embedded in {elapsed_s:.1f} s "

@@ -4,10 +4,12 @@
 
     model = ssamba.load_model("ssamba2-tiny")
     embedding = model.embed("dog.wav")
+    ssamba.embed_files("recordings/", "embeddings.npz")
 
 Names are imported on first use, so `import ssamba` is fast, and processes that only decode audio never load torch.
 """
 
+import logging
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from ssamba.config import EncoderConfig, FrontEndConfig, SSASTConfig
     from ssamba.embedder import Embedder, load_model
     from ssamba.embedding import Embedding, EmbedOptions, Prediction
+    from ssamba.library.embed import embed_files
     from ssamba.model import create_encoder
 
 _MODULES = {
@@ -33,7 +36,10 @@ _MODULES = {
     "Prediction": "ssamba.embedding",
     "load_model": "ssamba.embedder",
     "create_encoder": "ssamba.model",
+    "embed_files": "ssamba.library.embed",
 }
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # what is logged is shown where the caller asks for it
 
 try:
     __version__ = version("ssamba")
@@ -50,6 +56,7 @@ __all__ = [
     "SSASTConfig",
     "available_models",
     "create_encoder",
+    "embed_files",
     "load_checkpoint",
     "load_encoder",
     "load_model",

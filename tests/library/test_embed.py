@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from pyarrow import csv as arrow_csv
+from pyarrow import parquet
 
 from ssamba.audio.decode import decode_files
 from ssamba.audio.files import find_audio
 from ssamba.embedder import Embedder
-from ssamba.errors import ModelMismatchError
-from ssamba.library.embed import embed_collection, skipped_file
+from ssamba.errors import ModelMismatchError, OtherSettingsError, OutputInUseError, SkippedFilesError
+from ssamba.library.embed import embed_files, skipped_file
 from ssamba.library.search import nearest_neighbors
-from ssamba.library.tables import FileRecord, Store, StoreError, read_embeddings
+from ssamba.library.store import Store
+from ssamba.library.tables import FileRecord, StoreError, read_embeddings
 
 
 @pytest.fixture
@@ -62,15 +67,15 @@ def assert_same_tables(one, other):
 @pytest.mark.parametrize("frames", [False, True])
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ".csv"])
 def test_a_mixed_folder_gives_rows_and_reasons(folder, tmp_path, embedder, suffix, frames):
-    if suffix != ".npz":
-        pytest.importorskip("pyarrow")
     files = find_audio([folder])
     assert len(files) == 20
     output = tmp_path / "out" / f"e{suffix}"
     seen = []
-    result = embed_collection(files, output, embedder, frames=frames, on_progress=lambda p: seen.append(p.embedded))
-    assert (result.embedded, len(result.skipped), result.resumed) == (12, 8, 0)
-    assert len(seen) == 20
+    result = embed_files(files, output, embedder, frames=frames, progress=seen.append)
+    assert (result.embedded, len(result.skipped), result.unchanged) == (12, 8, 0)
+    assert [state.done for state in seen] == list(range(1, 21))
+    assert (seen[-1].total, seen[-1].skipped, seen[-1].step) == (20, 8, "embedding")
+    assert seen[-1].audio_s == pytest.approx(result.audio_s)
     assert sorted(p.name for p in output.parent.iterdir()) == [output.name, f"{output.name}.skipped.csv"]
     reasons = skipped_file(output).read_text(encoding="utf-8").splitlines()
     assert len(reasons) == 9
@@ -94,8 +99,8 @@ def test_a_mixed_folder_gives_rows_and_reasons(folder, tmp_path, embedder, suffi
 
 def test_worker_processes_give_the_same(folder, tmp_path, embedder):
     files = find_audio([folder])
-    embed_collection(files, tmp_path / "a.npz", embedder)
-    embed_collection(files, tmp_path / "b.npz", embedder, workers=1)
+    embed_files(files, tmp_path / "a.npz", embedder)
+    embed_files(files, tmp_path / "b.npz", embedder, workers=1)
     assert_same_tables(tmp_path / "a.npz", tmp_path / "b.npz")
 
 
@@ -107,26 +112,24 @@ def test_an_interrupted_run_goes_on_where_it_was(folder, tmp_path, embedder, mon
     monkeypatch.setattr("ssamba.library.embed._FLUSH_FILES", 2)
     monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
     files = find_audio([folder])
-    embed_collection(files, tmp_path / "whole.npz", embedder)
+    embed_files(files, tmp_path / "whole.npz", embedder)
     output = tmp_path / "parts.npz"
 
     def kill_after(count):
         def check(progress):
-            if progress.embedded == count:
+            if progress.done - progress.skipped == count:
                 raise Killed
 
         return check
 
     with pytest.raises(Killed):
-        embed_collection(files, output, embedder, on_progress=kill_after(3))
+        embed_files(files, output, embedder, progress=kill_after(3))
     assert not output.exists()
-    with pytest.raises(StoreError, match="--resume goes on"):
-        embed_collection(files, output, embedder)
     with pytest.raises(Killed):
-        embed_collection(files, output, embedder, resume=True, on_progress=kill_after(4))
-    result = embed_collection(files, output, embedder, resume=True)
-    assert result.resumed >= 6
-    assert result.resumed + result.embedded == 12
+        embed_files(files, output, embedder, progress=kill_after(4))
+    result = embed_files(files, output, embedder)
+    assert result.unchanged >= 6
+    assert result.unchanged + result.embedded == 12
     assert len(result.skipped) == 8
     assert_same_tables(tmp_path / "whole.npz", output)
     assert not Path(f"{output}.partial").exists()
@@ -156,7 +159,7 @@ def test_a_killed_process_loses_little_and_leaves_no_worker(folder, tmp_path, ss
     workers = children.read_text().split() if children.exists() else []
     process.kill()
     process.wait()
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(read_embeddings(tmp_path / "k.npz")["path"]) == 42
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
@@ -167,107 +170,81 @@ def test_a_killed_process_loses_little_and_leaves_no_worker(folder, tmp_path, ss
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ".csv"])
 @pytest.mark.parametrize("frames", [False, True])
 def test_new_and_changed_files_join_a_finished_output(folder, tmp_path, embedder, suffix, frames, clips):
-    if suffix != ".npz":
-        pytest.importorskip("pyarrow")
     output = tmp_path / f"e{suffix}"
-    embed_collection(find_audio([folder]), output, embedder, frames=frames)
-    with pytest.raises(StoreError, match="exists"):
-        embed_collection(find_audio([folder]), output, embedder, frames=frames)
+    embed_files(find_audio([folder]), output, embedder, frames=frames)
+    again = embed_files(folder, output, embedder, frames=frames)
+    assert str(again).startswith("nothing to do: 12 files already there, 8 skipped")
     shutil.copy(clips[9], folder / "new.flac")
     shutil.copy(clips[10], folder / f"0 {clips[0].name}")
-    result = embed_collection(find_audio([folder]), output, embedder, frames=frames, resume=True)
-    assert (result.embedded, result.resumed) == (2, 11)
-    embed_collection(find_audio([folder]), tmp_path / f"fresh{suffix}", embedder, frames=frames)
+    result = embed_files(find_audio([folder]), output, embedder, frames=frames)
+    assert (result.embedded, result.changed, result.unchanged, result.kept) == (2, 1, 11, 0)
+    embed_files(find_audio([folder]), tmp_path / f"fresh{suffix}", embedder, frames=frames)
     assert_same_tables(output, tmp_path / f"fresh{suffix}")
 
 
-def test_other_settings_are_never_mixed_in(folder, tmp_path, embedder):
-    from ssamba.embedder import EmbedOptions
-
-    files = find_audio([folder])
-    output = tmp_path / "e.npz"
-    embed_collection(files, output, embedder)
-    with pytest.raises(StoreError, match="other settings"):
-        embed_collection(files, output, embedder, EmbedOptions(layer=1), resume=True)
-    with pytest.raises(StoreError, match="other settings"):
-        embed_collection(files, output, embedder, frames=True, resume=True)
-    shutil.rmtree(f"{output}.partial", ignore_errors=True)
-    embed_collection(files, output, embedder, EmbedOptions(layer=1), overwrite=True)
-
-
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ".csv"])
-def test_a_table_names_its_model_and_is_not_continued_with_another(tmp_path, clips, make_encoder, suffix):
-    one = Embedder(make_encoder(), device="cpu", name="one")
-    other = Embedder(make_encoder(final_norms=1), device="cpu", name="two")
-    with torch.no_grad():
-        other.encoder.cls_token += 1
+def test_other_settings_are_refused_and_each_difference_is_named(clips, tmp_path, embedder, make_encoder, suffix):
     output = tmp_path / f"e{suffix}"
-    embed_collection(clips[:2], output, one)
-    table = read_embeddings(output)
-    assert (str(table["model"]), str(table["weights_digest"])) == ("one", one.identity.weights_digest)
-    with pytest.raises(ModelMismatchError) as error:
-        embed_collection(clips[:3], output, other, resume=True)
-    for text in (str(output), str(one.identity), str(other.identity), "go on with `-c one`", "--overwrite"):
-        assert text in str(error.value)
-    one.name = "the same weights elsewhere"
-    assert embed_collection(clips[:3], output, one, resume=True).resumed == 2
-
-
-def test_an_interrupted_table_is_not_continued_with_another_model(tmp_path, clips, embedder, make_encoder):
-    def stop(progress):
-        raise Killed
-
-    other = Embedder(make_encoder(), device="cpu", name="other")
-    with torch.no_grad():
-        other.encoder.cls_token += 1
-    output = tmp_path / "e.npz"
-    with pytest.raises(Killed):
-        embed_collection(clips[:2], output, embedder, on_progress=stop)
-    with pytest.raises(ModelMismatchError, match=r"partial was made with the model small .*not with other "):
-        embed_collection(clips[:2], output, other, resume=True)
-
-
-def test_digests_and_names_of_digits_survive_a_csv(tmp_path):
-    store = Store(
-        tmp_path / "e.csv", {"model": "007", "window_s": 1.0, "weights_digest": "1e5", "config_hash": "01"}, False
+    embed_files(clips[:2], output, embedder)
+    before = output.read_bytes()
+    with pytest.raises(OtherSettingsError) as refused:
+        embed_files(clips[:3], output, embedder, frames=True, layer=1, padding="official")
+    assert str(refused.value) == (
+        f"{output} was made with other settings: frames was False, is True; layer was None, is 1; padding was 'patch', "
+        "is 'official'. Use another output, or --overwrite (overwrite=True) to start anew"
     )
-    store.open(False, False)
-    store.add(FileRecord("12", 1, 2, 0.5, 1), np.ones((1, 3), np.float32), np.zeros(1))
-    store.finish(["12"])
-    table = read_embeddings(tmp_path / "e.csv")
-    assert [str(table[name]) for name in ("model", "weights_digest", "config_hash")] == ["007", "1e5", "01"]
-    assert table["path"].tolist() == ["12"]
+    other = Embedder(make_encoder(depth=2), device="cpu", name="other")
+    with pytest.raises(ModelMismatchError) as refused:
+        embed_files(clips[:3], output, other, frames=True)
+    assert str(refused.value) == (
+        f"{output} was made with other settings: the model was {embedder.identity}, is {other.identity}; "
+        f"encoder was {embedder.encoder.config.digest()!r}, is {other.encoder.config.digest()!r}; frames was False, is "
+        "True. Use another output, or --overwrite (overwrite=True) to start anew"
+    )
+    moved = Embedder(embedder.encoder, device="cpu", name="the same weights elsewhere")
+    assert embed_files(clips[:2], output, moved).unchanged == 2
+    changed = Embedder(make_encoder(), device="cpu", name="other")
+    with torch.no_grad():
+        changed.encoder.cls_token += 1
+    with pytest.raises(ModelMismatchError, match=r"Use -c small, another output, or --overwrite"):
+        embed_files(clips[:2], output, changed)
+    assert output.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [output]
+    assert embed_files(clips[:3], output, other, layer=1, overwrite=True).rows == 3
+    assert str(read_embeddings(output)["model"]) == "other"
 
 
-def test_a_table_without_rows_belongs_to_no_model(tmp_path, clips, embedder, make_encoder):
-    (tmp_path / "a.wav").touch()
-    for suffix in (".npz", ".parquet", ".csv"):
-        output = tmp_path / f"e{suffix}"
-        embed_collection([tmp_path / "a.wav"], output, embedder)
-        other = Embedder(make_encoder(final_norms=1), device="cpu", name="other")
-        assert embed_collection(clips[:1], output, other, resume=True).rows == 1
+def test_an_interrupted_run_with_other_settings_is_refused(clips, tmp_path, embedder, monkeypatch):
+    monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
+    output = tmp_path / "e.npz"
+    assert not embed_files(clips, output, embedder, progress=lambda state: False).finished
+    named = r"partial is of an interrupted run .* layer was None, is 1\. Use the command"
+    with pytest.raises(OtherSettingsError, match=named):
+        embed_files(clips, output, embedder, layer=1)
+    assert embed_files(clips, output, embedder).unchanged >= 1
 
 
 def test_a_half_written_part_does_not_count(tmp_path):
-    store = Store(tmp_path / "e.npz", {"model": "m", "window_s": 1.0, "weights_digest": "w", "config_hash": "h"}, False)
-    store.open(False, False)
+    settings = {"model": "m", "weights_digest": "d", "window_s": 1.0, "config_hash": "h", "options": {}}
+    store = Store(tmp_path / "e.npz", settings, False)
+    store.open()
     store.add(FileRecord("a", 1, 2, 0.5, 1), np.ones((1, 3), np.float32), np.zeros(1))
     store.flush()
     np.save(store.partial / "part-000002.npy", np.ones((1, 3)))
-    again = Store(tmp_path / "e.npz", {"model": "m", "window_s": 1.0, "weights_digest": "w", "config_hash": "h"}, False)
-    again.open(True, False)
-    assert again.done("a", 1, 2)
-    assert not again.done("a", 1, 3)
+    again = Store(tmp_path / "e.npz", settings, False)
+    again.open()
+    assert again.records["a"].is_unchanged(1, 2)
+    assert not again.records["a"].is_unchanged(1, 3)
     assert again.finish(["a", "b"]) == 1
 
 
 def test_outputs_that_cannot_be_are_refused_at_once(tmp_path, embedder, clips):
     for name, message in (("e.txt", "ends in"), ("e", "ends in")):
         with pytest.raises(StoreError, match=message):
-            embed_collection(clips, tmp_path / name, embedder)
+            embed_files(clips, tmp_path / name, embedder)
     (tmp_path / "d.npz").mkdir()
     with pytest.raises(StoreError, match="is a folder"):
-        embed_collection(clips, tmp_path / "d.npz", embedder)
+        embed_files(clips, tmp_path / "d.npz", embedder)
     (tmp_path / "bad.npz").write_text("x")
     with pytest.raises(StoreError, match="damaged or was not written"):
         read_embeddings(tmp_path / "bad.npz")
@@ -275,11 +252,11 @@ def test_outputs_that_cannot_be_are_refused_at_once(tmp_path, embedder, clips):
         read_embeddings(tmp_path / "absent.npz")
 
 
-def test_only_broken_files_still_give_a_table(tmp_path, embedder):
+def test_only_broken_files_are_an_error_with_the_reason(tmp_path, embedder):
     (tmp_path / "a.wav").touch()
-    result = embed_collection([tmp_path / "a.wav"], tmp_path / "e.npz", embedder)
-    assert (result.embedded, len(result.skipped)) == (0, 1)
-    assert len(read_embeddings(tmp_path / "e.npz")["path"]) == 0
+    with pytest.raises(StoreError, match=r"no file could be embedded \(.*a\.wav.*e\.npz\.skipped\.csv"):
+        embed_files([tmp_path / "a.wav"], tmp_path / "e.npz", embedder)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.wav", "e.npz.skipped.csv"]
 
 
 def test_patterns_and_missing_files(folder, tmp_path, clips):
@@ -330,7 +307,7 @@ def test_no_damaged_file_can_end_a_job(tmp_path, embedder, clips, monkeypatch):
     (tmp_path / "junk.ogg").write_bytes(b"OggS" + rng.bytes(50_000))
     sf.write(tmp_path / "huge.wav", np.tile([1e25, -1e25], 8_000), 16_000, subtype="FLOAT")
     shutil.copy(clips[8], tmp_path / "good.flac")
-    result = embed_collection(find_audio([tmp_path]), tmp_path / "e.npz", embedder)
+    result = embed_files(find_audio([tmp_path]), tmp_path / "e.npz", embedder)
     assert (result.embedded, len(result.skipped)) == (1, 2)
     assert "not finite" in result.skipped[0].reason
 
@@ -338,32 +315,161 @@ def test_no_damaged_file_can_end_a_job(tmp_path, embedder, clips, monkeypatch):
         raise RuntimeError("a codec's own trouble")
 
     monkeypatch.setattr("ssamba.audio.decode.probe", unheard_of)
-    result = embed_collection(find_audio([tmp_path]), tmp_path / "f.npz", embedder)
-    assert len(result.skipped) == 3
-    assert "a codec's own trouble" in result.skipped[0].reason
+    with pytest.raises(StoreError, match="a codec's own trouble"):
+        embed_files(find_audio([tmp_path]), tmp_path / "f.npz", embedder)
+    assert len(skipped_file(tmp_path / "f.npz").read_text().splitlines()) == 4
 
 
-def test_resuming_with_other_inputs_keeps_earlier_rows(tmp_path, embedder, clips):
+def test_other_inputs_are_added_and_earlier_rows_kept_until_pruned(tmp_path, embedder, clips):
     output = tmp_path / "e.npz"
-    embed_collection(clips[:3], output, embedder)
-    result = embed_collection(clips[2:5], output, embedder, resume=True)
-    assert (result.embedded, result.resumed, result.rows) == (2, 1, 5)
+    embed_files(clips[:3], output, embedder)
+    report = embed_files(clips[2:5], output, embedder)
+    assert (report.embedded, report.unchanged, report.kept, report.rows) == (2, 1, 2, 5)
+    assert str(report).endswith("\n2 files that were not named this time are kept (--prune removes them)")
     assert read_embeddings(output)["path"].tolist() == [str(clips[i]) for i in (2, 3, 4, 0, 1)]
+    vectors = read_embeddings(output)["embedding"]
+    report = embed_files(clips[3], output, embedder, prune=True)
+    assert (report.embedded, report.unchanged, report.kept, report.pruned, report.rows) == (0, 1, 0, 4, 1)
+    np.testing.assert_array_equal(read_embeddings(output)["embedding"], vectors[1:2])
+
+
+def test_a_file_is_the_same_however_it_is_named(tmp_path, embedder, clips, monkeypatch):
+    (tmp_path / "rec").mkdir()
+    for clip in clips[:2]:
+        shutil.copy(clip, tmp_path / "rec")
+    (tmp_path / "link").symlink_to("rec")
+    monkeypatch.chdir(tmp_path)
+    assert embed_files(["rec", "rec/../rec", "link"], "e.npz", embedder).embedded == 2
+    monkeypatch.chdir(tmp_path / "rec")
+    for name in (".", tmp_path / "rec", "../link", "*.flac"):
+        assert embed_files(name, "../e.npz", embedder).unchanged == 2
+    table = read_embeddings("../e.npz")
+    assert table["path"].tolist() == [f"rec/{clip.name}" for clip in clips[:2]]
+    assert table["absolute_path"].tolist() == [str((tmp_path / "rec" / clip.name).resolve()) for clip in clips[:2]]
+
+
+def test_rows_of_files_that_are_gone_stay_and_of_files_that_broke_go(tmp_path, embedder, clips):
+    gone, broken, fine = (Path(shutil.copy(clip, tmp_path)) for clip in clips[:3])
+    output = tmp_path / "e.parquet"
+    embed_files([gone, broken, fine], output, embedder)
+    gone.unlink()
+    broken.write_text("no audio")
+    report = embed_files([gone, broken, fine], output, embedder)
+    assert (report.embedded, report.unchanged, len(report.skipped)) == (0, 1, 2)
+    assert read_embeddings(output)["path"].tolist() == [str(gone), str(fine)]
+
+
+def test_overwriting_keeps_the_old_table_until_the_new_one_is_complete(tmp_path, embedder, clips, monkeypatch):
+    monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
+    output = tmp_path / "e.npz"
+    embed_files(clips[:2], output, embedder)
+    before = output.read_bytes()
+    assert not embed_files(clips[1:], output, embedder, layer=1, overwrite=True, progress=lambda _: False).finished
+    assert output.read_bytes() == before
+    report = embed_files(clips[1:], output, embedder, layer=1)
+    assert report.unchanged >= 1
+    assert (report.unchanged + report.embedded, report.rows, report.kept) == (len(clips) - 1, len(clips) - 1, 0)
+    embed_files(clips[1:], tmp_path / "fresh.npz", embedder, layer=1)
+    assert_same_tables(output, tmp_path / "fresh.npz")
+
+
+def test_progress_that_returns_false_stops_and_keeps_what_is_done(tmp_path, embedder, clips, monkeypatch):
+    monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
+    output = tmp_path / "e.npz"
+    report = embed_files(clips, output, embedder, progress=lambda state: state.done < 3)
+    assert not report.finished
+    assert 3 <= report.embedded < len(clips)
+    assert (report.rows, output.exists()) == (0, False)
+    again = embed_files(clips, output, embedder, progress=lambda state: state.done < state.total)
+    assert (again.unchanged, again.embedded, again.finished) == (report.embedded, len(clips) - report.embedded, True)
+
+
+def test_a_second_writer_is_refused(tmp_path, embedder, clips):
+    def embed_again(state):
+        with pytest.raises(OutputInUseError, match="is being written by"):
+            embed_files(clips[:2], tmp_path / "e.npz", embedder, overwrite=True)
+
+    assert embed_files(clips[:2], tmp_path / "e.npz", embedder, progress=embed_again).rows == 2
+
+
+def test_strict_raises_when_the_table_is_written(tmp_path, embedder, clips):
+    (tmp_path / "a.wav").touch()
+    with pytest.raises(SkippedFilesError, match="1 files were skipped") as skipped:
+        embed_files([clips[0], tmp_path / "a.wav"], tmp_path / "e.npz", embedder, strict=True)
+    assert skipped.value.report.rows == len(read_embeddings(tmp_path / "e.npz")["path"]) == 1
+
+
+@pytest.mark.parametrize(
+    "lacks", [("absolute_path",), ("absolute_path", "file_bytes", "modified_ns", "weights_digest", "settings")]
+)
+@pytest.mark.parametrize(("suffix", "frames"), [(".npz", False), (".npz", True), (".parquet", True), (".csv", True)])
+def test_tables_of_earlier_versions_are_continued(tmp_path, embedder, clips, suffix, frames, lacks, monkeypatch):
+    """They had no `absolute_path`, options as text, CSV no `settings`; the earliest had no size and time either."""
+    new, old = tmp_path / f"new{suffix}", tmp_path / f"old{suffix}"
+    monkeypatch.chdir(clips[0].parent)
+    names = [clip.name for clip in clips[:3]]
+    embed_files(names[:2], new, embedder, frames=frames)
+    without_columns(new, old, lacks)
+    assert_same_tables(new, old)
+    assert embed_files(names[:2], old, embedder, frames=frames).unchanged == 2
+    named = "layer was None, is 1" if "settings" not in lacks else "config_hash was .* is .* .it does not say why"
+    with pytest.raises(OtherSettingsError, match=named):
+        embed_files(names, old, embedder, frames=frames, layer=1)
+    report = embed_files(names, old, embedder, frames=frames)
+    assert (report.unchanged, report.embedded) == (2, 1)
+    embed_files(names, new, embedder, frames=frames)
+    assert_same_tables(new, old)
+    without_columns(new, old, ("settings", "config_hash"))
+    with pytest.raises(StoreError, match="does not say how it was made"):
+        embed_files(names, old, embedder, frames=frames)
+
+
+def without_columns(source, target, names):
+    if source.suffix == ".npz":
+        with np.load(source) as archive:
+            members = {name: archive[name] for name in archive.files if name not in names}
+        if "settings" in members:
+            settings = json.loads(str(members["settings"]))
+            settings["options"] = json.dumps(settings["options"])
+            del settings["weights_digest"], settings["encoder"], settings["front_end"]
+            members["settings"] = np.array(json.dumps(settings))
+        with zipfile.ZipFile(target, "w") as archive:
+            for name, array in members.items():
+                with archive.open(f"{name}.npy", "w") as member:
+                    np.lib.format.write_array(member, array)
+        return
+    if source.suffix == ".parquet":
+        table = parquet.read_table(source)
+        keep = [name for name in table.column_names if name not in names]
+        table = table.select(keep)
+        parquet.write_table(table.replace_schema_metadata({}) if "settings" in names else table, target)
+        return
+    table = arrow_csv.read_csv(source)
+    arrow_csv.write_csv(table.select([name for name in table.column_names if name not in names]), target)
+
+
+def test_names_and_digests_that_look_like_numbers_stay_text(tmp_path, clips):
+    output = tmp_path / "e.csv"
+    settings = {"model": "1", "weights_digest": "1", "window_s": 1.0, "config_hash": "00012e4567890123", "options": {}}
+    store = Store(output, settings, False)
+    store.open()
+    store.add(FileRecord("0123", 1, 2, 1.0, 1, "/0123"), np.ones((1, 3), np.float32), np.zeros(1))
+    store.finish(["/0123"])
+    table = read_embeddings(output)
+    assert (table["path"].tolist(), str(table["config_hash"])) == (["0123"], "00012e4567890123")
 
 
 def test_a_refused_run_leaves_everything_as_it_was(tmp_path, embedder, clips):
-    from ssamba.embedder import EmbedOptions
-
     output = tmp_path / "e.npz"
-    embed_collection(clips[:2], output, embedder)
+    embed_files(clips[:2], output, embedder)
     before = output.read_bytes()
-    with pytest.raises(StoreError, match="other settings"):
-        embed_collection(clips[:2], output, embedder, EmbedOptions(layer=1), resume=True)
+    with pytest.raises(OtherSettingsError, match="other settings"):
+        embed_files(clips[:2], output, embedder, layer=1)
     with pytest.raises(ValueError, match="layer must lie"):
-        embed_collection(clips[:2], output, embedder, EmbedOptions(layer=99), overwrite=True)
+        embed_files(clips[:2], output, embedder, layer=99, overwrite=True)
     assert output.read_bytes() == before
     assert not Path(f"{output}.partial").exists()
-    assert embed_collection(clips[:2], output, embedder, resume=True).resumed == 2
+    assert embed_files(clips[:2], output, embedder).unchanged == 2
 
 
 def test_a_part_that_a_crash_damaged_is_computed_again(tmp_path, embedder, clips, monkeypatch):
@@ -371,19 +477,19 @@ def test_a_part_that_a_crash_damaged_is_computed_again(tmp_path, embedder, clips
     output = tmp_path / "e.npz"
 
     def stop(progress):
-        if progress.embedded == 3:
+        if progress.done == 3:
             raise Killed
 
     with pytest.raises(Killed):
-        embed_collection(clips[:4], output, embedder, on_progress=stop)
+        embed_files(clips[:4], output, embedder, progress=stop)
     first = sorted(Path(f"{output}.partial").glob("part-*.npy"))[0]
     first.write_bytes(first.read_bytes()[:50])
-    result = embed_collection(clips[:4], output, embedder, resume=True)
-    assert (result.resumed, result.embedded, result.rows) == (2, 2, 4)
+    result = embed_files(clips[:4], output, embedder)
+    assert (result.unchanged, result.embedded, result.rows) == (2, 2, 4)
 
 
 def test_an_empty_partial_folder_stands_in_nobodys_way(tmp_path, embedder, clips):
     output = tmp_path / "e.npz"
     Path(f"{output}.partial").mkdir()
     (Path(f"{output}.partial") / "run.json").write_text('{"layer": 7}')
-    assert embed_collection(clips[:1], output, embedder).rows == 1
+    assert embed_files(clips[:1], output, embedder).rows == 1

@@ -38,6 +38,8 @@ out = Console()
 err = Console(stderr=True)
 log = logging.getLogger("ssamba")
 
+UsageError: Any = typer.BadParameter.__base__
+"""Base of click's errors of wrong usage, which typer does not hand on."""
 _MAX_SKIPPED_SHOWN = 10
 _STYLES = {"ERROR": "bold red", "WARNING": "yellow", "DEBUG": "dim"}
 
@@ -101,7 +103,10 @@ class Commands(TyperGroup):
         HANDLER.as_json = False
         if HANDLER not in log.handlers:
             log.addHandler(HANDLER)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            _fail_usage(error)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
@@ -111,6 +116,8 @@ class Commands(TyperGroup):
             with warnings.catch_warnings():
                 warnings.showwarning = _log_warning
                 return super().invoke(ctx)
+        except UsageError as error:
+            _fail_usage(error)
         except SkippedFilesError as error:
             show_report(error.report)
             fail(str(error), EXIT_SKIPPED)
@@ -121,6 +128,15 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as error:
             log.warning(f"interrupted{f': {error}' if str(error) else ''}")
             sys.exit(EXIT_INTERRUPTED)
+
+
+def _fail_usage(error: Any) -> NoReturn:
+    """Exit with code 2 and one line that says what is wrong; without arguments, a group shows its help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        raise error
+    command = error.ctx.command_path if error.ctx else "ssamba"
+    message = error.format_message().replace("Value error, ", "")
+    fail(f"{message}{'' if message[-1] in '.?' else '.'} See `{command} --help`", EXIT_USAGE)
 
 
 def _log_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -201,6 +217,9 @@ RecordingsArgument = Annotated[
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if available.")]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Start anew; what exists stays until the new result is complete.")
+]
+TakeOverOption = Annotated[
+    bool, typer.Option("--take-over", help="Take the output away from another process that is writing it.")
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with code 3 if any file was skipped.")]
 ChangesOption = Annotated[

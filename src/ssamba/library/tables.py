@@ -1,38 +1,42 @@
-"""Tables of embeddings: written by resumable jobs, in three formats, and read back.
+"""Tables of embeddings as files: NPZ, Parquet and CSV, written and read back.
 
-Rows are files, or time steps if there is a column `time_s`. While a job for `x.npz` runs, the folder `x.npz.partial`
-holds its settings and its parts: the embeddings of some files (`part-N.npy`, and `part-N.times.npy` for time steps) and
-the list of these files (`part-N.json`, written last, so that a part without it does not count). A killed job loses at
-most the part it was collecting. At the end the parts are concatenated in the order of the inputs under a temporary
-name, the result is renamed, and the folder is removed. All rows are never in memory at once.
+Rows are files, or time steps if there is a column `time_s`. Besides the embeddings a table holds, for each file, its
+path as given, its absolute path, size and time (so that the same command recognizes it), its duration, and how the
+embeddings were made: the model, `config_hash` (a digest of everything they depend on) and `settings` (JSON).
+
+Tables of earlier versions lack some columns. A missing size or time counts as unchanged; a missing absolute path is the
+path as seen from the current folder; without `config_hash` a table can be read, not continued.
+
+Shapes: D channels.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from ssamba.checkpoint.files import read_json, write_json
-from ssamba.config import ModelIdentity
 from ssamba.errors import MissingExtraError, SsambaError
+from ssamba.files import RealPaths, path_from_text, path_text
 
 Array = np.ndarray[Any, Any]
 FORMATS = (".npz", ".parquet", ".csv")
+UNKNOWN = -1
+"""Size and time of a file in a table that does not hold them."""
 
-_SETTINGS_FILE = "run.json"
-_COLUMNS = ("model", "weights_digest", "window_s", "config_hash")  # settings that every row holds
 _ROWS_PER_BATCH = 65_536
+_PER_FILE = ("path", "absolute_path", "file_bytes", "modified_ns", "duration_s")
+_PER_TABLE = ("model", "weights_digest", "window_s", "config_hash")
 
 
 class StoreError(SsambaError, ValueError):
-    """A table exists already, belongs to another run, or cannot be read."""
+    """A table cannot be read, written or continued."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,27 @@ class FileRecord:
     """Metadata of an embedded file."""
 
     path: str
+    """As it was given first."""
     file_bytes: int
     modified_ns: int
     duration_s: float
     rows: int
+    absolute_path: str = ""
+    """Resolved: two records with the same one are of the same file."""
+
+    @property
+    def key(self) -> str:
+        """Identity of the file."""
+        return self.absolute_path or self.path
+
+    def is_unchanged(self, file_bytes: int, modified_ns: int) -> bool:
+        """Return whether a file of this size and time is the one that was embedded."""
+        return self.file_bytes == UNKNOWN or (self.file_bytes, self.modified_ns) == (file_bytes, modified_ns)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a file in a part."""
+    """The rows of a file: a slice of an array on disk."""
 
     record: FileRecord
     part: Path
@@ -60,183 +76,52 @@ class Rows:
 
     def times_s(self) -> Array:
         """Read the times, (rows,)."""
-        return self._read(self.part.with_suffix(".times.npy"))
+        return self._read(times_file(self.part))
 
     def _read(self, path: Path) -> Array:
         rows: Array = np.load(path, mmap_mode="r")[self.first : self.first + self.record.rows]
         return rows
 
 
-class Store:
-    """Collects the embeddings of one job in parts and writes its table."""
-
-    def __init__(self, output: str | Path, settings: Mapping[str, Any], frames: bool):
-        """Check the name of the output; nothing is written yet.
-
-        Args:
-            output: the file to write; its suffix chooses the format.
-            settings: what the embeddings depend on; parts with other settings are refused. `model`, `weights_digest`,
-                `window_s` and `config_hash` become columns.
-            frames: one row for each time step instead of each file.
-
-        Raises:
-            StoreError: an unknown suffix.
-            MissingExtraError: the format needs pyarrow.
-        """
-        self.output = Path(output)
-        self.settings = {**settings, "frames": frames}
-        self.frames = frames
-        if self.output.suffix not in FORMATS:
-            raise StoreError(f"{self.output}: expected a file name that ends in {', '.join(FORMATS)}")
-        self.partial = self.output.with_name(self.output.name + ".partial")
-        if self.output.suffix != ".npz":
-            require_pyarrow()
-        self._rows: dict[str, Rows] = {}
-        self._pending: list[tuple[FileRecord, Array, Array]] = []
-
-    def open(self, resume: bool, overwrite: bool) -> None:
-        """Start a new table, or continue an earlier run.
-
-        Raises:
-            StoreError: there is an output or an interrupted run, and neither `resume` nor `overwrite` was asked for; or
-                `resume` finds other settings.
-            ModelMismatchError: `resume` finds embeddings of another model.
-        """
-        if self.output.is_dir():
-            raise StoreError(f"{self.output} is a folder: give the name of a file in it, such as embeddings.npz")
-        if overwrite:
-            shutil.rmtree(self.partial, ignore_errors=True)
-        count = sum(len(_read_part(part)) for part in self.partial.glob("part-*.json"))
-        if count == 0:  # the run was killed before it wrote anything
-            shutil.rmtree(self.partial, ignore_errors=True)
-        elif not resume:
-            raise StoreError(
-                f"{self.partial} holds {count} files of an interrupted run: --resume goes on with it, "
-                "--overwrite starts again"
-            )
-        finished = None
-        if self.output.exists() and not overwrite:
-            if not resume:
-                raise StoreError(
-                    f"{self.output} exists: --resume adds the files that are not in it, --overwrite replaces it"
-                )
-            finished = read_embeddings(self.output)
-        if finished is not None and len(finished["path"]):
-            self._check_model(finished, self.output)
-            if str(finished["config_hash"]) != self.settings["config_hash"] or ("time_s" in finished) != self.frames:
-                raise StoreError(f"{self.output} was made with other settings: --overwrite replaces it")
-        self.partial.mkdir(parents=True, exist_ok=True)
-        self._check_settings()
-        for part in sorted(self.partial.glob("part-*.json")):
-            self._index(part)
-        if finished is not None:
-            self._import(finished)
-
-    def done(self, path: str, file_bytes: int, modified_ns: int) -> bool:
-        """Return whether this very file (same size and time) is embedded already."""
-        rows = self._rows.get(path)
-        return rows is not None and (rows.record.file_bytes, rows.record.modified_ns) == (file_bytes, modified_ns)
-
-    def add(self, record: FileRecord, embedding: Array, times_s: Array) -> None:
-        """Add the rows of a file, (rows, D), and their times, (rows,); the next `flush` writes them."""
-        self._pending.append((record, embedding, times_s))
-
-    @property
-    def num_pending(self) -> int:
-        """Files that are not on disk yet."""
-        return len(self._pending)
-
-    def flush(self) -> None:
-        """Write what was added since the last call as a part."""
-        if not self._pending:
-            return
-        numbers = [int(part.stem.removeprefix("part-")) for part in self.partial.glob("part-*.json")]
-        part = self.partial / f"part-{max(numbers, default=0) + 1:06d}.npy"
-        np.save(part, np.concatenate([rows for _, rows, _ in self._pending]))
-        if self.frames:
-            np.save(part.with_suffix(".times.npy"), np.concatenate([times for _, _, times in self._pending]))
-        write_json(part.with_suffix(".json"), {"files": [asdict(record) for record, _, _ in self._pending]})
-        self._index(part.with_suffix(".json"))
-        self._pending = []
-
-    def finish(self, order: Sequence[str]) -> int:
-        """Write the output, remove the parts and return the number of rows.
-
-        The files of `order` come first (those that were embedded), then the other files of earlier runs.
-        """
-        self.flush()
-        wanted = {path: self._rows[path] for path in order if path in self._rows}
-        rows = list({**wanted, **self._rows}.values())
-        # Written among the parts, so that a killed run leaves everything in one place, and renamed.
-        target = self.partial / f"output{self.output.suffix}"
-        write = _write_npz if target.suffix == ".npz" else _write_arrow
-        write(target, rows, self.settings, self.frames)
-        target.replace(self.output)
-        shutil.rmtree(self.partial)
-        return sum(entry.record.rows for entry in rows)
-
-    def _check_settings(self) -> None:
-        file = self.partial / _SETTINGS_FILE
-        if not file.exists():
-            write_json(file, self.settings)
-            return
-        before = read_json(file)
-        self._check_model(before, self.partial)
-        # The digest identifies the weights; the path that they were loaded from may be written in many ways.
-        keys = {*before, *self.settings} - {"model"}
-        changed = sorted(key for key in keys if before.get(key) != self.settings.get(key))
-        if changed:
-            what = "; ".join(f"{key} was {before.get(key)!r}, is {self.settings.get(key)!r}" for key in changed)
-            raise StoreError(f"{self.partial} is of a run with other settings ({what}): --overwrite starts again")
-
-    def _check_model(self, before: Mapping[str, Any], made: Path) -> None:
-        """Refuse to go on with embeddings of another model."""
-        old, own = (
-            ModelIdentity(name=str(found.get("model")), weights_digest=str(found.get("weights_digest")))
-            for found in (before, self.settings)
-        )
-        remedy = f"go on with `-c {old.name}`, write another table, or replace this one with --overwrite"
-        old.check_same(own, str(made), remedy)
-
-    def _index(self, part: Path) -> None:
-        first, records, array = 0, _read_part(part), part.with_suffix(".npy")
-        # A machine that crashed may leave a damaged part: its files are embedded again.
-        try:
-            if len(np.load(array, mmap_mode="r")) != sum(record.rows for record in records):
-                return
-        except (OSError, ValueError, EOFError):
-            return
-        for record in records:
-            self._rows[record.path] = Rows(record, array, first)
-            first += record.rows
-
-    def _import(self, table: dict[str, Array]) -> None:
-        """Add the rows of a finished output, so that more files can join them."""
-        counts = np.bincount(table["file"], minlength=len(table["path"]))
-        first = 0
-        for index, rows in enumerate(counts.tolist()):
-            names = ("path", "file_bytes", "modified_ns", "duration_s")
-            record = FileRecord(**{name: table[name][index].item() for name in names}, rows=rows)
-            if record.path not in self._rows:
-                times = table["time_s"][first : first + rows] if self.frames else np.zeros(rows)
-                self.add(record, table["embedding"][first : first + rows], times)
-            first += rows
-        self.flush()
+def times_file(part: Path) -> Path:
+    """Return the file of the times that belong to a file of embeddings."""
+    return part.with_suffix(".times.npy")
 
 
-def _read_part(part: Path) -> list[FileRecord]:
-    return [FileRecord(**record) for record in json.loads(part.read_text(encoding="utf-8"))["files"]]
+@dataclass(frozen=True)
+class Listing:
+    """Everything in a table but its embeddings."""
+
+    records: list[FileRecord]
+    settings: dict[str, Any]
+    """How the embeddings were made; of older tables only `model` and digests, or nothing."""
+    frames: bool
+    """Whether rows are time steps."""
+
+
+def write_table(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any], frames: bool) -> None:
+    """Write a table in the format of the suffix.
+
+    Args:
+        target: the file to write.
+        rows: the files in order.
+        settings: how the embeddings were made.
+        frames: rows are time steps.
+    """
+    write = _write_npz if target.suffix == ".npz" else _write_arrow
+    write(target, rows, settings, frames)
 
 
 def _write_npz(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any], frames: bool) -> None:
     records = [entry.record for entry in rows]
     members: dict[str, Array] = {
         "path": np.array([r.path for r in records], dtype=np.str_),
+        "absolute_path": np.array([r.absolute_path for r in records], dtype=np.str_),
         "duration_s": np.array([r.duration_s for r in records], dtype=np.float64),
         "file_bytes": np.array([r.file_bytes for r in records], dtype=np.int64),
         "modified_ns": np.array([r.modified_ns for r in records], dtype=np.int64),
         "file": np.repeat(np.arange(len(records)), [r.rows for r in records]),
-        **{key: np.array(settings[key]) for key in _COLUMNS},
+        **{key: np.array(settings[key]) for key in _PER_TABLE},
         "settings": np.array(json.dumps(settings)),
     }
     if frames:
@@ -257,27 +142,26 @@ def _write_arrow(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any]
     pa = require_pyarrow()
     from pyarrow import csv, parquet
 
-    dim = _dim(rows)
+    dim, as_json = _dim(rows), json.dumps(settings)
     fields = [("path", pa.string()), *([("time_s", pa.float32())] if frames else [])]
     fields += [("duration_s", pa.float64()), ("window_s", pa.float64()), ("model", pa.string())]
-    fields += [
-        ("weights_digest", pa.string()),
-        ("config_hash", pa.string()),
-        ("file_bytes", pa.int64()),
-        ("modified_ns", pa.int64()),
-    ]
+    fields += [("weights_digest", pa.string()), ("config_hash", pa.string())]
+    fields += [("file_bytes", pa.int64()), ("modified_ns", pa.int64()), ("absolute_path", pa.string())]
+    per_table = {name: settings[name] for name in _PER_TABLE}
     if target.suffix == ".parquet":
         schema = pa.schema([*fields, ("embedding", pa.list_(pa.float32(), dim))])
-        writer = parquet.ParquetWriter(target, schema.with_metadata({"settings": json.dumps(settings)}))
+        writer = parquet.ParquetWriter(target, schema.with_metadata({"settings": as_json}))
     else:
+        fields.append(("settings", pa.string()))
+        per_table["settings"] = as_json
         schema = pa.schema([*fields, *((f"e{index}", pa.float32()) for index in range(dim))])
         writer = csv.CSVWriter(target, schema)
     with writer:
         for group in _groups(rows):
             records = [entry.record for entry in group for _ in range(entry.record.rows)]
             columns: dict[str, Any] = {
-                name: [settings[name]] * len(records)
-                if name in _COLUMNS
+                name: [per_table[name]] * len(records)
+                if name in per_table
                 else [getattr(record, name) for record in records]
                 for name, _ in fields
                 if name != "time_s"
@@ -325,55 +209,180 @@ def read_embeddings(path: str | Path) -> dict[str, Array]:
     """Read a table that `ssamba embed` wrote, in any of its formats, as arrays.
 
     Returns:
-        `embedding` (rows, D); `path`, `duration_s`, `file_bytes`, `modified_ns` (files,); `file` (rows,), each row's
-        index into these; `time_s` (rows,) if rows are time steps; and the scalars `model` (versioned name or
-        path), `weights_digest`, `window_s` and `config_hash`.
+        `embedding` (rows, D); `path`, `absolute_path`, `duration_s`, `file_bytes`, `modified_ns` (files,); `file`
+        (rows,), each row's index into these; `time_s` (rows,) if rows are time steps; and the scalars `model`,
+        (versioned name or path), `weights_digest`, `window_s`, `config_hash`, `settings` (JSON). Tables of earlier
+        versions lack some of them.
 
     Raises:
         StoreError: the file is missing or was not written by `ssamba embed`.
     """
     path = Path(path)
+    with _reading(path):
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return _with_file_index({name: archive[name] for name in archive.files})
+        table = _read_columns(path)
+        batches = list(_arrow_batches(path))
+        dim = batches[0][0].shape[1] if batches else 0
+        table["embedding"] = np.concatenate([np.zeros((0, dim), np.float32), *(batch for batch, _ in batches)])
+        return table
+
+
+def read_listing(path: Path) -> Listing:
+    """Read everything of a table but its embeddings.
+
+    Raises:
+        StoreError: the file is missing or was not written by `ssamba embed`.
+    """
+    table: dict[str, Array] = {}
+    with _reading(path):
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                table = _with_file_index({name: archive[name] for name in archive.files if name != "embedding"})
+        else:
+            table = _read_columns(path)
+    names = table["path"].tolist()
+    counts = np.bincount(table["file"], minlength=len(names)).tolist()
+    columns = {name: table[name].tolist() for name in _PER_FILE if name in table}
+    if "absolute_path" not in columns:
+        real_path = RealPaths()
+        columns["absolute_path"] = [path_text(real_path(path_from_text(name))) for name in names]
+    for name in ("file_bytes", "modified_ns"):
+        columns.setdefault(name, [UNKNOWN] * len(names))
+    columns.setdefault("duration_s", [float("nan")] * len(names))
+    records = [
+        FileRecord(**dict(zip(columns, values, strict=True)), rows=count)
+        for values, count in zip(zip(*columns.values(), strict=True), counts, strict=True)
+    ]
+    settings: dict[str, Any] = {
+        name: str(table[name]) for name in ("model", "weights_digest", "config_hash") if name in table
+    }
+    if "settings" in table and str(table["settings"]):
+        settings = json.loads(str(table["settings"]))
+    return Listing(records, settings, "time_s" in table)
+
+
+def row_batches(path: Path) -> Iterator[tuple[Array, Array | None]]:
+    """Yield the embeddings (rows, D) of a table and its times (rows,), if it has them, some rows at a time."""
+    with _reading(path):
+        if path.suffix != ".npz":
+            yield from _arrow_batches(path)
+            return
+        embedding = _map_member(path, "embedding.npy")
+        with np.load(path, allow_pickle=False) as archive:
+            times = archive["time_s"] if "time_s" in archive.files else None
+        for first in range(0, len(embedding), _ROWS_PER_BATCH):
+            part = slice(first, first + _ROWS_PER_BATCH)
+            yield embedding[part], None if times is None else times[part]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn errors of a file into a StoreError that names it."""
     if not path.is_file():
         raise StoreError(f"{path}: no such file. Expected what `ssamba embed -o` wrote")
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                table = {name: archive[name] for name in archive.files}
-        else:
-            table = _read_rows(path)
+        yield
+    except StoreError:
+        raise
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StoreError(f"{path} is damaged or was not written by `ssamba embed` ({error})") from None
-    needed = ("embedding", "path", "duration_s", "file", "model", "weights_digest", "config_hash")
-    missing = [name for name in needed if name not in table]
-    if missing:
-        raise StoreError(f"{path} was not written by `ssamba embed`: {', '.join(missing)} missing")
+
+
+def _with_file_index(table: dict[str, Array]) -> dict[str, Array]:
+    if "path" not in table:
+        raise KeyError("no column `path`")
+    table.setdefault("file", np.arange(len(table["path"])))
     return table
 
 
-def _read_rows(path: Path) -> dict[str, Array]:
-    """Read a Parquet or CSV table."""
-    pa = require_pyarrow()
+def _map_member(path: Path, name: str) -> Array:
+    """Return an array in a .npz file, mapped into memory if it is stored without compression."""
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo(name)
+        if member.compress_type != zipfile.ZIP_STORED:
+            with archive.open(name) as file:
+                array: Array = np.lib.format.read_array(file, allow_pickle=False)
+                return array
+    with path.open("rb") as file:
+        file.seek(member.header_offset + 26)  # the lengths of name and extra field, in the local header
+        lengths = np.frombuffer(file.read(4), "<u2")
+        file.seek(member.header_offset + 30 + int(lengths.sum()))
+        shape, fortran_order, kind = _read_array_header(file)
+        if 0 in shape:  # an empty array cannot be mapped
+            return np.zeros(shape, kind)
+        return np.memmap(path, kind, "r", file.tell(), shape, "F" if fortran_order else "C")
+
+
+def _read_array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    major, _ = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    header: tuple[tuple[int, ...], bool, np.dtype[Any]] = read(file)
+    return header
+
+
+def _read_columns(path: Path) -> dict[str, Array]:
+    """Read the columns of a Parquet or CSV table except embeddings, one value for each file."""
+    require_pyarrow()
+    settings = None
     if path.suffix == ".parquet":
         from pyarrow import parquet
 
-        rows = parquet.read_table(path)
-        vectors = rows["embedding"].combine_chunks()
-        embedding = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), vectors.type.list_size)
+        with parquet.ParquetFile(path) as file:
+            metadata = file.schema_arrow.metadata or {}
+            settings = metadata.get(b"settings")
+            rows = file.read([name for name in file.schema_arrow.names if name != "embedding"])
     else:
-        from pyarrow import csv
-
-        texts = dict.fromkeys(("path", "model", "weights_digest", "config_hash"), pa.string())  # digits are no number
-        rows = csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=texts))
-        names = [name for name in rows.column_names if name[0] == "e" and name[1:].isdigit()]
-        embedding = np.array([rows[name].to_numpy() for name in names], np.float32).reshape(len(names), len(rows)).T
+        with _open_csv(path, vectors=False) as reader:
+            rows = reader.read_all()
     paths = rows["path"].to_pylist()
     starts = [i for i, name in enumerate(paths) if i == 0 or name != paths[i - 1]]
-    table = {"embedding": embedding, "path": np.array([paths[i] for i in starts])}
+    table = {"path": np.array([paths[i] for i in starts], dtype=np.str_)}
     table["file"] = np.repeat(np.arange(len(starts)), np.diff([*starts, len(paths)]))
-    for name in ("duration_s", "file_bytes", "modified_ns"):
-        table[name] = rows[name].to_numpy()[starts]
-    for name in _COLUMNS:
-        table[name] = np.array(rows[name][0].as_py() if len(rows) else "")
+    for name in _PER_FILE[1:]:
+        if name in rows.column_names:
+            table[name] = np.array(rows[name].to_pylist())[starts]
+    for name in (*_PER_TABLE, "settings"):
+        if name in rows.column_names:
+            table[name] = np.array(rows[name][0].as_py() if len(rows) else "")
+    if settings is not None:
+        table["settings"] = np.array(settings.decode())
     if "time_s" in rows.column_names:
         table["time_s"] = rows["time_s"].to_numpy()
     return table
+
+
+def _arrow_batches(path: Path) -> Iterator[tuple[Array, Array | None]]:
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(path) as file:
+            names = [name for name in ("embedding", "time_s") if name in file.schema_arrow.names]
+            for batch in file.iter_batches(_ROWS_PER_BATCH, columns=names):
+                vectors = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
+                times = batch["time_s"].to_numpy(zero_copy_only=False) if "time_s" in names else None
+                yield vectors.reshape(len(batch), -1), times
+        return
+    with _open_csv(path, vectors=True) as reader:
+        for batch in reader:
+            names = [name for name in batch.schema.names if name != "time_s"]
+            columns = [batch[name].to_numpy(zero_copy_only=False) for name in names]
+            times = batch["time_s"].to_numpy(zero_copy_only=False) if "time_s" in batch.schema.names else None
+            yield np.stack(columns, axis=1).astype(np.float32), times
+
+
+def _open_csv(path: Path, *, vectors: bool) -> Any:
+    """Open a CSV table: its embeddings and times, or all the other columns."""
+    pa = require_pyarrow()
+    from pyarrow import csv
+
+    with csv.open_csv(path) as reader:
+        names = reader.schema.names
+    is_vector = [name[0] == "e" and name[1:].isdigit() for name in names]
+    # Nothing is inferred from the first rows: names and digests may look like numbers, durations like whole ones.
+    kinds = dict.fromkeys(names, pa.float64())
+    kinds |= dict.fromkeys(("path", "absolute_path", "model", "weights_digest", "config_hash", "settings"), pa.string())
+    kinds |= dict.fromkeys(("file_bytes", "modified_ns"), pa.int64())
+    included = [name for name, is_one in zip(names, is_vector, strict=True) if is_one == vectors or name == "time_s"]
+    return csv.open_csv(path, convert_options=csv.ConvertOptions(column_types=kinds, include_columns=included))

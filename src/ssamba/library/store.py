@@ -1,0 +1,260 @@
+"""A table of embeddings that a resumable job writes.
+
+While a job for `x.npz` runs, the folder `x.npz.partial` holds its settings (`run.json`) and its parts: the embeddings
+of some files (`part-N.npy`, and `part-N.times.npy` for time steps) and the list of these files (`part-N.json`, written
+last, so that a part without it does not count). A killed job loses at most the part it was collecting. At the end the
+parts and the rows of an earlier table are written under a temporary name, the result is renamed, and the folder is
+removed: an earlier table stays as it is until then. All rows are never in memory at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssamba.checkpoint.files import read_json, write_json
+from ssamba.config import ModelIdentity
+from ssamba.embedding import EmbedOptions
+from ssamba.errors import ModelMismatchError, OtherSettingsError
+from ssamba.library.tables import (
+    FORMATS,
+    Array,
+    FileRecord,
+    Listing,
+    Rows,
+    StoreError,
+    read_listing,
+    require_pyarrow,
+    row_batches,
+    times_file,
+    write_table,
+)
+
+_SETTINGS_FILE = "run.json"
+_REPLACES = "replaces"
+
+
+def check_output(output: Path) -> None:
+    """Refuse a name that cannot become a table.
+
+    Raises:
+        StoreError: an unknown suffix, or a folder.
+        MissingExtraError: the format needs pyarrow.
+    """
+    if output.suffix not in FORMATS:
+        raise StoreError(f"{output}: expected a file name that ends in {', '.join(FORMATS)}")
+    if output.is_dir():
+        raise StoreError(f"{output} is a folder: give the name of a file in it, such as {output / 'embeddings.npz'}")
+    if output.suffix != ".npz":
+        require_pyarrow()
+
+
+class Store:
+    """Collects the embeddings of one job in parts and writes its table.
+
+    Attributes:
+        output: the table.
+        partial: the folder of the parts.
+    """
+
+    def __init__(
+        self,
+        output: str | Path,
+        settings: Mapping[str, Any],
+        frames: bool,
+        verify: Callable[[], None] = lambda: None,
+    ):
+        """Check the name of the output; nothing is written yet.
+
+        Args:
+            output: the file to write; its suffix chooses the format.
+            settings: what the embeddings depend on; `model`, `weights_digest`, `window_s` and `config_hash` become
+                columns.
+            frames: one row for each time step instead of each file.
+            verify: called before everything that is committed; raises if the output is not this process's any more.
+
+        Raises:
+            StoreError: as `check_output`.
+            MissingExtraError: as `check_output`.
+        """
+        self.output, self.frames, self.verify = Path(output), frames, verify
+        check_output(self.output)
+        self.settings = {**settings, "frames": frames}
+        self.partial = self.output.with_name(self.output.name + ".partial")
+        self._replaces = False
+        self._parts: dict[str, Rows] = {}
+        self._table: Listing | None = None
+        self._in_table: dict[str, FileRecord] = {}
+        self._pending: list[tuple[FileRecord, Array, Array]] = []
+
+    def open(self, overwrite: bool = False) -> None:
+        """Take up what is there: an interrupted run, a finished table, both or none. Nothing is written yet.
+
+        Raises:
+            OtherSettingsError: what is there was made with other settings, and `overwrite` was not asked for.
+            StoreError: the output exists and is not a table.
+        """
+        if overwrite:
+            shutil.rmtree(self.partial, ignore_errors=True)
+        started = self.partial / _SETTINGS_FILE
+        if any(self.partial.glob("part-*.json")) and started.exists():
+            run = read_json(started)
+            self._replaces = bool(run.pop(_REPLACES, False))
+            remedy = "the command of that run to go on with it, or --overwrite (overwrite=True) to start anew"
+            check_settings(run, self.settings, f"{self.partial} is of an interrupted run", remedy)
+            for part in sorted(self.partial.glob("part-*.json")):
+                self._index(part)
+        else:  # killed before anything was written
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self._replaces = overwrite
+        if self.output.exists() and not self._replaces:
+            table = read_listing(self.output)
+            if table.records:  # else it is of no model
+                self._take_up(table)
+
+    def _take_up(self, table: Listing) -> None:
+        if "config_hash" not in table.settings:
+            raise StoreError(f"{self.output} does not say how it was made, so nothing can be added. Use {_ANEW}")
+        check_settings({**table.settings, "frames": table.frames}, self.settings, f"{self.output} was made")
+        self._table = table
+        self._in_table = {record.key: record for record in table.records}
+
+    @property
+    def records(self) -> dict[str, FileRecord]:
+        """The files that are there, by key."""
+        return {**self._in_table, **{key: rows.record for key, rows in self._parts.items()}}
+
+    def add(self, record: FileRecord, embedding: Array, times_s: Array) -> None:
+        """Add the rows of a file, (rows, D), and their times, (rows,); the next `flush` writes them."""
+        self._pending.append((record, embedding, times_s))
+
+    @property
+    def num_pending(self) -> int:
+        """Files that are not on disk yet."""
+        return len(self._pending)
+
+    def flush(self) -> None:
+        """Write what was added since the last call as a part."""
+        if not self._pending:
+            return
+        part = self._new_part()
+        np.save(part, np.concatenate([rows for _, rows, _ in self._pending]))
+        if self.frames:
+            np.save(times_file(part), np.concatenate([times for _, _, times in self._pending]))
+        self._complete(part, [record for record, _, _ in self._pending])
+        self._pending = []
+
+    def finish(self, order: Sequence[str], dropped: Collection[str] = ()) -> int:
+        """Write the table, unless it is there and nothing changes, and return its number of rows.
+
+        Args:
+            order: keys of files; those that are there come first, in this order, then the others as they were.
+            dropped: keys of files to leave out.
+        """
+        self.flush()
+        if not self._parts and not any(key in self._in_table for key in dropped) and self._table is not None:
+            return sum(record.rows for record in self._table.records)
+        if self._table is not None:
+            self._import(self._table.records)
+        wanted = {key: self._parts[key] for key in order if key in self._parts}
+        rows = [entry for key, entry in {**wanted, **self._parts}.items() if key not in dropped]
+        # Written among the parts, so that a killed run leaves everything in one place, and renamed.
+        target = self.partial / f"output{self.output.suffix}"
+        self.partial.mkdir(parents=True, exist_ok=True)
+        write_table(target, rows, self.settings, self.frames)
+        self.verify()
+        target.replace(self.output)
+        shutil.rmtree(self.partial)
+        return sum(entry.record.rows for entry in rows)
+
+    def _new_part(self) -> Path:
+        """Return the path of the next part, in the folder of the run."""
+        self.partial.mkdir(parents=True, exist_ok=True)
+        if not (self.partial / _SETTINGS_FILE).exists():
+            write_json(self.partial / _SETTINGS_FILE, {**self.settings, _REPLACES: self._replaces})
+        numbers = [int(part.stem.removeprefix("part-")) for part in self.partial.glob("part-*.json")]
+        return self.partial / f"part-{max(numbers, default=0) + 1:06d}.npy"
+
+    def _complete(self, part: Path, records: Sequence[FileRecord]) -> None:
+        self.verify()
+        write_json(part.with_suffix(".json"), {"files": [asdict(record) for record in records]})
+        self._index(part.with_suffix(".json"))
+
+    def _index(self, part: Path) -> None:
+        files = json.loads(part.read_text(encoding="utf-8"))["files"]
+        records, array = [FileRecord(**record) for record in files], part.with_suffix(".npy")
+        # A machine that crashed may leave a damaged part: its files are embedded again.
+        try:
+            if len(np.load(array, mmap_mode="r")) != sum(record.rows for record in records):
+                return
+        except (OSError, ValueError, EOFError):
+            return
+        first = 0
+        for record in records:
+            self._parts[record.key] = Rows(record, array, first)
+            first += record.rows
+
+    def _import(self, records: Sequence[FileRecord]) -> None:
+        """Copy the rows of the table as one part; files of other parts are newer."""
+        newer = dict(self._parts)
+        part, count, first = self._new_part(), sum(record.rows for record in records), 0
+        arrays: list[np.memmap[Any, Any]] = []
+        for embedding, times in row_batches(self.output):
+            if not arrays:
+                arrays.append(np.lib.format.open_memmap(part, "w+", np.float32, (count, embedding.shape[1])))
+                if times is not None:
+                    arrays.append(np.lib.format.open_memmap(times_file(part), "w+", np.float32, (count,)))
+            last = first + len(embedding)
+            for array, values in zip(arrays, (embedding, times), strict=False):
+                array[first:last] = values
+            first = last
+        for array in arrays:
+            array.flush()
+        if count:
+            self._complete(part, records)
+        self._parts.update(newer)
+
+
+_ANEW = "another output, or --overwrite (overwrite=True) to start anew"
+
+
+def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], what: str, remedy: str = _ANEW) -> None:
+    """Refuse to go on with what was made with other settings; settings of earlier versions may lack names.
+
+    Raises:
+        OtherSettingsError: something differs; the message names each difference and the remedy.
+        ModelMismatchError: the model does.
+    """
+    if all(before.get(name) == now.get(name) for name in ("config_hash", "frames")):
+        return
+    old, new = _flat(before), _flat(now)
+    named = sorted(old.keys() & new.keys() - {"config_hash", "model", "weights_digest"})
+    changed = [f"{name} was {old[name]!r}, is {new[name]!r}" for name in named if old[name] != new[name]]
+    models = [ModelIdentity(name=one["model"], weights_digest=one.get("weights_digest", "")) for one in (old, new)]
+    if "weights_digest" in old:
+        other_model = models[0].weights_digest != models[1].weights_digest
+    else:
+        other_model = models[0].name != models[1].name
+    if other_model:
+        changed.insert(0, f"the model was {models[0]}, is {models[1]}")
+        remedy = f"-c {models[0].name}, {remedy}" if len(changed) == 1 else remedy
+    elif not changed:
+        changed.append(f"config_hash was {old['config_hash']!r}, is {new['config_hash']!r} (it does not say why)")
+    message = f"{what} with other settings: {'; '.join(changed)}. Use {remedy}"
+    raise ModelMismatchError(message) if other_model else OtherSettingsError(message)
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the embedding options among them; options that an earlier version lacked were at default."""
+    options = settings.get("options")
+    if options is None:
+        return dict(settings)
+    options = json.loads(options) if isinstance(options, str) else options
+    rest = {name: value for name, value in settings.items() if name != "options"}
+    return {**rest, **EmbedOptions().model_dump(), **options}
