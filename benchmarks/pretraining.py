@@ -21,11 +21,14 @@ import torch
 
 from benchmarks.timing import DEMO_AUDIO, demo_samples, save
 from ssamba.data.loader import WaveBatch
+from ssamba.progress import Progress
 from ssamba.studies.harness import environment, table, timings_s
 from ssamba.training.optim import build_optimizer
 from ssamba.training.pretraining.data import open_corpora
 from ssamba.training.pretraining.recipe import PretrainRecipe
-from ssamba.training.pretraining.task import PretrainingTask, pretrain
+from ssamba.training.pretraining.run import pretrain
+from ssamba.training.pretraining.task import PretrainingTask
+from ssamba.training.run_io import StepProgress
 from ssamba.training.task import StepContext
 
 PASSES: dict[str, dict[str, Any]] = {
@@ -108,13 +111,18 @@ def _data_wait_share(folder: str, options: argparse.Namespace) -> float:
         "benchmark",
     )
     shares: list[float] = []
+
+    def add_share(state: Progress) -> None:
+        if isinstance(state, StepProgress):
+            shares.append(state.data_wait_share)
+
     with tempfile.TemporaryDirectory() as out:
         for i in range(20):  # more recordings than a batch holds
             for path in DEMO_AUDIO.glob("*.flac"):
                 link = Path(folder) / f"{i}-{path.name}"
                 if not link.exists():
                     link.symlink_to(path)
-        pretrain([folder], recipe, Path(out) / "run", on_progress=lambda p: shares.append(p.data_wait_share))
+        pretrain(folder, Path(out) / "run", recipe=recipe, progress=add_share)
     return median(shares[len(shares) // 2 :])
 
 

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.timing import RESULTS, inline, save
 from ssamba.embedder import Embedder, load_model
-from ssamba.evaluation import EncoderModel, EvaluateOptions, LogMelStatistics, evaluate, read_suite
+from ssamba.evaluation import EncoderModel, EvaluateOptions, LogMelStatistics, evaluate_model, read_suite
 from ssamba.model import create_encoder
 from ssamba.studies.harness import environment, table
 from ssamba.training import TrainingReport, train
@@ -103,7 +103,7 @@ def main() -> None:
     tasks = read_suite(arguments.suite)
 
     def score(model: Any) -> Values:
-        scored = evaluate(
+        scored = evaluate_model(
             model, tasks, EvaluateOptions(inner=True), cache=arguments.cache, workers=torch.get_num_threads()
         )
         return {**scored.best().scores, "mean": scored.best().mean}

@@ -19,6 +19,7 @@ ROWS = {
     "errors": 0,
     "files": 0,
     "progress": 0,
+    "text": 0,
     "hashing": 0,
     "locks": 1,
     "text_files": 1,

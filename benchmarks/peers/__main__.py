@@ -41,7 +41,7 @@ from ssamba.evaluation import (
     Task,
     VectorOptions,
     cache_folder,
-    evaluate,
+    evaluate_model,
     read_suite,
 )
 from ssamba.model.create import build_encoder
@@ -133,7 +133,7 @@ def measure(
     model, views, about = candidate.load()
     if card is None:
         print(f"{candidate.name}: embedding and probing", flush=True)
-        card = evaluate(model, tasks, cache=cache, workers=workers)
+        card = evaluate_model(model, tasks, cache=cache, workers=workers)
     elif card.model_digest != model.digest() or card.options != EvaluateOptions() or card.tasks != facts_of(tasks):
         raise PeerError("the card is of another model, other options or other tasks")
     found = {"seconds": round(card.seconds, 1), "digest": card.model_digest}

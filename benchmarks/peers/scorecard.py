@@ -14,8 +14,8 @@ from typing import Any
 
 from ssamba.checkpoint.names import DEFAULT_MODEL
 from ssamba.evaluation import EvaluateOptions, Scorecard
-from ssamba.evaluation.evaluate import Row
 from ssamba.evaluation.report import ReferenceRow, plot_scorecard, reference_rows
+from ssamba.evaluation.scorecard import Row
 from ssamba.metrics.bootstrap import Interval
 from ssamba.studies.harness import table, write_report
 

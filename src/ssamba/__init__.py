@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from ssamba.config import EncoderConfig, FrontEndConfig, SSASTConfig
     from ssamba.embedder import Embedder, load_model
     from ssamba.embedding import Embedding, EmbedOptions, Prediction
+    from ssamba.evaluation import evaluate
     from ssamba.library.embed import embed_files
     from ssamba.model import create_encoder
+    from ssamba.training.finetuning.recipe import FinetuneRecipe
+    from ssamba.training.finetuning.run import finetune
+    from ssamba.training.pretraining.recipe import PretrainRecipe
+    from ssamba.training.pretraining.run import pretrain
 
 _MODULES = {
     "available_models": "ssamba.checkpoint",
@@ -35,8 +40,13 @@ _MODULES = {
     "EmbedOptions": "ssamba.embedding",
     "Prediction": "ssamba.embedding",
     "load_model": "ssamba.embedder",
+    "evaluate": "ssamba.evaluation",
     "create_encoder": "ssamba.model",
     "embed_files": "ssamba.library.embed",
+    "FinetuneRecipe": "ssamba.training.finetuning.recipe",
+    "finetune": "ssamba.training.finetuning.run",
+    "PretrainRecipe": "ssamba.training.pretraining.recipe",
+    "pretrain": "ssamba.training.pretraining.run",
 }
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # what is logged is shown where the caller asks for it
@@ -51,15 +61,20 @@ __all__ = [
     "Embedder",
     "Embedding",
     "EncoderConfig",
+    "FinetuneRecipe",
     "FrontEndConfig",
     "Prediction",
+    "PretrainRecipe",
     "SSASTConfig",
     "available_models",
     "create_encoder",
     "embed_files",
+    "evaluate",
+    "finetune",
     "load_checkpoint",
     "load_encoder",
     "load_model",
+    "pretrain",
     "save_checkpoint",
 ]
 

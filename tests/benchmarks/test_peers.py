@@ -15,7 +15,7 @@ from benchmarks.peers.networks import birdnet_chunks
 from benchmarks.peers.peer import Loaded, Peer, PeerError, centered, pad_end, unpacked, windows
 from benchmarks.peers.scorecard import Content, Line, card_of, lines_of, markdown, merged, read, save
 
-from ssamba.evaluation import LogMelStatistics, evaluate, read_suite
+from ssamba.evaluation import LogMelStatistics, evaluate_model, read_suite
 
 TASKS = {
     "sfx14": {"digest": "a", "clips": 10, "classes": 2},
@@ -61,7 +61,7 @@ def test_a_peer_gives_one_vector_a_clip_or_its_reason(tmp_path, suite):
     make_wheel(tmp_path / "some_net-1.2-py3-none-any.whl")
     model, parameters = make_peer(lambda folder: Loaded(lambda wave: wave[:40], 7)).model(tmp_path)
     assert parameters == 7
-    assert len(evaluate(model, read_suite(suite, ["kinds"])).rows) == 1
+    assert len(evaluate_model(model, read_suite(suite, ["kinds"])).rows) == 1
     with pytest.raises(PeerError, match="does not load: OSError: no file"):
         make_peer(_fail).model(tmp_path)
     with pytest.raises(PeerError, match="needs no-such-runtime: pip install no-such-runtime"):
@@ -270,13 +270,13 @@ def test_a_peer_that_cannot_be_scored_is_reported_and_the_others_go_on(suite, tm
     with pytest.raises(SystemExit):
         run("--only", "nobody")
     other = tmp_path / "card.json"
-    other.write_text(json.dumps(evaluate(LogMelStatistics(), read_suite(suite, ["kinds"])).as_json()))
+    other.write_text(json.dumps(evaluate_model(LogMelStatistics(), read_suite(suite, ["kinds"])).as_json()))
     found = run("--only", "ssamba2-tiny-1", "--task", "kinds", "--card", str(other))
     assert found["missing"]["ssamba2-tiny-1"] == "the card is of another model, other options or other tasks"
 
 
 def test_a_written_card_is_read_as_it_was(suite, tmp_path):
-    card = evaluate(LogMelStatistics(), read_suite(suite))
+    card = evaluate_model(LogMelStatistics(), read_suite(suite))
     (tmp_path / "card.json").write_text(json.dumps(card.as_json()))
     again = card_of(tmp_path / "card.json")
     assert again.as_json() == card.as_json()
@@ -287,6 +287,6 @@ def test_a_written_card_is_read_as_it_was(suite, tmp_path):
 def test_a_card_of_the_same_model_and_tasks_is_used(suite):
     tasks = read_suite(suite, ["kinds"])
     candidate = next(iter(command.candidates(None, [])))
-    card = evaluate(LogMelStatistics(), tasks)
+    card = evaluate_model(LogMelStatistics(), tasks)
     (taken,) = command.measure(candidate, tasks, None, 1, card)
     assert taken.scores == card.rows[0].scores

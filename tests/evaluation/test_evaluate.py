@@ -5,18 +5,30 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from typer.testing import CliRunner
 
-from ssamba.checkpoint import load_checkpoint
+from ssamba.cli import app
 from ssamba.embedder import Embedder
-from ssamba.evaluation import EncoderModel, EvaluateOptions, FunctionModel, LogMelStatistics, VectorOptions, evaluate
+from ssamba.errors import Interrupted
+from ssamba.evaluation import (
+    EncoderModel,
+    EvaluateOptions,
+    FunctionModel,
+    LogMelStatistics,
+    VectorOptions,
+    evaluate,
+    evaluate_model,
+)
 from ssamba.evaluation.clips import read_waves
 from ssamba.evaluation.suite import read_suite
 from ssamba.probes import SETTINGS
@@ -43,7 +55,7 @@ def by_hand(vectors, task):
 
 def test_the_linear_probe_is_scikit_learns(suite):
     tasks, model = read_suite(suite), LogMelStatistics()
-    card = evaluate(model, tasks, workers=2)
+    card = evaluate_model(model, tasks, workers=2)
     for task in tasks:
         waves = read_waves(task).select(np.arange(len(task.clips)), 0.9)
         assert card.rows[0].scores[task.name] == by_hand(model.vectors(waves)["final.mean"], task)
@@ -58,8 +70,8 @@ def test_inner_scores_never_see_a_test_clip(suite):
         seen.append(len(waves))
         return np.stack([np.abs(np.fft.rfft(wave, 64)) for wave in waves])
 
-    outer = evaluate(FunctionModel("spectrum", embed), tasks)
-    inner = evaluate(FunctionModel("spectrum", embed), tasks, EvaluateOptions(inner=True))
+    outer = evaluate_model(FunctionModel("spectrum", embed), tasks)
+    inner = evaluate_model(FunctionModel("spectrum", embed), tasks, EvaluateOptions(inner=True))
     assert seen == [30, 30, 20, 20]
     assert inner.rows[0].scores != outer.rows[0].scores
     for task in tasks:
@@ -78,17 +90,17 @@ def test_a_recording_on_both_sides_under_another_name_is_said(suite, tmp_path):
     with (folder / "kinds.csv").open("a", newline="") as file:
         csv.writer(file).writerow(["kinds/again.flac", trained[1], "test", "another"])
     tasks = read_suite(folder)
-    already = evaluate(LogMelStatistics(), read_suite(suite), cache=tmp_path / "cache").repeated
-    card = evaluate(LogMelStatistics(), tasks, cache=tmp_path / "cache")
+    already = evaluate_model(LogMelStatistics(), read_suite(suite), cache=tmp_path / "cache").repeated
+    card = evaluate_model(LogMelStatistics(), tasks, cache=tmp_path / "cache")
     assert card.repeated["kinds"] == already.get("kinds", 0) + 1
     assert card.repeated.get("drum8") == already.get("drum8")
-    assert evaluate(LogMelStatistics(), tasks, cache=tmp_path / "cache").as_json()["repeated"] == card.repeated
+    assert evaluate_model(LogMelStatistics(), tasks, cache=tmp_path / "cache").as_json()["repeated"] == card.repeated
 
 
 def test_all_layers_have_rows_and_the_best_is_chosen_on_validation(make_encoder, suite, tmp_path):
     model = EncoderModel(Embedder(make_encoder(), device="cpu"), VectorOptions(layers="all", poolings=("mean", "cls")))
     tasks, steps = read_suite(suite), []
-    card = evaluate(model, tasks, cache=tmp_path, on_progress=lambda state: steps.append(state.step))
+    card = evaluate_model(model, tasks, cache=tmp_path, progress=lambda state: steps.append(state.step.split(": ")[1]))
     assert [row.view for row in card.rows] == [
         *(f"{layer}.{pooling}" for pooling in ("mean", "cls") for layer in (0, 1, 2, "final")),
         "best",
@@ -103,7 +115,7 @@ def test_all_layers_have_rows_and_the_best_is_chosen_on_validation(make_encoder,
     assert content["model_digest"] == model.digest()
     assert content["weights_digest"] == model.identity.weights_digest
     steps.clear()
-    again = evaluate(model, tasks, cache=tmp_path, on_progress=lambda state: steps.append(state.step))
+    again = evaluate_model(model, tasks, cache=tmp_path, progress=lambda state: steps.append(state.step.split(": ")[1]))
     assert [row.scores for row in again.rows] == [row.scores for row in card.rows]
     assert set(steps) == {"probing"}
 
@@ -111,7 +123,7 @@ def test_all_layers_have_rows_and_the_best_is_chosen_on_validation(make_encoder,
 def test_a_mixture_of_layers_is_learned_for_each_pooling(make_encoder, suite):
     model = EncoderModel(Embedder(make_encoder(), device="cpu"), VectorOptions(layers="all", poolings=("mean", "cls")))
     options = EvaluateOptions(weighted=True, probe="knn")
-    card = evaluate(model, read_suite(suite, ["kinds"]), options)
+    card = evaluate_model(model, read_suite(suite, ["kinds"]), options)
     assert [row.view for row in card.rows[-3:]] == ["weighted.mean", "weighted.cls", "best"]
     (weights,) = card.row("weighted.cls").weights["kinds"]
     assert len(weights) == 4
@@ -120,33 +132,103 @@ def test_a_mixture_of_layers_is_learned_for_each_pooling(make_encoder, suite):
     assert all(view.startswith(("0", "1", "2", "final")) for view in card.best().chosen["kinds"])
 
 
-def test_the_command_prints_the_table_and_writes_json(suite, tmp_path, ssamba_pth):
+def test_the_command_prints_a_table_and_writes_json(suite, tmp_path, ssamba_pth):
     def run(*arguments):
         command = [sys.executable, "-m", "ssamba", "evaluate", *map(str, arguments), "--cache", str(tmp_path / "cache")]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     card = tmp_path / "card.json"
-    done = run(
-        ssamba_pth, "--suite", suite, "--layers", "all", "--json", card, "--task", "kinds", "--details", tmp_path
-    )
+    done = run(suite, "-c", ssamba_pth, "--layers", "all", "-o", card, "--task", "kinds", "--details", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "best" in done.stdout
     assert (tmp_path / "kinds.classes.csv").exists()
     assert set(json.loads(card.read_text())["tasks"]) == {"kinds"}
-    random = tmp_path / "random.json"
-    done = run("random", "--suite", suite, "--task", "kinds", "--json", random)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(random.read_text())
-    assert found["model"] == "random tiny"
-    assert run("ssamba2-tiny", "--suite", suite, "--task", "kinds", "--json", card).returncode == 0
-    ours = json.loads(card.read_text())
-    assert ours["model"] == "ssamba2-tiny-1"
-    assert ours["model_digest"] != found["model_digest"]
-    assert ours["weights_digest"] == load_checkpoint("ssamba2-tiny").identity.weights_digest
-    assert run("logmel", "--suite", suite, "--figure", tmp_path / "card.bird").returncode == 2
-    assert run("logmel", "--suite", suite, "--weighted").returncode == 2  # --layers all is missing
-    assert run("logmel", "--suite", suite, "--layers", "all").returncode == 2  # it has none
-    assert "--suite-dir" in run("logmel", "--suite", "hear").stderr
-    refused = run("logmel", "--suite", tmp_path / "nowhere")
+    assert run(suite, "-c", ssamba_pth, "--layers", "all", "-o", card, "--task", "kinds").returncode == 0
+    refused = run(suite, "-c", "random", "--task", "kinds", "-o", card)
     assert refused.returncode == 1
-    assert "not a folder" in refused.stderr
+    assert "holds a scorecard of other settings: models was " in refused.stderr.replace("\n", " ")
+    done = run(
+        suite, "-c", "random", "-c", "logmel", "-c", "ssamba2-tiny", "--task", "kinds", "-o", tmp_path / "all.json"
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert [one["model"] for one in found] == ["random tiny", "log-mel statistics", "ssamba2-tiny-1"]
+    assert len({one["model_digest"] for one in found}) == 3
+    rows = [line.split("  ")[0] for line in done.stdout.splitlines()]
+    assert all(one["model"] in rows for one in found)
+
+
+def test_several_models_give_one_evaluation(suite, tmp_path, make_encoder):
+    models = [LogMelStatistics(), Embedder(make_encoder(), device="cpu", name="small")]
+    seen = []
+    result = evaluate(
+        suite, models, task="kinds", cache=False, output=tmp_path / "cards.json", details=tmp_path / "classes",
+        progress=lambda state: seen.append(state.step),
+    )  # fmt: skip
+    assert [card.model for card in result.cards] == ["log-mel statistics", "small"]
+    assert evaluate(suite, models[0], task=["kinds"], cache=False).card.rows == result.card.rows
+    assert [path.name for path in sorted((tmp_path / "classes").iterdir())] == ["1-log-mel-statistics", "2-small"]
+    assert "small, kinds: embedding" in seen
+    assert len(json.loads((tmp_path / "cards.json").read_text())) == 2
+    assert str(result).count("95 %") == 2
+    with pytest.raises(Interrupted, match="finished embeddings are in the cache: repeat the command to go on"):
+        evaluate(suite, models, cache=tmp_path / "cache", progress=lambda state: "small" not in state.step)
+    seen.clear()
+    evaluate(suite, models, cache=tmp_path / "cache", progress=lambda state: seen.append(state.step))
+    assert "log-mel statistics, kinds: embedding" not in seen
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_evaluation_exits_130_and_the_cache_is_kept(suite, tmp_path, how):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ssamba", "evaluate", str(suite), "--cache", str(tmp_path / "cache")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A script's background job, as the tests may be, ignores SIGINT, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(how)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "repeat the command to go on" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("folder", "model", "options", "code", "message"),
+    [
+        ("nowhere", "logmel", {}, 1, "nowhere is not a folder: expected TASK.csv files"),
+        ("empty", "logmel", {}, 1, "holds no TASK.csv"),
+        (None, "logmel", {"task": "birds"}, 1, "has no task 'birds': it has drum8, kinds"),
+        (None, "no/model", {}, 1, "no such file or folder"),
+        (None, "logmell", {}, 1, "no model of that name"),
+        (None, "logmel", {"layers": "all"}, 2, "'logmel' has no layers, tokens or padding"),
+        (None, "logmel", {"layers": "most"}, 2, "layers: Input should be 'final' or 'all'"),
+        (None, "logmel", {"pooling": "max"}, 2, "poolings"),
+        (None, "logmel", {"probe": "forest"}, 2, "probe"),
+        (None, "random", {"weighted": True}, 2, "weighted learns a mixture of the layers: it needs layers 'all'"),
+        (None, "logmel", {"level": -1.0}, 2, "level"),
+        (None, "logmel", {"figure": "card.bird"}, 2, "figure must end in .png, .pdf, .svg"),
+        (None, "logmel", {"workers": 0}, 2, "workers is a number of threads, at least 1"),
+        (None, "random", {"device": "toaster"}, 2, "cannot use device 'toaster'"),
+        (None, "logmel", {"output": "other.json"}, 1, "holds no scorecard: choose another output, or --overwrite"),
+    ],
+)
+def test_wrong_uses_end_in_one_message(suite, tmp_path, monkeypatch, folder, model, options, code, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other.json").write_text("{}")
+    flags = [[f"--{name}"] if value is True else [f"--{name}", str(value)] for name, value in options.items()]
+    arguments = [str(folder or suite), "-c", model, *(text for flag in flags for text in flag), "--no-cache"]
+    done = CliRunner().invoke(app, ["evaluate", *arguments])
+    assert done.exit_code == code, done.output
+    assert message in done.stderr.replace("\n", " ")
+    assert done.stderr.count("error:") == 1
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is compared below
+        evaluate(folder or suite, model, cache=False, **options)
+    assert message in str(caught.value)

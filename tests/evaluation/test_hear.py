@@ -10,7 +10,7 @@ import soundfile
 
 from ssamba.audio.decode import decode
 from ssamba.errors import SuiteError
-from ssamba.evaluation import LogMelStatistics, evaluate, read_suite
+from ssamba.evaluation import LogMelStatistics, evaluate_model, read_suite
 
 
 def write_task(folder, parts, **metadata):
@@ -54,7 +54,7 @@ def test_folds_are_read_and_scored(parts, tmp_path):
     for number, part in enumerate(task.folds()):
         assert set(task.splits[part.test]) == {f"fold0{number}"}
         assert len(part.train) == 24
-    card = evaluate(LogMelStatistics(), [task])
+    card = evaluate_model(LogMelStatistics(), [task])
     assert card.best().scores["demo-v1.0.0-full"] > 0.8
     assert [found.name for found in read_suite(root)] == ["demo-v1.0.0-full"]
 

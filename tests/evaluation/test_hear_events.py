@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from ssamba.audio.decode import decode
 from ssamba.embedder import Embedder
 from ssamba.errors import AudioDecodeError, SuiteError
-from ssamba.evaluation import EncoderModel, EvaluateOptions, FunctionModel, LogMelStatistics, evaluate, read_suite
+from ssamba.evaluation import EncoderModel, EvaluateOptions, FunctionModel, LogMelStatistics, evaluate_model, read_suite
 from ssamba.evaluation.clips import read_waves
 from ssamba.evaluation.probing import EventRows, EventsResult
 from ssamba.evaluation.report import write_details
@@ -95,7 +95,7 @@ def test_events_are_read_as_published(events):
 
 def test_events_are_found_and_scored(events, tmp_path):
     (task,) = read_suite(events)
-    card = evaluate(LogMelStatistics(), [task], cache=tmp_path / "cache")
+    card = evaluate_model(LogMelStatistics(), [task], cache=tmp_path / "cache")
     assert card.tasks[task.name]["metric"] == "event_onset_200ms_fms"
     metrics = card.best().figures[task.name]
     assert metrics["event_onset_200ms_fms"] == card.best().scores[task.name] > 0.8
@@ -116,7 +116,7 @@ def test_events_are_found_and_scored(events, tmp_path):
 def test_the_probe_of_events_is_scikit_learns(events):
     """Setting and smoothing by the onset metric on `valid`, refit on both, all by hand."""
     (task,) = read_suite(events)
-    (found,) = evaluate(LogMelStatistics(), [task]).results["final.mean"][task.name]
+    (found,) = evaluate_model(LogMelStatistics(), [task]).results["final.mean"][task.name]
     steps = LogMelStatistics().timestamp_embeddings(read_waves(task).select(np.arange(len(task.clips)), 0.9))
     part = task.folds()[0]
     x = steps.views["final.mean"].astype(float)
@@ -152,7 +152,7 @@ def test_an_encoder_and_other_probes_do_events(events, make_encoder):
     (task,) = read_suite(events)
     encoder = EncoderModel(Embedder(make_encoder(patch_stride=(16, 4)), device="cpu"))
     for model, probe in ((encoder, "linear"), (LogMelStatistics(), "knn"), (LogMelStatistics(), "mlp")):
-        card = evaluate(model, [task], EvaluateOptions(probe=probe))
+        card = evaluate_model(model, [task], EvaluateOptions(probe=probe))
         assert 0 < card.best().scores[task.name] <= 1
 
 
@@ -165,7 +165,7 @@ def test_knowing_the_truth_scores_one(events):
         return [(timestamp_targets(own, times_s, LABELS), times_s) for own in task.events]
 
     oracle = FunctionModel("oracle", lambda waves: np.zeros((len(waves), 1)), embed_timestamps=steps)
-    card = evaluate(oracle, [task])
+    card = evaluate_model(oracle, [task])
     assert card.best().scores[task.name] == 1
     # An event ends with its last moment, and may so miss a second that it reaches into for less than 10 ms.
     assert card.best().figures[task.name]["segment_1s_er"] < 0.1
@@ -174,7 +174,7 @@ def test_knowing_the_truth_scores_one(events):
 def test_many_time_steps_are_thinned_evenly(events, monkeypatch):
     monkeypatch.setattr("ssamba.evaluation.probing._MAX_TIME_STEPS", 300)
     (task,) = read_suite(events)
-    card = evaluate(LogMelStatistics(), [task])
+    card = evaluate_model(LogMelStatistics(), [task])
     assert card.best().scores[task.name] > 0.6  # 840 time steps train, or every third of them
     rows = EventRows(*[None] * 8)
     np.testing.assert_array_equal(rows.thinned(np.arange(601)), np.arange(0, 601, 3))
@@ -196,7 +196,7 @@ def test_notes_in_folds_with_their_own_smoothing(sounds, tmp_path):
     )
     (task,) = read_suite(folder)
     assert task.smoothings == (Smoothing(150.0, 50.0),)
-    card = evaluate(LogMelStatistics(), [task])
+    card = evaluate_model(LogMelStatistics(), [task])
     assert [set(task.splits[r.test]) for r in card.results["final.mean"]["maestro"]] == [{fold} for fold in folds]
     assert set(card.best().figures["maestro"]) == {"event_onset_50ms_fms", "event_onset_offset_50ms_20perc_fms"}
 
@@ -225,7 +225,7 @@ def test_several_labels_are_scored_by_map(labeled):
     (task,) = read_suite(labeled)
     assert (task.kind, task.metrics, task.classes) == ("multi", ("mAP", "mAUC", "d_prime"), LABELS)
     assert task.valid.sum() == 8
-    card = evaluate(LogMelStatistics(), [task])
+    card = evaluate_model(LogMelStatistics(), [task])
     assert card.best().scores[task.name] > 0.85
     metadata = json.loads((labeled / "task_metadata.json").read_text())
     (labeled / "task_metadata.json").write_text(json.dumps({**metadata, "evaluation": ["aucroc", "mAP"]}))
@@ -284,10 +284,10 @@ def test_missing_and_corrupt_files_are_named(sounds, tmp_path):
     content = wave.read_bytes()
     wave.write_text("no audio")
     with pytest.raises(AudioDecodeError, match="test_0"):
-        evaluate(LogMelStatistics(), read_suite(folder))
+        evaluate_model(LogMelStatistics(), read_suite(folder))
     wave.unlink()
     with pytest.raises(SuiteError, match=r"names 16000/test/test_0\.wav"):
-        evaluate(LogMelStatistics(), read_suite(folder))
+        evaluate_model(LogMelStatistics(), read_suite(folder))
     wave.write_bytes(content)
     (folder / "labelvocabulary.csv").write_text("number,name\n0,drum\n")
     with pytest.raises(SuiteError, match=r"labelvocabulary\.csv is no vocabulary"):
@@ -315,8 +315,8 @@ def test_a_recording_on_both_sides_is_refused(sounds, tmp_path):
 
 def test_the_command_scores_a_folder_of_tasks(events, labeled, tmp_path):
     card = tmp_path / "card.json"
-    command = [sys.executable, "-m", "ssamba", "evaluate", "logmel", "--suite", "hear", "--no-cache"]
-    options = ["--suite-dir", events.parent, "--json", card]
+    command = [sys.executable, "-m", "ssamba", "evaluate", "-c", "logmel", "--no-cache"]
+    options = [events.parent, "-o", card]
     done = subprocess.run([*command, *map(str, options)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "segment 1s er" in done.stdout

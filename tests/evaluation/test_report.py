@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from ssamba.evaluation import EvaluateOptions, LogMelStatistics, evaluate
-from ssamba.evaluation.evaluate import score_intervals
+from ssamba.evaluation import EvaluateOptions, LogMelStatistics, evaluate_model
 from ssamba.evaluation.probing import ProbeResult
 from ssamba.evaluation.report import confusion, plot_scorecard, reference_rows, scores_of_one_label, write_details
+from ssamba.evaluation.scorecard import score_intervals
 from ssamba.evaluation.suite import open_suite_metadata, read_suite
 from ssamba.metrics.bootstrap import bootstrap_values, interval_of
 from ssamba.metrics.classification import accuracy
@@ -20,7 +20,7 @@ from ssamba.metrics.classification import accuracy
 
 @pytest.fixture(scope="module")
 def card(suite):
-    return evaluate(LogMelStatistics(), read_suite(suite), EvaluateOptions(probe="knn"))
+    return evaluate_model(LogMelStatistics(), read_suite(suite), EvaluateOptions(probe="knn"))
 
 
 def result(labels, test, predicted):

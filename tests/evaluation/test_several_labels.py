@@ -22,7 +22,14 @@ from sklearn.preprocessing import StandardScaler
 from ssamba.audio.decode import decode
 from ssamba.embedder import Embedder
 from ssamba.errors import SuiteError
-from ssamba.evaluation import EncoderModel, EvaluateOptions, FunctionModel, LogMelStatistics, VectorOptions, evaluate
+from ssamba.evaluation import (
+    EncoderModel,
+    EvaluateOptions,
+    FunctionModel,
+    LogMelStatistics,
+    VectorOptions,
+    evaluate_model,
+)
 from ssamba.evaluation.clips import read_waves
 from ssamba.evaluation.probing import LabelsResult, Rows, probe_rows, run_jobs
 from ssamba.evaluation.report import plot_scorecard, write_details
@@ -188,7 +195,7 @@ def test_suites_of_one_and_several_labels_and_of_seconds_are_read(suite):
 
 def test_a_scorecard_says_what_each_score_is(suite, tmp_path):
     tasks = read_suite(suite)
-    card = evaluate(LogMelStatistics(), tasks, cache=tmp_path / "cache", workers=2)
+    card = evaluate_model(LogMelStatistics(), tasks, cache=tmp_path / "cache", workers=2)
     assert {name: task["metric"] for name, task in card.tasks.items()} == {
         "both": "mAP", "kinds": "accuracy", "seconds": "segment_f1",
     }  # fmt: skip
@@ -204,7 +211,7 @@ def test_a_scorecard_says_what_each_score_is(suite, tmp_path):
     assert len(result.test) == 11  # three recordings of four seconds, of one of which nothing is known
     expected = f1_score(result.targets, result.predicted, average="micro")
     assert row.scores["seconds"] == pytest.approx(expected, abs=1e-6)
-    again = evaluate(LogMelStatistics(), tasks, cache=tmp_path / "cache")
+    again = evaluate_model(LogMelStatistics(), tasks, cache=tmp_path / "cache")
     assert again.best().scores == row.scores
     write_details(card, tasks, tmp_path)
     with (tmp_path / "both.classes.csv").open(newline="") as file:
@@ -212,13 +219,13 @@ def test_a_scorecard_says_what_each_score_is(suite, tmp_path):
     assert np.mean([float(one["average_precision"]) for one in found]) == pytest.approx(row.scores["both"], abs=1e-3)
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["kinds.confusion.png"]
     assert plot_scorecard(card, tmp_path / "card.png").stat().st_size > 5000
-    inner = evaluate(LogMelStatistics(), tasks, EvaluateOptions(inner=True))
+    inner = evaluate_model(LogMelStatistics(), tasks, EvaluateOptions(inner=True))
     assert inner.best().scores != row.scores
 
 
 def test_the_linear_probe_of_a_suite_is_scikit_learns(suite):
     (task,) = read_suite(suite, ["both"])
-    card = evaluate(LogMelStatistics(), [task])
+    card = evaluate_model(LogMelStatistics(), [task])
     x = LogMelStatistics().vectors(read_waves(task).select(np.arange(40), 0.9))["final.mean"].astype(float)
     (fold,) = task.folds()
     held = validation_mask(task.groups[fold.train])
@@ -240,7 +247,7 @@ def test_the_linear_probe_of_a_suite_is_scikit_learns(suite):
 def test_a_scorecard_in_json_holds_no_infinity(suite):
     tasks = [dataclasses.replace(task, metrics=("d_prime", "mAP")) for task in read_suite(suite, ["both"])]
     truth = FunctionModel("truth", lambda waves: tasks[0].targets.astype(np.float32))
-    card = evaluate(truth, tasks)
+    card = evaluate_model(truth, tasks)
     assert card.best().scores["both"] == np.inf
     text = json.dumps(card.as_json())
     assert "Infinity" not in text
@@ -250,13 +257,13 @@ def test_a_scorecard_in_json_holds_no_infinity(suite):
 
 @pytest.mark.parametrize("probe", ["knn", "mlp"])
 def test_other_probes_do_the_new_kinds(suite, probe):
-    card = evaluate(LogMelStatistics(), read_suite(suite), EvaluateOptions(probe=probe))
+    card = evaluate_model(LogMelStatistics(), read_suite(suite), EvaluateOptions(probe=probe))
     assert min(card.best().scores.values()) > 0.6
 
 
 def test_all_layers_of_an_encoder_and_the_best_by_validation(make_encoder, suite):
     model = EncoderModel(Embedder(make_encoder(), device="cpu"), VectorOptions(layers="all"))
-    card = evaluate(model, read_suite(suite, ["both", "seconds"]))
+    card = evaluate_model(model, read_suite(suite, ["both", "seconds"]))
     assert [row.view for row in card.rows] == ["0.mean", "1.mean", "2.mean", "final.mean", "best"]
     for task, (view,) in card.best().chosen.items():
         validation = {row.view: card.results[row.view][task][0].validation for row in card.rows}
@@ -267,9 +274,9 @@ def test_what_a_model_or_an_option_cannot_do_is_refused_in_one_message(make_enco
     tasks = read_suite(suite)
     encoder = Embedder(make_encoder(), device="cpu")
     with pytest.raises(SuiteError, match=r"learned mixture of layers .* both, seconds may have several"):
-        evaluate(EncoderModel(encoder, VectorOptions(layers="all")), tasks, EvaluateOptions(weighted=True))
+        evaluate_model(EncoderModel(encoder, VectorOptions(layers="all")), tasks, EvaluateOptions(weighted=True))
     with pytest.raises(SuiteError, match="'cls' stands for whole recordings"):
-        evaluate(EncoderModel(encoder, VectorOptions(poolings=("cls",))), tasks)
+        evaluate_model(EncoderModel(encoder, VectorOptions(poolings=("cls",))), tasks)
 
     class OnlyClips:
         name, sample_rate_hz = "only clips", 16_000
@@ -281,9 +288,9 @@ def test_what_a_model_or_an_option_cannot_do_is_refused_in_one_message(make_enco
             return {"final.mean": np.zeros((len(waves), 2), np.float32)}
 
     with pytest.raises(SuiteError, match="only clips has no timestamp embeddings, which seconds needs"):
-        evaluate(OnlyClips(), read_suite(suite, ["seconds"]))
+        evaluate_model(OnlyClips(), read_suite(suite, ["seconds"]))
     with pytest.raises(SuiteError, match="give FunctionModel `embed_timestamps`"):
-        evaluate(FunctionModel("f", lambda waves: np.zeros((len(waves), 2))), read_suite(suite, ["seconds"]))
+        evaluate_model(FunctionModel("f", lambda waves: np.zeros((len(waves), 2))), read_suite(suite, ["seconds"]))
 
 
 @pytest.mark.parametrize(
@@ -305,7 +312,7 @@ def test_tables_that_do_not_fit_are_refused(tmp_path, table, message):
 
 def test_the_command_names_the_metrics(suite, tmp_path):
     card = tmp_path / "card.json"
-    command = [sys.executable, "-m", "ssamba", "evaluate", "logmel", "--suite", suite, "--no-cache", "--json", card]
+    command = [sys.executable, "-m", "ssamba", "evaluate", suite, "-c", "logmel", "--no-cache", "-o", card]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "test score" in done.stdout

@@ -2,7 +2,7 @@
 
 As a script it is one process of a run, which tests kill, stop or start under torchrun:
 
-    python experiment.py OUT '{"steps": 6}' [--resume] [--kill-at STEP] ...
+    python experiment.py OUT '{"steps": 6}' [--kill-at STEP] ...
 
 With `--lives '[["--kill-at", "3"], []]'` it forks one such process after the other, each with these options added, and
 prints the exit status of each. That saves starting Python several times.
@@ -155,7 +155,7 @@ def settings(**changes: Any) -> RunSettings:
 
 def run(task: DemoTask, out: Path, **changes: Any) -> Any:
     """Train in this process; `changes` are run settings, `optimizer`, `schedule`, or arguments of `train`."""
-    arguments = {name: changes.pop(name) for name in ("resume", "on_progress", "recipe") if name in changes}
+    arguments = {name: changes.pop(name) for name in ("overwrite", "on_progress", "recipe") if name in changes}
     optimizer, schedule = changes.pop("optimizer", OPTIMIZER), changes.pop("schedule", SCHEDULE)
     if isinstance(schedule, dict):
         schedule = ScheduleSettings.parse(schedule, "test")
@@ -198,7 +198,6 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("run", type=json.loads, help="run settings")
     parser.add_argument("--lives", type=json.loads, help="lists of further options")
-    parser.add_argument("--resume", action="store_true")
     parser.add_argument("--kill-at", type=int, help="die by SIGKILL in this step")
     parser.add_argument(
         "--kill-in-save", type=int, help="die by SIGKILL with half of this state (counted from 1) written"
@@ -237,8 +236,7 @@ def live(options: argparse.Namespace) -> None:
         if progress.step == options.terminate_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    resume = "auto" if options.resume else False
-    report = run(task, options.out, resume=resume, on_progress=terminate, **options.run)
+    report = run(task, options.out, on_progress=terminate, **options.run)
     print(json.dumps({**report.as_json(), "gloo_threads": _gloo_threads()}))
 
 

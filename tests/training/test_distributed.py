@@ -48,7 +48,7 @@ def test_two_processes_train_like_one_which_can_resume_their_run(experiment, tmp
     # A process group that is still alive when Python exits sometimes aborts it.
     assert ran.stdout.count('"gloo_threads": []') == 2, ran.stdout
     assert experiment.log(out, "start")[0]["processes"] == 2
-    report = experiment.run(experiment.DemoTask(batch=BATCH), out, resume=True, **RUN)
+    report = experiment.run(experiment.DemoTask(batch=BATCH), out, **RUN)
     assert report.resumed_from == 4
     assert_same_curve(experiment, out, alone(experiment, tmp_path / "one"))
 
@@ -57,7 +57,7 @@ def test_a_process_that_dies_is_restarted_and_the_run_resumes(experiment, tmp_pa
     # With accumulation, the second process's gradients of a step are synchronized by a batch of which it has no clip.
     # One of its losses is NaN, which skips the step on both.
     out, run = tmp_path / "two", {**RUN, "accumulate": 2}
-    options = ["--batch", BATCH, "--resume", "--kill-at", 3, "--poison", 4, "--only-rank", 1]
+    options = ["--batch", BATCH, "--kill-at", 3, "--poison", 4, "--only-rank", 1]
     ran = launch(out, json.dumps(run), *options, processes=2, restarts=1)
     assert ran.returncode == 0, ran.stderr
     assert [record["step"] for record in experiment.log(out, "start")] == [0, 2]

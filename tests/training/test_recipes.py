@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -33,7 +35,7 @@ def test_recipes_have_the_names_of_their_data_sets():
 def test_every_shipped_recipe_has_a_command_to_run_it(command):
     for name, path in shipped_recipes(command).items():
         text = path.read_text(encoding="utf-8")
-        assert f"--recipe {name}" in text or f"--task {name.removeprefix('official-')}" in text, path
+        assert f"--recipe {name}" in text, path
 
 
 @pytest.mark.parametrize(
@@ -87,26 +89,55 @@ def test_a_change_that_does_not_fit_is_refused_by_name(change, message):
 
 
 def test_the_length_of_a_run_is_replaced_as_a_whole():
-    run = PretrainRecipe.read("laptop").with_length(epochs=3).run
+    run = PretrainRecipe.from_arguments("laptop", None, epochs=3).run
     assert (run.steps, run.epochs, run.max_minutes, run.validate_every) == (None, 3, None, "epoch")
-    run = FinetuneRecipe.read("cpu").with_length(epochs=3, minutes=0.5).run
+    run = FinetuneRecipe.from_arguments("cpu", {}, epochs=3, minutes=0.5).run
     assert (run.steps, run.epochs, run.max_minutes) == (None, 3, 0.5)
-    assert PretrainRecipe().with_length() == PretrainRecipe()
+    assert PretrainRecipe.from_arguments(None, None) == PretrainRecipe()
 
 
-def test_both_commands_take_changes(tmp_path, monkeypatch):
+def test_changes_are_assignments_or_a_mapping():
+    one = PretrainRecipe.read("official", ["masking.ratio=0.5", "schedule.warmup_every=none"])
+    assert one == PretrainRecipe.read("official", {"masking.ratio": 0.5, "schedule.warmup_every": None})
+    assert one == PretrainRecipe.read(
+        PretrainRecipe.read("official", "masking.ratio=0.5"), {"schedule.warmup_every": None}
+    )
+    with pytest.raises(ConfigError, match=r"run\.seed is set twice, to 1 and to 2"):
+        PretrainRecipe.read(None, ["run.seed=1", "run.seed=2"])
+    with pytest.raises(ConfigError, match=r"expected a PretrainRecipe, the name of a recipe .*got FinetuneRecipe"):
+        PretrainRecipe.read(FinetuneRecipe())
+
+
+def test_arguments_change_the_settings_they_stand_for():
+    settings = PretrainRecipe.from_arguments(
+        "laptop", {"data.crop_s": 2.0}, seed=3, batch_size=8, minutes=1, size=("model.size", "small")
+    )
+    assert (settings.run.seed, settings.data.batch_s, settings.model.size) == (3, 16.0, "small")
+    assert (settings.run.max_minutes, settings.run.epochs) == (1, None)
+    assert FinetuneRecipe.from_arguments(None, None, batch_size=8).clips.batch_size == 8
+    with pytest.raises(ConfigError, match=r"seed=3 and run\.seed=4 contradict each other"):
+        PretrainRecipe.from_arguments(None, {"run.seed": 4}, seed=3)
+    with pytest.raises(ConfigError, match="batch_size is a number of clips, at least 1; got 0"):
+        PretrainRecipe.from_arguments(None, None, batch_size=0)
+
+
+def test_both_commands_pass_their_options_on(tmp_path, monkeypatch):
     seen = []
 
-    def stop(source, recipe, *_, **__):
-        seen.append(recipe)
+    def stop(*arguments, **options):
+        seen.append((arguments, options))
         raise ConfigError("stop here")
 
-    monkeypatch.setattr("ssamba.training.pretraining.task.pretrain", stop)
+    monkeypatch.setattr("ssamba.training.pretraining.run.pretrain", stop)
     monkeypatch.setattr("ssamba.training.finetuning.run.finetune", stop)
-    options = ["--recipe", "official", "--size", "base", "--set", "masking.count=250", "--set", "run.epochs=2"]
-    CliRunner().invoke(app, ["pretrain", str(tmp_path), "--out", str(tmp_path / "run"), *options])
-    options = ["--data", str(tmp_path), "--task", "esc50", "--official", "--set", "clips.frames=256", "--frozen"]
-    CliRunner().invoke(app, ["finetune", *options, "--out", str(tmp_path / "run")])
-    pretraining, finetuning = seen
-    assert (pretraining.model.size, pretraining.masking.count, pretraining.run.epochs) == ("base", 250, 2)
-    assert (finetuning.clips.frames, finetuning.start.frozen, finetuning.clips.batch_size) == (256, True, 48)
+    shared = ["--set", "run.epochs=2", "--set", "run.seed=1", "--minutes", "2", "--epochs", "3", "--seed", "1"]
+    shared += ["--batch-size", "4", "--device", "cpu", "--overwrite"]
+    wanted = {"set": ["run.epochs=2", "run.seed=1"], "minutes": 2, "epochs": 3, "seed": 1, "batch_size": 4}
+    wanted |= {"device": "cpu", "overwrite": True}
+    CliRunner().invoke(app, ["pretrain", "a", "b", "-o", "run", "-c", "x", "-r", "official", "--size", "base", *shared])
+    CliRunner().invoke(app, ["finetune", "a", "b", "-o", "run", "-c", "x", "-r", "esc50", "--frozen", *shared])
+    (one, first), (two, second) = seen
+    assert one == two == (["a", "b"], Path("run"), "x")
+    first.pop("progress"), second.pop("progress")
+    assert first == {**wanted, "recipe": "official", "size": "base"}
+    assert second == {**wanted, "recipe": "esc50", "scratch": False, "frozen": True}

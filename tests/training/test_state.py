@@ -60,7 +60,7 @@ def test_killed_at_any_step_and_resumed_equals_uninterrupted(experiment, tmp_pat
     at = random.SystemRandom().randrange(STEPS)
     # The second process dies with half a state on the disk, which must not count.
     lives = [["--kill-at", str(at)], ["--kill-in-save", "1"], []]
-    ran = launch(out, json.dumps(RUN), "--resume", "--global-noise", "--lives", json.dumps(lives))
+    ran = launch(out, json.dumps(RUN), "--global-noise", "--lives", json.dumps(lives))
     assert ran.returncode == 0, ran.stderr
     killed, killed_in_save, report, finished = map(json.loads, ran.stdout.splitlines())
     assert [life["exit"] for life in (killed, killed_in_save, finished)] == [-9, -9, 0], ran.stderr
@@ -79,7 +79,7 @@ def test_stopped_at_every_step_and_resumed_equals_uninterrupted(experiment, tmp_
         with pytest.raises(RuntimeError, match="on purpose"):
             experiment.run(task, out, **RUN)
         torch.manual_seed(step)
-        experiment.run(experiment.DemoTask(global_noise=True, drop_path=0.5), out, resume="auto", **RUN)
+        experiment.run(experiment.DemoTask(global_noise=True, drop_path=0.5), out, **RUN)
         assert_equal_runs(experiment, out, tmp_path / "whole")
 
 
@@ -92,7 +92,7 @@ def test_sigterm_saves_and_exits_0(experiment, tmp_path, launch):
     report = json.loads(stopped.stdout)
     assert (report["stopped"], report["step"], report["model"]) == ("SIGTERM", 3, None)
     assert report["last_state"] == str(out / "checkpoints" / "step-00000003")
-    report = experiment.run(experiment.DemoTask(global_noise=True, drop_path=0.5), out, resume=True, **RUN)
+    report = experiment.run(experiment.DemoTask(global_noise=True, drop_path=0.5), out, **RUN)
     assert (report.resumed_from, report.stopped) == (3, "finished")
     assert_equal_runs(experiment, out, tmp_path / "whole")
 
@@ -109,7 +109,7 @@ def test_the_last_and_the_best_states_are_kept(experiment, tmp_path):
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == best
 
 
-def test_a_run_continues_when_the_disk_is_full(experiment, tmp_path, monkeypatch):
+def test_a_run_continues_when_the_disk_is_full(experiment, tmp_path, monkeypatch, caplog):
     write, calls = state.write_state, []
 
     def full_in_the_middle(path, content):
@@ -120,10 +120,9 @@ def test_a_run_continues_when_the_disk_is_full(experiment, tmp_path, monkeypatch
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(state, "write_state", full_in_the_middle)
-    messages, folders = [], {}
+    folders = {}
 
     def watch(progress):
-        messages.append(progress.message)
         folders[progress.step] = sorted(path.name for path in (tmp_path / "checkpoints").glob("*"))
 
     report = experiment.run(experiment.DemoTask(), tmp_path, steps=8, checkpoint_every_steps=2, on_progress=watch)
@@ -131,7 +130,7 @@ def test_a_run_continues_when_the_disk_is_full(experiment, tmp_path, monkeypatch
     assert folders[2] == folders[4] == folders[6] == ["step-00000002"]
     assert folders[8] == ["step-00000002", "step-00000008"]
     assert [record["step"] for record in experiment.log(tmp_path, "save_failed")] == [4, 6]
-    assert "No space left" in next(message for message in messages if message)
+    assert caplog.text.count("No space left") == 2
 
 
 def test_a_run_that_cannot_save_its_last_state_is_an_error(experiment, tmp_path, monkeypatch):
@@ -183,7 +182,7 @@ def test_after_a_damaged_state_the_one_before_it_is_resumed(experiment, tmp_path
         data = (newest / "state.pt").read_bytes()
         junk = data[: len(data) // 2] if damage == "truncated" else b"\0" * len(data)
         (newest / "state.pt").write_bytes(junk)
-    report = experiment.run(experiment.DemoTask(), tmp_path, steps=6, checkpoint_every_steps=2, resume=True)
+    report = experiment.run(experiment.DemoTask(), tmp_path, steps=6, checkpoint_every_steps=2)
     assert (report.resumed_from, report.step) == (2, 6)
     assert [record["step"] for record in experiment.log(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert report.last_state.name == "step-00000006"
@@ -198,15 +197,14 @@ def test_other_settings_are_refused_by_name(experiment, tmp_path):
             steps=4,
             seed=5,
             recipe={"masked": 300},
-            resume=True,
             optimizer=OptimizerSettings(learning_rate=1.0),
             schedule=ScheduleSettings(kind="wsd"),
         )
-    for part in ("optimizer.learning_rate was 0.003, is 1.0", "run.seed was 0, is 5", "task.masked was 400, is 300"):
+    for part in ("optimizer.learning_rate was 0.003, is 1.0", "run.seed was 0, is 5", "masked was 400, is 300"):
         assert part in str(caught.value)
     assert "schedule.kind was 'cosine', is 'wsd'" in str(caught.value)
     assert "steps" not in str(caught.value).replace("warmup_steps", "").replace(str(tmp_path), "")
-    report = experiment.run(experiment.DemoTask(), tmp_path, steps=4, keep_last=5, recipe={"masked": 400}, resume=True)
+    report = experiment.run(experiment.DemoTask(), tmp_path, steps=4, keep_last=5, recipe={"masked": 400})
     assert report.resumed_from == 2
 
 
@@ -223,7 +221,7 @@ def test_a_state_with_old_spellings_of_keys_resumes(experiment, tmp_path):
     assert "optimizer" not in {*meta["recipe"], *spelled_as_before(content)}
     meta["files"]["state.pt"] = (folder / "state.pt").stat().st_size
     (folder / "meta.json").write_text(json.dumps(meta))
-    report = experiment.run(experiment.DemoTask(), tmp_path / "old", steps=6, **SPELLED, recipe=recipe, resume=True)
+    report = experiment.run(experiment.DemoTask(), tmp_path / "old", steps=6, **SPELLED, recipe=recipe)
     assert report.resumed_from == 4
     assert experiment.same(experiment.last_state(tmp_path / "old"), experiment.last_state(tmp_path / "whole"))
     assert experiment.curve(tmp_path / "old") == experiment.curve(tmp_path / "whole")
@@ -237,13 +235,35 @@ def test_old_spellings_inside_a_tasks_state_are_read(tmp_path):
     assert torch.equal(saved.load()["task"]["units"]["centers"], centers)
 
 
-def test_resuming_needs_a_state_and_a_new_run_an_empty_folder(experiment, tmp_path):
-    with pytest.raises(CheckpointError, match="no saved state to resume"):
-        experiment.run(experiment.DemoTask(), tmp_path, resume=True)
-    experiment.run(experiment.DemoTask(), tmp_path, steps=2, resume="auto")
-    with pytest.raises(CheckpointError, match="holds a run already"):
-        experiment.run(experiment.DemoTask(), tmp_path, steps=2)
-    again = experiment.run(experiment.DemoTask(), tmp_path, steps=2, resume="auto")
+def test_a_model_without_a_state_and_states_that_are_incomplete_are_refused(experiment, tmp_path):
+    experiment.run(experiment.DemoTask(), tmp_path, steps=2)
+    again = experiment.run(experiment.DemoTask(), tmp_path, steps=2)
     assert (again.resumed_from, again.step) == (2, 2)
-    shutil.rmtree(tmp_path / "checkpoints")
-    assert experiment.run(experiment.DemoTask(), tmp_path, steps=1).resumed_from is None
+    assert "already finished" in str(again)
+    (tmp_path / "checkpoints" / "step-00000002" / "meta.json").unlink()
+    with pytest.raises(CheckpointError, match=r"holds a trained model, and no saved state.*--overwrite"):
+        experiment.run(experiment.DemoTask(), tmp_path, steps=2)
+    shutil.rmtree(tmp_path / "model")
+    shutil.rmtree(tmp_path / "best")
+    with pytest.raises(CheckpointError, match=r"no saved state in .* is complete.*--overwrite"):
+        experiment.run(experiment.DemoTask(), tmp_path, steps=2)
+
+
+def test_overwrite_starts_anew_and_moves_the_earlier_run_aside(experiment, tmp_path):
+    out = tmp_path / "run"
+    experiment.run(experiment.DemoTask(), out, steps=2)
+    before = sorted(path.relative_to(out) for path in out.rglob("*"))
+    (out / "notes.txt").write_text("mine")
+    for number, name in enumerate(("run.old", "run.old-2"), start=3):
+        report = experiment.run(experiment.DemoTask(), out, steps=number, overwrite=True, recipe={"masked": number})
+        assert (report.resumed_from, report.step, report.moved_to) == (None, number, tmp_path / name)
+    assert sorted(path.relative_to(tmp_path / "run.old") for path in (tmp_path / "run.old").rglob("*")) == before
+    assert (out / "notes.txt").exists()
+    assert experiment.run(experiment.DemoTask(), tmp_path / "run.old", steps=4).resumed_from == 2
+
+
+def test_returning_false_stops_after_the_step_and_the_state_is_saved(experiment, tmp_path):
+    report = experiment.run(experiment.DemoTask(), tmp_path, on_progress=lambda state: state.step < 3)
+    assert (report.stopped, report.step, report.model) == ("stopped", 3, None)
+    assert "the same command goes on" in str(report)
+    assert experiment.run(experiment.DemoTask(), tmp_path).resumed_from == 3

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_atomically(path, lambda target: save_file(contiguous, target, metadata={"format": "pt"}))
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     """Write an indented JSON file atomically."""
     text = json.dumps(content, indent=2) + "\n"
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -226,9 +227,28 @@ ChangesOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe, e.g. run.seed=1; repeatable."),
 ]
-NoResumeOption = Annotated[
-    bool, typer.Option("--no-resume", help="Fail if the folder holds a run instead of resuming it.")
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", "-r", help="Name of a shipped recipe (see below), or path of a TOML file."),
 ]
+MinutesOption = Annotated[
+    float | None,
+    typer.Option(help="Time budget in minutes; replaces the recipe's length. [dim]More than before goes on.[/]"),
+]
+EpochsOption = Annotated[
+    int | None, typer.Option(help="Number of epochs; replaces the recipe's length. [dim]More than before goes on.[/]")
+]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+BatchSizeOption = Annotated[int | None, typer.Option(help="Clips in a batch, over all processes.")]
+RunOverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Start anew; an earlier run is moved to RUN.old (RUN.old-2, ...).")
+]
+
+
+def only_rank_0_prints() -> None:
+    """Be quiet in the processes of `torchrun` other than rank 0."""
+    if os.environ.get("RANK", "0") != "0":
+        log.setLevel(logging.ERROR)
 
 
 def say(text: str) -> None:

@@ -2,108 +2,96 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from ssamba.cli.app import (
     EXIT_CODES,
-    EXIT_INTERRUPTED,
+    BatchSizeOption,
     ChangesOption,
     CheckpointOption,
     DeviceOption,
-    NoResumeOption,
+    EpochsOption,
+    MinutesOption,
+    RecipeOption,
+    RunOverwriteOption,
+    SeedOption,
     app,
     fail,
-    format_duration,
+    only_rank_0_prints,
     out,
+    say,
 )
-from ssamba.cli.progress import TrainingBar
-
-if TYPE_CHECKING:
-    from ssamba.training.run_io import TrainingReport
+from ssamba.cli.progress import ProgressDisplay
 
 
 @app.command(
-    epilog="[bold]Examples[/]\n\n"
-    "ssamba pretrain recordings/ --minutes 60 --out runs/mine\n\n"
-    "ssamba pretrain manifest.parquet --recipe laptop --out runs/mine\n\n"
-    "ssamba pretrain audioset/ librispeech/ --recipe official --size base --set masking.count=250 --out runs/base\n\n"
-    "torchrun --nproc-per-node 8 -m ssamba pretrain shards/ --recipe one-gpu --out runs/eight\n\n" + EXIT_CODES
+    epilog="[bold]Recipes[/]: laptop, one-gpu, many-nodes, official.\n\n"
+    "[bold]Examples[/]\n\n"
+    "ssamba pretrain recordings/ -o runs/mine --minutes 60\n\n"
+    "ssamba pretrain recordings/ -o runs/more -c ssamba2-tiny --epochs 5   (go on from a model's weights)\n\n"
+    "ssamba pretrain audioset/ librispeech/ -o runs/base --recipe official --size base --set masking.count=250\n\n"
+    "torchrun --nproc-per-node 8 -m ssamba pretrain shards/ -o runs/eight --recipe one-gpu\n\n" + EXIT_CODES
 )
 def pretrain(
-    sources: Annotated[
+    data: Annotated[
         list[str],
-        typer.Argument(
-            metavar="SOURCES...", help="One or more folders of audio, manifests, folders of shards, or hf:OWNER/NAME."
-        ),
+        typer.Argument(metavar="DATA...", help="Folders of audio, manifests, folders of shards, or hf:OWNER/NAME."),
     ],
     output: Annotated[
         Path,
-        typer.Option("--out", "-o", help="Folder of the run; its model/ is the trained model.", show_default=False),
+        typer.Option(
+            "--output", "-o", metavar="RUN", help="Folder of the run; RUN/model is the model.", show_default=False
+        ),
     ],
-    recipe: Annotated[
+    checkpoint: Annotated[
         str | None,
         typer.Option(
-            "--recipe",
-            "-r",
-            help="TOML file with all settings, or a shipped recipe: laptop, one-gpu, many-nodes, official.",
+            "--checkpoint",
+            "-c",
+            metavar="START",
+            help="Model whose weights training starts from, with its structure: a name (see `ssamba models`), a folder "
+            "of a run or checkpoint, an official .pth file, or hf:OWNER/NAME. Default: random weights.",
         ),
     ] = None,
+    recipe: RecipeOption = None,
     changes: ChangesOption = None,
     size: Annotated[str | None, typer.Option(help="tiny, small or base. Default: the recipe's, else tiny.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Time budget in minutes; replaces the recipe's length.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Number of epochs; replaces the recipe's length.")] = None,
-    no_resume: NoResumeOption = False,
+    minutes: MinutesOption = None,
+    epochs: EpochsOption = None,
+    seed: SeedOption = None,
+    batch_size: BatchSizeOption = None,
     device: DeviceOption = None,
+    overwrite: RunOverwriteOption = False,
 ) -> None:
     """Pretrain an encoder on unlabeled recordings.
 
-    To resume an interrupted run, repeat the command. Recordings that cannot be read are listed in OUT/skipped.csv;
-    OUT/log.jsonl and OUT/pictures/ show the progress.
+    Repeat the command to go on after an interruption. Recordings that cannot be read are listed in RUN/skipped.csv;
+    RUN/log.jsonl and RUN/pictures/ show the progress.
     """
-    from ssamba.training.pretraining.recipe import PretrainRecipe
-    from ssamba.training.pretraining.task import pretrain as run
+    from ssamba.training.pretraining.run import pretrain as run
 
-    if minutes is not None and epochs is not None:
-        raise typer.BadParameter("--minutes and --epochs exclude each other")
-    changes = [*([] if size is None else [f"model.size={size}"]), *(changes or [])]
-    settings = PretrainRecipe.read(recipe, changes).with_length(epochs=epochs, minutes=minutes)
-    with TrainingBar() as bar:
+    only_rank_0_prints()
+    with ProgressDisplay() as progress:
         report = run(
-            sources,
-            settings,
+            data,
             output,
-            resume=False if no_resume else "auto",
+            checkpoint,
+            recipe=recipe,
+            set=changes,
+            size=size,
+            minutes=minutes,
+            epochs=epochs,
+            seed=seed,
+            batch_size=batch_size,
             device=device,
-            on_progress=bar.update,
-            on_decoded=bar.decoded,
+            overwrite=overwrite,
+            progress=progress,
         )
-    if os.environ.get("RANK", "0") == "0":
-        _print_report(report, output)
-    if report.stopped == "SIGINT":
-        sys.exit(EXIT_INTERRUPTED)
-
-
-def _print_report(report: TrainingReport, output: Path) -> None:
-    skipped = f", {report.skipped} clips skipped (skipped.csv)" if report.skipped else ""
-    bad = f", {report.bad_steps} steps left out" if report.bad_steps else ""
-    out.print(
-        f"{report.stopped} at step {report.step}: {report.clips} clips, {format_duration(report.audio_s)} of audio in "
-        f"{format_duration(report.elapsed_s)}{skipped}{bad}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    for name, value in report.validation.items():
-        if "@" in name:
-            out.print(f"  held out, {name.replace('@', ' at ')} of 512: {value:.4f}", highlight=False)
-    where = report.model or report.last_state or output
-    kind = "model" if report.model else "state, to resume with the same command,"
-    out.print(f"{kind} in {escape(str(where))}", highlight=False, soft_wrap=True)
+    say(str(report))
 
 
 @app.command(

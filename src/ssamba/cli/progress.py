@@ -16,12 +16,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from typing_extensions import Self
 
-    from ssamba.training.run_io import TrainingProgress
-
-__all__ = ["Bar", "ProgressDisplay", "TrainingBar", "default_workers", "report_skipped"]
+__all__ = ["Bar", "ProgressDisplay", "default_workers", "report_skipped"]
 
 INTERVAL_S = 30.0
-_HELD_OUT = ("accuracy", "balanced_accuracy", "mAP")
 
 
 class ProgressDisplay:
@@ -101,31 +98,3 @@ class Bar(ProgressDisplay):
         elapsed_s = time.monotonic() - self._started_s
         left_s = elapsed_s / done * (total - done) if done > 0 else None
         self(Progress(self._label, done, total, self._unit, elapsed_s=elapsed_s, left_s=left_s, detail=note))
-
-
-class TrainingBar(ProgressDisplay):
-    """Progress of a training run."""
-
-    label = "training"
-
-    def decoded(self, name: str, done: int, total: int) -> None:
-        """Show that a corpus is decoded into memory."""
-        self(Progress(f"reading {name}", done, total, "clips"))
-
-    def update(self, state: TrainingProgress) -> None:
-        """Show a state, and its message."""
-        if state.message:
-            err.print(f"[yellow]{escape(state.message)}[/]", soft_wrap=True)
-        metrics = " ".join(
-            f"{name} {state.metrics[name]:.3f}"
-            for name in ("loss", "discriminative", "accuracy", "generative", "clip")
-            if name in state.metrics
-        )
-        held = " ".join(f"{name} {value:.3f}" for name, value in state.validation.items() if name in _HELD_OUT)
-        metrics += f"  held out: {held}" if held else ""
-        detail = f"step {state.step}, {state.clips_per_s:.0f} clips/s, {metrics}"
-        self(
-            Progress(
-                self.label, 100 * state.share, 100, "%", state.audio_s, 0, state.elapsed_s, state.left_s, detail=detail
-            )
-        )

@@ -1,7 +1,8 @@
 """Score embeddings by probes on suites of labeled tasks."""
 
 from ssamba.evaluation.clips import cache_folder, read_waves
-from ssamba.evaluation.evaluate import EvaluateOptions, Progress, Scorecard, evaluate
+from ssamba.evaluation.run import evaluate
+from ssamba.evaluation.scorecard import EvaluateOptions, Evaluation, Scorecard, evaluate_model
 from ssamba.evaluation.suite import read_suite
 from ssamba.evaluation.task import Task
 from ssamba.evaluation.vectors import (
@@ -17,15 +18,16 @@ __all__ = [
     "ClipModel",
     "EncoderModel",
     "EvaluateOptions",
+    "Evaluation",
     "FunctionModel",
     "LogMelStatistics",
-    "Progress",
     "Scorecard",
     "Task",
     "TimestampEmbeddings",
     "VectorOptions",
     "cache_folder",
     "evaluate",
+    "evaluate_model",
     "read_suite",
     "read_waves",
 ]

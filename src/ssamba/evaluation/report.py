@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ssamba.evaluation.evaluate import Row, Scorecard
 from ssamba.evaluation.probing import EventsResult, LabelsResult, ProbeResult
+from ssamba.evaluation.scorecard import Row, Scorecard
 from ssamba.evaluation.task import Task
 from ssamba.events import event_counts
 from ssamba.files import write_atomically
@@ -65,6 +65,11 @@ class ReferenceRow:
     def mean(self, tasks: Sequence[str]) -> float:
         """Return the mean over these tasks."""
         return sum(self.scores[task] for task in tasks) / len(tasks)
+
+
+def check_plotting() -> None:
+    """Raise MissingExtraError if matplotlib is not installed, before anything is computed."""
+    blank_figure(1, 1)
 
 
 def reference_rows() -> list[ReferenceRow]:

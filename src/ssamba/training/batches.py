@@ -10,9 +10,23 @@ from ssamba.data.corpus import Corpus
 from ssamba.data.loader import WaveBatch, WaveLoader
 from ssamba.data.mixing import Backgrounds, Mixup
 from ssamba.data.plan import Plan, PlanConfig
+from ssamba.errors import Interrupted
+from ssamba.progress import OnProgress, Progress
 
 OnDecoded: TypeAlias = Callable[[str, int, int], None]
 """Called while a corpus is decoded into memory: its name, clips done, clips in total."""
+
+
+def report_decoded(progress: OnProgress | None) -> OnDecoded | None:
+    """Return what tells `progress` how far recordings are read; it raises Interrupted if that returns False."""
+    if progress is None:
+        return None
+
+    def report(name: str, done: int, total: int) -> None:
+        if progress(Progress(f"reading {name}", done, total, "clips")) is False:
+            raise Interrupted("stopped while recordings were read, before the first step")
+
+    return report
 
 
 class PlannedBatches:
@@ -54,3 +68,13 @@ def cache_if_it_fits(corpus: Corpus, memory_gb: float, workers: int, on_decoded:
         return corpus
     report = None if on_decoded is None else lambda done, total: on_decoded(corpus.name, done, total)
     return CachedCorpus(corpus, limit_gb=max(decoded_gb(corpus) * 1.5, 0.1), workers=workers, on_progress=report)
+
+
+def other_data(before: Sequence[str], now: Sequence[str]) -> str:
+    """Return the message for a run that goes on with other recordings than it began with."""
+    differ = before and list(before) != list(now)
+    what = f"they were {'; '.join(before)}, are {'; '.join(now)}" if differ else "clips were renamed or changed"
+    return (
+        f"the recordings are not those of the saved run ({what}): use the same data to go on, --overwrite to start "
+        "anew, or another output"
+    )

@@ -1,8 +1,8 @@
 """Training on several processes under `torchrun`: rank, world size, collectives and DistributedDataParallel (DDP).
 
 `torchrun` sets RANK, WORLD_SIZE and LOCAL_RANK. GPUs communicate through NCCL, CPUs through Gloo. Only the main process
-(rank 0) writes files. When a process dies, `torchrun --max-restarts` restarts all of them, and a run with
-`resume="auto"` continues from its last saved state, on any number of processes.
+(rank 0) writes files. When a process dies, `torchrun --max-restarts` restarts all of them, and the run goes on from its
+last saved state, on any number of processes.
 """
 
 from __future__ import annotations
@@ -94,6 +94,16 @@ def init_distributed(device: str | torch.device | None = None) -> Iterator[World
         if init:
             dist.destroy_process_group()
             gc.collect()  # the DDP model is part of reference cycles and holds the group, too
+
+
+def is_main_process() -> bool:
+    """Return whether this process is alone, or rank 0 of those of `torchrun`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def is_restarted() -> bool:
+    """Return whether `torchrun` restarted this process."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 class _ModelOrZero(nn.Module):

@@ -15,7 +15,7 @@ the uninterrupted one, bit for bit on one process.
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 import shutil
 import signal
@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ from ssamba.checkpoint.names import MODEL_FOLDER, STATES_FOLDER
 from ssamba.errors import ConfigError, SsambaError, TrainingDivergedError, TrainingError
 from ssamba.randomness import seed_generators
 from ssamba.training.averaging import Averages, evaluation_mode
-from ssamba.training.distributed import World, backward_zeros, init_distributed, no_sync, wrap_ddp
+from ssamba.training.distributed import World, backward_zeros, init_distributed, is_restarted, no_sync, wrap_ddp
 from ssamba.training.optim import Schedule, build_optimizer, set_learning_rate
 from ssamba.training.run_io import (
     REPORT_FILE,
@@ -48,11 +48,13 @@ from ssamba.training.run_io import (
     Window,
     peak_memory_bytes,
 )
-from ssamba.training.settings import OptimizerSettings, RunSettings, ScheduleSettings
+from ssamba.training.settings import OptimizerSettings, RunSettings, ScheduleSettings, saved_settings
 from ssamba.training.state import (
     BEST_FOLDER,
     StateFolder,
+    check_output,
     check_plain,
+    move_run_aside,
     on_cpu,
     replace_folder,
 )
@@ -60,6 +62,10 @@ from ssamba.training.task import BatchStream, StepContext, StepOutcome, Task, ch
 
 _VALIDATION, _PICTURES = 1_000_000, 1_000_001  # numbers of parts for `seed_generators`, larger than any batch's
 _KEYS_SHOWN = 20
+STOPPED = "stopped"
+"""Value of `TrainingReport.stopped` if `on_progress` ended the session."""
+OnStep: TypeAlias = Callable[[TrainingProgress], "bool | None"]
+_log = logging.getLogger(__name__)
 
 
 def train(
@@ -69,12 +75,12 @@ def train(
     run: RunSettings,
     out: str | Path,
     *,
-    resume: bool | Literal["auto"] = False,
+    overwrite: bool = False,
     recipe: Mapping[str, Any] | None = None,
     device: str | torch.device | None = None,
-    on_progress: Callable[[TrainingProgress], None] | None = None,
+    on_progress: OnStep | None = None,
 ) -> TrainingReport:
-    """Train a task's model; under `torchrun`, on all its processes together.
+    """Train a task's model, or go on with the run in `out`; under `torchrun`, on all its processes together.
 
     Args:
         task: the model, its data and its loss.
@@ -83,30 +89,26 @@ def train(
         run: length, precision, checkpoints and logs.
         out: folder for `checkpoints/`, `model/` (the trained model), `best/` (the model with the best validation),
             `log.jsonl`, `skipped.csv`, `report.json`, `pictures/` and `tensorboard/`.
-        resume: continue from the last saved state; "auto" does so if there is one.
-        recipe: other settings of the experiment as plain values; they are saved and compared when resuming.
+        overwrite: start anew, and move what an earlier run wrote to a folder beside it.
+        recipe: other settings of the experiment as plain values; they are saved and compared when going on.
         device: where to compute; None is a GPU if there is one.
-        on_progress: called on the main process after each step.
+        on_progress: called on the main process after each step; returning False stops.
 
     Returns:
-        The report, also when SIGTERM or SIGINT ended the run after a step; its state is then saved.
+        The report, also when SIGTERM, SIGINT or `on_progress` ended the run after a step; its state is then saved.
 
     Raises:
-        ConfigError: the settings contradict the model, or those of the run to resume (every key is named).
-        CheckpointError: there is no state to resume, or there is one and `resume` is False.
+        ConfigError: the settings contradict the model.
+        OtherSettingsError: they differ from those of the run in `out`; every key is named.
+        CheckpointError: no saved state of that run can be loaded, or it has a model and no state.
         TrainingDivergedError: too many steps in a row were not finite; the state before them is saved.
         TrainingError: the task breaks its interface, or the last state or the model could not be written.
         MissingExtraError: TensorBoard or Weights & Biases is requested and not installed.
     """
-    settings: dict[str, Any] = {
-        "optimizer": optimizer.model_dump(mode="json"),
-        "schedule": schedule.model_dump(mode="json"),
-        "run": run.model_dump(mode="json"),
-        "task": json.loads(json.dumps(dict(recipe or {}))),
-    }
+    settings = saved_settings(optimizer, schedule, run, recipe or {})
     with init_distributed(device) as world, _stop_on_signals() as stop:
         trainer = _Trainer(task, optimizer, schedule, run, Path(out), settings, world, stop, on_progress)
-        trainer.start(resume)
+        trainer.start(overwrite and not is_restarted())
         try:
             return trainer.run_to_end()
         finally:
@@ -126,7 +128,7 @@ class _Trainer:
         settings: Mapping[str, Any],
         world: World,
         stop: _StopRequest,
-        on_progress: Callable[[TrainingProgress], None] | None,
+        on_progress: OnStep | None,
     ):
         if schedule.kind == "plateau" and run.validate_every is None:
             raise ConfigError("schedule.kind 'plateau' follows validations: set run.validate_every")
@@ -155,6 +157,7 @@ class _Trainer:
         self.validated_at: int | None = None
         self.validation_due = False
         self.resumed_from: int | None = None
+        self.moved_to: Path | None = None
         self.saved: tuple[int, Path] | None = None
         self.wandb_id: str | None = None
 
@@ -162,16 +165,19 @@ class _Trainer:
     def step(self) -> int:
         return self.progress.step
 
-    def start(self, resume: bool | Literal["auto"]) -> None:
-        """Load the state to resume, the same on all ranks, and open the log."""
+    def start(self, overwrite: bool) -> None:
+        """Load the state to go on from, the same on all ranks, and open the log."""
         check_plain(self.task.state_dict(), "task.state_dict()")
         found: tuple[Path, dict[str, Any]] | None = None
         error: Exception | None = None
         if self.world.is_main:
             try:
+                if overwrite:
+                    self.moved_to = move_run_aside(self.out)
+                check_output(self.out)
                 self.out.mkdir(parents=True, exist_ok=True)
                 self.states.clean()
-                found = self.states.newest(self.settings, resume)
+                found = self.states.newest(self.settings)
             except (SsambaError, OSError) as problem:
                 error = problem
         found, error = self.world.broadcast((found, error))
@@ -184,7 +190,7 @@ class _Trainer:
         if self.world.is_main:
             self.log = RunLog(self.out, self.run, self.step, self.wandb_id, self.settings)
             if self.states.damaged:
-                self.progress.message = "; ".join([*self.states.damaged, f"continuing from step {self.step}"])
+                _log.warning("%s; going on from step %d", "; ".join(self.states.damaged), self.step)
             values = {"processes": self.world.size, "device": str(self.world.device), "precision": self.precision}
             self.log.event("start", self.step, {**values, "damaged": self.states.damaged})
         self.session_step, self.session_elapsed_s = self.step, self.progress.elapsed_s
@@ -216,6 +222,9 @@ class _Trainer:
             if self._every(run.picture_every):
                 self._draw_pictures()
             self._report_progress()
+            if self.world.size == 1 and self.stop.signal == STOPPED:  # several processes agree in the next step
+                stop_signal = self.stop.signal
+                break
         return self._finish(stop_signal)
 
     def close(self) -> None:
@@ -286,7 +295,8 @@ class _Trainer:
         save_is_due = now_s - self.last_save_s > (run.checkpoint_every_minutes or math.inf) * 60
         weights = [outcome.weight for outcome in outcomes]
         is_main, received = float(world.is_main), self.stop.signal
-        flags = [received == "SIGTERM", received == "SIGINT", is_main * elapsed_s, is_main * save_is_due]
+        signals = [received == name for name in ("SIGTERM", "SIGINT", STOPPED)]
+        flags = [*signals, is_main * elapsed_s, is_main * save_is_due]
         dtype = torch.float32 if world.device.type == "mps" else torch.float64
         sums = torch.tensor([sum(weights), 0.0, *flags], dtype=dtype).to(world.device)
         for outcome, weight in zip(outcomes, weights, strict=True):
@@ -294,9 +304,9 @@ class _Trainer:
                 sums[1] += outcome.loss.to(dtype) * weight
         world.all_reduce(sums)
         norm = nn.utils.get_total_norm(gradients).to(sums)
-        weight, loss, sigterm, sigint, elapsed_s, due, grad_norm = torch.cat((sums, norm[None])).tolist()
+        weight, loss, sigterm, sigint, stopped, elapsed_s, due, grad_norm = torch.cat((sums, norm[None])).tolist()
         per_term = 1 / weight if weight else math.nan
-        stop_signal = "SIGTERM" if sigterm else "SIGINT" if sigint else None
+        stop_signal = "SIGTERM" if sigterm else "SIGINT" if sigint else STOPPED if stopped else None
         return _StepTotals(
             weight, loss * per_term, grad_norm * world.size * per_term, stop_signal, elapsed_s, bool(due)
         )
@@ -313,7 +323,8 @@ class _Trainer:
         self.bad_streak.append(bad)
         if self.log is not None:
             self.log.event("bad_step", self.step, {**asdict(bad), "keys": list(bad.keys)})
-        self.progress.message = f"skipped a step that was not finite: {bad}"
+        if self.world.is_main:
+            _log.warning("skipped a step that was not finite: %s", bad)
 
     def _raise_diverged(self) -> NoReturn:
         self._log_window()
@@ -407,9 +418,8 @@ class _Trainer:
         progress = self.progress
         session_s = progress.elapsed_s - self.session_elapsed_s
         progress.estimate(self.step - self.session_step, session_s, self.run.max_minutes)
-        if self.on_progress is not None and self.world.is_main:
-            self.on_progress(progress)
-            progress.message = None
+        if self.on_progress is not None and self.world.is_main and self.on_progress(progress) is False:
+            self.stop.signal = STOPPED
 
     # States and the end of the run.
 
@@ -436,11 +446,11 @@ class _Trainer:
         }
 
     def _restore(self, folder: Path, state: dict[str, Any]) -> None:
+        self.task.load_state_dict(state["task"])  # first, since it refuses other data in words
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.averages.load_state_dict(state["averages"])
-        self.task.load_state_dict(state["task"])
         progress = self.progress
         progress.step = self.resumed_from = state["step"]
         progress.epoch, progress.elapsed_s = state["epoch"], state["elapsed_s"]
@@ -474,9 +484,7 @@ class _Trainer:
                 )
             except OSError as error:
                 self.progress.failed_saves += 1
-                self.progress.message = (
-                    f"the state of step {self.step} could not be saved ({error}); training continues"
-                )
+                _log.warning("the state of step %d could not be saved (%s); training continues", self.step, error)
                 self.log.event("save_failed", self.step, {"error": str(error)})
                 return
         self.saved, self.best_saved_step = (self.step, path), best_saved_step
@@ -502,6 +510,7 @@ class _Trainer:
             peak_memory_bytes=peak_memory_bytes(self.world.device),
             last_state=None if self.saved is None else self.saved[1],
             model=None if stop_signal else self.out / MODEL_FOLDER,
+            moved_to=self.moved_to,
         )
         if self.log is None:
             return report
@@ -532,7 +541,7 @@ class _StepTotals:
     grad_norm: float
     """Euclidean norm of the mean loss's gradient."""
     signal: str | None
-    """Name of a signal that any process received."""
+    """Name of a signal that any process received, or `STOPPED`."""
     elapsed_s: float
     """Time spent over all sessions, by the main process's clock."""
     save_is_due: bool
@@ -565,7 +574,7 @@ class _BadStep:
 
 @dataclass
 class _StopRequest:
-    """Name of the last signal received, if any. A second SIGINT raises KeyboardInterrupt."""
+    """Name of the last signal received, or `STOPPED`, if any. A second SIGINT raises KeyboardInterrupt."""
 
     signal: str | None = None
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ssamba.errors import MissingExtraError
 from ssamba.files import write_atomically
+from ssamba.progress import Progress, format_duration
 from ssamba.training.distributed import World
 from ssamba.training.settings import RunSettings
 from ssamba.training.task import StepOutcome
@@ -29,6 +30,8 @@ LOG_FILE = "log.jsonl"
 SKIPPED_FILE = "skipped.csv"
 REPORT_FILE = "report.json"
 _CURVE_EVENTS = ("train", "validation")
+_SHOWN_METRICS = ("loss", "discriminative", "accuracy", "generative", "clip")
+_SHOWN_VALIDATION = ("accuracy", "balanced_accuracy", "mAP")
 
 
 @dataclass(kw_only=True)
@@ -79,8 +82,6 @@ class TrainingProgress(RunTotals):
     """Hours of audio per second, likewise."""
     data_wait_share: float = 0.0
     """Share of that window's time spent waiting for data."""
-    message: str | None = None
-    """A message to show to the user once."""
 
     def add_window(self, window: Window, seconds: float) -> None:
         """Update metrics, counts and rates by a log window, summed over processes, that took `seconds`."""
@@ -118,12 +119,58 @@ class TrainingProgress(RunTotals):
         self.left_s = max(0.0, min(ends)) if ends else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepProgress(Progress):
+    """Progress of a training run as `progress` gets it: counts in percent of the run, and what the log says."""
+
+    steps: int = 0
+    """Steps done."""
+    epoch: int = 0
+    """Epochs done."""
+    learning_rate: float = 0.0
+    """Learning rate of the last step."""
+    clips_per_s: float = 0.0
+    """Clips per second over the last log window, all processes together."""
+    data_wait_share: float = 0.0
+    """Share of that window's time spent waiting for data."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Mean loss and metrics over the last log window."""
+    validation: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of the last validation."""
+
+    @classmethod
+    def of(cls, state: TrainingProgress, step: str) -> StepProgress:
+        """Return the progress of a run, whose current part is named `step`."""
+        shown = [f"{name} {state.metrics[name]:.3f}" for name in _SHOWN_METRICS if name in state.metrics]
+        held = [f"{name} {state.validation[name]:.3f}" for name in _SHOWN_VALIDATION if name in state.validation]
+        detail = [f"step {state.step}", f"{state.clips_per_s:.0f} clips/s", " ".join(shown)]
+        detail += [f"held out: {' '.join(held)}"] if held else []
+        return cls(
+            step=step,
+            done=100 * state.share,
+            total=100,
+            unit="%",
+            audio_s=state.audio_s,
+            skipped=state.skipped,
+            elapsed_s=state.elapsed_s,
+            left_s=state.left_s,
+            detail=", ".join(part for part in detail if part),
+            steps=state.step,
+            epoch=state.epoch,
+            learning_rate=state.learning_rate,
+            clips_per_s=state.clips_per_s,
+            data_wait_share=state.data_wait_share,
+            metrics=dict(state.metrics),
+            validation=dict(state.validation),
+        )
+
+
 @dataclass(kw_only=True)
 class TrainingReport(RunTotals):
     """Result of a run, or of this session of it. `report.json` holds it, too."""
 
     stopped: str
-    """`finished`, or the name of the signal that ended the session; the run can then be resumed."""
+    """`finished`, the name of the signal that ended the session, or `stopped` by `progress`; the same call goes on."""
     resumed_from: int | None
     """Step that this session resumed from; None for a new run."""
     best: tuple[int, float] | None
@@ -134,6 +181,26 @@ class TrainingReport(RunTotals):
     """Folder of the last saved state."""
     model: Path | None
     """Folder of the trained model, once the run is finished."""
+    moved_to: Path | None = None
+    """Folder that an earlier run was moved to, because of `overwrite`."""
+
+    def __str__(self) -> str:
+        left_out = f", {self.skipped} clips skipped (skipped.csv)" if self.skipped else ""
+        left_out += f", {self.bad_steps} steps left out" if self.bad_steps else ""
+        was_finished = self.stopped == "finished" and self.resumed_from == self.step
+        status = "already finished (more minutes or epochs go on)" if was_finished else self.stopped
+        lines = [
+            f"{status} at step {self.step}: {self.clips} clips, {format_duration(self.audio_s)} of audio in "
+            f"{format_duration(self.elapsed_s)}{left_out}"
+        ]
+        lines += [
+            f"  held out, {name.replace('@', ' at ')} of 512: {value:.4f}"
+            for name, value in self.validation.items()
+            if "@" in name
+        ]
+        lines += [] if self.moved_to is None else [f"the earlier run is in {self.moved_to}"]
+        where = f"model in {self.model}" if self.model else f"state in {self.last_state}: the same command goes on"
+        return "\n".join([*lines, where])
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""

@@ -6,7 +6,9 @@ released code: AdamW, a warm-up in jumps of 50 steps, halving on a plateau). A s
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -161,3 +163,15 @@ _NAMES_OF_START = ("task.model.start", "task.start.checkpoint", "task.started_fr
 FREE_ON_RESUME = frozenset({"task.data.workers", *_NAMES_OF_START, *(f"run.{name}" for name in _FREE_RUN_SETTINGS)})
 """Settings that may change when a run is resumed: its length, what is written when, the number of decoders, and how the
 initial model is named (its digest may not change)."""
+
+
+def saved_settings(
+    optimizer: OptimizerSettings, schedule: ScheduleSettings, run: RunSettings, task: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the settings of a run as they are saved with its states and compared when it goes on."""
+    return {
+        "optimizer": optimizer.model_dump(mode="json"),
+        "schedule": schedule.model_dump(mode="json"),
+        "run": run.model_dump(mode="json"),
+        "task": json.loads(json.dumps(dict(task))),
+    }

@@ -12,6 +12,7 @@ tensors can be loaded; otherwise the state before it is used.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -25,19 +26,26 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ssamba.checkpoint.names import MODEL_FOLDER, STATES_FOLDER
-from ssamba.config import RENAMED_KEYS, ModelIdentity
-from ssamba.errors import CheckpointError, ModelMismatchError, OtherSettingsError, TrainingError
+from ssamba.checkpoint.names import MODEL_FOLDER, ROUNDS_FOLDER, STATES_FOLDER
+from ssamba.config import RENAMED_KEYS, ModelIdentity, settings_differences
+from ssamba.errors import CheckpointError, ConfigError, ModelMismatchError, OtherSettingsError, TrainingError
+from ssamba.files import move_aside
 from ssamba.training.settings import FREE_ON_RESUME
 
 BEST_FOLDER = "best"
 """Folder of a run with the model that had the best validation."""
-STARTED_FROM = "task.started_from"
-"""Setting of a run: the digest of the weights that it started from."""
+STARTED_FROM = "started_from"
+"""Setting of a task: the digest of the weights that it started from."""
 STATE_FILE = "state.pt"
 META_FILE = "meta.json"
+_OTHERWISE = "--overwrite to start anew, or choose another output"
+_RUN_ENTRIES = (
+    *("log.jsonl", "skipped.csv", "report.json", "results.json", "classes.csv", "confusion.png", "pictures"),
+    *("tensorboard", "wandb", BEST_FOLDER, MODEL_FOLDER, ROUNDS_FOLDER, STATES_FOLDER),
+)
 _UNFINISHED = ".unfinished-"
 _REPLACED = ".replaced"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,30 +90,24 @@ class StateFolder:
         """Return the folder that the state of a step has or would have."""
         return self.folder / f"step-{step:08d}"
 
-    def newest(self, recipe: Mapping[str, Any], resume: bool | Literal["auto"]) -> tuple[Path, dict[str, Any]] | None:
+    def newest(self, settings: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | None:
         """Return the newest state that can be loaded, with its folder; None if there are no states.
 
         Raises:
-            OtherSettingsError: it was saved with another recipe.
-            CheckpointError: no state can be loaded; `resume` is True and there is none; `resume` is False and there
-                is one.
+            OtherSettingsError: it was saved with other settings.
+            ModelMismatchError: its run started from another model.
+            CheckpointError: there are states, and none can be loaded.
         """
         states = self.complete()
-        if not states and resume is True:
-            raise CheckpointError(f"{self.folder} holds no saved state to resume: start without resuming")
-        if states and not resume:
-            raise CheckpointError(
-                f"{self.folder} holds a run already (step {states[-1].step}): resume it, or choose another output "
-                "folder"
-            )
         for saved in reversed(states):
-            check_recipe(saved.meta.get("recipe", {}), recipe, saved.folder)
+            check_settings(saved.meta.get("recipe", {}), settings, self.folder.parent)
             try:
                 return saved.folder, saved.load()
             except CheckpointError as error:
                 self.damaged.append(str(error))
-        if self.damaged:
-            raise CheckpointError("; ".join(self.damaged))
+        if self.damaged or next(self.folder.glob("step-*"), None) is not None:
+            problem = "; ".join(self.damaged) or f"no saved state in {self.folder} is complete"
+            raise CheckpointError(f"{problem}: restore one, or --overwrite to start anew")
         return None
 
     def save(
@@ -245,29 +247,64 @@ def check_plain(value: Any, name: str) -> None:
         )
 
 
-def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], source: Path) -> None:
-    """Refuse to resume with other settings, except for those in `FREE_ON_RESUME`. A missing key equals None.
+def check_run(run: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse other settings than those of the run in a folder, if there is one; see `check_settings`."""
+    states = StateFolder(run / STATES_FOLDER, 1).complete()
+    if states:
+        check_settings(states[-1].meta.get("recipe", {}), settings, run)
+
+
+def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
+    """Refuse to go on with other settings, except for those in `FREE_ON_RESUME`. A missing key equals None.
 
     Raises:
         OtherSettingsError: names every key that differs, with both values.
         ModelMismatchError: the run started from another model.
     """
-    old, new = _flat(before), _flat(now)
+    old, new = before.get("task") or {}, now.get("task") or {}
     if old.get(STARTED_FROM) != new.get(STARTED_FROM):
         raise ModelMismatchError(
-            f"{source} is of a run that started from {_start_text(old)}, not from {_start_text(new)}: start from the "
-            "same model to resume it, or use another output folder to start a new run"
+            f"{run} holds a run that started from {_start_text(old)}, not from {_start_text(new)}: start from the "
+            f"same model to go on, {_OTHERWISE}"
         )
-    changed = [
-        f"{key} was {old.get(key, 'absent')!r}, is {new.get(key, 'absent')!r}"
-        for key in sorted({*old, *new} - FREE_ON_RESUME)
-        if old.get(key) != new.get(key)
-    ]
+    changed = settings_differences(before, now, FREE_ON_RESUME)
     if changed:
+        named = "; ".join(text.removeprefix("task.") for text in changed)
         raise OtherSettingsError(
-            f"{source} is of a run with other settings: {'; '.join(changed)}. Use the same settings to resume it, or "
-            "another output folder to start a new run"
+            f"{run} holds a run with other settings: {named}. Use the same settings to go on, {_OTHERWISE}"
         )
+
+
+def check_output(out: Path, *, other_kind: Literal["rounds", "checkpoints"] | None = None) -> None:
+    """Refuse a folder that a run would spoil.
+
+    Args:
+        out: folder of the run.
+        other_kind: folder that only a run of another command has.
+
+    Raises:
+        ConfigError: it is a file.
+        CheckpointError: it holds a run of another command, or a model without the states to go on from.
+    """
+    if out.is_file():
+        raise ConfigError(f"{out} is a file: expected the name of a folder for the run")
+    if other_kind is not None and (out / other_kind).is_dir():
+        kind = "fine-tuning" if other_kind == "rounds" else "pretraining"
+        raise CheckpointError(f"{out} holds a {kind} run: choose another output, or --overwrite to start anew")
+    has_model = any((out / name).is_dir() for name in (MODEL_FOLDER, BEST_FOLDER))
+    if has_model and not (out / "rounds").is_dir() and not has_state(out):
+        raise CheckpointError(
+            f"{out} holds a trained model, and no saved state to go on from: choose another output, or --overwrite "
+            "to start anew"
+        )
+
+
+def move_run_aside(out: Path) -> Path | None:
+    """Move everything that a run wrote to a new folder beside it, the saved states last; return that folder."""
+    moved_to = move_aside(out, _RUN_ENTRIES) if out.is_dir() else None
+    if moved_to is not None:
+        _log.info("the earlier run was moved to %s", moved_to)
+    return moved_to
 
 
 def start_settings(start: ModelIdentity | None) -> dict[str, str | None]:
@@ -323,14 +360,6 @@ def _rename_keys(values: dict[Any, Any]) -> None:
     for inner in values.values():
         if isinstance(inner, dict):
             _rename_keys(inner)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as one dict with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _flush_to_disk(folder: Path) -> None:

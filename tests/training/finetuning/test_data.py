@@ -79,7 +79,7 @@ def test_a_clip_shorter_than_a_frame_is_skipped_and_listed(classes, start, tmp_p
     assert [(entry.path, entry.reason) for entry in data.corpus.skipped] == [
         ("drum/click.wav", "shorter than one frame of 25 ms")
     ]
-    finetune(folder, recipe(), tmp_path / "run", checkpoint=start)
+    finetune(folder, tmp_path / "run", start, recipe=recipe())
     assert "drum/click.wav" in (tmp_path / "run" / "rounds" / "all" / "skipped.csv").read_text()
     for path in folder.rglob("*.wav"):
         soundfile.write(path, 0.1 * np.ones(160, np.float32), 16_000)
@@ -121,7 +121,7 @@ def test_copies_stay_on_one_side_of_a_split_or_are_noted(classes, start, tmp_pat
             held = {data.files[i].rsplit("/", 1)[1] for i in side if "drum" in data.files[i]}
             assert all((f"{k}.wav" in held) == (f"copy{k}.wav" in held) for k in range(4))
     clips = [dataclasses.replace(c, split="test" if "copy" in c.path.name else "train") for c in listed(folder)]
-    report = finetune(Manifest(clips), recipe(choice={"state": "last"}), tmp_path / "run", checkpoint=start)
+    report = finetune(Manifest(clips), tmp_path / "run", start, recipe=recipe(choice={"state": "last"}))
     assert any(
         "4 test clips are recordings that train" in note and "copy0.wav is 0.wav" in note for note in report.notes
     )
@@ -136,23 +136,23 @@ def test_silent_clips_are_not_copies(classes, tmp_path):
 
 def test_patience_does_not_end_a_run_without_validation_clips(classes, start, tmp_path):
     changes = {"run": {"epochs": 5, "patience": 2}, "clips": {"valid_share": 0.0}}
-    report = finetune(classes, recipe(**changes), tmp_path / "run", checkpoint=start)
+    report = finetune(classes, tmp_path / "run", start, recipe=recipe(**changes))
     assert report.folds[0].epoch == 5
 
 
 def test_a_run_whose_labels_changed_is_not_resumed(classes, start, tmp_path, monkeypatch):
     clips = [dataclasses.replace(c, split="test" if c.path.stem in "01" else "train") for c in listed(classes)]
-    finetune(Manifest(clips), recipe(), tmp_path / "run", checkpoint=start)
+    finetune(Manifest(clips), tmp_path / "run", start, recipe=recipe())
     for i in (0, 3):  # of a test clip, and of one that trains
         other = [*clips]
         other[i] = dataclasses.replace(clips[i], labels=("tabla",))
         with pytest.raises(DataError, match="are not those of the saved run"):
-            finetune(Manifest(other), recipe(), tmp_path / "run", checkpoint=start, resume=True)
+            finetune(Manifest(other), tmp_path / "run", start, recipe=recipe())
     # An unfinished state does not prevent the fit of the classifier.
     fitted = []
     monkeypatch.setattr(finetuning, "fit_initial_head", lambda task, device: fitted.append(task))
     (tmp_path / "killed" / "rounds" / "all" / "checkpoints" / ".unfinished-step-00000001").mkdir(parents=True)
-    finetune(Manifest(clips), recipe(start={"fitted_head": True}), tmp_path / "killed", checkpoint=start, resume="auto")
+    finetune(Manifest(clips), tmp_path / "killed", start, recipe=recipe(start={"fitted_head": True}))
     assert len(fitted) == 1
 
 

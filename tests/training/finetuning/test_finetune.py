@@ -92,7 +92,7 @@ def test_official_recipes_hold_the_originals_numbers():
 
 
 def test_a_folder_per_class_becomes_a_classifier(classes, start, tmp_path):
-    report = finetune(classes, recipe(), tmp_path / "run", checkpoint=start)
+    report = finetune(classes, tmp_path / "run", start, recipe=recipe())
     assert report.classes == ("choir", "drum", "tabla")
     assert any("held out for testing" in note for note in report.notes)
     (only,) = report.folds
@@ -128,7 +128,7 @@ def test_a_folder_per_class_becomes_a_classifier(classes, start, tmp_path):
 def test_folds_are_cross_validated(classes, start, tmp_path):
     number = lambda path: int(path.stem)  # noqa: E731
     write_manifest(listed(classes, lambda p: f"fold{number(p) % 2 + 1}"), tmp_path / "m.csv")
-    report = finetune(tmp_path / "m.csv", recipe(), tmp_path / "run", checkpoint=start)
+    report = finetune(tmp_path / "m.csv", tmp_path / "run", start, recipe=recipe())
     assert [part.name for part in report.folds] == ["fold1", "fold2"]
     assert [part.clips["test"] for part in report.folds] == [12, 12]
     mean, spread = report.scores()["accuracy"]
@@ -163,7 +163,7 @@ def test_training_never_reads_test_clips(classes, start, tmp_path):
                     clips[k] = Clip(clip.path, labels=("drum" if clip.labels == ("choir",) else "choir",), split="test")
         write_manifest(clips, folder / "m.csv")
         changes = recipe({"run": {"epochs": 4, "patience": 1}})
-        reports.append(finetune(folder / "m.csv", changes, tmp_path / name / "run", checkpoint=start))
+        reports.append(finetune(folder / "m.csv", tmp_path / name / "run", start, recipe=changes))
     first, second = reports
     assert first.folds[0].step == second.folds[0].step
     assert first.scores() != second.scores()
@@ -173,18 +173,18 @@ def test_training_never_reads_test_clips(classes, start, tmp_path):
 
 def test_patience_ends_a_run(classes, start, tmp_path):
     changes = {"run": {"epochs": 30, "patience": 2}, "optimizer": {"learning_rate": 1e-9}}
-    finetune(classes, recipe(changes), tmp_path / "run", checkpoint=start)
+    finetune(classes, tmp_path / "run", start, recipe=recipe(changes))
     report = json.loads((tmp_path / "run" / "rounds" / "all" / "report.json").read_text())
     assert report["epoch"] == 3
 
 
 def test_a_frozen_encoder_stays_as_it_was(classes, start, tmp_path):
-    finetune(classes, recipe({"start": {"frozen": True}}), tmp_path / "run", checkpoint=start)
+    finetune(classes, tmp_path / "run", start, recipe=recipe({"start": {"frozen": True}}))
     before = load_checkpoint(start).model.encoder.state_dict()
     model = load_checkpoint(tmp_path / "run" / "model").model
     after = model.encoder.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    finetune(classes, recipe(), tmp_path / "whole", checkpoint=start)
+    finetune(classes, tmp_path / "whole", start, recipe=recipe())
     after = load_checkpoint(tmp_path / "whole" / "model").model.encoder.state_dict()
     assert not torch.equal(before["blocks.0.mixer.in_proj.weight"], after["blocks.0.mixer.in_proj.weight"])
 
@@ -192,7 +192,7 @@ def test_a_frozen_encoder_stays_as_it_was(classes, start, tmp_path):
 def test_the_default_recipe_takes_a_frozen_encoder_beyond_the_warm_up(classes, start, tmp_path):
     settings = FinetuneRecipe.parse({"start": {"frozen": True}, "clips": SMALL["clips"]}, "test")
     settings = settings.with_changes(run={**settings.run.model_dump(), "epochs": 30})
-    finetune(classes, settings, tmp_path / "run", checkpoint=start)
+    finetune(classes, tmp_path / "run", start, recipe=settings)
     report = json.loads((tmp_path / "run" / "rounds" / "all" / "report.json").read_text())
     assert report["step"] > settings.schedule.warmup_steps
 
@@ -201,20 +201,20 @@ def test_a_run_records_its_start_and_is_resumed_from_the_same_alone(classes, sta
     torch.manual_seed(1)
     other = save_checkpoint(tmp_path / "other", create_encoder("tiny", "ssamba2", embed_dim=24, depth=2))
     begun, given = load_checkpoint(start).identity, load_checkpoint(other).identity
-    finetune(classes, recipe({"start": {"checkpoint": str(start)}}), tmp_path / "run")
+    finetune(classes, tmp_path / "run", recipe=recipe({"start": {"checkpoint": str(start)}}))
     assert load_checkpoint(tmp_path / "run").config.base == begun
     assert json.loads((tmp_path / "run" / "results.json").read_text())["base"] == begun.model_dump()
     with pytest.raises(ModelMismatchError) as error:
-        finetune(classes, recipe(), tmp_path / "run", checkpoint=other, resume="auto")
+        finetune(classes, tmp_path / "run", other, recipe=recipe())
     assert f"started from {begun}, not from {given}: start from the same model" in str(error.value)
     with pytest.raises(ModelMismatchError, match=f"not from {re.escape('random weights')}"):
-        finetune(classes, recipe({"start": {"scratch": True}}), tmp_path / "run", checkpoint=start, resume="auto")
+        finetune(classes, tmp_path / "run", start, recipe=recipe({"start": {"scratch": True}}))
     shutil.copytree(start, tmp_path / "copy")  # the same weights by another path
-    finetune(classes, recipe(), tmp_path / "run", checkpoint=tmp_path / "copy", resume="auto")
+    finetune(classes, tmp_path / "run", tmp_path / "copy", recipe=recipe())
 
 
 def test_a_run_from_scratch_has_no_base(classes, start, tmp_path):
-    finetune(classes, recipe({"start": {"scratch": True}}), tmp_path / "run", checkpoint=start)
+    finetune(classes, tmp_path / "run", start, recipe=recipe({"start": {"scratch": True}}))
     assert load_checkpoint(tmp_path / "run").config.base is None
 
 
@@ -231,20 +231,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(classes, start, tmp_path):
         "run": {"epochs": 3, "checkpoint_every_steps": 2},
     }
     write_manifest(listed(classes, lambda p: f"fold{int(p.stem) % 2 + 1}"), tmp_path / "m.csv")
-    finetune(tmp_path / "m.csv", recipe(changes), tmp_path / "whole", checkpoint=start)
+    finetune(tmp_path / "m.csv", tmp_path / "whole", start, recipe=recipe(changes))
 
     seen = []
 
     def stop(progress):
-        seen.append(progress.step)
+        if progress.unit == "clips":  # recordings are read
+            return
+        seen.append(progress.steps)
         if len(seen) == 12:  # in the second fold
             raise StopError
 
     with pytest.raises(StopError):
-        finetune(tmp_path / "m.csv", recipe(changes), tmp_path / "cut", checkpoint=start, on_progress=stop)
-    with pytest.raises(CheckpointError, match="holds a run already"):
-        finetune(tmp_path / "m.csv", recipe(changes), tmp_path / "cut", checkpoint=start)
-    finetune(tmp_path / "m.csv", recipe(changes), tmp_path / "cut", checkpoint=start, resume="auto")
+        finetune(tmp_path / "m.csv", tmp_path / "cut", start, recipe=recipe(changes), progress=stop)
+    finetune(tmp_path / "m.csv", tmp_path / "cut", start, recipe=recipe(changes))
     for fold in ("fold1", "fold2"):
         a, b = (
             load_checkpoint(tmp_path / run / "rounds" / fold / "model").model.state_dict() for run in ("whole", "cut")
@@ -257,7 +257,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(classes, start, tmp_path):
 @pytest.mark.parametrize("kind", ["ce", "bce"])
 def test_mixup_learns_from_shares_of_labels(classes, start, tmp_path, kind):
     changes = {"clips": {"mixup": {"share": 1.0, "alpha": 10.0}}, "loss": {"kind": kind}}
-    report = finetune(classes, recipe(changes), tmp_path / "run", checkpoint=start)
+    report = finetune(classes, tmp_path / "run", start, recipe=recipe(changes))
     assert 0 <= report.scores()["accuracy"][0] <= 1
     head = load_checkpoint(tmp_path / "run" / "model").config.classifier
     assert head is not None
@@ -269,7 +269,7 @@ def test_several_labels_are_scored_by_average_precision(classes, start, tmp_path
         Clip(clip.path, labels=(*clip.labels, "short") if int(clip.path.stem) < 4 else clip.labels)
         for clip in listed(classes)
     ]
-    report = finetune(Manifest(clips), recipe({"clips": {"balanced": True}}), tmp_path / "run", checkpoint=start)
+    report = finetune(Manifest(clips), tmp_path / "run", start, recipe=recipe({"clips": {"balanced": True}}))
     assert report.metric == "mAP"
     assert set(report.scores()) == {"loss", "mAP", "mAUC", "d_prime"}
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -280,7 +280,7 @@ def test_several_labels_are_scored_by_average_precision(classes, start, tmp_path
     known = [float(row["average_precision"]) for row in rows if row["average_precision"]]
     assert report.scores()["mAP"][0] == pytest.approx(np.mean(known), abs=1e-3)
     with pytest.raises(DataError, match="use 'bce'"):
-        finetune(Manifest(clips), recipe({"loss": {"kind": "ce"}}), tmp_path / "ce", checkpoint=start)
+        finetune(Manifest(clips), tmp_path / "ce", start, recipe=recipe({"loss": {"kind": "ce"}}))
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +313,7 @@ def test_labels_of_seconds_are_learned_and_predicted(minutes, start, tmp_path):
     settings = recipe(changes)
     data = open_labeled(minutes, settings, FrontEndConfig(), 4.0)
     assert data.targets_of(0).argmax(1).tolist() == [0, 1, 1, 0]
-    report = finetune(minutes, settings, tmp_path / "run", checkpoint=start)
+    report = finetune(minutes, tmp_path / "run", start, recipe=settings)
     assert report.scores()["accuracy"][0] >= 0.75
     (only,) = report.folds
     assert only.scores["segment_f1"] == pytest.approx(only.scores["accuracy"])  # of seconds with one label each
@@ -339,7 +339,7 @@ def test_seconds_may_have_several_labels(minutes, start, tmp_path):
         for k, row in enumerate(rows)
     ]
     changes = {"labels": {"unit": "second"}, "clips": {"frames": 400}}
-    report = finetune(Manifest(clips), recipe(changes), tmp_path / "run", checkpoint=start)
+    report = finetune(Manifest(clips), tmp_path / "run", start, recipe=recipe(changes))
     assert {"mAP", "mAUC", "d_prime", "segment_f1", "error_rate"} <= set(report.scores())
     assert 0 <= report.scores()["segment_f1"][0] <= 1
     rows = table(tmp_path / "run" / "classes.csv")
@@ -356,9 +356,9 @@ def test_seconds_without_labels_are_ignored(minutes, start, tmp_path):
     assert np.isnan(data.targets_of(0)).all(1).tolist() == [False, True, True, False]
     report = finetune(
         minutes.parent / "gap.csv",
-        recipe({"labels": {"unit": "second"}, "clips": {"frames": 400}}),
         tmp_path / "run",
-        checkpoint=start,
+        start,
+        recipe=recipe({"labels": {"unit": "second"}, "clips": {"frames": 400}}),
     )
     assert np.sum(json.loads((tmp_path / "run" / "results.json").read_text())["confusion"]) == 2
     assert report.metric == "accuracy"
@@ -371,7 +371,7 @@ def test_seconds_can_be_predicted_as_in_the_original(minutes, tmp_path, ssamba_p
         "clips": {"frames": 6144, "short_clips": "pad", "batch_size": 2},
         "run": {"epochs": 1},
     }
-    report = finetune(minutes, recipe(changes), tmp_path / "run", checkpoint=ssamba_pth)
+    report = finetune(minutes, tmp_path / "run", ssamba_pth, recipe=recipe(changes))
     head = load_checkpoint(tmp_path / "run" / "model").config.classifier
     assert head is not None
     assert (head.token_segments, head.label_frames, head.padding) == (60, 100, "official")
@@ -382,7 +382,7 @@ def test_splits_that_leak_are_refused(classes, start, tmp_path):
     split = lambda path: "test" if int(path.stem) < 3 else "train"  # noqa: E731
     clips = listed(classes, split, lambda p: p.parent.name)
     with pytest.raises(DataError, match=r"3 groups are in train and in test.*choir, drum, tabla"):
-        finetune(Manifest(clips), recipe({"choice": {"state": "last"}}), tmp_path / "run", checkpoint=start)
+        finetune(Manifest(clips), tmp_path / "run", start, recipe=recipe({"choice": {"state": "last"}}))
     path = sorted(classes.rglob("*.wav"))[0]
     halves = [
         Clip(path, 0.0, 0.2, ("choir",), "train"),
@@ -390,7 +390,7 @@ def test_splits_that_leak_are_refused(classes, start, tmp_path):
         Clip(sorted(classes.rglob("*.wav"))[9], labels=("drum",), split="train"),
     ]
     with pytest.raises(DataError, match="1 files are in train and in test"):
-        finetune(Manifest(halves), recipe(), tmp_path / "run", checkpoint=start)
+        finetune(Manifest(halves), tmp_path / "run", start, recipe=recipe())
 
 
 def test_wrong_inputs_are_refused_by_name(classes, start, tmp_path):
@@ -398,13 +398,13 @@ def test_wrong_inputs_are_refused_by_name(classes, start, tmp_path):
     flat.mkdir()
     shutil.copy(next(classes.rglob("*.wav")), flat)
     with pytest.raises(DataError, match="expected at least two"):
-        finetune(flat, recipe(), tmp_path / "run", checkpoint=start)
+        finetune(flat, tmp_path / "run", start, recipe=recipe())
     mixed = listed(classes, lambda p: None if int(p.stem) == 0 else "train")
     with pytest.raises(DataError, match="3 of 24 clips have no split"):
-        finetune(Manifest(mixed), recipe(), tmp_path / "run", checkpoint=start)
+        finetune(Manifest(mixed), tmp_path / "run", start, recipe=recipe())
     odd = listed(classes, lambda p: "test" if int(p.stem) == 0 else "fold1")
     with pytest.raises(DataError, match="expected train, valid and test, or two or more folds"):
-        finetune(Manifest(odd), recipe(), tmp_path / "run", checkpoint=start)
+        finetune(Manifest(odd), tmp_path / "run", start, recipe=recipe())
     for change, message in (
         ({"labels": {"tokens": "official"}}, "needs labels.unit = 'second'"),
         ({"labels": {"unit": "second"}, "augmentation": {"speed": 0.1}}, "shifts sounds in time"),
@@ -425,18 +425,18 @@ def run_cli(*arguments):
 
 def test_notes_name_assumptions_and_skipped_recordings(classes, start, tmp_path):
     write_manifest(listed(classes, lambda p: "dev" if int(p.stem) % 2 else "eval"), tmp_path / "m.csv")
-    report = finetune(tmp_path / "m.csv", recipe({"run": {"epochs": 1}}), tmp_path / "run", checkpoint=start)
+    report = finetune(tmp_path / "m.csv", tmp_path / "run", start, recipe=recipe({"run": {"epochs": 1}}))
     assert "the splits dev, eval were taken for folds: each tests once" in report.notes
     folder = shutil.copytree(classes, tmp_path / "classes")
     (folder / "drum" / "text.wav").write_text("no audio")
-    report = finetune(folder, recipe({"run": {"epochs": 1}}), tmp_path / "text", checkpoint=start)
+    report = finetune(folder, tmp_path / "text", start, recipe=recipe({"run": {"epochs": 1}}))
     (note,) = (note for note in report.notes if "cannot be used" in note)
     assert "text.wav" in (tmp_path / "text" / note.split(": ")[1]).read_text()
 
 
 def test_an_unknown_device_is_refused(classes, start, tmp_path):
     with pytest.raises(TrainingError, match=r"no device 'abacus': expected cpu, cuda"):
-        finetune(classes, recipe(), tmp_path / "run", checkpoint=start, device="abacus")
+        finetune(classes, tmp_path / "run", start, recipe=recipe(), device="abacus")
 
 
 def test_the_commands_finetune_and_predict(classes, start, tmp_path):
@@ -445,7 +445,7 @@ def test_the_commands_finetune_and_predict(classes, start, tmp_path):
         "[clips]\nbatch_size = 8\nworkers = 0\nframes = 96\n"
         "[run]\nepochs = 1\nvalidate_every = 'epoch'\nema_decay = 'none'\n"
     )
-    done = run_cli("finetune", "--data", classes, "-c", start, "-r", file, "-o", tmp_path / "run")
+    done = run_cli("finetune", classes, "-c", start, "-r", file, "-o", tmp_path / "run")
     assert done.exit_code == 0, done.output
     assert "3 labels, classifier in" in done.output
     for word in ("accuracy", "balanced"):  # of a table in 80 columns
@@ -471,12 +471,9 @@ def test_the_commands_finetune_and_predict(classes, start, tmp_path):
     assert run_cli("predict", wave, "-c", start, "--format", "xml").exit_code == 2
 
 
-def test_a_stopped_run_does_not_count_as_finished(classes, tmp_path, monkeypatch):
-    stopped = FinetuneReport("SIGTERM", "accuracy", ("a", "b"), (), (), None)
-    monkeypatch.setattr("ssamba.training.finetuning.run.finetune", lambda *_, **__: stopped)
-    done = run_cli("finetune", "--data", classes, "-o", tmp_path / "run")
-    assert done.exit_code == 130
-    assert "SIGTERM: repeat the command to resume" in done.output
+def test_a_stopped_run_does_not_count_as_finished(tmp_path):
+    stopped = FinetuneReport("stopped", "accuracy", ("a", "b"), (), (), None)
+    assert str(stopped) == "stopped: the same command goes on"
     (tmp_path / "run" / "rounds" / "fold1").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="has not finished: repeat its command"):
         load_checkpoint(tmp_path / "run")
@@ -493,7 +490,7 @@ def test_two_processes_give_what_one_gives(classes, start, tmp_path):
     for processes in (1, 2):
         out = tmp_path / str(processes)
         launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        options = ["--data", tmp_path / "m.csv", "-c", start, "-r", file, "-o", out]
+        options = [tmp_path / "m.csv", "-c", start, "-r", file, "-o", out]
         done = subprocess.run(
             [sys.executable, *launcher, "-m", "ssamba", "finetune", *map(str, options)],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"},

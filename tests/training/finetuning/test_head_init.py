@@ -82,7 +82,7 @@ def test_the_initial_model_is_kept_if_training_does_not_improve_it(encoder, clas
     settings = recipe(optimizer={"learning_rate": 10.0})  # destroys what was fitted
     settings = settings.with_changes(run=settings.run.with_changes(validate_first=True))
     checkpoint = save_checkpoint(tmp_path / "encoder", encoder)
-    (only,) = finetune(classes, settings, tmp_path / "run", checkpoint=checkpoint).folds
+    (only,) = finetune(classes, tmp_path / "run", checkpoint, recipe=settings).folds
     assert (only.step, only.epoch) == (0, 0)
     kept = load_checkpoint(tmp_path / "run" / "model").model.state_dict()
     assert all(torch.equal(kept[f"encoder.{name}"], value) for name, value in encoder.state_dict().items())
@@ -94,9 +94,9 @@ def test_a_run_fits_its_head_once_and_not_from_scratch(encoder, classes, tmp_pat
         finetuning, "fit_initial_head", lambda task, device: fitted.append(fit_initial_head(task, device))
     )
     checkpoint = save_checkpoint(tmp_path / "encoder", encoder)
-    finetune(classes, recipe(), tmp_path / "run", checkpoint=checkpoint)
+    finetune(classes, tmp_path / "run", checkpoint, recipe=recipe())
     assert len(fitted) == 1
-    finetune(classes, recipe(), tmp_path / "run", checkpoint=checkpoint, resume="auto")
-    finetune(classes, recipe(start={"fitted_head": True, "scratch": True}), tmp_path / "new", checkpoint=checkpoint)
+    finetune(classes, tmp_path / "run", checkpoint, recipe=recipe())
+    finetune(classes, tmp_path / "new", checkpoint, recipe=recipe(start={"fitted_head": True, "scratch": True}))
     assert len(fitted) == 1
     assert load_checkpoint(tmp_path / "run" / "model").config.classifier is not None

@@ -109,7 +109,7 @@ def test_results_hold_no_infinity(tmp_path):
     part = FoldResult("all", {"test": 8}, 1, 1, None, found.values, tmp_path / "m", (), found.intervals)
     report = FinetuneReport("finished", "mAP", ("a", "b"), (part, part), (), tmp_path, mean_intervals([found, found]))
     assert report.scores()["d_prime"] == (math.inf, None)
-    write_report(report, tmp_path, [FoldTest(scores, targets)], FinetuneRecipe(), multi=True)
+    write_report(report, tmp_path, [FoldTest(scores, targets)], FinetuneRecipe(), None, multi=True)
     text = (tmp_path / "results.json").read_text()
     assert "Infinity" not in text
     assert "NaN" not in text

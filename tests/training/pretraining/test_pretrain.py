@@ -20,8 +20,9 @@ from ssamba.errors import ConfigError, DataError, ModelMismatchError
 from ssamba.model.pretraining import PretrainingModel
 from ssamba.training.pretraining.data import open_corpora
 from ssamba.training.pretraining.recipe import PretrainRecipe
+from ssamba.training.pretraining.run import pretrain
 from ssamba.training.pretraining.targets import RunningScale, gather_views
-from ssamba.training.pretraining.task import PretrainingTask, pretrain
+from ssamba.training.pretraining.task import PretrainingTask
 from ssamba.training.task import StepContext
 
 ROOT = Path(__file__).parents[3]
@@ -94,7 +95,7 @@ def test_the_official_recipe_holds_the_settings_of_every_released_model(size, co
     "change", [{}, OURS, OFFICIAL, {"data": {"short_clips": "join"}}], ids=["default", "ours", "official", "join"]
 )
 def test_a_folder_becomes_a_model(recordings, tmp_path, change):
-    report = pretrain([recordings], recipe(change), tmp_path / "run")
+    report = pretrain([recordings], tmp_path / "run", recipe=recipe(change))
     assert report.stopped == "finished"
     assert report.step == 4
     assert report.skipped == 0
@@ -111,7 +112,7 @@ def test_broken_files_are_skipped_and_listed(recordings, tmp_path):
     whole = next(recordings.glob("*.flac")).read_bytes()
     (recordings / "cut.flac").write_bytes(whole[: len(whole) // 2])
     report = pretrain(
-        [recordings], recipe({"data": {"cache_gb": 0.0}, "run": {"steps": None, "epochs": 2}}), tmp_path / "run"
+        [recordings], tmp_path / "run", recipe=recipe({"data": {"cache_gb": 0.0}, "run": {"steps": None, "epochs": 2}})
     )
     assert report.stopped == "finished"
     listed = (tmp_path / "run" / "skipped.csv").read_text()
@@ -130,7 +131,7 @@ def test_a_folder_smaller_than_a_batch_trains_and_too_short_clips_are_listed(rec
         "objectives": {"statistics": 1.0},
         "run": {"steps": 2, "picture_every": 1},
     }
-    report = pretrain([few], recipe(OURS, changes), tmp_path / "run")
+    report = pretrain([few], tmp_path / "run", recipe=recipe(OURS, changes))
     assert report.step == 2
     assert report.clips == 6
     assert "short.wav" in (tmp_path / "run" / "skipped.csv").read_text()
@@ -144,7 +145,7 @@ def test_broken_held_out_clips_are_listed(recordings, tmp_path):
     settings = recipe(
         {"data": {"cache_gb": 0.0, "valid_share": 0.5}, "run": {"steps": None, "epochs": 2, "validate_every": 1}}
     )
-    pretrain([recordings], settings, tmp_path / "run")
+    pretrain([recordings], tmp_path / "run", recipe=settings)
     listed = (tmp_path / "run" / "skipped.csv").read_text()
     assert all(f"cut{i}.flac" in listed for i in range(40))
 
@@ -190,7 +191,7 @@ def test_masking_is_given_by_ratio_or_by_count():
 
 def test_a_run_saved_with_the_old_spelling_of_keys_is_resumed(recordings, tmp_path):
     out, settings = tmp_path / "run", (OURS, OFFICIAL, {"objectives": {**OURS["objectives"], "passes": 1}})
-    pretrain([recordings], recipe(*settings), out)
+    pretrain([recordings], out, recipe=recipe(*settings))
     spellings = {"optimizer": "optimiser", "normalize_targets": "normalise_targets", "centers": "centres"}
 
     def old(value):
@@ -204,7 +205,7 @@ def test_a_run_saved_with_the_old_spelling_of_keys_is_resumed(recordings, tmp_pa
         meta = old(json.loads((folder / "meta.json").read_text()))
         meta["files"]["state.pt"] = (folder / "state.pt").stat().st_size
         (folder / "meta.json").write_text(json.dumps(meta))
-    report = pretrain([recordings], recipe(*settings, {"run": {"steps": 5}}), out, resume=True)
+    report = pretrain([recordings], out, recipe=recipe(*settings, {"run": {"steps": 5}}))
     assert (report.resumed_from, report.step) == (4, 5)
 
 
@@ -281,7 +282,7 @@ def test_a_clean_profile_does_not_depend_on_the_augmentation(recordings):
 
 
 def test_a_run_starts_from_the_model_of_another_run(recordings, tmp_path):
-    pretrain([recordings], recipe(), tmp_path / "first")
+    pretrain([recordings], tmp_path / "first", recipe=recipe())
     first = load_checkpoint(tmp_path / "first").model.state_dict()
     settings = recipe(OURS, {"model": {"start": str(tmp_path / "first")}})
     task = PretrainingTask(settings, open_corpora([recordings], settings))
@@ -291,12 +292,12 @@ def test_a_run_starts_from_the_model_of_another_run(recordings, tmp_path):
 
 def test_a_run_records_its_start_and_is_resumed_from_the_same_alone(recordings, tmp_path):
     for name, seed in (("first", 1), ("second", 2)):
-        pretrain([recordings], recipe({"run": {"steps": 1, "seed": seed}}), tmp_path / name)
+        pretrain([recordings], tmp_path / name, recipe=recipe({"run": {"steps": 1, "seed": seed}}))
     first, second = (load_checkpoint(tmp_path / name).identity for name in ("first", "second"))
 
     def start(name, steps):
         settings = recipe({"model": {"start": name}, "run": {"steps": steps}})
-        return pretrain([recordings], settings, tmp_path / "run", resume="auto")
+        return pretrain([recordings], tmp_path / "run", recipe=settings)
 
     start(str(tmp_path / "first"), 1)
     assert load_checkpoint(tmp_path / "run").config.base == first
@@ -322,10 +323,10 @@ def test_the_partner_of_a_view_is_the_other_view_of_its_clip():
 
 
 def test_a_run_is_not_resumed_with_other_recordings(recordings, tmp_path, clips):
-    pretrain([recordings], recipe(), tmp_path / "run")
+    pretrain([recordings], tmp_path / "run", recipe=recipe())
     next(recordings.glob("*.flac")).unlink()
-    with pytest.raises(DataError, match="not those of the saved run"):
-        pretrain([recordings], recipe({"run": {"steps": 6}}), tmp_path / "run", resume="auto")
+    with pytest.raises(DataError, match=r"not those of the saved run \(they were recordings: .* --overwrite"):
+        pretrain([recordings], tmp_path / "run", recipe=recipe({"run": {"steps": 6}}))
 
 
 def write_toml(path, settings):
@@ -416,7 +417,7 @@ def test_two_processes_give_the_curve_of_one(recordings, tmp_path):
 
 
 def test_a_reconstruction_is_plotted_and_written_as_sound(recordings, tmp_path):
-    pretrain([recordings], recipe({"run": {"steps": 2}}), tmp_path / "run")
+    pretrain([recordings], tmp_path / "run", recipe=recipe({"run": {"steps": 2}}))
     arguments = [
         str(next(recordings.glob("*.flac"))),
         "-c",

@@ -39,7 +39,7 @@ def start(request, tmp_path_factory):
 
 def test_a_fine_tuned_ssast_predicts_labels(start, classes, tmp_path):
     recipe = FinetuneRecipe.parse({**SMALL, "start": {"fitted_head": True, "pooling": "cls"}}, "test")
-    report = finetune(classes, recipe, tmp_path / "run", checkpoint=start)
+    report = finetune(classes, tmp_path / "run", start, recipe=recipe)
     assert report.stopped == "finished"
     model = load_checkpoint(tmp_path / "run" / "model").model
     assert model.encoder.config.family.startswith("ssast")
@@ -57,7 +57,7 @@ def test_a_pretrained_ssast_reconstructs_masked_patches(start, classes, tmp_path
         "encoder = { embed_dim = 24, depth = 2 }\n[data]\ncrop_s = 1.0\nbatch_s = 4.0\nworkers = 0\n"
         "[run]\nsteps = 1\nvalidate_every = 1\n"
     )
-    run_cli("pretrain", classes, "--recipe", tmp_path / "r.toml", "--out", tmp_path / "run")
+    run_cli("pretrain", classes, "--recipe", tmp_path / "r.toml", "-o", tmp_path / "run")
     picture = tmp_path / "x.png"
     run_cli("reconstruct", classes / "drum" / "7.wav", "--checkpoint", tmp_path / "run" / "model", "-o", picture)
     assert picture.read_bytes().startswith(b"\x89PNG")

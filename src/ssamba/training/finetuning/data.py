@@ -21,7 +21,8 @@ import numpy.typing as npt
 from ssamba.audio.files import Skipped
 from ssamba.config import FrontEndConfig
 from ssamba.data.corpus import Corpus, ManifestCorpus, Subset, find_copies, open_corpus
-from ssamba.data.manifest import Clip, Manifest, read_manifest, with_durations
+from ssamba.data.joined import join_corpora
+from ssamba.data.manifest import MANIFEST_SUFFIXES, Clip, Manifest, as_sources, read_manifest, with_durations
 from ssamba.errors import DataError
 from ssamba.splits import Ints
 from ssamba.training.batches import OnDecoded, cache_if_it_fits
@@ -67,7 +68,7 @@ class LabeledData:
 
 
 def open_labeled(
-    source: Any,
+    data: Any,
     recipe: FinetuneRecipe,
     front_end: FrontEndConfig,
     window_s: float,
@@ -76,7 +77,7 @@ def open_labeled(
     """Open labeled recordings, and cache them if they fit in memory.
 
     Args:
-        source: a folder with one folder per class, a manifest, or anything else that `open_corpus` takes.
+        data: a folder with one folder per class, a manifest, or anything else that `open_corpus` takes; or a list.
         recipe: unit and kind of the labels, and size of the cache.
         front_end: sample rate and length of a frame.
         window_s: longest window that the model reads.
@@ -87,10 +88,11 @@ def open_labeled(
     """
     settings, sample_rate_hz = recipe.clips, front_end.sample_rate_hz
     if recipe.labels.unit == "second":
-        corpus, targets, classes = _by_second(source, sample_rate_hz, math.floor(window_s), settings.workers)
+        corpus, targets, classes = _by_second(data, sample_rate_hz, math.floor(window_s), settings.workers)
         corpus, files = _usable(corpus, front_end, skip_unlabeled=False)
     else:
-        corpus = open_corpus(source, sample_rate_hz, workers=settings.workers, labels="folder")
+        corpora = [open_corpus(x, sample_rate_hz, workers=settings.workers, labels="folder") for x in as_sources(data)]
+        corpus = join_corpora(corpora)
         corpus, files = _usable(corpus, front_end, skip_unlabeled=recipe.labels.kind != "multi")
         classes = tuple(sorted({label for i in range(len(corpus)) for label in corpus.clip(i).labels}))
         targets = {corpus.key(i): _multi_hot(corpus.clip(i).labels, classes)[None] for i in range(len(corpus))}
@@ -137,10 +139,7 @@ def _usable(corpus: Corpus, front_end: FrontEndConfig, *, skip_unlabeled: bool) 
     Unusable are clips shorter than one frame and, with `skip_unlabeled` and if all others have exactly one label, clips
     without a label.
     """
-    if isinstance(corpus, ManifestCorpus):
-        files = tuple(str(Path(clip.path).resolve()) for clip in corpus.manifest)
-    else:
-        files = tuple(corpus.key(i) for i in range(len(corpus)))
+    files = tuple(corpus.file(i) for i in range(len(corpus)))
     frame_s = front_end.frame_samples / front_end.sample_rate_hz
     reasons = ["" if s >= frame_s else f"shorter than one frame of {front_end.frame_ms:g} ms" for s in corpus.seconds]
     if skip_unlabeled:
@@ -175,13 +174,16 @@ def _multi_hot(labels: Sequence[str], classes: Sequence[str]) -> Floats:
 
 
 def _by_second(
-    source: Any, sample_rate_hz: int, window_s: int, workers: int
+    data: Any, sample_rate_hz: int, window_s: int, workers: int
 ) -> tuple[Corpus, dict[str, Floats], tuple[str, ...]]:
     """Return windows of the recordings of a manifest, the targets of their seconds, and the classes."""
-    if not isinstance(source, Manifest):
-        if not isinstance(source, str | Path) or Path(source).suffix not in (".csv", ".jsonl", ".parquet", ".json"):
-            raise DataError(f"{source}: labels.unit = 'second' needs a manifest whose rows are segments of recordings")
-        source = read_manifest(source)
+    manifests: list[Manifest] = []
+    for one in as_sources(data):
+        if not isinstance(one, Manifest) and Path(str(one)).suffix not in MANIFEST_SUFFIXES:
+            raise DataError(f"{one}: labels.unit = 'second' needs a manifest whose rows are segments of recordings")
+        manifests.append(one if isinstance(one, Manifest) else read_manifest(one))
+    joined = Manifest(clip for manifest in manifests for clip in manifest)
+    source = manifests[0] if len(manifests) == 1 else joined
     rows, skipped = with_durations(source, workers)
     of_file: dict[Path, list[Clip]] = {}
     for row in rows:

@@ -5,7 +5,7 @@ The defaults are ours, for the user's own recordings; `official-*.toml` hold the
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -143,3 +143,7 @@ class FinetuneRecipe(Recipe):
         if labels.kind == "multi" and self.loss.kind == "ce":
             raise ValueError("loss.kind = 'ce' needs one label per clip: use 'bce' for several labels")
         return self
+
+    def batch_size_setting(self, clips: int) -> tuple[str, Any]:
+        """Return key and value of the setting that makes a batch of this many clips."""
+        return "clips.batch_size", clips

@@ -34,6 +34,7 @@ from ssamba.evaluation.report import plot_confusion, scores_of_several_labels, w
 from ssamba.metrics import classification as metrics
 from ssamba.metrics.bootstrap import Interval, affordable_samples, bootstrap_values, interval_of
 from ssamba.metrics.classification import finite_or_none
+from ssamba.text import format_table
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 
 Array: TypeAlias = "npt.NDArray[Any]"
@@ -171,7 +172,7 @@ class FinetuneReport:
     """Result of a fine-tuning run."""
 
     stopped: str
-    """`finished`, or the signal that stopped the run; call again to resume."""
+    """`finished`, the signal that stopped the run, or `stopped` by `progress`; the same call goes on."""
     metric: str
     """Name of the validation metric."""
     classes: tuple[str, ...]
@@ -184,6 +185,50 @@ class FinetuneReport:
     """Folder of the classifier; None until the run is finished."""
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     """95 % bootstrap intervals of the means over folds, over recordings."""
+    moved_to: Path | None = None
+    """Folder that an earlier run was moved to, because of `overwrite`."""
+    was_finished: bool = False
+    """Whether every fold was trained already."""
+
+    def __str__(self) -> str:
+        parts = [self._table_of_folds()] if self.folds else []
+        parts += [self._table_of_metrics()] if self.intervals else []
+        lines = [] if self.moved_to is None else [f"the earlier run is in {self.moved_to}"]
+        if self.model is None:
+            lines.append(f"{self.stopped}: the same command goes on")
+        else:
+            lines += ["already finished (more minutes or epochs go on)"] if self.was_finished else []
+            lines.append(f"{len(self.classes)} labels, classifier in {self.model}")
+            lines.append(f"try it: ssamba predict RECORDINGS -c {self.model.parent}")
+        return "\n\n".join([*parts, "\n".join(lines)])
+
+    def _table_of_folds(self) -> str:
+        """Return clips, chosen epoch and scores of each fold."""
+        shown = [name for name in ("loss", "accuracy", "balanced_accuracy", "mAP") if name in self.scores()]
+        rows = [
+            [
+                fold.name,
+                ", ".join(map(str, fold.clips.values())),
+                str(fold.epoch),
+                "" if fold.valid is None else f"{fold.valid:.3f}",
+                *(f"{fold.scores[name]:.3f}" if name in fold.scores else "" for name in shown),
+            ]
+            for fold in self.folds
+        ]
+        header = ["fold", "train, valid, test clips", "epoch", f"valid {self.metric}"]
+        return format_table([*header, *(f"test {name}" for name in shown)], rows)
+
+    def _table_of_metrics(self) -> str:
+        """Return the test metrics over all folds."""
+        several = len(self.folds) > 1
+        rows = []
+        for name, (mean, spread) in self.scores().items():
+            bounds = self.intervals.get(name)
+            deviation = ["" if spread is None else f"{spread:.3f}"] if several else []
+            interval = f"{bounds.low:.3f}-{bounds.high:.3f}" if bounds else ""
+            rows.append([name.replace("_", " "), f"{mean:.3f}", *deviation, interval])
+        columns = [f"mean over {len(self.folds)} folds", "deviation"] if several else ["test"]
+        return format_table(["metric", *columns, "95 %"], rows)
 
     def _defined(self) -> dict[str, list[float]]:
         """Values of each test metric in the folds where it is defined."""

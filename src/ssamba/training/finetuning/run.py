@@ -1,27 +1,30 @@
 """Fine-tune a pretrained encoder on labeled recordings: train and test a classifier on one fold, or on each fold.
 
-    OUT/model            the classifier: `ssamba predict --checkpoint OUT`, `ssamba.load_model("OUT")`
-    OUT/results.json     test metrics, with tables and plots beside it: see `ssamba.training.finetuning.report`
-    OUT/rounds/NAME      the run of each fold as the training loop writes it, and `chosen/`, its classifier
+    report = finetune("sounds/", "runs/birds", recipe="cpu")
 
-Each fold has a classifier of its own; OUT/model is the one with the best validation (the first fold's without one).
+    OUTPUT/model            the classifier: `ssamba predict -c OUTPUT`, `ssamba.load_model("OUTPUT")`
+    OUTPUT/results.json     test metrics, with tables and plots beside it: see `ssamba.training.finetuning.report`
+    OUTPUT/rounds/NAME      the run of each fold as the training loop writes it, and `chosen/`, its classifier
+
+Each fold has a classifier of its own; OUTPUT/model is the one with the best validation (the first fold's without one).
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ssamba.checkpoint import Checkpoint, has_default_weights, load_checkpoint
-from ssamba.checkpoint.names import MODEL_FOLDER
+from ssamba.checkpoint.names import MODEL_FOLDER, ROUNDS_FOLDER
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
+from ssamba.errors import Interrupted
 from ssamba.model.heads import Classifier
+from ssamba.progress import OnProgress
 from ssamba.splits import Fold, check_leaks, make_folds
-from ssamba.training.batches import OnDecoded
-from ssamba.training.distributed import World, init_distributed
+from ssamba.training.batches import report_decoded
+from ssamba.training.distributed import World, init_distributed, is_restarted
 from ssamba.training.finetuning.data import LabeledData, open_labeled
 from ssamba.training.finetuning.head_init import fit_initial_head
 from ssamba.training.finetuning.recipe import FinetuneRecipe
@@ -37,10 +40,20 @@ from ssamba.training.finetuning.report import (
     write_tables,
 )
 from ssamba.training.finetuning.task import FinetuneTask, window_s
-from ssamba.training.loop import train
+from ssamba.training.loop import OnStep, train
 from ssamba.training.pretraining.recipe import ModelSettings
-from ssamba.training.run_io import TrainingProgress, TrainingReport
-from ssamba.training.state import BEST_FOLDER, has_state, replace_folder, start_settings
+from ssamba.training.recipes import Changes
+from ssamba.training.run_io import StepProgress, TrainingReport
+from ssamba.training.settings import saved_settings
+from ssamba.training.state import (
+    BEST_FOLDER,
+    check_output,
+    check_run,
+    has_state,
+    move_run_aside,
+    replace_folder,
+    start_settings,
+)
 
 __all__ = ["FinetuneReport", "FoldResult", "finetune"]
 
@@ -48,71 +61,111 @@ CHOSEN_FOLDER = "chosen"
 
 
 def finetune(
-    source: Any,
-    recipe: FinetuneRecipe,
-    out: str | Path,
-    *,
+    data: Any,
+    output: str | Path,
     checkpoint: str | Path | None = None,
-    resume: bool | Literal["auto"] = False,
+    *,
+    recipe: FinetuneRecipe | str | Path | None = None,
+    set: Changes | None = None,
+    scratch: bool = False,
+    frozen: bool = False,
+    minutes: float | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    batch_size: int | None = None,
     device: str | None = None,
-    on_progress: Callable[[TrainingProgress], None] | None = None,
-    on_decoded: OnDecoded | None = None,
-    on_fold: Callable[[str, int, int], None] | None = None,
+    overwrite: bool = False,
+    progress: OnProgress | None = None,
 ) -> FinetuneReport:
-    """Fine-tune a pretrained encoder on labeled recordings, and test it.
+    """Fine-tune a pretrained encoder on labeled recordings, and test it; or go on with the run in `output`.
+
+    The same call goes on with an interrupted run; one with more minutes or epochs also with a finished run.
 
     Args:
-        source: a folder with one folder per class, a manifest with labels (and splits or folds), or a corpus.
-        recipe: all settings; `FinetuneRecipe.read` reads one by name or from a file.
-        out: folder of the results; see the docstring of this module.
-        checkpoint: the model to start from, by name or path as for `load_checkpoint`; None is the recipe's
+        data: a folder with one folder per class, a manifest with labels (and splits or folds), a folder of shards,
+            `hf:OWNER/NAME`, a corpus or data set; or a list of these.
+        output: folder of the results; see the docstring of this module.
+        checkpoint: the model to start from, by name or path as for `ssamba.load_model`; None is the recipe's
             `start.checkpoint`, else the default model.
-        resume: continue what is in `out`; "auto" does so if there is something.
-        device: device to train on; None is a GPU if there is one.
-        on_progress: called after each step.
-        on_decoded: called while recordings are decoded into memory: name, clips done, clips in total.
-        on_fold: called when a fold begins: its name, its number from 1, number of folds.
+        recipe: a `FinetuneRecipe`, the path of a TOML file, or the name of a shipped one: cpu, cpu-speech, esc50,
+            official-esc50, ... None gives the defaults.
+        set: settings of the recipe to change: `{"optimizer.learning_rate": 1e-3}`, or
+            `["optimizer.learning_rate=1e-3"]`.
+        scratch: start from random weights, for comparison.
+        frozen: train only the classifier.
+        minutes: time budget of each fold; with `epochs` training ends at whichever comes first. Either replaces the
+            recipe's length.
+        epochs: passes over the data of each fold.
+        seed: seed of everything random.
+        batch_size: clips of median length in a batch, over all processes.
+        device: cpu, cuda, cuda:1, ...; None is a GPU if there is one.
+        overwrite: start anew; what an earlier run wrote is moved to a folder beside `output`.
+        progress: called while recordings are read and after each step, with a `StepProgress`; returning False stops
+            after the step, and the state is saved.
+
+    Returns:
+        The report; its `stopped` is `finished`, or `stopped` if `progress` stopped the run.
 
     Raises:
-        DataError: there are no labels, the splits leak, or the recordings are not those of the run to resume.
-        CheckpointError: the checkpoint cannot be loaded, or `out` holds a run and `resume` is not set.
-        ConfigError: the recipe contradicts the checkpoint, or the run to resume.
-        ModelMismatchError: the run to resume started from another model.
-        TrainingError: a run diverged or could not be saved.
+        ConfigError: the recipe does not exist, a setting is unknown or does not fit (the checkpoint included), or
+            arguments contradict each other.
+        OtherSettingsError: the run in `output` has other settings; every difference is named.
+        ModelMismatchError: it started from another model.
+        DataError: there are no labels, the splits leak, or the recordings are not those of the run in `output`.
+        CheckpointError: the checkpoint cannot be loaded, or `output` holds something else than a fine-tuning run.
+        TrainingError: a run diverged or could not be saved, or there is no such device.
+        Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
-    out = Path(out)
-    start = _load_start(checkpoint, recipe)
-    encoder, front_end = _configs(start, recipe)
-    data = open_labeled(source, recipe, front_end, window_s(encoder.num_frames, front_end), on_decoded)
-    folds, notes = _make_folds(data, recipe)
-    trained = None if recipe.start.scratch else start
+    output = Path(output).expanduser()
+    settings = FinetuneRecipe.from_arguments(
+        recipe,
+        set,
+        seed=seed,
+        batch_size=batch_size,
+        minutes=minutes,
+        epochs=epochs,
+        scratch=("start.scratch", scratch or None),
+        frozen=("start.frozen", frozen or None),
+        checkpoint=("start.checkpoint", None if checkpoint is None else str(checkpoint)),
+    )
+    if not overwrite:
+        check_output(output, other_kind="checkpoints")
+    start = _load_start(checkpoint, settings)
+    encoder, front_end = _configs(start, settings)
+    trained = None if settings.start.scratch else start
     weights, base = (trained.model.encoder.state_dict(), trained.identity) if trained else (None, None)
-    settings = recipe.task_settings()
-    settings["encoder"], settings["front_end"] = encoder.digest(), front_end.digest()
-    settings |= start_settings(base)
+    task_settings = settings.task_settings()
+    task_settings["encoder"], task_settings["front_end"] = encoder.digest(), front_end.digest()
+    task_settings |= start_settings(base)
+    if not overwrite:  # before recordings are read
+        for folder in sorted((output / ROUNDS_FOLDER).glob("*/")):
+            check_run(folder, saved_settings(settings.optimizer, settings.schedule, settings.run, task_settings))
+    window = window_s(encoder.num_frames, front_end)
+    labeled = open_labeled(data, settings, front_end, window, report_decoded(progress))
+    folds, notes = _make_folds(labeled, settings)
     results: list[FoldResult] = []
     tested: list[FoldTest] = []
-    stopped, metric = "finished", ""
+    stopped, metric, was_finished, moved_to = "finished", "", True, None
     with init_distributed(device) as world:
+        if overwrite and not is_restarted():
+            moved_to = world.broadcast(move_run_aside(output) if world.is_main else None)
         for number, fold in enumerate(folds, start=1):
-            if on_fold is not None and world.is_main:
-                on_fold(fold.name, number, len(folds))
-            task = FinetuneTask(recipe, data, fold, encoder, front_end, weights, base)
+            task = FinetuneTask(settings, labeled, fold, encoder, front_end, weights, base)
             metric = task.best_metric[0]
-            folder = fold_folder(out, fold.name)
-            if recipe.start.fitted_head and weights is not None and not has_state(folder):
+            folder = fold_folder(output, fold.name)
+            if settings.start.fitted_head and weights is not None and not has_state(folder):
                 fit_initial_head(task, world.device)
             report = train(
                 task,
-                recipe.optimizer,
-                recipe.schedule,
-                recipe.run,
+                settings.optimizer,
+                settings.schedule,
+                settings.run,
                 folder,
-                resume=resume,
-                recipe=settings,
+                recipe=task_settings,
                 device=device,
-                on_progress=on_progress,
+                on_progress=_on_step(progress, fold.name, number, len(folds)),
             )
+            was_finished &= report.resumed_from == report.step
             if report.stopped != "finished":
                 stopped = report.stopped
                 break
@@ -120,16 +173,35 @@ def finetune(
             results.append(result)
             if test is not None:
                 tested.append(test)
-        model = out / MODEL_FOLDER if stopped == "finished" else None
+        model = output / MODEL_FOLDER if stopped == "finished" else None
         final = FinetuneReport(
-            stopped, metric, data.classes, tuple(results), tuple(notes), model, mean_intervals(tested)
+            stopped,
+            metric,
+            labeled.classes,
+            tuple(results),
+            tuple(notes),
+            model,
+            mean_intervals(tested),
+            moved_to,
+            was_finished,
         )
         final = replace(final, notes=(*notes, *final.partly_scored()))
         if stopped == "finished":
             if world.is_main:
-                _publish(final, out, tested, recipe, task)
+                _publish(final, output, tested, settings, task)
             world.broadcast(None)  # wait for the main process
+    if stopped.startswith("SIG"):
+        again = "the command without --overwrite" if overwrite else "the command"
+        raise Interrupted(f"the state of step {report.step} of {fold.name} is saved: repeat {again} to go on", final)
     return final
+
+
+def _on_step(progress: OnProgress | None, fold: str, number: int, count: int) -> OnStep | None:
+    """Return what tells `progress` about the steps of a fold."""
+    if progress is None:
+        return None
+    name = "fine-tuning" if count == 1 else f"{fold} ({number} of {count})"
+    return lambda state: progress(StepProgress.of(state, name))
 
 
 def _load_start(checkpoint: str | Path | None, recipe: FinetuneRecipe) -> Checkpoint | None:

@@ -33,7 +33,7 @@ from ssamba.errors import DataError
 from ssamba.hashing import digest_of
 from ssamba.model.heads import Classifier
 from ssamba.splits import Fold, Ints
-from ssamba.training.batches import PlannedBatches
+from ssamba.training.batches import PlannedBatches, other_data
 from ssamba.training.finetuning.data import LabeledData, split_by_class
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 from ssamba.training.finetuning.report import validation_metrics
@@ -288,8 +288,13 @@ class FinetuneTask(PlannedBatches):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what resuming needs besides the model."""
-        return {"clips": self.plan.fingerprint(), "classes": list(self.data.classes), "labels": self._labels_digest}
+        """Return what going on needs besides the model."""
+        return {
+            "clips": self.plan.fingerprint(),
+            "classes": list(self.data.classes),
+            "labels": self._labels_digest,
+            "data": [f"{self.data.corpus.name}: {len(self.data.corpus)} clips, {self.data.corpus.hours:.3f} h"],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Check that a saved state is of the same data.
@@ -297,11 +302,12 @@ class FinetuneTask(PlannedBatches):
         Raises:
             DataError: the recordings, their labels or their splits are not those of the saved run.
         """
-        if dict(state) != self.state_dict():
-            raise DataError(
-                "the recordings are not those of the saved run (clips or classes were added, removed or changed, or "
-                "other clips train): resume with the same data, or start a new run in another folder"
+        own = self.state_dict()
+        if any(state.get(name) != own[name] for name in ("clips", "classes", "labels")):
+            before, now = (
+                [*values.get("data", []), f"classes {', '.join(values.get('classes', []))}"] for values in (state, own)
             )
+            raise DataError(other_data(before, now))
 
     @cached_property
     def _labels_digest(self) -> str:

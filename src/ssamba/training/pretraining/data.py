@@ -10,10 +10,11 @@ import numpy as np
 
 from ssamba.data.corpus import Corpus, Subset, open_corpus
 from ssamba.data.loader import WaveBatch, WaveLoader
+from ssamba.data.manifest import as_sources
 from ssamba.data.plan import Plan, PlanConfig
 from ssamba.errors import DataError
 from ssamba.splits import Ints
-from ssamba.training.batches import OnDecoded, PlannedBatches, cache_if_it_fits, decoded_gb
+from ssamba.training.batches import OnDecoded, PlannedBatches, cache_if_it_fits, decoded_gb, other_data
 from ssamba.training.pretraining.recipe import PretrainRecipe
 
 _VALID_CROP_S = 10.24
@@ -75,43 +76,49 @@ class Corpora(PlannedBatches):
         """Path and reason of what could not be read when the corpora were opened."""
         return tuple((entry.path, entry.reason) for corpus in self.training for entry in corpus.skipped)
 
-    def check_fingerprint(self, saved: str) -> None:
-        """Check that a saved run had the same batches; `saved` is the fingerprint of its plan.
+    def summary(self) -> list[str]:
+        """Return a line for each corpus: its name, number of clips and length."""
+        lines = [f"{corpus.name}: {len(corpus)} clips, {corpus.hours:.3f} h" for corpus in self.training]
+        return lines + [f"{corpus.name} (held out): {len(corpus)} clips" for corpus in self.held_out]
+
+    def check_same(self, fingerprint: str, summary: Sequence[str]) -> None:
+        """Check that a saved run had the same batches.
+
+        Args:
+            fingerprint: of the saved run's plan.
+            summary: of the saved run's corpora; empty if it is not known.
 
         Raises:
             DataError: it had others.
         """
-        if saved != self.plan.fingerprint():
-            raise DataError(
-                "the corpora are not those of the saved run (clips were added, removed or changed, or the order of "
-                "corpora differs): resume with the same data, or start a new run in another folder"
-            )
+        if fingerprint != self.plan.fingerprint():
+            raise DataError(other_data(summary, self.summary()))
 
 
-def open_corpora(sources: Sequence[Any], recipe: PretrainRecipe, on_decoded: OnDecoded | None = None) -> Corpora:
+def open_corpora(data: Any, recipe: PretrainRecipe, on_decoded: OnDecoded | None = None) -> Corpora:
     """Open the sources of a run, hold out validation clips, and cache corpora that fit in memory.
 
     A corpus with a `valid` split validates on it and trains on its `train` split (or, without one, on all other clips
     but `test`). Of other corpora, `data.valid_share` of the clips is held out, chosen by a hash of their keys.
 
     Args:
-        sources: as for `ssamba.data.corpus.open_corpus`.
+        data: a source as for `ssamba.data.corpus.open_corpus`, or a list of them.
         recipe: sample rate, held-out share and cache size.
         on_decoded: called while a corpus is decoded into memory.
 
     Raises:
         DataError: a source cannot be opened, or no training clip is left.
     """
-    data = recipe.data
+    settings = recipe.data
     training: list[Corpus] = []
     held_out: list[Corpus] = []
-    memory_gb = data.cache_gb
-    for source in sources:
-        corpus = open_corpus(source, recipe.front_end.sample_rate_hz, workers=data.workers)
-        cached = cache_if_it_fits(corpus, memory_gb, data.workers, on_decoded)
+    memory_gb = settings.cache_gb
+    for source in as_sources(data):
+        corpus = open_corpus(source, recipe.front_end.sample_rate_hz, workers=settings.workers)
+        cached = cache_if_it_fits(corpus, memory_gb, settings.workers, on_decoded)
         if cached is not corpus:
             memory_gb -= decoded_gb(corpus)
-        for part, chosen in zip((training, held_out), _split(cached, data.valid_share), strict=True):
+        for part, chosen in zip((training, held_out), _split(cached, settings.valid_share), strict=True):
             if len(chosen):
                 part.append(Subset(cached, chosen))
     if not training:

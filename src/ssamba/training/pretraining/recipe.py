@@ -5,15 +5,16 @@ The defaults are ours; `recipes/pretrain/official.toml` holds the settings of th
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from ssamba.audio.augmentation import Augmentation
-from ssamba.config import Config, EncoderConfig, FrontEndConfig, PretrainingConfig, SSASTConfig
+from ssamba.config import BaseEncoderConfig, Config, EncoderConfig, FrontEndConfig, PretrainingConfig, SSASTConfig
 from ssamba.data.mixing import Backgrounds
 from ssamba.errors import ConfigError
-from ssamba.model.create import encoder_config
+from ssamba.model.create import SIZES, encoder_config
 from ssamba.model.masking import MaskStyle
 from ssamba.training.recipes import Recipe
 from ssamba.training.settings import RunSettings
@@ -214,6 +215,48 @@ class PretrainRecipe(Recipe):
         frames = self.front_end.num_frames(round(self.data.crop_s * self.front_end.sample_rate_hz))
         return encoder.rows * encoder.columns_covering(frames)
 
+    def batch_size_setting(self, clips: int) -> tuple[str, Any]:
+        """Return key and value of the setting that makes a batch of this many crops."""
+        return "data.batch_s", clips * self.data.crop_s
+
+    def starting_from(
+        self, start: str, encoder: BaseEncoderConfig, front_end: FrontEndConfig, given: Collection[str]
+    ) -> PretrainRecipe:
+        """Return a copy that starts from a checkpoint, with its encoder and front end.
+
+        Stochastic depth, which is a setting of the training, stays.
+
+        Args:
+            start: name or path of the checkpoint.
+            encoder: its encoder.
+            front_end: its front end.
+            given: keys that the user set, which must agree with the checkpoint.
+
+        Raises:
+            ConfigError: they contradict it; every difference is named.
+        """
+        own = self.model.config()
+        encoder = encoder.with_changes(drop_path=own.drop_path)
+        theirs = {
+            **{f"model.encoder.{key}": value for key, value in encoder.model_dump().items()},
+            **{f"front_end.{key}": value for key, value in front_end.model_dump().items()},
+        }
+        ours = {
+            **{f"model.encoder.{key}": value for key, value in own.model_dump().items()},
+            **{f"front_end.{key}": value for key, value in self.front_end.model_dump().items()},
+        }
+        keys = {*given, *({"model.encoder.embed_dim"} if "model.size" in given else ())}
+        keys |= {"model.encoder.variant"} if "model.variant" in given else set()
+        wrong = [
+            f"{key} is {theirs.get(key, 'absent')!r} there, and {ours[key]!r} is given"
+            for key in sorted(keys & ours.keys())
+            if ours[key] != theirs.get(key)
+        ]
+        if wrong:
+            raise ConfigError(f"{start} has another encoder or front end: {'; '.join(wrong)}. Leave these settings out")
+        model = {**settings_of_encoder(encoder), "start": start}
+        return self.with_changes(model=model, front_end=front_end.model_dump())
+
     def task_settings(self) -> dict[str, Any]:
         """Return the settings of the task as plain values; masking is always given by its ratio."""
         return {**super().task_settings(), "masking": {"ratio": self.mask_ratio, "style": self.masking.style}}
@@ -232,3 +275,15 @@ class PretrainRecipe(Recipe):
             units=objectives.unit_count if objectives.units else 0,
             teacher=objectives.teacher > 0,
         )
+
+
+def settings_of_encoder(encoder: BaseEncoderConfig) -> dict[str, Any]:
+    """Return `size`, `variant` and `encoder` of the `ModelSettings` that describe an encoder."""
+    sizes = {values["embed_dim"]: size for size, values in SIZES.items()}
+    size = sizes.get(encoder.embed_dim, "tiny")
+    variant = encoder.variant if isinstance(encoder, EncoderConfig) else "ssast"
+    values, default = encoder.model_dump(), encoder_config(size, variant).model_dump()
+    changes = {key: value for key, value in values.items() if value != default[key]}
+    if changes.keys() & {"patch_size", "patch_stride"}:  # the stride follows from a size that is changed alone
+        changes |= {key: values[key] for key in ("patch_size", "patch_stride")}
+    return {"size": size, "variant": variant, "encoder": changes}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -41,19 +41,54 @@ from ssamba.model.objectives import (
 )
 from ssamba.model.patches import column_counts, order_tokens
 from ssamba.model.pretraining import PretrainingModel, PretrainingOutput
-from ssamba.training.batches import OnDecoded
-from ssamba.training.loop import train
-from ssamba.training.pretraining.data import Corpora, open_corpora
+from ssamba.training.pretraining.data import Corpora
 from ssamba.training.pretraining.recipe import PretrainRecipe
 from ssamba.training.pretraining.targets import RunningScale, SoundUnits, gather_views, scale_gradient_to_rank
-from ssamba.training.run_io import TrainingProgress, TrainingReport
-from ssamba.training.state import start_settings
 from ssamba.training.task import StepContext, StepOutcome
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _UNIT_EPOCHS = 3  # read at most to fit sound units
+
+
+@torch.no_grad()
+def load_initial_weights(model: PretrainingModel, start: Checkpoint, front_end: FrontEndConfig) -> tuple[str, ...]:
+    """Copy the weights of a checkpoint into a model: the encoder, and other parameters of the same name and shape.
+
+    Args:
+        model: filled in place.
+        start: the checkpoint to start from.
+        front_end: that of the run, which must be the checkpoint's.
+
+    Returns:
+        Names of the parameters that stay random, since the checkpoint has none that fit.
+
+    Raises:
+        ConfigError: the checkpoint has another encoder or front end.
+    """
+    _check_equal("encoder", start.config.encoder, model.encoder.config, start.report.name)
+    _check_equal("front end", start.front_end, front_end, start.report.name)
+    tensors = start.model.state_dict()
+    random = []
+    for name, value in model.state_dict().items():
+        if name in tensors and tensors[name].shape == value.shape:
+            value.copy_(tensors[name])
+        else:
+            random.append(name)
+    return tuple(random)
+
+
+def _check_equal(part: str, theirs: Config, ours: Config, source: str) -> None:
+    """Raise a ConfigError that names every difference between two configurations."""
+    if type(theirs) is not type(ours):
+        raise ConfigError(
+            f"model.start: the {part} of {source} is a {type(theirs).__name__}, not a {type(ours).__name__}"
+        )
+    own = ours.model_dump()
+    other = [f"{key} {value!r} (here {own[key]!r})" for key, value in theirs.model_dump().items() if value != own[key]]
+    if other:
+        raise ConfigError(f"model.start: {source} has another {part}: {', '.join(other)}. Set these alike")
 
 
 class Inputs(NamedTuple):
@@ -76,7 +111,18 @@ class PretrainingTask:
 
     best_metric: tuple[str, Literal["min", "max"]]
 
-    def __init__(self, recipe: PretrainRecipe, corpora: Corpora):
+    def __init__(self, recipe: PretrainRecipe, corpora: Corpora, start: Checkpoint | None = None):
+        """Build the model, seeded by the recipe.
+
+        Args:
+            recipe: all settings.
+            corpora: the recordings.
+            start: the checkpoint to start from, if it is loaded already; None loads that of the recipe, if it has one.
+
+        Raises:
+            CheckpointError: the model to start from is unknown or damaged.
+            ConfigError: it has another encoder or front end than the recipe.
+        """
         torch.manual_seed(recipe.run.seed)
         self.recipe = recipe
         self.corpora = corpora
@@ -84,7 +130,7 @@ class PretrainingTask:
         self.mask_ratio = recipe.mask_ratio
         self.base: ModelIdentity | None = None
         if recipe.model.start is not None:
-            start = load_checkpoint(recipe.model.start)
+            start = start or load_checkpoint(recipe.model.start)
             load_initial_weights(self.model, start, recipe.front_end)
             self.base = start.identity
         self.teacher = (
@@ -345,6 +391,7 @@ class PretrainingTask:
         """Return what resuming needs besides the model."""
         state: dict[str, Any] = {
             "corpora": self.corpora.plan.fingerprint(),
+            "data": self.corpora.summary(),
             **{name: scale.state_dict() for name, scale in self.scales.items()},
         }
         if self.units is not None:
@@ -359,7 +406,7 @@ class PretrainingTask:
         Raises:
             DataError: the corpora are not those of the saved run.
         """
-        self.corpora.check_fingerprint(state["corpora"])
+        self.corpora.check_same(state["corpora"], state.get("data", ()))
         for name, scale in self.scales.items():
             scale.load_state_dict(state[name])
         if self.units is not None:
@@ -374,84 +421,3 @@ class PretrainingTask:
             kind="pretraining", encoder=model.encoder.config, pretraining=model.pretraining, base=self.base
         )
         save_checkpoint(folder, model, config, self.recipe.front_end)
-
-
-@torch.no_grad()
-def load_initial_weights(model: PretrainingModel, start: Checkpoint, front_end: FrontEndConfig) -> tuple[str, ...]:
-    """Copy the weights of a checkpoint into a model: the encoder, and other parameters of the same name and shape.
-
-    Args:
-        model: filled in place.
-        start: the checkpoint to start from.
-        front_end: that of the run, which must be the checkpoint's.
-
-    Returns:
-        Names of the parameters that stay random, since the checkpoint has none that fit.
-
-    Raises:
-        ConfigError: the checkpoint has another encoder or front end.
-    """
-    _check_equal("encoder", start.config.encoder, model.encoder.config, start.report.name)
-    _check_equal("front end", start.front_end, front_end, start.report.name)
-    tensors = start.model.state_dict()
-    random = []
-    for name, value in model.state_dict().items():
-        if name in tensors and tensors[name].shape == value.shape:
-            value.copy_(tensors[name])
-        else:
-            random.append(name)
-    return tuple(random)
-
-
-def _check_equal(part: str, theirs: Config, ours: Config, source: str) -> None:
-    """Raise a ConfigError that names every difference between two configurations."""
-    if type(theirs) is not type(ours):
-        raise ConfigError(
-            f"model.start: the {part} of {source} is a {type(theirs).__name__}, not a {type(ours).__name__}"
-        )
-    own = ours.model_dump()
-    other = [f"{key} {value!r} (here {own[key]!r})" for key, value in theirs.model_dump().items() if value != own[key]]
-    if other:
-        raise ConfigError(f"model.start: {source} has another {part}: {', '.join(other)}. Set these alike")
-
-
-def pretrain(
-    sources: Sequence[Any],
-    recipe: PretrainRecipe,
-    out: str | Path,
-    *,
-    resume: bool | Literal["auto"] = False,
-    device: str | None = None,
-    on_progress: Callable[[TrainingProgress], None] | None = None,
-    on_decoded: OnDecoded | None = None,
-) -> TrainingReport:
-    """Pretrain an encoder on unlabeled recordings.
-
-    Args:
-        sources: one or more corpora: folders of audio, manifests, folders of shards, Hugging Face data sets.
-        recipe: all settings; `PretrainRecipe.read` reads one by name or from a file.
-        out: folder of the run; `out/model` is the trained model, a checkpoint for `ssamba.load_model`.
-        resume: continue the run in `out`; "auto" does so if there is one.
-        device: device to train on; None is a GPU if there is one.
-        on_progress: called after each step.
-        on_decoded: called while a corpus is decoded into memory: its name, clips done, clips in total.
-
-    Raises:
-        DataError: a source holds no audio, or the data are not those of the run to resume.
-        CheckpointError: the model to start from is unknown or damaged.
-        ConfigError: the recipe differs from that of the run to resume.
-        ModelMismatchError: the run to resume started from another model.
-        TrainingError: the run diverged or could not be saved.
-    """
-    task = PretrainingTask(recipe, open_corpora(sources, recipe, on_decoded))
-    return train(
-        task,
-        recipe.optimizer,
-        recipe.schedule,
-        recipe.run,
-        out,
-        resume=resume,
-        recipe={**recipe.task_settings(), **start_settings(task.base)},
-        device=device,
-        on_progress=on_progress,
-    )

@@ -1,7 +1,7 @@
 """Score one model on one suite: embed the clips, run the probes, and collect a scorecard.
 
     tasks = read_suite("suite/")
-    card = evaluate(EncoderModel(load_model("checkpoint/")), tasks)
+    card = evaluate_model(EncoderModel(load_model("checkpoint/")), tasks)
     print(card.best().mean, card.best().scores)
 
 A task's score is its first metric (`Task.metrics`; accuracy for one label a clip), which `Scorecard.tasks` names.
@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import Field
 
 from ssamba.config import Config
-from ssamba.errors import SuiteError
+from ssamba.errors import Interrupted, SuiteError
 from ssamba.evaluation.clips import Waves, read_waves, recording_digests
 from ssamba.evaluation.probing import ProbeResult, clip_jobs, layer_jobs, run_jobs, timestamp_jobs
 from ssamba.evaluation.task import Task
@@ -32,6 +32,8 @@ from ssamba.evaluation.vectors import ClipModel, EncoderModel, TimestampEmbeddin
 from ssamba.metrics.bootstrap import Interval, interval_of
 from ssamba.metrics.classification import Array, finite_or_none
 from ssamba.probes import ProbeKind
+from ssamba.progress import OnProgress, ProgressReporter
+from ssamba.text import format_table
 
 BEST = "best"
 WEIGHTED = "weighted"
@@ -50,20 +52,6 @@ class EvaluateOptions(Config):
     """Also learn a mixture of all layers with a linear classifier on it, for each pooling."""
     level: float | None = Field(0.9, gt=0)
     """Peak that each clip is scaled to before it is embedded, as for published results; None leaves it as it is."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Progress of an evaluation."""
-
-    step: str
-    """`decoding`, `embedding` or `probing`."""
-    task: str
-    """Name of the current task."""
-    done: int
-    """Clips or folds that are done."""
-    total: int
-    """Clips or folds in all."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +121,56 @@ class Scorecard:
             "seconds": round(self.seconds, 1),
         }
 
+    def __str__(self) -> str:
+        return str(Evaluation((self,)))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scorecards of one or several models on one suite; as text, a table."""
+
+    cards: tuple[Scorecard, ...]
+    """One for each model."""
+
+    @property
+    def card(self) -> Scorecard:
+        """The scorecard of the first, or only, model."""
+        return self.cards[0]
+
+    def as_json(self) -> dict[str, Any] | list[dict[str, Any]]:
+        """Return the scorecard as plain values; a list if there are several."""
+        values = [card.as_json() for card in self.cards]
+        return values if len(values) > 1 else values[0]
+
+    def __str__(self) -> str:
+        """Return all rows of a single scorecard, the best row of each of several.
+
+        Metrics of tasks with more than one follow in lines.
+        """
+        first, several = self.card, len(self.cards) > 1
+        metrics = {name: task.get("metric", "accuracy") for name, task in first.tasks.items()}
+        is_plain = set(metrics.values()) == {"accuracy"}
+        inside = "inside the training parts" if first.options.inner else "test accuracy" if is_plain else "test score"
+        names = (*first.tasks, "mean")
+        rows: list[list[str]] = []
+        for card in self.cards:
+            for row in [card.best()] if several else card.rows:
+                scores = [*(f"{row.scores[name]:.3f}" for name in card.tasks), f"{row.mean:.3f}"]
+                rows.append([card.model if several else row.view, *scores])
+            interval = card.best().intervals
+            rows.append(["95 %", *(f"{interval[name].low:.3f}-{interval[name].high:.3f}" for name in names)])
+        columns = [name if is_plain or name not in metrics else f"{name} {metrics[name]}" for name in names]
+        lines = [
+            f"{'' if several else f'{first.model}: '}{inside}, {first.options.probe} probe",
+            format_table(["model" if several else "layer.pooling", *columns], rows),
+        ]
+        for card in self.cards:
+            own = f"{card.model}, " if several else ""
+            for name, values in card.best().figures.items():
+                text = ", ".join(f"{metric.replace('_', ' ')} {value:.3f}" for metric, value in values.items())
+                lines.append(f"{own}{name}: {text}")
+        return "\n".join(lines)
+
 
 def _for_json(value: Any) -> Any:
     """Replace infinities (d' of a perfect ranking), which JSON does not have, by None."""
@@ -143,14 +181,14 @@ def _for_json(value: Any) -> Any:
     return finite_or_none(value) if isinstance(value, float) else value
 
 
-def evaluate(
+def evaluate_model(
     model: ClipModel,
     tasks: Sequence[Task],
     options: EvaluateOptions | None = None,
     *,
     cache: Path | None = None,
     workers: int = 1,
-    on_progress: Callable[[Progress], None] | None = None,
+    progress: OnProgress | None = None,
 ) -> Scorecard:
     """Score a model on tasks.
 
@@ -160,7 +198,7 @@ def evaluate(
         options: None is the open suite's protocol.
         cache: folder for decoded clips and vectors (`cache_folder()`); None caches nothing.
         workers: threads for the probes.
-        on_progress: called after each clip and fold.
+        progress: called after each clip and fold; returning False raises Interrupted.
 
     Raises:
         AudioDecodeError: a clip cannot be read.
@@ -176,7 +214,7 @@ def evaluate(
         )
     found, repeated = {}, {}
     for task in tasks:
-        found[task.name], count = _evaluate_task(model, task, options, cache, workers, on_progress)
+        found[task.name], count = _evaluate_task(model, task, options, cache, workers, progress)
         if count:
             repeated[task.name] = count
     views = list(next(iter(found.values()), {}))
@@ -205,12 +243,18 @@ def _evaluate_task(
     options: EvaluateOptions,
     cache: Path | None,
     workers: int,
-    on_progress: Callable[[Progress], None] | None,
+    progress: OnProgress | None,
 ) -> tuple[dict[str, list[ProbeResult]], int]:
     """Return the results of the folds by view, and the number of test clips that are also trained on."""
 
-    def report(step: str, total: int) -> Callable[[int], None]:
-        return lambda done: on_progress(Progress(step, task.name, done, total)) if on_progress else None
+    def report(step: str, total: int, unit: str = "clips") -> Callable[[int], None]:
+        reporter = ProgressReporter(progress, f"{model.name}, {task.name}: {step}", total, unit)
+
+        def update(done: int) -> None:
+            if not reporter.update(done):
+                raise Interrupted(f"stopped in {task.name}")
+
+        return update
 
     folds = task.inner_folds() if options.inner else task.folds()
     used = np.unique(np.concatenate([np.concatenate((fold.train_and_valid, fold.test)) for fold in folds]))
@@ -229,7 +273,7 @@ def _evaluate_task(
             stacks = _layer_stacks(views)
             names += stacks
             jobs += layer_jobs(task, stacks, used, folds)
-    results = iter(run_jobs(jobs, workers, report("probing", len(jobs))))
+    results = iter(run_jobs(jobs, workers, report("probing", len(jobs), "folds")))
     repeated = 0
     if not options.inner:
         recordings = recording_digests(task, waves, cache)

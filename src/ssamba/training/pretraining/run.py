@@ -1,0 +1,119 @@
+"""Pretrain an encoder on unlabeled recordings: what the command `ssamba pretrain` calls.
+
+report = pretrain("recordings/", "runs/mine", minutes=60)
+
+OUTPUT/model          the trained model: `ssamba embed -c OUTPUT`, `ssamba.load_model("OUTPUT")`
+OUTPUT/checkpoints    saved states, from which the same call goes on
+OUTPUT/log.jsonl      losses, rates and validations; `skipped.csv`, `pictures/`, `report.json` beside it
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ssamba.checkpoint import load_checkpoint
+from ssamba.errors import Interrupted
+from ssamba.progress import OnProgress
+from ssamba.training.batches import report_decoded
+from ssamba.training.loop import train
+from ssamba.training.pretraining.data import open_corpora
+from ssamba.training.pretraining.recipe import PretrainRecipe
+from ssamba.training.pretraining.task import PretrainingTask
+from ssamba.training.recipes import Changes, parse_changes
+from ssamba.training.run_io import StepProgress, TrainingReport
+from ssamba.training.settings import saved_settings
+from ssamba.training.state import check_output, check_run, start_settings
+
+
+def pretrain(
+    data: Any,
+    output: str | Path,
+    checkpoint: str | Path | None = None,
+    *,
+    recipe: PretrainRecipe | str | Path | None = None,
+    set: Changes | None = None,
+    size: str | None = None,
+    minutes: float | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
+    progress: OnProgress | None = None,
+) -> TrainingReport:
+    """Pretrain an encoder on unlabeled recordings, or go on with the run in `output`.
+
+    The same call goes on with an interrupted run; one with more minutes or epochs also with a finished run.
+
+    Args:
+        data: a folder of audio, a manifest, a folder of shards, `hf:OWNER/NAME`, a corpus or data set; or a list of
+            these.
+        output: folder of the run; see the docstring of this module.
+        checkpoint: model to start from, by name or path as for `ssamba.load_model`; its encoder and front end take the
+            place of the recipe's. None is the recipe's `model.start`, or random weights.
+        recipe: a `PretrainRecipe`, the path of a TOML file, or the name of a shipped one: laptop, one-gpu, many-nodes,
+            official. None gives the defaults.
+        set: settings of the recipe to change: `{"masking.ratio": 0.75}`, or `["masking.ratio=0.75"]`.
+        size: width of the encoder: tiny, small or base.
+        minutes: time budget; with `epochs` the run ends at whichever comes first. Either replaces the recipe's length.
+        epochs: passes over the data.
+        seed: seed of everything random.
+        batch_size: crops in a batch, over all processes.
+        device: cpu, cuda, cuda:1, ...; None is a GPU if there is one.
+        overwrite: start anew; what an earlier run wrote is moved to a folder beside `output`.
+        progress: called while recordings are read and after each step, with a `StepProgress`; returning False stops
+            after the step, and the state is saved.
+
+    Returns:
+        The report; its `stopped` is `finished`, or `stopped` if `progress` stopped the run.
+
+    Raises:
+        ConfigError: the recipe does not exist, a setting is unknown or does not fit, or arguments contradict each
+            other.
+        OtherSettingsError: the run in `output` has other settings; every difference is named.
+        ModelMismatchError: it started from another model.
+        DataError: a source holds no audio, or the recordings are not those of the run in `output`.
+        CheckpointError: the model to start from is unknown or damaged; or `output` holds something else than a
+            pretraining run.
+        TrainingError: the run diverged or could not be saved, or there is no such device.
+        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+    """
+    output = Path(output).expanduser()
+    settings = PretrainRecipe.from_arguments(
+        recipe,
+        set,
+        seed=seed,
+        batch_size=batch_size,
+        minutes=minutes,
+        epochs=epochs,
+        size=("model.size", size),
+    )
+    start = None
+    if checkpoint is not None or settings.model.start is not None:
+        start = load_checkpoint(checkpoint if checkpoint is not None else settings.model.start)
+    if checkpoint is not None and start is not None:
+        given = {*parse_changes(set), *(() if size is None else ("model.size",))}
+        settings = settings.starting_from(str(checkpoint), start.config.encoder, start.front_end, given)
+    task_settings = {**settings.task_settings(), **start_settings(None if start is None else start.identity)}
+    if not overwrite:  # before recordings are read
+        check_output(output, other_kind="rounds")
+        check_run(output, saved_settings(settings.optimizer, settings.schedule, settings.run, task_settings))
+    task = PretrainingTask(settings, open_corpora(data, settings, report_decoded(progress)), start)
+    report = train(
+        task,
+        settings.optimizer,
+        settings.schedule,
+        settings.run,
+        output,
+        overwrite=overwrite,
+        recipe=task_settings,
+        device=device,
+        on_progress=None if progress is None else lambda state: progress(StepProgress.of(state, "pretraining")),
+    )
+    if report.stopped.startswith("SIG"):
+        again = "the command without --overwrite" if overwrite else "the command"
+        raise Interrupted(
+            f"the state of step {report.step} is saved in {report.last_state}: repeat {again} to go on", report
+        )
+    return report
