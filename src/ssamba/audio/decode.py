@@ -33,8 +33,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 import soxr
 
-from ssamba.audio.contents import Remark
-from ssamba.audio.files import AudioBytes, AudioSource, path_text
+from ssamba.audio.files import AudioBytes, AudioSource, Remark, path_text
 from ssamba.audio.readers import AudioInfo, Reader, Samples, open_audio
 from ssamba.errors import AudioDecodeError, AudioHeaderWarning, AudioTruncatedWarning, AudioWarning, WorkerDiedError
 from ssamba.worker_pool import map_in_processes
@@ -395,7 +394,8 @@ class _Result(NamedTuple):
 
 def _decode_file(path: Path, sample_rate_hz: int, damaged: Damaged) -> _Result:
     try:
-        duration_s = probe(path).duration_s
+        with open_audio(path) as reader:
+            duration_s = reader.info.duration_s
         if duration_s is None or duration_s > LONG_S:
             return _Result(path)
         with collect_remarks() as remarks:
