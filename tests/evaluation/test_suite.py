@@ -135,8 +135,8 @@ def test_inner_folds_never_see_a_test_clip_nor_tear_a_group(data):
     [
         ("clip,label,split\na,b,c\n", "no column 'group'"),
         ("clip,label,split,group\na,x,train,1\na,y,test,1\n", "names a clip twice"),
-        ("clip,label,split,group\na,x,train,1\nb,y,test\n", r"task\.csv, row 3: has another number of values"),
-        ("clip,label,split,group\na,x,train,1,2\nb,y,test,2\n", r"task\.csv, row 2: has another number of values"),
+        ("clip,label,split,group\na,x,train,1\nb,y,test\n", r"task\.csv, line 3: 3 values for 4 columns"),
+        ("clip,label,split,group\na,x,train,1,2\nb,y,test,2\n", r"task\.csv, line 2: more values than the 4"),
         ("clip,label,split,group\na,x,train,1\nb,x,test,1\n", "1 label"),
         ("clip,label,split,group\na,x,train,1\nb,y,train,1\n", "expected train and test"),
         (
@@ -179,7 +179,7 @@ def test_damaged_files_of_a_suite_are_named(suite, tmp_path):
     with pytest.raises(SuiteError, match=r"kinds\.csv names kinds/"):
         read_waves(task, cache=tmp_path / "cache")
     (folder / "kinds.csv").write_bytes(b"\xa7\xff\n")
-    with pytest.raises(SuiteError, match=r"kinds\.csv is no table"):
+    with pytest.raises(SuiteError, match=r"kinds\.csv, line 1: byte 0xa7 .* is not utf-8"):
         read_suite(folder, ["kinds"])
 
 

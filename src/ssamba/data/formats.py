@@ -10,7 +10,6 @@ import difflib
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -25,6 +24,7 @@ FORMATS = (".csv", ".jsonl", ".parquet")
 """Suffixes of the formats that can be written."""
 COLUMNS = ("path", "start_s", "duration_s", "labels", "split", "group")
 _ALIASES = {"start": "start_s", "duration": "duration_s", "label": "labels"}
+_TIMES = ("start_s", "start", "duration_s", "duration")
 LABEL_SEPARATOR = ";"
 """Separates labels in CSV, in manifests as in the tables of evaluation suites."""
 _ROWS_PER_BATCH = 65_536
@@ -158,11 +158,8 @@ def _csv_records(table: CsvTable, encoding: str | None) -> Iterator[tuple[str, M
         return "\n" in row.get("path", "") and os.path.lexists(find(row["path"]))
 
     for line, row in table.rows(short=True, accept=is_name):
-        if table.delimiter != ",":  # where commas do not separate columns, they may separate decimals
-            for name in ("start_s", "start", "duration_s", "duration"):
-                if re.fullmatch(r"\s*\d+,\d+\s*", row.get(name, "")):
-                    row[name] = row[name].replace(",", ".")
-        yield f"line {line}", row
+        times = {name: table.decimal_point(row[name]) for name in _TIMES if name in row}
+        yield f"line {line}", {**row, **times}
 
 
 def _read_jsonl(path: Path, encoding: str | None) -> Records:
