@@ -35,6 +35,7 @@ _MARKS = (
 )
 _EXCEL_DELIMITER = re.compile(r'"?sep=(.)"?')
 _ABSOLUTE_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+_DECIMAL_COMMA = re.compile(r"\s*\d+,\d+\s*")
 _MAX_SHOWN = 60
 
 
@@ -163,6 +164,10 @@ class CsvTable:
                 )
             yield line, values
 
+    def decimal_point(self, number: str) -> str:
+        """Return a number with a decimal point: where commas do not separate columns, they may separate decimals."""
+        return number.replace(",", ".") if self.delimiter != "," and _DECIMAL_COMMA.fullmatch(number) else number
+
     def _swallows_rows(self, cells: Sequence[str]) -> bool:
         """Return whether the lines of a value would be whole rows without the quotes around it."""
         count = len(self.names)
@@ -229,6 +234,19 @@ def _header_names(header: str, delimiter: str) -> tuple[str, ...]:
     return tuple(cell.strip() for cell in cells)
 
 
+def spellings(name: str, encoding: str | None = None) -> Iterator[str]:
+    """Yield the ways in which a path that a table names may be written; `ListedPaths` describes them."""
+    yield path_from_text(name)
+    stripped = name.strip()
+    for text in dict.fromkeys((name, stripped, stripped.replace("\\", "/"))):
+        yield text
+        if not text.isascii():
+            yield from (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+            if encoding is not None:
+                with suppress(UnicodeEncodeError):
+                    yield os.fsdecode(text.encode(encoding))
+
+
 class ListedPaths:
     r"""Finds the files that a table names, made here or on another system.
 
@@ -253,7 +271,7 @@ class ListedPaths:
         plain = self.folder / path_from_text(name)
         if (name.isascii() and "\\" not in name and name == name.strip() and ":" not in name) or _exists(plain):
             return plain
-        for other in self._other_names(name):
+        for other in spellings(name, self.encoding):
             path = self.folder / other
             if _exists(path):
                 return path
@@ -265,16 +283,6 @@ class ListedPaths:
         if "\\" in name and (found := self._ignoring_case(PureWindowsPath(name.strip()).parts)) is not None:
             return found
         return plain
-
-    def _other_names(self, name: str) -> Iterator[str]:
-        stripped = name.strip()
-        for text in dict.fromkeys((name, stripped, stripped.replace("\\", "/"))):
-            yield text
-            if not text.isascii():
-                yield from (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
-                if self.encoding is not None:
-                    with suppress(UnicodeEncodeError):
-                        yield os.fsdecode(text.encode(self.encoding))
 
     def _ignoring_case(self, parts: Sequence[str]) -> Path | None:
         """Return the only path below the folder whose parts are these apart from case, or None."""

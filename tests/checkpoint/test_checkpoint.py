@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 
 import pytest
@@ -224,6 +225,15 @@ def test_conversion_is_exact_both_ways(tmp_path, ssamba_pth):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
     with pytest.raises(CheckpointError, match="holds a checkpoint already"):
         convert_checkpoint(ssamba_pth, tmp_path / "ours")
+
+
+def test_folders_whose_names_are_not_utf8_hold_checkpoints(tmp_path, ssamba_pth):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    convert_checkpoint(ssamba_pth, folder)
+    loaded = load_checkpoint(folder)
+    assert (folder / "model.safetensors").is_file()
+    expected = load_checkpoint(ssamba_pth).model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.model.state_dict().items())
 
 
 def test_converted_tensors_are_the_official_ones(tmp_path, official, ssamba_pth):

@@ -67,6 +67,8 @@ def test_paths_are_relative_to_the_manifest_so_both_can_be_moved(tmp_path, clips
     "name", [b"\xff.wav", rb"\xff.wav", b'\xc3\x28 \n,".wav', "\u65b0 \U0001f426.wav".encode(), b"~a.wav"]
 )
 def test_any_file_name_is_found_again(tmp_path, suffix, name):
+    tmp_path = tmp_path / os.fsdecode(b"a: caf\xe9")
+    tmp_path.mkdir()
     path = tmp_path / os.fsdecode(name)
     path.touch()
     elsewhere = Path("/x") / os.fsdecode(name)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -199,3 +202,23 @@ def test_invalid_settings_and_unreadable_recordings_are_refused(tmp_path, manife
     with pytest.raises(DataError, match="none of 1 recordings"):
         write_shards(Manifest([Clip(tmp_path / "absent.wav", 0.0, 1.0)]), tmp_path / "out")
     assert ShardSettings(codec="flac", sample_rate_hz=96_000).bytes_per_s == pytest.approx(105_600)
+
+
+@pytest.mark.parametrize("index", ["index.parquet", "index.csv"])
+def test_tars_of_others_with_names_that_are_not_utf8_are_indexed(tmp_path, clips, index, monkeypatch):
+    monkeypatch.setattr("ssamba.data.shard_index._index_names", lambda: [index])
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    with tarfile.open(folder / os.fsdecode(b"\xff.tar"), "w") as tar:
+        for name, metadata in ((b"a\xe9", b'{"label": "K\\u00f6ter"}'), (b"b", b'{"label": "K\xf6ter"}')):
+            tar.add(clips[0], os.fsdecode(name + b".flac"))
+            info = tarfile.TarInfo(os.fsdecode(name + b".json"))
+            info.size = len(metadata)
+            tar.addfile(info, io.BytesIO(metadata))
+    for _ in range(2):  # scanned, and read from the index
+        corpus = open_corpus(folder)
+        assert (corpus.key(0), corpus.clip(0).labels, len(corpus)) == ("a\\xe9", ("K\u00f6ter",), 1)
+        assert len(corpus.read(0)) > 1000
+        (entry,) = corpus.skipped
+        assert "b.flac: its labels cannot be read" in entry.reason
+    assert (folder / index).is_file()

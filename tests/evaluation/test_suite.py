@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from ssamba.errors import ConfigError, SuiteError
 from ssamba.evaluation.clips import read_waves
 from ssamba.evaluation.suite import read_suite
 from ssamba.evaluation.task import Task
+from ssamba.files import path_text
 from ssamba.splits import validation_mask
 
 
@@ -135,8 +138,8 @@ def test_inner_folds_never_see_a_test_clip_nor_tear_a_group(data):
     [
         ("clip,label,split\na,b,c\n", "no column 'group'"),
         ("clip,label,split,group\na,x,train,1\na,y,test,1\n", "names a clip twice"),
-        ("clip,label,split,group\na,x,train,1\nb,y,test\n", r"task\.csv, row 3: has another number of values"),
-        ("clip,label,split,group\na,x,train,1,2\nb,y,test,2\n", r"task\.csv, row 2: has another number of values"),
+        ("clip,label,split,group\na,x,train,1\nb,y,test\n", r"task\.csv, line 3: 3 values for 4 columns"),
+        ("clip,label,split,group\na,x,train,1,2\nb,y,test,2\n", r"task\.csv, line 2: more values than the 4"),
         ("clip,label,split,group\na,x,train,1\nb,x,test,1\n", "1 label"),
         ("clip,label,split,group\na,x,train,1\nb,y,train,1\n", "expected train and test"),
         (
@@ -179,7 +182,7 @@ def test_damaged_files_of_a_suite_are_named(suite, tmp_path):
     with pytest.raises(SuiteError, match=r"kinds\.csv names kinds/"):
         read_waves(task, cache=tmp_path / "cache")
     (folder / "kinds.csv").write_bytes(b"\xa7\xff\n")
-    with pytest.raises(SuiteError, match=r"kinds\.csv is no table"):
+    with pytest.raises(SuiteError, match=r"kinds\.csv, line 1: byte 0xa7 .* is not utf-8"):
         read_suite(folder, ["kinds"])
 
 
@@ -196,3 +199,51 @@ def test_clips_without_a_group_stand_for_themselves_where_others_have_one(tmp_pa
     assert 6 <= held.sum() <= 17  # a fifth of 31 groups, one of which has ten clips
     (tmp_path / "some.csv").write_text((tmp_path / "some.csv").read_text().replace(",x\n", ",\n"))
     assert set(read_suite(tmp_path)[0].groups) == {""}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("start", "separator", "encoding"), [("", ";", "cp1252"), ("\ufeff", "\t", "utf-8"), ("", ", ", "utf-16")]
+)
+def test_tables_of_other_systems_are_read(tmp_path, clips, packed, start, separator, encoding):
+    (tmp_path / "in").mkdir()
+    rows = [("clip", " label", "split ", "group")]
+    for number, name in enumerate(("a.flac", "Ä b.flac", "C.FLAC", "d.flac")):
+        shutil.copy(clips[number], tmp_path / "in" / name)
+        rows.append((f"in\\{name}", "Köter" if number % 2 else "x", "test" if number > 1 else "train", ""))
+    if packed:
+        with tarfile.open(tmp_path / "task.tar", "w") as archive:
+            archive.add(tmp_path / "in", "./in")
+        shutil.rmtree(tmp_path / "in")
+    text = start + "\r\n".join(separator.join(row) for row in rows)
+    (tmp_path / "task.csv").write_bytes(text.encode(encoding))
+    (task,) = read_suite(tmp_path, encoding=encoding)
+    assert sorted(set(task.labels)) == ["Köter", "x"]
+    assert len(read_waves(task)) == 4
+    if encoding == "cp1252":
+        with pytest.raises(SuiteError, match=r"task.csv, line 3: byte 0xc4 .* is not utf-8"):
+            read_suite(tmp_path)
+
+
+def test_a_file_under_two_labels_is_refused_by_both_its_names(tmp_path):
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "b.wav").symlink_to("a.wav")
+    (tmp_path / "task.csv").write_text("clip,label,split,group\na.wav,x,train,1\nb.wav,y,test,2\n")
+    message = r"a.wav \(line 2, label x, split train\) and b.wav \(line 3, label y, split test\) are one file"
+    with pytest.raises(SuiteError, match=message):
+        read_suite(tmp_path)
+
+
+def test_names_of_clips_that_are_not_utf8_are_found(tmp_path, clips):
+    names = [os.fsdecode(b"caf\xe9.flac"), "b.flac"]
+    rows = ["clip,label,split,group"]
+    for number, name in enumerate(names):
+        shutil.copy(clips[number], tmp_path / name)
+        rows.append(f"{path_text(name)},{number},{'test' if number else 'train'},")
+    (tmp_path / "task.csv").write_text("\n".join(rows), encoding="utf-8")
+    assert len(read_waves(read_suite(tmp_path)[0])) == 2
+    with tarfile.open(tmp_path / "task.tar", "w") as archive:
+        for name in names:
+            archive.add(tmp_path / name, name)
+            (tmp_path / name).unlink()
+    assert len(read_waves(read_suite(tmp_path)[0])) == 2

@@ -14,11 +14,11 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from ssamba.errors import CheckpointError
-from ssamba.files import write_atomically
+from ssamba.files import json_text, utf8_text, write_atomically
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -37,7 +37,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is empty (0 bytes): the download or copy failed; fetch it again")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            # The library takes no path that is not UTF-8.
+            return load_file(path) if str(path) == utf8_text(str(path)) else load(path.read_bytes())
         except safetensors.SafetensorError as error:
             raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}): fetch it again") from None
     try:
@@ -104,5 +105,5 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     """Write an indented JSON file atomically."""
-    text = json.dumps(content, indent=2) + "\n"
+    text = json_text(content, indent=2) + "\n"
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))

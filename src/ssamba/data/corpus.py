@@ -37,7 +37,7 @@ from ssamba.data.manifest import (
 )
 from ssamba.data.shard_index import ShardIndex, open_index, shard_files
 from ssamba.errors import AudioDecodeError, DataError, MissingExtraError
-from ssamba.files import folder_name, path_text, user_path
+from ssamba.files import folder_name, path_from_text, path_text, user_path
 from ssamba.hashing import digest_of, hash_bytes
 
 Samples: TypeAlias = "npt.NDArray[np.float32]"
@@ -281,10 +281,10 @@ class ShardCorpus(Corpus):
     def read(self, i: int, start_s: float = 0.0, seconds: float | None = None) -> Samples:
         """Read a part of clip `i`; see `Corpus.read`."""
         row, index = int(self._rows[i]), self.index
-        shard = index.shards[row]
-        name = f"{index.folder / shard}/{index.keys[row]}{index.suffixes[row]}"
+        tar = index.folder / path_from_text(index.shards[row])
+        name = f"{tar}/{index.keys[row]}{index.suffixes[row]}"
         try:
-            data = self._tars.read(index.folder / shard, int(index.offsets[row]), int(index.sizes[row]))
+            data = self._tars.read(tar, int(index.offsets[row]), int(index.sizes[row]))
         except OSError as error:
             raise AudioDecodeError(f"{name}: cannot be read ({error.strerror or error}). Check disk and path") from None
         return decode(AudioBytes(name, data), sample_rate_hz=self.sample_rate_hz, start_s=start_s, duration_s=seconds)

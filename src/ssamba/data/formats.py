@@ -10,7 +10,6 @@ import difflib
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -25,6 +24,7 @@ FORMATS = (".csv", ".jsonl", ".parquet")
 """Suffixes of the formats that can be written."""
 COLUMNS = ("path", "start_s", "duration_s", "labels", "split", "group")
 _ALIASES = {"start": "start_s", "duration": "duration_s", "label": "labels"}
+_TIMES = ("start_s", "start", "duration_s", "duration")
 LABEL_SEPARATOR = ";"
 """Separates labels in CSV, in manifests as in the tables of evaluation suites."""
 _ROWS_PER_BATCH = 65_536
@@ -158,11 +158,8 @@ def _csv_records(table: CsvTable, encoding: str | None) -> Iterator[tuple[str, M
         return "\n" in row.get("path", "") and os.path.lexists(find(row["path"]))
 
     for line, row in table.rows(short=True, accept=is_name):
-        if table.delimiter != ",":  # where commas do not separate columns, they may separate decimals
-            for name in ("start_s", "start", "duration_s", "duration"):
-                if re.fullmatch(r"\s*\d+,\d+\s*", row.get(name, "")):
-                    row[name] = row[name].replace(",", ".")
-        yield f"line {line}", row
+        times = {name: table.decimal_point(row[name]) for name in _TIMES if name in row}
+        yield f"line {line}", {**row, **times}
 
 
 def _read_jsonl(path: Path, encoding: str | None) -> Records:
@@ -206,25 +203,26 @@ def _read_parquet(path: Path, encoding: str | None) -> Records:
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(path)
+        with path.open("rb") as file:  # pyarrow takes no path that is not UTF-8, or has a colon
+            columns = parquet.read_schema(file).names
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: is damaged, or no Parquet file ({error}). Write it again") from None
-    columns = file.schema_arrow.names
     used = [name for name in columns if _ALIASES.get(name, name) in COLUMNS]
 
     def records() -> Iterator[tuple[str, Mapping[str, Any]]]:
         number = 0
-        for batch in file.iter_batches(_ROWS_PER_BATCH, columns=used):
-            try:
-                rows = batch.to_pylist()
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}, rows {number + 1} to {number + len(batch)}: text that is not UTF-8 ({error}). Write the "
-                    "column again, paths as binary"
-                ) from None
-            for record in rows:
-                number += 1
-                yield f"row {number}", record
+        with path.open("rb") as file:
+            for batch in parquet.ParquetFile(file).iter_batches(_ROWS_PER_BATCH, columns=used):
+                try:
+                    rows = batch.to_pylist()
+                except UnicodeDecodeError as error:
+                    raise DataError(
+                        f"{path}, rows {number + 1} to {number + len(batch)}: text that is not UTF-8 ({error}). Write "
+                        "the column again, paths as binary"
+                    ) from None
+                for record in rows:
+                    number += 1
+                    yield f"row {number}", record
 
     return columns, LABEL_SEPARATOR, records()
 
@@ -308,7 +306,7 @@ def _write_parquet(target: Path, rows: Iterable[Row]) -> None:
     types = (pa.string(), pa.float64(), pa.float64(), pa.list_(pa.string()), pa.string(), pa.string())
     schema = pa.schema(list(zip(COLUMNS, types, strict=True)))
     rows = iter(rows)
-    with parquet.ParquetWriter(target, schema) as writer:
+    with target.open("wb") as file, parquet.ParquetWriter(file, schema) as writer:
         while True:
             batch = list(islice(rows, _ROWS_PER_BATCH))
             columns = zip(*batch, strict=True) if batch else [()] * len(types)

@@ -28,7 +28,7 @@ from ssamba.audio.decode import AudioBytes, duration_or_error
 from ssamba.audio.files import AUDIO_SUFFIXES, Skipped
 from ssamba.data.manifest import CategoryColumn, TextColumn
 from ssamba.errors import DataError, WorkerDiedError
-from ssamba.files import write_atomically
+from ssamba.files import json_text, path_text, utf8_text, write_atomically
 from ssamba.worker_pool import map_in_processes
 
 FORMAT = "ssamba shards"
@@ -42,7 +42,7 @@ class Member:
 
     key: str
     shard: str
-    """Name of the tar."""
+    """Name of the tar, as `ssamba.files.path_text` writes it."""
     suffix: str
     """Suffix of the audio member: `.opus`."""
     offset: int
@@ -108,7 +108,7 @@ def open_index(source: Path, workers: int = 0) -> ShardIndex:
         raise DataError(f"{source}: holds no clip that can be read. {reasons or 'Expected members such as 0001.opus'}")
     if whole_folder and folder.stat().st_mode & 0o222:  # root could write to a read-only folder, but must not
         with suppress(OSError):  # not writable: the tars are scanned again next time
-            write_index(folder, members, [{"name": file.name, "bytes": file.stat().st_size} for file in files], skipped)
+            write_index(folder, members, [{"name": n, "bytes": size} for n, size in _sizes(files).items()], skipped)
     return ShardIndex(folder, members, skipped)
 
 
@@ -134,7 +134,7 @@ def write_index(
         "skipped": [[entry.path, entry.reason] for entry in skipped],
     }
     write_atomically(folder / name, lambda target: write(target, members))
-    text = json.dumps(head, indent=1) + "\n"
+    text = json_text(head, indent=1) + "\n"
     write_atomically(folder / SHARDS_FILE, lambda target: target.write_text(text, encoding="utf-8"))
 
 
@@ -145,6 +145,10 @@ def _index_names() -> list[str]:
     except ImportError:
         return ["index.csv", "index.ssamba.csv"]
     return ["index.parquet", "index.ssamba.parquet"]
+
+
+def _sizes(files: Sequence[Path]) -> dict[str, int]:
+    return {path_text(file.name): file.stat().st_size for file in files}
 
 
 def read_head(folder: Path) -> dict[str, Any] | None:
@@ -170,7 +174,7 @@ def read_members(folder: Path, head: Mapping[str, Any]) -> list[Member] | None:
 def _read_index(folder: Path, files: Sequence[Path]) -> ShardIndex | None:
     """Return the index that is saved beside the tars, or None if there is none or it does not fit them."""
     head = read_head(folder)
-    if head is None or {s["name"]: s["bytes"] for s in head["shards"]} != {f.name: f.stat().st_size for f in files}:
+    if head is None or {s["name"]: s["bytes"] for s in head["shards"]} != _sizes(files):
         return None
     members = read_members(folder, head)
     if members is None:
@@ -187,13 +191,16 @@ def _write_parquet(target: Path, members: Sequence[Member]) -> None:
     arrays = [
         pa.array([getattr(member, name) for member in members], kind) for name, kind in zip(COLUMNS, types, strict=True)
     ]
-    parquet.write_table(pa.table(arrays, names=list(COLUMNS)), target)
+    with target.open("wb") as file:  # pyarrow takes no path that is not UTF-8, or has a colon
+        parquet.write_table(pa.table(arrays, names=list(COLUMNS)), file)
 
 
 def _read_parquet(path: Path) -> Iterable[tuple[Any, ...]]:
     from pyarrow import parquet
 
-    columns = [parquet.read_table(path)[name].to_pylist() for name in COLUMNS]
+    with path.open("rb") as file:
+        table = parquet.read_table(file)
+    columns = [table[name].to_pylist() for name in COLUMNS]
     columns[6] = [tuple(labels) for labels in columns[6]]
     return zip(*columns, strict=True)
 
@@ -212,7 +219,17 @@ def _read_csv(path: Path) -> Iterable[tuple[Any, ...]]:
         for row in csv.DictReader(file):
             key, shard, suffix, offset, size, seconds, labels, split, group = (row[name] for name in COLUMNS)
             names = tuple(json.loads(labels))
-            yield key, shard, suffix, int(offset), int(size), float(seconds), names, split or None, group or None
+            yield (
+                key,
+                shard,
+                suffix,
+                int(offset),
+                int(size),
+                float(seconds),
+                names,
+                split or None,
+                group or None,
+            )
 
 
 def _scan(files: Sequence[Path], workers: int) -> tuple[list[Member], list[Skipped]]:
@@ -238,7 +255,7 @@ def scan_tar(path: Path) -> tuple[list[Member], list[Skipped]]:
                     folder, _, name = info.name.rpartition("/")
                     stem, dot, suffix = name.partition(".")
                     if stem:
-                        key = f"{folder}/{stem}" if folder else stem
+                        key = path_text(f"{folder}/{stem}" if folder else stem)
                         parts.setdefault(key, {})[(dot + suffix).lower()] = (info.offset_data, info.size)
     except (tarfile.TarError, OSError, EOFError) as error:
         reason = f"{path}: the tar is damaged or cut off ({error}); the members before that are used"
@@ -263,20 +280,23 @@ def scan_tar(path: Path) -> tuple[list[Member], list[Skipped]]:
             if isinstance(seconds, Exception):
                 skipped.append(Skipped(name, str(seconds)))
                 continue
-            metadata = _parse_metadata(read(found[".json"])) if ".json" in found else {}
-            labels = _labels(metadata)
-            if not labels and ".cls" in found:
-                labels = (read(found[".cls"]).decode("utf-8", "replace").strip(),)
-            split, group = (None if metadata.get(name) is None else str(metadata[name]) for name in ("split", "group"))
-            members.append(Member(key, path.name, audio, *found[audio], seconds, labels, split, group))
+            try:
+                metadata = _parse_metadata(read(found[".json"])) if ".json" in found else {}
+                labels = _labels(metadata)
+                if not labels and ".cls" in found:
+                    labels = (read(found[".cls"]).decode("utf-8").strip(),)
+            except ValueError as error:
+                skipped.append(Skipped(name, f"{name}: its labels cannot be read ({error}): write them as UTF-8"))
+                continue
+            split, group = (
+                None if metadata.get(name) is None else utf8_text(str(metadata[name])) for name in ("split", "group")
+            )
+            members.append(Member(key, path_text(path.name), audio, *found[audio], seconds, labels, split, group))
     return members, skipped
 
 
 def _parse_metadata(data: bytes) -> dict[str, Any]:
-    try:
-        metadata = json.loads(data)
-    except ValueError:
-        return {}
+    metadata = json.loads(data)
     return metadata if isinstance(metadata, dict) else {}
 
 
@@ -284,4 +304,4 @@ def _labels(metadata: Mapping[str, Any]) -> tuple[str, ...]:
     labels = metadata.get("labels", metadata.get("label"))
     if labels is None:
         return ()
-    return tuple(map(str, labels)) if isinstance(labels, list) else (str(labels),)
+    return tuple(utf8_text(str(label)) for label in (labels if isinstance(labels, list) else [labels]))

@@ -9,6 +9,7 @@ a list in the folder takes precedence. A video gives one clip and is its group.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from ssamba.audio.files import Skipped
 from ssamba.data.manifest import Clip
 from ssamba.datasets.dataset import Listing, PublicDataset, audio_below, find_root, read_table
 from ssamba.errors import DataError, DatasetStructureError
+from ssamba.text_files import read_text
 
 _SHIPPED = Path(__file__).with_name("audioset_classes.csv")
 _BALANCED, _UNBALANCED, _EVAL = (
@@ -77,22 +79,22 @@ def _segments(path: Path, names: dict[str, str]) -> list[tuple[str, tuple[str, .
     segments: list[tuple[str, tuple[str, ...]]] = []
     stated = None
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.reader(file, skipinitialspace=True):
-                if not row or row[0].startswith("#"):
-                    found = _SEGMENTS.search(",".join(row))
-                    stated = int(found[1]) if found else stated
-                    continue
-                where = f"{path}, entry {len(segments) + 1}"
-                if len(row) != 4 or len(row[0]) != 11:
-                    raise DataError(f"{where}: expected 'ID, 0.000, 10.000, \"MID,MID\"', got {', '.join(row)!r}")
-                mids = row[3].split(",")
-                unknown = [mid for mid in mids if mid not in names]
-                if unknown:
-                    raise DataError(f"{where}: the class {unknown[0]!r} is not one of the {len(names)} known classes")
-                segments.append((row[0], tuple(names[mid] for mid in mids)))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = list(csv.reader(io.StringIO(read_text(path), newline=""), skipinitialspace=True, strict=True))
+    except (OSError, DataError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error}). Download it again") from None
+    for row in rows:
+        if not row or row[0].startswith("#"):
+            found = _SEGMENTS.search(",".join(row))
+            stated = int(found[1]) if found else stated
+            continue
+        where = f"{path}, entry {len(segments) + 1}"
+        if len(row) != 4 or len(row[0]) != 11:
+            raise DataError(f"{where}: expected 'ID, 0.000, 10.000, \"MID,MID\"', got {', '.join(row)!r}")
+        mids = row[3].split(",")
+        unknown = [mid for mid in mids if mid not in names]
+        if unknown:
+            raise DataError(f"{where}: the class {unknown[0]!r} is not one of the {len(names)} known classes")
+        segments.append((row[0], tuple(names[mid] for mid in mids)))
     if stated is not None and stated != len(segments):
         raise DataError(
             f"{path}: its header states {stated} segments, and it has {len(segments)}: it is cut off, or was changed. "

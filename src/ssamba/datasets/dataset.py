@@ -6,16 +6,15 @@ To add a data set, write a function that lists its clips from the tables that it
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssamba.audio.files import AUDIO_SUFFIXES, Skipped
+from ssamba.audio.files import Skipped, find_audio
 from ssamba.data.manifest import Clip
 from ssamba.errors import DataError, DatasetStructureError
 from ssamba.progress import OnProgress
+from ssamba.text_files import read_csv, read_text
 
 
 @dataclass(frozen=True)
@@ -98,13 +97,12 @@ def files_in(folder: Path, suffix: str) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix == suffix and not path.name.startswith("."))
 
 
-def audio_below(folder: Path) -> Iterator[Path]:
-    """Yield every audio file below a folder, without hidden ones."""
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES:  # noqa: PTH122 - fast
-                yield Path(root, name)
+def audio_below(folder: Path) -> list[Path]:
+    """Return all audio files below a folder, sorted, without hidden ones; links are followed."""
+    try:
+        return find_audio([folder])
+    except ValueError:  # there is none
+        return []
 
 
 def read_lines(path: Path) -> list[str]:
@@ -114,8 +112,8 @@ def read_lines(path: Path) -> list[str]:
         DataError: the file is missing or not text.
     """
     try:
-        return [stripped for line in path.read_text(encoding="utf-8").splitlines() if (stripped := line.strip())]
-    except (OSError, UnicodeDecodeError) as error:
+        return [stripped for line in read_text(path).splitlines() if (stripped := line.strip())]
+    except (OSError, DataError) as error:
         raise DataError(f"{path}: cannot be read ({error}). Unpack it again from the data set's archive") from None
 
 
@@ -125,22 +123,12 @@ def read_table(path: Path, *columns: str) -> list[tuple[str, dict[str, str]]]:
     Raises:
         DataError: the file is missing, damaged or empty, or lacks one of `columns`.
     """
-    rows: list[tuple[str, dict[str, str]]] = []
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            absent = [name for name in columns if name not in (reader.fieldnames or ())]
-            if absent:
-                names = ", ".join(reader.fieldnames or ()) or "none"
-                raise DataError(f"{path}: no column {absent[0]!r} (there are: {names}). Expected {', '.join(columns)}")
-            for row in reader:
-                where = f"line {reader.line_num}"
-                if any(row[name] is None for name in columns) or None in row:
-                    message = f"{path}, {where}: not as many values as columns. The file is cut off or changed"
-                    raise DataError(message)
-                rows.append((where, {name: row[name].strip() for name in columns}))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({error}). Unpack it again from the data set's archive") from None
+        table = read_csv(path, columns)
+        table.require(*columns)
+        rows = [(f"line {line}", {name: row[name].strip() for name in columns}) for line, row in table.rows()]
+    except DataError as error:
+        raise DataError(f"{error}. If it was not changed, unpack it again from the data set's archive") from None
     if not rows:
         raise DataError(f"{path}: holds no row. Unpack it again from the data set's archive")
     return rows

@@ -8,6 +8,7 @@ Shapes: N clips, S samples.
 from __future__ import annotations
 
 import os
+import posixpath
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,15 +22,17 @@ from ssamba.audio.decode import decode
 from ssamba.checkpoint.files import read_tensors, write_tensors
 from ssamba.errors import CheckpointError, SuiteError
 from ssamba.evaluation.task import Task
+from ssamba.files import user_path
 from ssamba.hashing import hash_bytes
 from ssamba.metrics.classification import Array
+from ssamba.text_files import spellings
 
 
 def cache_folder() -> Path:
     """Return `$SSAMBA_CACHE`, or `ssamba` in the user's cache folder (`$XDG_CACHE_HOME`, `~/.cache`)."""
     own = os.environ.get("SSAMBA_CACHE")
     if own:
-        return Path(own).expanduser()
+        return user_path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssamba"
 
 
@@ -163,11 +166,12 @@ def _files(task: Task) -> Iterator[Path]:
     except tarfile.TarError:
         raise SuiteError(f"{task.audio} is damaged or no tar: pack it again, or unpack it beside the table") from None
     with opened as archive, tempfile.TemporaryDirectory(prefix="ssamba-") as folder:
-        members = {member.name: member for member in archive if member.isfile()}
+        members = {posixpath.normpath(member.name): member for member in archive if member.isfile()}
         for clip in task.clips:
-            if clip not in members:
+            found = next((name for name in spellings(clip) if name in members), None)
+            if found is None:
                 raise SuiteError(f"{task.table} names {clip}, which is not in {task.audio.name}")
-            content: Any = archive.extractfile(members[clip])
+            content: Any = archive.extractfile(members[found])
             target = Path(folder) / f"clip{Path(clip).suffix}"
             target.write_bytes(content.read())
             yield target

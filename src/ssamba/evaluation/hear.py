@@ -22,7 +22,6 @@ groups: each recording is one.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import math
@@ -38,6 +37,7 @@ from ssamba.errors import SuiteError
 from ssamba.evaluation.task import Task
 from ssamba.events import EVENT_METRICS, Event, Smoothing
 from ssamba.files import folder_name
+from ssamba.text_files import read_csv, read_text
 
 METADATA = "task_metadata.json"
 VOCABULARY = "labelvocabulary.csv"
@@ -214,9 +214,9 @@ def _classes(folder: Path, used: Iterable[str]) -> tuple[str, ...]:
     if not path.exists():
         return tuple(sorted(labels))
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = sorted((int(row["idx"]), row["label"]) for row in csv.DictReader(file))
-    except (KeyError, TypeError, ValueError, csv.Error):
+        table = read_csv(path, ["idx", "label"])
+        rows = sorted((int(row["idx"]), row["label"]) for _, row in table.rows())
+    except (KeyError, ValueError):
         raise SuiteError(f"{path} is no vocabulary: expected CSV with the columns idx (a number) and label") from None
     classes = tuple(str(label) for _, label in rows)
     unknown = sorted(labels - set(classes))
@@ -257,7 +257,7 @@ def _split_names(folder: Path, metadata: Mapping[str, Any]) -> list[str]:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except FileNotFoundError:
         raise SuiteError(f"{path} is missing: unpack the task's archive again") from None
     except ValueError as error:

@@ -7,7 +7,6 @@ Shapes: N scored clips, C classes.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from ssamba.evaluation.probing import EventsResult, LabelsResult, ProbeResult
 from ssamba.evaluation.scorecard import Row, Scorecard
 from ssamba.evaluation.task import Task
 from ssamba.events import event_counts
-from ssamba.files import write_atomically
+from ssamba.files import write_csv
 from ssamba.metrics.classification import Array, area_under_curve, average_precision, confusion_counts
 from ssamba.plotting import blank_figure, save_figure
 
@@ -163,18 +162,11 @@ def write_class_scores(rows: Sequence[ClassScore], path: Path) -> None:
     columns = ["precision", "recall", "f1"]
     columns += [name for name in ("average_precision", "auc") if any(getattr(row, name) is not None for row in rows)]
 
-    def write(target: Path) -> None:
-        with target.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["label", "clips", *columns])
-            for row in rows:
-                values = [getattr(row, name) for name in columns]
-                writer.writerow(
-                    [row.label, row.clips, *("" if x is None or np.isnan(x) else f"{x:.3f}" for x in values)]
-                )
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, write)
+    cells = []
+    for row in rows:
+        values = (getattr(row, name) for name in columns)
+        cells.append([row.label, row.clips, *("" if x is None or np.isnan(x) else f"{x:.3f}" for x in values)])
+    write_csv(path, ["label", "clips", *columns], cells)
 
 
 def write_details(card: Scorecard, tasks: Sequence[Task], folder: str | Path, view: str | None = None) -> None:

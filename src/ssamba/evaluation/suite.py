@@ -6,7 +6,8 @@
                    scored in both directions
 
 `clip` is a path inside the archive (or relative to the folder). `group` names what must not be divided between splits
-(a voice, a game, a drum kit) and may be empty. A group in several splits is an error, since it would flatter scores.
+(a voice, a game, a drum kit) and may be empty. A group in several splits is an error, since it would inflate scores.
+Columns are separated by commas, semicolons or tabs (`ssamba.text_files`).
 Folders of the HEAR benchmark (`hear.py`) are suites, too.
 
 Shapes: N clips.
@@ -14,25 +15,32 @@ Shapes: N clips.
 
 from __future__ import annotations
 
-import csv
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from ssamba.config import Config
 from ssamba.data.formats import LABEL_SEPARATOR
-from ssamba.errors import SuiteError
+from ssamba.errors import DataError, SuiteError
 from ssamba.evaluation.hear import find_hear, read_hear_task, unscored
 from ssamba.evaluation.task import Task
 from ssamba.events import Event
+from ssamba.files import RealPaths, user_path
 from ssamba.splits import groups_in_several_splits
+from ssamba.text_files import ListedPaths, read_csv, read_text
 
 METADATA_FILE = "suite.json"
 _COLUMNS = ("clip", "label", "split", "group")
+_TIMES = ("start_s", "start", "duration_s", "duration")
+
+Row: TypeAlias = "tuple[int, dict[str, str]]"
+"""A row of a table: its line, and its values by column."""
 
 
 class TaskMetadata(Config):
@@ -66,14 +74,17 @@ def read_metadata(folder: Path) -> SuiteMetadata:
     if not path.is_file():
         return open_suite_metadata()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except ValueError as error:
         raise SuiteError(f'{path} is not JSON ({error}): expected {{"tasks": {{"TASK": {{}}, ...}}}}') from None
     return SuiteMetadata.parse(content, str(path))
 
 
 def read_suite(
-    folder: str | Path, names: Sequence[str] | None = None, on_left_out: Callable[[str, str], None] | None = None
+    folder: str | Path,
+    names: Sequence[str] | None = None,
+    on_left_out: Callable[[str, str], None] | None = None,
+    encoding: str | None = None,
 ) -> list[Task]:
     """Return the tasks of a suite, those that its metadata names first and in that order, others by name.
 
@@ -82,12 +93,13 @@ def read_suite(
         names: tasks to read; None means all.
         on_left_out: called with the name of each task of HEAR that cannot be scored, and the reason. If the task is in
             `names`, it is an error instead.
+        encoding: of the tables, as for `ssamba.text_files.read_text`; None is UTF-8.
 
     Raises:
         ConfigError: `suite.json` has an unknown key or a wrong value.
         SuiteError: there is no such folder or task, or a table cannot be used; the message says why.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if not folder.is_dir():
         raise SuiteError(
             f"{folder} is not a folder: expected TASK.csv files with TASK.tar beside each, or tasks of HEAR"
@@ -107,7 +119,7 @@ def read_suite(
     rank = {name: number for number, name in enumerate(metadata)}
     wanted = sorted(set(names) if names else found, key=lambda name: (rank.get(name, len(rank)), name))
     if not hear:
-        return [_read_task(found[name], metadata.get(name, TaskMetadata())) for name in wanted]
+        return [_read_task(found[name], metadata.get(name, TaskMetadata()), encoding) for name in wanted]
     reasons = {name: reason for name in wanted if (reason := unscored(found[name]))}
     if reasons and (names or len(reasons) == len(wanted)):
         name, reason = next(iter(reasons.items()))
@@ -118,24 +130,24 @@ def read_suite(
     return [read_hear_task(found[name]) for name in wanted if name not in reasons]
 
 
-def _read_task(table: Path, metadata: TaskMetadata) -> Task:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise SuiteError(f"{table} has no column {missing[0]!r}: expected {', '.join(_COLUMNS)}")
-            rows = list(reader)
-            uneven = [k for k, row in enumerate(rows, 2) if None in row.values() or None in row]
-            if uneven:
-                raise SuiteError(
-                    f"{table}, row {uneven[0]}: has another number of values than the first row has columns"
-                )
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SuiteError(f"{table} is no table ({error}): expected CSV in UTF-8, {', '.join(_COLUMNS)}") from None
+def _read_task(table: Path, metadata: TaskMetadata, encoding: str | None) -> Task:
     archive = table.with_suffix(".tar")
     audio = archive if archive.exists() else table.parent
-    has_times = bool(rows) and any(name in rows[0] for name in ("start_s", "start", "duration_s", "duration"))
+    try:
+        found = read_csv(table, [*_COLUMNS, *_TIMES], encoding)
+        found.require(*_COLUMNS)
+        rows = [
+            (line, {name: value if name == "clip" else value.strip() for name, value in row.items()})
+            for line, row in found.rows()
+        ]
+        has_times = any(name in found.columns for name in _TIMES)
+        if audio == table.parent:
+            rows = _with_found_clips(table, rows, encoding, allow_twice=has_times)
+    except DataError as error:
+        raise SuiteError(str(error)) from None
+    for name in _TIMES:
+        for _, row in rows:
+            row[name] = found.decimal_point(row.get(name, ""))
     task = _task_of_seconds(table, audio, rows) if has_times else _task_of_clips(table, audio, rows)
     count, fewest = (task.num_classes, 2) if task.kind == "single" else (len(task.classes), 1)
     if count < fewest:
@@ -158,9 +170,36 @@ def _read_task(table: Path, metadata: TaskMetadata) -> Task:
     return replace(task, groups=groups, both_directions=metadata.both_directions)
 
 
-def _task_of_clips(table: Path, audio: Path, rows: Sequence[dict[str, str]]) -> Task:
+def _with_found_clips(table: Path, rows: Sequence[Row], encoding: str | None, *, allow_twice: bool) -> list[Row]:
+    """Return rows whose clips are paths that exist, each file under one name.
+
+    Raises:
+        DataError: a file is listed twice, also through links, unless `allow_twice`; or a path is of another system.
+    """
+    find, real_path = ListedPaths(table.parent, encoding), RealPaths()
+    first: dict[str, tuple[int, dict[str, str]]] = {}
+    found: list[Row] = []
+    for line, row in rows:
+        try:
+            path = find(row["clip"])
+        except DataError as error:
+            raise DataError(f"{table}, line {line}: {error}") from None
+        name = os.fspath(path.relative_to(table.parent) if path.is_relative_to(table.parent) else path)
+        own = line, {**row, "clip": name}
+        before, other = first.setdefault(real_path(path), own)
+        if before != line and not allow_twice:
+            raise DataError(
+                f"{table} names a clip twice: {other['clip']} (line {before}, label {other['label']}, split "
+                f"{other['split']}) and {name} (line {line}, label {row['label']}, split {row['split']}) are one file. "
+                "Give it one row"
+            )
+        found.append((line, {**row, "clip": other["clip"]}))
+    return found
+
+
+def _task_of_clips(table: Path, audio: Path, rows: Sequence[Row]) -> Task:
     """Return a task whose rows are clips with one or several labels."""
-    clips, labels, splits, groups = (np.array([row[name] for row in rows], dtype=str) for name in _COLUMNS)
+    clips, labels, splits, groups = (np.array([row[name] for _, row in rows], dtype=str) for name in _COLUMNS)
     if len(np.unique(clips)) < len(clips):
         raise SuiteError(f"{table} names a clip twice: give each clip one row")
     task = Task(table.stem, table, audio, clips, labels, splits, groups)
@@ -172,11 +211,11 @@ def _task_of_clips(table: Path, audio: Path, rows: Sequence[dict[str, str]]) -> 
     return replace(task, kind="multi", metrics=("mAP", "mAUC", "d_prime"), classes=classes, targets=targets)
 
 
-def _task_of_seconds(table: Path, audio: Path, rows: Sequence[dict[str, str]]) -> Task:
+def _task_of_seconds(table: Path, audio: Path, rows: Sequence[Row]) -> Task:
     """Return a task of seconds, whose rows are labeled stretches of recordings."""
 
     def seconds(row: dict[str, str], name: str, default_s: float) -> float:
-        text = row.get(f"{name}_s") or row.get(name) or ""
+        text = row[f"{name}_s"] or row[name]
         try:
             value = float(text) if text else default_s
         except ValueError:
@@ -187,7 +226,7 @@ def _task_of_seconds(table: Path, audio: Path, rows: Sequence[dict[str, str]]) -
 
     events: dict[str, list[Event]] = {}
     split_and_group: dict[str, tuple[str, str]] = {}
-    for row in rows:
+    for _, row in rows:
         clip, own = row["clip"], (row["split"], row["group"])
         if split_and_group.setdefault(clip, own) != own:
             raise SuiteError(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ssamba.errors import MissingExtraError
-from ssamba.files import write_atomically
+from ssamba.files import json_text, utf8_cells, utf8_text, write_atomically
 from ssamba.progress import Progress, format_duration
 from ssamba.training.distributed import World
 from ssamba.training.settings import RunSettings
@@ -285,7 +285,7 @@ class RunLog:
         """Append a line; the numbers of a `train` or `validation` line also become curves."""
         values = values or {}
         own = {"event": event, "step": step, "time": round(time.time(), 3)}
-        line = json.dumps(_finite(own | dict(values) | own)) + "\n"  # own keys come first and cannot be overwritten
+        line = json_text(_finite(own | dict(values) | own)) + "\n"  # own keys come first and cannot be overwritten
 
         def append() -> None:
             with (self.out / LOG_FILE).open("a", encoding="utf-8") as file:
@@ -307,7 +307,7 @@ class RunLog:
 
     def skip(self, clips: Iterable[tuple[str, str]]) -> None:
         """List clips (key, reason) that could not be used, each once."""
-        new = {key: reason for key, reason in clips if key not in self.skipped}
+        new = {name: reason for key, reason in clips if (name := utf8_text(key)) not in self.skipped}
         if not new:
             return
         self.skipped |= new.keys()
@@ -319,7 +319,7 @@ class RunLog:
                 writer = csv.writer(file)
                 if is_new:
                     writer.writerow(["key", "reason"])
-                writer.writerows(new.items())
+                writer.writerows(map(utf8_cells, new.items()))
 
         self._try(append)
 
