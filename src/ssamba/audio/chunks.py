@@ -188,8 +188,10 @@ def _wav(data: Bytes, start: int, limit: int) -> ChunkedFile | None:
         width = block_bytes // channels  # 20 bits in 3 bytes, 24 in 4
     raw = _raw(_WAVE_CODECS.get((tag, width)), rate_hz, channels, order)
     frame_bytes = channels * width if raw else 2
+    is_usual = size >= (40 if is_extensible else 16) and (raw is None or block_bytes == frame_bytes)
     total: int | None = struct.unpack_from(order + "I", data, start + 4)[0]
-    is_64_bit = data[start : start + 4] in (b"RF64", b"BW64")
+    is_bw64 = data[start : start + 4] == b"BW64"
+    is_64_bit = is_bw64 or data[start : start + 4] == b"RF64"
     counts: list[int] = []
     hints: list[int] = []
     if is_64_bit and b"ds64" in found:
@@ -219,7 +221,7 @@ def _wav(data: Bytes, start: int, limit: int) -> ChunkedFile | None:
         hints=hints,
         total_end=_total(start + 8, total),
         # libsndfile does not know the name BW64.
-        is_regular=is_regular and (raw is None or block_bytes == frame_bytes) and data[start : start + 2] != b"BW",
+        is_regular=is_regular and is_usual and not is_bw64,
     )
 
 
@@ -272,7 +274,7 @@ def _w64(data: Bytes, start: int, limit: int) -> ChunkedFile | None:
     if walked is None or b"fmt " not in walked[0]:
         return None
     found, is_regular = walked
-    (body, _), (at, size) = found[b"fmt "], found[b"data"]
+    (body, fmt_size), (at, size) = found[b"fmt "], found[b"data"]
     tag, channels, rate_hz, _, _, bits = struct.unpack_from("<HHIIHH", data, body)
     if tag == 0xFFFE:
         (tag,) = struct.unpack_from("<H", data, body + 24)
@@ -287,7 +289,7 @@ def _w64(data: Bytes, start: int, limit: int) -> ChunkedFile | None:
         start=start,
         limit=limit,
         samples_at=at,
-        claimed=size if size > 0 else None,
+        claimed=size if 0 < size < 2**63 else None,
         frame_bytes=frame_bytes,
         chunks=_W64,
         container="W64",
@@ -298,7 +300,7 @@ def _w64(data: Bytes, start: int, limit: int) -> ChunkedFile | None:
         size_offset=24,
         hints=hints,
         total_end=_total(start, total),
-        is_regular=is_regular,
+        is_regular=is_regular and fmt_size >= 16,
     )
 
 

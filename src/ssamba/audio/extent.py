@@ -40,10 +40,15 @@ def inspect_chunks(data: Bytes, start: int, limit: int) -> tuple[Contents, int] 
     file = read_headers(data, start, limit)
     if file is None or file.samples_at > limit:
         return None
-    for size in (file.claimed, *file.counts, *file.hints):
-        if size is not None and (found := _agreeing_end(data, file, size)) is not None:
-            end, file_end = found
+    sizes = (size for size in (file.claimed, *file.counts, *file.hints) if size is not None)
+    for size in sorted(sizes, key=lambda size: file.raw is not None and size % file.frame_bytes > 0):
+        if (found := _agreeing_end(data, file, size)) is not None:
+            end, (file_end, is_regular) = found
+            file.is_regular = file.is_regular and is_regular
             return _contents(file, end, file_end, _contradiction(file, end)), file_end
+    rest = file.present - (file.claimed or 0)
+    if file.claimed and 0 <= rest < file.frame_bytes and _before_chunks(data, file) == limit:
+        return _contents(file, file.samples_at + file.claimed, limit), limit  # a few bytes more than the samples
     return _weigh(data, file)
 
 
@@ -53,62 +58,76 @@ def _weigh(data: Bytes, file: ChunkedFile) -> tuple[Contents, int]:
     if (joined := _next_file(data, file)) is not None:
         file.limit = joined
     end = _before_chunks(data, file)
+    padding = _padding(data, file, end)
+    if file.raw:
+        end -= (end - file.samples_at) % file.frame_bytes
     present = end - file.samples_at
     if claimed is None or claimed in PLACEHOLDERS:
-        return _contents(file, end, file.limit), file.limit
+        contents = _contents(file, end - padding, file.limit)
+        text = f"its header does not state the size of its samples, and {padding} bytes at its end look like padding"
+        return contents.with_verdict("wrong header", text) if padding else contents, file.limit
     # The length that the outermost header states is another witness, unless it follows from the size of the samples.
     claimed_end, total_end = file.samples_at + claimed, file.total_end
     fits = total_end is not None and abs(total_end - file.limit) <= 8  # some state the whole length, not the rest
     if claimed > present:
         counts_header = claimed - present in (file.samples_at - file.start, 44)
         if counts_header or (fits and total_end is not None and total_end < claimed_end):
-            return _contents(file, end, file.limit, claimed), file.limit
+            return _contents(file, end - padding, file.limit, claimed), file.limit
         return _cut(file, end, claimed), file.limit
     wrapped = (present - claimed) % 2**32 < file.frame_bytes
     accounted = fits and total_end is not None and total_end > claimed_end + 8
     if wrapped or _continues(data, file, claimed_end, end, accounted):
-        return _contents(file, end, file.limit, claimed), file.limit
+        return _contents(file, end - padding, file.limit, claimed), file.limit
     reason = f"{file.limit - claimed_end:,} bytes after its samples are not audio, and are left out"
     return _contents(file, claimed_end, file.limit).with_verdict("wrong header", reason), file.limit
 
 
-def _agreeing_end(data: Bytes, file: ChunkedFile, size: int) -> tuple[int, int] | None:
-    """Return where samples of this size and the file end, or None if the file goes on in another way."""
+def _agreeing_end(data: Bytes, file: ChunkedFile, size: int) -> tuple[int, tuple[int, bool]] | None:
+    """Return where samples of this size end, and `_file_end`; None if the file goes on in another way."""
     at, frame_bytes = file.samples_at, file.frame_bytes
     if size < 0 or size - file.present >= max(2, frame_bytes):
         return None
     if size == 0 and file.present >= 8 and not (file.chunks and file.chunks.is_plausible(data, at, file.limit)):
         return None  # a size that was never filled in, not an empty chunk
-    ends = [min(at + size, file.limit)]
-    if file.raw and (lacking := -size % frame_bytes) and at + size + lacking <= file.limit:
-        ends.insert(0, at + size + lacking)  # a size that lacks a part of the last frame
-    for end in ends:
-        if (file_end := _file_end(data, end, file)) is not None:
-            return end, file_end
-    return (ends[-1], file.limit) if file.limit - ends[-1] < frame_bytes else None
+    end = min(at + size, file.limit)
+    if file.raw and size % frame_bytes:  # a part of a frame is too much, or lacks the rest
+        end = at + size - size % frame_bytes
+        longer = end + frame_bytes
+        found = _file_end(data, longer, file) if longer <= file.limit else None
+        is_needed = found is not None and (any(data[end:longer]) or _file_end(data, end, file) is None)
+        if found is not None and is_needed and _before_chunks(data, file) >= longer:
+            return longer, found
+    found = _file_end(data, end, file)
+    return None if found is None else (end, found)
 
 
-def _file_end(data: Bytes, at: int, file: ChunkedFile) -> int | None:
-    """Return where the file ends whose samples end at `at`, or None if neither chunks nor the end follow there."""
+def _file_end(data: Bytes, at: int, file: ChunkedFile) -> tuple[int, bool] | None:
+    """Return where the file ends whose samples end at `at`, and whether the sizes of all chunks lead there.
+
+    None if neither a chunk, nor a tag, another file or the end follows at `at`.
+    """
     chunks, limit = file.chunks, file.limit
     alignment = chunks.alignment if chunks else 1
     knows_chunk = False
     while True:
         starts = at + -(at - file.samples_at) % alignment, at
         if limit - at in (0, starts[0] - at):
-            return limit
+            return limit, True
         for start in starts:
             if _FILE.match(data, start, limit):
-                return start
+                return start, True
             if data[start : start + 11].startswith(_TAGS):
-                return limit
+                return limit, True
         known = [chunks is not None and chunks.names.match(data, start, limit) is not None for start in starts]
         heads = [start for start in starts if chunks and chunks.is_plausible(data, start, limit)]
         if chunks is None or not heads:
-            return limit if knows_chunk or any(known) else None
+            return (limit, False) if knows_chunk or any(known) else None
         knows_chunk = knows_chunk or any(known)
         _, size = chunks.read(data, heads[0])
-        at = min(limit, heads[0] + chunks.head_bytes + max(0, size))
+        at = heads[0] + chunks.head_bytes + max(0, size)
+        if at >= limit + chunks.alignment:
+            return limit, False
+        at = min(at, limit)
 
 
 def _next_file(data: Bytes, file: ChunkedFile) -> int | None:
@@ -136,7 +155,26 @@ def _before_chunks(data: Bytes, file: ChunkedFile) -> int:
         if _leads_to(data, found.start(), limit, chunks):
             end = found.start()
         at = found.start() + 1
-    return end - (end - file.samples_at) % file.frame_bytes if file.raw else end
+    return end
+
+
+def _padding(data: Bytes, file: ChunkedFile, end: int) -> int:
+    """Return how many bytes of the last whole frames before `end` are padding to a multiple of eight (W64).
+
+    They are zeros, and taken for samples where most samples are zeros.
+    """
+    frame_bytes = file.frame_bytes
+    if not (file.chunks and file.raw and file.chunks.alignment == 8 and (end - file.samples_at) % 8 == 0):
+        return 0
+    last = end - (end - file.samples_at) % frame_bytes
+    first = max(file.samples_at, last - 4096 * frame_bytes)
+    silent = sum(not any(data[at : at + frame_bytes]) for at in range(first, last, frame_bytes))
+    if 2 * silent > (last - first) // frame_bytes:
+        return 0
+    padded = last
+    while end - padded + frame_bytes < 8 and not any(data[padded - frame_bytes : padded]):
+        padded -= frame_bytes
+    return last - padded
 
 
 def _leads_to(data: Bytes, at: int, limit: int, chunks: Chunks) -> bool:
@@ -163,14 +201,20 @@ def _continues(data: Bytes, file: ChunkedFile, at: int, end: int, is_accounted: 
     raw = file.raw or Raw("PCM_U8", 1, 1, "LITTLE")
     size = max(1, _LOOK_BYTES // file.frame_bytes) * file.frame_bytes
     at += -(at - file.samples_at) % file.frame_bytes
-    known = _values(data[max(file.samples_at, at - size) : at], raw)
-    middle = at + (end - at) // 2 // file.frame_bytes * file.frame_bytes
-    contents = [data[start : min(end, start + size)] for start in (at, middle, end - size) if at <= start < end]
+    known = _values(b"".join(_excerpts(data, file.samples_at, at, size, file.frame_bytes)), raw)
+    contents = _excerpts(data, at, end, size, file.frame_bytes)
     if not contents or any(_is_text(content) for content in contents):
         return False
-    if not is_accounted and any(content.count(content[0]) == len(content) for content in contents):
+    filling = [content[0] for content in contents if content.count(content[0]) == len(content)]
+    if filling and filling[0] != data[at - 1] and not is_accounted:
         return False  # filled up with one value
     return all(_alike(_values(content, raw), known, raw, is_accounted) for content in contents)
+
+
+def _excerpts(data: Bytes, first: int, end: int, size: int, frame_bytes: int) -> list[bytes]:
+    """Return the beginning, the middle and the end of a range in whole frames, each of `size` bytes at most."""
+    starts = (first, first + (end - first) // 2 // frame_bytes * frame_bytes, max(first, end - size))
+    return [data[start : min(end, start + size)] for start in dict.fromkeys(starts) if start < end]
 
 
 def _is_text(content: bytes) -> bool:
@@ -225,6 +269,7 @@ def _contents(file: ChunkedFile, end: int, file_end: int, claimed: int | None = 
     size, total = end - file.samples_at, file.total_end
     is_plain = file.is_regular and file.claimed is not None and 0 <= file.claimed - size < max(2, file.frame_bytes)
     is_plain = is_plain and (total is None or -1 <= total - file_end <= 8)
+    is_plain = is_plain and (file.container != "W64" or file_end == end)  # libsndfile reads what follows
     part = _part(file, end, file_end, is_plain and claimed is None)
     if claimed is None:
         return Contents(parts=(part,))

@@ -106,7 +106,9 @@ def _compare(header: _Header | None, run: _Run, data: Bytes) -> Contents | None:
 def _part(data: Bytes, run: _Run, header: _Header | None) -> Part:
     """Return the frames, behind a header that states their number and size if there is a header."""
     size = run.stop - run.start
-    if header is None or (header.frames == run.num_frames - 1 and header.size in (0, size)):
+    if header is None or (
+        header.frames == run.num_frames - 1 and (not header.size_at or abs(header.size - size) <= size / 100)
+    ):
         return Part(((run.start, run.stop),))
     length = mp3_frame(data, run.start)
     frame = bytearray(data[run.start : run.start + length])
