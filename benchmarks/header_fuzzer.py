@@ -178,7 +178,7 @@ def _cells(outcomes: Counter[str]) -> list[str]:
 
 def changed(sample: Sample, field: Field, change: str) -> bytes:
     """Return the file with another value in a field."""
-    value, most = _get(sample.content, field), 2**field.width - 1
+    value, most = _get(sample.content, field), (1 << field.width) - 1
     new = {
         "0": 0,
         "1": 1,
@@ -198,7 +198,7 @@ def _get(content: bytes, field: Field) -> int:
     if field.order == "big":
         last = field.bit + field.width
         span = content[field.bit // 8 : -(-last // 8)]
-        return int.from_bytes(span, "big") >> (-last % 8) & 2**field.width - 1
+        return int.from_bytes(span, "big") >> (-last % 8) & (1 << field.width) - 1
     span = content[field.bit // 8 : field.bit // 8 + -(-field.width // (7 if field.order == "synchsafe" else 8))]
     if field.order == "synchsafe":
         return sum(byte << 7 * place for place, byte in enumerate(reversed(span)))
@@ -211,7 +211,7 @@ def _set(content: bytes, field: Field, value: int) -> bytes:
         last = field.bit + field.width
         stop = -(-last // 8)
         whole = int.from_bytes(content[first:stop], "big")
-        mask = 2**field.width - 1 << -last % 8
+        mask = (1 << field.width) - 1 << -last % 8
         new = (whole & ~mask | value << -last % 8).to_bytes(stop - first, "big")
     elif field.order == "synchsafe":
         size = field.width // 7
@@ -243,7 +243,7 @@ def make_sample(name: str, rng: np.random.Generator) -> Sample:
     length = int(rng.integers(8000, 60_000))
     mono = np.resize(np.roll(mono, -int(rng.integers(len(mono)))), length)
     channels = int(rng.integers(1, 3))
-    samples = np.stack([mono * rng.uniform(0.3, 0.9) for _ in range(channels)], axis=1)
+    samples = np.stack([mono * np.float32(rng.uniform(0.3, 0.9)) for _ in range(channels)], axis=1)
     if name in ("WAV", "RF64", "W64", "AIFF", "CAF"):
         return _pcm(name, samples, rate_hz, rng)
     if name == "Ogg Opus":
@@ -273,10 +273,11 @@ def make_sample(name: str, rng: np.random.Generator) -> Sample:
 
 
 def _mean(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    total = samples[:, 0].copy()
+    total: npt.NDArray[np.float32] = samples[:, 0].copy()
     for channel in samples.T[1:]:
         total += channel
-    return total / np.float32(samples.shape[1])
+    total /= np.float32(samples.shape[1])
+    return total
 
 
 class _Pcm(NamedTuple):
@@ -288,7 +289,7 @@ class _Pcm(NamedTuple):
     """Bytes per sample."""
     is_float: bool
     rate_hz: int
-    count: int
+    num_samples: int
     """Samples per channel."""
     is_big: bool
 
@@ -345,7 +346,7 @@ def _wav(out: _Writer, pcm: _Pcm, rng: np.random.Generator) -> None:
     if parts["fact"]:
         body.content += b"fact"
         body.field("fact size", "<I", 4)
-        body.field("fact count", "<I", pcm.count)
+        body.field("fact count", "<I", pcm.num_samples)
     if parts["before"]:
         body.content += b"LIST"
         body.field("LIST size", "<I", 4 + len(before))
@@ -399,7 +400,7 @@ def _rf64(out: _Writer, pcm: _Pcm, rng: np.random.Generator) -> None:
     out.field("ds64 size", "<I", 28)
     out.field("ds64 RIFF size", "<Q", 4 + 36 + len(body.content))
     out.field("ds64 data size", "<Q", len(pcm.coded))
-    out.field("ds64 count", "<Q", pcm.count)
+    out.field("ds64 count", "<Q", pcm.num_samples)
     out.field("ds64 table length", "<I", 0)
     _append(out, body)
 
@@ -418,7 +419,7 @@ def _w64(out: _Writer, pcm: _Pcm, rng: np.random.Generator) -> None:
     if rng.integers(2):
         body.content += b"fact" + _W64_TAIL
         body.field("fact size", "<Q", 32)
-        body.field("fact count", "<Q", pcm.count)
+        body.field("fact count", "<Q", pcm.num_samples)
     body.content += b"data" + _W64_TAIL
     body.field("data size", "<Q", 24 + len(pcm.coded))
     body.content += pcm.coded + bytes(-len(pcm.coded) % 8)
@@ -443,7 +444,7 @@ def _aiff(out: _Writer, pcm: _Pcm, rng: np.random.Generator) -> None:
     body.content += b"COMM"
     body.field("COMM size", ">I", 18)
     body.content += struct.pack(">H", pcm.channels)
-    body.field("COMM count", ">I", pcm.count)
+    body.field("COMM count", ">I", pcm.num_samples)
     body.content += struct.pack(">HHQ", 8 * pcm.width, 16383 + exponent, pcm.rate_hz << 63 - exponent)
     body.content += b"SSND"
     body.field("SSND size", ">I", 8 + len(pcm.coded))

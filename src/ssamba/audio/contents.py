@@ -19,15 +19,6 @@ A file that cannot be read at all has no verdict: it raises AudioDecodeError.
 
 
 @dataclass(frozen=True)
-class Remark:
-    """What is wrong with a file that is used all the same."""
-
-    path: str
-    verdict: Verdict
-    reason: str
-
-
-@dataclass(frozen=True)
 class Raw:
     """How samples without a header are coded, in the terms of libsndfile."""
 

@@ -33,8 +33,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 import soxr
 
-from ssamba.audio.contents import Remark
-from ssamba.audio.files import AudioBytes, AudioSource, path_text
+from ssamba.audio.files import AudioBytes, AudioSource, Remark, path_text
 from ssamba.audio.readers import AudioInfo, Reader, Samples, open_audio
 from ssamba.errors import AudioDecodeError, AudioHeaderWarning, AudioTruncatedWarning, AudioWarning, WorkerDiedError
 from ssamba.worker_pool import map_in_processes

@@ -55,7 +55,8 @@ def inspect_chunks(data: Bytes, start: int, limit: int) -> tuple[Contents, int] 
 def _weigh(data: Bytes, file: ChunkedFile) -> tuple[Contents, int]:
     """Decide for a file in which no size field says where the samples end."""
     claimed = file.claimed
-    if (joined := _next_file(data, file)) is not None:
+    wrapped = claimed is not None and file.present >= 2**32 and (file.present - claimed) % 2**32 < file.frame_bytes
+    if not wrapped and (joined := _next_file(data, file)) is not None:
         file.limit = joined
     end = _before_chunks(data, file)
     padding = _padding(data, file, end)
@@ -74,7 +75,7 @@ def _weigh(data: Bytes, file: ChunkedFile) -> tuple[Contents, int]:
         if counts_header or (fits and total_end is not None and total_end < claimed_end):
             return _contents(file, end - padding, file.limit, claimed), file.limit
         return _cut(file, end, claimed), file.limit
-    wrapped = (present - claimed) % 2**32 < file.frame_bytes
+    wrapped = present >= 2**32 and (present - claimed) % 2**32 < file.frame_bytes
     accounted = fits and total_end is not None and total_end > claimed_end + 8
     if wrapped or _continues(data, file, claimed_end, end, accounted):
         return _contents(file, end - padding, file.limit, claimed), file.limit
@@ -159,12 +160,12 @@ def _before_chunks(data: Bytes, file: ChunkedFile) -> int:
 
 
 def _padding(data: Bytes, file: ChunkedFile, end: int) -> int:
-    """Return how many bytes of the last whole frames before `end` are padding to a multiple of eight (W64).
+    """Return how many bytes of the last whole frames before `end` are padding.
 
     They are zeros, and taken for samples where most samples are zeros.
     """
-    frame_bytes = file.frame_bytes
-    if not (file.chunks and file.raw and file.chunks.alignment == 8 and (end - file.samples_at) % 8 == 0):
+    frame_bytes, alignment = file.frame_bytes, file.chunks.alignment if file.chunks else 1
+    if file.raw is None or frame_bytes >= alignment or (end - file.samples_at) % alignment:
         return 0
     last = end - (end - file.samples_at) % frame_bytes
     first = max(file.samples_at, last - 4096 * frame_bytes)
@@ -172,7 +173,7 @@ def _padding(data: Bytes, file: ChunkedFile, end: int) -> int:
     if 2 * silent > (last - first) // frame_bytes:
         return 0
     padded = last
-    while end - padded + frame_bytes < 8 and not any(data[padded - frame_bytes : padded]):
+    while end - padded + frame_bytes < alignment and not any(data[padded - frame_bytes : padded]):
         padded -= frame_bytes
     return last - padded
 

@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TypeAlias
@@ -146,6 +146,30 @@ class Skipped:
         reason = str(error)
         # An error about samples that were decoded elsewhere does not know the file.
         return cls(path_text(path), reason if reason.startswith(str(path)) else f"{path}: {reason}")
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What is wrong with a file that is used all the same."""
+
+    path: str
+    verdict: str
+    """`wrong header`: all of it is read; `cut`: what comes before the damage is."""
+    reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", utf8_text(self.path))
+        object.__setattr__(self, "reason", utf8_text(self.reason))
+
+
+def write_remarks(report: Path, remarks: Iterable[Remark]) -> tuple[Remark, ...]:
+    """Write remarks, each once, to a CSV file (path, verdict, reason), and return them; no file if there are none."""
+    unique = tuple(dict.fromkeys(remarks))
+    if unique:
+        write_csv(report, ("path", "verdict", "reason"), map(astuple, unique))
+    else:
+        report.unlink(missing_ok=True)
+    return unique
 
 
 def write_skipped(report: Path, skipped: Sequence[Skipped]) -> None:

@@ -21,7 +21,7 @@ from ssamba.errors import ConfigError, OtherSettingsError, SkippedFilesError, Ss
 from ssamba.progress import format_duration as format_duration
 
 if TYPE_CHECKING:
-    from ssamba.audio.files import Skipped
+    from ssamba.audio.files import Remark, Skipped
     from ssamba.embedder import Embedder
 
 EXIT_ERROR = 1
@@ -221,6 +221,12 @@ OverwriteOption = Annotated[
 TakeOverOption = Annotated[
     bool, typer.Option("--take-over", help="Take the output away from another process that is writing it.")
 ]
+DamagedOption = Annotated[
+    str,
+    typer.Option(
+        "--damaged", help="'skip': leave out files of which a part is missing; 'keep': use what comes before it."
+    ),
+]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with code 3 if any file was skipped.")]
 ChangesOption = Annotated[
     list[str] | None,
@@ -247,10 +253,21 @@ def report_skipped(skipped: Sequence[Skipped], report: object = None) -> None:
         log.warning(f"all reasons: {report}")
 
 
+def report_remarks(remarks: Sequence[Remark], report: object = None) -> None:
+    """Log the first files that were used although something is wrong with them, and the path of the full list."""
+    for entry in remarks[:_MAX_SKIPPED_SHOWN]:
+        log.warning(entry.reason)
+    if len(remarks) > _MAX_SKIPPED_SHOWN:
+        log.warning(f"and {len(remarks) - _MAX_SKIPPED_SHOWN} more")
+    if remarks and report is not None:
+        log.warning(f"all remarks: {report}")
+
+
 def show_report(report: Any) -> None:
-    """Print the summary of a job (its report as text) and log the files that it skipped."""
+    """Print the summary of a job (its report as text) and log the files that it skipped or has remarks about."""
     say(str(report))
     report_skipped(report.skipped, report.skipped_file)
+    report_remarks(getattr(report, "remarks", ()), getattr(report, "remarks_file", None))
 
 
 def load_embedder(checkpoint: str | None, device: str | None, *, untrained: bool = False) -> Embedder:

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from ssamba.cli.app import EXIT_CODES, OverwriteOption, RecordingsArgument, StrictOption, app, show_report
+from ssamba.cli.app import (
+    EXIT_CODES,
+    DamagedOption,
+    OverwriteOption,
+    RecordingsArgument,
+    StrictOption,
+    app,
+    show_report,
+)
 from ssamba.cli.progress import ProgressDisplay
 
 
@@ -31,17 +39,19 @@ def manifest(
     prune: Annotated[
         bool, typer.Option("--prune", help="Drop rows of files that are not among RECORDINGS this time.")
     ] = False,
+    damaged: DamagedOption = "skip",
     overwrite: OverwriteOption = False,
     strict: StrictOption = False,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that read headers. Default: the cores minus one, at most 8.")
     ] = None,
 ) -> None:
-    """List recordings and their durations, read from their headers, as a manifest for training.
+    """List recordings and their durations as a manifest for training.
 
     Repeat the command to resume after an interruption, or to update the manifest: new files are added, and
     labels, splits and groups that were added by hand stay. The columns are path, start_s, duration_s, labels (separated
-    by ; in CSV), split, group. Files that cannot be read are listed with reasons in OUTPUT.skipped.csv.
+    by ; in CSV), split, group. Files that cannot be read are listed with reasons in OUTPUT.skipped.csv,
+    those that are used although their header is wrong or a part is missing in OUTPUT.remarks.csv.
     """
     from ssamba.data.listing import make_manifest
 
@@ -51,6 +61,7 @@ def manifest(
             output,
             labels=labels,  # type: ignore[arg-type]  # checked there
             prune=prune,
+            damaged=damaged,  # type: ignore[arg-type]  # checked there
             overwrite=overwrite,
             strict=strict,
             workers=workers,

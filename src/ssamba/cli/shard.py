@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ssamba.cli.app import EXIT_CODES, OverwriteOption, StrictOption, app, show_report
+from ssamba.cli.app import EXIT_CODES, DamagedOption, OverwriteOption, StrictOption, app, show_report
 from ssamba.cli.progress import ProgressDisplay
 
 
@@ -32,6 +32,7 @@ def shard(
     shuffle: Annotated[
         bool, typer.Option("--shuffle/--no-shuffle", help="Distribute clips over the shards in a random order.")
     ] = True,
+    damaged: DamagedOption = "skip",
     overwrite: OverwriteOption = False,
     strict: StrictOption = False,
     workers: Annotated[
@@ -41,7 +42,8 @@ def shard(
     """Write recordings as tar shards of the WebDataset convention, for training from slow disks or on many machines.
 
     Every clip is decoded again and checked. After an interruption, repeat the command: it goes on with the shards that
-    are missing. Recordings that cannot be read are skipped and listed with reasons in OUTPUT/skipped.csv.
+    are missing. Recordings that cannot be read are skipped and listed with reasons in OUTPUT/skipped.csv; those
+    that are used although their header is wrong or a part is missing are listed in OUTPUT/remarks.csv.
     """
     from ssamba.data.shards import write_shards
 
@@ -55,6 +57,7 @@ def shard(
             shard_mb=shard_mb,
             max_clip_s=max_clip_s,
             shuffle=shuffle,
+            damaged=damaged,  # type: ignore[arg-type]  # checked there
             overwrite=overwrite,
             strict=strict,
             workers=workers,

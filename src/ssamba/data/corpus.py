@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.audio.decode import AudioBytes, checked_rate, decode, duration_or_error
+from ssamba.audio.decode import AudioBytes, Damaged, checked_rate, collect_remarks, decode, duration_or_error
 from ssamba.audio.files import Skipped
 from ssamba.data.manifest import (
     MANIFEST_SUFFIXES,
@@ -119,9 +119,13 @@ class Corpus(ABC):
 
 
 def read_or_error(corpus: Corpus, i: int, start_s: float = 0.0, seconds: float | None = None) -> Samples | Exception:
-    """Return a part of clip `i` (see `Corpus.read`), or the error that reading it raises."""
+    """Return a part of clip `i` (see `Corpus.read`), or the error that reading it raises.
+
+    Remarks about its file, which came when the corpus was opened, are not repeated.
+    """
     try:
-        return corpus.read(i, start_s, seconds)
+        with collect_remarks():
+            return corpus.read(i, start_s, seconds)
     except (ValueError, OSError) as error:
         return error
     except Exception as error:  # a damaged file can provoke any error, which must not cost the other clips
@@ -165,18 +169,30 @@ class Subset(Corpus):
 
 
 class ManifestCorpus(Corpus):
-    """Local files listed by a manifest. Missing durations are read from the files' headers."""
+    """Local files listed by a manifest. Missing durations are measured (`ssamba.audio.decode.measure`)."""
 
     def __init__(
-        self, manifest: Manifest, sample_rate_hz: int = 16_000, name: str = "manifest", workers: int = 0
+        self,
+        manifest: Manifest,
+        sample_rate_hz: int = 16_000,
+        name: str = "manifest",
+        workers: int = 0,
+        damaged: Damaged = "skip",
     ) -> None:
-        """Open the clips of `manifest`; `workers` processes read headers where durations are missing.
+        """Open the clips of a manifest.
+
+        Args:
+            manifest: the clips.
+            sample_rate_hz: rate that recordings are resampled to.
+            name: for reports.
+            workers: processes that measure recordings whose duration is missing.
+            damaged: what to do with files of which a part is missing: `skip` them, or `keep` what comes before it.
 
         Raises:
             DataError: no clip can be read.
         """
-        self.name, self.sample_rate_hz = name, checked_rate(sample_rate_hz)
-        self.manifest, skipped = with_durations(manifest, workers)
+        self.name, self.sample_rate_hz, self.damaged = name, checked_rate(sample_rate_hz), damaged
+        self.manifest, skipped = with_durations(manifest, workers, damaged)
         self.skipped = tuple(skipped)
         if not len(self.manifest):
             reason = skipped[0].reason if skipped else "The manifest lists none"
@@ -209,7 +225,8 @@ class ManifestCorpus(Corpus):
         rate_hz = self.sample_rate_hz
         first = round(clip.start_s * rate_hz) + round(start_s * rate_hz)
         count = round((start_s + min(left_s, seconds or left_s)) * rate_hz) - round(start_s * rate_hz)
-        return decode(clip.path, sample_rate_hz=rate_hz, start_s=first / rate_hz, duration_s=max(1, count) / rate_hz)
+        start_s, seconds = first / rate_hz, max(1, count) / rate_hz
+        return decode(clip.path, sample_rate_hz=rate_hz, start_s=start_s, duration_s=seconds, damaged=self.damaged)
 
 
 def _clip_key(path: Path, start_s: float, root: Path | None) -> str:
@@ -449,8 +466,12 @@ def open_corpus(
     *,
     workers: int = 0,
     labels: Literal["folder"] | None = None,
+    damaged: Damaged = "skip",
 ) -> Corpus:
     """Open a corpus from any source.
+
+    Remarks about files that are used although their header is wrong or a part of them is missing come as warnings, or
+    are collected (`ssamba.audio.decode.collect_remarks`).
 
     Args:
         source: a folder of audio or of tars; a tar; a manifest (`.csv`, `.jsonl`, `.parquet`, the original's `.json`);
@@ -460,6 +481,8 @@ def open_corpus(
         split: only the clips of this split.
         workers: processes that read headers where that is necessary; 0 reads in this process.
         labels: `folder` takes the names of the folders as labels, for a folder of audio.
+        damaged: what to do with files of which a part is missing: `skip` them, or `keep` what comes before it (files
+            of folders and manifests; members of shards and data sets are skipped).
 
     Raises:
         DataError: the source is none of these, or holds no clip.
@@ -474,14 +497,14 @@ def open_corpus(
         return source
     if isinstance(source, Manifest):
         name = source.source.stem if source.source else "manifest"
-        return ManifestCorpus(source.in_split(split), sample_rate_hz, name, workers)
+        return ManifestCorpus(source.in_split(split), sample_rate_hz, name, workers, damaged)
     if not isinstance(source, str | Path) or str(source).startswith("hf:"):
         return HuggingFaceCorpus.open(source, sample_rate_hz, split)
     path = user_path(source)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder. Expected a folder of audio or of tars, or a manifest")
     if path.is_file() and path.suffix in MANIFEST_SUFFIXES:
-        return ManifestCorpus(read_manifest(path).in_split(split), sample_rate_hz, path.stem, workers)
+        return ManifestCorpus(read_manifest(path).in_split(split), sample_rate_hz, path.stem, workers, damaged)
     if path.suffix == ".tar" or (path.is_dir() and shard_files(path)):
         return ShardCorpus(open_index(path, workers), sample_rate_hz, split, path.stem)
     if not path.is_dir():
@@ -496,12 +519,12 @@ def open_corpus(
     if split is not None:
         raise DataError(f"{path}: a folder of audio has no splits: list it in a manifest with a split column")
     try:
-        clips, skipped = scan_folder(path, workers, labels=labels)
+        clips, skipped = scan_folder(path, workers, labels=labels, damaged=damaged)
     except ValueError as error:
         raise DataError(str(error)) from None
     if not clips:
         raise DataError(f"{path}: no recording in it can be read. {skipped[0].reason}")
-    corpus = ManifestCorpus(Manifest(clips, path), sample_rate_hz, folder_name(path))
+    corpus = ManifestCorpus(Manifest(clips, path), sample_rate_hz, folder_name(path), damaged=damaged)
     corpus.skipped = (*skipped, *corpus.skipped)
     return corpus
 

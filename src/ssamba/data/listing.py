@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ssamba.audio.decode import measure_files
-from ssamba.audio.files import Skipped, find_audio, write_skipped
+from ssamba.audio.decode import Damaged, checked_damaged, collect_remarks, measure_files, remark
+from ssamba.audio.files import Remark, Skipped, find_audio, write_remarks, write_skipped
 from ssamba.data.formats import COLUMNS, FORMATS, Clip, check_labels, read_clips, write_clips
 from ssamba.data.manifest import (
     MANIFEST_SUFFIXES,
@@ -60,6 +60,8 @@ class ManifestReport:
     """Names of the classes."""
     skipped: Sequence[Skipped]
     """Files that cannot be used."""
+    remarks: Sequence[Remark]
+    """Files that are listed although their header is wrong or a part of them is missing."""
     elapsed_s: float
     """Duration of the call."""
     finished: bool = True
@@ -69,6 +71,11 @@ class ManifestReport:
     def skipped_file(self) -> Path:
         """The table of skipped files."""
         return Path(f"{self.output}.skipped.csv")
+
+    @property
+    def remarks_file(self) -> Path:
+        """The table of remarks."""
+        return Path(f"{self.output}.remarks.csv")
 
     def __str__(self) -> str:
         if not self.finished:
@@ -90,21 +97,24 @@ def make_manifest(
     output: str | Path,
     *,
     labels: Literal["folder"] | None = None,
+    damaged: Damaged = "skip",
     prune: bool = False,
     overwrite: bool = False,
     strict: bool = False,
     workers: int | None = None,
     progress: OnProgress | None = None,
 ) -> ManifestReport:
-    """List recordings and their durations, read from their headers, as a manifest.
+    """List recordings and their durations, found by comparing headers and files, as a manifest.
 
     If the manifest exists, it is brought up to date: new files are added, durations of changed files are corrected, and
-    labels, splits and groups stay as they are. Files that cannot be used are listed in `OUTPUT.skipped.csv`.
+    labels, splits and groups stay as they are. Files that cannot be used are listed in `OUTPUT.skipped.csv`, those that
+    are listed although their header is wrong or a part of them is missing in `OUTPUT.remarks.csv`.
 
     Args:
         recordings: files, folders (searched below) and patterns.
         output: the manifest: `.parquet`, `.csv` or `.jsonl`.
         labels: `folder` takes labels, and splits if there are any, from the names of folders, for rows without labels.
+        damaged: what to do with files of which a part is missing: `skip` them, or `keep` what comes before it.
         prune: drop rows of files that are not among `recordings`.
         overwrite: make the manifest anew, without the rows that an existing one has.
         strict: raise an error at the end if any file was skipped.
@@ -123,6 +133,7 @@ def make_manifest(
     check_manifest_name(output)
     if labels not in (None, "folder"):
         raise ConfigError(f"labels is 'folder' or None, got {labels!r}")
+    checked_damaged(damaged)
     old = [] if overwrite or not output.exists() else _read_old(output)
     files = find_audio([recordings] if isinstance(recordings, str | Path) else recordings)
     if labels is not None:
@@ -130,15 +141,16 @@ def make_manifest(
     kept = KeptLengths.beside(output)
     processes = header_workers(workers, len(files))
     finished, clips, skipped = True, list[Clip](), list[Skipped]()
-    with kept:
+    with kept, collect_remarks() as remarks:
         try:
-            clips, skipped = list_clips(files, kept.read(files, processes), progress, labels=labels)
+            clips, skipped = list_clips(files, kept.read(files, processes, damaged), progress, labels=labels)
         except Interrupted:
             finished = False
     rows = _merge(old, files, clips, output, prune) if finished else _Rows(old)
     if finished:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_skipped(Path(f"{output}.skipped.csv"), skipped)
+        write_remarks(Path(f"{output}.remarks.csv"), remarks)
         kept.remove()
         if not rows.clips:
             raise DataError(f"no recording can be read. {skipped[0].reason if skipped else ''}".strip())
@@ -156,6 +168,7 @@ def make_manifest(
         updated=bool(old),
         labels=tuple(sorted({label for clip in rows.clips for label in clip.labels})),
         skipped=skipped,
+        remarks=tuple(dict.fromkeys(remarks)),
         elapsed_s=time.monotonic() - started_s,
         finished=finished,
     )
@@ -165,14 +178,15 @@ def make_manifest(
 
 
 def list_recordings(
-    data: Any, workers: int | None = None, progress: OnProgress | None = None
+    data: Any, workers: int | None = None, progress: OnProgress | None = None, damaged: Damaged = "skip"
 ) -> tuple[Manifest, list[Skipped]]:
-    """Return the recordings of one or several sources, and those that cannot be read.
+    """Return the recordings of one or several sources, and those that cannot be read; remarks as `scan_folder`.
 
     Args:
         data: a manifest (a path or a `Manifest`), a folder of audio, an audio file or a pattern; or a list of these.
         workers: processes that read headers; None as for `make_manifest`.
         progress: called after each file that is read; returning False raises Interrupted.
+        damaged: as for `make_manifest`.
 
     Raises:
         DataError: a source is none of these, or a manifest is damaged.
@@ -193,7 +207,7 @@ def list_recordings(
             files = find_audio([source])
         except ValueError as error:
             raise DataError(str(error)) from None
-        clips, unread = scan_folder(files, header_workers(workers, len(files)), progress)
+        clips, unread = scan_folder(files, header_workers(workers, len(files)), progress, damaged=damaged)
         manifests.append(Manifest(clips, path))
         skipped += unread
     if len(manifests) == 1:
@@ -285,10 +299,10 @@ def _merge(
 
 
 class KeptLengths:
-    """Lengths that headers state, kept in a file while a job reads them, so that an interrupted job goes on.
+    """Lengths of recordings, kept in a file while a job measures them, so that an interrupted job goes on.
 
-    A line holds a file's path, size and time of change, and its length in seconds. Files that cannot be read are tried
-    again.
+    A line holds a file's path, size and time of change, and its length in seconds. Files that cannot be read, or that
+    there is a remark about, are measured again.
     """
 
     def __init__(self, path: Path):
@@ -319,19 +333,22 @@ class KeptLengths:
                 f"the lengths of {len(self._known)} files are kept: repeat the command to resume"
             ) from None
 
-    def read(self, files: Sequence[Path], workers: int) -> Lengths:
+    def read(self, files: Sequence[Path], workers: int, damaged: Damaged = "skip") -> Lengths:
         """Yield each file with its length in seconds, or the error that prevents it, in order."""
         stats = {file: _stat(file) for file in files}
         known = {
             file: self._known[_key(file)][2] for file in files if self._known.get(_key(file), ())[:2] == stats[file]
         }
-        measured = measure_files((file for file in files if file not in known), workers)
+        measured = measure_files((file for file in files if file not in known), workers, damaged)
         for file in files:
             if file in known:
                 yield file, known[file]
                 continue
-            _, length = next(measured)
-            if isinstance(length, float):
+            with collect_remarks() as remarks:
+                _, length = next(measured)
+            for found in remarks:
+                remark(found)
+            if isinstance(length, float) and not remarks:
                 self._keep(file, stats[file], length)
             yield file, length
 

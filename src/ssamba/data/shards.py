@@ -38,8 +38,8 @@ import numpy as np
 import soundfile
 from pydantic import Field, model_validator
 
-from ssamba.audio.decode import AudioBytes, decode, stream
-from ssamba.audio.files import Skipped, write_skipped
+from ssamba.audio.decode import AudioBytes, Damaged, collect_remarks, decode, stream
+from ssamba.audio.files import Remark, Skipped, write_remarks, write_skipped
 from ssamba.audio.readers import Samples
 from ssamba.config import Config, settings_differences
 from ssamba.data.listing import list_recordings
@@ -84,6 +84,8 @@ class ShardSettings(Config):
     """Longer recordings are cut: Opus is decoded from the start of a clip, so a crop of a long one is slow."""
     shuffle: bool = True
     """Distribute clips over the shards in a random order instead of the manifest's."""
+    damaged: Damaged = "skip"
+    """What to do with files of which a part is missing: `skip` them, or `keep` what comes before it."""
 
     @model_validator(mode="after")
     def _check(self) -> ShardSettings:
@@ -120,6 +122,8 @@ class ShardReport:
     """Size of the finished shards in bytes."""
     skipped: list[Skipped] = field(default_factory=list)
     """Recordings that were left out."""
+    remarks: list[Remark] = field(default_factory=list)
+    """Recordings that were used although their header is wrong or a part of them is missing."""
     moved_to: Path | None = None
     """Folder that other shards were moved to, because of `overwrite`."""
     elapsed_s: float = 0.0
@@ -131,6 +135,11 @@ class ShardReport:
     def skipped_file(self) -> Path:
         """The table of skipped recordings."""
         return self.output / "skipped.csv"
+
+    @property
+    def remarks_file(self) -> Path:
+        """The table of remarks."""
+        return self.output / "remarks.csv"
 
     def __str__(self) -> str:
         if not self.finished:
@@ -174,6 +183,7 @@ def write_shards(
     shard_mb: float = 200.0,
     max_clip_s: float = 30.0,
     shuffle: bool = True,
+    damaged: Damaged = "skip",
     overwrite: bool = False,
     strict: bool = False,
     workers: int | None = None,
@@ -190,6 +200,7 @@ def write_shards(
         shard_mb: approximate size of a shard, in 10^6 bytes.
         max_clip_s: longer recordings are cut into equal pieces of at most this length.
         shuffle: distribute clips over the shards in a random order instead of that of the data.
+        damaged: what to do with files of which a part is missing: `skip` them, or `keep` what comes before it.
         overwrite: write anew; shards in the folder are moved to a folder beside it.
         strict: raise an error at the end if any recording was skipped.
         workers: processes, each writing one shard at a time; None means the number of cores minus one, at most 8.
@@ -211,6 +222,7 @@ def write_shards(
             "shard_mb": shard_mb,
             "max_clip_s": max_clip_s,
             "shuffle": shuffle,
+            "damaged": damaged,
         },
         "shards",
     )
@@ -218,7 +230,9 @@ def write_shards(
         raise ConfigError(f"{folder} is a file: expected the name of a folder to write")
     report = ShardReport(folder)
     try:
-        report.finished = _write(report, data, options, overwrite, workers, progress)
+        with collect_remarks() as remarks:
+            report.finished = _write(report, data, options, overwrite, workers, progress)
+        report.remarks = list(write_remarks(report.remarks_file, [*remarks, *report.remarks]))
     except KeyboardInterrupt:
         again = "the command without --overwrite" if overwrite and report.total else "the command"
         written = f"{report.shards} of {report.total} shards are written" if report.total else "no shard is written"
@@ -240,11 +254,11 @@ def _write(
     """Write shards and their index, and fill in the report; return False if `progress` stopped that."""
     folder = report.output
     try:
-        manifest, unread = list_recordings(data, workers, progress)
+        manifest, unread = list_recordings(data, workers, progress, options.damaged)
     except Interrupted:
         return False
     total, processes = len(manifest), default_workers() if workers is None else workers
-    manifest, unknown = with_durations(manifest, processes)
+    manifest, unknown = with_durations(manifest, processes, options.damaged)
     report.skipped = [*unread, *unknown]
     if not len(manifest):
         reason = report.skipped[0].reason if report.skipped else "It lists none"
@@ -263,6 +277,7 @@ def _write(
         report.audio_s += sum(member[COLUMNS.index("seconds")] for member in record["members"])
         report.size += record["bytes"]
         report.skipped += [Skipped(path, reason) for path, reason in record["skipped"]]
+        report.remarks += [Remark(*values) for values in record["remarks"]]
         size = f"{report.size / 1e6:.0f} MB"
         return reporter.update(report.shards, audio_s=report.audio_s, skipped=len(report.skipped), detail=size)
 
@@ -360,7 +375,7 @@ def _prepare_folder(folder: Path, identity: dict[str, Any], overwrite: bool) -> 
                 "--overwrite to start anew, or another folder"
             )
         index = [] if head is None else [head["index"]]
-        moved_to = move_aside(folder, [*sorted(known), *index, "skipped.csv", SHARDS_FILE, _RECORDS])
+        moved_to = move_aside(folder, [*sorted(known), *index, "skipped.csv", "remarks.csv", SHARDS_FILE, _RECORDS])
         head = None
     if not marker.is_file():
         records.mkdir(exist_ok=True)
@@ -391,7 +406,9 @@ def _restore_records(folder: Path, head: dict[str, Any]) -> None:
     for number, shard in enumerate(head["shards"]):
         skipped = head["skipped"] if number == 0 else []
         values = [dataclasses.astuple(member) for member in of_shard.get(shard["name"], [])]
-        _write_record(folder / _RECORDS / f"{shard['name']}.json", {**shard, "members": values, "skipped": skipped})
+        _write_record(
+            folder / _RECORDS / f"{shard['name']}.json", {**shard, "members": values, "skipped": skipped, "remarks": []}
+        )
 
 
 def _read_finished(job: _Job) -> dict[str, Any] | None:
@@ -413,7 +430,7 @@ def _write_shard(job: _Job) -> dict[str, Any]:
     skipped: list[tuple[str, str]] = []
     temporary = job.folder / f".{job.name}.{os.getpid()}.tmp"
     try:
-        with temporary.open("wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
+        with collect_remarks() as remarks, temporary.open("wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
             for number, clip in job.clips:
                 try:
                     if number in job.unusable:
@@ -429,7 +446,8 @@ def _write_shard(job: _Job) -> dict[str, Any]:
             tar.close()
             file.flush()
             os.fsync(file.fileno())
-        record = {"name": job.name, "bytes": 0, "sha256": "", "members": [], "skipped": skipped}
+        unique = [dataclasses.astuple(found) for found in dict.fromkeys(remarks)]
+        record = {"name": job.name, "bytes": 0, "sha256": "", "members": [], "skipped": skipped, "remarks": unique}
         if members:
             size, checksum = temporary.stat().st_size, file_checksum(temporary)
             values = [dataclasses.astuple(member) for member in members]
@@ -491,7 +509,7 @@ def _write_without_killers(job: _Job) -> dict[str, Any]:
 
 def _decode_clip(numbered: tuple[int, Clip]) -> None:
     with suppress(Exception):  # only what ends the process matters here
-        deque(_pieces(numbered[1], 16_000, 30.0), maxlen=0)
+        deque(_pieces(numbered[1], 16_000, 30.0, "keep"), maxlen=0)
 
 
 def _write_record(path: Path, record: dict[str, Any]) -> None:
@@ -505,7 +523,7 @@ def _encoded_pieces(clip: Clip, settings: ShardSettings) -> Iterator[tuple[bytes
         AudioDecodeError: the recording cannot be read, or its length changes when it is encoded and decoded.
     """
     rate_hz = settings.sample_rate_hz
-    for samples in _pieces(clip, rate_hz, settings.max_clip_s):
+    for samples in _pieces(clip, rate_hz, settings.max_clip_s, settings.damaged):
         data = encode(samples, settings)
         decoded = decode(AudioBytes(f"{clip.path} as {settings.codec}", data), sample_rate_hz=rate_hz)
         if len(decoded) != len(samples):
@@ -516,21 +534,25 @@ def _encoded_pieces(clip: Clip, settings: ShardSettings) -> Iterator[tuple[bytes
         yield data, len(samples) / rate_hz
 
 
-def _pieces(clip: Clip, rate_hz: int, max_clip_s: float) -> Iterator[Samples]:
+def _pieces(clip: Clip, rate_hz: int, max_clip_s: float, damaged: Damaged) -> Iterator[Samples]:
     """Yield the clip's samples in equal pieces of at most `max_clip_s` seconds."""
     total = max(1, round((clip.duration_s or 0.0) * rate_hz))
     count = math.ceil(total / (max_clip_s * rate_hz))
     if count == 1:
-        yield decode(clip.path, sample_rate_hz=rate_hz, start_s=clip.start_s, duration_s=total / rate_hz)
+        yield _decode(clip, rate_hz, clip.start_s, total / rate_hz, damaged)
         return
     size = math.ceil(total / count)
     if clip.start_s == 0:
-        yield from islice(stream(clip.path, sample_rate_hz=rate_hz, block_s=size / rate_hz), count)
+        yield from islice(stream(clip.path, sample_rate_hz=rate_hz, block_s=size / rate_hz, damaged=damaged), count)
         return
     first = round(clip.start_s * rate_hz)
     for at in range(0, total, size):
         length = min(size, total - at)
-        yield decode(clip.path, sample_rate_hz=rate_hz, start_s=(first + at) / rate_hz, duration_s=length / rate_hz)
+        yield _decode(clip, rate_hz, (first + at) / rate_hz, length / rate_hz, damaged)
+
+
+def _decode(clip: Clip, rate_hz: int, start_s: float, duration_s: float, damaged: Damaged) -> Samples:
+    return decode(clip.path, sample_rate_hz=rate_hz, start_s=start_s, duration_s=duration_s, damaged=damaged)
 
 
 def encode(samples: Samples, settings: ShardSettings) -> bytes:
