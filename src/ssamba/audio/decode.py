@@ -394,7 +394,8 @@ class _Result(NamedTuple):
 
 def _decode_file(path: Path, sample_rate_hz: int, damaged: Damaged) -> _Result:
     try:
-        duration_s = probe(path).duration_s
+        with open_audio(path) as reader:
+            duration_s = reader.info.duration_s
         if duration_s is None or duration_s > LONG_S:
             return _Result(path)
         with collect_remarks() as remarks:
