@@ -314,7 +314,7 @@ def test_no_damaged_file_can_end_a_job(tmp_path, embedder, clips, monkeypatch):
     def unheard_of(path):
         raise RuntimeError("a codec's own trouble")
 
-    monkeypatch.setattr("ssamba.audio.decode.probe", unheard_of)
+    monkeypatch.setattr("ssamba.audio.decode.open_audio", unheard_of)
     with pytest.raises(StoreError, match="a codec's own trouble"):
         embed_files(find_audio([tmp_path]), tmp_path / "f.npz", embedder)
     assert len(skipped_file(tmp_path / "f.npz").read_text().splitlines()) == 4
