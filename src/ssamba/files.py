@@ -13,7 +13,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -91,20 +94,42 @@ def _linked_names(folder: str) -> dict[str, str]:
         return {}
 
 
+_checks: ContextVar[tuple[Callable[[], None], ...]] = ContextVar("checks before files are replaced", default=())
+
+
+@contextmanager
+def checking_before_replacing(check: Callable[[], None]) -> Iterator[None]:
+    """Call `check` before each file that `write_atomically` replaces inside; it raises if that must not happen."""
+    before = _checks.set((*_checks.get(), check))
+    try:
+        yield
+    finally:
+        _checks.reset(before)
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path beside `path`, then rename it to `path`."""
-    name = path.name
-    if len(os.fsencode(name)) > _MAX_NAME_BYTES:
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
-    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+    """Call `write` with a temporary path beside `path`, then rename it to `path`.
+
+    Any number of processes and threads may write the same path: each writes a file of its own, and the last stays.
+    Inside `lock_output` the lock is verified before the file is renamed.
+    """
+    temporary = path.with_name(f".{shortened_name(path.name)}.{secrets.token_hex(6)}.tmp")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # the user's umask; some writers are stricter
         write(temporary)
         temporary.chmod(mode)
+        for check in _checks.get():
+            check()
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def shortened_name(name: str) -> str:
+    """Return a file name, or its digest if the name with additions may be longer than file systems allow."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= _MAX_NAME_BYTES else hashlib.sha256(encoded).hexdigest()[:32]
 
 
 def move_aside(folder: Path, names: Iterable[str]) -> Path | None:

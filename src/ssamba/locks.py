@@ -1,9 +1,9 @@
 """Lock an output, so that one process at a time writes it, also if several machines share the disk.
 
     with lock_output("birds.npz") as lock:
-        ...
-        lock.verify()                        # before every commit: raises if another process has taken the output over
-        temporary.replace("birds.npz")
+        write_atomically(...)   # raises LockLostError instead of writing if another process has taken the output over
+        lock.verify()           # likewise, to be called before anything else that is renamed or removed
+        lock.check()            # the same at no cost, as of the last heartbeat, to be called at every step of a job
 
 The lock of a file `x.npz` is the folder `.x.npz.lock` beside it, that of a folder is `.lock` in it. It holds one file,
 named by a random token, that says who holds it: machine, process, start of the process, command. Its modification time
@@ -46,6 +46,7 @@ from pathlib import Path
 from typing import Any
 
 from ssamba.errors import DataError, LockLostError, OutputInUseError
+from ssamba.files import checking_before_replacing, shortened_name, utf8_text
 
 HEARTBEAT_S = 15.0
 """Time between two heartbeats."""
@@ -87,11 +88,10 @@ class Holder:
     def this_process(cls) -> Holder:
         """Describe this process."""
         command = shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]]) if sys.argv else "python"
-        command = command.encode("utf-8", "backslashreplace").decode()
         since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         pid, job = os.getpid(), os.environ.get("TORCHELASTIC_RUN_ID", "")
         start = process_start(pid) or ""
-        return cls(socket.gethostname(), _system(), pid, start, since, command, "" if job == "none" else job)
+        return cls(socket.gethostname(), _system(), pid, start, since, utf8_text(command), "" if job == "none" else job)
 
     @property
     def is_here(self) -> bool:
@@ -151,7 +151,7 @@ class OutputLock:
     def __init__(self, output: Path, folder: bool) -> None:
         self.output = output
         name = secrets.token_hex(8)
-        self._lock = output / _LOCK if folder else output.with_name(f".{output.name}{_LOCK}")
+        self._lock = output / _LOCK if folder else output.with_name(f".{shortened_name(output.name)}{_LOCK}")
         self._prepared = self._lock.with_name(f"{self._lock.name}.{name}")
         self._file = self._lock / name
         self._holder = Holder.this_process()
@@ -172,7 +172,7 @@ class OutputLock:
             raise self.token.lost()
 
     def verify(self) -> None:
-        """Check on the disk that the lock is still held; to be called before every commit.
+        """Check on the disk that the lock is still held; to be called before every commit (`write_atomically` does).
 
         Raises:
             LockLostError: another process has taken the output over.
@@ -316,7 +316,8 @@ def lock_output(output: str | Path, *, folder: bool = False, take_over: bool = F
     lock = OutputLock(Path(os.path.abspath(output)), folder)  # noqa: PTH100 - `resolve` would follow links
     try:
         lock._acquire(take_over)
-        yield lock
+        with checking_before_replacing(lock.verify):
+            yield lock
     finally:
         lock._release()
 

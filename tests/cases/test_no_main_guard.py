@@ -9,15 +9,13 @@ import sys
 import pytest
 
 SCRIPT = """
-from pathlib import Path
 import ssamba
 from ssamba.data.corpus import open_corpus
 from ssamba.data.loader import WaveLoader
 from ssamba.data.plan import Plan, PlanConfig
-from ssamba.library.embed import embed_collection
 from ssamba.library.tables import read_embeddings
 
-done = embed_collection(sorted(Path("rec").glob("*.flac")), "o.npz", ssamba.load_model(), workers=1)
+done = ssamba.embed_files("rec", "o.npz", workers=1)
 print(done.embedded, len(done.skipped), read_embeddings("o.npz")["embedding"].shape[0])
 corpora = [open_corpus("rec")]
 loader = WaveLoader(corpora, Plan(PlanConfig(batch_size=3, short_clips="pad"), corpora), workers=1)

@@ -10,7 +10,8 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -35,8 +36,34 @@ EXIT_CODES = (
     "3 with --strict, some files were skipped; 130 interrupted."
 )
 
-out = Console()
-err = Console(stderr=True)
+
+class _PipeConsole(Console):
+    """A console whose reader may go away, as `head` does.
+
+    When nobody reads the results any more, the command ends quietly; messages that nobody reads do not end a job.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except BrokenPipeError:  # before rich 13.9, which calls the method below
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _discard(sys.stderr if self.stderr else sys.stdout)
+        if not self.stderr:
+            sys.exit(0)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let a stream whose reader has gone lead nowhere, also what it still holds when the interpreter ends."""
+    with suppress(OSError, ValueError):  # a stream without a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+out = _PipeConsole()
+err = _PipeConsole(stderr=True)
 log = logging.getLogger("ssamba")
 
 UsageError: Any = typer.BadParameter.__base__
@@ -68,8 +95,11 @@ HANDLER = _StderrHandler()
 def write_json_line(values: dict[str, Any]) -> None:
     """Write an event of `--log-json` to standard error."""
     line = json.dumps({"time": round(time.time(), 3), **values}, ensure_ascii=False)
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    try:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    except BrokenPipeError:
+        _discard(sys.stderr)
 
 
 def is_quiet() -> bool:
@@ -116,12 +146,17 @@ class Commands(TyperGroup):
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _log_warning
-                return super().invoke(ctx)
+                result = super().invoke(ctx)
+                sys.stdout.flush()
+                return result
         except UsageError as error:
             _fail_usage(error)
         except SkippedFilesError as error:
             show_report(error.report)
             fail(str(error), EXIT_SKIPPED)
+        except BrokenPipeError:
+            _discard(sys.stdout)
+            sys.exit(0)
         except (SsambaError, OSError, ValueError) as error:
             log.debug("traceback", exc_info=True)
             wrong_usage = isinstance(error, ConfigError) and not isinstance(error, OtherSettingsError)

@@ -13,6 +13,7 @@ from ssamba.cli.app import (
     OverwriteOption,
     RecordingsArgument,
     StrictOption,
+    TakeOverOption,
     app,
     show_report,
 )
@@ -41,6 +42,7 @@ def manifest(
     ] = False,
     damaged: DamagedOption = "skip",
     overwrite: OverwriteOption = False,
+    take_over: TakeOverOption = False,
     strict: StrictOption = False,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that read headers. Default: the cores minus one, at most 8.")
@@ -63,6 +65,7 @@ def manifest(
             prune=prune,
             damaged=damaged,  # type: ignore[arg-type]  # checked there
             overwrite=overwrite,
+            take_over=take_over,
             strict=strict,
             workers=workers,
             progress=progress,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ssamba.cli.app import EXIT_CODES, OverwriteOption, StrictOption, app, log, show_report
+from ssamba.cli.app import EXIT_CODES, OverwriteOption, StrictOption, TakeOverOption, app, log, show_report
 from ssamba.cli.progress import ProgressDisplay
 
 NAMES = (
@@ -46,6 +46,7 @@ def prepare(
         bool, typer.Option("--allow-leaks", help="Continue if a speaker or recording is in several splits.")
     ] = False,
     overwrite: OverwriteOption = False,
+    take_over: TakeOverOption = False,
     strict: StrictOption = False,
     workers: Annotated[
         int | None,
@@ -70,6 +71,7 @@ def prepare(
             checksums=checksums,
             allow_leaks=allow_leaks,
             overwrite=overwrite,
+            take_over=take_over,
             strict=strict,
             workers=workers,
             progress=progress,

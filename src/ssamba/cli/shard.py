@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ssamba.cli.app import EXIT_CODES, DamagedOption, OverwriteOption, StrictOption, app, show_report
+from ssamba.cli.app import EXIT_CODES, DamagedOption, OverwriteOption, StrictOption, TakeOverOption, app, show_report
 from ssamba.cli.progress import ProgressDisplay
 
 
@@ -34,6 +34,7 @@ def shard(
     ] = True,
     damaged: DamagedOption = "skip",
     overwrite: OverwriteOption = False,
+    take_over: TakeOverOption = False,
     strict: StrictOption = False,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that write. Default: the cores minus one, at most 8.")
@@ -59,6 +60,7 @@ def shard(
             shuffle=shuffle,
             damaged=damaged,  # type: ignore[arg-type]  # checked there
             overwrite=overwrite,
+            take_over=take_over,
             strict=strict,
             workers=workers,
             progress=progress,

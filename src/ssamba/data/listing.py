@@ -28,8 +28,9 @@ from ssamba.data.manifest import (
     read_places,
     scan_folder,
 )
-from ssamba.errors import ConfigError, DataError, Interrupted, SkippedFilesError
+from ssamba.errors import ConfigError, DataError, Interrupted, LockLostError, SkippedFilesError
 from ssamba.files import user_path
+from ssamba.locks import OutputLock, lock_output
 from ssamba.progress import OnProgress, format_duration
 from ssamba.worker_pool import default_workers
 
@@ -62,7 +63,7 @@ class ManifestReport:
     """Files that cannot be used."""
     remarks: Sequence[Remark]
     """Files that are listed although their header is wrong or a part of them is missing."""
-    elapsed_s: float
+    elapsed_s: float = 0.0
     """Duration of the call."""
     finished: bool = True
     """False if `progress` stopped the call: the manifest is unchanged, and the lengths found are kept."""
@@ -100,6 +101,7 @@ def make_manifest(
     damaged: Damaged = "skip",
     prune: bool = False,
     overwrite: bool = False,
+    take_over: bool = False,
     strict: bool = False,
     workers: int | None = None,
     progress: OnProgress | None = None,
@@ -117,6 +119,7 @@ def make_manifest(
         damaged: what to do with files of which a part is missing: `skip` them, or `keep` what comes before it.
         prune: drop rows of files that are not among `recordings`.
         overwrite: make the manifest anew, without the rows that an existing one has.
+        take_over: take the manifest away from another process that is writing it.
         strict: raise an error at the end if any file was skipped.
         workers: processes that read headers; None means cores minus one (at most 8) if there are many files.
         progress: called after each file; returning False stops, and the next call resumes.
@@ -125,20 +128,42 @@ def make_manifest(
         ConfigError: `output` has another suffix, or `labels` is unknown.
         DataError: no recording can be read; the format cannot hold a label; links put a file into the folders of two
             classes; the existing manifest is damaged, or has columns that would be lost.
+        OutputInUseError: another process is writing the manifest.
         SkippedFilesError: `strict` is set and files were skipped; the manifest is written.
         Interrupted: Ctrl-C; the lengths found are kept.
         ValueError: a folder holds no audio file, or a pattern matches nothing.
     """
-    started_s, began_s, output = time.monotonic(), time.time(), user_path(output)
+    started_s, output = time.monotonic(), user_path(output)
     check_manifest_name(output)
     if labels not in (None, "folder"):
         raise ConfigError(f"labels is 'folder' or None, got {labels!r}")
     checked_damaged(damaged)
+    with lock_output(output, take_over=take_over) as lock:
+        report = _make(recordings, output, labels, damaged, prune, overwrite, workers, progress, lock)
+    report = replace(report, elapsed_s=time.monotonic() - started_s)
+    if strict and report.skipped:
+        raise SkippedFilesError(f"{len(report.skipped)} files were skipped, and strict was set", report)
+    return report
+
+
+def _make(
+    recordings: str | Path | Iterable[str | Path],
+    output: Path,
+    labels: Literal["folder"] | None,
+    damaged: Damaged,
+    prune: bool,
+    overwrite: bool,
+    workers: int | None,
+    progress: OnProgress | None,
+    lock: OutputLock,
+) -> ManifestReport:
+    """Make a manifest whose lock is held; see `make_manifest`."""
+    began_s = time.time()
     old = [] if overwrite or not output.exists() else _read_old(output)
     files = find_audio([recordings] if isinstance(recordings, str | Path) else recordings)
     if labels is not None:
         check_labels({place.label for place in read_places(files) if place.label is not None}, output.suffix)
-    kept = KeptLengths.beside(output)
+    kept = KeptLengths.beside(output, lock)
     processes = header_workers(workers, len(files))
     finished, clips, skipped = True, list[Clip](), list[Skipped]()
     with kept, collect_remarks() as remarks:
@@ -148,16 +173,16 @@ def make_manifest(
             finished = False
     rows = _merge(old, files, clips, output, prune) if finished else _Rows(old)
     if finished:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        lock.verify()
         write_skipped(Path(f"{output}.skipped.csv"), skipped)
         write_remarks(Path(f"{output}.remarks.csv"), remarks)
+        if rows.clips and rows.clips != old:
+            write_clips(output, rows.clips)
+            os.utime(output, (began_s, began_s))  # files that changed after their headers were read are newer
         kept.remove()
         if not rows.clips:
             raise DataError(f"no recording can be read. {skipped[0].reason if skipped else ''}".strip())
-        if rows.clips != old:
-            write_clips(output, rows.clips)
-            os.utime(output, (began_s, began_s))  # files that changed after their headers were read are newer
-    report = ManifestReport(
+    return ManifestReport(
         output=output,
         recordings=len(rows.clips),
         audio_s=sum(clip.duration_s or 0.0 for clip in rows.clips),
@@ -169,12 +194,8 @@ def make_manifest(
         labels=tuple(sorted({label for clip in rows.clips for label in clip.labels})),
         skipped=skipped,
         remarks=tuple(dict.fromkeys(remarks)),
-        elapsed_s=time.monotonic() - started_s,
         finished=finished,
     )
-    if strict and skipped:
-        raise SkippedFilesError(f"{len(skipped)} files were skipped, and strict was set", report)
-    return report
 
 
 def list_recordings(
@@ -305,8 +326,8 @@ class KeptLengths:
     there is a remark about, are measured again.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, lock: OutputLock):
+        self.path, self._lock = path, lock
         self._known: dict[str, tuple[int, int, float]] = {}
         self._unsaved: list[str] = []
         self._saved_s = time.monotonic()
@@ -319,15 +340,16 @@ class KeptLengths:
                 self._known[file] = (size, changed_ns, length_s)
 
     @classmethod
-    def beside(cls, output: Path) -> KeptLengths:
-        """Return those of the job that writes `output`."""
-        return cls(output.with_name(f"{output.name}.partial"))
+    def beside(cls, output: Path, lock: OutputLock) -> KeptLengths:
+        """Return those of the job that writes `output`, whose lock it holds."""
+        return cls(output.with_name(f"{output.name}.partial"), lock)
 
     def __enter__(self) -> KeptLengths:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        self._save()
+        if kind is not LockLostError:
+            self._save()
         if kind is KeyboardInterrupt:
             raise Interrupted(
                 f"the lengths of {len(self._known)} files are kept: repeat the command to resume"
@@ -341,6 +363,7 @@ class KeptLengths:
         }
         measured = measure_files((file for file in files if file not in known), workers, damaged)
         for file in files:
+            self._lock.check()
             if file in known:
                 yield file, known[file]
                 continue

@@ -56,6 +56,7 @@ from ssamba.errors import (
 )
 from ssamba.files import move_aside, path_text, user_path, write_atomically
 from ssamba.hashing import digest_of, file_checksum, hash_bytes
+from ssamba.locks import LockToken, OutputLock, lock_output
 from ssamba.progress import OnProgress, ProgressReporter, format_duration
 from ssamba.worker_pool import default_workers, map_in_processes
 
@@ -161,6 +162,8 @@ class _Job:
     clips: tuple[tuple[int, Clip], ...]
     """Clips with their numbers in the manifest."""
     settings: ShardSettings
+    lock: LockToken
+    """The lock of the folder."""
     unusable: Mapping[int, str] = field(default_factory=dict)
     """Numbers of clips that must not be read, with the reasons."""
 
@@ -185,6 +188,7 @@ def write_shards(
     shuffle: bool = True,
     damaged: Damaged = "skip",
     overwrite: bool = False,
+    take_over: bool = False,
     strict: bool = False,
     workers: int | None = None,
     progress: OnProgress | None = None,
@@ -202,6 +206,7 @@ def write_shards(
         shuffle: distribute clips over the shards in a random order instead of that of the data.
         damaged: what to do with files of which a part is missing: `skip` them, or `keep` what comes before it.
         overwrite: write anew; shards in the folder are moved to a folder beside it.
+        take_over: take the folder away from another process that is writing to it.
         strict: raise an error at the end if any recording was skipped.
         workers: processes, each writing one shard at a time; None means the number of cores minus one, at most 8.
         progress: called after each shard; returning False stops, and the next call resumes.
@@ -210,6 +215,7 @@ def write_shards(
         ConfigError: the settings are invalid.
         OtherSettingsError: the folder holds shards of other recordings or settings; every difference is named.
         DataError: the folder holds tars of others, or no recording can be read.
+        OutputInUseError: another process is writing to the folder.
         SkippedFilesError: `strict` is set and recordings were skipped; the shards are written.
         Interrupted: Ctrl-C; finished shards are kept.
     """
@@ -230,9 +236,10 @@ def write_shards(
         raise ConfigError(f"{folder} is a file: expected the name of a folder to write")
     report = ShardReport(folder)
     try:
-        with collect_remarks() as remarks:
-            report.finished = _write(report, data, options, overwrite, workers, progress)
-        report.remarks = list(write_remarks(report.remarks_file, [*remarks, *report.remarks]))
+        with lock_output(folder, folder=True, take_over=take_over) as lock:
+            with collect_remarks() as remarks:
+                report.finished = _write(report, data, options, overwrite, workers, progress, lock)
+            report.remarks = list(write_remarks(report.remarks_file, [*remarks, *report.remarks]))
     except KeyboardInterrupt:
         again = "the command without --overwrite" if overwrite and report.total else "the command"
         written = f"{report.shards} of {report.total} shards are written" if report.total else "no shard is written"
@@ -250,6 +257,7 @@ def _write(
     overwrite: bool,
     workers: int | None,
     progress: OnProgress | None,
+    lock: OutputLock,
 ) -> bool:
     """Write shards and their index, and fill in the report; return False if `progress` stopped that."""
     folder = report.output
@@ -263,14 +271,16 @@ def _write(
     if not len(manifest):
         reason = report.skipped[0].reason if report.skipped else "It lists none"
         raise DataError(f"none of {max(total, len(report.skipped))} recordings can be read. {reason}")
-    jobs = _make_jobs(manifest, folder, options)
+    jobs = _make_jobs(manifest, folder, options, lock.token)
     identity = _identity(options, [clip for job in jobs for clip in job.clips])
+    lock.verify()
     report.moved_to = _prepare_folder(folder, identity, overwrite)
     report.total = len(jobs)
     records: dict[str, dict[str, Any]] = {}
     reporter = ProgressReporter(progress, "writing", len(jobs), "shards")
 
     def finish(job: _Job, record: dict[str, Any]) -> bool:
+        lock.check()
         records[job.name] = record
         report.shards += 1
         report.clips += len(record["members"])
@@ -284,6 +294,7 @@ def _write(
     if not _write_missing(jobs, processes, finish, report):
         return False
     report.skipped = sorted(set(report.skipped), key=lambda entry: (entry.path, entry.reason))
+    lock.verify()
     write_skipped(report.skipped_file, report.skipped)
     if not report.clips:
         raise DataError(f"none of {total} recordings can be read. {report.skipped[0].reason}")
@@ -331,7 +342,7 @@ def _identity(settings: ShardSettings, clips: Sequence[tuple[int, Clip]]) -> dic
     }
 
 
-def _make_jobs(manifest: Manifest, folder: Path, settings: ShardSettings) -> list[_Job]:
+def _make_jobs(manifest: Manifest, folder: Path, settings: ShardSettings, lock: LockToken) -> list[_Job]:
     """Distribute the clips over shards of similar size."""
     numbers = list(range(len(manifest)))
     if settings.shuffle:
@@ -345,7 +356,7 @@ def _make_jobs(manifest: Manifest, folder: Path, settings: ShardSettings) -> lis
     for shard in range(count):
         clips = tuple((numbers[at], manifest[numbers[at]]) for at in np.flatnonzero(shard_of == shard).tolist())
         if clips:
-            jobs.append(_Job(folder, f"shard-{shard:06d}.tar", clips, settings))
+            jobs.append(_Job(folder, f"shard-{shard:06d}.tar", clips, settings, lock))
     return jobs
 
 
@@ -452,7 +463,9 @@ def _write_shard(job: _Job) -> dict[str, Any]:
             size, checksum = temporary.stat().st_size, file_checksum(temporary)
             values = [dataclasses.astuple(member) for member in members]
             record = {**record, "bytes": size, "sha256": checksum, "members": values}
+            job.lock.verify()
             temporary.replace(job.path)
+        job.lock.verify()
         _write_record(job.record, record)
     finally:
         temporary.unlink(missing_ok=True)

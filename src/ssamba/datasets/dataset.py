@@ -33,7 +33,7 @@ class Listing:
     """Remarks for users."""
 
 
-Render = Callable[[Sequence[Clip], Path, int, OnProgress | None], tuple[list[Clip], list[Skipped]]]
+Render = Callable[[Sequence[Clip], Path, int, OnProgress | None, bool], tuple[list[Clip], list[Skipped]]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class PublicDataset:
     balanced: bool = False
     """Whether it is usually trained with rare classes sampled more often."""
     render: Render | None = None
-    """Writes new recordings made of the clips: (clips, output folder, processes, progress) -> (clips, failed clips)."""
+    """Writes new recordings made of the clips, and returns these and the clips that failed; see `render_scenes`."""
 
 
 def find_root(source: Path, *markers: str) -> Path:

@@ -38,6 +38,7 @@ from ssamba.datasets.voxceleb1 import VOXCELEB1
 from ssamba.errors import DataError, DatasetStructureError, OtherSettingsError, SkippedFilesError
 from ssamba.files import path_text, user_path, write_csv
 from ssamba.hashing import file_checksum
+from ssamba.locks import lock_output
 from ssamba.progress import OnProgress, ProgressReporter, format_duration
 from ssamba.worker_pool import default_workers
 
@@ -140,6 +141,7 @@ def prepare(
     checksums: bool = False,
     allow_leaks: bool = False,
     overwrite: bool = False,
+    take_over: bool = False,
     strict: bool = False,
     workers: int | None = None,
     progress: OnProgress | None = None,
@@ -161,6 +163,7 @@ def prepare(
         checksums: compare the archives in `source` with the published checksums.
         allow_leaks: continue if groups are divided between splits; the manifest then has no group for their clips.
         overwrite: replace a manifest with other rows.
+        take_over: take the manifest, and the folder `audio`, away from another process that is writing them.
         strict: raise an error at the end if any clip is missing or damaged.
         workers: processes that read headers; None means cores minus one (at most 8) if there are many files.
         progress: called after each file; returning False stops as Ctrl-C does.
@@ -171,22 +174,26 @@ def prepare(
         DataError: the name is unknown; a table or an archive is damaged; clips are listed twice; groups are divided
             between splits; no clip exists.
         OtherSettingsError: the manifest exists, and rows of it would change or be dropped.
+        OutputInUseError: another process is writing the manifest, or to the folder `audio`.
         SkippedFilesError: `strict` is set, and clips are missing or damaged; the manifest is written.
         Interrupted: Ctrl-C; lengths that were read are kept.
     """
     started_s = time.monotonic()
+    choices = (headers, checksums, allow_leaks, take_over, workers, progress)
     if output is None:
-        prepared = _prepare(dataset, source, audio, headers, checksums, allow_leaks, workers, progress, None)
+        prepared = _prepare(dataset, source, audio, *choices, None)
         return replace(prepared, elapsed_s=time.monotonic() - started_s)
     output = user_path(output)
     check_manifest_name(output)
     audio = audio or output.with_name(f"{output.stem}_audio")
-    with KeptLengths.beside(output) as kept:
-        prepared = _prepare(dataset, source, audio, headers, checksums, allow_leaks, workers, progress, kept)
-    is_unchanged = output.exists() and not overwrite and _is_unchanged(output, prepared.clips)
-    if not is_unchanged:
-        write_prepared(prepared, output)
-    kept.remove()
+    with lock_output(output, take_over=take_over) as lock:
+        with KeptLengths.beside(output, lock) as kept:
+            prepared = _prepare(dataset, source, audio, *choices, kept)
+        is_unchanged = output.exists() and not overwrite and _is_unchanged(output, prepared.clips)
+        lock.verify()
+        if not is_unchanged:
+            write_prepared(prepared, output)
+        kept.remove()
     elapsed_s = time.monotonic() - started_s
     prepared = replace(prepared, output=output, is_unchanged=is_unchanged, elapsed_s=elapsed_s)
     if strict and prepared.skipped:
@@ -221,6 +228,7 @@ def _prepare(
     headers: bool,
     checksums: bool,
     allow_leaks: bool,
+    take_over: bool,
     workers: int | None,
     progress: OnProgress | None,
     kept: KeptLengths | None,
@@ -252,7 +260,7 @@ def _prepare(
     notes += [*leaks, *_differences(clips, counts, dataset)]
     if dataset.render is not None and audio is not None:
         processes = default_workers() if workers is None else workers
-        clips, failed = dataset.render(clips, user_path(audio), processes, progress)
+        clips, failed = dataset.render(clips, user_path(audio), processes, progress, take_over)
         damaged += failed
     return Prepared(dataset, clips, listing.classes, listing.codes, missing, damaged, notes, counts)
 

@@ -30,7 +30,8 @@ from ssamba.datasets.dataset import (
     whole_number,
 )
 from ssamba.errors import DataError, Interrupted, WorkerDiedError
-from ssamba.files import path_text, write_atomically
+from ssamba.files import checking_before_replacing, path_text, write_atomically
+from ssamba.locks import LockToken, OutputLock, lock_output
 from ssamba.progress import OnProgress, ProgressReporter
 from ssamba.worker_pool import map_in_processes
 
@@ -65,20 +66,39 @@ class _Fold:
     number: int
     clips: tuple[Clip, ...]
     folder: Path
+    lock: LockToken
 
 
 def render_scenes(
-    clips: Sequence[Clip], folder: Path, workers: int = 0, progress: OnProgress | None = None
+    clips: Sequence[Clip],
+    folder: Path,
+    workers: int = 0,
+    progress: OnProgress | None = None,
+    take_over: bool = False,
 ) -> tuple[list[Clip], list[Skipped]]:
     """Write the scenes of every split as FLAC (16 kHz, mono, 16 bits) to `folder/SPLIT/`.
+
+    Args:
+        clips: what the scenes are made of.
+        folder: where to write.
+        workers: processes, each of which writes the scenes of one split at a time; 0 writes in this process.
+        progress: called after each split; returning False raises Interrupted.
+        take_over: take the folder away from another process that is writing to it.
 
     Returns:
         The parts of the scenes that one clip fills, and the clips that cannot be decoded. The group of a part is its
         split: its neighbors in the scene, and other parts of the same recordings, are anywhere in that split.
     """
+    with lock_output(folder, folder=True, take_over=take_over) as lock:
+        return _render(clips, folder, workers, progress, lock)
+
+
+def _render(
+    clips: Sequence[Clip], folder: Path, workers: int, progress: OnProgress | None, lock: OutputLock
+) -> tuple[list[Clip], list[Skipped]]:
     names = sorted({clip.split or "all" for clip in clips}, key=lambda name: (len(name), name))
     folds = [
-        _Fold(name, number, tuple(clip for clip in clips if (clip.split or "all") == name), folder)
+        _Fold(name, number, tuple(clip for clip in clips if (clip.split or "all") == name), folder, lock.token)
         for number, name in enumerate(names)
     ]
     reporter, done, audio_s = ProgressReporter(progress, "writing scenes", len(clips), "clips"), 0, 0.0
@@ -93,10 +113,17 @@ def render_scenes(
         audio_s += sum(part.duration_s or 0.0 for part in result[0])
         if not reporter.update(done, audio_s=audio_s, skipped=len(skipped)):
             raise Interrupted("stopped while scenes were written")
+    lock.verify()  # otherwise the scenes may be another process's
     return parts, skipped
 
 
 def _render_fold(fold: _Fold) -> tuple[list[Clip], list[Skipped]]:
+    fold.lock.verify()
+    with checking_before_replacing(fold.lock.verify):
+        return _write_scenes(fold)
+
+
+def _write_scenes(fold: _Fold) -> tuple[list[Clip], list[Skipped]]:
     target = fold.folder / fold.name
     target.mkdir(parents=True, exist_ok=True)
     for old in target.glob("scene-*.flac"):  # of an earlier run with more clips
