@@ -23,6 +23,7 @@ from ssamba.audio.sources import OneChannel, Recordings, Source, checked_channel
 from ssamba.checkpoint import Checkpoint, LoadReport, has_default_weights, load_checkpoint, weights_digest
 from ssamba.config import FrontEndConfig, ModelConfig, ModelIdentity
 from ssamba.embedding import Context, Embedding, EmbedOptions, Padding, Precision, Prediction
+from ssamba.files import utf8_text
 from ssamba.hashing import digest_of
 from ssamba.inference import (
     Accumulator,
@@ -95,7 +96,7 @@ class Embedder:
             self.encoder = model
             self.config = ModelConfig(encoder=model.config)
         self.front_end = front_end or FrontEndConfig()
-        self.name = name or "in memory"
+        self.name = utf8_text(name or "in memory")
         if self.front_end.num_mel_bins != self.encoder.config.num_mel_bins:
             raise ValueError(
                 f"the front end makes {self.front_end.num_mel_bins} mel bins, but the encoder takes "

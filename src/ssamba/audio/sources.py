@@ -33,6 +33,7 @@ from ssamba.audio.files import AudioBytes
 from ssamba.audio.readers import Samples
 from ssamba.config import FrontEndConfig
 from ssamba.errors import AudioDecodeError
+from ssamba.files import user_path
 from ssamba.progress import OnProgress, ProgressReporter
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -230,7 +231,8 @@ def _file(source: object) -> Path | AudioBytes:
     if isinstance(source, AudioBytes):
         return source
     if isinstance(source, str | os.PathLike):
-        return Path(source).expanduser()
+        # A `Path` may have been found in a folder, where `~a` is the name of a file.
+        return source if isinstance(source, Path) else user_path(source)
     if isinstance(source, bytes | bytearray | memoryview):
         return AudioBytes("bytes in memory", bytes(source))
     if hasattr(source, "read"):

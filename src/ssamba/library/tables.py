@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from ssamba.errors import MissingExtraError, SsambaError
-from ssamba.files import RealPaths, path_from_text, path_text
+from ssamba.files import RealPaths, json_text, path_from_text, path_text
 
 Array = np.ndarray[Any, Any]
 FORMATS = (".npz", ".parquet", ".csv")
@@ -122,7 +122,7 @@ def _write_npz(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any], 
         "modified_ns": np.array([r.modified_ns for r in records], dtype=np.int64),
         "file": np.repeat(np.arange(len(records)), [r.rows for r in records]),
         **{key: np.array(settings[key]) for key in _PER_TABLE},
-        "settings": np.array(json.dumps(settings)),
+        "settings": np.array(json_text(settings)),
     }
     if frames:
         members["time_s"] = np.concatenate([np.zeros(0, np.float32), *(entry.times_s() for entry in rows)])
@@ -142,7 +142,7 @@ def _write_arrow(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any]
     pa = require_pyarrow()
     from pyarrow import csv, parquet
 
-    dim, as_json = _dim(rows), json.dumps(settings)
+    dim, as_json = _dim(rows), json_text(settings)
     fields = [("path", pa.string()), *([("time_s", pa.float32())] if frames else [])]
     fields += [("duration_s", pa.float64()), ("window_s", pa.float64()), ("model", pa.string())]
     fields += [("weights_digest", pa.string()), ("config_hash", pa.string())]
@@ -150,13 +150,13 @@ def _write_arrow(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any]
     per_table = {name: settings[name] for name in _PER_TABLE}
     if target.suffix == ".parquet":
         schema = pa.schema([*fields, ("embedding", pa.list_(pa.float32(), dim))])
-        writer = parquet.ParquetWriter(target, schema.with_metadata({"settings": as_json}))
+        schema, open_writer = schema.with_metadata({"settings": as_json}), parquet.ParquetWriter
     else:
         fields.append(("settings", pa.string()))
         per_table["settings"] = as_json
         schema = pa.schema([*fields, *((f"e{index}", pa.float32()) for index in range(dim))])
-        writer = csv.CSVWriter(target, schema)
-    with writer:
+        open_writer = csv.CSVWriter
+    with target.open("wb") as file, open_writer(file, schema) as writer:  # pyarrow takes no path that is not UTF-8
         for group in _groups(rows):
             records = [entry.record for entry in group for _ in range(entry.record.rows)]
             columns: dict[str, Any] = {
@@ -329,7 +329,7 @@ def _read_columns(path: Path) -> dict[str, Array]:
     if path.suffix == ".parquet":
         from pyarrow import parquet
 
-        with parquet.ParquetFile(path) as file:
+        with path.open("rb") as opened, parquet.ParquetFile(opened) as file:
             metadata = file.schema_arrow.metadata or {}
             settings = metadata.get(b"settings")
             rows = file.read([name for name in file.schema_arrow.names if name != "embedding"])
@@ -337,7 +337,9 @@ def _read_columns(path: Path) -> dict[str, Array]:
         with _open_csv(path, vectors=False) as reader:
             rows = reader.read_all()
     paths = rows["path"].to_pylist()
-    starts = [i for i, name in enumerate(paths) if i == 0 or name != paths[i - 1]]
+    # Files of one relative path, as seen from several folders, differ in the absolute one.
+    keys = rows["absolute_path"].to_pylist() if "absolute_path" in rows.column_names else paths
+    starts = [i for i, key in enumerate(keys) if i == 0 or key != keys[i - 1]]
     table = {"path": np.array([paths[i] for i in starts], dtype=np.str_)}
     table["file"] = np.repeat(np.arange(len(starts)), np.diff([*starts, len(paths)]))
     for name in _PER_FILE[1:]:
@@ -357,7 +359,7 @@ def _arrow_batches(path: Path) -> Iterator[tuple[Array, Array | None]]:
     if path.suffix == ".parquet":
         from pyarrow import parquet
 
-        with parquet.ParquetFile(path) as file:
+        with path.open("rb") as opened, parquet.ParquetFile(opened) as file:
             names = [name for name in ("embedding", "time_s") if name in file.schema_arrow.names]
             for batch in file.iter_batches(_ROWS_PER_BATCH, columns=names):
                 vectors = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
@@ -372,12 +374,14 @@ def _arrow_batches(path: Path) -> Iterator[tuple[Array, Array | None]]:
             yield np.stack(columns, axis=1).astype(np.float32), times
 
 
-def _open_csv(path: Path, *, vectors: bool) -> Any:
+@contextmanager
+def _open_csv(path: Path, *, vectors: bool) -> Iterator[Any]:
     """Open a CSV table: its embeddings and times, or all the other columns."""
     pa = require_pyarrow()
     from pyarrow import csv
 
-    with csv.open_csv(path) as reader:
+    parsing = csv.ParseOptions(newlines_in_values=True)
+    with path.open("rb") as file, csv.open_csv(file, parse_options=parsing) as reader:
         names = reader.schema.names
     is_vector = [name[0] == "e" and name[1:].isdigit() for name in names]
     # Nothing is inferred from the first rows: names and digests may look like numbers, durations like whole ones.
@@ -385,4 +389,6 @@ def _open_csv(path: Path, *, vectors: bool) -> Any:
     kinds |= dict.fromkeys(("path", "absolute_path", "model", "weights_digest", "config_hash", "settings"), pa.string())
     kinds |= dict.fromkeys(("file_bytes", "modified_ns"), pa.int64())
     included = [name for name, is_one in zip(names, is_vector, strict=True) if is_one == vectors or name == "time_s"]
-    return csv.open_csv(path, convert_options=csv.ConvertOptions(column_types=kinds, include_columns=included))
+    options = csv.ConvertOptions(column_types=kinds, include_columns=included)
+    with path.open("rb") as file, csv.open_csv(file, parse_options=parsing, convert_options=options) as reader:
+        yield reader
