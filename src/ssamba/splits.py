@@ -108,7 +108,7 @@ def make_folds(
     else:
         known.sort(key=lambda name: (len(name), name))  # fold2 before fold10
         if not all(any(map(str.isdigit, name)) for name in known):  # for example dev and eval
-            notes.append(f"the splits {', '.join(known)} were taken for folds: each tests once")
+            notes.append(f"the splits {', '.join(known)} were treated as folds: each is the test set once")
         folds = [Fold(np.flatnonzero(names != name), np.flatnonzero(names == name), name=name) for name in known]
     finished = []
     for fold in folds:

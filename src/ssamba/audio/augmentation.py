@@ -150,7 +150,7 @@ def augment(
         seeds: seed of each clip (B,), int64.
         settings: what is changed, and how strongly.
         lengths: valid frames of each clip (B,), None if all are; padding is not changed.
-        front_end: frequencies of the mel bins; None is the official front end.
+        front_end: frequencies of the mel bins; None means the official front end.
 
     Returns:
         New values (B, T, M).
@@ -186,7 +186,7 @@ def change_voice(
         seeds: seed of each clip (B,), int64.
         formants: largest stretch of the envelope: 0.25 draws a factor between 1 / 1.25 and 1.25.
         pitch: largest stretch of the remainder: 1 draws between an octave down and an octave up.
-        front_end: frequencies of the mel bins; None is the official front end.
+        front_end: frequencies of the mel bins; None means the official front end.
 
     Returns:
         New values (B, T, M); beyond the edges of the spectrum the edge value repeats.

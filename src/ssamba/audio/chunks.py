@@ -111,7 +111,7 @@ class ChunkedFile:
     limit: int
     samples_at: int
     claimed: int | None
-    """Size of the samples in their own chunk's field; None is not stated."""
+    """Size of the samples in their own chunk's field; None means not stated."""
     frame_bytes: int
     """Size of a sample of all channels, or 2 if samples are coded in blocks."""
     chunks: Chunks | None
@@ -129,7 +129,7 @@ class ChunkedFile:
     hints: list[int] = field(default_factory=list)
     """Sizes of the samples by other fields that are often wrong."""
     total_end: int | None = None
-    """End of the file by its outermost header; None is not stated."""
+    """End of the file by its outermost header; None means not stated."""
     is_regular: bool = True
     """Whether every size up to the samples leads to the next chunk."""
 

@@ -1,7 +1,7 @@
 """Identify the format of an audio file, and find what it holds, whatever its headers claim.
 
-Decoders believe headers: they shorten a truncated WAV, MP3 or Ogg file silently, stop where a size says so that was
-never updated, and read the first of several joined streams. `inspect` is the one place that decides what a file holds:
+Decoders trust headers: they silently shorten a truncated WAV, MP3 or Ogg file, stop at a size field that was never
+updated, and read only the first of several concatenated streams. `inspect` finds what a file really holds:
 
 - WAV, RF64, BW64, W64, AIFF, CAF, AU: where the samples end (`chunks.py`, `extent.py`);
 - FLAC: the number of the last frame (`flac.py`); Ogg: pages, checksums and chained streams (`ogg.py`);

@@ -67,7 +67,7 @@ _FILTER_SAMPLES = 400  # more than half the length of soxr's filter, in samples 
 def probe(path: str | Path | AudioBytes) -> AudioInfo:
     """Find what an audio file holds: its length and format, and whether its headers state that (`AudioInfo.verdict`).
 
-    This is the one place that decides it. Headers are compared with the file, which is not decoded (except its end if
+    Every function here uses this verdict. Headers are compared with the file, which is not decoded (except its end if
     it is FLAC), so damage in the middle of lossy formats without checksums is not found here.
 
     Raises:
@@ -263,7 +263,7 @@ def _check_finite(block: Samples, position: int, info: AudioInfo) -> None:
     at = int(np.argmin(np.isfinite(block)))
     raise AudioDecodeError(
         f"{info.path}: the sample at {(position + at) / info.sample_rate_hz:.3f} s is {block[at]}, "
-        f"where every sample must be a finite number. Export the recording anew, or repair it"
+        f"but every sample must be finite. Export the recording again, or repair it"
     )
 
 

@@ -38,7 +38,7 @@ def fbank(waveform: Tensor, lengths: Tensor | None = None, config: FrontEndConfi
         waveform: mono samples at `config.sample_rate_hz`, (S,) or (B, S), float32 or float64.
         lengths: valid samples of each clip (B,). Samples beyond (NaN included) change no valid frame; frames that
             reach beyond are zero, as the original pads.
-        config: the front end; None is the official one.
+        config: the front end; None means the official one.
 
     Returns:
         Natural logarithm of power, (T, M) or (B, T, M) in the waveform's dtype, T = config.num_frames(S).
@@ -157,7 +157,7 @@ def features_to_waveform(features: Tensor, config: FrontEndConfig | None = None,
 
     Args:
         features: normalized features (T, M), as the encoder reads them.
-        config: the front end that made them; None is the official one.
+        config: the front end that made them; None means the official one.
         iterations: Griffin-Lim iterations.
 
     Returns:

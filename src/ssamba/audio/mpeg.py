@@ -28,7 +28,7 @@ _MP3_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000,
 _TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3")
 _SYNC = re.compile(rb"\xff[\xe2-\xe7\xea-\xef\xf2-\xf7\xfa-\xff]")
 _CHAIN = 3
-"""Frames in a row that are not taken for a coincidence."""
+"""Consecutive frames that confirm a sync word."""
 _lengths: dict[bytes, int] = {}  # a file has a handful of distinct headers and 140,000 frames per hour
 
 
@@ -215,7 +215,7 @@ def _runs(data: Bytes, start: int) -> list[_Run]:
 
 
 def _divide(data: Bytes, run: _Run) -> list[_Run]:
-    """Divide frames of which the header counts fewer, where another header stands among them."""
+    """Split a run at further Xing or VBRI headers if its own header counts fewer frames than it has."""
     header = _read_header(data, run)
     if header is None or header.frames in (0, run.num_frames - 1, run.num_frames) or header.frames > run.num_frames:
         return [run]

@@ -268,7 +268,7 @@ def seekable_before(source: AudioSource, start: int, stop: int | None) -> int:
     Args:
         source: the file.
         start: where the stream begins in the file.
-        stop: where it ends; None is the end of the file.
+        stop: where it ends; None means the end of the file.
     """
     with memory_map(source) as data:
         if start or stop is not None:

@@ -74,7 +74,7 @@ def read(
 
     Args:
         source: the recording; a file is streamed in constant memory.
-        sample_rate: rate of a waveform; None is the front end's. Files carry their own.
+        sample_rate: rate of a waveform; None means the front end's. Files carry their own.
         front_end: says the rate, and how long a recording must be.
         channels: how to make one channel of several.
 

@@ -69,7 +69,7 @@ def evaluate(
         suite: folder of TASK.csv files with TASK.tar beside each, or of tasks of HEAR; or tasks from `read_suite`.
         checkpoint: the model: a name or path as for `ssamba.load_model`, an `Embedder` or another `ClipModel`; or a
             baseline: `random` (the default model's structure, untrained) or `logmel` (log-mel statistics). A list
-            scores several models. None is the default model.
+            scores several models. None means the default model.
         task: names of the tasks to score; None scores all.
         inner: score inside the training parts only, to choose between recipes.
         layers: `final`, or `all`: every layer, and the best by validation.
@@ -81,9 +81,9 @@ def evaluate(
         output: file for the scorecard as JSON, a list if there are several.
         figure: file for a plot of the scores beside reference rows (.png, .pdf, .svg).
         details: folder for the scores of each task's classes and, if clips have one label, confusion matrices.
-        cache: folder for decoded clips and embeddings; None is the user's cache folder, False caches nothing.
-        workers: threads for the probes; None is the number of cores.
-        device: where to run; None is a GPU if there is one.
+        cache: folder for decoded clips and embeddings; None means the user's cache folder, False caches nothing.
+        workers: threads for the probes; None means the number of cores.
+        device: where to run; None means a GPU if there is one.
         overwrite: replace a scorecard of other models, tasks or options in `output`.
         progress: called after each clip and fold; returning False stops as Ctrl-C does.
 

@@ -195,7 +195,7 @@ def evaluate_model(
     Args:
         model: `EncoderModel`, `LogMelStatistics`, `FunctionModel` or another `ClipModel`.
         tasks: from `read_suite`.
-        options: None is the open suite's protocol.
+        options: None means the open suite's protocol.
         cache: folder for decoded clips and vectors (`cache_folder()`); None caches nothing.
         workers: threads for the probes.
         progress: called after each clip and fold; returning False raises Interrupted.

@@ -93,7 +93,7 @@ def read_suite(
         names: tasks to read; None means all.
         on_left_out: called with the name of each task of HEAR that cannot be scored, and the reason. If the task is in
             `names`, it is an error instead.
-        encoding: of the tables, as for `ssamba.text_files.read_text`; None is UTF-8.
+        encoding: of the tables, as for `ssamba.text_files.read_text`; None means UTF-8.
 
     Raises:
         ConfigError: `suite.json` has an unknown key or a wrong value.

@@ -122,9 +122,9 @@ def embed_files(
         context: as in `EmbedOptions`, like the next two. Not to be mixed: `full` gives other vectors.
         layer: hidden state to use.
         padding: how short recordings are padded.
-        workers: processes that decode while the model runs; 0 decodes in this one. None is up to four, if there are
+        workers: processes that decode while the model runs; 0 decodes in this one. None means up to four, if there are
             more than a few files.
-        device: where the model runs; None is a GPU if available.
+        device: where the model runs; None means a GPU if available.
         overwrite: start anew; an existing table stays until the new one is complete.
         prune: remove the rows of files that are not named this time.
         take_over: take the output away from another process that is writing it.

@@ -27,7 +27,7 @@ def plot_recordings(
     Args:
         recordings: name, normalized features (T, M) as from `Embedder.features`, and embedding.
         output: image file; the suffix chooses the format.
-        front_end: defines the units of the axes; None is the official one.
+        front_end: defines the units of the axes; None means the official one.
         title: title of the figure.
 
     Returns:

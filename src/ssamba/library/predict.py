@@ -36,7 +36,7 @@ class Prediction:
     start_s: float
     """Start of the segment."""
     end_s: float | None
-    """End of the segment; None is the recording's end."""
+    """End of the segment; None means the recording's end."""
     labels: tuple[str, ...]
     """Names of the classes, C of them."""
     probabilities: np.ndarray[Any, np.dtype[np.float32]]
@@ -56,7 +56,7 @@ def predict_stream(
     Args:
         model: a fine-tuned classifier.
         paths: audio files.
-        per_second: predict each second instead of the whole recording; None is as the model was trained. A model
+        per_second: predict each second instead of the whole recording; None means as the model was trained. A model
             trained on whole clips applies its head to the frames of each second.
 
     Returns:

@@ -91,7 +91,7 @@ def train(
             `log.jsonl`, `skipped.csv`, `report.json`, `pictures/` and `tensorboard/`.
         overwrite: start anew, and move what an earlier run wrote to a folder beside it.
         recipe: other settings of the experiment as plain values; they are saved and compared when going on.
-        device: where to compute; None is a GPU if there is one.
+        device: where to compute; None means a GPU if there is one.
         on_progress: called on the main process after each step; returning False stops.
 
     Returns:

@@ -426,7 +426,7 @@ def run_cli(*arguments):
 def test_notes_name_assumptions_and_skipped_recordings(classes, start, tmp_path):
     write_manifest(listed(classes, lambda p: "dev" if int(p.stem) % 2 else "eval"), tmp_path / "m.csv")
     report = finetune(tmp_path / "m.csv", tmp_path / "run", start, recipe=recipe({"run": {"epochs": 1}}))
-    assert "the splits dev, eval were taken for folds: each tests once" in report.notes
+    assert "the splits dev, eval were treated as folds: each is the test set once" in report.notes
     folder = shutil.copytree(classes, tmp_path / "classes")
     (folder / "drum" / "text.wav").write_text("no audio")
     report = finetune(folder, tmp_path / "text", start, recipe=recipe({"run": {"epochs": 1}}))

@@ -85,7 +85,7 @@ def finetune(
         data: a folder with one folder per class, a manifest with labels (and splits or folds), a folder of shards,
             `hf:OWNER/NAME`, a corpus or data set; or a list of these.
         output: folder of the results; see the docstring of this module.
-        checkpoint: the model to start from, by name or path as for `ssamba.load_model`; None is the recipe's
+        checkpoint: the model to start from, by name or path as for `ssamba.load_model`; None means the recipe's
             `start.checkpoint`, else the default model.
         recipe: a `FinetuneRecipe`, the path of a TOML file, or the name of a shipped one: cpu, cpu-speech, esc50,
             official-esc50, ... None gives the defaults.
@@ -98,7 +98,7 @@ def finetune(
         epochs: passes over the data of each fold.
         seed: seed of everything random.
         batch_size: clips of median length in a batch, over all processes.
-        device: cpu, cuda, cuda:1, ...; None is a GPU if there is one.
+        device: cpu, cuda, cuda:1, ...; None means a GPU if there is one.
         overwrite: start anew; what an earlier run wrote is moved to a folder beside `output`.
         progress: called while recordings are read and after each step, with a `StepProgress`; returning False stops
             after the step, and the state is saved.

@@ -51,7 +51,7 @@ def pretrain(
             these.
         output: folder of the run; see the docstring of this module.
         checkpoint: model to start from, by name or path as for `ssamba.load_model`; its encoder and front end take the
-            place of the recipe's. None is the recipe's `model.start`, or random weights.
+            place of the recipe's. None means the recipe's `model.start`, or random weights.
         recipe: a `PretrainRecipe`, the path of a TOML file, or the name of a shipped one: laptop, one-gpu, many-nodes,
             official. None gives the defaults.
         set: settings of the recipe to change: `{"masking.ratio": 0.75}`, or `["masking.ratio=0.75"]`.
@@ -60,7 +60,7 @@ def pretrain(
         epochs: passes over the data.
         seed: seed of everything random.
         batch_size: crops in a batch, over all processes.
-        device: cpu, cuda, cuda:1, ...; None is a GPU if there is one.
+        device: cpu, cuda, cuda:1, ...; None means a GPU if there is one.
         overwrite: start anew; what an earlier run wrote is moved to a folder beside `output`.
         progress: called while recordings are read and after each step, with a `StepProgress`; returning False stops
             after the step, and the state is saved.

@@ -4,7 +4,7 @@
 
 All of it runs batched on the training device. The randomness of a clip follows from the clip's own seed.
 
-Shapes: B clips, V views, T frames, M mel bins, L patch tokens, K masked patches.
+Shapes: B clips, T frames, M mel bins, L patch tokens; `views` of all clips, `values` of a target.
 """
 
 from __future__ import annotations
@@ -95,15 +95,15 @@ class Inputs(NamedTuple):
     """Inputs of the model for a batch: the first views of all clips, then their second views."""
 
     features: Tensor
-    """Normalized (V, T, M)."""
+    """Normalized (views, T, M)."""
     lengths: Tensor
-    """Valid frames (V,), rounded up to whole patches."""
+    """Valid frames (views,), rounded up to whole patches."""
     frames: Tensor
-    """Frames of the recording itself (V,)."""
+    """Frames of the recording itself (views,)."""
     seeds: Tensor
-    """Seed of each view (V,)."""
+    """Seed of each view (views,)."""
     clean: Tensor
-    """Normalized features before augmentation (V, T, M)."""
+    """Normalized features before augmentation (views, T, M)."""
 
 
 class PretrainingTask:
@@ -233,7 +233,7 @@ class PretrainingTask:
             model: `self.model`, perhaps wrapped by DDP.
             inputs: as from `inputs`.
             training: also compute the clip objective, and update running statistics.
-            ratio: share of the patches to mask; None is the recipe's.
+            ratio: share of the patches to mask; None means the recipe's.
         """
         weights = self.recipe.objectives
         out = self.predict(model, inputs, "mask", ratio)
@@ -269,7 +269,7 @@ class PretrainingTask:
         return total, {name: value.detach() for name, value in metrics.items()}
 
     def _clip_target(self, name: str, inputs: Inputs) -> Tensor:
-        """Compute the target that the clip vector predicts by regression (V, values)."""
+        """Compute the target that the clip vector predicts by regression (views, values)."""
         objectives = self.recipe.objectives
         if name == "statistics":
             return log_mel_statistics(inputs.features, inputs.lengths)
@@ -298,7 +298,7 @@ class PretrainingTask:
 
     @torch.no_grad()
     def unit_targets(self, inputs: Inputs) -> Tensor:
-        """Return the sound unit of every patch (V, L): that of its column; arbitrary beyond a clip's end."""
+        """Return the sound unit of every patch (views, L): that of its column; arbitrary beyond a clip's end."""
         assert self.units is not None
         config = self.model.encoder.config
         units = self.units.units(inputs.clean, inputs.frames)[:, : config.columns(inputs.features.shape[1])]
