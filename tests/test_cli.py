@@ -118,21 +118,21 @@ def test_info_on_checkpoints_audio_and_the_environment(tmp_path, clips, ssamba_p
 
 
 def test_convert_writes_our_format(tmp_path, ssamba_pth, ssast_pth):
-    done = ssamba("convert", ssamba_pth, tmp_path / "c")
+    done = ssamba("convert", ssamba_pth, "-o", tmp_path / "c")
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "c").iterdir()} == {
         "config.json",
         "model.safetensors",
         "preprocessor_config.json",
     }
-    assert ssamba("convert", ssamba_pth, tmp_path / "c").returncode == 1
-    assert ssamba("convert", ssamba_pth, tmp_path / "c", "--overwrite").returncode == 0
-    assert ssamba("convert", ssast_pth, tmp_path / "d").returncode == 0
+    assert ssamba("convert", ssamba_pth, "-o", tmp_path / "c").returncode == 1
+    assert ssamba("convert", ssamba_pth, "-o", tmp_path / "c", "--overwrite").returncode == 0
+    assert ssamba("convert", ssast_pth, "-o", tmp_path / "d").returncode == 0
     assert "SSAST, 2 blocks, width 24, 3 heads" in ssamba("info", tmp_path / "d").stdout
 
 
 def test_average_is_the_weighted_mean_and_refuses_other_structures(tmp_path, ssamba_pth, ssast_pth):
-    ssamba("convert", ssamba_pth, tmp_path / "a")
+    ssamba("convert", ssamba_pth, "-o", tmp_path / "a")
     tensors = load_file(tmp_path / "a" / "model.safetensors")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, tmp_path / "b" / "model.safetensors")

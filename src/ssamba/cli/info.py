@@ -145,10 +145,10 @@ def _audio_rows(path: Path) -> list[tuple[str, str]]:
     return rows
 
 
-@app.command(epilog="[bold]Example[/]\n\nssamba convert ssamba_tiny.pth ssamba-tiny/\n\n" + EXIT_CODES)
+@app.command(epilog="[bold]Example[/]\n\nssamba convert ssamba_tiny.pth -o ssamba-tiny/\n\n" + EXIT_CODES)
 def convert(
     source: Annotated[str, typer.Argument(help="Name, folder, official .pth file, or hf:OWNER/NAME.")],
-    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     half: Annotated[bool, typer.Option("--half", help="Write float16, which halves the size.")] = False,
     origin: Annotated[str | None, typer.Option(help="Provenance of the weights, one line.")] = None,
