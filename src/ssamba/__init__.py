@@ -76,8 +76,8 @@ __all__ = [
     "load_checkpoint",
     "load_encoder",
     "load_model",
-    "pretrain",
     "predict_files",
+    "pretrain",
     "save_checkpoint",
 ]
 

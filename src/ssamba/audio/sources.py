@@ -67,7 +67,11 @@ def checked_channels(channels: Channels, *, separate: bool = True) -> None:
 
 
 def read(
-    source: Source, sample_rate: int | None, front_end: FrontEndConfig, channels: OneChannel = None
+    source: Source,
+    sample_rate: int | None,
+    front_end: FrontEndConfig,
+    channels: OneChannel = None,
+    damaged: decode.Damaged = "skip",
 ) -> Iterator[Samples]:
     """Yield consecutive blocks of a recording's mono samples (S,), float32, at the front end's rate.
 
@@ -76,6 +80,7 @@ def read(
         sample_rate: rate of a waveform; None is the front end's. Files carry their own.
         front_end: says the rate, and how long a recording must be.
         channels: how to make one channel of several.
+        damaged: of a file, see `decode`.
 
     Raises:
         AudioDecodeError: a file cannot be read.
@@ -96,7 +101,7 @@ def read(
         file = _file(source)
         name = f"{file}: "
         channel = None if channels == "mean" else channels
-        for block in decode.stream(file, sample_rate_hz=rate_hz, channel=channel):
+        for block in decode.stream(file, sample_rate_hz=rate_hz, channel=channel, damaged=damaged):
             num_samples += len(block)
             yield block
     if num_samples < front_end.frame_samples:

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -258,7 +258,7 @@ TakeOverOption = Annotated[
     bool, typer.Option("--take-over", help="Take the output away from another process that is writing it.")
 ]
 DamagedOption = Annotated[
-    str,
+    Literal["skip", "keep"],
     typer.Option(
         "--damaged", help="'skip': leave out files of which a part is missing; 'keep': use what comes before it."
     ),

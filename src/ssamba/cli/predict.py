@@ -12,6 +12,7 @@ from rich.markup import escape
 from ssamba.cli.app import (
     EXIT_CODES,
     ChannelsOption,
+    DamagedOption,
     DeviceOption,
     OverwriteOption,
     PruneOption,
@@ -60,6 +61,7 @@ def predict(
         ),
     ] = None,
     channels: ChannelsOption = "mean",
+    damaged: DamagedOption = "skip",
     workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes. Default: up to four.")] = None,
     device: DeviceOption = None,
     overwrite: OverwriteOption = False,
@@ -83,6 +85,7 @@ def predict(
                 top=top,
                 per_second=per_second,
                 channels=parse_channels(channels),
+                damaged=damaged,
                 workers=workers,
                 device=device,
                 overwrite=overwrite,

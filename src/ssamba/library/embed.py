@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ssamba.audio.decode import Damaged, checked_damaged
 from ssamba.audio.sources import OneChannel, checked_channels
 from ssamba.embedder import Embedder, load_model
 from ssamba.embedding import Context, Embedding, EmbedOptions, Padding, Precision
@@ -44,6 +45,7 @@ def embed_files(
     channels: OneChannel = "mean",
     precision: Precision = "fp32",
     batch_tokens: int | None = None,
+    damaged: Damaged = "skip",
     workers: int | None = None,
     device: str | None = None,
     overwrite: bool = False,
@@ -72,6 +74,8 @@ def embed_files(
         channels: `mean` averages the channels of a file, a number takes one of them (from 0).
         precision: `fp32`, `bf16`, or `auto`: `bf16` on CUDA alone (`EmbedOptions.precision`).
         batch_tokens: patch tokens that are encoded together; memory grows with it, results do not change.
+        damaged: `skip` leaves out files of which a part is missing; `keep` uses what comes before it, and lists them in
+            `OUTPUT.remarks.csv` with files that were read whole although their header is wrong.
         workers: processes that decode while the model runs; 0 decodes in this one. None is up to four, if there are
             more than a few files.
         device: where the model runs; None is a GPU if available.
@@ -99,6 +103,7 @@ def embed_files(
     values = {"context": context, "layer": layer, "padding": padding, "overlap": overlap, "precision": precision}
     options = EmbedOptions.parse(values, "embed")
     checked_channels(channels, separate=False)
+    checked_damaged(damaged)
     report = EmbedReport(output=Path(output))
     check_output(Path(output))
     job = FileJob(recordings, report)
@@ -117,10 +122,13 @@ def embed_files(
         rate_hz = model.front_end.sample_rate_hz
         try:
             job.run(
-                lambda items: model.embed_stream(items, rate_hz, options, channels=channels, batch_tokens=batch_tokens),
+                lambda items: model.embed_stream(
+                    items, rate_hz, options, channels=channels, batch_tokens=batch_tokens, damaged=damaged
+                ),
                 add,
                 sample_rate_hz=rate_hz,
                 channels=channels,
+                damaged=damaged,
                 workers=workers,
                 progress=progress,
             )

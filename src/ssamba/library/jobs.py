@@ -17,8 +17,8 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
-from ssamba.audio.decode import decode_files
-from ssamba.audio.files import Skipped, find_audio, write_skipped
+from ssamba.audio.decode import Damaged, collect_remarks, decode_files
+from ssamba.audio.files import Remark, Skipped, find_audio, read_remarks, write_remarks, write_skipped
 from ssamba.audio.readers import Samples
 from ssamba.audio.sources import PEAK_REMARK, OneChannel, Source, peak_remark
 from ssamba.errors import Interrupted, SkippedFilesError
@@ -59,6 +59,8 @@ class JobReport:
     """Files that `prune` removed from the output."""
     skipped: list[Skipped] = field(default_factory=list)
     """Files that could not be used, with the reasons, as in `skipped_file`."""
+    remarks: list[Remark] = field(default_factory=list)
+    """What is wrong with files that were used all the same, as in `remarks_file`."""
     rows: int = 0
     """Rows of the output; 0 if it is not complete."""
     audio_s: float = 0.0
@@ -74,6 +76,11 @@ class JobReport:
     def skipped_file(self) -> Path | None:
         """The list of skipped files, if there are any."""
         return None if self.output is None else Path(f"{self.output}.skipped.csv")
+
+    @property
+    def remarks_file(self) -> Path | None:
+        """The list of remarks, if there are any."""
+        return None if self.output is None else Path(f"{self.output}.remarks.csv")
 
     def __str__(self) -> str:
         if not self.finished:
@@ -148,6 +155,7 @@ class FileJob:
         *,
         sample_rate_hz: int,
         channels: OneChannel,
+        damaged: Damaged,
         workers: int | None,
         progress: OnProgress | None,
     ) -> None:
@@ -158,6 +166,7 @@ class FileJob:
             add: keeps the result of a file, and returns the duration of the recording.
             sample_rate_hz: rate at which recordings are decoded.
             channels: `mean`, or the number of a channel.
+            damaged: `skip` leaves out files of which a part is missing, `keep` uses what comes before it.
             workers: decoding processes; None is up to four, if there are more than a few files.
             progress: called after each file.
         """
@@ -165,8 +174,8 @@ class FileJob:
             workers = default_workers(4) if len(self.todo) > _FEW_FILES else 0
         channel = channels if isinstance(channels, int) else None
         step = ProgressReporter(progress, self.report.step, len(self.todo))
-        decoded = decode_files(list(self.todo), sample_rate_hz, workers, channel=channel)
-        with warnings.catch_warnings():
+        decoded = decode_files(list(self.todo), sample_rate_hz, workers, damaged, channel)
+        with warnings.catch_warnings(), collect_remarks() as self.report.remarks, self._lists():
             warnings.filterwarnings("ignore", PEAK_REMARK)  # `_sources` says which file it is
             for path, result in stream(self._sources(decoded, step)):
                 if isinstance(result, Exception):
@@ -177,6 +186,21 @@ class FileJob:
                     self.report.changed += self.todo[path] in self.before
                     self.report.audio_s += duration_s
                 self._show(step)
+
+    @contextmanager
+    def _lists(self) -> Iterator[None]:
+        """Write the lists of skipped files and of remarks, also if the job is interrupted."""
+        try:
+            yield
+        finally:
+            report = self.report
+            report.skipped.sort(key=lambda entry: entry.path)
+            report.remarks = list(dict.fromkeys(report.remarks))
+            if report.skipped_file is not None and report.remarks_file is not None:
+                write_skipped(report.skipped_file, report.skipped)
+                kept = {record.path for key, record in self.before.items() if key not in self.todo.values()}
+                earlier = [one for one in read_remarks(report.remarks_file) if one.path in kept]
+                write_remarks(report.remarks_file, [*earlier, *report.remarks])
 
     def _sources(
         self, decoded: Iterator[tuple[Path, Samples | Path | Exception]], step: ProgressReporter
@@ -212,7 +236,7 @@ class FileJob:
         return FileRecord(name, *self.stats[key], duration_s, rows, key)
 
     def dropped(self, prune: bool) -> set[str]:
-        """Return the keys of files that leave the output, and write the list of skipped files.
+        """Return the keys of files that leave the output.
 
         A file that has changed and cannot be decoded goes, one that is not there any more stays.
 
@@ -220,10 +244,6 @@ class FileJob:
             StoreError: nothing is left.
         """
         report = self.report
-        report.skipped.sort(key=lambda entry: entry.path)
-        if report.skipped_file is not None:
-            report.skipped_file.parent.mkdir(parents=True, exist_ok=True)
-            write_skipped(report.skipped_file, report.skipped)
         dropped = self._undecodable & self.before.keys()
         if prune:
             others = self.before.keys() - self.files.keys()

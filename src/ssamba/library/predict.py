@@ -13,14 +13,17 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ssamba.audio.decode import Damaged, checked_damaged
 from ssamba.audio.sources import OneChannel, checked_channels
 from ssamba.embedder import Embedder
 from ssamba.embedding import Prediction
 from ssamba.errors import ConfigError
+from ssamba.files import path_text
 from ssamba.hashing import digest_of, digest_of_json
 from ssamba.library.embed import loaded_model
 from ssamba.library.jobs import FileJob, JobReport
@@ -67,6 +70,7 @@ def predict_files(
     top: int = 3,
     per_second: bool | None = None,
     channels: OneChannel = "mean",
+    damaged: Damaged = "skip",
     workers: int | None = None,
     device: str | None = None,
     overwrite: bool = False,
@@ -88,6 +92,7 @@ def predict_files(
         per_second: predict each second instead of the whole recording; None is as the model was trained. A model
             trained on whole clips applies its head to the frames of each second.
         channels: as for `embed_files`, like the arguments below.
+        damaged: whether to use files of which a part is missing.
         workers: decoding processes.
         device: where the model runs.
         overwrite: start anew.
@@ -109,6 +114,7 @@ def predict_files(
     if top < 0:
         raise ConfigError(f"top is the number of labels to keep, 0 for all; got {top}")
     checked_channels(channels, separate=False)
+    checked_damaged(damaged)
     target = None if output is None else Path(output)
     if target is not None and (target.suffix not in FORMATS or target.is_dir()):
         raise StoreError(f"{target}: expected a file name that ends in {' or '.join(FORMATS)}")
@@ -116,26 +122,62 @@ def predict_files(
     job = FileJob(recordings, report)
     model = loaded_model(checkpoint, device)
     settings = _settings(model, top, per_second, channels)
+    journal: Journal | None = None
+
+    def add(path: Path, found: list[Prediction]) -> float:
+        duration_s = found[-1].end_s
+        record = job.record(path, duration_s, len(found))
+        segments = [
+            Segment(
+                record.path,
+                round(one.start_s, 6),
+                round(one.end_s, 6),
+                {label: round(probability, 4) for label, probability in one.best(top)},
+            )
+            for one in found
+        ]
+        report.segments += segments
+        if journal is not None:
+            journal.add(Entry(record, [asdict(segment) for segment in segments]))
+        return duration_s
+
+    def run() -> None:
+        rate_hz = model.front_end.sample_rate_hz
+        job.run(
+            lambda items: model.predict_stream(
+                items, rate_hz, per_second=per_second, channels=channels, damaged=damaged
+            ),
+            add,
+            sample_rate_hz=rate_hz,
+            channels=channels,
+            damaged=damaged,
+            workers=workers,
+            progress=progress,
+        )
+
+    def write(path: Path, rows: list[dict[str, Any]]) -> None:
+        as_text = as_csv if Path(output or "").suffix == ".csv" else as_json
+        path.write_text(as_text([Segment(**row) for row in rows]), encoding="utf-8")
+
     if target is None:
         with job.kept():
             job.compare({})
-            _run(job, None, model, settings, workers, progress)
-            order = {path: index for index, path in enumerate(job.todo)}
-            report.segments.sort(key=lambda segment: order[Path(segment.path)])
+            run()
             job.dropped(prune=False)
+        order = {path_text(path): index for index, path in enumerate(job.todo)}
+        report.segments.sort(key=lambda segment: order[segment.path])
     else:
-        as_text = as_csv if target.suffix == ".csv" else as_json
-
-        def write(path: Path, rows: list[dict[str, Any]]) -> None:
-            path.write_text(as_text([Segment(**row) for row in rows]), encoding="utf-8")
-
-        with lock_output(target, take_over=take_over) as lock, job.kept():
-            journal = Journal(target, settings, lock.verify)
+        with (
+            lock_output(target, take_over=take_over) as lock,
+            job.kept(),
+            closing(Journal(target, settings, lock.verify)) as journal,
+        ):
             journal.open(overwrite)
             job.compare(journal.records)
-            _run(job, journal, model, settings, workers, progress)
+            run()
             if report.finished:
-                report.segments = [Segment(**row) for row in journal.finish(list(job.files), job.dropped(prune), write)]
+                rows = journal.finish(list(job.files), job.dropped(prune), write)
+                report.segments = [Segment(**row) for row in rows]
     report.rows = len(report.segments) if report.finished else 0
     job.check_strict(strict)
     return report
@@ -158,49 +200,6 @@ def _settings(model: Embedder, top: int, per_second: bool | None, channels: OneC
     return {**settings, "model": model.name, "config_hash": digest_of_json(settings)}
 
 
-def _run(
-    job: FileJob,
-    journal: Journal | None,
-    model: Embedder,
-    settings: dict[str, Any],
-    workers: int | None,
-    progress: OnProgress | None,
-) -> None:
-    report = job.report
-    assert isinstance(report, PredictReport)
-
-    def add(path: Path, found: list[Prediction]) -> float:
-        duration_s = found[-1].end_s
-        record = job.record(path, duration_s, len(found))
-        segments = [
-            Segment(
-                record.path,
-                round(one.start_s, 3),
-                round(one.end_s, 3),
-                {label: round(probability, 4) for label, probability in one.best(settings["top"])},
-            )
-            for one in found
-        ]
-        report.segments += segments
-        if journal is not None:
-            journal.add(Entry(record, [asdict(segment) for segment in segments]))
-        return duration_s
-
-    rate_hz, per_second, channels = model.front_end.sample_rate_hz, settings["per_second"], settings["channels"]
-    try:
-        job.run(
-            lambda items: model.predict_stream(items, rate_hz, per_second=per_second, channels=channels),
-            add,
-            sample_rate_hz=rate_hz,
-            channels=channels,
-            workers=workers,
-            progress=progress,
-        )
-    finally:
-        if journal is not None:
-            journal.close()
-
-
 def as_csv(segments: Sequence[Segment]) -> str:
     """Return rows of path, start_s, end_s, label, probability."""
     text = io.StringIO()
@@ -208,8 +207,12 @@ def as_csv(segments: Sequence[Segment]) -> str:
     writer.writerow(_COLUMNS)
     for one in segments:
         for label, probability in one.labels.items():
-            writer.writerow((one.path, f"{one.start_s:g}", f"{one.end_s:g}", label, f"{probability:.4f}"))
+            writer.writerow((one.path, _seconds(one.start_s), _seconds(one.end_s), label, f"{probability:.4f}"))
     return text.getvalue()
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f}".rstrip("0").rstrip(".")
 
 
 def as_json(segments: Sequence[Segment]) -> str:
