@@ -32,7 +32,7 @@ def main() -> None:
     result = ssamba.embed_files(files, OUTPUT / "embeddings.npz", model, overwrite=True)
     elapsed_s = time.perf_counter() - started
     console.print(
-        f"{result.embedded} recordings, {result.audio_s:.1f} s of audio, embedded in {elapsed_s:.1f} s "
+        f"{result.done} recordings, {result.audio_s:.1f} s of audio, embedded in {elapsed_s:.1f} s "
         f"-> {_relative(OUTPUT / 'embeddings.npz')}"
     )
     if result.skipped:

@@ -13,8 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from ssamba.audio.decode import decode
+from ssamba.checkpoint import save_checkpoint
+from ssamba.config import ClassifierConfig
 from ssamba.embedder import Embedder
 from ssamba.model import create_encoder
+from ssamba.model.heads import Classifier
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -102,3 +105,12 @@ def suite(clips, tmp_path_factory) -> Path:
         archive.add(folder / "kinds", "kinds")
     write_table(folder / "kinds.csv", parts)
     return folder
+
+
+@pytest.fixture(scope="session")
+def classifier_folder(tmp_path_factory) -> Path:
+    """A classifier of three classes with random weights, as a checkpoint."""
+    torch.manual_seed(1)
+    config = ClassifierConfig(num_classes=3, labels=("crow", "drum", "choir"))
+    folder: Path = tmp_path_factory.mktemp("classifier")
+    return save_checkpoint(folder / "model", Classifier(small_encoder().config, config).eval())

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ssamba.embedding import Embedding, EmbedOptions, Prediction
     from ssamba.evaluation import evaluate
     from ssamba.library.embed import embed_files
+    from ssamba.library.predict import predict_files
     from ssamba.model import create_encoder
     from ssamba.training.finetuning.recipe import FinetuneRecipe
     from ssamba.training.finetuning.run import finetune
@@ -47,6 +48,7 @@ _MODULES = {
     "finetune": "ssamba.training.finetuning.run",
     "PretrainRecipe": "ssamba.training.pretraining.recipe",
     "pretrain": "ssamba.training.pretraining.run",
+    "predict_files": "ssamba.library.predict",
 }
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # what is logged is shown where the caller asks for it
@@ -74,6 +76,7 @@ __all__ = [
     "load_checkpoint",
     "load_encoder",
     "load_model",
+    "predict_files",
     "pretrain",
     "save_checkpoint",
 ]

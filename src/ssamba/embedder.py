@@ -18,6 +18,7 @@ from typing import Literal, TypeVar, overload
 import torch
 from torch import Tensor
 
+from ssamba.audio.decode import Damaged
 from ssamba.audio.readers import Samples
 from ssamba.audio.sources import OneChannel, Recordings, Source, checked_channels, read
 from ssamba.checkpoint import Checkpoint, LoadReport, has_default_weights, load_checkpoint, weights_digest
@@ -315,6 +316,7 @@ class Embedder:
         *,
         channels: OneChannel = None,
         batch_tokens: int | None = None,
+        damaged: Damaged = "skip",
     ) -> Iterator[tuple[Key, Embedding | Exception]]:
         """Embed recordings as they come, many at a time, and yield each result when it is ready.
 
@@ -324,6 +326,7 @@ class Embedder:
             options: how to embed.
             channels: as in `embed`.
             batch_tokens: as in `embed`.
+            damaged: `skip` makes a file of which a part is missing an error, `keep` uses what comes before it.
 
         Returns:
             The keys, in the order of `items` except that errors come at once, each with its embedding, or with the
@@ -333,7 +336,8 @@ class Embedder:
             ValueError: an option does not fit the model.
         """
         checked_channels(channels, separate=False)
-        return self._embedded(self._decoded(items, sample_rate, channels), options or EmbedOptions(), batch_tokens)
+        decoded = self._decoded(items, sample_rate, channels, damaged)
+        return self._embedded(decoded, options or EmbedOptions(), batch_tokens)
 
     @overload
     def predict(  # type: ignore[overload-overlap]
@@ -411,6 +415,7 @@ class Embedder:
         *,
         per_second: bool | None = None,
         channels: OneChannel = None,
+        damaged: Damaged = "skip",
     ) -> Iterator[tuple[Key, list[Prediction] | Exception]]:
         """Predict labels of recordings as they come; yields predictions as `embed_stream` yields embeddings.
 
@@ -418,7 +423,7 @@ class Embedder:
             ValueError: the checkpoint has no classifier, or one that cannot predict seconds.
         """
         checked_channels(channels, separate=False)
-        return self._predicted(self._decoded(items, sample_rate, channels), per_second=per_second)
+        return self._predicted(self._decoded(items, sample_rate, channels, damaged), per_second=per_second)
 
     def logits_stream(
         self, items: Iterable[tuple[Key, Source]], sample_rate: int | None = None, *, per_label: bool | None = None
@@ -493,9 +498,13 @@ class Embedder:
         return classifier, by_segment
 
     def _decoded(
-        self, items: Iterable[tuple[Key, Source]], sample_rate: int | None, channels: OneChannel = None
+        self,
+        items: Iterable[tuple[Key, Source]],
+        sample_rate: int | None,
+        channels: OneChannel = None,
+        damaged: Damaged = "skip",
     ) -> Iterator[tuple[Key, Iterator[Samples]]]:
-        return ((key, read(source, sample_rate, self.front_end, channels)) for key, source in items)
+        return ((key, read(source, sample_rate, self.front_end, channels, damaged)) for key, source in items)
 
 
 def load_model(

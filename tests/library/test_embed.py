@@ -22,7 +22,7 @@ from ssamba.audio.decode import decode_files
 from ssamba.audio.files import find_audio
 from ssamba.embedder import Embedder
 from ssamba.errors import ModelMismatchError, OtherSettingsError, OutputInUseError, SkippedFilesError
-from ssamba.library.embed import embed_files, skipped_file
+from ssamba.library.embed import embed_files
 from ssamba.library.search import nearest_neighbors
 from ssamba.library.store import Store
 from ssamba.library.tables import FileRecord, StoreError, read_embeddings
@@ -72,12 +72,12 @@ def test_a_mixed_folder_gives_rows_and_reasons(folder, tmp_path, embedder, suffi
     output = tmp_path / "out" / f"e{suffix}"
     seen = []
     result = embed_files(files, output, embedder, frames=frames, progress=seen.append)
-    assert (result.embedded, len(result.skipped), result.unchanged) == (12, 8, 0)
+    assert (result.done, len(result.skipped), result.unchanged) == (12, 8, 0)
     assert [state.done for state in seen] == list(range(1, 21))
     assert (seen[-1].total, seen[-1].skipped, seen[-1].step) == (20, 8, "embedding")
     assert seen[-1].audio_s == pytest.approx(result.audio_s)
     assert sorted(p.name for p in output.parent.iterdir()) == [output.name, f"{output.name}.skipped.csv"]
-    reasons = skipped_file(output).read_text(encoding="utf-8").splitlines()
+    reasons = Path(f"{output}.skipped.csv").read_text(encoding="utf-8").splitlines()
     assert len(reasons) == 9
     for name in ("empty", "text", "image", "cut", "nan", "short", "folder", "dangling"):
         (line,) = [line for line in reasons if f"{name}." in line]
@@ -109,7 +109,7 @@ class Killed(BaseException):
 
 
 def test_an_interrupted_run_goes_on_where_it_was(folder, tmp_path, embedder, monkeypatch):
-    monkeypatch.setattr("ssamba.library.embed._FLUSH_FILES", 2)
+    monkeypatch.setattr("ssamba.library.store._FLUSH_FILES", 2)
     monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
     files = find_audio([folder])
     embed_files(files, tmp_path / "whole.npz", embedder)
@@ -129,7 +129,7 @@ def test_an_interrupted_run_goes_on_where_it_was(folder, tmp_path, embedder, mon
         embed_files(files, output, embedder, progress=kill_after(4))
     result = embed_files(files, output, embedder)
     assert result.unchanged >= 6
-    assert result.unchanged + result.embedded == 12
+    assert result.unchanged + result.done == 12
     assert len(result.skipped) == 8
     assert_same_tables(tmp_path / "whole.npz", output)
     assert not Path(f"{output}.partial").exists()
@@ -177,7 +177,7 @@ def test_new_and_changed_files_join_a_finished_output(folder, tmp_path, embedder
     shutil.copy(clips[9], folder / "new.flac")
     shutil.copy(clips[10], folder / f"0 {clips[0].name}")
     result = embed_files(find_audio([folder]), output, embedder, frames=frames)
-    assert (result.embedded, result.changed, result.unchanged, result.kept) == (2, 1, 11, 0)
+    assert (result.done, result.changed, result.unchanged, result.kept) == (2, 1, 11, 0)
     embed_files(find_audio([folder]), tmp_path / f"fresh{suffix}", embedder, frames=frames)
     assert_same_tables(output, tmp_path / f"fresh{suffix}")
 
@@ -254,7 +254,7 @@ def test_outputs_that_cannot_be_are_refused_at_once(tmp_path, embedder, clips):
 
 def test_only_broken_files_are_an_error_with_the_reason(tmp_path, embedder):
     (tmp_path / "a.wav").touch()
-    with pytest.raises(StoreError, match=r"no file could be embedded \(.*a\.wav.*e\.npz\.skipped\.csv"):
+    with pytest.raises(StoreError, match=r"no file could be embedded: .*a\.wav.*e\.npz\.skipped\.csv"):
         embed_files([tmp_path / "a.wav"], tmp_path / "e.npz", embedder)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.wav", "e.npz.skipped.csv"]
 
@@ -308,7 +308,7 @@ def test_no_damaged_file_can_end_a_job(tmp_path, embedder, clips, monkeypatch):
     sf.write(tmp_path / "huge.wav", np.tile([1e25, -1e25], 8_000), 16_000, subtype="FLOAT")
     shutil.copy(clips[8], tmp_path / "good.flac")
     result = embed_files(find_audio([tmp_path]), tmp_path / "e.npz", embedder)
-    assert (result.embedded, len(result.skipped)) == (1, 2)
+    assert (result.done, len(result.skipped)) == (1, 2)
     assert "not finite" in result.skipped[0].reason
 
     def unheard_of(path):
@@ -317,19 +317,19 @@ def test_no_damaged_file_can_end_a_job(tmp_path, embedder, clips, monkeypatch):
     monkeypatch.setattr("ssamba.audio.decode.open_audio", unheard_of)
     with pytest.raises(StoreError, match="a codec's own trouble"):
         embed_files(find_audio([tmp_path]), tmp_path / "f.npz", embedder)
-    assert len(skipped_file(tmp_path / "f.npz").read_text().splitlines()) == 4
+    assert len((tmp_path / "f.npz.skipped.csv").read_text().splitlines()) == 4
 
 
 def test_other_inputs_are_added_and_earlier_rows_kept_until_pruned(tmp_path, embedder, clips):
     output = tmp_path / "e.npz"
     embed_files(clips[:3], output, embedder)
     report = embed_files(clips[2:5], output, embedder)
-    assert (report.embedded, report.unchanged, report.kept, report.rows) == (2, 1, 2, 5)
+    assert (report.done, report.unchanged, report.kept, report.rows) == (2, 1, 2, 5)
     assert str(report).endswith("\n2 files that were not named this time are kept (--prune removes them)")
     assert read_embeddings(output)["path"].tolist() == [str(clips[i]) for i in (2, 3, 4, 0, 1)]
     vectors = read_embeddings(output)["embedding"]
     report = embed_files(clips[3], output, embedder, prune=True)
-    assert (report.embedded, report.unchanged, report.kept, report.pruned, report.rows) == (0, 1, 0, 4, 1)
+    assert (report.done, report.unchanged, report.kept, report.pruned, report.rows) == (0, 1, 0, 4, 1)
     np.testing.assert_array_equal(read_embeddings(output)["embedding"], vectors[1:2])
 
 
@@ -339,7 +339,7 @@ def test_a_file_is_the_same_however_it_is_named(tmp_path, embedder, clips, monke
         shutil.copy(clip, tmp_path / "rec")
     (tmp_path / "link").symlink_to("rec")
     monkeypatch.chdir(tmp_path)
-    assert embed_files(["rec", "rec/../rec", "link"], "e.npz", embedder).embedded == 2
+    assert embed_files(["rec", "rec/../rec", "link"], "e.npz", embedder).done == 2
     monkeypatch.chdir(tmp_path / "rec")
     for name in (".", tmp_path / "rec", "../link", "*.flac"):
         assert embed_files(name, "../e.npz", embedder).unchanged == 2
@@ -355,7 +355,7 @@ def test_rows_of_files_that_are_gone_stay_and_of_files_that_broke_go(tmp_path, e
     gone.unlink()
     broken.write_text("no audio")
     report = embed_files([gone, broken, fine], output, embedder)
-    assert (report.embedded, report.unchanged, len(report.skipped)) == (0, 1, 2)
+    assert (report.done, report.unchanged, len(report.skipped)) == (0, 1, 2)
     assert read_embeddings(output)["path"].tolist() == [str(gone), str(fine)]
 
 
@@ -368,7 +368,7 @@ def test_overwriting_keeps_the_old_table_until_the_new_one_is_complete(tmp_path,
     assert output.read_bytes() == before
     report = embed_files(clips[1:], output, embedder, layer=1)
     assert report.unchanged >= 1
-    assert (report.unchanged + report.embedded, report.rows, report.kept) == (len(clips) - 1, len(clips) - 1, 0)
+    assert (report.unchanged + report.done, report.rows, report.kept) == (len(clips) - 1, len(clips) - 1, 0)
     embed_files(clips[1:], tmp_path / "fresh.npz", embedder, layer=1)
     assert_same_tables(output, tmp_path / "fresh.npz")
 
@@ -378,10 +378,10 @@ def test_progress_that_returns_false_stops_and_keeps_what_is_done(tmp_path, embe
     output = tmp_path / "e.npz"
     report = embed_files(clips, output, embedder, progress=lambda state: state.done < 3)
     assert not report.finished
-    assert 3 <= report.embedded < len(clips)
+    assert 3 <= report.done < len(clips)
     assert (report.rows, output.exists()) == (0, False)
     again = embed_files(clips, output, embedder, progress=lambda state: state.done < state.total)
-    assert (again.unchanged, again.embedded, again.finished) == (report.embedded, len(clips) - report.embedded, True)
+    assert (again.unchanged, again.done, again.finished) == (report.done, len(clips) - report.done, True)
 
 
 def test_a_second_writer_is_refused(tmp_path, embedder, clips):
@@ -416,7 +416,7 @@ def test_tables_of_earlier_versions_are_continued(tmp_path, embedder, clips, suf
     with pytest.raises(OtherSettingsError, match=named):
         embed_files(names, old, embedder, frames=frames, layer=1)
     report = embed_files(names, old, embedder, frames=frames)
-    assert (report.unchanged, report.embedded) == (2, 1)
+    assert (report.unchanged, report.done) == (2, 1)
     embed_files(names, new, embedder, frames=frames)
     assert_same_tables(new, old)
     without_columns(new, old, ("settings", "config_hash"))
@@ -473,7 +473,7 @@ def test_a_refused_run_leaves_everything_as_it_was(tmp_path, embedder, clips):
 
 
 def test_a_part_that_a_crash_damaged_is_computed_again(tmp_path, embedder, clips, monkeypatch):
-    monkeypatch.setattr("ssamba.library.embed._FLUSH_FILES", 1)
+    monkeypatch.setattr("ssamba.library.store._FLUSH_FILES", 1)
     output = tmp_path / "e.npz"
 
     def stop(progress):
@@ -485,7 +485,7 @@ def test_a_part_that_a_crash_damaged_is_computed_again(tmp_path, embedder, clips
     first = sorted(Path(f"{output}.partial").glob("part-*.npy"))[0]
     first.write_bytes(first.read_bytes()[:50])
     result = embed_files(clips[:4], output, embedder)
-    assert (result.unchanged, result.embedded, result.rows) == (2, 2, 4)
+    assert (result.unchanged, result.done, result.rows) == (2, 2, 4)
 
 
 def test_an_empty_partial_folder_stands_in_nobodys_way(tmp_path, embedder, clips):

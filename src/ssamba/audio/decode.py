@@ -357,7 +357,11 @@ def _duration(path: Path, result: Measured | WorkerDiedError) -> float | Excepti
 
 
 def decode_files(
-    paths: Sequence[Path], sample_rate_hz: int, workers: int, damaged: Damaged = "skip"
+    paths: Sequence[Path],
+    sample_rate_hz: int,
+    workers: int,
+    damaged: Damaged = "skip",
+    channel: int | None = None,
 ) -> Iterator[tuple[Path, Samples | Path | Exception]]:
     """Decode many files in worker processes, ahead of the caller, and yield them in order.
 
@@ -370,8 +374,9 @@ def decode_files(
         sample_rate_hz: wanted rate.
         workers: number of processes; 0 decodes in this one.
         damaged: see `decode`.
+        channel: see `decode`.
     """
-    work = partial(_decode_file, sample_rate_hz=sample_rate_hz, damaged=damaged)
+    work = partial(_decode_file, sample_rate_hz=sample_rate_hz, damaged=damaged, channel=channel)
     for path, result in map_in_processes(work, paths, workers):
         if isinstance(result, WorkerDiedError):
             yield path, _died(path, result)
@@ -392,14 +397,14 @@ class _Result(NamedTuple):
     remarks: tuple[Remark, ...] = ()
 
 
-def _decode_file(path: Path, sample_rate_hz: int, damaged: Damaged) -> _Result:
+def _decode_file(path: Path, sample_rate_hz: int, damaged: Damaged, channel: int | None) -> _Result:
     try:
         with open_audio(path) as reader:
             duration_s = reader.info.duration_s
         if duration_s is None or duration_s > LONG_S:
             return _Result(path)
         with collect_remarks() as remarks:
-            samples = decode(path, sample_rate_hz=sample_rate_hz, damaged=damaged)
+            samples = decode(path, sample_rate_hz=sample_rate_hz, damaged=damaged, channel=channel)
         return _Result(samples, tuple(remarks))
     except (ValueError, OSError) as error:
         return _Result(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fnmatch
 import glob
 import io
@@ -170,6 +171,14 @@ def write_remarks(report: Path, remarks: Iterable[Remark]) -> tuple[Remark, ...]
     else:
         report.unlink(missing_ok=True)
     return unique
+
+
+def read_remarks(report: Path) -> list[Remark]:
+    """Read what `write_remarks` wrote; nothing if there is no such file."""
+    if not report.is_file():
+        return []
+    with report.open(newline="", encoding="utf-8") as file:
+        return [Remark(**row) for row in csv.DictReader(file)]
 
 
 def write_skipped(report: Path, skipped: Sequence[Skipped]) -> None:

@@ -68,7 +68,11 @@ def checked_channels(channels: Channels, *, separate: bool = True) -> None:
 
 
 def read(
-    source: Source, sample_rate: int | None, front_end: FrontEndConfig, channels: OneChannel = None
+    source: Source,
+    sample_rate: int | None,
+    front_end: FrontEndConfig,
+    channels: OneChannel = None,
+    damaged: decode.Damaged = "skip",
 ) -> Iterator[Samples]:
     """Yield consecutive blocks of a recording's mono samples (S,), float32, at the front end's rate.
 
@@ -77,6 +81,7 @@ def read(
         sample_rate: rate of a waveform; None means the front end's. Files carry their own.
         front_end: says the rate, and how long a recording must be.
         channels: how to make one channel of several.
+        damaged: of a file, see `decode`.
 
     Raises:
         AudioDecodeError: a file cannot be read.
@@ -97,7 +102,7 @@ def read(
         file = _file(source)
         name = f"{file}: "
         channel = None if channels == "mean" else channels
-        for block in decode.stream(file, sample_rate_hz=rate_hz, channel=channel):
+        for block in decode.stream(file, sample_rate_hz=rate_hz, channel=channel, damaged=damaged):
             num_samples += len(block)
             yield block
     if num_samples < front_end.frame_samples:
@@ -370,17 +375,24 @@ def _check_peak(samples: Samples, *, is_float: bool) -> None:
     if not np.isfinite(peak):
         first = int(np.argmin(np.isfinite(samples)))
         raise ValueError(f"the waveform holds NaN or infinity, first at sample {first}: repair or leave it out")
-    if is_float and peak > _MAX_PEAK:
-        bits = next((bits for bits in (16, 24, 32) if peak <= 2 ** (bits - 1)), None)
-        remedy = ": scale it to [-1, 1]"
-        if bits is not None:
-            remedy = f". If it holds {bits}-bit integers, divide it by {2 ** (bits - 1)}"
-            remedy += ", or give it as int16" if bits == 16 else ""
-        warnings.warn(
-            f"the waveform has a peak of {peak:g}, where floats are expected in [-1, 1], so its embedding will mean "
-            f"little{remedy}",
-            stacklevel=_outside(),
-        )
+    remark = peak_remark(peak) if is_float else None
+    if remark is not None:
+        warnings.warn(remark, stacklevel=_outside())
+
+
+PEAK_REMARK = "the waveform has a peak of "
+
+
+def peak_remark(peak: float) -> str | None:
+    """Return what is to be said about a peak that no float waveform should have, with the remedy; else None."""
+    if peak <= _MAX_PEAK:
+        return None
+    bits = next((bits for bits in (16, 24, 32) if peak <= 2 ** (bits - 1)), None)
+    remedy = ": scale it to [-1, 1]"
+    if bits is not None:
+        remedy = f". If it holds {bits}-bit integers, divide it by {2 ** (bits - 1)}"
+        remedy += ", or give it as int16" if bits == 16 else ""
+    return f"{PEAK_REMARK}{peak:g}, where floats are expected in [-1, 1], so its embedding will mean little{remedy}"
 
 
 def _outside() -> int:

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -258,10 +258,14 @@ TakeOverOption = Annotated[
     bool, typer.Option("--take-over", help="Take the output away from another process that is writing it.")
 ]
 DamagedOption = Annotated[
-    str,
+    Literal["skip", "keep"],
     typer.Option(
         "--damaged", help="'skip': leave out files of which a part is missing; 'keep': use what comes before it."
     ),
+]
+PruneOption = Annotated[bool, typer.Option("--prune", help="Remove the rows of files that are not named this time.")]
+ChannelsOption = Annotated[
+    str, typer.Option(metavar="mean|NUMBER", help="Average the channels, or take one of them (from 0).")
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with code 3 if any file was skipped.")]
 ChangesOption = Annotated[
@@ -292,6 +296,11 @@ def only_rank_0_prints() -> None:
         log.setLevel(logging.ERROR)
 
 
+def parse_channels(text: str) -> Any:
+    """Return the number that an option holds, or its text, which the library checks."""
+    return int(text) if text.isdecimal() else text
+
+
 def say(text: str) -> None:
     """Print a line of the result to standard output, unless `--quiet`."""
     if not is_quiet():
@@ -319,8 +328,14 @@ def report_remarks(remarks: Sequence[Remark], report: object = None) -> None:
 
 
 def show_report(report: Any) -> None:
-    """Print the summary of a job (its report as text) and log the files that it skipped or has remarks about."""
-    say(str(report))
+    """Print the summary of a job (its report as text) and log the files that it skipped or has remarks about.
+
+    Without an output file, standard output is for the results.
+    """
+    if report.output is None:
+        log.info(str(report))
+    else:
+        say(str(report))
     report_skipped(report.skipped, report.skipped_file)
     report_remarks(getattr(report, "remarks", ()), getattr(report, "remarks_file", None))
 

@@ -9,13 +9,17 @@ import typer
 
 from ssamba.cli.app import (
     EXIT_CODES,
+    ChannelsOption,
     CheckpointOption,
+    DamagedOption,
     DeviceOption,
     OverwriteOption,
+    PruneOption,
     RecordingsArgument,
     StrictOption,
     TakeOverOption,
     app,
+    parse_channels,
     show_report,
 )
 from ssamba.cli.progress import ProgressDisplay
@@ -36,9 +40,7 @@ def embed(
     frames: Annotated[bool, typer.Option("--frames", help="One row for each time step instead of each file.")] = False,
     context: Annotated[
         Literal["windows", "full"],
-        typer.Option(
-            help="'windows': 10.24 s, overlapping by half; 'full': each recording at once, which gives other vectors."
-        ),
+        typer.Option(help="'windows' of 10.24 s; or the 'full' recording at once, which gives other vectors."),
     ] = "windows",
     layer: Annotated[
         int | None,
@@ -48,12 +50,22 @@ def embed(
         Literal["patch", "official"],
         typer.Option(help="'patch', or 'official': pad short recordings to the pretraining length."),
     ] = "patch",
+    overlap: Annotated[
+        float, typer.Option(help="Share of a window that the next one covers again, from 0 to below 1.")
+    ] = 0.5,
+    channels: ChannelsOption = "mean",
+    precision: Annotated[
+        Literal["fp32", "bf16", "auto"], typer.Option(help="'auto': bf16 on CUDA, fp32 elsewhere.")
+    ] = "fp32",
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Patch tokens encoded together. Default: 4096 on a CPU, 32768 on a GPU."),
+    ] = None,
+    damaged: DamagedOption = "skip",
     workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes. Default: up to four.")] = None,
     device: DeviceOption = None,
     overwrite: OverwriteOption = False,
-    prune: Annotated[
-        bool, typer.Option("--prune", help="Remove the rows of files that are not named this time.")
-    ] = False,
+    prune: PruneOption = False,
     take_over: TakeOverOption = False,
     strict: StrictOption = False,
 ) -> None:
@@ -73,6 +85,11 @@ def embed(
             context=context,
             layer=layer,
             padding=padding,
+            overlap=overlap,
+            channels=parse_channels(channels),
+            damaged=damaged,
+            precision=precision,
+            batch_tokens=batch_tokens,
             workers=workers,
             device=device,
             overwrite=overwrite,

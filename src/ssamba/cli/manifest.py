@@ -63,7 +63,7 @@ def manifest(
             output,
             labels=labels,  # type: ignore[arg-type]  # checked there
             prune=prune,
-            damaged=damaged,  # type: ignore[arg-type]  # checked there
+            damaged=damaged,
             overwrite=overwrite,
             take_over=take_over,
             strict=strict,

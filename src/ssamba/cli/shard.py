@@ -58,7 +58,7 @@ def shard(
             shard_mb=shard_mb,
             max_clip_s=max_clip_s,
             shuffle=shuffle,
-            damaged=damaged,  # type: ignore[arg-type]  # checked there
+            damaged=damaged,
             overwrite=overwrite,
             take_over=take_over,
             strict=strict,

@@ -1,10 +1,10 @@
-"""Predict labels of recordings, or of each second of them, with a fine-tuned classifier.
+"""Predict labels of recordings, or of each second of them, with a fine-tuned classifier: behind `ssamba predict`.
 
-    model = ssamba.load_model("runs/birds")
-    for path, found in predict_stream(model, ["dawn.flac"]):
-        print(path, found[0].best(3))
+    report = ssamba.predict_files("recordings/", "runs/birds", "labels.csv")
+    for segment in report.segments:
+        print(segment.path, segment.start_s, segment.labels)
 
-Shapes: C classes.
+The same call goes on with what is there, as `embed_files` does; `OUTPUT.run.jsonl` says how the output was made.
 """
 
 from __future__ import annotations
@@ -12,125 +12,209 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
-
-from ssamba.audio.decode import probe
+from ssamba.audio.decode import Damaged, checked_damaged
+from ssamba.audio.sources import OneChannel, checked_channels
 from ssamba.embedder import Embedder
-from ssamba.files import write_atomically
+from ssamba.embedding import Prediction
+from ssamba.errors import ConfigError
+from ssamba.files import path_text
+from ssamba.hashing import digest_of, digest_of_json
+from ssamba.library.embed import loaded_model
+from ssamba.library.jobs import FileJob, JobReport
+from ssamba.library.journal import Entry, Journal
+from ssamba.library.tables import StoreError
+from ssamba.locks import lock_output
+from ssamba.progress import OnProgress
 
 FORMATS = (".csv", ".json")
 _COLUMNS = ("path", "start_s", "end_s", "label", "probability")
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """Class probabilities of a recording, or of a segment of it."""
+class Segment:
+    """Labels of a recording, or of a part of it."""
 
     path: str
     """The recording."""
     start_s: float
-    """Start of the segment."""
-    end_s: float | None
-    """End of the segment; None means the recording's end."""
-    labels: tuple[str, ...]
-    """Names of the classes, C of them."""
-    probabilities: np.ndarray[Any, np.dtype[np.float32]]
-    """Probability of each class, (C,): their sum is 1 if a clip has one label; independent if it may have several."""
-
-    def best(self, count: int = 1) -> list[tuple[str, float]]:
-        """Return the `count` most probable labels with their probabilities; 0 returns all."""
-        order = np.argsort(-self.probabilities, kind="stable")[: count or None]
-        return [(self.labels[i], float(self.probabilities[i])) for i in order]
+    """Start in the recording."""
+    end_s: float
+    """End in the recording."""
+    labels: dict[str, float]
+    """The most probable labels, the first one first, with their probabilities (of all classes their sum is 1 if a clip
+    has one label; they are independent if it may have several)."""
 
 
-def predict_stream(
-    model: Embedder, paths: Iterable[str | Path], *, per_second: bool | None = None
-) -> Iterator[tuple[Path, list[Prediction] | Exception]]:
-    """Classify recordings as they come, many at a time.
+@dataclass(kw_only=True)
+class PredictReport(JobReport):
+    """What a call of `predict_files` did."""
+
+    verb: ClassVar[str] = "classified"
+    step: ClassVar[str] = "predicting"
+
+    segments: list[Segment] = field(default_factory=list)
+    """The labels, in the order of the output."""
+
+
+def predict_files(
+    recordings: str | Path | Iterable[str | Path],
+    checkpoint: str | Path | Embedder,
+    output: str | Path | None = None,
+    *,
+    top: int = 3,
+    per_second: bool | None = None,
+    channels: OneChannel = "mean",
+    damaged: Damaged = "skip",
+    workers: int | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
+    prune: bool = False,
+    take_over: bool = False,
+    strict: bool = False,
+    progress: OnProgress | None = None,
+) -> PredictReport:
+    """Predict labels of recordings.
+
+    With an output, each result is written at once to `OUTPUT.partial`, and the output at the end. The same call goes on
+    after an interruption, and adds new and changed files to a finished output, as `embed_files` does.
 
     Args:
-        model: a fine-tuned classifier.
-        paths: audio files.
+        recordings: files, folders (searched recursively) and patterns, or one of them.
+        checkpoint: a fine-tuned classifier: as for `load_model`, or a loaded model.
+        output: a .csv file (a row for each label) or a .json file (an object for each segment); None writes nothing.
+        top: number of most probable labels to keep; 0 is all.
         per_second: predict each second instead of the whole recording; None means as the model was trained. A model
             trained on whole clips applies its head to the frames of each second.
+        channels: as for `embed_files`, like the arguments below.
+        damaged: whether to use files of which a part is missing.
+        workers: decoding processes.
+        device: where the model runs.
+        overwrite: start anew.
+        prune: remove the rows of files that are not named this time.
+        take_over: take the output away from another process that is writing it.
+        strict: raise at the end if files were skipped.
+        progress: called after each file; returning False stops the job and keeps what is done.
 
     Returns:
-        The files, not always in the order of `paths`, each with its predictions (one, or one for each second), or with
-        the error (`ValueError` or `OSError`) that it raised; the other files are not affected.
+        What was done, with the labels.
 
     Raises:
+        OtherSettingsError: the output, or an interrupted run, was made with another model or other options.
+        StoreError: the output has another suffix or was not written by this function, or no file could be classified.
+        ConfigError: an option has an unknown value.
         ValueError: the checkpoint has no classifier, or one that cannot classify segments.
+        SkippedFilesError, OutputInUseError, CheckpointError, Interrupted: as for `embed_files`.
     """
-    items = ((Path(path), path) for path in paths)
-    for path, result in model.logits_stream(items, per_label=per_second):
-        if isinstance(result, Exception):
-            yield path, result
-            continue
-        assert model.classifier is not None
-        config = model.classifier.config
-        logits = result[None] if result.ndim == 1 else result
-        probabilities = (logits.softmax(-1) if config.activation == "softmax" else logits.sigmoid()).numpy()
-        names = config.labels or tuple(map(str, range(config.num_classes)))
-        length_s = (config.label_frames or model.front_end.frames_per_second) / model.front_end.frames_per_second
-        segments = [(0.0, None)] if result.ndim == 1 else _segments(path, len(logits), length_s)
-        yield (
-            path,
-            [
-                Prediction(str(path), start_s, end_s, names, row)
-                for (start_s, end_s), row in zip(segments, probabilities, strict=True)
-            ],
+    if top < 0:
+        raise ConfigError(f"top is the number of labels to keep, 0 for all; got {top}")
+    checked_channels(channels, separate=False)
+    checked_damaged(damaged)
+    target = None if output is None else Path(output)
+    if target is not None and (target.suffix not in FORMATS or target.is_dir()):
+        raise StoreError(f"{target}: expected a file name that ends in {' or '.join(FORMATS)}")
+    report = PredictReport(output=target)
+    job = FileJob(recordings, report)
+    model = loaded_model(checkpoint, device)
+    settings = _settings(model, top, per_second, channels)
+    journal: Journal | None = None
+
+    def add(path: Path, found: list[Prediction]) -> float:
+        duration_s = found[-1].end_s
+        record = job.record(path, duration_s, len(found))
+        segments = [
+            Segment(
+                record.path,
+                round(one.start_s, 6),
+                round(one.end_s, 6),
+                {label: round(probability, 4) for label, probability in one.best(top)},
+            )
+            for one in found
+        ]
+        report.segments += segments
+        if journal is not None:
+            journal.add(Entry(record, [asdict(segment) for segment in segments]))
+        return duration_s
+
+    def run() -> None:
+        rate_hz = model.front_end.sample_rate_hz
+        job.run(
+            lambda items: model.predict_stream(
+                items, rate_hz, per_second=per_second, channels=channels, damaged=damaged
+            ),
+            add,
+            sample_rate_hz=rate_hz,
+            channels=channels,
+            damaged=damaged,
+            workers=workers,
+            progress=progress,
         )
 
+    def write(path: Path, rows: list[dict[str, Any]]) -> None:
+        as_text = as_csv if Path(output or "").suffix == ".csv" else as_json
+        path.write_text(as_text([Segment(**row) for row in rows]), encoding="utf-8")
 
-def _segments(path: Path, count: int, length_s: float) -> list[tuple[float, float | None]]:
-    """Return start and end of `count` segments; the last one ends with the recording if its header holds the length."""
-    whole_s = probe(path).duration_s
-    ends_s = [(k + 1) * length_s for k in range(count)]
-    if whole_s is not None and whole_s > (count - 1) * length_s:
-        ends_s[-1] = min(ends_s[-1], whole_s)
-    return [(k * length_s, end_s) for k, end_s in enumerate(ends_s)]
+    if target is None:
+        with job.kept():
+            job.compare({})
+            run()
+            job.dropped(prune=False)
+        order = {path_text(path): index for index, path in enumerate(job.todo)}
+        report.segments.sort(key=lambda segment: order[segment.path])
+    else:
+        with (
+            lock_output(target, take_over=take_over) as lock,
+            job.kept(),
+            closing(Journal(target, settings, lock.verify)) as journal,
+        ):
+            journal.open(overwrite)
+            job.compare(journal.records)
+            run()
+            if report.finished:
+                rows = journal.finish(list(job.files), job.dropped(prune), write)
+                report.segments = [Segment(**row) for row in rows]
+    report.rows = len(report.segments) if report.finished else 0
+    job.check_strict(strict)
+    return report
 
 
-def as_csv(predictions: Sequence[Prediction], count: int = 1) -> str:
-    """Return rows of path, start_s, end_s, label, probability for the `count` most probable labels (0: all)."""
+def _settings(model: Embedder, top: int, per_second: bool | None, channels: OneChannel) -> dict[str, Any]:
+    """Return what the labels depend on, besides the recordings; raise a ValueError if there is no fit classifier."""
+    model.predict_stream([], per_second=per_second)
+    assert model.classifier is not None
+    head = model.classifier.config
+    settings = {
+        "weights_digest": model.identity.weights_digest,
+        "classifier": digest_of(head.digest(), model.classifier.state_dict()),
+        "encoder": model.encoder.config.digest(),
+        "front_end": model.front_end.digest(),
+        "top": top,
+        "per_second": head.label_frames is not None if per_second is None else per_second,
+        "channels": "mean" if channels is None else channels,
+    }
+    return {**settings, "model": model.name, "config_hash": digest_of_json(settings)}
+
+
+def as_csv(segments: Sequence[Segment]) -> str:
+    """Return rows of path, start_s, end_s, label, probability."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
-    for found in predictions:
-        for label, probability in found.best(count):
-            end = "" if found.end_s is None else f"{found.end_s:g}"
-            writer.writerow((found.path, f"{found.start_s:g}", end, label, f"{probability:.4f}"))
+    for one in segments:
+        for label, probability in one.labels.items():
+            writer.writerow((one.path, _seconds(one.start_s), _seconds(one.end_s), label, f"{probability:.4f}"))
     return text.getvalue()
 
 
-def as_json(predictions: Sequence[Prediction], count: int = 0) -> str:
+def _seconds(value: float) -> str:
+    return f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def as_json(segments: Sequence[Segment]) -> str:
     """Return a list of objects with path, start_s, end_s and labels (name to probability, the most probable first)."""
-    rows = [
-        {
-            "path": found.path,
-            "start_s": found.start_s,
-            "end_s": found.end_s,
-            "labels": {label: round(probability, 4) for label, probability in found.best(count)},
-        }
-        for found in predictions
-    ]
-    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
-
-
-def write_predictions(predictions: Sequence[Prediction], path: str | Path, count: int = 0) -> None:
-    """Write a `.csv` or `.json` file atomically.
-
-    Raises:
-        ValueError: another suffix.
-    """
-    path = Path(path)
-    if path.suffix not in FORMATS:
-        raise ValueError(f"{path}: expected a file name that ends in {' or '.join(FORMATS)}")
-    text = as_csv(predictions, count) if path.suffix == ".csv" else as_json(predictions, count)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
+    return json.dumps([asdict(one) for one in segments], indent=2, ensure_ascii=False) + "\n"

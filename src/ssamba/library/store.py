@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +37,8 @@ from ssamba.library.tables import (
     write_table,
 )
 
+_FLUSH_FILES = 256
+_FLUSH_S = 10.0
 _SETTINGS_FILE = "run.json"
 _REPLACES = "replaces"
 
@@ -92,6 +95,7 @@ class Store:
         self._table: Listing | None = None
         self._in_table: dict[str, FileRecord] = {}
         self._pending: list[tuple[FileRecord, Array, Array]] = []
+        self._flushed_s = time.monotonic()
 
     def open(self, overwrite: bool = False) -> None:
         """Take up what is there: an interrupted run, a finished table, both or none. Nothing is written yet.
@@ -120,7 +124,7 @@ class Store:
 
     def _take_up(self, table: Listing) -> None:
         if "config_hash" not in table.settings:
-            raise StoreError(f"{self.output} does not say how it was made, so nothing can be added. Use {_ANEW}")
+            raise StoreError(f"{self.output} does not say how it was made, so nothing can be added. Use {ANEW}")
         check_settings({**table.settings, "frames": table.frames}, self.settings, f"{self.output} was made")
         self._table = table
         self._in_table = {record.key: record for record in table.records}
@@ -131,16 +135,14 @@ class Store:
         return {**self._in_table, **{key: rows.record for key, rows in self._parts.items()}}
 
     def add(self, record: FileRecord, embedding: Array, times_s: Array) -> None:
-        """Add the rows of a file, (rows, D), and their times, (rows,); the next `flush` writes them."""
+        """Add the rows of a file, (rows, D), and their times, (rows,); they are written within ten seconds."""
         self._pending.append((record, embedding, times_s))
-
-    @property
-    def num_pending(self) -> int:
-        """Files that are not on disk yet."""
-        return len(self._pending)
+        if len(self._pending) >= _FLUSH_FILES or time.monotonic() - self._flushed_s > _FLUSH_S:
+            self.flush()
 
     def flush(self) -> None:
         """Write what was added since the last call as a part."""
+        self._flushed_s = time.monotonic()
         if not self._pending:
             return
         part = self._new_part()
@@ -221,10 +223,10 @@ class Store:
         self._parts.update(newer)
 
 
-_ANEW = "another output, or --overwrite (overwrite=True) to start anew"
+ANEW = "another output, or --overwrite (overwrite=True) to start anew"
 
 
-def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], what: str, remedy: str = _ANEW) -> None:
+def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], what: str, remedy: str = ANEW) -> None:
     """Refuse to go on with what was made with other settings; settings of earlier versions may lack names.
 
     Raises:
@@ -257,4 +259,4 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
         return dict(settings)
     options = json.loads(options) if isinstance(options, str) else options
     rest = {name: value for name, value in settings.items() if name != "options"}
-    return {**rest, **EmbedOptions().model_dump(), **options}
+    return {**rest, **EmbedOptions().model_dump(), "channels": "mean", **options}

@@ -21,7 +21,6 @@ from ssamba.cli import app
 from ssamba.config import FrontEndConfig
 from ssamba.data.manifest import Clip, Manifest, write_manifest
 from ssamba.errors import CheckpointError, ConfigError, DataError, ModelMismatchError, TrainingError
-from ssamba.library.predict import predict_stream
 from ssamba.model import create_encoder
 from ssamba.training.finetuning.data import open_labeled
 from ssamba.training.finetuning.recipe import FinetuneRecipe
@@ -119,7 +118,7 @@ def test_a_folder_per_class_becomes_a_classifier(classes, start, tmp_path):
     data = open_labeled(classes, recipe(), FrontEndConfig(), 1.0)
     found = {
         path.parent.name + path.name: result[0]
-        for path, result in predict_stream(model, sorted(classes.rglob("*.wav")))
+        for path, result in model.predict_stream((path, path) for path in sorted(classes.rglob("*.wav")))
     }
     assert len(found) == len(data.corpus)
     assert all(abs(p.probabilities.sum() - 1) < 1e-5 for p in found.values())
@@ -320,7 +319,7 @@ def test_labels_of_seconds_are_learned_and_predicted(minutes, start, tmp_path):
     assert only.scores["error_rate"] == pytest.approx(1 - only.scores["accuracy"])
     assert only.intervals["accuracy"].low == only.intervals["accuracy"].high  # its four seconds are of one recording
     model = ssamba.load_model(tmp_path / "run" / "model")
-    ((_, found),) = predict_stream(model, [minutes.parent / "5.wav"])
+    found = model.predict(minutes.parent / "5.wav")
     assert not isinstance(found, Exception)
     assert [(p.start_s, p.end_s) for p in found] == [(0, 1), (1, 2), (2, 3), (3, 4)]
     assert sum(p.best()[0][0] == name for p, name in zip(found, ["drum", "choir", "choir", "drum"], strict=True)) >= 3
@@ -414,7 +413,7 @@ def test_wrong_inputs_are_refused_by_name(classes, start, tmp_path):
         with pytest.raises(ConfigError, match=re.escape(message)):
             recipe(change)
     with pytest.raises(ValueError, match="has no classifier"):
-        list(predict_stream(ssamba.load_model(start), [next(classes.rglob("*.wav"))]))
+        ssamba.load_model(start).predict(next(classes.rglob("*.wav")))
 
 
 def run_cli(*arguments):

@@ -1,0 +1,283 @@
+"""Jobs over many recordings that go on with what is there: what `embed_files` and `predict_files` share.
+
+A job compares the files that were named with those that its output holds, works on the ones that are new or have
+changed, and knows afterwards which were skipped and which rows are to go.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import numpy as np
+
+from ssamba.audio.decode import Damaged, collect_remarks, decode_files
+from ssamba.audio.files import Remark, Skipped, find_audio, read_remarks, write_remarks, write_skipped
+from ssamba.audio.readers import Samples
+from ssamba.audio.sources import PEAK_REMARK, OneChannel, Source, peak_remark
+from ssamba.errors import Interrupted, SkippedFilesError
+from ssamba.files import RealPaths, path_text
+from ssamba.library.tables import FileRecord, StoreError
+from ssamba.progress import OnProgress, ProgressReporter, format_duration
+from ssamba.worker_pool import default_workers
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+_FEW_FILES = 8
+"""A worker process takes longer to start than this many files take to decode."""
+_ABSENT = 0, 0
+"""Size and time of a file that is not there."""
+
+
+@dataclass(kw_only=True)
+class JobReport:
+    """What a call did. As text, a summary."""
+
+    verb: ClassVar[str]
+    """What is done to files, such as `embedded`."""
+    step: ClassVar[str]
+    """Name of that in reports of progress, such as `embedding`."""
+
+    output: Path | None
+    """The file that was written."""
+    done: int = 0
+    """Files that this call worked on, new and changed ones."""
+    changed: int = 0
+    """Those of them that took the place of an earlier version in the output."""
+    unchanged: int = 0
+    """Files that were in the output already."""
+    kept: int = 0
+    """Files in the output that were not named this time."""
+    pruned: int = 0
+    """Files that `prune` removed from the output."""
+    skipped: list[Skipped] = field(default_factory=list)
+    """Files that could not be used, with the reasons, as in `skipped_file`."""
+    remarks: list[Remark] = field(default_factory=list)
+    """What is wrong with files that were used all the same, as in `remarks_file`."""
+    rows: int = 0
+    """Rows of the output; 0 if it is not complete."""
+    audio_s: float = 0.0
+    """Audio that this call worked on."""
+    started_s: float = field(default_factory=time.monotonic, repr=False)
+    """Start of the call on the monotonic clock."""
+    seconds: float = 0.0
+    """Time that the call took."""
+    finished: bool = True
+    """False if `progress` stopped the job: what is done is kept, and the same call goes on."""
+
+    @property
+    def skipped_file(self) -> Path | None:
+        """The list of skipped files, if there are any."""
+        return None if self.output is None else Path(f"{self.output}.skipped.csv")
+
+    @property
+    def remarks_file(self) -> Path | None:
+        """The list of remarks, if there are any."""
+        return None if self.output is None else Path(f"{self.output}.remarks.csv")
+
+    def __str__(self) -> str:
+        if not self.finished:
+            return f"stopped: {self.done} files {self.verb}; the same command goes on"
+        there = f", {self.unchanged} already there" if self.unchanged else ""
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        if self.done:
+            changed = f" ({self.changed} of them changed)" if self.changed else ""
+            speed = self.audio_s / max(self.seconds, 1e-9)
+            done = f"{self.done} files {self.verb}{changed}{there}{skipped}: {format_duration(self.audio_s)} of audio "
+            done += f"in {self.seconds:.1f} s ({speed:.0f}x real time), "
+        else:
+            nothing = "no new files" if self.pruned else "nothing to do"
+            done = f"{nothing}: {self.unchanged} files already there{skipped}, "
+        lines = [f"{done}{self.rows} rows" + (f" in {self.output}" if self.output else "")]
+        if self.pruned:
+            lines.append(f"{self.pruned} files that were not named this time were removed")
+        if self.kept:
+            lines.append(f"{self.kept} files that were not named this time are kept (--prune removes them)")
+        return "\n".join(lines)
+
+
+class FileJob:
+    """The files that one call works on.
+
+    Attributes:
+        files: the files that were named, by key (the real path as text).
+        todo: those of them that are not in the output as they are.
+        before: the files in the output, by key.
+        report: counts of the call.
+    """
+
+    def __init__(self, recordings: str | Path | Iterable[str | Path], report: JobReport) -> None:
+        """Find the files.
+
+        Args:
+            recordings: files, folders and patterns, or one of them.
+            report: is updated.
+
+        Raises:
+            ValueError: a pattern matches nothing, or a folder holds no audio.
+        """
+        found = find_audio([recordings] if isinstance(recordings, str | Path) else recordings)
+        if found.other_names:
+            first, other = found.other_names[0]
+            log.info("%d other names of the same files are left out, as %s (%s)", len(found.other_names), other, first)
+        real_path = RealPaths()
+        self.files = {path_text(real_path(path)): path for path in found}
+        self.report = report
+        report.skipped = list(found.skipped)
+        self.stats = {key: _stat(path) for key, path in self.files.items()}
+        self.before: Mapping[str, FileRecord] = {}
+        self.todo: dict[Path, str] = {}
+        self._num_skipped = 0
+        self._undecodable: set[str] = set()
+
+    def compare(self, before: Mapping[str, FileRecord]) -> None:
+        """Compare the files with those in the output."""
+        self.before = before
+        self.todo = {
+            path: key
+            for key, path in self.files.items()
+            if key not in before or not before[key].is_unchanged(*self.stats[key])
+        }
+        self.report.unchanged = len(self.files) - len(self.todo)
+        self.report.kept = len(before.keys() - self.files.keys())
+
+    def run(
+        self,
+        stream: Callable[[Iterator[tuple[Path, Source]]], Iterator[tuple[Path, Result | Exception]]],
+        add: Callable[[Path, Result], float],
+        *,
+        sample_rate_hz: int,
+        channels: OneChannel,
+        damaged: Damaged,
+        workers: int | None,
+        progress: OnProgress | None,
+    ) -> None:
+        """Work on the files that are to do, until that is done or `progress` stops it.
+
+        Args:
+            stream: turns recordings into results.
+            add: keeps the result of a file, and returns the duration of the recording.
+            sample_rate_hz: rate at which recordings are decoded.
+            channels: `mean`, or the number of a channel.
+            damaged: `skip` leaves out files of which a part is missing, `keep` uses what comes before it.
+            workers: decoding processes; None means up to four, if there are more than a few files.
+            progress: called after each file.
+        """
+        if workers is None:
+            workers = default_workers(4) if len(self.todo) > _FEW_FILES else 0
+        channel = channels if isinstance(channels, int) else None
+        step = ProgressReporter(progress, self.report.step, len(self.todo))
+        decoded = decode_files(list(self.todo), sample_rate_hz, workers, damaged, channel)
+        with warnings.catch_warnings(), collect_remarks() as self.report.remarks, self._lists():
+            warnings.filterwarnings("ignore", PEAK_REMARK)  # `_sources` says which file it is
+            for path, result in stream(self._sources(decoded, step)):
+                if isinstance(result, Exception):
+                    self._skip(path, result)
+                else:
+                    duration_s = add(path, result)
+                    self.report.done += 1
+                    self.report.changed += self.todo[path] in self.before
+                    self.report.audio_s += duration_s
+                self._show(step)
+
+    @contextmanager
+    def _lists(self) -> Iterator[None]:
+        """Write the lists of skipped files and of remarks, also if the job is interrupted."""
+        try:
+            yield
+        finally:
+            report = self.report
+            report.skipped.sort(key=lambda entry: entry.path)
+            report.remarks = list(dict.fromkeys(report.remarks))
+            if report.skipped_file is not None and report.remarks_file is not None:
+                write_skipped(report.skipped_file, report.skipped)
+                kept = {record.path for key, record in self.before.items() if key not in self.todo.values()}
+                earlier = [one for one in read_remarks(report.remarks_file) if one.path in kept]
+                write_remarks(report.remarks_file, [*earlier, *report.remarks])
+
+    def _sources(
+        self, decoded: Iterator[tuple[Path, Samples | Path | Exception]], step: ProgressReporter
+    ) -> Iterator[tuple[Path, Source]]:
+        for path, samples in decoded:
+            if isinstance(samples, Exception):
+                self._skip(path, samples)
+                self._show(step)
+            else:
+                remark = None if isinstance(samples, Path) else peak_remark(float(np.abs(samples).max()))
+                if remark is not None:
+                    log.warning("%s: %s", path, remark)
+                yield path, samples
+            if not self.report.finished:  # what was read before is still worked on
+                return
+
+    def _show(self, step: ProgressReporter) -> None:
+        num_done = self.report.done + self._num_skipped
+        go_on = step.update(num_done, audio_s=self.report.audio_s, skipped=self._num_skipped)
+        self.report.finished = (self.report.finished and go_on) or num_done == len(self.todo)
+
+    def _skip(self, path: Path, error: Exception) -> None:
+        self._num_skipped += 1
+        self.report.skipped.append(Skipped.because(path, error))
+        key = self.todo[path]
+        if isinstance(error, ValueError) and self.stats[key] != _ABSENT:
+            self._undecodable.add(key)
+
+    def record(self, path: Path, duration_s: float, rows: int) -> FileRecord:
+        """Return the record of a file; its path is the one that was given first."""
+        key = self.todo[path]
+        name = self.before[key].path if key in self.before else path_text(path)
+        return FileRecord(name, *self.stats[key], duration_s, rows, key)
+
+    def dropped(self, prune: bool) -> set[str]:
+        """Return the keys of files that leave the output.
+
+        A file that has changed and cannot be decoded goes, one that is not there any more stays.
+
+        Raises:
+            StoreError: nothing is left.
+        """
+        report = self.report
+        dropped = self._undecodable & self.before.keys()
+        if prune:
+            others = self.before.keys() - self.files.keys()
+            report.pruned, report.kept = len(others), 0
+            dropped |= others
+        if not report.done and not self.before.keys() - dropped:
+            first = f": {report.skipped[0].reason}" if report.skipped else ""
+            listed = f". All reasons are in {report.skipped_file}" if report.skipped_file else ""
+            raise StoreError(f"no file could be {report.verb}{first}{listed}")
+        return dropped
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Context of everything that may be interrupted or run out of disk: says what is kept."""
+        kept = " and kept, repeat the command to go on" if self.report.output else ""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Interrupted(f"{self.report.done} files are {self.report.verb}{kept}", self.report) from None
+        except OSError as error:
+            remedy = f"{self.report.done} files are {self.report.verb}{kept} when the cause is repaired"
+            raise StoreError(f"{error}. {remedy}") from error
+        finally:
+            self.report.seconds = time.monotonic() - self.report.started_s
+
+    def check_strict(self, strict: bool) -> None:
+        """Raise a SkippedFilesError if files were skipped and `strict` is set."""
+        if strict and self.report.skipped:
+            raise SkippedFilesError(f"{len(self.report.skipped)} files were skipped", self.report)
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return _ABSENT
+    return stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,163 @@
+"""Predicted labels of collections: rows, going on with what is there, refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import soundfile
+
+import ssamba
+from ssamba.errors import ModelMismatchError, OtherSettingsError, OutputInUseError, SkippedFilesError
+from ssamba.library.predict import predict_files
+from ssamba.library.tables import StoreError
+
+
+@pytest.fixture(scope="module")
+def model(classifier_folder):
+    return ssamba.load_model(classifier_folder, device="cpu")
+
+
+def rows_of(path):
+    if path.suffix == ".json":
+        return [
+            (row["path"], label, pytest.approx(probability, abs=1e-4))
+            for row in json.loads(path.read_text())
+            for label, probability in row["labels"].items()
+        ]
+    with path.open(newline="") as file:
+        return [(row["path"], row["label"], float(row["probability"])) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_rows_are_the_models_own_predictions(tmp_path, clips, model, suffix):
+    report = predict_files(clips[:3], model, tmp_path / f"p{suffix}", top=2)
+    assert (report.done, report.rows, report.skipped) == (3, 3, [])
+    expected = [
+        (str(clip), label, pytest.approx(probability, abs=1e-4))
+        for clip in clips[:3]
+        for label, probability in model.predict(clip)[0].best(2)
+    ]
+    assert rows_of(tmp_path / f"p{suffix}") == expected
+    assert [segment.end_s for segment in report.segments] == [
+        pytest.approx(soundfile.info(clip).duration, abs=1e-4) for clip in clips[:3]
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"p{suffix}", f"p{suffix}.run.jsonl"]
+
+
+def test_seconds_have_rows_of_their_own(tmp_path, clips, model):
+    report = predict_files(clips[0], model, per_second=True)
+    length_s = soundfile.info(clips[0]).duration
+    assert len(report.segments) == report.rows == int(length_s) + 1
+    assert [segment.start_s for segment in report.segments] == list(range(report.rows))
+    assert report.segments[-1].end_s == pytest.approx(length_s, abs=1e-3)
+    assert report.skipped_file is None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_new_and_changed_files_are_added_and_others_kept_until_pruned(tmp_path, clips, model, suffix):
+    names = [Path(shutil.copy(clip, tmp_path)) for clip in clips[:4]]
+    output = tmp_path / f"p{suffix}"
+    predict_files(names[:3], model, output)
+    before = output.stat().st_mtime_ns
+    again = predict_files(names[:3], model, output)
+    assert str(again) == f"nothing to do: 3 files already there, 3 rows in {output}"
+    assert output.stat().st_mtime_ns == before
+    shutil.copy(clips[6], names[2])
+    report = predict_files(names[1:], model, output)
+    assert (report.done, report.changed, report.unchanged, report.kept, report.rows) == (2, 1, 1, 1, 4)
+    fresh = tmp_path / f"fresh{suffix}"
+    predict_files([*names[1:], names[0]], model, fresh)
+    assert output.read_text() == fresh.read_text()
+    report = predict_files(names[1], model, output, prune=True)
+    assert (report.done, report.pruned, report.rows) == (0, 3, 1)
+    assert {row[0] for row in rows_of(output)} == {str(names[1])}
+
+
+def test_an_interrupted_job_goes_on_and_gives_the_same(tmp_path, clips, model, monkeypatch):
+    monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
+    output = tmp_path / "p.csv"
+    stopped = predict_files(clips, model, output, progress=lambda state: state.done < 3)
+    assert not stopped.finished
+    assert 3 <= stopped.done < len(clips)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.csv.partial"]
+    with (tmp_path / "p.csv.partial").open("a") as file:
+        file.write('{"path": "cut')  # as a killed process leaves it
+    with pytest.raises(OtherSettingsError, match=r"p\.csv\.partial is of an interrupted run .*: top was 3, is 1"):
+        predict_files(clips, model, output, top=1)
+    report = predict_files(clips, model, output)
+    assert (report.unchanged, report.done) == (stopped.done, len(clips) - stopped.done)
+    predict_files(clips, model, tmp_path / "fresh.csv")
+    assert output.read_text() == (tmp_path / "fresh.csv").read_text()
+    assert not (tmp_path / "p.csv.partial").exists()
+
+
+def test_overwriting_keeps_the_old_output_until_the_new_one_is_complete(tmp_path, clips, model, monkeypatch):
+    monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
+    output = tmp_path / "p.csv"
+    predict_files(clips[:2], model, output)
+    before = output.read_text()
+    assert not predict_files(clips[1:], model, output, top=1, overwrite=True, progress=lambda state: False).finished
+    assert output.read_text() == before
+    report = predict_files(clips[1:], model, output, top=1)
+    assert (report.kept, report.rows) == (0, len(clips) - 1)
+    assert report.unchanged >= 1
+
+
+def test_other_settings_and_foreign_files_are_refused(tmp_path, clips, model, make_encoder):
+    output = tmp_path / "p.csv"
+    predict_files(clips[:2], model, output)
+    with pytest.raises(OtherSettingsError, match=r"was made .*: per_second was False, is True; top was 3, is 1\."):
+        predict_files(clips[:2], model, output, top=1, per_second=True)
+    other = ssamba.load_model(model.name, device="cpu")
+    other.encoder.cls_token.data += 1
+    with pytest.raises(ModelMismatchError, match=r"the model was .*, is "):
+        predict_files(clips[:2], other, output)
+    with output.open("a") as file:
+        file.write("mine.wav,0,1,owl,1.0\n")
+    with pytest.raises(StoreError, match="was changed after it was written"):
+        predict_files(clips[:3], model, output)
+    (tmp_path / "p.csv.run.jsonl").unlink()
+    with pytest.raises(StoreError, match=r"exists, and p\.csv\.run\.jsonl, which would say how it was made, does not"):
+        predict_files(clips[:3], model, output)
+    assert "mine.wav" in output.read_text()
+    assert predict_files(clips[:3], model, output, overwrite=True).rows == 3
+    output.unlink()
+    assert predict_files(clips[:1], model, output, top=1).rows == 1  # the user removed it: a new one
+
+
+def test_wrong_calls_are_refused_before_anything_is_written(tmp_path, clips, model, ssamba_pth):
+    for arguments, message in (
+        ((clips[0], ssamba_pth, tmp_path / "p.csv"), "has no classifier"),
+        ((clips[0], model, tmp_path / "p.txt"), r"ends in \.csv or \.json"),
+        ((tmp_path / "*.wav", model, tmp_path / "p.csv"), "matches no file"),
+        ((tmp_path / "absent.wav", model), r"no file could be classified: .*absent\.wav"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predict_files(*arguments)
+    for options, message in (
+        ({"top": -1}, "top is the number of labels"),
+        ({"channels": "left"}, "channels must be"),
+        ({"damaged": "mend"}, "damaged must be"),
+        ({"device": "cpu"}, "this model is loaded"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predict_files(clips[0], model, tmp_path / "p.csv", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_writer_is_refused_and_strict_raises_when_all_is_written(tmp_path, clips, model):
+    def predict_again(state):
+        with pytest.raises(OutputInUseError, match="is being written by"):
+            predict_files(clips[0], model, tmp_path / "p.csv", overwrite=True)
+
+    (tmp_path / "a.wav").touch()
+    with pytest.raises(SkippedFilesError, match="1 files were skipped") as skipped:
+        predict_files([clips[0], tmp_path / "a.wav"], model, tmp_path / "p.csv", strict=True, progress=predict_again)
+    assert skipped.value.report.rows == 1
+    assert len(rows_of(tmp_path / "p.csv")) == 3
+    assert "a.wav" in (tmp_path / "p.csv.skipped.csv").read_text()
