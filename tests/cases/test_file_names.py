@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ssamba.files import path_from_text, path_text
-from ssamba.library.embed import embed_files, skipped_file
+from ssamba.library.embed import embed_files
 from ssamba.library.tables import read_embeddings
 
 NAMES = ["~a.wav", "-b.wav", 'c "d", e.wav', "f\ng,h.wav", "i \U0001f426.wav", "cafe\u0301.wav", "1.5.wav", "j..wav"]
@@ -25,12 +25,12 @@ def test_recordings_of_any_name_are_embedded_into_tables_of_any_name(tmp_path, e
     (folder / "1" / os.fsdecode(b"\xe9.wav")).touch()
     monkeypatch.chdir(folder / "0")
     output = folder / os.fsdecode(f"\xe9{suffix}".encode("latin-1"))
-    assert embed_files(".", output, embedder).embedded == 6
+    assert embed_files(".", output, embedder).done == 6
     monkeypatch.chdir(folder / "1")
     report = embed_files([".", "~a.wav"], output, embedder)
-    assert (report.embedded, report.kept, report.rows) == (6, 6, 12)
+    assert (report.done, report.kept, report.rows) == (6, 6, 12)
     assert [entry.path for entry in report.skipped] == ["\\xe9.wav"]
-    assert skipped_file(output).read_text(encoding="utf-8").count("\\xe9.wav: is empty") == 1
+    assert Path(f"{output}.skipped.csv").read_text(encoding="utf-8").count("\\xe9.wav: is empty") == 1
     table = read_embeddings(output)
     assert sorted(table["path"].tolist()) == sorted(["~a.wav", *map(path_text, NAMES)])
     files = list(map(path_from_text, table["absolute_path"].tolist()))

@@ -16,7 +16,7 @@ from ssamba.data.plan import Plan, PlanConfig
 from ssamba.library.tables import read_embeddings
 
 done = ssamba.embed_files("rec", "o.npz", workers=1)
-print(done.embedded, len(done.skipped), read_embeddings("o.npz")["embedding"].shape[0])
+print(done.done, len(done.skipped), read_embeddings("o.npz")["embedding"].shape[0])
 corpora = [open_corpus("rec")]
 loader = WaveLoader(corpora, Plan(PlanConfig(batch_size=3, short_clips="pad"), corpora), workers=1)
 print([len(batch) for batch in loader.batches(0)], [batch.skipped for batch in loader.batches(1)])
