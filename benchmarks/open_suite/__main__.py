@@ -19,13 +19,14 @@ from pathlib import Path
 from rich.markup import escape
 
 from benchmarks.open_suite.build import build_suite
-from ssamba.cli.app import EXIT_INTERRUPTED, EXIT_SKIPPED, err, fail, out
+from ssamba.cli.app import EXIT_INTERRUPTED, EXIT_SKIPPED, err, fail, log_to_stderr, out
 from ssamba.cli.progress import Bar, default_workers, report_skipped
 from ssamba.errors import SsambaError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, build the suite, and report what was built and what was left out."""
+    log_to_stderr()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.open_suite",
         description=__doc__,

@@ -186,7 +186,7 @@ class FrameMerger:
 
 def _zeros(*shape: int) -> Tensor:
     """Return zeros as results are, whatever the caller's default dtype and device."""
-    return torch.zeros(*shape, dtype=torch.float32, device="cpu")
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
 class Accumulator(ABC, Generic[Result]):

@@ -269,7 +269,7 @@ def test_commands_take_names(tmp_path, clips):
     assert done.returncode == 0, done.stderr
     done = command("info", "ssamba2-tiny")
     assert f"digest {WEIGHTS_OF_SSAMBA2_TINY_1}" in done.stdout
-    done = command("embed", clips[8], "-o", table, "-c", "ssamba2-tinny", "--resume")
+    done = command("embed", clips[8], "-o", table, "-c", "ssamba2-tinny")
     assert (done.returncode, "Did you mean 'ssamba2-tiny'?" in done.stderr) == (1, True)
     done = command("info", "ssamba2-tinny")
     assert (done.returncode, "Did you mean 'ssamba2-tiny'?" in done.stderr) == (1, True)

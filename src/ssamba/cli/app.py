@@ -102,6 +102,14 @@ def write_json_line(values: dict[str, Any]) -> None:
         _discard(sys.stderr)
 
 
+def log_to_stderr() -> None:
+    """Show what is logged under `ssamba` on standard error, as lines of text."""
+    log.setLevel(logging.INFO)
+    HANDLER.as_json = False
+    if HANDLER not in log.handlers:
+        log.addHandler(HANDLER)
+
+
 def is_quiet() -> bool:
     """Return whether `--quiet` was given: errors and requested data only."""
     return log.level >= logging.ERROR
@@ -130,10 +138,7 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Set up logging to standard error, then parse."""
-        log.setLevel(logging.INFO)
-        HANDLER.as_json = False
-        if HANDLER not in log.handlers:
-            log.addHandler(HANDLER)
+        log_to_stderr()
         try:
             return super().parse_args(ctx, args)
         except UsageError as error:

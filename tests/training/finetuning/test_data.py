@@ -122,9 +122,7 @@ def test_copies_stay_on_one_side_of_a_split_or_are_noted(classes, start, tmp_pat
             assert all((f"{k}.wav" in held) == (f"copy{k}.wav" in held) for k in range(4))
     clips = [dataclasses.replace(c, split="test" if "copy" in c.path.name else "train") for c in listed(folder)]
     report = finetune(Manifest(clips), tmp_path / "run", start, recipe=recipe(choice={"state": "last"}))
-    assert any(
-        "4 test clips are recordings that train" in note and "copy0.wav is 0.wav" in note for note in report.notes
-    )
+    assert any("4 test clips are copies of training" in note and "copy0.wav is 0.wav" in note for note in report.notes)
 
 
 def test_silent_clips_are_not_copies(classes, tmp_path):
@@ -165,4 +163,4 @@ def test_means_are_over_the_folds_that_have_a_score(tmp_path):
     assert report.scores()["mAP"] == (0.8, None)
     assert report.scores()["loss"][0] == 2.0
     (note,) = report.partly_scored()
-    assert note.startswith("mAP is of 1 of 2 folds")
+    assert note.startswith("mAP covers 1 of 2 folds")
