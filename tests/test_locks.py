@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from ssamba import locks
-from ssamba.errors import DataError, LockLostError, OutputInUseError
+from ssamba.errors import ConfigError, LockLostError, OutputInUseError
 from ssamba.locks import Holder, LockToken, lock_output, process_start
 
 HOLD = """
@@ -226,7 +226,7 @@ def test_heartbeats_are_renewed(tmp_path, monkeypatch):
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "run").write_text("")
     for output in (tmp_path / "run", tmp_path / "run" / "a"):
-        with pytest.raises(DataError, match="is a file"), lock_output(output, folder=True):
+        with pytest.raises(ConfigError, match="is a file"), lock_output(output, folder=True):
             pass
 
 

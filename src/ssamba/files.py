@@ -107,6 +107,12 @@ def checking_before_replacing(check: Callable[[], None]) -> Iterator[None]:
         _checks.reset(before)
 
 
+def check_before_replacing() -> None:
+    """Call the checks of `checking_before_replacing`; for code that renames, appends or removes by itself."""
+    for check in _checks.get():
+        check()
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path beside `path`, then rename it to `path`.
 
@@ -119,8 +125,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         mode = temporary.stat().st_mode  # the user's umask; some writers are stricter
         write(temporary)
         temporary.chmod(mode)
-        for check in _checks.get():
-            check()
+        check_before_replacing()
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

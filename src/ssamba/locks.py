@@ -45,7 +45,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ssamba.errors import DataError, LockLostError, OutputInUseError
+from ssamba.errors import ConfigError, LockLostError, OutputInUseError
 from ssamba.files import checking_before_replacing, shortened_name, utf8_text
 
 HEARTBEAT_S = 15.0
@@ -218,7 +218,7 @@ class OutputLock:
         try:
             self._prepared.mkdir(parents=True)
         except (FileExistsError, NotADirectoryError):
-            raise DataError(f"{folder}: is a file, or lies below one: expected a folder to write to") from None
+            raise ConfigError(f"{folder} is a file, or lies below one: expected the name of a folder") from None
         content = json.dumps(asdict(self._holder))
         (self._prepared / self._file.name).write_text(content, encoding="utf-8")
 
@@ -310,7 +310,7 @@ def lock_output(output: str | Path, *, folder: bool = False, take_over: bool = F
 
     Raises:
         OutputInUseError: another process, or another thread of this one, is writing it; the message says which.
-        DataError: the folder is a file.
+        ConfigError: the folder is a file.
         OSError: the folder cannot be written.
     """
     lock = OutputLock(Path(os.path.abspath(output)), folder)  # noqa: PTH100 - `resolve` would follow links

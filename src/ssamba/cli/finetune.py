@@ -17,6 +17,7 @@ from ssamba.cli.app import (
     RecipeOption,
     RunOverwriteOption,
     SeedOption,
+    TakeOverOption,
     app,
     log,
     only_rank_0_prints,
@@ -75,6 +76,7 @@ def finetune(
     batch_size: BatchSizeOption = None,
     device: DeviceOption = None,
     overwrite: RunOverwriteOption = False,
+    take_over: TakeOverOption = False,
 ) -> None:
     """Fine-tune a pretrained encoder on labeled recordings, and test it.
 
@@ -101,6 +103,7 @@ def finetune(
             batch_size=batch_size,
             device=device,
             overwrite=overwrite,
+            take_over=take_over,
             progress=progress,
         )
     for note in report.notes:

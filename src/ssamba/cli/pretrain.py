@@ -19,6 +19,7 @@ from ssamba.cli.app import (
     RecipeOption,
     RunOverwriteOption,
     SeedOption,
+    TakeOverOption,
     app,
     fail,
     only_rank_0_prints,
@@ -66,6 +67,7 @@ def pretrain(
     batch_size: BatchSizeOption = None,
     device: DeviceOption = None,
     overwrite: RunOverwriteOption = False,
+    take_over: TakeOverOption = False,
 ) -> None:
     """Pretrain an encoder on unlabeled recordings.
 
@@ -89,6 +91,7 @@ def pretrain(
             batch_size=batch_size,
             device=device,
             overwrite=overwrite,
+            take_over=take_over,
             progress=progress,
         )
     say(str(report))

@@ -115,6 +115,7 @@ def embed_files(
         job.compare(store.records)
 
         def add(path: Path, result: Embedding) -> float:
+            lock.check()
             rows, times_s = (result.frames, result.times_s) if frames else (result.clip[None], result.times_s[:1])
             store.add(job.record(path, result.duration_s, len(rows)), rows.numpy(), times_s.numpy())
             return result.duration_s

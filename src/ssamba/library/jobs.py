@@ -21,7 +21,7 @@ from ssamba.audio.decode import Damaged, collect_remarks, decode_files
 from ssamba.audio.files import Remark, Skipped, find_audio, read_remarks, write_remarks, write_skipped
 from ssamba.audio.readers import Samples
 from ssamba.audio.sources import PEAK_REMARK, OneChannel, Source, peak_remark
-from ssamba.errors import Interrupted, SkippedFilesError
+from ssamba.errors import Interrupted, LockLostError, SkippedFilesError
 from ssamba.files import RealPaths, path_text
 from ssamba.library.tables import FileRecord, StoreError
 from ssamba.progress import OnProgress, ProgressReporter, format_duration
@@ -192,15 +192,22 @@ class FileJob:
         """Write the lists of skipped files and of remarks, also if the job is interrupted."""
         try:
             yield
-        finally:
-            report = self.report
-            report.skipped.sort(key=lambda entry: entry.path)
-            report.remarks = list(dict.fromkeys(report.remarks))
-            if report.skipped_file is not None and report.remarks_file is not None:
-                write_skipped(report.skipped_file, report.skipped)
-                kept = {record.path for key, record in self.before.items() if key not in self.todo.values()}
-                earlier = [one for one in read_remarks(report.remarks_file) if one.path in kept]
-                write_remarks(report.remarks_file, [*earlier, *report.remarks])
+        except LockLostError:  # they are another process's now
+            raise
+        except BaseException:
+            self._write_lists()
+            raise
+        self._write_lists()
+
+    def _write_lists(self) -> None:
+        report = self.report
+        report.skipped.sort(key=lambda entry: entry.path)
+        report.remarks = list(dict.fromkeys(report.remarks))
+        if report.skipped_file is not None and report.remarks_file is not None:
+            write_skipped(report.skipped_file, report.skipped)
+            kept = {record.path for key, record in self.before.items() if key not in self.todo.values()}
+            earlier = [one for one in read_remarks(report.remarks_file) if one.path in kept]
+            write_remarks(report.remarks_file, [*earlier, *report.remarks])
 
     def _sources(
         self, decoded: Iterator[tuple[Path, Samples | Path | Exception]], step: ProgressReporter

@@ -89,8 +89,8 @@ class Journal:
 
     def add(self, entry: Entry) -> None:
         """Write the result of a file."""
+        self.verify()
         if self._file is None:
-            self.verify()
             self.partial.parent.mkdir(parents=True, exist_ok=True)
             header = {"settings": self.settings, "replaces": self._replaces}
             _write(self.partial, header, self.entries.values())  # also ends a line that was cut

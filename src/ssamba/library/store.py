@@ -1,15 +1,21 @@
 """A table of embeddings that a resumable job writes.
 
 While a job for `x.npz` runs, the folder `x.npz.partial` holds its settings (`run.json`) and its parts: the embeddings
-of some files (`part-N.npy`, and `part-N.times.npy` for time steps) and the list of these files (`part-N.json`, written
-last, so that a part without it does not count). A killed job loses at most the part it was collecting. At the end the
-parts and the rows of an earlier table are written under a temporary name, the result is renamed, and the folder is
-removed: an earlier table stays as it is until then. All rows are never in memory at once.
+of some files (`part-N-TOKEN.npy`, and `.times.npy` for time steps) and the list of these files (`part-N-TOKEN.json`,
+written last, so that a part without it does not count). A killed job loses at most the part it was collecting. At the
+end the parts and the rows of an earlier table are written under a temporary name, the result is renamed, and the folder
+is removed: an earlier table stays as it is until then. All rows are never in memory at once.
+
+One process at a time works in the folder (`ssamba.locks`). Should the output be taken away from it just while it
+writes, no row gets another file's vector: every process has names of its own (the token), and a part says what it
+depends on. Before the table is renamed, `run.json` notes its size and time: a folder beside that table is what a job
+left that was killed before it had removed the folder.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -41,6 +47,7 @@ _FLUSH_FILES = 256
 _FLUSH_S = 10.0
 _SETTINGS_FILE = "run.json"
 _REPLACES = "replaces"
+_WROTE = "wrote"
 
 
 def check_output(output: Path) -> None:
@@ -96,6 +103,7 @@ class Store:
         self._in_table: dict[str, FileRecord] = {}
         self._pending: list[tuple[FileRecord, Array, Array]] = []
         self._flushed_s = time.monotonic()
+        self._token = secrets.token_hex(4)
 
     def open(self, overwrite: bool = False) -> None:
         """Take up what is there: an interrupted run, a finished table, both or none. Nothing is written yet.
@@ -104,23 +112,33 @@ class Store:
             OtherSettingsError: what is there was made with other settings, and `overwrite` was not asked for.
             StoreError: the output exists and is not a table.
         """
-        if overwrite:
-            shutil.rmtree(self.partial, ignore_errors=True)
-        started = self.partial / _SETTINGS_FILE
-        if any(self.partial.glob("part-*.json")) and started.exists():
-            run = read_json(started)
+        run = None if overwrite else self._interrupted_run()
+        if run is None:
+            self._remove_partial()
+            self._replaces = overwrite
+        else:
             self._replaces = bool(run.pop(_REPLACES, False))
             remedy = "the command of that run to go on with it, or --overwrite (overwrite=True) to start anew"
             check_settings(run, self.settings, f"{self.partial} is of an interrupted run", remedy)
             for part in sorted(self.partial.glob("part-*.json")):
                 self._index(part)
-        else:  # killed before anything was written
-            shutil.rmtree(self.partial, ignore_errors=True)
-            self._replaces = overwrite
         if self.output.exists() and not self._replaces:
             table = read_listing(self.output)
             if table.records:  # else it is of no model
                 self._take_up(table)
+
+    def _interrupted_run(self) -> dict[str, Any] | None:
+        """Return the settings of a run that did not finish; None if there is none, or it had written no part."""
+        started = self.partial / _SETTINGS_FILE
+        if not started.exists() or not any(self.partial.glob("part-*.json")):
+            return None
+        run = read_json(started)
+        return None if run.pop(_WROTE, None) == _size_and_time(self.output) else run
+
+    def _remove_partial(self) -> None:
+        # The parts do not count without the settings, so a killed process leaves all of them or none.
+        (self.partial / _SETTINGS_FILE).unlink(missing_ok=True)
+        shutil.rmtree(self.partial, ignore_errors=True)
 
     def _take_up(self, table: Listing) -> None:
         if "config_hash" not in table.settings:
@@ -167,29 +185,41 @@ class Store:
         wanted = {key: self._parts[key] for key in order if key in self._parts}
         rows = [entry for key, entry in {**wanted, **self._parts}.items() if key not in dropped]
         # Written among the parts, so that a killed run leaves everything in one place, and renamed.
-        target = self.partial / f"output{self.output.suffix}"
         self.partial.mkdir(parents=True, exist_ok=True)
+        target = self.partial / f"output-{self._token}{self.output.suffix}"
         write_table(target, rows, self.settings, self.frames)
+        self._write_settings({_WROTE: _size_and_time(target)})
         self.verify()
         target.replace(self.output)
-        shutil.rmtree(self.partial)
+        self._remove_partial()
         return sum(entry.record.rows for entry in rows)
 
     def _new_part(self) -> Path:
         """Return the path of the next part, in the folder of the run."""
         self.partial.mkdir(parents=True, exist_ok=True)
         if not (self.partial / _SETTINGS_FILE).exists():
-            write_json(self.partial / _SETTINGS_FILE, {**self.settings, _REPLACES: self._replaces})
-        numbers = [int(part.stem.removeprefix("part-")) for part in self.partial.glob("part-*.json")]
-        return self.partial / f"part-{max(numbers, default=0) + 1:06d}.npy"
+            self._write_settings({})
+        numbers = [int(part.stem.split("-")[1]) for part in self.partial.glob("part-*.json")]
+        return self.partial / f"part-{max(numbers, default=0) + 1:06d}-{self._token}.npy"
+
+    def _write_settings(self, more: Mapping[str, Any]) -> None:
+        self.verify()
+        write_json(self.partial / _SETTINGS_FILE, {**self.settings, _REPLACES: self._replaces, **more})
 
     def _complete(self, part: Path, records: Sequence[FileRecord]) -> None:
         self.verify()
-        write_json(part.with_suffix(".json"), {"files": [asdict(record) for record in records]})
+        content = {**self._depends_on(), "files": [asdict(record) for record in records]}
+        write_json(part.with_suffix(".json"), content)
         self._index(part.with_suffix(".json"))
 
+    def _depends_on(self) -> dict[str, Any]:
+        return {name: self.settings.get(name) for name in ("config_hash", "frames")}
+
     def _index(self, part: Path) -> None:
-        files = json.loads(part.read_text(encoding="utf-8"))["files"]
+        content = json.loads(part.read_text(encoding="utf-8"))
+        files = content.pop("files")
+        if content != self._depends_on():
+            return
         records, array = [FileRecord(**record) for record in files], part.with_suffix(".npy")
         # A machine that crashed may leave a damaged part: its files are embedded again.
         try:
@@ -221,6 +251,14 @@ class Store:
         if count:
             self._complete(part, records)
         self._parts.update(newer)
+
+
+def _size_and_time(path: Path) -> list[int] | None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 ANEW = "another output, or --overwrite (overwrite=True) to start anew"

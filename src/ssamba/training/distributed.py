@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssamba.errors import TrainingError
+from ssamba.locks import OutputLock, lock_output
 
 T = TypeVar("T")
 _TIMEOUT = timedelta(minutes=30)  # validation and saving must also finish within it: other ranks wait for them
@@ -99,6 +101,20 @@ def init_distributed(device: str | torch.device | None = None) -> Iterator[World
 def is_main_process() -> bool:
     """Return whether this process is alone, or rank 0 of those of `torchrun`."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def lock_run(output: Path, take_over: bool = False) -> Iterator[OutputLock | None]:
+    """Hold the lock of a run's folder on the main process; yield None on the others.
+
+    Raises:
+        OutputInUseError, ConfigError, OSError: see `lock_output`.
+    """
+    if not is_main_process():
+        yield None
+        return
+    with lock_output(output, folder=True, take_over=take_over) as lock:
+        yield lock
 
 
 def is_restarted() -> bool:

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from ssamba.checkpoint.files import write_json
 from ssamba.checkpoint.names import MODEL_FOLDER, STATES_FOLDER
 from ssamba.errors import ConfigError, SsambaError, TrainingDivergedError, TrainingError
+from ssamba.locks import OutputLock
 from ssamba.randomness import seed_generators
 from ssamba.training.averaging import Averages, evaluation_mode
 from ssamba.training.distributed import World, backward_zeros, init_distributed, is_restarted, no_sync, wrap_ddp
@@ -79,6 +80,7 @@ def train(
     recipe: Mapping[str, Any] | None = None,
     device: str | torch.device | None = None,
     on_progress: OnStep | None = None,
+    lock: OutputLock | None = None,
 ) -> TrainingReport:
     """Train a task's model, or go on with the run in `out`; under `torchrun`, on all its processes together.
 
@@ -93,6 +95,7 @@ def train(
         recipe: other settings of the experiment as plain values; they are saved and compared when going on.
         device: where to compute; None means a GPU if there is one.
         on_progress: called on the main process after each step; returning False stops.
+        lock: the lock of the output, which the caller holds on the main process.
 
     Returns:
         The report, also when SIGTERM, SIGINT or `on_progress` ended the run after a step; its state is then saved.
@@ -103,11 +106,12 @@ def train(
         CheckpointError: no saved state of that run can be loaded, or it has a model and no state.
         TrainingDivergedError: too many steps in a row were not finite; the state before them is saved.
         TrainingError: the task breaks its interface, or the last state or the model could not be written.
+        LockLostError: another process has taken over the output.
         MissingExtraError: TensorBoard or Weights & Biases is requested and not installed.
     """
     settings = saved_settings(optimizer, schedule, run, recipe or {})
     with init_distributed(device) as world, _stop_on_signals() as stop:
-        trainer = _Trainer(task, optimizer, schedule, run, Path(out), settings, world, stop, on_progress)
+        trainer = _Trainer(task, optimizer, schedule, run, Path(out), settings, world, stop, on_progress, lock)
         trainer.start(overwrite and not is_restarted())
         try:
             return trainer.run_to_end()
@@ -129,11 +133,12 @@ class _Trainer:
         world: World,
         stop: _StopRequest,
         on_progress: OnStep | None,
+        lock: OutputLock | None,
     ):
         if schedule.kind == "plateau" and run.validate_every is None:
             raise ConfigError("schedule.kind 'plateau' follows validations: set run.validate_every")
         self.task, self.run, self.out, self.settings = task, run, out, settings
-        self.world, self.stop, self.on_progress = world, stop, on_progress
+        self.world, self.stop, self.on_progress, self.lock = world, stop, on_progress, lock
         self.precision = choose_precision(run.precision, world.device)
         self.best_metric, self.best_mode = task.best_metric
         self.model = task.model.to(world.device).train()
@@ -205,6 +210,8 @@ class _Trainer:
         if self.validation_due and not self._is_done():  # the last session ended between a step and its validation
             self._save_if(self._validate())
         while not self._is_done():
+            if self.lock is not None:
+                self.lock.check()
             stop_signal, save_is_due = self._train_step()
             epoch_ended = self.stream.next_epoch_if_ended()
             if epoch_ended:

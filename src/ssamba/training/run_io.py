@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ssamba.errors import MissingExtraError
-from ssamba.files import json_text, utf8_cells, utf8_text, write_atomically
+from ssamba.files import check_before_replacing, json_text, utf8_cells, utf8_text, write_atomically
 from ssamba.progress import Progress, format_duration
 from ssamba.training.distributed import World
 from ssamba.training.settings import RunSettings
@@ -288,6 +288,7 @@ class RunLog:
         line = json_text(_finite(own | dict(values) | own)) + "\n"  # own keys come first and cannot be overwritten
 
         def append() -> None:
+            check_before_replacing()
             with (self.out / LOG_FILE).open("a", encoding="utf-8") as file:
                 file.write(("\n" if self._last_line_torn else "") + line)
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from ssamba.checkpoint.names import MODEL_FOLDER, ROUNDS_FOLDER, STATES_FOLDER
 from ssamba.config import RENAMED_KEYS, ModelIdentity, settings_differences
 from ssamba.errors import CheckpointError, ConfigError, ModelMismatchError, OtherSettingsError, TrainingError
-from ssamba.files import move_aside
+from ssamba.files import check_before_replacing, move_aside
 from ssamba.training.settings import FREE_ON_RESUME
 
 BEST_FOLDER = "best"
@@ -151,6 +151,7 @@ class StateFolder:
             text = json.dumps({**meta, "step": step, "files": sizes}, indent=2)
             (unfinished / META_FILE).write_text(text + "\n", encoding="utf-8")
             _flush_to_disk(unfinished)
+            check_before_replacing()
             replaced = final.with_suffix(_REPLACED)  # still a complete state until the new one has its name
             if final.exists():
                 shutil.rmtree(replaced, ignore_errors=True)
@@ -193,6 +194,7 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
         unfinished.mkdir(parents=True)
         write(unfinished)
         _flush_to_disk(unfinished)
+        check_before_replacing()
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
     except SafetensorError as error:
@@ -301,6 +303,7 @@ def check_output(out: Path, *, other_kind: Literal["rounds", "checkpoints"] | No
 
 def move_run_aside(out: Path) -> Path | None:
     """Move everything that a run wrote to a new folder beside it, the saved states last; return that folder."""
+    check_before_replacing()
     moved_to = move_aside(out, _RUN_ENTRIES) if out.is_dir() else None
     if moved_to is not None:
         _log.info("the earlier run was moved to %s", moved_to)

@@ -20,11 +20,12 @@ from ssamba.checkpoint import Checkpoint, has_default_weights, load_checkpoint
 from ssamba.checkpoint.names import MODEL_FOLDER, ROUNDS_FOLDER
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
 from ssamba.errors import Interrupted
+from ssamba.locks import OutputLock
 from ssamba.model.heads import Classifier
 from ssamba.progress import OnProgress
 from ssamba.splits import Fold, check_leaks, make_folds
 from ssamba.training.batches import report_decoded
-from ssamba.training.distributed import World, init_distributed, is_restarted
+from ssamba.training.distributed import World, init_distributed, is_restarted, lock_run
 from ssamba.training.finetuning.data import LabeledData, open_labeled
 from ssamba.training.finetuning.head_init import fit_initial_head
 from ssamba.training.finetuning.recipe import FinetuneRecipe
@@ -75,6 +76,7 @@ def finetune(
     batch_size: int | None = None,
     device: str | None = None,
     overwrite: bool = False,
+    take_over: bool = False,
     progress: OnProgress | None = None,
 ) -> FinetuneReport:
     """Fine-tune a pretrained encoder on labeled recordings, and test it; or go on with the run in `output`.
@@ -100,6 +102,7 @@ def finetune(
         batch_size: clips of median length in a batch, over all processes.
         device: cpu, cuda, cuda:1, ...; None means a GPU if there is one.
         overwrite: start anew; what an earlier run wrote is moved to a folder beside `output`.
+        take_over: take `output` away from another process that is writing to it.
         progress: called while recordings are read and after each step, with a `StepProgress`; returning False stops
             after the step, and the state is saved.
 
@@ -114,6 +117,7 @@ def finetune(
         DataError: there are no labels, the splits leak, or the recordings are not those of the run in `output`.
         CheckpointError: the checkpoint cannot be loaded, or `output` holds something else than a fine-tuning run.
         TrainingError: a run diverged or could not be saved, or there is no such device.
+        OutputInUseError: another process is writing to `output`.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     output = Path(output).expanduser()
@@ -128,6 +132,21 @@ def finetune(
         frozen=("start.frozen", frozen or None),
         checkpoint=("start.checkpoint", None if checkpoint is None else str(checkpoint)),
     )
+    with lock_run(output, take_over) as lock:
+        return _finetune(data, output, checkpoint, settings, device, overwrite, progress, lock)
+
+
+def _finetune(
+    data: Any,
+    output: Path,
+    checkpoint: str | Path | None,
+    settings: FinetuneRecipe,
+    device: str | None,
+    overwrite: bool,
+    progress: OnProgress | None,
+    lock: OutputLock | None,
+) -> FinetuneReport:
+    """Fine-tune in a folder whose lock is held; see `finetune`."""
     if not overwrite:
         check_output(output, other_kind="checkpoints")
     start = _load_start(checkpoint, settings)
@@ -163,6 +182,7 @@ def finetune(
                 folder,
                 recipe=task_settings,
                 device=device,
+                lock=lock,
                 on_progress=_on_step(progress, fold.name, number, len(folds)),
             )
             was_finished &= report.resumed_from == report.step

@@ -16,6 +16,7 @@ from ssamba.checkpoint import load_checkpoint
 from ssamba.errors import Interrupted
 from ssamba.progress import OnProgress
 from ssamba.training.batches import report_decoded
+from ssamba.training.distributed import lock_run
 from ssamba.training.loop import train
 from ssamba.training.pretraining.data import open_corpora
 from ssamba.training.pretraining.recipe import PretrainRecipe
@@ -40,6 +41,7 @@ def pretrain(
     batch_size: int | None = None,
     device: str | None = None,
     overwrite: bool = False,
+    take_over: bool = False,
     progress: OnProgress | None = None,
 ) -> TrainingReport:
     """Pretrain an encoder on unlabeled recordings, or go on with the run in `output`.
@@ -62,6 +64,7 @@ def pretrain(
         batch_size: crops in a batch, over all processes.
         device: cpu, cuda, cuda:1, ...; None means a GPU if there is one.
         overwrite: start anew; what an earlier run wrote is moved to a folder beside `output`.
+        take_over: take `output` away from another process that is writing to it.
         progress: called while recordings are read and after each step, with a `StepProgress`; returning False stops
             after the step, and the state is saved.
 
@@ -77,6 +80,7 @@ def pretrain(
         CheckpointError: the model to start from is unknown or damaged; or `output` holds something else than a
             pretraining run.
         TrainingError: the run diverged or could not be saved, or there is no such device.
+        OutputInUseError: another process is writing to `output`.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     output = Path(output).expanduser()
@@ -96,21 +100,23 @@ def pretrain(
         given = {*parse_changes(set), *(() if size is None else ("model.size",))}
         settings = settings.starting_from(str(checkpoint), start.config.encoder, start.front_end, given)
     task_settings = {**settings.task_settings(), **start_settings(None if start is None else start.identity)}
-    if not overwrite:  # before recordings are read
-        check_output(output, other_kind="rounds")
-        check_run(output, saved_settings(settings.optimizer, settings.schedule, settings.run, task_settings))
-    task = PretrainingTask(settings, open_corpora(data, settings, report_decoded(progress)), start)
-    report = train(
-        task,
-        settings.optimizer,
-        settings.schedule,
-        settings.run,
-        output,
-        overwrite=overwrite,
-        recipe=task_settings,
-        device=device,
-        on_progress=None if progress is None else lambda state: progress(StepProgress.of(state, "pretraining")),
-    )
+    with lock_run(output, take_over) as lock:
+        if not overwrite:  # before recordings are read
+            check_output(output, other_kind="rounds")
+            check_run(output, saved_settings(settings.optimizer, settings.schedule, settings.run, task_settings))
+        task = PretrainingTask(settings, open_corpora(data, settings, report_decoded(progress)), start)
+        report = train(
+            task,
+            settings.optimizer,
+            settings.schedule,
+            settings.run,
+            output,
+            overwrite=overwrite,
+            recipe=task_settings,
+            device=device,
+            lock=lock,
+            on_progress=None if progress is None else lambda state: progress(StepProgress.of(state, "pretraining")),
+        )
     if report.stopped.startswith("SIG"):
         again = "the command without --overwrite" if overwrite else "the command"
         raise Interrupted(
