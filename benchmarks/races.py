@@ -9,7 +9,7 @@ end of a round a third process must complete the table.
 
     python -m benchmarks.races --rounds 200 --seed 1
 
-The processes are forked from this one, which has loaded everything, so that a round takes a few seconds. POSIX only.
+The processes are forked from this one, which has loaded everything, so that a round takes about a second. POSIX only.
 """
 
 from __future__ import annotations
@@ -26,16 +26,20 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 
 from benchmarks.timing import DEMO_AUDIO
 from ssamba import cli
-from ssamba.cli import app  # noqa: F401
-from ssamba.library import embed, jobs, store
+from ssamba.library import store
+from ssamba.library.embed import embed_files
+from ssamba.library.store import Store
 from ssamba.library.tables import read_embeddings
 
+RECORDINGS = sorted(DEMO_AUDIO.glob("*.flac"), key=lambda path: path.stat().st_size)[:8]
 TOLERANCE = 1e-5  # between batches of other files
 _LIMIT_S = 300.0
 
@@ -69,7 +73,7 @@ class Embed:
             log = os.open(self.folder / f"log-{os.getpid()}", os.O_WRONLY | os.O_CREAT)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            sys.argv = ["ssamba", "embed", str(DEMO_AUDIO), "-o", str(self.output), *self.flags]
+            sys.argv = ["ssamba", "embed", *map(str, RECORDINGS), "-o", str(self.output), *self.flags]
             cli.main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
@@ -121,11 +125,12 @@ class Race:
 
     def prepare(self) -> None:
         """Embed alone, for the vectors and the time it takes."""
-        output = self.folder / "reference.npz"
-        for _ in range(2):  # the second time everything is in the system's caches
-            started_s = time.monotonic()
-            self.run_alone(output, "--overwrite")
-            self.duration_s = time.monotonic() - started_s
+        for suffix in (".csv", ".parquet", ".npz"):  # in this process, which loads everything before it forks
+            output = self.folder / f"reference{suffix}"
+            embed_files(RECORDINGS, output, workers=0)
+        started_s = time.monotonic()
+        self.run_alone(output, "--overwrite")
+        self.duration_s = time.monotonic() - started_s
         table = read_embeddings(output)
         self.reference = dict(zip(table["path"].tolist(), table["embedding"], strict=True))
         rows = np.stack(list(self.reference.values()))
@@ -169,7 +174,7 @@ class Race:
         for process in processes:
             if rng.random() < 0.7:
                 process.kill = self.some_moment(output)
-        delay_s = rng.choice([0.0, rng.random() * self.duration_s, rng.random() * 1.5 * self.duration_s])
+        delay_s = rng.choice([0.0, 0.3, 1.2]) * rng.random() * self.duration_s
         processes[0].start()
         begin_s = time.monotonic() + delay_s
         running = processes[:1]
@@ -226,6 +231,29 @@ class Race:
         return is_time
 
 
+def slow_down() -> None:
+    """Make what writes take longer, so that processes overlap and are killed in the middle of it."""
+
+    def slowed(function: Callable[..., Any], before_s: float, after_s: float) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            time.sleep(before_s)
+            result = function(*arguments, **options)
+            time.sleep(after_s)
+            return result
+
+        return call
+
+    slow: tuple[tuple[Any, str, float, float], ...] = (
+        (Store, "add", 0.02, 0.02),
+        (store, "write_json", 0.01, 0.01),
+        (store, "write_table", 0.02, 0.05),
+        (shutil, "rmtree", 0.02, 0.0),
+    )
+    for owner, name, before_s, after_s in slow:
+        mock.patch.object(owner, name, slowed(getattr(owner, name), before_s, after_s)).start()
+    store._FLUSH_FILES = 1  # many parts
+
+
 def main() -> None:
     """Race, print, and exit with 1 at the first table that is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -234,7 +262,7 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="print every round")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    jobs.FLUSH_FILES = 2  # many parts
+    slow_down()
     with tempfile.TemporaryDirectory() as folder:
         race = Race(Path(folder), random.Random(options.seed))
         race.prepare()
