@@ -1,4 +1,4 @@
-"""Two `ssamba embed` on one table, killed at any moment: ten rounds of `python -m benchmarks.races` (200 were run once)."""
+"""Two `ssamba embed` on one table, killed at any moment: ten rounds of `python -m benchmarks.races`."""
 
 from __future__ import annotations
 

@@ -8,12 +8,23 @@ from functools import partial
 
 import pytest
 
+import ssamba
 from ssamba.data.corpus import open_corpus
 from ssamba.data.listing import make_manifest
 from ssamba.data.manifest import read_manifest, scan_folder
 from ssamba.data.shards import write_shards
+from ssamba.datasets import prepare
 from ssamba.datasets.urbansound8k import render_scenes
 from ssamba.errors import LockLostError, OutputInUseError
+from ssamba.library.tables import read_embeddings
+from ssamba.locks import lock_output
+from ssamba.training.pretraining.recipe import PretrainRecipe
+
+RECIPE = {
+    "model": {"encoder": {"embed_dim": 24, "depth": 2}},
+    "data": {"crop_s": 0.5, "batch_s": 1.0, "workers": 0},
+    "run": {"steps": 2, "checkpoint_every_steps": 1},
+}
 
 
 @pytest.fixture
@@ -26,47 +37,93 @@ def folders(tmp_path, clips):
     return tmp_path / "a", tmp_path / "b"
 
 
-def scenes(source, output, **options):
+def scenes(source, output, *, overwrite=False, **options):
     return render_scenes(scan_folder(source)[0], output, **options)
 
 
-WRITERS = [
-    (make_manifest, "m.csv", lambda output: len(read_manifest(output))),
-    (partial(write_shards, workers=1), "shards", lambda output: len(open_corpus(output))),
-    (scenes, "scenes", lambda output: len(list(output.rglob("*.flac")))),
-]
+class Writer:
+    """A function that writes an output from a folder, and how many recordings are in the output."""
+
+    def __init__(self, name, embedder):
+        self.name = name
+        self.write, self.output, self.count = {
+            "embed": (
+                lambda source, output, **options: ssamba.embed_files(source, output, embedder, workers=0, **options),
+                "t.npz",
+                lambda output: len(read_embeddings(output)["path"]),
+            ),
+            "manifest": (make_manifest, "m.csv", lambda output: len(read_manifest(output))),
+            "shard": (partial(write_shards, workers=1), "shards", lambda output: len(open_corpus(output))),
+            "scenes": (scenes, "scenes", lambda output: len(list(output.rglob("*.flac")))),
+            "pretrain": (
+                partial(ssamba.pretrain, recipe=PretrainRecipe.parse(RECIPE, "test")),
+                "run",
+                lambda output: len(list(output.glob("checkpoints/step-00000002/model"))),
+            ),
+        }[name]
+
+    def expected(self, recordings):
+        return 1 if self.name in ("scenes", "pretrain") else recordings
 
 
-@pytest.mark.parametrize(("write", "name", "count"), WRITERS, ids=["manifest", "shards", "scenes"])
-def test_a_second_writer_is_refused_at_once(folders, tmp_path, write, name, count):
-    output, (first, second) = tmp_path / name, folders
+@pytest.fixture(params=["embed", "manifest", "shard", "scenes", "pretrain"])
+def writer(request, embedder):
+    return Writer(request.param, embedder)
+
+
+def test_a_second_writer_is_refused_at_once(folders, tmp_path, writer):
+    output, (first, second) = tmp_path / writer.output, folders
     refused = []
 
     def begin_another(state):
-        for overwrite in ({"overwrite": True}, {}):
+        for overwrite in (True, False):
             with pytest.raises(OutputInUseError, match="is being written by this very process") as caught:
-                write(second, output, **(overwrite if write is not scenes else {}))
+                writer.write(second, output, overwrite=overwrite)
             refused.append(str(caught.value))
 
-    write(first, output, progress=begin_another)
+    writer.write(first, output, progress=begin_another)
     assert len(refused) >= 2
-    assert count(output) == (1 if write is scenes else 3)
+    assert writer.count(output) == writer.expected(3)
     assert list(tmp_path.rglob("*.lock*")) == []
 
 
-@pytest.mark.parametrize(("write", "name", "count"), WRITERS, ids=["manifest", "shards", "scenes"])
-def test_a_writer_that_was_taken_over_writes_nothing_more(folders, tmp_path, write, name, count):
-    output, (first, second) = tmp_path / name, folders
+def test_a_writer_that_was_taken_over_writes_nothing_more(folders, tmp_path, writer):
+    output, (first, second) = tmp_path / writer.output, folders
 
     def take_over(state):
-        if not taken:
-            taken.append(True)
-            thread = threading.Thread(target=write, args=(second, output), kwargs={"take_over": True})
-            thread.start()
-            thread.join()
+        if taken:
+            return
+        thread = threading.Thread(target=writer.write, args=(second, output), kwargs={"take_over": True})
+        thread.start()
+        thread.join()
+        taken.update(snapshot(output))
 
-    taken = []
+    taken = {}
     with pytest.raises(LockLostError, match=r"taken over, or its lock was removed\. This process stops"):
-        write(first, output, progress=take_over)
-    assert count(output) == (1 if write is scenes else 2)
+        writer.write(first, output, progress=take_over)
+    assert writer.count(output) == writer.expected(2)
+    assert snapshot(output) == taken
     assert list(tmp_path.rglob("*.lock*")) == []
+
+
+def snapshot(output):
+    """Every file that belongs to an output, with its content."""
+    files = [path for path in output.parent.rglob("*") if path.is_file() and output.name in str(path)]
+    return {path: path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("name", ["embed_files", "predict_files", "pretrain", "finetune", "make_manifest", "prepare"])
+def test_every_public_writer_asks_for_the_lock_before_it_works(folders, tmp_path, embedder, classifier_folder, name):
+    write, output = {
+        "embed_files": (partial(ssamba.embed_files, checkpoint=embedder), "t.npz"),
+        "predict_files": (lambda data, output: ssamba.predict_files(data, classifier_folder, output), "p.csv"),
+        "pretrain": (ssamba.pretrain, "run"),
+        "finetune": (ssamba.finetune, "run"),
+        "make_manifest": (make_manifest, "m.csv"),
+        "prepare": (lambda data, output: prepare("esc50", data, output), "p.csv"),
+    }[name]
+    is_folder = output == "run"
+    with lock_output(tmp_path / output, folder=is_folder), pytest.raises(OutputInUseError):
+        write(folders[0], tmp_path / output)
+    left = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*")}
+    assert left == {"a", "b"}

@@ -388,6 +388,7 @@ class KeptLengths:
 
     def _save(self) -> None:
         if self._unsaved:
+            self._lock.verify()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as target:
                 target.writelines(f"{line}\n" for line in self._unsaved)

@@ -133,7 +133,8 @@ class Store:
         if not started.exists() or not any(self.partial.glob("part-*.json")):
             return None
         run = read_json(started)
-        return None if run.pop(_WROTE, None) == _size_and_time(self.output) else run
+        wrote = run.pop(_WROTE, None)
+        return None if wrote is not None and wrote == _size_and_time(self.output) else run
 
     def _remove_partial(self) -> None:
         # The parts do not count without the settings, so a killed process leaves all of them or none.

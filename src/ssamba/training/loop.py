@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from ssamba.checkpoint.files import write_json
 from ssamba.checkpoint.names import MODEL_FOLDER, STATES_FOLDER
 from ssamba.errors import ConfigError, SsambaError, TrainingDivergedError, TrainingError
+from ssamba.files import check_before_replacing
 from ssamba.locks import OutputLock
 from ssamba.randomness import seed_generators
 from ssamba.training.averaging import Averages, evaluation_mode
@@ -180,6 +181,7 @@ class _Trainer:
                 if overwrite:
                     self.moved_to = move_run_aside(self.out)
                 check_output(self.out)
+                check_before_replacing()
                 self.out.mkdir(parents=True, exist_ok=True)
                 self.states.clean()
                 found = self.states.newest(self.settings)
