@@ -182,6 +182,7 @@ class Embedder:
         batch: Literal[False] = False,
         batch_tokens: int | None = None,
         precision: Precision = "fp32",
+        damaged: Damaged = "skip",
         progress: OnProgress | None = None,
     ) -> Embedding: ...
 
@@ -199,6 +200,7 @@ class Embedder:
         batch: Literal[False] = False,
         batch_tokens: int | None = None,
         precision: Precision = "fp32",
+        damaged: Damaged = "skip",
         progress: OnProgress | None = None,
     ) -> list[Embedding]: ...
 
@@ -216,6 +218,7 @@ class Embedder:
         batch: bool = False,
         batch_tokens: int | None = None,
         precision: Precision = "fp32",
+        damaged: Damaged = "skip",
         progress: OnProgress | None = None,
     ) -> list[Embedding]: ...
 
@@ -233,6 +236,7 @@ class Embedder:
         batch: bool = False,
         batch_tokens: int | None = None,
         precision: Precision = "fp32",
+        damaged: Damaged = "skip",
         progress: OnProgress | None = None,
     ) -> list[list[Embedding]]: ...
 
@@ -249,6 +253,7 @@ class Embedder:
         batch: bool = False,
         batch_tokens: int | None = None,
         precision: Precision = "fp32",
+        damaged: Damaged = "skip",
         progress: OnProgress | None = None,
     ) -> Embedding | list[Embedding] | list[list[Embedding]]:
         """Embed one recording, or a list of recordings in batches.
@@ -275,6 +280,8 @@ class Embedder:
                 means 4096 on CPUs and 32768 on GPUs.
             precision: `fp32`: in the dtype of the encoder's weights; `bf16`: with autocast to bfloat16, which changes a
                 vector by about 0.4 % of its length; `auto`: `bf16` on CUDA alone.
+            damaged: what to do with a file of which a part is missing: `skip` raises an error, `keep` warns and uses
+                what comes before it.
             progress: called with a `Progress` after each recording. If it returns False, no further recording is read.
 
         Returns:
@@ -288,6 +295,7 @@ class Embedder:
 
         Warns:
             UserWarning: a float waveform has a peak above 16: integer samples that were converted without scaling.
+            AudioWarning: a file's header is wrong, and all of it is read; or a part is missing (see `damaged`).
 
         Example:
             >>> model.embed("dog.wav").clip.shape
@@ -298,7 +306,7 @@ class Embedder:
             {"context": context, "layer": layer, "padding": padding, "overlap": overlap, "precision": precision},
             "embed",
         )
-        recordings = Recordings(source, sample_rate, self.front_end, channels=channels, batch=batch)
+        recordings = Recordings(source, sample_rate, self.front_end, channels=channels, batch=batch, damaged=damaged)
 
         def run(items: Iterable[tuple[Key, Iterator[Samples]]]) -> Iterator[tuple[Key, Embedding | Exception]]:
             return self._embedded(items, options, batch_tokens)
@@ -350,6 +358,7 @@ class Embedder:
         batch: Literal[False] = False,
         batch_tokens: int | None = None,
         precision: Precision = "fp32",
+        damaged: Damaged = "skip",
         progress: OnProgress | None = None,
     ) -> list[Prediction]: ...
 
@@ -364,6 +373,7 @@ class Embedder:
         batch: bool = False,
         batch_tokens: int | None = None,
         precision: Precision = "fp32",
+        damaged: Damaged = "skip",
         progress: OnProgress | None = None,
     ) -> list[list[Prediction]]: ...
 
@@ -377,6 +387,7 @@ class Embedder:
         batch: bool = False,
         batch_tokens: int | None = None,
         precision: Precision = "fp32",
+        damaged: Damaged = "skip",
         progress: OnProgress | None = None,
     ) -> list[Prediction] | list[list[Prediction]]:
         """Predict the labels of one recording, or of a list of recordings, with a fine-tuned classifier.
@@ -388,7 +399,7 @@ class Embedder:
                 with other segments, `label_frames`, predicts those). A model trained on whole clips applies its head to
                 the frames of each second.
             channels: as in `embed`, but not `separate`.
-            batch, batch_tokens, precision, progress: as in `embed`.
+            batch, batch_tokens, precision, damaged, progress: as in `embed`.
 
         Returns:
             A list of one `Prediction` for the recording, or one for each segment; for a list or a batch a list of such
@@ -403,7 +414,7 @@ class Embedder:
         """
         checked_channels(channels, separate=False)
         EmbedOptions.parse({"precision": precision}, "predict")
-        recordings = Recordings(source, sample_rate, self.front_end, channels=channels, batch=batch)
+        recordings = Recordings(source, sample_rate, self.front_end, channels=channels, batch=batch, damaged=damaged)
         run = partial(self._predicted, per_second=per_second, batch_tokens=batch_tokens, precision=precision)
         found = recordings.collect(run, lambda predictions: predictions[-1].end_s, progress, "predicting")
         return found[0][0] if recordings.is_single else [channel for (channel,) in found]

@@ -105,7 +105,10 @@ def inspect_flac(data: Bytes, start: int, limit: int) -> tuple[Contents, int] | 
     if info.num_samples < count or last.block < first.block:  # a shorter block is the last one that was encoded
         return Contents("wrong header", reason, (mended,), info.num_samples), end
     # A stream that ends with a whole frame may have been cut there: the digest of its samples tells.
-    md5 = info.md5 if any(info.md5) and _checksum(data[last.offset : _before_tags(data, end)]) == 0 else b""
+    is_complete = _checksum(data[last.offset : _before_tags(data, end)]) == 0
+    if not is_complete:
+        reason = f"its header claims {info.num_samples:,} samples, its whole frames hold {count - last.block:,}"
+    md5 = info.md5 if any(info.md5) and is_complete else b""
     return Contents(
         "cut", reason, (mended if md5 else plain,), info.num_samples, count / info.num_samples, md5=md5
     ), end

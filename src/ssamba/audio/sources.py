@@ -128,6 +128,7 @@ class Recordings:
         *,
         channels: Channels = None,
         batch: bool = False,
+        damaged: decode.Damaged = "skip",
     ):
         """Check what can be checked before anything is read; arguments as `Embedder.embed`.
 
@@ -161,7 +162,9 @@ class Recordings:
         if sample_rate is not None:
             decode.checked_rate(sample_rate)
         checked_channels(channels)
+        decode.checked_damaged(damaged)
         self._sample_rate, self._front_end, self._channels = sample_rate, front_end, channels
+        self._damaged: decode.Damaged = damaged
 
     def collect(
         self,
@@ -210,7 +213,7 @@ class Recordings:
         for number, source in enumerate(self._sources):
             self._check(source, number)
             if self._channels != "separate":
-                yield [read(source, self._sample_rate, self._front_end, self._channels)]
+                yield [read(source, self._sample_rate, self._front_end, self._channels, self._damaged)]
                 continue
             try:
                 # A file object can be read only once, and each channel is decoded by itself.
@@ -218,7 +221,8 @@ class Recordings:
                 count = _num_channels(content)
             except ValueError as error:
                 raise self._located(error, number) from None
-            yield [read(content, self._sample_rate, self._front_end, channel) for channel in range(count)]
+            options = self._sample_rate, self._front_end
+            yield [read(content, *options, channel, self._damaged) for channel in range(count)]
 
     def _located(self, error: Exception, number: int) -> Exception:
         """Return the error of a recording with the recording's number, if there are several."""

@@ -39,7 +39,7 @@ import soundfile
 from pydantic import Field, model_validator
 
 from ssamba.audio.decode import AudioBytes, Damaged, collect_remarks, decode, stream
-from ssamba.audio.files import Remark, Skipped, write_remarks, write_skipped
+from ssamba.audio.files import Remark, Skipped, read_remarks, write_remarks, write_skipped
 from ssamba.audio.readers import Samples
 from ssamba.config import Config, settings_differences
 from ssamba.data.listing import list_recordings
@@ -239,7 +239,8 @@ def write_shards(
         with lock_output(folder, folder=True, take_over=take_over) as lock:
             with collect_remarks() as remarks:
                 report.finished = _write(report, data, options, overwrite, workers, progress, lock)
-            report.remarks = list(write_remarks(report.remarks_file, [*remarks, *report.remarks]))
+            earlier = read_remarks(report.remarks_file) if report.resumed else ()
+            report.remarks = list(write_remarks(report.remarks_file, [*earlier, *remarks, *report.remarks]))
     except KeyboardInterrupt:
         again = "the command without --overwrite" if overwrite and report.total else "the command"
         written = f"{report.shards} of {report.total} shards are written" if report.total else "no shard is written"

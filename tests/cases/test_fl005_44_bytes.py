@@ -1,0 +1,33 @@
+"""A WAV that is complete, with the size of the file where that of the samples belongs, so 44 bytes too many: Frontier
+Labs BAR up to firmware 2.99 (FL005), and others."""
+
+from __future__ import annotations
+
+import csv
+import struct
+import subprocess
+import sys
+
+import numpy as np
+
+from ssamba.library.tables import read_embeddings
+
+
+def test_a_size_that_counts_the_header_is_embedded_whole_with_a_warning(tmp_path, medley):
+    (tmp_path / "rec").mkdir()
+    coded = np.round(medley[: 12 * 16_000] * 32767).astype("<i2").tobytes()
+    size = len(coded) + 44
+    fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, 16_000, 32_000, 2, 16)
+    content = b"RIFF" + struct.pack("<I", size) + b"WAVE" + fmt + b"data" + struct.pack("<I", size) + coded
+    assert len(content) == size
+    (tmp_path / "rec" / "a.wav").write_bytes(content)
+    command = [sys.executable, "-m", "ssamba", "embed", "rec", "-o", "o.npz"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith("1 files embedded: ")
+    table = read_embeddings(tmp_path / "o.npz")
+    assert (table["path"].tolist(), table["duration_s"].tolist()) == (["rec/a.wav"], [12.0])
+    with (tmp_path / "o.npz.remarks.csv").open(newline="") as file:
+        (remark,) = csv.DictReader(file)
+    assert (remark["path"], remark["verdict"]) == ("rec/a.wav", "wrong header")
+    assert remark["reason"].endswith("(its header claims 384,044 bytes of samples, the file holds 384,000)")

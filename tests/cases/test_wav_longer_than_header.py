@@ -1,0 +1,62 @@
+"""A WAV whose size field is far too small: beyond 4 GiB, where 32 bits wrap; or written once, after a second, by a
+recorder that lost its power."""
+
+from __future__ import annotations
+
+import csv
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ssamba.audio.decode import decode
+from ssamba.library.tables import read_embeddings
+
+RATE_HZ, CHANNELS, WIDTH = 384_000, 32, 4
+"""Of the file beyond 4 GiB, so that it lasts a minute and a half."""
+
+
+def wav(coded, size, riff, rate_hz=16_000, channels=1, width=2):
+    block = channels * width
+    fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, rate_hz, rate_hz * block, block, 8 * width)
+    return b"RIFF" + struct.pack("<I", riff) + b"WAVE" + fmt + b"data" + struct.pack("<I", size) + coded
+
+
+def embed(folder, *recordings):
+    command = [sys.executable, "-m", "ssamba", "embed", *recordings, "-o", "o.npz"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr
+    with (folder / "o.npz.remarks.csv").open(newline="") as file:
+        return read_embeddings(folder / "o.npz"), list(csv.DictReader(file)), done.stderr
+
+
+def test_samples_after_a_size_that_was_written_once_are_embedded(tmp_path, medley):
+    pcm = np.round(medley[: 12 * 16_000] * 32767).astype("<i2")
+    (tmp_path / "header_1s.wav").write_bytes(wav(pcm.tobytes(), 32_000, 36 + 32_000))
+    table, remarks, text = embed(tmp_path, "header_1s.wav")
+    assert (table["path"].tolist(), table["duration_s"].tolist()) == (["header_1s.wav"], [12.0])
+    said = (
+        "header_1s.wav: 12.00 s are read, not the 1.00 s that its header claims (its header claims 32,000 bytes of "
+        "samples, the file holds 384,000)"
+    )
+    assert remarks == [{"path": "header_1s.wav", "verdict": "wrong header", "reason": said}]
+    assert f"warning: {said}" in text
+    with pytest.warns(UserWarning, match="12.00 s are read"):
+        np.testing.assert_array_equal(decode(tmp_path / "header_1s.wav"), pcm / np.float32(32768))
+
+
+def test_all_of_a_recording_beyond_4_gib_is_embedded(tmp_path):
+    frame = CHANNELS * WIDTH
+    samples = 2**32 // frame + 5 * RATE_HZ
+    first = np.random.default_rng(0).integers(-(2**28), 2**28, (RATE_HZ, CHANNELS)).astype("<i4").tobytes()
+    size = samples * frame
+    with (tmp_path / "wrapped.wav").open("wb") as file:  # sparse: takes no room
+        file.write(wav(first, size % 2**32, (36 + size) % 2**32, RATE_HZ, CHANNELS, WIDTH))
+        file.truncate(44 + size)
+    table, remarks, text = embed(tmp_path, "wrapped.wav")
+    assert table["path"].tolist() == ["wrapped.wav"]
+    assert table["duration_s"].tolist() == pytest.approx([samples / RATE_HZ], abs=1e-3)
+    assert [entry["verdict"] for entry in remarks] == ["wrong header"]
+    assert f"wrapped.wav: {samples / RATE_HZ:.2f} s are read, not the 5.00 s that its header claims" in text
