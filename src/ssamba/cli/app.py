@@ -301,6 +301,15 @@ def only_rank_0_prints() -> None:
         log.setLevel(logging.ERROR)
 
 
+def parse_numbers(text: str, option: str, kind: Any = float) -> tuple[Any, ...]:
+    """Parse `1,2.5,60`; an error names the option."""
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        expected = "whole numbers" if kind is int else "numbers"
+        raise typer.BadParameter(f"{option}: expected {expected} with commas between, got {text!r}") from None
+
+
 def parse_channels(text: str) -> Any:
     """Return the number that an option holds, or its text, which the library checks."""
     return int(text) if text.isdecimal() else text

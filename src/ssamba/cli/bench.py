@@ -21,6 +21,7 @@ from ssamba.cli.app import (
     fail,
     load_embedder,
     out,
+    parse_numbers,
 )
 from ssamba.cli.progress import Bar, report_skipped
 
@@ -106,7 +107,7 @@ def efficiency(
     given = {
         "sizes": words(sizes),
         "patches": None if patches is None else parse_patches(patches),
-        "batches": None if batch is None else numbers(batch, "--batch", int),
+        "batches": None if batch is None else parse_numbers(batch, "--batch", int),
         "passes": words(passes),
         "sides": words(sides),
         "throughput": throughput,
@@ -198,8 +199,8 @@ def needle(
     from ssamba.studies.needle_report import headlines, read_needles, save_needles
 
     given: dict[str, Any] = {
-        "minutes": None if minutes is None else numbers(minutes, "--minutes"),
-        "levels_db": None if levels is None else numbers(levels, "--levels"),
+        "minutes": None if minutes is None else parse_numbers(minutes, "--minutes"),
+        "levels_db": None if levels is None else parse_numbers(levels, "--levels"),
         "sides": words(sides),
         "needles": count,
         "needle_s": needle_s,
@@ -264,7 +265,7 @@ def long(
     from ssamba.errors import ConfigError
     from ssamba.studies.long_audio import LongOptions, headlines, measure_long, save_long
 
-    values = {"minutes": () if minutes is None else numbers(minutes, "--minutes"), "seed": seed}
+    values = {"minutes": () if minutes is None else parse_numbers(minutes, "--minutes"), "seed": seed}
     try:
         options = LongOptions.parse({**values, "budget_s": budget_s, "device": device}, "bench long")
     except ConfigError as error:
@@ -349,23 +350,14 @@ def _find_audio(paths: list[str]) -> list[Path]:
 def parse_patches(text: str) -> tuple[int, ...]:
     """Parse `512,2048` (as it is) or `512:32768` (every doubling from the first to the second, which is included)."""
     if ":" not in text:
-        return numbers(text, "--patches", int)
-    ends = numbers(text.replace(":", ","), "--patches", int)
+        return parse_numbers(text, "--patches", int)
+    ends = parse_numbers(text.replace(":", ","), "--patches", int)
     if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
         raise typer.BadParameter(f"--patches: expected FIRST:LAST with FIRST up to LAST, got {text!r}")
     counts = [ends[0]]
     while counts[-1] * 2 < ends[1]:
         counts.append(counts[-1] * 2)
     return (*counts, ends[1]) if ends[1] > counts[-1] else tuple(counts)
-
-
-def numbers(text: str, option: str, kind: Any = float) -> tuple[Any, ...]:
-    """Parse `1,2.5,60`; an error names the option."""
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        expected = "whole numbers" if kind is int else "numbers"
-        raise typer.BadParameter(f"{option}: expected {expected} with commas between, got {text!r}") from None
 
 
 def words(text: str | None) -> tuple[str, ...] | None:

@@ -134,6 +134,7 @@ def embed_files(
             )
         finally:
             store.flush()  # also if interrupted, so that nothing computed is lost
+            job.recount(store.records)
         if report.finished:
             report.rows = store.finish(list(job.files), job.dropped(prune))
     job.check_strict(strict)

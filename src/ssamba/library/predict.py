@@ -28,7 +28,7 @@ from ssamba.hashing import digest_of, digest_of_json
 from ssamba.library.embed import loaded_model
 from ssamba.library.jobs import FileJob, JobReport
 from ssamba.library.journal import Entry, Journal
-from ssamba.library.tables import StoreError
+from ssamba.library.tables import FileRecord, StoreError
 from ssamba.locks import lock_output
 from ssamba.progress import OnProgress
 
@@ -123,6 +123,7 @@ def predict_files(
     model = loaded_model(checkpoint, device)
     settings = _settings(model, top, per_second, channels)
     journal: Journal | None = None
+    records: dict[str, FileRecord] = {}
 
     def add(path: Path, found: list[Prediction]) -> float:
         duration_s = found[-1].end_s
@@ -137,23 +138,27 @@ def predict_files(
             for one in found
         ]
         report.segments += segments
+        records[record.key] = record
         if journal is not None:
             journal.add(Entry(record, [asdict(segment) for segment in segments]))
         return duration_s
 
     def run() -> None:
         rate_hz = model.front_end.sample_rate_hz
-        job.run(
-            lambda items: model.predict_stream(
-                items, rate_hz, per_second=per_second, channels=channels, damaged=damaged
-            ),
-            add,
-            sample_rate_hz=rate_hz,
-            channels=channels,
-            damaged=damaged,
-            workers=workers,
-            progress=progress,
-        )
+        try:
+            job.run(
+                lambda items: model.predict_stream(
+                    items, rate_hz, per_second=per_second, channels=channels, damaged=damaged
+                ),
+                add,
+                sample_rate_hz=rate_hz,
+                channels=channels,
+                damaged=damaged,
+                workers=workers,
+                progress=progress,
+            )
+        finally:
+            job.recount(records if journal is None else journal.records)
 
     def write(path: Path, rows: list[dict[str, Any]]) -> None:
         as_text = as_csv if Path(output or "").suffix == ".csv" else as_json
