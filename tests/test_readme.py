@@ -15,7 +15,7 @@ import torch
 from tests.conftest import ROOT, SSAMBA_PTH
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RUN_HERE = ("embed", "predict", "info", "convert", "average", "reconstruct", "models")
+RUN_HERE = ("embed", "predict", "info", "convert", "average", "reconstruct")
 """Commands whose examples run as they are; those that train need settings of their own."""
 
 
