@@ -24,6 +24,7 @@ from ssamba.checkpoint.names import find_model
 from ssamba.checkpoint.official import convert_official, is_official
 from ssamba.config import ENCODER_CONFIGS, FrontEndConfig, ModelConfig, ModelIdentity
 from ssamba.errors import CheckpointError, ConfigError, OtherSettingsError
+from ssamba.files import user_path
 from ssamba.hashing import digest_of
 from ssamba.model.create import build_encoder
 from ssamba.model.encoder import PatchEncoder
@@ -280,7 +281,7 @@ def average_checkpoints(
 
 
 def _output_folder(output: str | Path) -> Path:
-    folder = Path(output)
+    folder = user_path(output)
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file: give the name of a folder to write")
     return folder

@@ -23,7 +23,7 @@ from ssamba.audio.sources import OneChannel, checked_channels
 from ssamba.embedder import Embedder
 from ssamba.embedding import Prediction
 from ssamba.errors import ConfigError
-from ssamba.files import path_text
+from ssamba.files import path_text, user_path
 from ssamba.hashing import digest_of, digest_of_json
 from ssamba.library.embed import loaded_model
 from ssamba.library.jobs import FileJob, JobReport
@@ -115,7 +115,7 @@ def predict_files(
         raise ConfigError(f"top is the number of labels to keep, 0 for all; got {top}")
     checked_channels(channels, separate=False)
     checked_damaged(damaged)
-    target = None if output is None else Path(output)
+    target = None if output is None else user_path(output)
     if target is not None and (target.suffix not in FORMATS or target.is_dir()):
         raise StoreError(f"{target}: expected a file name that ends in {' or '.join(FORMATS)}")
     report = PredictReport(output=target)

@@ -173,7 +173,7 @@ def reconstruct_recording(
         AudioDecodeError: the recording cannot be read.
         ValueError: the recording is too short, or an option is out of range.
     """
-    recording, output = user_path(recording), Path(output)
+    recording, output = user_path(recording), user_path(output)
     sound_file = None if audio is None else Path(audio)
     for path, suffixes in ((output, tuple(_METADATA)), (sound_file, (".wav",))):
         if path is not None and (path.suffix not in suffixes or path.is_dir()):
