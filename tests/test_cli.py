@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -14,8 +15,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from ssamba.cli import app
 from ssamba.library.tables import read_embeddings
+from ssamba.progress import Progress
 
 
 def ssamba(*arguments, **options):
@@ -24,7 +28,9 @@ def ssamba(*arguments, **options):
     )
 
 
-@pytest.mark.parametrize("arguments", [(), ("embed",), ("info",), ("convert",), ("average",)])
+@pytest.mark.parametrize(
+    "arguments", [(), ("embed",), ("predict",), ("info",), ("convert",), ("average",), ("reconstruct",)]
+)
 def test_help_has_examples_and_exit_codes(arguments):
     done = ssamba(*arguments, "--help")
     assert done.returncode == 0
@@ -117,18 +123,28 @@ def test_info_on_checkpoints_audio_and_the_environment(tmp_path, clips, ssamba_p
     assert "44100 Hz" in done.stdout
 
 
-def test_convert_writes_our_format(tmp_path, ssamba_pth, ssast_pth):
+def test_info_on_folders_of_recordings_and_a_checkpoint(tmp_path, clips, ssamba_pth):
+    for clip in clips[:2]:
+        shutil.copy(clip, tmp_path)
+    done = ssamba("info", tmp_path, "-c", ssamba_pth)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("decoded length") == 2
+    assert done.stdout.count("4 blocks, width 32") == 1
+
+
+def test_convert_writes_our_format_once(tmp_path, ssamba_pth, ssast_pth):
     done = ssamba("convert", ssamba_pth, "-o", tmp_path / "c")
     assert done.returncode == 0, done.stderr
-    assert {p.name for p in (tmp_path / "c").iterdir()} == {
-        "config.json",
-        "model.safetensors",
-        "preprocessor_config.json",
-    }
-    assert ssamba("convert", ssamba_pth, "-o", tmp_path / "c").returncode == 1
-    assert ssamba("convert", ssamba_pth, "-o", tmp_path / "c", "--overwrite").returncode == 0
-    assert ssamba("convert", ssast_pth, "-o", tmp_path / "d").returncode == 0
-    assert "SSAST, 2 blocks, width 24, 3 heads" in ssamba("info", tmp_path / "d").stdout
+    assert f"model in {tmp_path / 'c'}" in done.stdout
+    files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "c").iterdir()}
+    assert set(files) == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    again = ssamba("convert", ssamba_pth, "-o", tmp_path / "c")
+    assert (again.returncode, "nothing to do" in again.stderr) == (0, True)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "c").iterdir()} == files
+    other = ssamba("convert", ssast_pth, "-o", tmp_path / "c")
+    assert (other.returncode, "holds another checkpoint: " in other.stderr) == (1, True)
+    assert ssamba("convert", ssast_pth, "-o", tmp_path / "c", "--overwrite").returncode == 0
+    assert "SSAST, 2 blocks, width 24, 3 heads" in ssamba("info", tmp_path / "c").stdout
 
 
 def test_average_is_the_weighted_mean_and_refuses_other_structures(tmp_path, ssamba_pth, ssast_pth):
@@ -142,35 +158,229 @@ def test_average_is_the_weighted_mean_and_refuses_other_structures(tmp_path, ssa
     for name, tensor in tensors.items():
         torch.testing.assert_close(mean[name], tensor + 0.75)
     assert "mean of 1 of" in (tmp_path / "c" / "config.json").read_text()
-    other = ssamba("average", tmp_path / "a", ssast_pth, "-o", tmp_path / "d")
-    assert other.returncode == 1
-    assert "of another structure" in other.stderr
-    short = ssamba("average", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "d", "--weights", "1")
-    assert short.returncode == 1
-    assert "need as many weights" in short.stderr
-    assert ssamba("average", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "c").returncode == 1
-    assert not (tmp_path / "d").exists()
+    again = ssamba("average", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "c", "--weights", "1,3")
+    assert (again.returncode, "nothing to do" in again.stderr) == (0, True)
+    other = ssamba("average", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "c")
+    assert (other.returncode, "origin was 'mean of 1 of" in other.stderr) == (1, True)
+
+
+def test_messages_and_progress_are_json_lines_if_asked_for(tmp_path, clips, ssamba_pth):
+    (tmp_path / "bad.wav").write_text("no audio")
+    done = ssamba("embed", clips[0], tmp_path / "bad.wav", "-o", tmp_path / "e.npz", "-c", ssamba_pth, "--log-json")
+    assert done.returncode == 0
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    (progress,) = [event for event in events if event["event"] == "progress"]
+    assert (progress["step"], progress["done"], progress["total"], progress["skipped"]) == ("embedding", 2, 2, 1)
+    assert progress["audio_s"] > 0
+    assert [event["level"] for event in events if event["event"] == "log"] == ["warning", "warning"]
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_quiet_commands_say_nothing_and_verbose_ones_more(tmp_path, clips, ssamba_pth, place):
+    def run(flag, *arguments):
+        command = ["embed", *arguments, "-c", ssamba_pth]
+        return ssamba(*([flag, *command] if place == "before" else [*command, flag]))
+
+    (tmp_path / "bad.wav").write_text("no audio")
+    quiet = run("-q", clips[0], tmp_path / "bad.wav", "-o", tmp_path / "e.npz")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    failed = run("--quiet", tmp_path / "absent.wav", "-o", tmp_path / "f.npz")
+    assert failed.returncode == 1
+    assert re.fullmatch(r"error: no file could be embedded: .*\n", failed.stderr)
+    verbose = run("-v", tmp_path / "absent.wav", "-o", tmp_path / "f.npz")
+    assert "Traceback" in verbose.stderr
+
+
+def test_progress_without_a_terminal_is_a_line_every_thirty_seconds(monkeypatch, capsys):
+    from ssamba.cli import progress
+
+    now_s = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now_s)
+    with progress.ProgressDisplay() as show:
+        for done in range(100):
+            now_s = 10.0 * done
+            show(Progress("embedding", done, 100, audio_s=3600.0 * done, elapsed_s=now_s, skipped=2, left_s=90.0))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 33
+    assert lines[0] == "embedding: 3 of 100 files, 3.00 h of audio, 360x real time, 2 skipped, 1.5 min left"
+
+
+def wait_for_lines(path, count):
+    return path.exists() and path.read_text().count("\n") >= count
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_predict_keeps_what_is_done_and_the_same_command_goes_on(
+    tmp_path, clips, classifier_folder, how
+):
+    for index in range(300):
+        shutil.copy(clips[6], tmp_path / f"{index}.flac")
+    command = ["predict", tmp_path, "-c", classifier_folder, "-o", tmp_path / "p.csv", "--workers", "0"]
+    code, _, errors = interrupted(command, how, lambda: wait_for_lines(tmp_path / "p.csv.partial", 5))
+    assert code == 130
+    kept = int(re.search(r"interrupted: (\d+) files are classified and kept, repeat the command to go on", errors)[1])
+    assert not (tmp_path / "p.csv").exists()
+    done = ssamba(*command)
+    assert done.returncode == 0, done.stderr
+    assert f"{300 - kept} files classified, {kept} already there" in done.stdout
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 1 + 3 * 300
+
+
+def test_an_interrupted_predict_without_a_file_prints_what_is_done(tmp_path, clips, classifier_folder):
+    for index in range(300):
+        shutil.copy(clips[6], tmp_path / f"{index}.flac")
+    command = ["predict", tmp_path, "-c", classifier_folder, "--format", "csv", "--workers", "0"]
+    started_s = time.monotonic()
+    code, printed, errors = interrupted(command, signal.SIGINT, lambda: time.monotonic() - started_s > 12)
+    assert code == 130, errors
+    done = int(re.search(r"interrupted: (\d+) files are classified", errors)[1])
+    assert len(printed.splitlines()) == 1 + 3 * done
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    "command",
     [
-        (("embed", "absent.wav"), 2, "--output"),
-        (("embed", "absent.wav", "-o", "x.txt"), 1, "ends in"),
-        (("embed", "*.none", "-o", "x.npz"), 1, "matches no file"),
-        (("embed", "a.wav", "-o", "x.npz", "--context", "all"), 2, "is not one of 'windows', 'full'"),
-        (("embed", "a.wav", "-o", "x.npz", "--resume"), 2, "No such option"),
-        (("embed", "a.wav", "-o", "x.npz", "-c", "no/model"), 1, "no such file or folder"),
-        (("embed", "a.wav", "-o", "x.npz", "--device", "toaster"), 1, "device"),
-        (("embed", "a.wav", "-o", "x.npz"), 1, "no file could be embedded"),
-        (("embed", "a.wav", "-o", "."), 1, "ends in"),
-        (("embed", "a.wav", "-o", "x.npz", "--layer", "99"), 1, "layer must lie"),
-        (("info", "hf:../../x"), 1, "expected hf:OWNER/NAME"),
-        (("embeds",), 2, "embed"),
+        ("info", "recordings"),
+        ("convert", "ssamba2-tiny", "-o", "c"),
+        ("average", "ssamba2-tiny", "ssamba2-tiny", "-o", "c"),
+        ("reconstruct", "recordings/0.flac", "-o", "c.png"),
     ],
 )
-def test_usage_errors_end_in_one_message(tmp_path, arguments, code, message):
-    done = ssamba(*arguments, cwd=tmp_path)
-    assert done.returncode == code
-    assert message in done.stderr.replace("\n", " ")
-    assert "Traceback" not in done.stderr
+def test_other_interrupted_commands_end_with_130_and_write_all_or_nothing(tmp_path, clips, command):
+    (tmp_path / "recordings").mkdir()
+    for index in range(200):
+        shutil.copy(clips[0], tmp_path / "recordings" / f"{index}.flac")
+    started_s = time.monotonic()
+    code, _, errors = interrupted(command, signal.SIGTERM, lambda: time.monotonic() - started_s > 1.5, cwd=tmp_path)
+    assert (code, errors.splitlines()[-1:]) in ((130, ["warning: interrupted"]), (0, errors.splitlines()[-1:]))
+    assert {path.name for path in tmp_path.iterdir()} <= {"recordings", "c", "c.png"}
+    if code == 130 and (tmp_path / "c").exists():
+        assert not any(path.name.startswith(".") for path in (tmp_path / "c").iterdir())
+
+
+WRONG_USES = {
+    "embed": [
+        (["a.wav"], 2, "Missing option '--output'"),
+        (["-o", "x.npz"], 2, "Missing argument 'RECORDINGS...'"),
+        (["a.wav", "-o", "x.txt"], 1, "x.txt: expected a file name that ends in .npz, .parquet, .csv"),
+        (["a.wav", "-o", "."], 1, "expected a file name that ends in"),
+        (["*.none", "-o", "x.npz"], 1, "*.none: the pattern matches no file"),
+        (["empty", "-o", "x.npz"], 1, "empty: no audio file in this folder"),
+        (["a.wav", "-o", "x.npz", "--context", "all"], 2, "'all' is not one of 'windows', 'full'"),
+        (["a.wav", "-o", "x.npz", "--overlap", "1.5"], 2, "overlap: Input should be less than 1 (got 1.5)"),
+        (["a.wav", "-o", "x.npz", "--context", "full", "--overlap", "0.2"], 2, "context='full' has none"),
+        (["a.wav", "-o", "x.npz", "--channels", "left"], 1, "channels must be"),
+        (["a.wav", "-o", "x.npz", "--resume"], 2, "No such option: --resume"),
+        (["a.wav", "-o", "x.npz", "-c", "ssamba2-tinny"], 1, "Did you mean 'ssamba2-tiny'?"),
+        (["a.wav", "-o", "x.npz", "-c", "no/model"], 1, "no/model: no such file or folder"),
+        (["a.wav", "-o", "x.npz", "--device", "toaster"], 1, "device='toaster' cannot be used"),
+        (["a.wav", "-o", "x.npz"], 1, "no file could be embedded: a.wav"),
+        (["a.wav", "-o", "x.npz", "--layer", "99"], 1, "layer must lie"),
+        (["good.flac", "-o", "text.npz"], 1, "text.npz is damaged or was not written by `ssamba embed`"),
+        (["a.wav", "-o", "x.npz", "--workers", "-1"], 2, "should be greater than or equal to 0"),
+    ],
+    "predict": [
+        (["a.wav"], 2, "Missing option '--checkpoint'"),
+        (["-c", "classifier"], 2, "Missing argument 'RECORDINGS...'"),
+        (["a.wav", "-c", "classifier", "-o", "x.txt"], 1, "x.txt: expected a file name that ends in .csv or .json"),
+        (["*.none", "-c", "classifier"], 1, "the pattern matches no file"),
+        (["good.flac", "-c", "ssamba_tiny.pth"], 1, "has no classifier"),
+        (["good.flac", "-c", "no/model"], 1, "no/model: no such file or folder"),
+        (["good.flac", "-c", "classifier", "--top", "-1"], 2, "should be greater than or equal to 0"),
+        (["good.flac", "-c", "classifier", "--format", "xml"], 2, "'xml' is not one of 'table', 'csv', 'json'"),
+        (["a.wav", "-c", "classifier"], 1, "no file could be classified: a.wav"),
+        (["good.flac", "-c", "classifier", "-o", "text.csv"], 1, "text.csv exists, and text.csv.run.jsonl"),
+        (["good.flac", "-c", "classifier", "--channels", "7"], 1, "has no channel 7"),
+        (["good.flac", "-c", "classifier", "--damaged", "mend"], 2, "'mend' is not one of 'skip', 'keep'"),
+    ],
+    "info": [
+        (["hf:../../x"], 1, "expected hf:OWNER/NAME"),
+        (["ssamba2-tinny"], 1, "Did you mean 'ssamba2-tiny'?"),
+        (["absent.wav"], 1, "absent.wav: no such file"),
+        (["text.wav"], 1, "text.wav"),
+        (["text.pth"], 1, "text.pth is damaged or not a PyTorch checkpoint"),
+        (["empty"], 1, "empty: no audio file in this folder"),
+        (["*.none"], 1, "the pattern matches no file"),
+        (["-c", "good.flac"], 1, "good.flac is damaged or not a PyTorch checkpoint"),
+        (["-c", ""], 1, "the name of the model is empty"),
+        (["-o", "x.txt"], 2, "No such option: -o"),
+    ],
+    "convert": [
+        ([], 2, "Missing argument 'MODEL'"),
+        (["ssamba_tiny.pth"], 2, "Missing option '--output'"),
+        (["ssamba_tiny.pth", "c", "-o", "c"], 2, "Got unexpected extra argument (c)"),
+        (["absent.pth", "-o", "c"], 1, "absent.pth: no such file or folder"),
+        (["text.pth", "-o", "c"], 1, "text.pth is damaged or not a PyTorch checkpoint"),
+        (["empty.pth", "-o", "c"], 1, "empty.pth is empty (0 bytes)"),
+        (["empty", "-o", "c"], 1, "config.json is missing"),
+        (["ssamba_tiny.pth", "-o", "text.wav"], 1, "text.wav is a file: give the name of a folder to write"),
+        (["ssamba_tiny.pth", "-o", "classifier"], 1, "classifier holds another checkpoint: "),
+        (["https://example.org/a.pth", "-o", "c"], 1, "is a URL, which is not fetched"),
+    ],
+    "average": [
+        ([], 2, "Missing argument 'MODEL...'"),
+        (["classifier", "classifier"], 2, "Missing option '--output'"),
+        (["classifier", "-o", "c"], 1, "averaging takes two checkpoints or more, got 1"),
+        (["classifier", "absent", "-o", "c"], 1, "absent: no such file or folder"),
+        (["classifier", "ssamba_tiny.pth", "-o", "c"], 1, "is of another structure than classifier"),
+        (["classifier", "classifier", "-o", "c", "--weights", "1"], 1, "2 checkpoints need as many weights"),
+        (["classifier", "classifier", "-o", "c", "--weights", "1,-1"], 1, "none below 0"),
+        (["classifier", "classifier", "-o", "c", "--weights", "a,b"], 2, "expected numbers with commas between"),
+        (["classifier", "classifier", "-o", "text.wav"], 1, "text.wav is a file"),
+        (["classifier", "text.pth", "-o", "c"], 1, "text.pth is damaged or not a PyTorch checkpoint"),
+    ],
+    "reconstruct": [
+        ([], 2, "Missing argument 'RECORDING'"),
+        (["good.flac"], 2, "Missing option '--output'"),
+        (["good.flac", "-o", "p.txt"], 1, "p.txt: expected a file name that ends in .png, .pdf, .svg"),
+        (["a.wav", "-o", "p.png"], 1, "a.wav: no such file"),
+        (["text.wav", "-o", "p.png"], 1, "text.wav"),
+        (["good.flac", "-o", "p.png", "-c", "classifier"], 1, "is of kind 'classifier', without prediction heads"),
+        (["good.flac", "-o", "p.png", "--ratio", "1.5"], 2, "should be less than or equal to 0.99"),
+        (["good.flac", "-o", "p.png", "--style", "random"], 2, "'random' is not one of"),
+        (["good.flac", "-o", "p.png", "--start", "500"], 1, "lies past the end of the recording"),
+        (["good.flac", "-o", "p.png", "--audio", "p.mp3"], 1, "p.mp3: expected a file name that ends in .wav"),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def wrong_folder(tmp_path_factory, clips, ssamba_pth, classifier_folder):
+    """A folder with good and bad files, which no wrong use may change."""
+    folder = tmp_path_factory.mktemp("wrong")
+    shutil.copy(clips[8], folder / "good.flac")
+    shutil.copy(ssamba_pth, folder / "ssamba_tiny.pth")
+    shutil.copytree(classifier_folder, folder / "classifier")
+    for name in ("text.wav", "text.pth", "text.csv", "text.npz"):
+        (folder / name).write_text("no audio, no weights")
+    (folder / "empty.pth").touch()
+    (folder / "empty").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "code", "message"),
+    [(command, *case) for command, cases in WRONG_USES.items() for case in cases],
+    ids=[f"{command} {' '.join(case[0])}" for command, cases in WRONG_USES.items() for case in cases],
+)
+def test_a_wrong_use_ends_in_one_clear_message(wrong_folder, monkeypatch, command, arguments, code, message):
+    monkeypatch.chdir(wrong_folder)
+    before = {path: path.stat().st_mtime_ns for path in wrong_folder.rglob("*")}
+    done = CliRunner().invoke(app, [command, *arguments])
+    assert done.exit_code == code, done.output
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    written = {path for path in wrong_folder.rglob("*") if before.get(path) != path.stat().st_mtime_ns}
+    for path in written - {wrong_folder}:
+        assert path.name.endswith(".skipped.csv")
+        path.unlink()
+
+
+def test_unknown_commands_are_refused_with_the_nearest_one():
+    done = CliRunner().invoke(app, ["embeds"])
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "error: No such command 'embeds'. Did you mean 'embed'? See `ssamba --help`\n",
+    )

@@ -1,4 +1,4 @@
-"""The examples of the README run, in the order in which they stand there."""
+"""The Python and shell examples of the README run, each in the order in which they stand there."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from ssamba.cli import app
 from ssamba.config import ClassifierConfig
 from ssamba.model import Classifier, encoder_config
 
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
 
 @pytest.fixture
-def example_files(clips, suite, tmp_path, monkeypatch):
-    """The files and variables that the examples name."""
+def example_folder(clips, suite, tmp_path, monkeypatch) -> Path:
+    """The working folder, with the recordings and models that the examples name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSAMBA_CACHE", str(tmp_path / "cache"))
     for folder in ("recordings", "audioset", "librispeech"):
@@ -32,6 +34,10 @@ def example_files(clips, suite, tmp_path, monkeypatch):
     for folder in ("sounds", "words"):
         for kind, path in (("drum", clips[6]), ("tabla", clips[11])):
             write_pieces(f"{folder}/{kind}", path)
+    for folder, suffix in (("field/site/day", ".flac"), ("new", ".wav")):
+        Path(folder).mkdir(parents=True)
+        for clip in clips[6:9]:
+            shutil.copy(clip, (Path(folder) / clip.name).with_suffix(suffix))
     shutil.copytree(suite, "suite")
     samples = [decode(path, sample_rate_hz=48_000) for path in (clips[6], clips[11])]
     parts = {
@@ -39,13 +45,10 @@ def example_files(clips, suite, tmp_path, monkeypatch):
         for part, count in (("train", 8), ("valid", 4), ("test", 4))
     }
     write_task(tmp_path / "hear-2021.0.6" / "tasks" / "demo-v1", parts, split_mode="trainvaltest")
-    for name in ("dawn.flac", "hour.flac", "a.wav", "b.mp3", "c.flac", "more.flac"):
+    for name in ("dawn.flac", "hour.flac", "night.wav", "a.wav", "b.mp3", "c.flac", "more.flac"):
         shutil.copy(clips[0], name)  # the contents tell the format, not the name
     shutil.copy(SSAMBA_PTH, "ssamba_tiny.pth")
-    model = Classifier(encoder_config("tiny", embed_dim=32, depth=2), ClassifierConfig(num_classes=4))
-    save_checkpoint("runs/birds", model)
-    samples = np.zeros(48_000, np.float32)
-    return {"samples": samples, "stereo": np.stack((samples, samples)), "batch": torch.zeros(3, 16_000), "files": clips}
+    return tmp_path
 
 
 def write_pieces(folder, path):
@@ -56,22 +59,34 @@ def write_pieces(folder, path):
         soundfile.write(f"{folder}/{number}.wav", samples[1600 * number :][:8000], 16_000)
 
 
-def test_python_examples_run(example_files, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def test_python_examples_run(example_folder, clips):
+    model = Classifier(encoder_config("tiny", embed_dim=32, depth=2), ClassifierConfig(num_classes=4))
+    save_checkpoint("runs/birds", model)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks
-    names = dict(example_files)
+    samples = np.zeros(48_000, np.float32)
+    names = {
+        "samples": samples,
+        "stereo": np.stack((samples, samples)),
+        "batch": torch.zeros(3, 16_000),
+        "files": clips,
+    }
     for number, block in enumerate(blocks):
         exec(compile(block, f"README.md, Python example {number}", "exec"), names)
     assert len(names["many"]) == 3
 
 
-COMMANDS = ("manifest", "shard", "pretrain", "finetune", "evaluate", "prepare", "stats")
-"""Commands whose examples run here."""
+def examples() -> list[list[str]]:
+    """Return the arguments of the README's `ssamba` commands."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = [re.sub(r"\s+# .*", "", re.sub(r"^torchrun .* -m ssamba", "ssamba", line)).strip() for line in lines]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("ssamba ")]
 
 
 def shortened(command: list[str]) -> list[str]:
     """Return a command with fewer tasks, or a small model and few steps."""
-    if command[0] == "evaluate" and command[1] == "suite/":
+    if command[:2] == ["evaluate", "suite/"]:
         return [*command, "--task", "kinds"]
     if command[0] not in ("pretrain", "finetune"):
         return command
@@ -85,15 +100,21 @@ def shortened(command: list[str]) -> list[str]:
     return [*command, "--set", "data.workers=0", *([] if "-c" in command else ["--set", "model.encoder.depth=2"])]
 
 
-def test_shell_examples_run(example_files):
+def test_shell_examples_run(example_folder):
     save_checkpoint("start", small_encoder(variant="ssamba2", patch_size=(128, 4), patch_stride=(128, 4)))
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
-    lines = [re.sub(r"^torchrun .* -m ssamba", "ssamba", line) for line in lines]
-    examples = [shlex.split(line)[1:] for line in lines if line.startswith("ssamba ")]
-    examples = [example for example in examples if example[0] in COMMANDS]
-    assert {"pretrain", "finetune", "manifest", "shard", "evaluate"} <= {example[0] for example in examples}
+    found = [example for example in examples() if example[0] != "bench"]  # benchmarks take minutes: tests/studies
+    assert {example[0] for example in found} == {
+        "average", "convert", "embed", "evaluate", "finetune", "info", "manifest", "predict", "pretrain",
+        "reconstruct", "shard",
+    }  # fmt: skip
     done = CliRunner().invoke(app, ["manifest", "sounds", "-o", "esc50.parquet", "--labels", "folder"])
-    for example in examples:
+    for example in found:
         done = CliRunner().invoke(app, shortened(example))
         assert done.exit_code == 0, f"ssamba {shlex.join(example)}\n{done.output}"
+        if example[0] not in ("pretrain", "finetune"):
+            assert "warning" not in done.stderr, f"ssamba {shlex.join(example)}\n{done.stderr}"
+    for name in (
+        "embeddings.npz", "embeddings.parquet", "night.csv", "ssamba-tiny/config.json", "labels.csv", "dawn.png",
+        "dawn.wav", "runs/mean/model.safetensors", "card.png", "shards/index.parquet",
+    ):  # fmt: skip
+        assert Path(name).is_file(), name

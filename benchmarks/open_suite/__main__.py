@@ -19,9 +19,11 @@ from pathlib import Path
 from rich.markup import escape
 
 from benchmarks.open_suite.build import build_suite
-from ssamba.cli.app import EXIT_INTERRUPTED, EXIT_SKIPPED, err, fail, log_to_stderr, out
-from ssamba.cli.progress import Bar, default_workers, report_skipped
+from ssamba.cli.app import EXIT_INTERRUPTED, EXIT_SKIPPED, err, fail, log_to_stderr, out, report_skipped
+from ssamba.cli.progress import ProgressDisplay
 from ssamba.errors import SsambaError
+from ssamba.progress import Progress
+from ssamba.worker_pool import default_workers
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.workers is not None and args.workers < 0:
         parser.error(f"--workers must not be negative, got {args.workers}")
     started_s = time.monotonic()
-    with Bar("building", "") as bar:
+    with ProgressDisplay() as show:
         built = build_suite(
             args.output,
             args.debs,
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             fetch=args.fetch,
             overwrite=args.overwrite,
             workers=default_workers() if args.workers is None else args.workers,
-            on_progress=lambda step, done, total: bar.update(done, total, step),
+            on_progress=lambda step, done, total: show(Progress(step, done, total, "steps")),
         )
     skipped = [*built.left_out, *built.skipped]
     report_skipped(skipped, Path(f"{built.folder}.skipped.csv") if skipped else None)

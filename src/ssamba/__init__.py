@@ -15,7 +15,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssamba.checkpoint import available_models, load_checkpoint, load_encoder, save_checkpoint
+    from ssamba.checkpoint import (
+        available_models,
+        average_checkpoints,
+        convert_checkpoint,
+        load_checkpoint,
+        load_encoder,
+        save_checkpoint,
+    )
     from ssamba.config import EncoderConfig, FrontEndConfig, SSASTConfig
     from ssamba.embedder import Embedder, load_model
     from ssamba.embedding import Embedding, EmbedOptions, Prediction
@@ -26,10 +33,13 @@ if TYPE_CHECKING:
     from ssamba.training.finetuning.recipe import FinetuneRecipe
     from ssamba.training.finetuning.run import finetune
     from ssamba.training.pretraining.recipe import PretrainRecipe
+    from ssamba.training.pretraining.reconstruct import reconstruct_recording
     from ssamba.training.pretraining.run import pretrain
 
 _MODULES = {
     "available_models": "ssamba.checkpoint",
+    "average_checkpoints": "ssamba.checkpoint",
+    "convert_checkpoint": "ssamba.checkpoint",
     "load_checkpoint": "ssamba.checkpoint",
     "load_encoder": "ssamba.checkpoint",
     "save_checkpoint": "ssamba.checkpoint",
@@ -48,6 +58,7 @@ _MODULES = {
     "finetune": "ssamba.training.finetuning.run",
     "PretrainRecipe": "ssamba.training.pretraining.recipe",
     "pretrain": "ssamba.training.pretraining.run",
+    "reconstruct_recording": "ssamba.training.pretraining.reconstruct",
     "predict_files": "ssamba.library.predict",
 }
 
@@ -69,6 +80,8 @@ __all__ = [
     "PretrainRecipe",
     "SSASTConfig",
     "available_models",
+    "average_checkpoints",
+    "convert_checkpoint",
     "create_encoder",
     "embed_files",
     "evaluate",
@@ -78,6 +91,7 @@ __all__ = [
     "load_model",
     "predict_files",
     "pretrain",
+    "reconstruct_recording",
     "save_checkpoint",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,10 +26,10 @@ def blank_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_figure(figure: Figure, output: str | Path, dpi: int = 120) -> Path:
+def save_figure(figure: Figure, output: str | Path, dpi: int = 120, metadata: Mapping[str, str] | None = None) -> Path:
     """Write a figure atomically, in the format of the file's suffix (PNG if it has none); return the path."""
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     kind = output.suffix.removeprefix(".") or "png"
-    write_atomically(output, lambda target: figure.savefig(target, dpi=dpi, format=kind))
+    write_atomically(output, lambda target: figure.savefig(target, dpi=dpi, format=kind, metadata=metadata))
     return output

@@ -8,11 +8,11 @@ import pickle
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ssamba.checkpoint import build_model, convert_checkpoint, hub, load_checkpoint, load_encoder, save_checkpoint
 from ssamba.config import ClassifierConfig, FrontEndConfig, ModelConfig
-from ssamba.errors import CheckpointError, ConfigError
+from ssamba.errors import CheckpointError, ConfigError, OtherSettingsError
 from ssamba.model import Classifier, PretrainingModel, SSASTEncoder, encoder_config
 
 
@@ -223,8 +223,29 @@ def test_conversion_is_exact_both_ways(tmp_path, ssamba_pth):
     convert_checkpoint(tmp_path / "ours", tmp_path / "again")
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
-    with pytest.raises(CheckpointError, match="holds a checkpoint already"):
-        convert_checkpoint(ssamba_pth, tmp_path / "ours")
+
+
+def test_a_folder_that_holds_the_checkpoint_is_left_and_another_one_refused(tmp_path, ssamba_pth, ssast_pth):
+    convert_checkpoint(ssamba_pth, tmp_path / "c")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "c").iterdir()}
+    convert_checkpoint(ssamba_pth, tmp_path / "c")
+    for options, named in (
+        ({"origin": "here"}, r"another checkpoint: origin was '.*', is 'here'\. Use another folder"),
+        ({"half": True}, r"another checkpoint: float16 or float32 is another \(--half\)\. Use"),
+    ):
+        with pytest.raises(OtherSettingsError, match=named):
+            convert_checkpoint(ssamba_pth, tmp_path / "c", **options)
+    with pytest.raises(
+        OtherSettingsError, match=r"model_type was 'ssamba', is 'ssast'; .*encoder\.embed_dim was 32, is 24"
+    ):
+        convert_checkpoint(ssast_pth, tmp_path / "c")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "c").iterdir()} == before
+    convert_checkpoint(ssamba_pth, tmp_path / "c", half=True, overwrite=True)
+    convert_checkpoint(ssamba_pth, tmp_path / "c", half=True)
+    tensors = load_file(tmp_path / "c" / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, tmp_path / "c" / "model.safetensors")
+    with pytest.raises(OtherSettingsError, match="another checkpoint: the weights are others"):
+        convert_checkpoint(ssamba_pth, tmp_path / "c", half=True)
 
 
 def test_folders_whose_names_are_not_utf8_hold_checkpoints(tmp_path, ssamba_pth):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ssamba.audio.decode import decode
-from ssamba.cli import app, bench
+from ssamba.cli import app
 from ssamba.errors import ConfigError, DataError
 from ssamba.studies import needle as module
 from ssamba.studies.needle import (
@@ -211,7 +211,7 @@ def test_wrong_options_say_what_was_expected(changes, message):
 
 
 def test_the_command_writes_and_resumes_a_study_and_refuses_another(embedder, clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "load_embedder", lambda *_: embedder)
+    monkeypatch.setattr("ssamba.embedder.load_model", lambda *_, **__: embedder)
     command = ["bench", "needle", *map(str, clips), "--minutes", "0.1", "--levels", "0", "--count", "2"]
     command += ["--needle-s", "0.5", "--sides", "windows,log-mel", "-o", str(tmp_path / "n")]
     done = CliRunner().invoke(app, command)
@@ -229,7 +229,7 @@ def test_the_command_writes_and_resumes_a_study_and_refuses_another(embedder, cl
 
 
 def test_an_interrupted_command_says_how_to_resume(embedder, clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "load_embedder", lambda *_: embedder)
+    monkeypatch.setattr("ssamba.embedder.load_model", lambda *_, **__: embedder)
     run = module._Search.run
 
     def interrupted(self, stack, wave, side, **rest):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +23,15 @@ from ssamba.checkpoint.files import (
 from ssamba.checkpoint.names import find_model
 from ssamba.checkpoint.official import convert_official, is_official
 from ssamba.config import ENCODER_CONFIGS, FrontEndConfig, ModelConfig, ModelIdentity
-from ssamba.errors import CheckpointError, ConfigError
+from ssamba.errors import CheckpointError, ConfigError, OtherSettingsError
+from ssamba.files import user_path
 from ssamba.hashing import digest_of
 from ssamba.model.create import build_encoder
 from ssamba.model.encoder import PatchEncoder
 from ssamba.model.heads import Classifier
 from ssamba.model.pretraining import PretrainingModel
+
+_log = logging.getLogger(__name__)
 
 
 class EncoderOnly(nn.Module):
@@ -184,44 +189,39 @@ def save_checkpoint(
     return folder
 
 
-def check_output(folder: Path, *, overwrite: bool) -> None:
-    """Raise a CheckpointError if a checkpoint cannot be written to `folder`.
-
-    Raises:
-        CheckpointError: `folder` is a file, or holds a checkpoint and `overwrite` is not set.
-    """
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file: give the name of a folder to write")
-    if (folder / CONFIG_FILE).exists() and not overwrite:
-        raise CheckpointError(f"{folder} holds a checkpoint already: choose another folder, or --overwrite")
-
-
 def convert_checkpoint(
-    source: str | Path, folder: str | Path, *, overwrite: bool = False, half: bool = False, origin: str | None = None
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    half: bool = False,
+    origin: str | None = None,
 ) -> LoadReport:
     """Write any checkpoint that `load_checkpoint` reads as a folder of ours, with its tensors unchanged.
 
+    If the folder holds this very checkpoint, nothing is done.
+
     Args:
-        source: the checkpoint to load.
-        folder: the folder to write.
-        overwrite: replace a checkpoint in the folder.
+        checkpoint: the checkpoint to load.
+        output: the folder to write.
+        overwrite: replace another checkpoint in the folder.
         half: write float16.
         origin: a line that tells readers where the weights come from; None keeps the source's.
 
     Raises:
-        CheckpointError: the source cannot be loaded, or the folder holds a checkpoint and `overwrite` is not set.
+        CheckpointError: the source cannot be loaded, or the output is a file.
+        OtherSettingsError: the folder holds another checkpoint; the message names the differences.
     """
-    folder = Path(folder)
-    check_output(folder, overwrite=overwrite)
-    loaded = load_checkpoint(source)
+    folder = _output_folder(output)
+    loaded = load_checkpoint(checkpoint)
     config = loaded.config if origin is None else loaded.config.with_changes(origin=origin)
-    save_checkpoint(folder, loaded.model, config, loaded.front_end, half=half)
+    _write_new(folder, loaded, config, overwrite=overwrite, half=half)
     return loaded.report
 
 
 def average_checkpoints(
-    sources: Sequence[str | Path],
-    folder: str | Path,
+    checkpoints: Sequence[str | Path],
+    output: str | Path,
     *,
     weights: Sequence[float] | None = None,
     overwrite: bool = False,
@@ -234,36 +234,38 @@ def average_checkpoints(
     generalizes better than each of them, above all to other sources of data (model soups: Wortsman et al., 2022,
     arXiv:2203.05482; WiSE-FT: arXiv:2109.01903). Models that were trained separately do not average.
 
+    If the folder holds this very mean, nothing is done.
+
     Args:
-        sources: two or more checkpoints to load.
-        folder: the folder to write.
-        weights: weight of each source, relative to their sum; None weights all alike.
-        overwrite: replace a checkpoint in the folder.
+        checkpoints: two or more checkpoints to load.
+        output: the folder to write.
+        weights: weight of each checkpoint, relative to their sum; None weights all alike.
+        overwrite: replace another checkpoint in the folder.
         half: write float16.
-        origin: a line that tells readers where the weights come from; None names the sources.
+        origin: a line that tells readers where the weights come from; None names the checkpoints.
 
     Returns:
         The mean, as written.
 
     Raises:
-        CheckpointError: a source cannot be loaded or has another structure, the weights do not fit, or the folder holds
-            a checkpoint and `overwrite` is not set.
+        CheckpointError: a checkpoint cannot be loaded or has another structure, the weights do not fit, or the output
+            is a file.
+        OtherSettingsError: the folder holds another checkpoint; the message names the differences.
     """
-    folder = Path(folder)
-    shares = [1.0] * len(sources) if weights is None else list(weights)
-    if len(sources) < 2:
-        raise CheckpointError(f"averaging takes two checkpoints or more, got {len(sources)}")
-    if len(shares) != len(sources) or min(shares) < 0 or not 0 < sum(shares) < float("inf"):
-        raise CheckpointError(f"{len(sources)} checkpoints need as many weights, none below 0, got {shares}")
-    check_output(folder, overwrite=overwrite)
-    loaded = [load_checkpoint(source) for source in sources]
+    folder = _output_folder(output)
+    shares = [1.0] * len(checkpoints) if weights is None else list(weights)
+    if len(checkpoints) < 2:
+        raise CheckpointError(f"averaging takes two checkpoints or more, got {len(checkpoints)}")
+    if len(shares) != len(checkpoints) or min(shares) < 0 or not 0 < sum(shares) < float("inf"):
+        raise CheckpointError(f"{len(checkpoints)} checkpoints need as many weights, none below 0, got {shares}")
+    loaded = [load_checkpoint(source) for source in checkpoints]
     first = loaded[0]
-    for source, other in zip(sources[1:], loaded[1:], strict=True):
+    for source, other in zip(checkpoints[1:], loaded[1:], strict=True):
         same = other.config.with_changes(origin=first.config.origin, base=first.config.base) == first.config
         if not same or other.front_end != first.front_end:
             raise CheckpointError(
-                f"{source} is of another structure than {sources[0]} (encoder, heads or front end), so their weights "
-                "do not average: compare them with `ssamba info`"
+                f"{source} is of another structure than {checkpoints[0]} (encoder, heads or front end), so their "
+                "weights do not average: compare them with `ssamba info`"
             )
     parts = [checkpoint.model.state_dict() for checkpoint in loaded]
     with torch.no_grad():
@@ -274,8 +276,58 @@ def average_checkpoints(
     bases = {other.config.base for other in loaded}
     base = first.config.base if len(bases) == 1 else None
     config = first.config.with_changes(origin=origin or f"mean of {named}", base=base)
-    save_checkpoint(folder, first.model, config, first.front_end, half=half)
+    _write_new(folder, first, config, overwrite=overwrite, half=half)
     return replace(first, config=config, report=replace(first.report, name=str(folder)))
+
+
+def _output_folder(output: str | Path) -> Path:
+    folder = user_path(output)
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file: give the name of a folder to write")
+    return folder
+
+
+def _write_new(folder: Path, new: Checkpoint, config: ModelConfig, *, overwrite: bool, half: bool) -> None:
+    """Write a model with its front end, unless the folder holds this very checkpoint."""
+    if (folder / CONFIG_FILE).exists() and not overwrite:
+        changed = _differences(_read_folder(folder, []), new, config, half=half)
+        if changed:
+            raise OtherSettingsError(
+                f"{folder} holds another checkpoint: {'; '.join(changed)}. Use another folder, or --overwrite "
+                "(overwrite=True) to replace it"
+            )
+        _log.info("%s: nothing to do, it holds this checkpoint already", folder)
+        return
+    save_checkpoint(folder, new.model, config, new.front_end, half=half)
+
+
+def _differences(
+    found: tuple[ModelConfig, FrontEndConfig, dict[str, Tensor]], new: Checkpoint, config: ModelConfig, *, half: bool
+) -> list[str]:
+    """Return how the contents of a checkpoint folder differ from what is to be written, a phrase each."""
+    old_config, old_front_end, old_tensors = found
+    changed = []
+    for before, now in ((old_config, config), (old_front_end, new.front_end)):
+        was, values = (dict(_flat(one.model_dump(mode="json"))) for one in (before, now))
+        changed += [
+            f"{name} was {was.get(name)!r}, is {value!r}" for name, value in values.items() if was.get(name) != value
+        ]
+    tensors = {name: tensor.half() if half else tensor for name, tensor in new.model.state_dict().items()}
+    if old_tensors.keys() == tensors.keys():
+        old_types, types = ({tensor.dtype for tensor in one.values()} for one in (old_tensors, tensors))
+        if old_types != types:
+            changed.append("float16 or float32 is another (--half)")
+        elif not all(torch.equal(old_tensors[name], tensor) for name, tensor in tensors.items()):
+            changed.append("the weights are others")
+    return changed
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _config_of(model: Model) -> ModelConfig:

@@ -24,7 +24,6 @@ from ssamba.progress import format_duration as format_duration
 
 if TYPE_CHECKING:
     from ssamba.audio.files import Remark, Skipped
-    from ssamba.embedder import Embedder
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -301,6 +300,15 @@ def only_rank_0_prints() -> None:
         log.setLevel(logging.ERROR)
 
 
+def parse_numbers(text: str, option: str, kind: Any = float) -> tuple[Any, ...]:
+    """Parse `1,2.5,60`; an error names the option."""
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        expected = "whole numbers" if kind is int else "numbers"
+        raise typer.BadParameter(f"{option}: expected {expected} with commas between, got {text!r}") from None
+
+
 def parse_channels(text: str) -> Any:
     """Return the number that an option holds, or its text, which the library checks."""
     return int(text) if text.isdecimal() else text
@@ -343,13 +351,3 @@ def show_report(report: Any) -> None:
         say(str(report))
     report_skipped(report.skipped, report.skipped_file)
     report_remarks(getattr(report, "remarks", ()), getattr(report, "remarks_file", None))
-
-
-def load_embedder(checkpoint: str | None, device: str | None, *, untrained: bool = False) -> Embedder:
-    """Load a checkpoint, or create an untrained model; exit if the device cannot be used."""
-    from ssamba.embedder import load_model, random_model
-
-    try:
-        return random_model(device=device) if untrained else load_model(checkpoint, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        fail(f"cannot use device {device!r}: {str(error).splitlines()[0]}")

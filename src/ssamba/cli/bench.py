@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,16 +12,17 @@ from rich.markup import escape
 
 from ssamba.cli.app import (
     EXIT_CODES,
-    EXIT_INTERRUPTED,
     CheckpointOption,
     DeviceOption,
     app,
-    err,
     fail,
-    load_embedder,
     out,
+    parse_numbers,
+    report_skipped,
 )
-from ssamba.cli.progress import Bar, report_skipped
+from ssamba.cli.progress import ProgressDisplay
+from ssamba.errors import Interrupted
+from ssamba.progress import ProgressReporter
 
 if TYPE_CHECKING:
     from ssamba.studies.harness import Progress
@@ -106,7 +106,7 @@ def efficiency(
     given = {
         "sizes": words(sizes),
         "patches": None if patches is None else parse_patches(patches),
-        "batches": None if batch is None else numbers(batch, "--batch", int),
+        "batches": None if batch is None else parse_numbers(batch, "--batch", int),
         "passes": words(passes),
         "sides": words(sides),
         "throughput": throughput,
@@ -193,13 +193,15 @@ def needle(
     """
     import torch
 
+    from ssamba.audio.files import find_audio
+    from ssamba.embedder import load_model
     from ssamba.errors import ConfigError
     from ssamba.studies.needle import NeedleOptions, measure_needles
     from ssamba.studies.needle_report import headlines, read_needles, save_needles
 
     given: dict[str, Any] = {
-        "minutes": None if minutes is None else numbers(minutes, "--minutes"),
-        "levels_db": None if levels is None else numbers(levels, "--levels"),
+        "minutes": None if minutes is None else parse_numbers(minutes, "--minutes"),
+        "levels_db": None if levels is None else parse_numbers(levels, "--levels"),
         "sides": words(sides),
         "needles": count,
         "needle_s": needle_s,
@@ -209,11 +211,11 @@ def needle(
         options = NeedleOptions.parse({name: v for name, v in given.items() if v is not None}, "bench needle")
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
-    haystack, sounds = _find_audio(recordings), _find_audio(needles or [])
+    haystack, sounds = find_audio(recordings), find_audio(needles or [])
     if threads is not None:
         torch.set_num_threads(threads)
     before = read_needles(output) if (output / "needle.json").exists() and not overwrite else None
-    model = load_embedder(checkpoint, device)
+    model = load_model(checkpoint, device=device)
     started = False
 
     def save(study: Any, done: bool) -> list[Path]:
@@ -261,20 +263,22 @@ def long(
     """
     import torch
 
+    from ssamba.audio.files import find_audio
+    from ssamba.embedder import load_model
     from ssamba.errors import ConfigError
     from ssamba.studies.long_audio import LongOptions, headlines, measure_long, save_long
 
-    values = {"minutes": () if minutes is None else numbers(minutes, "--minutes"), "seed": seed}
+    values = {"minutes": () if minutes is None else parse_numbers(minutes, "--minutes"), "seed": seed}
     try:
         options = LongOptions.parse({**values, "budget_s": budget_s, "device": device}, "bench long")
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
     if (output / "long.json").exists() and not overwrite:
         fail(f"{output} already holds a study: choose another folder, or --overwrite")
-    files = _find_audio(recordings)
+    files = find_audio(recordings)
     if threads is not None:
         torch.set_num_threads(threads)
-    load_embedder(checkpoint, device)  # a checkpoint or device that does not work is reported before any work
+    load_model(checkpoint, device=device)  # a checkpoint or device that does not work is reported before any work
 
     def save(study: Any, done: bool) -> list[Path]:
         return save_long(study, output, picture=done)
@@ -312,24 +316,23 @@ def _progress(
         The callback for the study.
     """
     latest: list[Any] = []
-    with Bar(label, unit) as bar:
+    with ProgressDisplay() as display:
+        step = ProgressReporter(display, label, unit=unit)
 
         def on_progress(progress: Progress, study: Any) -> None:
-            bar.update(round(progress.done), round(progress.total), escape(progress.step))
+            step.total = round(progress.total)
+            step.update(round(progress.done), detail=progress.step)
             latest[:] = [study]
             save(study, False)
 
         try:
             yield on_progress
         except KeyboardInterrupt:
-            bar.__exit__()
-            message = ""
-            if latest:
-                save(latest[0], figures)
-                message = f": the results so far are in {output}"
-                message += "; repeat the command to resume" if resumes else ""
-            err.print(f"[yellow]interrupted[/]{escape(message)}", soft_wrap=True)
-            sys.exit(EXIT_INTERRUPTED)
+            if not latest:
+                raise
+            save(latest[0], figures)
+            resume = "; repeat the command to resume" if resumes else ""
+            raise Interrupted(f"the results so far are in {output}{resume}") from None
 
 
 def _print(lines: Iterable[object]) -> None:
@@ -337,35 +340,17 @@ def _print(lines: Iterable[object]) -> None:
         out.print(escape(str(line)), highlight=False, soft_wrap=True)
 
 
-def _find_audio(paths: list[str]) -> list[Path]:
-    from ssamba.audio.files import find_audio
-
-    try:
-        return find_audio(paths)
-    except ValueError as error:
-        fail(str(error))
-
-
 def parse_patches(text: str) -> tuple[int, ...]:
     """Parse `512,2048` (as it is) or `512:32768` (every doubling from the first to the second, which is included)."""
     if ":" not in text:
-        return numbers(text, "--patches", int)
-    ends = numbers(text.replace(":", ","), "--patches", int)
+        return parse_numbers(text, "--patches", int)
+    ends = parse_numbers(text.replace(":", ","), "--patches", int)
     if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
         raise typer.BadParameter(f"--patches: expected FIRST:LAST with FIRST up to LAST, got {text!r}")
     counts = [ends[0]]
     while counts[-1] * 2 < ends[1]:
         counts.append(counts[-1] * 2)
     return (*counts, ends[1]) if ends[1] > counts[-1] else tuple(counts)
-
-
-def numbers(text: str, option: str, kind: Any = float) -> tuple[Any, ...]:
-    """Parse `1,2.5,60`; an error names the option."""
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        expected = "whole numbers" if kind is int else "numbers"
-        raise typer.BadParameter(f"{option}: expected {expected} with commas between, got {text!r}") from None
 
 
 def words(text: str | None) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""`ssamba pretrain` and `ssamba reconstruct`."""
+"""`ssamba pretrain`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from ssamba.cli.app import (
     EXIT_CODES,
     BatchSizeOption,
     ChangesOption,
-    CheckpointOption,
     DeviceOption,
     EpochsOption,
     MinutesOption,
@@ -21,9 +19,7 @@ from ssamba.cli.app import (
     SeedOption,
     TakeOverOption,
     app,
-    fail,
     only_rank_0_prints,
-    out,
     say,
 )
 from ssamba.cli.progress import ProgressDisplay
@@ -95,38 +91,3 @@ def pretrain(
             progress=progress,
         )
     say(str(report))
-
-
-@app.command(
-    epilog="[bold]Examples[/]\n\nssamba reconstruct dawn.flac -c runs/mine/model -o dawn.png\n\n"
-    "ssamba reconstruct dawn.flac -c ssamba_tiny.pth -o dawn.png --audio dawn-filled.wav --ratio 0.5\n\n" + EXIT_CODES
-)
-def reconstruct(
-    clip: Annotated[Path, typer.Argument(help="Audio file; its first 10.24 s are used.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Plot to write (.png, .pdf, .svg).")],
-    checkpoint: CheckpointOption = None,
-    audio: Annotated[
-        Path | None, typer.Option(help="Also write the filled spectrogram as sound, to this .wav.")
-    ] = None,
-    ratio: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of the patches to mask.")] = 400 / 512,
-    style: Annotated[
-        str | None,
-        typer.Option(help="clustered, frames, or official. Default: the style that suits the encoder."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the mask.")] = 0,
-    start: Annotated[float, typer.Option(min=0, help="Start in the recording, in seconds.")] = 0.0,
-) -> None:
-    """Plot what a pretrained model predicts for masked patches of a recording."""
-    from ssamba.training.pretraining.recipe import MaskSettings
-    from ssamba.training.pretraining.reconstruct import reconstruct_recording
-
-    masking = MaskSettings.parse({"ratio": ratio, "style": style}, "options")
-    try:
-        error = reconstruct_recording(
-            clip, checkpoint, output, ratio=ratio, style=masking.style, seed=seed, start_s=start, audio=audio
-        )
-    except ValueError as problem:
-        fail(str(problem))
-    out.print(f"mean squared error of the masked patches {error:.4f} (normalized log-mel): {escape(str(output))}")
-    if audio is not None:
-        out.print(f"as sound: {escape(str(audio))}")

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from ssamba.cli.app import HANDLER, err, format_duration, is_quiet, report_skipped, write_json_line
+from ssamba.cli.app import HANDLER, err, format_duration, is_quiet, write_json_line
 from ssamba.progress import Progress
-from ssamba.worker_pool import default_workers
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from typing_extensions import Self
-
-__all__ = ["Bar", "ProgressDisplay", "default_workers", "report_skipped"]
 
 INTERVAL_S = 30.0
 
@@ -84,17 +81,3 @@ def describe(state: Progress) -> str:
     if state.left_s is not None:
         parts.append(f"{format_duration(state.left_s)} left")
     return ", ".join(parts)
-
-
-class Bar(ProgressDisplay):
-    """Progress of a job that reports counts instead of `Progress` records."""
-
-    def __init__(self, label: str, unit: str = "files") -> None:
-        super().__init__()
-        self._label, self._unit, self._started_s = label, unit, time.monotonic()
-
-    def update(self, done: float, total: float, note: str = "") -> None:
-        """Show a state."""
-        elapsed_s = time.monotonic() - self._started_s
-        left_s = elapsed_s / done * (total - done) if done > 0 else None
-        self(Progress(self._label, done, total, self._unit, elapsed_s=elapsed_s, left_s=left_s, detail=note))

@@ -18,6 +18,7 @@ from ssamba.audio.sources import OneChannel, checked_channels
 from ssamba.embedder import Embedder, load_model
 from ssamba.embedding import Context, Embedding, EmbedOptions, Padding, Precision
 from ssamba.errors import ConfigError
+from ssamba.files import user_path
 from ssamba.hashing import digest_of
 from ssamba.library.jobs import FileJob, JobReport
 from ssamba.library.store import Store, check_output
@@ -104,13 +105,14 @@ def embed_files(
     options = EmbedOptions.parse(values, "embed")
     checked_channels(channels, separate=False)
     checked_damaged(damaged)
-    report = EmbedReport(output=Path(output))
-    check_output(Path(output))
+    target = user_path(output)
+    report = EmbedReport(output=target)
+    check_output(target)
     job = FileJob(recordings, report)
     model = loaded_model(checkpoint, device)
     model.check(options)
-    with lock_output(output, take_over=take_over) as lock, job.kept():
-        store = Store(output, embed_settings(model, options, channels), frames, lock.verify)
+    with lock_output(target, take_over=take_over) as lock, job.kept():
+        store = Store(target, embed_settings(model, options, channels), frames, lock.verify)
         store.open(overwrite)
         job.compare(store.records)
 
@@ -135,6 +137,7 @@ def embed_files(
             )
         finally:
             store.flush()  # also if interrupted, so that nothing computed is lost
+            job.recount(store.records)
         if report.finished:
             report.rows = store.finish(list(job.files), job.dropped(prune))
     job.check_strict(strict)

@@ -236,6 +236,11 @@ class FileJob:
         if isinstance(error, ValueError) and self.stats[key] != _ABSENT:
             self._undecodable.add(key)
 
+    def recount(self, records: Mapping[str, FileRecord]) -> None:
+        """Count the files that are done by what is kept: an interrupt may come between the two."""
+        kept = (key for key in self.todo.values() if key in records and records[key].is_unchanged(*self.stats[key]))
+        self.report.done = sum(1 for _ in kept)
+
     def record(self, path: Path, duration_s: float, rows: int) -> FileRecord:
         """Return the record of a file; its path is the one that was given first."""
         key = self.todo[path]

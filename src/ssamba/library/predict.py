@@ -23,12 +23,12 @@ from ssamba.audio.sources import OneChannel, checked_channels
 from ssamba.embedder import Embedder
 from ssamba.embedding import Prediction
 from ssamba.errors import ConfigError
-from ssamba.files import path_text
+from ssamba.files import path_text, user_path
 from ssamba.hashing import digest_of, digest_of_json
 from ssamba.library.embed import loaded_model
 from ssamba.library.jobs import FileJob, JobReport
 from ssamba.library.journal import Entry, Journal
-from ssamba.library.tables import StoreError
+from ssamba.library.tables import FileRecord, StoreError
 from ssamba.locks import lock_output
 from ssamba.progress import OnProgress
 
@@ -115,7 +115,7 @@ def predict_files(
         raise ConfigError(f"top is the number of labels to keep, 0 for all; got {top}")
     checked_channels(channels, separate=False)
     checked_damaged(damaged)
-    target = None if output is None else Path(output)
+    target = None if output is None else user_path(output)
     if target is not None and (target.suffix not in FORMATS or target.is_dir()):
         raise StoreError(f"{target}: expected a file name that ends in {' or '.join(FORMATS)}")
     report = PredictReport(output=target)
@@ -123,6 +123,7 @@ def predict_files(
     model = loaded_model(checkpoint, device)
     settings = _settings(model, top, per_second, channels)
     journal: Journal | None = None
+    records: dict[str, FileRecord] = {}
 
     def add(path: Path, found: list[Prediction]) -> float:
         duration_s = found[-1].end_s
@@ -137,23 +138,27 @@ def predict_files(
             for one in found
         ]
         report.segments += segments
+        records[record.key] = record
         if journal is not None:
             journal.add(Entry(record, [asdict(segment) for segment in segments]))
         return duration_s
 
     def run() -> None:
         rate_hz = model.front_end.sample_rate_hz
-        job.run(
-            lambda items: model.predict_stream(
-                items, rate_hz, per_second=per_second, channels=channels, damaged=damaged
-            ),
-            add,
-            sample_rate_hz=rate_hz,
-            channels=channels,
-            damaged=damaged,
-            workers=workers,
-            progress=progress,
-        )
+        try:
+            job.run(
+                lambda items: model.predict_stream(
+                    items, rate_hz, per_second=per_second, channels=channels, damaged=damaged
+                ),
+                add,
+                sample_rate_hz=rate_hz,
+                channels=channels,
+                damaged=damaged,
+                workers=workers,
+                progress=progress,
+            )
+        finally:
+            job.recount(records if journal is None else journal.records)
 
     def write(path: Path, rows: list[dict[str, Any]]) -> None:
         as_text = as_csv if Path(output or "").suffix == ".csv" else as_json

@@ -5,9 +5,12 @@ Shapes: T frames, M mel bins, L patches, K masked patches, V values of a patch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -17,17 +20,23 @@ from ssamba.audio.decode import decode
 from ssamba.audio.fbank import features_to_waveform, log_mel
 from ssamba.checkpoint import load_checkpoint
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
-from ssamba.errors import CheckpointError
-from ssamba.files import write_atomically
+from ssamba.errors import CheckpointError, ConfigError, DataError, OtherSettingsError
+from ssamba.files import user_path, write_atomically
+from ssamba.hashing import digest_of
 from ssamba.model.masking import MaskStyle, draw_mask
 from ssamba.model.patches import order_tokens, patch_values, tokens_to_grid
 from ssamba.model.pretraining import PretrainingModel
-from ssamba.plotting import blank_figure
+from ssamba.plotting import blank_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _CROP_S = 10.24
+_MARK = "ssamba reconstruct "
+"""Precedes the settings in the metadata of a plot."""
+_METADATA = {".png": "Description", ".pdf": "Subject", ".svg": "Description"}
+"""Formats of plots, and the field of their metadata that holds the settings."""
+_REMEDY = "use another output, or --overwrite (overwrite=True) to replace it"
 
 
 class Reconstruction(NamedTuple):
@@ -111,36 +120,66 @@ def plot_reconstructions(clips: Sequence[Reconstruction], names: Sequence[str], 
     return figure
 
 
+@dataclass(frozen=True)
+class ReconstructionReport:
+    """What a call of `reconstruct_recording` wrote. As text, a summary."""
+
+    output: Path
+    """The plot."""
+    audio: Path | None
+    """The sound."""
+    error: float
+    """Mean squared error over the masked patches, in normalized log-mel."""
+    is_new: bool
+    """False if the files were there already."""
+
+    def __str__(self) -> str:
+        there = "" if self.is_new else "nothing to do: "
+        sound = "" if self.audio is None else f", as sound in {self.audio}"
+        return f"{there}mean squared error of the masked patches {self.error:.4f}, plot in {self.output}{sound}"
+
+
 def reconstruct_recording(
-    recording: Path,
-    checkpoint: str | Path | None,
-    plot: Path,
+    recording: str | Path,
+    output: str | Path,
+    checkpoint: str | Path | None = None,
     *,
-    ratio: float,
+    audio: str | Path | None = None,
+    ratio: float = 400 / 512,
     style: MaskStyle | None = None,
     seed: int = 0,
-    start_s: float = 0.0,
-    audio: Path | None = None,
-) -> float:
+    start: float = 0.0,
+    overwrite: bool = False,
+) -> ReconstructionReport:
     """Mask 10.24 s of a recording, predict the masked patches, and write the result as a plot and as sound.
+
+    The plot holds the settings in its metadata. If it is there with the same ones, nothing is done.
 
     Args:
         recording: an audio file.
+        output: image file to write: .png, .pdf or .svg.
         checkpoint: a pretraining checkpoint with prediction heads; None means the one that ships with ssamba.
-        plot: image file to write.
+        audio: a .wav file to write, too; the phase is estimated by Griffin and Lim's iteration.
         ratio: share of the patches to mask.
         style: as for `draw_mask`.
         seed: random seed of the mask.
-        start_s: start in the recording.
-        audio: a .wav file to write; the phase is estimated by Griffin and Lim's iteration.
-
-    Returns:
-        The mean squared error over the masked patches, in normalized log-mel.
+        start: start in the recording, in seconds.
+        overwrite: replace files that were made otherwise.
 
     Raises:
+        OtherSettingsError: the plot was made with other settings; the message names each difference.
+        DataError: a file is there that was not written by this function, or has an unknown suffix.
         CheckpointError: the checkpoint has no prediction heads.
         AudioDecodeError: the recording cannot be read.
+        ValueError: the recording is too short, or an option is out of range.
     """
+    recording, output = user_path(recording), user_path(output)
+    sound_file = None if audio is None else Path(audio)
+    for path, suffixes in ((output, tuple(_METADATA)), (sound_file, (".wav",))):
+        if path is not None and (path.suffix not in suffixes or path.is_dir()):
+            raise DataError(f"{path}: expected a file name that ends in {', '.join(suffixes)}")
+    if not 0 < ratio < 1:
+        raise ConfigError(f"ratio is the share of the patches to mask, above 0 and below 1; got {ratio:g}")
     loaded = load_checkpoint(checkpoint)
     model, front_end = loaded.model, loaded.front_end
     if not isinstance(model, PretrainingModel):
@@ -149,18 +188,50 @@ def reconstruct_recording(
             "expected a pretraining checkpoint (a run of `ssamba pretrain`, or an official pretraining file)"
         )
     rate_hz = front_end.sample_rate_hz
-    wave = torch.from_numpy(decode(recording, sample_rate_hz=rate_hz, start_s=start_s, duration_s=_CROP_S))
+    wave = torch.from_numpy(decode(recording, sample_rate_hz=rate_hz, start_s=start, duration_s=_CROP_S))
     patch_frames = model.encoder.config.patch_size[1]
     if len(wave) < front_end.frame_samples + (patch_frames - 1) * front_end.shift_samples:
         raise ValueError(
             f"{recording}: {len(wave) / rate_hz:.3f} s are shorter than one patch: give a longer recording"
         )
+    settings = {
+        "model": loaded.report.name,
+        "weights": digest_of(model.state_dict()),
+        "samples": digest_of(wave.numpy()),
+        **{"ratio": ratio, "style": style, "seed": seed, "start": start},
+    }
+    if not overwrite:
+        error = _error_if_there(output, sound_file, settings)
+        if error is not None:
+            return ReconstructionReport(output, sound_file, error, is_new=False)
     result = reconstruct(model.eval(), log_mel(wave, config=front_end), seed, ratio, style)
-    figure = plot_reconstructions([result], [recording.stem], front_end)
-    write_atomically(plot, lambda path: figure.savefig(path, dpi=120, format=plot.suffix.lstrip(".") or "png"))
-    if audio is not None:
+    error = float((result.filled - result.original)[result.masked.isnan()].square().mean())
+    if sound_file is not None:
         import soundfile
 
         sound = features_to_waveform(result.filled, front_end).numpy()
-        write_atomically(audio, lambda path: soundfile.write(path, sound, rate_hz, format="WAV"))
-    return float((result.filled - result.original)[result.masked.isnan()].square().mean())
+        sound_file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(sound_file, lambda path: soundfile.write(path, sound, rate_hz, format="WAV"))
+    figure = plot_reconstructions([result], [recording.stem], front_end)
+    save_figure(figure, output, metadata={_METADATA[output.suffix]: _MARK + json.dumps({**settings, "error": error})})
+    return ReconstructionReport(output, sound_file, error, is_new=True)
+
+
+def _error_if_there(output: Path, sound_file: Path | None, settings: Mapping[str, Any]) -> float | None:
+    """Return the error that a plot with the same settings records; None if there is no plot, or no sound with it."""
+    if not output.exists():
+        if sound_file is not None and sound_file.exists():
+            raise DataError(f"{sound_file} exists without {output}: {_REMEDY}")
+        return None
+    found = re.search(re.escape(_MARK).encode() + rb"(\{.*?\})", output.read_bytes())
+    if found is None:
+        raise DataError(f"{output} exists and was not written by `ssamba reconstruct`: {_REMEDY}")
+    before = json.loads(found[1])
+    changed = [
+        f"the {name} differ" if name in ("weights", "samples") else f"{name} was {before.get(name)!r}, is {value!r}"
+        for name, value in settings.items()
+        if name != "model" and before.get(name) != value
+    ]
+    if changed:
+        raise OtherSettingsError(f"{output} was made with other settings: {'; '.join(changed)}: {_REMEDY}")
+    return None if sound_file is not None and not sound_file.exists() else float(before["error"])

@@ -1,0 +1,55 @@
+"""`ssamba convert` and `ssamba average`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssamba.cli.app import EXIT_CODES, app, parse_numbers, say
+
+FolderOption = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)]
+ReplaceOption = Annotated[bool, typer.Option("--overwrite", help="Replace another checkpoint in the folder.")]
+HalfOption = Annotated[bool, typer.Option("--half", help="Write float16, which halves the size.")]
+OriginOption = Annotated[str | None, typer.Option(help="Provenance of the weights, one line.")]
+_MODEL = "name, folder, official .pth file, or hf:OWNER/NAME."
+
+
+@app.command(epilog="[bold]Example[/]\n\nssamba convert ssamba_tiny.pth -o ssamba-tiny/\n\n" + EXIT_CODES)
+def convert(
+    checkpoint: Annotated[str, typer.Argument(metavar="MODEL", help=f"Model: {_MODEL}")],
+    output: FolderOption,
+    overwrite: ReplaceOption = False,
+    half: HalfOption = False,
+    origin: OriginOption = None,
+) -> None:
+    """Convert a checkpoint to ssamba's format: config.json, model.safetensors, preprocessor_config.json."""
+    from ssamba.checkpoint import convert_checkpoint
+
+    report = convert_checkpoint(checkpoint, output, overwrite=overwrite, half=half, origin=origin)
+    say(f"{report}\nmodel in {output}")
+
+
+@app.command(
+    epilog="[bold]Examples[/]\n\nssamba average runs/first runs/second -o runs/mean\n\n"
+    "ssamba average runs/a runs/b -o mean/ --weights 1,3 --half\n\n" + EXIT_CODES
+)
+def average(
+    checkpoints: Annotated[list[str], typer.Argument(metavar="MODEL...", help=f"Models of one structure: {_MODEL}")],
+    output: FolderOption,
+    weights: Annotated[str | None, typer.Option(help="Comma-separated weights of the models. Default: equal.")] = None,
+    overwrite: ReplaceOption = False,
+    half: HalfOption = False,
+    origin: OriginOption = None,
+) -> None:
+    """Average the weights of models that were fine-tuned or continued from one another.
+
+    The average often generalizes better than each model, above all to recordings from other sources. Models that were
+    trained independently cannot be averaged. Evaluate the result with `ssamba evaluate`.
+    """
+    from ssamba.checkpoint import average_checkpoints
+
+    shares = None if weights is None else parse_numbers(weights, "--weights")
+    average_checkpoints(checkpoints, output, weights=shares, overwrite=overwrite, half=half, origin=origin)
+    say(f"model in {output}")

@@ -1,0 +1,115 @@
+"""Facts about models, recordings and this installation, as rows of name and value: what `ssamba info` prints."""
+
+from __future__ import annotations
+
+import platform
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ssamba import __version__
+from ssamba.audio.decode import collect_remarks, probe, stream
+from ssamba.checkpoint import load_checkpoint
+from ssamba.checkpoint.files import CONFIG_FILE
+from ssamba.checkpoint.names import MODEL_FOLDER, ROUNDS_FOLDER, STATES_FOLDER, is_model_name
+from ssamba.files import user_path
+from ssamba.ops import available_backends
+from ssamba.ops.matmul import library
+
+Facts = list[tuple[str, str]]
+
+_EXTRAS = {"codecs": "av", "store": "pyarrow", "hf": "huggingface_hub", "figures": "matplotlib"}
+_WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".json")
+
+
+def is_model(text: str) -> bool:
+    """Return whether a string that may be a model or recordings stands for a model.
+
+    Models are known names, files of weights, folders of checkpoints and runs, and names that are no path.
+    """
+    path = user_path(text)
+    if is_model_name(text) or path.suffix in _WEIGHTS:
+        return True
+    if path.is_dir():
+        return any((path / inner).exists() for inner in (CONFIG_FILE, MODEL_FOLDER, ROUNDS_FOLDER, STATES_FOLDER))
+    return not (path.suffix or path.exists() or any(sign in text for sign in "*?[/\\"))
+
+
+def installation_facts() -> Facts:
+    """Return versions, kernels and extras of this installation."""
+    facts = [
+        ("ssamba", __version__),
+        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        ("GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"),
+    ]
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for status in available_backends(device):
+            mark = "used" if status.chosen else "available" if status.available else "not available"
+            facts.append((f"scan on {device}", f"{status.name}: {mark} ({status.reason})"))
+    facts.append(("float32 matmul on cpu", {"mkl": "PyTorch's own", "onednn": "oneDNN"}[library()]))
+    for extra, module in _EXTRAS.items():
+        state = "installed" if find_spec(module) else f'not installed: pip install "ssamba[{extra}]"'
+        facts.append((f"extra {extra}", state))
+    return facts
+
+
+def model_facts(checkpoint: str | Path | None) -> Facts:
+    """Return what a checkpoint holds; arguments and errors as `load_checkpoint`."""
+    loaded = load_checkpoint(checkpoint)
+    encoder, front_end = loaded.config.encoder, loaded.front_end
+    high_hz = front_end.high_hz or front_end.sample_rate_hz / 2
+    facts = [
+        ("model", loaded.report.name),
+        ("weights", f"digest {loaded.identity.weights_digest}"),
+        ("kind", loaded.config.kind),
+        ("parameters", f"{loaded.report.num_parameters / 1e6:.2f} M"),
+        ("encoder", encoder.summary),
+        ("patches", f"{encoder.patch_size} with stride {encoder.patch_stride}, {encoder.patch_order}"),
+        ("pretraining input", f"{encoder.num_mel_bins} mel bins x {encoder.num_frames} frames"),
+        (
+            "front end",
+            f"{front_end.sample_rate_hz} Hz, {front_end.num_mel_bins} mel bins from {front_end.low_hz:g} to "
+            f"{high_hz:g} Hz, mean {front_end.mean:g}, standard deviation {front_end.std:g}",
+        ),
+    ]
+    if loaded.config.classifier is not None:
+        classifier = loaded.config.classifier
+        facts.append(("classifier", f"{classifier.num_classes} classes, {classifier.pooling} pooling"))
+    if loaded.config.base is not None:
+        facts.append(("trained from", str(loaded.config.base)))
+    if loaded.config.origin is not None:
+        facts.append(("origin", loaded.config.origin))
+    facts += [("ignored", line) for line in loaded.report.ignored_by_reason()]
+    return [*facts, *(("note", note) for note in loaded.report.notes)]
+
+
+def recording_facts(path: str | Path) -> Facts:
+    """Return what an audio file holds, decoded to its end.
+
+    Raises:
+        AudioDecodeError: it cannot be read.
+    """
+    header = probe(path)
+    stated_s = header.duration_s if header.claimed_s is None else header.claimed_s
+    facts = [
+        ("format", f"{header.container} {header.codec}, read by {header.reader}"),
+        ("rate", f"{header.sample_rate_hz} Hz, {header.channels} channel{'s' if header.channels != 1 else ''}"),
+        ("stated length", "unknown" if stated_s is None else f"{stated_s:.3f} s"),
+    ]
+    peak, energy, count = 0.0, 0.0, 0
+    with collect_remarks() as remarks:
+        for block in stream(path, sample_rate_hz=header.sample_rate_hz, damaged="keep"):
+            peak = max(peak, float(np.abs(block).max(initial=0)))
+            energy += float(np.square(block, dtype=np.float64).sum())
+            count += len(block)
+    facts.append(("decoded length", f"{count / header.sample_rate_hz:.3f} s, mono"))
+    if peak == 0:
+        facts.append(("level", "silent"))
+    else:
+        rms = (energy / count) ** 0.5
+        facts.append(("level", f"peak {20 * np.log10(peak):.1f} dBFS, RMS {20 * np.log10(rms):.1f} dBFS"))
+    facts.append(("verdict", remarks[0].verdict if remarks else header.verdict))
+    return [*facts, *(("problem", entry.reason) for entry in remarks)]
