@@ -45,6 +45,7 @@ _MAX_OPEN_TARS = 128
 _LABEL_COLUMNS = ("labels", "label", "category", "class")
 _MAX_COMPARED_FILES = 100_000
 _COMPARED_BYTES = 1 << 16
+_SILENCE_BLOCK_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,21 @@ def read_or_error(corpus: Corpus, i: int, start_s: float = 0.0, seconds: float |
         return error
     except Exception as error:  # a damaged file can provoke any error, which must not cost the other clips
         return AudioDecodeError(f"{corpus.key(i)}: cannot be decoded ({type(error).__name__}: {error})")
+
+
+def is_all_silent(corpus: Corpus) -> bool:
+    """Return whether every clip that can be read holds nothing but one value; the first that does not settles it."""
+    num_read = 0
+    for i in range(len(corpus)):
+        seconds = float(corpus.seconds[i])
+        for start_s in np.arange(0.0, seconds, _SILENCE_BLOCK_S):
+            samples = read_or_error(corpus, i, float(start_s), min(_SILENCE_BLOCK_S, seconds - float(start_s)))
+            if isinstance(samples, Exception):
+                break
+            if len(samples) and samples.min() != samples.max():
+                return False
+            num_read += 1
+    return num_read > 0
 
 
 def past_the_end(key: str, start_s: float, seconds: float) -> AudioDecodeError:

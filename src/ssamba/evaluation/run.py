@@ -30,7 +30,7 @@ from ssamba.evaluation.report import (
     reference_rows,
     write_details,
 )
-from ssamba.evaluation.scorecard import EvaluateOptions, Evaluation, evaluate_model
+from ssamba.evaluation.scorecard import EvaluateOptions, Evaluation, evaluate_model, problems
 from ssamba.evaluation.suite import read_suite
 from ssamba.evaluation.task import Task
 from ssamba.evaluation.vectors import ClipModel, EncoderModel, LogMelStatistics, VectorOptions
@@ -120,6 +120,9 @@ def evaluate(
         check_plotting()
     tasks = _read_tasks(suite, task)
     models = [_load(one, vectors, device) for one in given]
+    for one in tasks:
+        for note in problems(one, inner=inner):
+            _log.warning("%s: %s", one.name, note)
     if output is not None and output.exists() and not overwrite:
         _check_output(output, models, tasks, options)
     folder = None if cache is False else cache_folder() if cache in (None, True) else Path(str(cache)).expanduser()
