@@ -282,6 +282,10 @@ PruneOption = Annotated[bool, typer.Option("--prune", help="Remove the rows of f
 ChannelsOption = Annotated[
     str, typer.Option(metavar="mean|NUMBER", help="Average the channels, or take one of them (from 0).")
 ]
+EncodingOption = Annotated[
+    str | None,
+    typer.Option("--encoding", help="Encoding of CSV and JSON files that are not UTF-8: cp1252, latin-1, utf-16, ..."),
+]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with code 3 if any file was skipped.")]
 ChangesOption = Annotated[
     list[str] | None,

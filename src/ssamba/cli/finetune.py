@@ -12,6 +12,7 @@ from ssamba.cli.app import (
     BatchSizeOption,
     ChangesOption,
     DeviceOption,
+    EncodingOption,
     EpochsOption,
     MinutesOption,
     RecipeOption,
@@ -74,6 +75,7 @@ def finetune(
     seed: SeedOption = None,
     batch_size: BatchSizeOption = None,
     device: DeviceOption = None,
+    encoding: EncodingOption = None,
     overwrite: RunOverwriteOption = False,
 ) -> None:
     """Fine-tune a pretrained encoder on labeled recordings, and test it.
@@ -100,6 +102,7 @@ def finetune(
             seed=seed,
             batch_size=batch_size,
             device=device,
+            encoding=encoding,
             overwrite=overwrite,
             progress=progress,
         )

@@ -14,6 +14,7 @@ from ssamba.cli.app import (
     ChangesOption,
     CheckpointOption,
     DeviceOption,
+    EncodingOption,
     EpochsOption,
     MinutesOption,
     RecipeOption,
@@ -65,6 +66,7 @@ def pretrain(
     seed: SeedOption = None,
     batch_size: BatchSizeOption = None,
     device: DeviceOption = None,
+    encoding: EncodingOption = None,
     overwrite: RunOverwriteOption = False,
 ) -> None:
     """Pretrain an encoder on unlabeled recordings.
@@ -88,6 +90,7 @@ def pretrain(
             seed=seed,
             batch_size=batch_size,
             device=device,
+            encoding=encoding,
             overwrite=overwrite,
             progress=progress,
         )

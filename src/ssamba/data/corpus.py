@@ -483,6 +483,7 @@ def open_corpus(
     workers: int = 0,
     labels: Literal["folder"] | None = None,
     damaged: Damaged = "skip",
+    encoding: str | None = None,
 ) -> Corpus:
     """Open a corpus from any source.
 
@@ -499,6 +500,7 @@ def open_corpus(
         labels: `folder` takes the names of the folders as labels, for a folder of audio.
         damaged: what to do with files of which a part is missing: `skip` them, or `keep` what comes before it (files
             of folders and manifests; members of shards and data sets are skipped).
+        encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
 
     Raises:
         DataError: the source is none of these, or holds no clip.
@@ -520,7 +522,8 @@ def open_corpus(
     if not path.exists():
         raise DataError(f"{path}: no such file or folder. Expected a folder of audio or of tars, or a manifest")
     if path.is_file() and path.suffix in MANIFEST_SUFFIXES:
-        return ManifestCorpus(read_manifest(path).in_split(split), sample_rate_hz, path.stem, workers, damaged)
+        manifest = read_manifest(path, encoding=encoding).in_split(split)
+        return ManifestCorpus(manifest, sample_rate_hz, path.stem, workers, damaged)
     if path.suffix == ".tar" or (path.is_dir() and shard_files(path)):
         return ShardCorpus(open_index(path, workers), sample_rate_hz, split, path.stem)
     if not path.is_dir():

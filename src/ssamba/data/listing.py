@@ -229,7 +229,11 @@ def _label_notes(places: Sequence[Place]) -> list[str]:
 
 
 def list_recordings(
-    data: Any, workers: int | None = None, progress: OnProgress | None = None, damaged: Damaged = "skip"
+    data: Any,
+    workers: int | None = None,
+    progress: OnProgress | None = None,
+    damaged: Damaged = "skip",
+    encoding: str | None = None,
 ) -> tuple[Manifest, list[Skipped]]:
     """Return the recordings of one or several sources, and those that cannot be read; remarks as `scan_folder`.
 
@@ -238,6 +242,7 @@ def list_recordings(
         workers: processes that read headers; None as for `make_manifest`.
         progress: called after each file that is read; returning False raises Interrupted.
         damaged: as for `make_manifest`.
+        encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
 
     Raises:
         DataError: a source is none of these, or a manifest is damaged.
@@ -252,7 +257,7 @@ def list_recordings(
             raise DataError(f"{source}: expected a folder of audio, a manifest or audio files")
         path = user_path(source)
         if path.suffix in MANIFEST_SUFFIXES and not path.is_dir():
-            manifests.append(read_manifest(path))
+            manifests.append(read_manifest(path, encoding=encoding))
             continue
         try:
             files = find_audio([source])

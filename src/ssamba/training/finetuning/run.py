@@ -79,6 +79,7 @@ def finetune(
     seed: int | None = None,
     batch_size: int | None = None,
     device: str | None = None,
+    encoding: str | None = None,
     overwrite: bool = False,
     progress: OnProgress | None = None,
 ) -> FinetuneReport:
@@ -104,6 +105,7 @@ def finetune(
         seed: seed of everything random.
         batch_size: clips of median length in a batch, over all processes.
         device: cpu, cuda, cuda:1, ...; None means a GPU if there is one.
+        encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
         overwrite: start anew; what an earlier run wrote is moved to a folder beside `output`.
         progress: called while recordings are read and after each step, with a `StepProgress`; returning False stops
             after the step, and the state is saved.
@@ -146,7 +148,7 @@ def finetune(
         for folder in sorted((output / ROUNDS_FOLDER).glob("*/")):
             check_run(folder, saved_settings(settings.optimizer, settings.schedule, settings.run, task_settings))
     window = window_s(encoder.num_frames, front_end)
-    labeled = open_labeled(data, settings, front_end, window, report_decoded(progress))
+    labeled = open_labeled(data, settings, front_end, window, report_decoded(progress), encoding)
     folds, notes = _make_folds(labeled, settings)
     problems = label_problems(labeled, folds)
     notes += problems
