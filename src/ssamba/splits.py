@@ -99,17 +99,15 @@ def make_folds(
         test = held_out(everything, test_share, "testing")
         folds = [Fold(np.setdiff1d(everything, test), test)]
     elif set(known) <= set(_SPLIT_NAMES):
-        train, valid, test = (np.flatnonzero(names == name) for name in _SPLIT_NAMES)
-        folds = [Fold(train, test, valid)]
-        if not len(test):
+        folds = given_folds(splits)
+        if not len(folds[0].test):
             notes.append("there is no test split: nothing is tested")
     elif set(known) & set(_SPLIT_NAMES) or len(known) < 2:
         raise DataError(f"the splits are {', '.join(known)}: expected train, valid and test, or two or more folds")
     else:
-        known.sort(key=lambda name: (len(name), name))  # fold2 before fold10
         if not all(any(map(str.isdigit, name)) for name in known):  # for example dev and eval
             notes.append(f"the splits {', '.join(known)} were treated as folds: each is the test set once")
-        folds = [Fold(np.flatnonzero(names != name), np.flatnonzero(names == name), name=name) for name in known]
+        folds = given_folds(splits)
     finished = []
     for fold in folds:
         train, valid = fold.train, fold.valid
@@ -149,6 +147,65 @@ def check_leaks(folds: Sequence[Fold], groups: Sequence[str | None], files: Sequ
                         f"{len(both)} {what}s are in {first} and in {second}, which inflates scores: "
                         f"{', '.join(some[:_MAX_EXAMPLES])}{more}. Move each to one split"
                     )
+
+
+def given_folds(splits: Sequence[str | None]) -> list[Fold]:
+    """Return the folds that names of splits state (N): train, valid and test, or each name in turn; none without."""
+    names = np.array([split or "" for split in splits])
+    known = sorted(set(names.tolist()) - {""})
+    if not known or "" in names:
+        return []
+    if set(known) <= set(_SPLIT_NAMES):
+        train, valid, test = (np.flatnonzero(names == name) for name in _SPLIT_NAMES)
+        return [Fold(train, test, valid)]
+    known.sort(key=lambda name: (len(name), name))  # fold2 before fold10
+    return [Fold(np.flatnonzero(names != name), np.flatnonzero(names == name), name=name) for name in known]
+
+
+def class_notes(
+    classes: Sequence[str], targets: npt.NDArray[Any], folds: Sequence[Fold], *, refit: bool = False
+) -> list[str]:
+    """Return a line for each reason why some classes cannot be scored or learned, at most one of a kind.
+
+    Args:
+        classes: names of the classes (C).
+        targets: labels of each clip of the data set (N, C), above 0 for a label.
+        folds: the folds.
+        refit: whether the scored model is trained on the validation clips, too.
+    """
+    has = np.asarray(targets) > 0
+    untrained: list[str] = []
+    for c, name in enumerate(classes):
+        where = []
+        for fold in folds:
+            tested = int(has[fold.test, c].sum())
+            if tested and not has[fold.train_and_valid if refit else fold.train, c].any():
+                clips = f"{tested} test clip{'s' if tested > 1 else ''}"
+                where.append(f"{clips} of {fold.name}" if len(folds) > 1 and fold.name != "all" else clips)
+        if where:
+            untrained.append(f"{name} ({', '.join(where)})")
+    single = [str(name) for name, count in zip(classes, has.sum(0), strict=True) if count == 1]
+    single = [name for name in single if not any(entry.startswith(f"{name} (") for entry in untrained)]
+    notes = []
+    if untrained:
+        notes.append(
+            f"{_counted(untrained)} tested but not in the training part, so that no model can get "
+            f"{'their' if len(untrained) > 1 else 'its'} clips right: {_some(untrained)}"
+        )
+    if single:
+        notes.append(
+            f"{_counted(single)} in a single clip, which is either trained on or tested, never both: {_some(single)}"
+        )
+    return notes
+
+
+def _counted(classes: Sequence[str]) -> str:
+    return "1 class is" if len(classes) == 1 else f"{len(classes)} classes are"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_EXAMPLES} more" if len(names) > _MAX_EXAMPLES else ""
+    return ", ".join(names[:_MAX_EXAMPLES]) + more
 
 
 def groups_in_several_splits(groups: Iterable[str], splits: Iterable[str]) -> dict[str, list[str]]:

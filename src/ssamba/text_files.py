@@ -80,8 +80,8 @@ def _undecodable(path: Path, data: bytes, encoding: str, error: UnicodeDecodeErr
         return f"{where} is not {encoding}. Name another encoding, or save the file as UTF-8"
     shown = data[start : end if end >= 0 else None].strip()[:_MAX_SHOWN].decode("cp1252", "replace")
     return (
-        f"{where} is not {encoding}. Save the file as UTF-8, or name its encoding. If it is cp1252 (Windows, Western "
-        f"Europe), the line reads {shown!r}"
+        f"{where} is not {encoding}. Save the file as UTF-8, or name its encoding (--encoding). If it is cp1252 "
+        f"(Windows, Western Europe), the line reads {shown!r}"
     )
 
 

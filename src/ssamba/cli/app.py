@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from ssamba import __version__
 from ssamba.errors import ConfigError, OtherSettingsError, SkippedFilesError, SsambaError
+from ssamba.files import json_text, utf8_text
 from ssamba.progress import format_duration as format_duration
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ out = _PipeConsole()
 err = _PipeConsole(stderr=True)
 log = logging.getLogger("ssamba")
 
+_NOT_SHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 UsageError: Any = typer.BadParameter.__base__
 """Base of click's errors of wrong usage, which typer does not hand on."""
 _MAX_SKIPPED_SHOWN = 10
@@ -85,15 +87,20 @@ class _StderrHandler(logging.Handler):
             return
         style = _STYLES.get(record.levelname)
         prefix = f"[{style}]{record.levelname.lower()}:[/] " if style else ""
-        err.print(prefix + escape(message), soft_wrap=True, highlight=False)
+        err.print(prefix + escape(printable(message)), soft_wrap=True, highlight=False)
 
 
 HANDLER = _StderrHandler()
 
 
+def printable(text: str) -> str:
+    r"""Return text that a terminal shows as it is: control characters and bytes in file names become `\x1b`."""
+    return _NOT_SHOWN.sub(lambda found: f"\\x{ord(found[0]):02x}", utf8_text(text))
+
+
 def write_json_line(values: dict[str, Any]) -> None:
     """Write an event of `--log-json` to standard error."""
-    line = json.dumps({"time": round(time.time(), 3), **values}, ensure_ascii=False)
+    line = json_text({"time": round(time.time(), 3), **values}, ascii_only=False)
     try:
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
@@ -137,6 +144,9 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Set up logging to standard error, then parse."""
+        for stream in (sys.stdout, sys.stderr):  # letters that a terminal lacks must not end a job
+            with suppress(AttributeError, OSError, ValueError):
+                stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         log_to_stderr()
         try:
             return super().parse_args(ctx, args)
@@ -271,6 +281,10 @@ PruneOption = Annotated[bool, typer.Option("--prune", help="Remove the rows of f
 ChannelsOption = Annotated[
     str, typer.Option(metavar="mean|NUMBER", help="Average the channels, or take one of them (from 0).")
 ]
+EncodingOption = Annotated[
+    str | None,
+    typer.Option("--encoding", help="Encoding of CSV and JSON files that are not UTF-8: cp1252, latin-1, utf-16, ..."),
+]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with code 3 if any file was skipped.")]
 ChangesOption = Annotated[
     list[str] | None,
@@ -317,7 +331,7 @@ def parse_channels(text: str) -> Any:
 def say(text: str) -> None:
     """Print a line of the result to standard output, unless `--quiet`."""
     if not is_quiet():
-        out.print(escape(text), highlight=False, soft_wrap=True)
+        out.print(escape(printable(text)), highlight=False, soft_wrap=True)
 
 
 def report_skipped(skipped: Sequence[Skipped], report: object = None) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ssamba.cli.app import EXIT_CODES, DeviceOption, OverwriteOption, app, say
+from ssamba.cli.app import EXIT_CODES, DeviceOption, EncodingOption, OverwriteOption, app, say
 from ssamba.cli.progress import ProgressDisplay
 
 
@@ -69,6 +69,7 @@ def evaluate(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")] = False,
     workers: Annotated[int | None, typer.Option(help="Parallel probes. Default: number of cores.")] = None,
     device: DeviceOption = None,
+    encoding: EncodingOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Score the frozen embeddings of one or several models on a suite of labeled tasks.
@@ -99,6 +100,7 @@ def evaluate(
             cache=False if no_cache else cache,
             workers=workers,
             device=device,
+            encoding=encoding,
             overwrite=overwrite,
             progress=progress,
         )

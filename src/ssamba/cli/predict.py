@@ -22,6 +22,7 @@ from ssamba.cli.app import (
     app,
     out,
     parse_channels,
+    printable,
     show_report,
 )
 from ssamba.cli.progress import ProgressDisplay
@@ -115,8 +116,8 @@ def _print(segments: list[Segment], style: str) -> None:
     table = Table("recording", "seconds", "labels")
     last = ""
     for one in segments:
-        name = "" if one.path == last else escape(one.path)
+        name = "" if one.path == last else escape(printable(one.path))
         last = one.path
         best = ", ".join(f"{label} {probability:.3f}" for label, probability in one.labels.items())
-        table.add_row(name, f"{one.start_s:g} to {one.end_s:g}", escape(best))
+        table.add_row(name, f"{one.start_s:g} to {one.end_s:g}", escape(printable(best)))
     out.print(table)

@@ -12,6 +12,7 @@ from ssamba.cli.app import (
     BatchSizeOption,
     ChangesOption,
     DeviceOption,
+    EncodingOption,
     EpochsOption,
     MinutesOption,
     RecipeOption,
@@ -62,6 +63,7 @@ def pretrain(
     seed: SeedOption = None,
     batch_size: BatchSizeOption = None,
     device: DeviceOption = None,
+    encoding: EncodingOption = None,
     overwrite: RunOverwriteOption = False,
     take_over: TakeOverOption = False,
 ) -> None:
@@ -86,6 +88,7 @@ def pretrain(
             seed=seed,
             batch_size=batch_size,
             device=device,
+            encoding=encoding,
             overwrite=overwrite,
             take_over=take_over,
             progress=progress,

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from ssamba.cli.app import EXIT_CODES, DamagedOption, OverwriteOption, StrictOption, TakeOverOption, app, show_report
+from ssamba.cli.app import (
+    EXIT_CODES,
+    DamagedOption,
+    EncodingOption,
+    OverwriteOption,
+    StrictOption,
+    TakeOverOption,
+    app,
+    show_report,
+)
 from ssamba.cli.progress import ProgressDisplay
 
 
@@ -33,6 +42,7 @@ def shard(
         bool, typer.Option("--shuffle/--no-shuffle", help="Distribute clips over the shards in a random order.")
     ] = True,
     damaged: DamagedOption = "skip",
+    encoding: EncodingOption = None,
     overwrite: OverwriteOption = False,
     take_over: TakeOverOption = False,
     strict: StrictOption = False,
@@ -59,6 +69,7 @@ def shard(
             max_clip_s=max_clip_s,
             shuffle=shuffle,
             damaged=damaged,
+            encoding=encoding,
             overwrite=overwrite,
             take_over=take_over,
             strict=strict,

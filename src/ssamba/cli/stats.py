@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ssamba.cli.app import EXIT_CODES, StrictOption, app, out, report_skipped
+from ssamba.cli.app import EXIT_CODES, EncodingOption, StrictOption, app, out, report_skipped
 from ssamba.cli.progress import ProgressDisplay
 
 
@@ -32,6 +32,7 @@ def stats(
         float | None, typer.Option(help="Upper edge of the last mel bin, in Hz. Default: half the sample rate.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order of the clips.")] = 0,
+    encoding: EncodingOption = None,
     strict: StrictOption = False,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that decode. Default: the cores minus one, at most 8.")
@@ -53,6 +54,7 @@ def stats(
             low_hz=low_hz,
             high_hz=high_hz,
             seed=seed,
+            encoding=encoding,
             strict=strict,
             workers=workers,
             progress=progress,

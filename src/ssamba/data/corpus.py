@@ -45,6 +45,7 @@ _MAX_OPEN_TARS = 128
 _LABEL_COLUMNS = ("labels", "label", "category", "class")
 _MAX_COMPARED_FILES = 100_000
 _COMPARED_BYTES = 1 << 16
+_SILENCE_BLOCK_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,21 @@ def read_or_error(corpus: Corpus, i: int, start_s: float = 0.0, seconds: float |
         return error
     except Exception as error:  # a damaged file can provoke any error, which must not cost the other clips
         return AudioDecodeError(f"{corpus.key(i)}: cannot be decoded ({type(error).__name__}: {error})")
+
+
+def is_all_silent(corpus: Corpus) -> bool:
+    """Return whether every clip that can be read holds nothing but one value; the first that does not settles it."""
+    num_read = 0
+    for i in range(len(corpus)):
+        seconds = float(corpus.seconds[i])
+        for start_s in np.arange(0.0, seconds, _SILENCE_BLOCK_S):
+            samples = read_or_error(corpus, i, float(start_s), min(_SILENCE_BLOCK_S, seconds - float(start_s)))
+            if isinstance(samples, Exception):
+                break
+            if len(samples) and samples.min() != samples.max():
+                return False
+            num_read += 1
+    return num_read > 0
 
 
 def past_the_end(key: str, start_s: float, seconds: float) -> AudioDecodeError:
@@ -467,6 +483,7 @@ def open_corpus(
     workers: int = 0,
     labels: Literal["folder"] | None = None,
     damaged: Damaged = "skip",
+    encoding: str | None = None,
 ) -> Corpus:
     """Open a corpus from any source.
 
@@ -483,6 +500,7 @@ def open_corpus(
         labels: `folder` takes the names of the folders as labels, for a folder of audio.
         damaged: what to do with files of which a part is missing: `skip` them, or `keep` what comes before it (files
             of folders and manifests; members of shards and data sets are skipped).
+        encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
 
     Raises:
         DataError: the source is none of these, or holds no clip.
@@ -504,7 +522,8 @@ def open_corpus(
     if not path.exists():
         raise DataError(f"{path}: no such file or folder. Expected a folder of audio or of tars, or a manifest")
     if path.is_file() and path.suffix in MANIFEST_SUFFIXES:
-        return ManifestCorpus(read_manifest(path).in_split(split), sample_rate_hz, path.stem, workers, damaged)
+        manifest = read_manifest(path, encoding=encoding).in_split(split)
+        return ManifestCorpus(manifest, sample_rate_hz, path.stem, workers, damaged)
     if path.suffix == ".tar" or (path.is_dir() and shard_files(path)):
         return ShardCorpus(open_index(path, workers), sample_rate_hz, split, path.stem)
     if not path.is_dir():

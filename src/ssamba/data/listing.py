@@ -8,6 +8,7 @@ While headers are read, the lengths found are kept in `MANIFEST.partial`, so tha
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -15,13 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from ssamba.audio.decode import Damaged, checked_damaged, collect_remarks, measure_files, remark
 from ssamba.audio.files import Remark, Skipped, find_audio, write_remarks, write_skipped
+from ssamba.data.corpus import ManifestCorpus, is_all_silent
 from ssamba.data.formats import COLUMNS, FORMATS, Clip, check_labels, read_clips, write_clips
 from ssamba.data.manifest import (
     MANIFEST_SUFFIXES,
     Lengths,
     Manifest,
+    Place,
     as_sources,
     list_clips,
     read_manifest,
@@ -32,7 +37,10 @@ from ssamba.errors import ConfigError, DataError, Interrupted, LockLostError, Sk
 from ssamba.files import user_path
 from ssamba.locks import OutputLock, lock_output
 from ssamba.progress import OnProgress, format_duration
+from ssamba.splits import class_notes, given_folds
 from ssamba.worker_pool import default_workers
+
+_log = logging.getLogger(__name__)
 
 _SAVE_EVERY_S = 2.0
 
@@ -63,6 +71,8 @@ class ManifestReport:
     """Files that cannot be used."""
     remarks: Sequence[Remark]
     """Files that are listed although their header is wrong or a part of them is missing."""
+    notes: Sequence[str] = ()
+    """Problems with labels: classes that only a test part has, or that have one clip; recordings that are silent."""
     elapsed_s: float = 0.0
     """Duration of the call."""
     finished: bool = True
@@ -87,10 +97,11 @@ class ManifestReport:
             changes.append(f"{self.other} of files not named this time (--prune drops them)")
         note = f" ({', '.join(changes)})" if self.updated else ""
         classes = f", {len(self.labels)} labels" if self.labels else ""
-        return (
+        done = (
             f"{self.recordings} recordings, {format_duration(self.audio_s)}{classes}"
             f"{note}, {len(self.skipped)} skipped, in {self.elapsed_s:.1f} s: {self.output}"
         )
+        return "\n".join([done, *(f"note: {line}" for line in self.notes)])
 
 
 def make_manifest(
@@ -161,8 +172,13 @@ def _make(
     began_s = time.time()
     old = [] if overwrite or not output.exists() else _read_old(output)
     files = find_audio([recordings] if isinstance(recordings, str | Path) else recordings)
+    notes = []
     if labels is not None:
-        check_labels({place.label for place in read_places(files) if place.label is not None}, output.suffix)
+        places = read_places(files)
+        check_labels({place.label for place in places if place.label is not None}, output.suffix)
+        notes = _label_notes(places)
+        for note in notes:
+            _log.warning(note)
     kept = KeptLengths.beside(output, lock)
     processes = header_workers(workers, len(files))
     finished, clips, skipped = True, list[Clip](), list[Skipped]()
@@ -182,6 +198,9 @@ def _make(
         kept.remove()
         if not rows.clips:
             raise DataError(f"no recording can be read. {skipped[0].reason if skipped else ''}".strip())
+        if labels is not None and is_all_silent(ManifestCorpus(Manifest(rows.clips))):
+            notes.append(f"all {len(rows.clips)} recordings are silent: no model can learn their labels")
+            _log.warning(notes[-1])
     return ManifestReport(
         output=output,
         recordings=len(rows.clips),
@@ -194,12 +213,27 @@ def _make(
         labels=tuple(sorted({label for clip in rows.clips for label in clip.labels})),
         skipped=skipped,
         remarks=tuple(dict.fromkeys(remarks)),
+        notes=notes,
         finished=finished,
     )
 
 
+def _label_notes(places: Sequence[Place]) -> list[str]:
+    """Return a line for each problem with the labels and splits that folders state."""
+    labeled = [place for place in places if place.label is not None]
+    classes = sorted({str(place.label) for place in labeled})
+    numbers = {name: number for number, name in enumerate(classes)}
+    targets = np.zeros((len(labeled), len(classes)), bool)
+    targets[np.arange(len(labeled)), [numbers[str(place.label)] for place in labeled]] = True
+    return class_notes(classes, targets, given_folds([place.split for place in labeled]))
+
+
 def list_recordings(
-    data: Any, workers: int | None = None, progress: OnProgress | None = None, damaged: Damaged = "skip"
+    data: Any,
+    workers: int | None = None,
+    progress: OnProgress | None = None,
+    damaged: Damaged = "skip",
+    encoding: str | None = None,
 ) -> tuple[Manifest, list[Skipped]]:
     """Return the recordings of one or several sources, and those that cannot be read; remarks as `scan_folder`.
 
@@ -208,6 +242,7 @@ def list_recordings(
         workers: processes that read headers; None as for `make_manifest`.
         progress: called after each file that is read; returning False raises Interrupted.
         damaged: as for `make_manifest`.
+        encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
 
     Raises:
         DataError: a source is none of these, or a manifest is damaged.
@@ -222,7 +257,7 @@ def list_recordings(
             raise DataError(f"{source}: expected a folder of audio, a manifest or audio files")
         path = user_path(source)
         if path.suffix in MANIFEST_SUFFIXES and not path.is_dir():
-            manifests.append(read_manifest(path))
+            manifests.append(read_manifest(path, encoding=encoding))
             continue
         try:
             files = find_audio([source])

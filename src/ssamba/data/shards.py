@@ -187,6 +187,7 @@ def write_shards(
     max_clip_s: float = 30.0,
     shuffle: bool = True,
     damaged: Damaged = "skip",
+    encoding: str | None = None,
     overwrite: bool = False,
     take_over: bool = False,
     strict: bool = False,
@@ -205,6 +206,7 @@ def write_shards(
         max_clip_s: longer recordings are cut into equal pieces of at most this length.
         shuffle: distribute clips over the shards in a random order instead of that of the data.
         damaged: what to do with files of which a part is missing: `skip` them, or `keep` what comes before it.
+        encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
         overwrite: write anew; shards in the folder are moved to a folder beside it.
         take_over: take the folder away from another process that is writing to it.
         strict: raise an error at the end if any recording was skipped.
@@ -238,7 +240,7 @@ def write_shards(
     try:
         with lock_output(folder, folder=True, take_over=take_over) as lock:
             with collect_remarks() as remarks:
-                report.finished = _write(report, data, options, overwrite, workers, progress, lock)
+                report.finished = _write(report, data, options, encoding, overwrite, workers, progress, lock)
             earlier = read_remarks(report.remarks_file) if report.resumed else ()
             report.remarks = list(write_remarks(report.remarks_file, [*earlier, *remarks, *report.remarks]))
     except KeyboardInterrupt:
@@ -255,6 +257,7 @@ def _write(
     report: ShardReport,
     data: Any,
     options: ShardSettings,
+    encoding: str | None,
     overwrite: bool,
     workers: int | None,
     progress: OnProgress | None,
@@ -263,7 +266,7 @@ def _write(
     """Write shards and their index, and fill in the report; return False if `progress` stopped that."""
     folder = report.output
     try:
-        manifest, unread = list_recordings(data, workers, progress, options.damaged)
+        manifest, unread = list_recordings(data, workers, progress, options.damaged, encoding)
     except Interrupted:
         return False
     total, processes = len(manifest), default_workers() if workers is None else workers

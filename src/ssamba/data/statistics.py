@@ -69,6 +69,7 @@ def measure_statistics(
     low_hz: float = 20.0,
     high_hz: float | None = None,
     seed: int = 0,
+    encoding: str | None = None,
     strict: bool = False,
     workers: int | None = None,
     progress: OnProgress | None = None,
@@ -84,6 +85,7 @@ def measure_statistics(
         low_hz: lower edge of the first mel bin.
         high_hz: upper edge of the last mel bin; None means half the sample rate.
         seed: seed of the order and the crops.
+        encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
         strict: raise an error at the end if any clip was skipped.
         workers: processes that decode; None means the number of cores minus one (at most 8) for more than half an hour.
         progress: called after each batch; returning False stops, and the result is of the clips so far.
@@ -98,9 +100,10 @@ def measure_statistics(
     front_end = FrontEndConfig.parse(
         {"sample_rate_hz": sample_rate, "num_mel_bins": mel_bins, "low_hz": low_hz, "high_hz": high_hz}, "front end"
     )
-    corpus = join_corpora(
-        [open_corpus(source, sample_rate, split, workers=workers or 0) for source in as_sources(data)]
-    )
+    corpora = [
+        open_corpus(source, sample_rate, split, workers=workers or 0, encoding=encoding) for source in as_sources(data)
+    ]
+    corpus = join_corpora(corpora)
     # A process takes longer to start than a few clips take to decode.
     is_long = min(corpus.hours, hours or corpus.hours) > 0.5
     workers = (default_workers() if is_long else 0) if workers is None else workers

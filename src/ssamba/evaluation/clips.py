@@ -137,6 +137,15 @@ def read_waves(
     return Waves(arrays["samples"], np.concatenate(([0], ends[:-1])), ends, arrays["peaks"], sample_rate_hz)
 
 
+def is_all_silent(task: Task) -> bool:
+    """Return whether every clip of a task holds nothing but one value; the first that does not settles it."""
+    for file in _files(task):
+        samples = decode(file)
+        if samples.min() != samples.max():
+            return False
+    return True
+
+
 def recording_digests(task: Task, waves: Callable[[], Waves], cache: Path | None = None) -> Array:
     """Return a number for each clip of a task, (N,) int64, equal for identical recordings whatever their names.
 

@@ -30,7 +30,7 @@ from ssamba.evaluation.report import (
     reference_rows,
     write_details,
 )
-from ssamba.evaluation.scorecard import EvaluateOptions, Evaluation, evaluate_model
+from ssamba.evaluation.scorecard import EvaluateOptions, Evaluation, evaluate_model, problems
 from ssamba.evaluation.suite import read_suite
 from ssamba.evaluation.task import Task
 from ssamba.evaluation.vectors import ClipModel, EncoderModel, LogMelStatistics, VectorOptions
@@ -60,6 +60,7 @@ def evaluate(
     cache: str | Path | bool | None = None,
     workers: int | None = None,
     device: str | None = None,
+    encoding: str | None = None,
     overwrite: bool = False,
     progress: OnProgress | None = None,
 ) -> Evaluation:
@@ -84,6 +85,7 @@ def evaluate(
         cache: folder for decoded clips and embeddings; None means the user's cache folder, False caches nothing.
         workers: threads for the probes; None means the number of cores.
         device: where to run; None means a GPU if there is one.
+        encoding: of tables (TASK.csv), such as `cp1252`; None is UTF-8.
         overwrite: replace a scorecard of other models, tasks or options in `output`.
         progress: called after each clip and fold; returning False stops as Ctrl-C does.
 
@@ -118,8 +120,11 @@ def evaluate(
         raise ConfigError("no model named: expected a name, a path, 'random' or 'logmel'")
     if figure is not None or details is not None:
         check_plotting()
-    tasks = _read_tasks(suite, task)
+    tasks = _read_tasks(suite, task, encoding)
     models = [_load(one, vectors, device) for one in given]
+    for one in tasks:
+        for note in problems(one, inner=inner):
+            _log.warning("%s: %s", one.name, note)
     if output is not None and output.exists() and not overwrite:
         _check_output(output, models, tasks, options)
     folder = None if cache is False else cache_folder() if cache in (None, True) else Path(str(cache)).expanduser()
@@ -154,11 +159,13 @@ def evaluate(
     return evaluation
 
 
-def _read_tasks(suite: str | Path | Sequence[Task], names: str | Sequence[str] | None) -> list[Task]:
+def _read_tasks(
+    suite: str | Path | Sequence[Task], names: str | Sequence[str] | None, encoding: str | None
+) -> list[Task]:
     if not isinstance(suite, str | Path):
         return list(suite)
     wanted = [names] if isinstance(names, str) else None if names is None else list(names)
-    return read_suite(suite, wanted, lambda name, reason: _log.warning("left out: %s: %s", name, reason))
+    return read_suite(suite, wanted, lambda name, reason: _log.warning("left out: %s: %s", name, reason), encoding)
 
 
 def _load(source: Any, options: VectorOptions, device: str | None) -> ClipModel:

@@ -25,7 +25,7 @@ from pydantic import Field
 
 from ssamba.config import Config
 from ssamba.errors import Interrupted, SuiteError
-from ssamba.evaluation.clips import Waves, read_waves, recording_digests
+from ssamba.evaluation.clips import Waves, is_all_silent, read_waves, recording_digests
 from ssamba.evaluation.probing import ProbeResult, clip_jobs, layer_jobs, run_jobs, timestamp_jobs
 from ssamba.evaluation.task import Task
 from ssamba.evaluation.vectors import ClipModel, EncoderModel, TimestampEmbeddings, pooling_of, task_vectors, view_name
@@ -95,6 +95,8 @@ class Scorecard:
     """Duration."""
     repeated: dict[str, int] = field(default_factory=dict)
     """Number of test clips whose samples, under another name, are also trained on, by task; only tasks with any."""
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    """Problems with labels or recordings that make a score mean less than it seems to, by task; only tasks with any."""
     weights_digest: str | None = None
     """Digest of the encoder's weights, as in `ModelIdentity`; None for a model without an encoder of ours."""
     results: dict[str, dict[str, list[ProbeResult]]] = field(repr=False, default_factory=dict)
@@ -117,6 +119,7 @@ class Scorecard:
             "options": self.options.model_dump(),
             "tasks": self.tasks,
             "repeated": self.repeated,
+            "notes": self.notes,
             "rows": [_for_json({**asdict(row), "mean": row.mean}) for row in self.rows],
             "seconds": round(self.seconds, 1),
         }
@@ -169,6 +172,7 @@ class Evaluation:
             for name, values in card.best().figures.items():
                 text = ", ".join(f"{metric.replace('_', ' ')} {value:.3f}" for metric, value in values.items())
                 lines.append(f"{own}{name}: {text}")
+        lines += [f"{name}: {note}" for name, notes in first.notes.items() for note in notes]
         return "\n".join(lines)
 
 
@@ -232,9 +236,18 @@ def evaluate_model(
         rows=rows,
         seconds=time.monotonic() - started_s,
         repeated=repeated,
+        notes={task.name: notes for task in tasks if (notes := problems(task, inner=options.inner))},
         weights_digest=model.identity.weights_digest if isinstance(model, EncoderModel) else None,
         results=results,
     )
+
+
+def problems(task: Task, *, inner: bool = False) -> list[str]:
+    """Return a line for each problem with the labels or recordings of a task (see `Task.label_notes`)."""
+    notes = task.label_notes(inner=inner)
+    if is_all_silent(task):
+        notes.append(f"all {len(task.clips)} recordings are silent: every score is chance")
+    return notes
 
 
 def _evaluate_task(

@@ -23,7 +23,7 @@ from ssamba.errors import SuiteError
 from ssamba.events import Event, Smoothing
 from ssamba.hashing import digest_of_files
 from ssamba.metrics.classification import Array
-from ssamba.splits import Fold, inner_folds
+from ssamba.splits import Fold, class_notes, inner_folds
 
 INNER_FOLDS = 3
 
@@ -98,6 +98,22 @@ class Task:
     def metric(self) -> str:
         """Name of the metric that is the score."""
         return self.metrics[0]
+
+    def label_notes(self, *, inner: bool = False) -> list[str]:
+        """Return a line for each problem with labels that makes the score mean less than it seems to.
+
+        Args:
+            inner: of the inner folds instead of those in which the task is scored.
+        """
+        if self.kind == "single":
+            of_clip = [{str(label)} for label in self.labels]
+        elif self.targets is not None:
+            of_clip = [{name for name, has in zip(self.classes, row, strict=True) if has} for row in self.targets]
+        else:
+            of_clip = [{event.label for event in events} for events in self.events]
+        classes = self.classes or tuple(sorted(set.union(set(), *of_clip)))
+        targets = np.array([[name in labels for name in classes] for labels in of_clip])
+        return class_notes(classes, targets, self.inner_folds() if inner else self.folds(), refit=True)
 
     def folds(self) -> list[Fold]:
         """Return the folds in which the task is scored."""

@@ -290,6 +290,6 @@ class FileJob:
 def _stat(path: Path) -> tuple[int, int]:
     try:
         stat = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
         return _ABSENT
     return stat.st_size, stat.st_mtime_ns

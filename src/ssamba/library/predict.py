@@ -23,7 +23,7 @@ from ssamba.audio.sources import OneChannel, checked_channels
 from ssamba.embedder import Embedder
 from ssamba.embedding import Prediction
 from ssamba.errors import ConfigError
-from ssamba.files import path_text, user_path
+from ssamba.files import path_text, user_path, utf8_text
 from ssamba.hashing import digest_of, digest_of_json
 from ssamba.library.embed import loaded_model
 from ssamba.library.jobs import FileJob, JobReport
@@ -162,7 +162,7 @@ def predict_files(
 
     def write(path: Path, rows: list[dict[str, Any]]) -> None:
         as_text = as_csv if Path(output or "").suffix == ".csv" else as_json
-        path.write_text(as_text([Segment(**row) for row in rows]), encoding="utf-8")
+        path.write_text(utf8_text(as_text([Segment(**row) for row in rows])), encoding="utf-8")
 
     if target is None:
         with job.kept():

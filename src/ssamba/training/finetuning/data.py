@@ -73,6 +73,7 @@ def open_labeled(
     front_end: FrontEndConfig,
     window_s: float,
     on_decoded: OnDecoded | None = None,
+    encoding: str | None = None,
 ) -> LabeledData:
     """Open labeled recordings, and cache them if they fit in memory.
 
@@ -82,16 +83,20 @@ def open_labeled(
         front_end: sample rate and length of a frame.
         window_s: longest window that the model reads.
         on_decoded: called while recordings are decoded into memory.
+        encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
 
     Raises:
         DataError: there are no labels, fewer than two classes, or the labels are not of the kind the recipe states.
     """
     settings, sample_rate_hz = recipe.clips, front_end.sample_rate_hz
     if recipe.labels.unit == "second":
-        corpus, targets, classes = _by_second(data, sample_rate_hz, math.floor(window_s), settings.workers)
+        corpus, targets, classes = _by_second(data, sample_rate_hz, math.floor(window_s), settings.workers, encoding)
         corpus, files = _usable(corpus, front_end, skip_unlabeled=False)
     else:
-        corpora = [open_corpus(x, sample_rate_hz, workers=settings.workers, labels="folder") for x in as_sources(data)]
+        corpora = [
+            open_corpus(one, sample_rate_hz, workers=settings.workers, labels="folder", encoding=encoding)
+            for one in as_sources(data)
+        ]
         corpus = join_corpora(corpora)
         corpus, files = _usable(corpus, front_end, skip_unlabeled=recipe.labels.kind != "multi")
         classes = tuple(sorted({label for i in range(len(corpus)) for label in corpus.clip(i).labels}))
@@ -174,14 +179,14 @@ def _multi_hot(labels: Sequence[str], classes: Sequence[str]) -> Floats:
 
 
 def _by_second(
-    data: Any, sample_rate_hz: int, window_s: int, workers: int
+    data: Any, sample_rate_hz: int, window_s: int, workers: int, encoding: str | None
 ) -> tuple[Corpus, dict[str, Floats], tuple[str, ...]]:
     """Return windows of the recordings of a manifest, the targets of their seconds, and the classes."""
     manifests: list[Manifest] = []
     for one in as_sources(data):
         if not isinstance(one, Manifest) and Path(str(one)).suffix not in MANIFEST_SUFFIXES:
             raise DataError(f"{one}: labels.unit = 'second' needs a manifest whose rows are segments of recordings")
-        manifests.append(one if isinstance(one, Manifest) else read_manifest(one))
+        manifests.append(one if isinstance(one, Manifest) else read_manifest(one, encoding=encoding))
     joined = Manifest(clip for manifest in manifests for clip in manifest)
     source = manifests[0] if len(manifests) == 1 else joined
     rows, skipped = with_durations(source, workers)

@@ -11,7 +11,9 @@ Each fold has a classifier of its own; OUTPUT/model is the one with the best val
 
 from __future__ import annotations
 
+import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,12 @@ from typing import Any
 from ssamba.checkpoint import Checkpoint, has_default_weights, load_checkpoint
 from ssamba.checkpoint.names import MODEL_FOLDER, ROUNDS_FOLDER
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
+from ssamba.data.corpus import is_all_silent
 from ssamba.errors import Interrupted
 from ssamba.locks import OutputLock
 from ssamba.model.heads import Classifier
 from ssamba.progress import OnProgress
-from ssamba.splits import Fold, check_leaks, make_folds
+from ssamba.splits import Fold, check_leaks, class_notes, make_folds
 from ssamba.training.batches import report_decoded
 from ssamba.training.distributed import World, init_distributed, is_restarted, lock_run
 from ssamba.training.finetuning.data import LabeledData, open_labeled
@@ -60,6 +63,8 @@ __all__ = ["FinetuneReport", "FoldResult", "finetune"]
 
 CHOSEN_FOLDER = "chosen"
 
+_log = logging.getLogger(__name__)
+
 
 def finetune(
     data: Any,
@@ -75,6 +80,7 @@ def finetune(
     seed: int | None = None,
     batch_size: int | None = None,
     device: str | None = None,
+    encoding: str | None = None,
     overwrite: bool = False,
     take_over: bool = False,
     progress: OnProgress | None = None,
@@ -101,6 +107,7 @@ def finetune(
         seed: seed of everything random.
         batch_size: clips of median length in a batch, over all processes.
         device: cpu, cuda, cuda:1, ...; None means a GPU if there is one.
+        encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
         overwrite: start anew; what an earlier run wrote is moved to a folder beside `output`.
         take_over: take `output` away from another process that is writing to it.
         progress: called while recordings are read and after each step, with a `StepProgress`; returning False stops
@@ -160,14 +167,18 @@ def _finetune(
         for folder in sorted((output / ROUNDS_FOLDER).glob("*/")):
             check_run(folder, saved_settings(settings.optimizer, settings.schedule, settings.run, task_settings))
     window = window_s(encoder.num_frames, front_end)
-    labeled = open_labeled(data, settings, front_end, window, report_decoded(progress))
+    labeled = open_labeled(data, settings, front_end, window, report_decoded(progress), encoding)
     folds, notes = _make_folds(labeled, settings)
+    problems = label_problems(labeled, folds)
+    notes += problems
     results: list[FoldResult] = []
     tested: list[FoldTest] = []
     stopped, metric, was_finished, moved_to = "finished", "", True, None
     with init_distributed(device) as world:
         if overwrite and not is_restarted():
             moved_to = world.broadcast(move_run_aside(output) if world.is_main else None)
+        for problem in problems if world.is_main else ():
+            _log.warning(problem)
         for number, fold in enumerate(folds, start=1):
             task = FinetuneTask(settings, labeled, fold, encoder, front_end, weights, base)
             metric = task.best_metric[0]
@@ -248,6 +259,14 @@ def _configs(start: Checkpoint | None, recipe: FinetuneRecipe) -> tuple[BaseEnco
     )
     changes = {name: value for name, value in (("mean", clips.mean), ("std", clips.std)) if value is not None}
     return encoder, front_end.with_changes(**changes)
+
+
+def label_problems(data: LabeledData, folds: Sequence[Fold]) -> list[str]:
+    """Return a line for each problem with labels that makes scores mean less than they seem to."""
+    problems = class_notes(data.classes, data.clip_targets(), folds)
+    if is_all_silent(data.corpus):
+        problems.append(f"all {len(data.corpus)} recordings are silent: a classifier can learn nothing from them")
+    return problems
 
 
 def _make_folds(data: LabeledData, recipe: FinetuneRecipe) -> tuple[list[Fold], list[str]]:

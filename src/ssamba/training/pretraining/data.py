@@ -95,7 +95,9 @@ class Corpora(PlannedBatches):
             raise DataError(other_data(summary, self.summary()))
 
 
-def open_corpora(data: Any, recipe: PretrainRecipe, on_decoded: OnDecoded | None = None) -> Corpora:
+def open_corpora(
+    data: Any, recipe: PretrainRecipe, on_decoded: OnDecoded | None = None, encoding: str | None = None
+) -> Corpora:
     """Open the sources of a run, hold out validation clips, and cache corpora that fit in memory.
 
     A corpus with a `valid` split validates on it and trains on its `train` split (or, without one, on all other clips
@@ -105,6 +107,7 @@ def open_corpora(data: Any, recipe: PretrainRecipe, on_decoded: OnDecoded | None
         data: a source as for `ssamba.data.corpus.open_corpus`, or a list of them.
         recipe: sample rate, held-out share and cache size.
         on_decoded: called while a corpus is decoded into memory.
+        encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
 
     Raises:
         DataError: a source cannot be opened, or no training clip is left.
@@ -114,7 +117,7 @@ def open_corpora(data: Any, recipe: PretrainRecipe, on_decoded: OnDecoded | None
     held_out: list[Corpus] = []
     memory_gb = settings.cache_gb
     for source in as_sources(data):
-        corpus = open_corpus(source, recipe.front_end.sample_rate_hz, workers=settings.workers)
+        corpus = open_corpus(source, recipe.front_end.sample_rate_hz, workers=settings.workers, encoding=encoding)
         cached = cache_if_it_fits(corpus, memory_gb, settings.workers, on_decoded)
         if cached is not corpus:
             memory_gb -= decoded_gb(corpus)

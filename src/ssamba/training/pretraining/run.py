@@ -40,6 +40,7 @@ def pretrain(
     seed: int | None = None,
     batch_size: int | None = None,
     device: str | None = None,
+    encoding: str | None = None,
     overwrite: bool = False,
     take_over: bool = False,
     progress: OnProgress | None = None,
@@ -63,6 +64,7 @@ def pretrain(
         seed: seed of everything random.
         batch_size: crops in a batch, over all processes.
         device: cpu, cuda, cuda:1, ...; None means a GPU if there is one.
+        encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
         overwrite: start anew; what an earlier run wrote is moved to a folder beside `output`.
         take_over: take `output` away from another process that is writing to it.
         progress: called while recordings are read and after each step, with a `StepProgress`; returning False stops
@@ -104,7 +106,7 @@ def pretrain(
         if not overwrite:  # before recordings are read
             check_output(output, other_kind="rounds")
             check_run(output, saved_settings(settings.optimizer, settings.schedule, settings.run, task_settings))
-        task = PretrainingTask(settings, open_corpora(data, settings, report_decoded(progress)), start)
+        task = PretrainingTask(settings, open_corpora(data, settings, report_decoded(progress), encoding), start)
         report = train(
             task,
             settings.optimizer,
