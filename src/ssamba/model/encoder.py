@@ -17,17 +17,32 @@ channels, N states, W taps.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ssamba.config import BaseEncoderConfig, EncoderConfig
 from ssamba.model.initialize import initialize_encoder
 from ssamba.model.patches import PatchEmbedding, column_counts, grid_positions, order_tokens
 from ssamba.ops import DirectionWeights, bimamba_mixer
 from ssamba.ops.mixer import can_mix_into, compute_dtype, mix_into
+
+Layer = TypeVar("Layer", bound=Callable[..., object])
+
+
+def recomputed(layer: Layer, enabled: bool) -> Layer:
+    """Return the function of a layer; if `enabled` and gradients are on, backward keeps its inputs and recomputes it.
+
+    Random numbers are the same again, so that stochastic depth drops the same clips.
+    """
+    if not enabled or not torch.is_grad_enabled():
+        return layer
+    return cast(Layer, partial(checkpoint, layer, use_reentrant=False))
 
 
 class PatchTokens(NamedTuple):
@@ -62,12 +77,20 @@ class DropPath(nn.Module):
 
 
 class PatchEncoder(nn.Module):
-    """Base of encoders: normalized log-mel features (B, T, M) -> tokens (B, P + L, D), prefix tokens first."""
+    """Base of encoders: normalized log-mel features (B, T, M) -> tokens (B, P + L, D), prefix tokens first.
+
+    Attributes:
+        config: the encoder's configuration.
+        num_prefix_tokens: P.
+        gradient_checkpointing: keep only the inputs of each layer (SSAMBA: block pair) for the backward pass, which
+            computes the rest again: the same gradients, for less memory and another forward pass. False by default.
+    """
 
     def __init__(self, config: BaseEncoderConfig):
         super().__init__()
         self.config = config
         self.num_prefix_tokens = config.num_prefix_tokens
+        self.gradient_checkpointing = False
         rows, columns = config.grid
         self.patch_embed = PatchEmbedding(config)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
@@ -107,7 +130,7 @@ class PatchEncoder(nn.Module):
             its own tokens first, in its own order, then zeros.
 
         Raises:
-            ValueError: a shape is wrong, a clip is shorter than one patch, or the layer does not exist.
+            ValueError: a shape or dtype is wrong, a clip is shorter than one patch, or the layer does not exist.
         """
         return self.encode(self.embed_patches(features, lengths), layer=layer)
 
@@ -201,6 +224,12 @@ class PatchEncoder(nn.Module):
             )
         if not features.is_floating_point():
             raise ValueError(f"features must be floating point, got {features.dtype}")
+        weights = self.cls_token.dtype
+        if features.dtype != weights and not torch.is_autocast_enabled(features.device.type):
+            raise ValueError(
+                f"features must have the dtype of the encoder's weights, {weights}, got {features.dtype}: convert one "
+                f"of them (features.to({weights}) or encoder.to({features.dtype})), or use torch.autocast"
+            )
         shortest = features.shape[1]
         if lengths is not None:
             if tuple(lengths.shape) != features.shape[:1] or lengths.is_floating_point():
@@ -231,6 +260,16 @@ def _zero_padding(tokens: Tensor, lengths: Tensor | None) -> Tensor:
     return torch.where(valid[..., None], tokens, 0)
 
 
+def _check_linear(*layers: nn.Module) -> None:
+    for layer in layers:
+        if not isinstance(layer, nn.Linear):
+            raise TypeError(
+                f"a linear layer of the mixer was replaced by {type(layer).__name__}, which would not be called: the "
+                "mixer is one operator that reads the weights of torch.nn.Linear. Change the weights instead (LoRA: "
+                "torch.nn.utils.parametrize), or wrap a whole mixer or block"
+            )
+
+
 class DirectionalScan(nn.Module):
     """Parameters of one direction of time: convolution, projections to delta, B and C, and the scan."""
 
@@ -246,9 +285,10 @@ class DirectionalScan(nn.Module):
 
     def weights(self) -> DirectionWeights:
         """Return the parameters as the operator takes them."""
-        step = self.dt_proj
+        x_proj, dt_proj = self.x_proj, self.dt_proj
+        _check_linear(x_proj, dt_proj)
         return DirectionWeights(
-            self.conv_weight, self.conv_bias, self.x_proj.weight, step.weight, step.bias, self.A_log, self.D
+            self.conv_weight, self.conv_bias, x_proj.weight, dt_proj.weight, dt_proj.bias, self.A_log, self.D
         )
 
 
@@ -274,8 +314,14 @@ class BiMambaMixer(nn.Module):
         return bimamba_mixer(hidden, *self.weights(), lengths=lengths, reversed_time=reversed_time)
 
     def weights(self) -> tuple[Tensor, Tensor, DirectionWeights, DirectionWeights]:
-        """Return the parameters as the operator takes them."""
-        return self.in_proj.weight, self.out_proj.weight, self.forward_scan.weights(), self.backward_scan.weights()
+        """Return the parameters as the operator takes them.
+
+        Raises:
+            TypeError: a linear layer was replaced by a module with a `forward` of its own, which would not be called.
+        """
+        in_proj, out_proj = self.in_proj, self.out_proj
+        _check_linear(in_proj, out_proj)
+        return in_proj.weight, out_proj.weight, self.forward_scan.weights(), self.backward_scan.weights()
 
 
 class Block(nn.Module):
@@ -351,31 +397,35 @@ class SSAMBAEncoder(PatchEncoder):
             padded = tokens.new_zeros(hidden.shape)
             padded[valid] = tokens
             return padded
+        size = 1 if self.config.block_layout == "sequential" else 2
+        run = recomputed(self._run_layer, self.gradient_checkpointing)
         for layer in range(layers):
             if states is not None:
                 states.append(_hidden_state(hidden, residual))
-            if self.config.block_layout == "sequential":
-                block = blocks[layer]
-                residual = block.add_residual(hidden, residual)
-                hidden = block(residual, lengths, False)
-                continue
-            first, second = blocks[2 * layer], blocks[2 * layer + 1]
-            stream = first.add_residual(hidden, residual)
-            # The two streams differ only if stochastic depth drops the input of one of them.
-            other = stream
-            if first.drop_path.is_active or second.drop_path.is_active:
-                other = second.add_residual(hidden, residual)
-            hidden = first(stream, lengths, False) + second(other, lengths, True)
-            if self.config.pair_residual == "sum":
-                residual = stream + other
-            else:
-                residual = stream if other is stream else (stream + other) * 0.5
+            hidden, residual = run(blocks[size * layer : size * (layer + 1)], hidden, residual, lengths)
         if states is not None:
             states.append(_hidden_state(hidden, residual))
         if not finish:
             return _hidden_state(hidden, residual)
         assert residual is not None
         return self._final_norm(residual + self.drop_path(hidden))
+
+    def _run_layer(
+        self, blocks: list[Block], hidden: Tensor, residual: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Run a block, or a pair of them: return its output and the residual stream, both (B, P + L, D)."""
+        first, second = blocks[0], blocks[-1]
+        stream = first.add_residual(hidden, residual)
+        if second is first:
+            return first(stream, lengths, False), stream
+        # The two streams differ only if stochastic depth drops the input of one of them.
+        other = stream
+        if first.drop_path.is_active or second.drop_path.is_active:
+            other = second.add_residual(hidden, residual)
+        hidden = first(stream, lengths, False) + second(other, lengths, True)
+        if self.config.pair_residual == "sum":
+            return hidden, stream + other
+        return hidden, stream if other is stream else (stream + other) * 0.5
 
     def _run_in_place(self, stream: Tensor, lengths: Tensor | None, blocks: list[Block], layers: int) -> None:
         """Run the first `layers` layers in place, for inference; afterwards `stream` is the last hidden state.

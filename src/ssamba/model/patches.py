@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ssamba.config import BaseEncoderConfig
 from ssamba.ops.matmul import linear
+from ssamba.ops.operators import is_traced
 
 
 class PatchEmbedding(nn.Module):
@@ -65,7 +66,8 @@ def order_tokens(grid: Tensor, config: BaseEncoderConfig, columns: Tensor | None
     """
     if config.patch_order == "time_major":
         return rearrange(grid, "b r k d -> b (k r) d")
-    tokens = rearrange(grid, "b r k d -> b (r k) d")
+    # One by one where PyTorch traces: merging two dimensions would exclude grids of one column from an exported model.
+    tokens = torch.cat(grid.unbind(1), dim=1) if is_traced() else rearrange(grid, "b r k d -> b (r k) d")
     if columns is None:
         return tokens
     longest = grid.shape[2]

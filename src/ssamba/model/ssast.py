@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssamba.config import SSASTConfig
-from ssamba.model.encoder import DropPath, PatchEncoder
+from ssamba.model.encoder import DropPath, PatchEncoder, recomputed
 from ssamba.model.initialize import initialize_encoder
 from ssamba.ops.matmul import Linear
 
@@ -76,10 +76,13 @@ class AttentionBlocks(nn.ModuleList):
         lengths: Tensor | None = None,
         layers: int | None = None,
         states: list[Tensor] | None = None,
+        *,
+        recompute: bool = False,
     ) -> Tensor:
         """Run the first `layers` blocks over `hidden` (B, L, D), `lengths` (B,) tokens valid; without a final norm.
 
-        The input of each block and the output of the last are appended to `states`.
+        The input of each block and the output of the last are appended to `states`. With `recompute`, backward computes
+        the inside of each block again.
         """
         valid = None
         if lengths is not None:
@@ -87,7 +90,7 @@ class AttentionBlocks(nn.ModuleList):
         for block in list(self)[:layers]:
             if states is not None:
                 states.append(hidden)
-            hidden = block(hidden, valid)
+            hidden = recomputed(block, recompute)(hidden, valid)
         if states is not None:
             states.append(hidden)
         return hidden
@@ -119,5 +122,5 @@ class SSASTEncoder(PatchEncoder):
     def _run_blocks(
         self, hidden: Tensor, lengths: Tensor | None, layers: int, *, finish: bool, states: list[Tensor] | None = None
     ) -> Tensor:
-        tokens: Tensor = self.blocks(hidden, lengths, layers, states)
+        tokens: Tensor = self.blocks(hidden, lengths, layers, states, recompute=self.gradient_checkpointing)
         return self.norm(tokens) if finish else tokens

@@ -10,6 +10,7 @@ variable SSAMBA_CPU_CAPABILITY=generic|avx2|avx512 forces one. A missing or brok
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -63,13 +64,10 @@ def use_capability(name: str | None) -> None:
 
 
 def target() -> tuple[str, int]:
-    """Return the first two arguments of every kernel call: instruction set and number of threads.
-
-    The number is PyTorch's, but one in a forked process.
-    """
+    """Return the first two arguments of every kernel call: instruction set and number of threads, PyTorch's."""
     if _status.misconfigured is not None:
         raise ConfigError(_status.misconfigured)
-    return _status.capability, 1 if _forked else torch.get_num_threads()
+    return _status.capability, torch.get_num_threads()
 
 
 def rows(x: Tensor) -> Rows:
@@ -124,11 +122,6 @@ def _choose(forced: str | None) -> _Status:
     return _Status(None, forced or usable[0], problem)
 
 
-def _after_fork() -> None:
-    global _forked
-    _forked = True
-
-
 try:
     import ssamba.ops.cpp._cpu as _cpu
 except ModuleNotFoundError:
@@ -144,7 +137,8 @@ else:
     kernels = _cpu
     _status = _choose(os.environ.get(_VARIABLE))
 
-# OpenMP's threads do not survive a fork, and a child that waits for them hangs (data loaders fork): it uses one thread.
-_forked = False
+# OpenMP's threads do not survive a fork. If the parent had used them, the next parallel region of the forked thread
+# would wait for them forever, in PyTorch's operators as in ours. So a forked child starts with one thread, as PyTorch's
+# data loader workers do; threads that the child starts itself may use more (`torch.set_num_threads`).
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
