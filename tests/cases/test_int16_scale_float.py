@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
 
 import ssamba
 
 
-def test_integer_samples_given_as_floats_warn_with_the_remedy(medley):
+def test_integer_samples_given_as_floats_warn_with_the_remedy(medley, tmp_path):
     model = ssamba.load_model(device="cpu")
     pcm = (medley[:48_000] * 32_767).astype(np.int16)
     right = model.embed(pcm).clip
@@ -24,6 +25,9 @@ def test_integer_samples_given_as_floats_warn_with_the_remedy(medley):
         )
         assert warning.filename == __file__
         assert torch.cosine_similarity(wrong, right, 0) < 0.9
+    sf.write(tmp_path / "loud.wav", pcm.astype(np.float32), 16_000, subtype="FLOAT")
+    with pytest.warns(UserWarning, match="loud.wav: the waveform has a peak of"):
+        model.embed(tmp_path / "loud.wav")
     # Both remedies work, and a recording that is merely too loud gives no warning.
     assert torch.equal(model.embed(pcm.astype(np.float32) / 32_768).clip, right)
     model.embed(8 * medley[:48_000])

@@ -214,6 +214,23 @@ def test_other_settings_are_refused_and_each_difference_is_named(clips, tmp_path
     assert str(read_embeddings(output)["model"]) == "other"
 
 
+def test_windows_and_full_context_are_not_mixed_in_a_table(clips, tmp_path, embedder):
+    output = tmp_path / "e.npz"
+    embed_files(clips[:2], output, embedder)
+    before = output.read_bytes()
+    for options, named in (
+        ({"context": "full"}, "context was 'windows', is 'full'"),
+        ({"overlap": 0.25}, "overlap was 0.5, is 0.25"),
+        ({"precision": "bf16"}, "precision was 'fp32', is 'bf16'"),
+        ({"channels": 0}, "channels was 'mean', is 0"),
+    ):
+        with pytest.raises(OtherSettingsError) as refused:
+            embed_files(clips[:3], output, embedder, **options)
+        assert f"{output} was made with other settings: {named}. Use another output" in str(refused.value)
+    assert output.read_bytes() == before
+    assert embed_files(clips[:2], output, embedder, precision="auto").unchanged == 2  # fp32 on a CPU
+
+
 def test_an_interrupted_run_with_other_settings_is_refused(clips, tmp_path, embedder, monkeypatch):
     monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
     output = tmp_path / "e.npz"

@@ -89,7 +89,7 @@ def read(
             recording is shorter than one frame.
 
     Warns:
-        UserWarning: a float waveform has a peak above 16: integer samples, probably.
+        UserWarning: floats have a peak above 16: integer samples, probably.
     """
     rate_hz, num_samples, name = front_end.sample_rate_hz, 0, ""
     if _is_array(source):
@@ -102,9 +102,13 @@ def read(
         file = _file(source)
         name = f"{file}: "
         channel = None if channels == "mean" else channels
+        peak = 0.0
         for block in decode.stream(file, sample_rate_hz=rate_hz, channel=channel, damaged=damaged):
             num_samples += len(block)
+            peak = max(peak, _peak(block))
             yield block
+        if (remark := peak_remark(peak)) is not None:  # floats, since integers are scaled
+            warnings.warn(f"{name}{remark}", stacklevel=_outside())
     if num_samples < front_end.frame_samples:
         raise ValueError(
             f"{name}the recording is {1000 * num_samples / rate_hz:.1f} ms long, shorter than one frame of "
@@ -375,13 +379,18 @@ def _mono(waveform: Array | Tensor, channels: OneChannel) -> Samples:
 
 def _check_peak(samples: Samples, *, is_float: bool) -> None:
     """Raise if samples are not finite, and warn if they look like integers."""
-    peak = max(float(samples.max()), -float(samples.min()))
+    peak = _peak(samples)
     if not np.isfinite(peak):
         first = int(np.argmin(np.isfinite(samples)))
         raise ValueError(f"the waveform holds NaN or infinity, first at sample {first}: repair or leave it out")
     remark = peak_remark(peak) if is_float else None
     if remark is not None:
         warnings.warn(remark, stacklevel=_outside())
+
+
+def _peak(samples: Samples) -> float:
+    """Return the largest absolute value; NaN if one is NaN."""
+    return max(float(samples.max()), -float(samples.min()))
 
 
 PEAK_REMARK = "the waveform has a peak of "
