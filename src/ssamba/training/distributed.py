@@ -10,11 +10,14 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -188,3 +191,29 @@ def _device(name: str | torch.device | None) -> torch.device:
             "start at most as many processes (torchrun --nproc-per-node), or use the CPU"
         )
     return device
+
+
+@dataclass
+class StopRequest:
+    """Name of the last signal received, or `STOPPED`, if any. A second SIGINT raises KeyboardInterrupt."""
+
+    signal: str | None = None
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal == "SIGINT":
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn SIGTERM and SIGINT into requests to stop after the current step (only possible in the main thread)."""
+    request = StopRequest()
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, request.receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -18,15 +18,12 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, NoReturn, TypeAlias
 
 import torch
@@ -39,7 +36,16 @@ from ssamba.files import check_before_replacing
 from ssamba.locks import OutputLock
 from ssamba.randomness import seed_generators
 from ssamba.training.averaging import Averages, evaluation_mode
-from ssamba.training.distributed import World, backward_zeros, init_distributed, is_restarted, no_sync, wrap_ddp
+from ssamba.training.distributed import (
+    StopRequest,
+    World,
+    backward_zeros,
+    init_distributed,
+    is_restarted,
+    no_sync,
+    stop_on_signals,
+    wrap_ddp,
+)
 from ssamba.training.optim import Schedule, build_optimizer, set_learning_rate
 from ssamba.training.run_io import (
     REPORT_FILE,
@@ -111,7 +117,7 @@ def train(
         MissingExtraError: TensorBoard or Weights & Biases is requested and not installed.
     """
     settings = saved_settings(optimizer, schedule, run, recipe or {})
-    with init_distributed(device) as world, _stop_on_signals() as stop:
+    with init_distributed(device) as world, stop_on_signals() as stop:
         trainer = _Trainer(task, optimizer, schedule, run, Path(out), settings, world, stop, on_progress, lock)
         trainer.start(overwrite and not is_restarted())
         try:
@@ -132,7 +138,7 @@ class _Trainer:
         out: Path,
         settings: Mapping[str, Any],
         world: World,
-        stop: _StopRequest,
+        stop: StopRequest,
         on_progress: OnStep | None,
         lock: OutputLock | None,
     ):
@@ -579,29 +585,3 @@ class _BadStep:
             f"step {self.step}: loss {self.loss:g}, gradient norm {self.grad_norm:g}, learning rate "
             f"{self.learning_rate:.3g}, clips {clips}{more}"
         )
-
-
-@dataclass
-class _StopRequest:
-    """Name of the last signal received, or `STOPPED`, if any. A second SIGINT raises KeyboardInterrupt."""
-
-    signal: str | None = None
-
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal == "SIGINT":
-            raise KeyboardInterrupt
-        self.signal = signal.Signals(number).name
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[_StopRequest]:
-    """Turn SIGTERM and SIGINT into requests to stop after the current step (only possible in the main thread)."""
-    request = _StopRequest()
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, request.receive) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -140,7 +140,7 @@ def finetune(
         checkpoint=("start.checkpoint", None if checkpoint is None else str(checkpoint)),
     )
     with lock_run(output, take_over) as lock:
-        return _finetune(data, output, checkpoint, settings, device, overwrite, progress, lock)
+        return _finetune(data, output, checkpoint, settings, device, encoding, overwrite, progress, lock)
 
 
 def _finetune(
@@ -149,6 +149,7 @@ def _finetune(
     checkpoint: str | Path | None,
     settings: FinetuneRecipe,
     device: str | None,
+    encoding: str | None,
     overwrite: bool,
     progress: OnProgress | None,
     lock: OutputLock | None,
