@@ -200,6 +200,7 @@ class StopRequest:
     signal: str | None = None
 
     def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal; see `signal.signal`."""
         if number == signal.SIGINT and self.signal == "SIGINT":
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
