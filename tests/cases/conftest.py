@@ -1,26 +1,51 @@
-"""What the cases share: the command line as a user starts it, and short recordings."""
+"""What the cases share: the command line, and short recordings."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
+from typer.testing import CliRunner
 
 from ssamba.audio.decode import decode
+from ssamba.cli import app
 
 
 @pytest.fixture
 def ssamba(tmp_path, monkeypatch):
-    """Runs the command in the folder of the test; returns exit code, standard output and standard error."""
+    """Runs the command in this process, in a folder (of the test, if none is given), with other environment variables.
+
+    Returns exit code, standard output and standard error.
+    """
     monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, cwd=".", **environment):
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.resetwarnings()
+            patch.chdir(cwd)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            done = CliRunner().invoke(app, list(map(os.fspath, arguments)))
+        if not isinstance(done.exception, SystemExit | None):
+            raise done.exception
+        return done.exit_code, done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture
+def ssamba_process(tmp_path):
+    """Runs the command in a process of its own, which takes 2 s; otherwise as `ssamba`."""
 
     def run(*arguments, **environment):
         done = subprocess.run(
             [sys.executable, "-m", "ssamba", *map(os.fspath, arguments)],
             capture_output=True,
             check=False,
+            cwd=tmp_path,
             env={**os.environ, **environment},
         )
         return done.returncode, *(stream.decode("utf-8") for stream in (done.stdout, done.stderr))

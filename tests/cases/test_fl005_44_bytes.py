@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import csv
 import struct
-import subprocess
-import sys
 
 import numpy as np
 
 from ssamba.library.tables import read_embeddings
 
 
-def test_a_size_that_counts_the_header_is_embedded_whole_with_a_warning(tmp_path, medley):
+def test_a_size_that_counts_the_header_is_embedded_whole_with_a_warning(ssamba, tmp_path, medley):
     (tmp_path / "rec").mkdir()
     coded = np.round(medley[: 12 * 16_000] * 32767).astype("<i2").tobytes()
     size = len(coded) + 44
@@ -21,10 +19,9 @@ def test_a_size_that_counts_the_header_is_embedded_whole_with_a_warning(tmp_path
     content = b"RIFF" + struct.pack("<I", size) + b"WAVE" + fmt + b"data" + struct.pack("<I", size) + coded
     assert len(content) == size
     (tmp_path / "rec" / "a.wav").write_bytes(content)
-    command = [sys.executable, "-m", "ssamba", "embed", "rec", "-o", "o.npz"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0
-    assert done.stdout.startswith("1 files embedded: ")
+    code, out, _ = ssamba("embed", "rec", "-o", "o.npz")
+    assert code == 0
+    assert out.startswith("1 files embedded: ")
     table = read_embeddings(tmp_path / "o.npz")
     assert (table["path"].tolist(), table["duration_s"].tolist()) == (["rec/a.wav"], [12.0])
     with (tmp_path / "o.npz.remarks.csv").open(newline="") as file:

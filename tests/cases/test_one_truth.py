@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -129,7 +127,7 @@ def test_keeping_damaged_files_adds_them_and_what_was_said_stays(folder, tmp_pat
     assert write_shards(folder, tmp_path / "s", "flac", workers=0).remarks == again.remarks != []
 
 
-def test_a_model_and_the_commands_take_the_option(folder, tmp_path, embedder):
+def test_a_model_and_the_commands_take_the_option(ssamba, folder, embedder):
     with pytest.raises(ValueError, match="--damaged keep"):
         embedder.embed(folder / "cut.wav")
     with pytest.warns(AudioTruncatedWarning, match="can be read"):
@@ -138,22 +136,14 @@ def test_a_model_and_the_commands_take_the_option(folder, tmp_path, embedder):
     with pytest.raises(ValueError, match="damaged must be 'skip' or 'keep'; got 'drop'"):
         embedder.embed(folder / "cut.wav", damaged="drop")
     for name, output in (("embed", "e.npz"), ("manifest", "m.csv"), ("shard", "s")):
-        command = [sys.executable, "-m", "ssamba", name, "rec", "-o", output, "--damaged", "keep"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-        assert done.returncode == 0, done.stderr
-        assert f"warning: {('rec/cut.wav')}: truncated or damaged" in done.stderr
-        assert "skipped rec/text.wav: is text" in done.stderr
-    wrong = subprocess.run([*command[:-1], "drop"], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert wrong.returncode == 2
-    info = subprocess.run(
-        [sys.executable, "-m", "ssamba", "info", "rec/cut.wav", "rec/written_once.wav", "rec/healthy.flac"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert info.returncode == 0
-    assert [line.split(maxsplit=1)[1].strip() for line in info.stdout.splitlines() if line.startswith("verdict")] == [
+        code, _, err = ssamba(name, "rec", "-o", output, "--damaged", "keep")
+        assert code == 0, err
+        assert "warning: rec/cut.wav: truncated or damaged" in err
+        assert "skipped rec/text.wav: is text" in err
+    assert ssamba("shard", "rec", "-o", "s", "--damaged", "drop")[0] == 2
+    code, out, _ = ssamba("info", "rec/cut.wav", "rec/written_once.wav", "rec/healthy.flac")
+    assert code == 0
+    assert [line.split(maxsplit=1)[1].strip() for line in out.splitlines() if line.startswith("verdict")] == [
         "cut",
         "wrong header",
         "whole",

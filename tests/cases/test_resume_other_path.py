@@ -5,17 +5,10 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 from ssamba.library.tables import read_embeddings
-
-
-def ssamba(*arguments, cwd):
-    command = [sys.executable, "-m", "ssamba", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
 @pytest.fixture
@@ -38,25 +31,25 @@ def other_ways(folder):
     ]
 
 
-def test_a_table_has_a_row_for_each_file_whatever_its_name(folder, ssamba_pth):
-    first = ssamba("embed", "rec", "-o", "o.npz", "-c", ssamba_pth, cwd=folder)
-    assert (first.returncode, first.stdout.split(":")[0]) == (0, "3 files embedded")
+def test_a_table_has_a_row_for_each_file_whatever_its_name(ssamba, folder, ssamba_pth):
+    code, out, _ = ssamba("embed", "rec", "-o", "o.npz", "-c", ssamba_pth)
+    assert (code, out.split(":")[0]) == (0, "3 files embedded")
     before = (folder / "o.npz").read_bytes()
     for recordings, output, cwd in other_ways(folder):
-        again = ssamba("embed", recordings, "-o", output.format("o.npz"), "-c", ssamba_pth, cwd=cwd)
-        assert (again.returncode, again.stdout.split(",")[0]) == (0, "nothing to do: 3 files already there")
+        code, out, _ = ssamba("embed", recordings, "-o", output.format("o.npz"), "-c", ssamba_pth, cwd=cwd)
+        assert (code, out.split(",")[0]) == (0, "nothing to do: 3 files already there")
     assert (folder / "o.npz").read_bytes() == before
     table = read_embeddings(folder / "o.npz")
     assert table["path"].tolist() == [f"rec/{number}.flac" for number in range(3)]
-    pruned = ssamba("embed", ".", "-o", "../o.npz", "-c", ssamba_pth, "--prune", cwd=folder / "rec")
-    assert (pruned.returncode, pruned.stdout.split(",")[0]) == (0, "nothing to do: 3 files already there")
+    code, out, _ = ssamba("embed", ".", "-o", "../o.npz", "-c", ssamba_pth, "--prune", cwd=folder / "rec")
+    assert (code, out.split(",")[0]) == (0, "nothing to do: 3 files already there")
 
 
-def test_predictions_have_rows_for_each_file_whatever_its_name(folder, classifier_folder):
-    first = ssamba("predict", "rec", "-o", "p.csv", "-c", classifier_folder, cwd=folder)
-    assert (first.returncode, first.stdout.split(":")[0]) == (0, "3 files classified")
+def test_predictions_have_rows_for_each_file_whatever_its_name(ssamba, folder, classifier_folder):
+    code, out, _ = ssamba("predict", "rec", "-o", "p.csv", "-c", classifier_folder)
+    assert (code, out.split(":")[0]) == (0, "3 files classified")
     for recordings, output, cwd in other_ways(folder)[:2]:
-        again = ssamba("predict", recordings, "-o", output.format("p.csv"), "-c", classifier_folder, cwd=cwd)
-        assert (again.returncode, again.stdout.split(",")[0]) == (0, "nothing to do: 3 files already there")
+        code, out, _ = ssamba("predict", recordings, "-o", output.format("p.csv"), "-c", classifier_folder, cwd=cwd)
+        assert (code, out.split(",")[0]) == (0, "nothing to do: 3 files already there")
     with (folder / "p.csv").open(newline="") as file:
         assert [row["path"] for row in csv.DictReader(file)] == [f"rec/{n}.flac" for n in range(3) for _ in range(3)]

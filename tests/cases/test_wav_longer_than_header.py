@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import csv
 import struct
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -24,18 +22,21 @@ def wav(coded, size, riff, rate_hz=16_000, channels=1, width=2):
     return b"RIFF" + struct.pack("<I", riff) + b"WAVE" + fmt + b"data" + struct.pack("<I", size) + coded
 
 
-def embed(folder, *recordings):
-    command = [sys.executable, "-m", "ssamba", "embed", *recordings, "-o", "o.npz"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    assert done.returncode == 0, done.stderr
-    with (folder / "o.npz.remarks.csv").open(newline="") as file:
-        return read_embeddings(folder / "o.npz"), list(csv.DictReader(file)), done.stderr
+@pytest.fixture
+def embed(ssamba):
+    def run(*recordings):
+        code, _, err = ssamba("embed", *recordings, "-o", "o.npz")
+        assert code == 0, err
+        with open("o.npz.remarks.csv", newline="") as file:
+            return read_embeddings("o.npz"), list(csv.DictReader(file)), err
+
+    return run
 
 
-def test_samples_after_a_size_that_was_written_once_are_embedded(tmp_path, medley):
+def test_samples_after_a_size_that_was_written_once_are_embedded(embed, tmp_path, medley):
     pcm = np.round(medley[: 12 * 16_000] * 32767).astype("<i2")
     (tmp_path / "header_1s.wav").write_bytes(wav(pcm.tobytes(), 32_000, 36 + 32_000))
-    table, remarks, text = embed(tmp_path, "header_1s.wav")
+    table, remarks, text = embed("header_1s.wav")
     assert (table["path"].tolist(), table["duration_s"].tolist()) == (["header_1s.wav"], [12.0])
     said = (
         "header_1s.wav: 12.00 s are read, not the 1.00 s that its header claims (its header claims 32,000 bytes of "
@@ -47,7 +48,7 @@ def test_samples_after_a_size_that_was_written_once_are_embedded(tmp_path, medle
         np.testing.assert_array_equal(decode(tmp_path / "header_1s.wav"), pcm / np.float32(32768))
 
 
-def test_all_of_a_recording_beyond_4_gib_is_embedded(tmp_path):
+def test_all_of_a_recording_beyond_4_gib_is_embedded(embed, tmp_path):
     frame = CHANNELS * WIDTH
     samples = 2**32 // frame + 5 * RATE_HZ
     first = np.random.default_rng(0).integers(-(2**28), 2**28, (RATE_HZ, CHANNELS)).astype("<i4").tobytes()
@@ -55,7 +56,7 @@ def test_all_of_a_recording_beyond_4_gib_is_embedded(tmp_path):
     with (tmp_path / "wrapped.wav").open("wb") as file:  # sparse: takes no room
         file.write(wav(first, size % 2**32, (36 + size) % 2**32, RATE_HZ, CHANNELS, WIDTH))
         file.truncate(44 + size)
-    table, remarks, text = embed(tmp_path, "wrapped.wav")
+    table, remarks, text = embed("wrapped.wav")
     assert table["path"].tolist() == ["wrapped.wav"]
     assert table["duration_s"].tolist() == pytest.approx([samples / RATE_HZ], abs=1e-3)
     assert [entry["verdict"] for entry in remarks] == ["wrong header"]
