@@ -27,9 +27,9 @@ def test_a_file_named_by_its_tilde(ssamba, rec, monkeypatch):
     assert read_embeddings("../o.npz")["path"].tolist() == ["~a.wav"]
 
 
-def test_a_folder_with_tildes(ssamba, rec, monkeypatch):
+def test_a_folder_with_tildes(ssamba, rec, monkeypatch, ssamba_pth):
     monkeypatch.chdir(rec)
-    code, out, err = ssamba("embed", ".", "-o", "../o.npz")
+    code, out, err = ssamba("embed", ".", "-o", "../o.npz", "-c", ssamba_pth)
     assert (code, err) == (0, "")
     assert out.startswith("3 files embedded: 5.0 min of audio")
     assert read_embeddings("../o.npz")["path"].tolist() == ["b.wav", "~a.wav", "~long.wav"]
