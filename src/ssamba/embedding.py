@@ -17,6 +17,8 @@ from ssamba.config import Config
 Context: TypeAlias = Literal["windows", "full"]
 Padding: TypeAlias = Literal["patch", "official"]
 Precision: TypeAlias = Literal["fp32", "bf16", "auto"]
+Readout: TypeAlias = Literal["clip", "parts"]
+"""The vector that stands for a recording: `Embedding.clip` or `Embedding.parts`."""
 _DEFAULT_OVERLAP = 0.5
 
 
@@ -60,7 +62,11 @@ class Embedding:
     """A recording's embedding, K time steps of D channels. All tensors are float32 on the CPU."""
 
     clip: Tensor
-    """One vector for the recording, (D,)."""
+    """The mean over the recording, (D,): similarity of sounds and voices, whatever their order."""
+    parts: Tensor
+    """`clip`, then the means of three equal thirds of the sounding region, (4 * D,): words and other sounds that are
+    made of a sequence, or short in long silence (`ssamba.model.readouts`). Of recordings longer than a window the
+    thirds are those of each window, averaged."""
     frames: Tensor
     """One vector for each time step, (K, D)."""
     times_s: Tensor

@@ -19,12 +19,11 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from ssamba.audio.fbank import log_mel
@@ -33,13 +32,12 @@ from ssamba.embedding import Embedding, EmbedOptions, Prediction
 from ssamba.model.encoder import PatchEncoder
 from ssamba.model.heads import Classifier, span_weights
 from ssamba.model.patches import fill_last_patch, tokens_to_grid
+from ssamba.model.readouts import step_levels, third_weights
 
 Array = np.ndarray[Any, Any]
 Key = TypeVar("Key")
 Owner = TypeVar("Owner")
 Result = TypeVar("Result")
-Pooling = Literal["mean", "cls", "rows"]
-"""`mean`: over patch tokens; `cls`: over prefix tokens; `rows`: of each row of patches, one after the other."""
 
 CPU_TOKENS_PER_BATCH = 4096
 _MAX_PADDING = 1.1
@@ -58,6 +56,8 @@ class Window:
     """Start on the recording's grid of time steps."""
     columns: int
     """Length on that grid."""
+    valid_frames: int
+    """Frames that belong to the recording; silence that was filled in follows."""
 
 
 class WindowCutter:
@@ -145,7 +145,9 @@ class WindowCutter:
 
     def _cut(self, first_column: int, columns: int) -> Window:
         start = first_column * self.config.patch_stride[1] - self._dropped
-        return Window(self._buffer()[start : start + self.config.frames_spanned(columns)], first_column, columns)
+        span = self.config.frames_spanned(columns)
+        valid_frames = min(span, self.num_frames - first_column * self.config.patch_stride[1])
+        return Window(self._buffer()[start : start + span], first_column, columns, valid_frames)
 
 
 class FrameMerger:
@@ -184,6 +186,23 @@ class FrameMerger:
         return self._sums
 
 
+class WindowMean:
+    """Averages one result of each window, which may arrive in any order."""
+
+    def __init__(self) -> None:
+        self._sum = _zeros()
+        self._weight = 0
+
+    def add(self, values: Tensor, weight: int) -> None:
+        """Add the values of a window, of any shape."""
+        self._sum = self._sum + weight * values.detach().cpu().float()
+        self._weight += weight
+
+    def mean(self) -> Tensor:
+        """Return the weighted mean over windows."""
+        return self._sum / self._weight
+
+
 def _zeros(*shape: int) -> Tensor:
     """Return zeros as results are, whatever the caller's default dtype and device."""
     return torch.zeros(shape, dtype=torch.float32, device="cpu")
@@ -193,8 +212,14 @@ class Accumulator(ABC, Generic[Result]):
     """Collects the tokens of one recording's windows, which may arrive in any order."""
 
     @abstractmethod
-    def add(self, window: Window, tokens: Tensor) -> None:
-        """Take the encoder's tokens of one window, (P + L, D), or (layers, P + L, D) if all layers were asked for."""
+    def add(self, window: Window, tokens: Tensor, thirds: Tensor) -> None:
+        """Take one window.
+
+        Args:
+            window: the window.
+            tokens: its tokens (P + L, D), or (layers, P + L, D) if all layers were asked for.
+            thirds: weights of its time steps in the thirds of the sounding region, (3, K), float32 on the CPU.
+        """
 
     @abstractmethod
     def result(self, num_columns: int, num_samples: int) -> Result:
@@ -210,17 +235,22 @@ class EmbeddingAccumulator(Accumulator[Embedding]):
 
     def __init__(self, config: BaseEncoderConfig, front_end: FrontEndConfig):
         self.config, self.front_end = config, front_end
-        self.merger = FrameMerger()
+        self.merger, self.thirds = FrameMerger(), WindowMean()
 
-    def add(self, window: Window, tokens: Tensor) -> None:
-        """Average the patch tokens of (P + L, D) over rows."""
+    def add(self, window: Window, tokens: Tensor, thirds: Tensor) -> None:
+        """Average the patch tokens of (P + L, D) over rows, and these time steps over thirds."""
         patches = tokens[self.config.num_prefix_tokens :]
         grid = tokens_to_grid(patches, self.config.rows, window.columns, self.config)
         # Half precision would round once more for each row.
-        self.merger.add(window.first_column, grid.mean(0, dtype=torch.promote_types(grid.dtype, torch.float32)))
+        frames = grid.mean(0, dtype=torch.promote_types(grid.dtype, torch.float32)).cpu().float()
+        self.merger.add(window.first_column, frames)
+        self.thirds.add(thirds @ frames, window.valid_frames)
 
     def result(self, num_columns: int, num_samples: int) -> Embedding:
-        """Return the embedding; `clip` is the mean over all time steps, also those of `padding="official"`."""
+        """Return the embedding; `clip` is the mean over all time steps, also those of `padding="official"`.
+
+        The thirds in `parts` are those of each window, averaged by the frames that belong to the recording.
+        """
         frames, clip = self.merger.merged(num_columns), self.merger.merged().mean(0)
         if not (torch.isfinite(frames).all() and torch.isfinite(clip).all()):
             raise ValueError(
@@ -228,7 +258,9 @@ class EmbeddingAccumulator(Accumulator[Embedding]):
                 "they are float16, which overflowed: use bfloat16"
             )
         duration_s = num_samples / self.front_end.sample_rate_hz
-        return Embedding(clip, frames, _centers_s(num_columns, duration_s, self.config, self.front_end), duration_s)
+        times_s = centers_s(num_columns, duration_s, self.config, self.front_end)
+        parts = torch.cat((clip, self.thirds.mean().flatten()))
+        return Embedding(clip, parts, frames, times_s, duration_s)
 
 
 class LogitsAccumulator(Accumulator[Tensor]):
@@ -238,7 +270,7 @@ class LogitsAccumulator(Accumulator[Tensor]):
         self.classifier = classifier
         self.total, self.columns = _zeros(classifier.config.num_classes), 0
 
-    def add(self, window: Window, tokens: Tensor) -> None:
+    def add(self, window: Window, tokens: Tensor, thirds: Tensor) -> None:
         """Classify the pooled tokens (P + L, D)."""
         tokens = tokens.to(self.classifier.linear.weight.dtype)  # the encoder's may have been converted alone
         logits = self.classifier.classify(self.classifier.pool(tokens[None]))[0]
@@ -259,10 +291,10 @@ class SegmentLogitsAccumulator(Accumulator[Tensor]):
         self.frames = EmbeddingAccumulator(self.config, front_end)
         self.parts: list[tuple[int, Tensor]] = []  # with `token_segments`: first segment and logits of each window
 
-    def add(self, window: Window, tokens: Tensor) -> None:
+    def add(self, window: Window, tokens: Tensor, thirds: Tensor) -> None:
         """Pool the tokens (P + L, D); with `token_segments` classify them, too, as the official training did."""
         if self.classifier.config.token_segments is None:
-            self.frames.add(window, tokens)
+            self.frames.add(window, tokens, thirds)
             return
         tokens = tokens.to(self.classifier.linear.weight.dtype)
         pooled = self.classifier.pool_spans(tokens[None], window.features.shape[0])
@@ -299,9 +331,9 @@ class PredictionAccumulator(Accumulator[list[Prediction]]):
         if by_segment:
             self.logits = SegmentLogitsAccumulator(classifier, front_end)
 
-    def add(self, window: Window, tokens: Tensor) -> None:
+    def add(self, window: Window, tokens: Tensor, thirds: Tensor) -> None:
         """Classify the tokens (P + L, D)."""
-        self.logits.add(window, tokens)
+        self.logits.add(window, tokens, thirds)
 
     def result(self, num_columns: int, num_samples: int) -> list[Prediction]:
         """Return a prediction for each segment, the last one ends with the recording; or one for the recording."""
@@ -318,63 +350,13 @@ class PredictionAccumulator(Accumulator[list[Prediction]]):
         ]
 
 
-class LayerVectors(NamedTuple):
-    """A recording's vectors of all layers."""
-
-    by_pooling: dict[Pooling, Tensor]
-    """(layers * dims,), or (K, layers * dims) of time steps; dims is D, or R * D for `rows`."""
-    times_s: Tensor
-    """Center of each time step, in seconds from the start of the recording, (K,)."""
-
-
-class LayerVectorsAccumulator(Accumulator[LayerVectors]):
-    """A recording's vectors of all layers for each pooling, of the whole recording or of its time steps."""
-
-    def __init__(
-        self,
-        config: BaseEncoderConfig,
-        front_end: FrontEndConfig,
-        poolings: Sequence[Pooling],
-        *,
-        time_steps: bool = False,
-    ):
-        self.config, self.front_end, self.poolings, self.time_steps = config, front_end, poolings, time_steps
-        self.mergers: dict[Pooling, FrameMerger] = {pooling: FrameMerger() for pooling in poolings if pooling != "cls"}
-        self.prefix, self.columns = _zeros(), 0  # weighted sum of the windows' prefix tokens, (layers * D,)
-
-    def add(self, window: Window, tokens: Tensor) -> None:
-        """Pool the tokens, (P + L, D) or (layers, P + L, D)."""
-        tokens, prefix = tokens.reshape(-1, *tokens.shape[-2:]), self.config.num_prefix_tokens
-        grid = tokens_to_grid(tokens[:, prefix:], self.config.rows, window.columns, self.config)
-        for pooling, merger in self.mergers.items():
-            if pooling == "mean":
-                merger.add(window.first_column, rearrange(grid.mean(1), "v k d -> k (v d)"))
-            else:
-                merger.add(window.first_column, rearrange(grid, "v r k d -> k (v r d)"))
-        if "cls" in self.poolings:
-            self.prefix = self.prefix + window.columns * tokens[:, :prefix].mean(1).flatten().cpu().float()
-            self.columns += window.columns
-
-    def result(self, num_columns: int, num_samples: int) -> LayerVectors:
-        """Return the vectors of the recording, or of its time steps."""
-        duration_s = num_samples / self.front_end.sample_rate_hz
-        times_s = _centers_s(num_columns, duration_s, self.config, self.front_end)
-        if self.time_steps:
-            return LayerVectors({key: merger.merged(num_columns) for key, merger in self.mergers.items()}, times_s)
-        vectors: dict[Pooling, Tensor] = {
-            pooling: self.prefix / self.columns if pooling == "cls" else self.mergers[pooling].merged().mean(0)
-            for pooling in self.poolings
-        }
-        return LayerVectors(vectors, times_s)
-
-
 def _finite(logits: Tensor) -> Tensor:
     if torch.isfinite(logits).all():
         return logits
     raise ValueError("the logits are not finite: samples are far outside [-1, 1], or the model's weights are damaged")
 
 
-def _centers_s(columns: int, duration_s: float, config: BaseEncoderConfig, front_end: FrontEndConfig) -> Tensor:
+def centers_s(columns: int, duration_s: float, config: BaseEncoderConfig, front_end: FrontEndConfig) -> Tensor:
     """Return the center of each column's stretch of audio, cut at the recording's end, (K,)."""
     shift_s = front_end.shift_samples / front_end.sample_rate_hz
     span_s = (config.patch_size[1] - 1) * shift_s + front_end.frame_samples / front_end.sample_rate_hz
@@ -549,29 +531,44 @@ class InferenceEngine:
         with self._autocast(enabled=is_bf16):
             skips = self.encoder.skips_padding(batch[0][1].features) and not all_layers
         for group in group_by_length(batch, _MAX_PADDING_IF_SKIPPED if skips else _MAX_PADDING):
+            windows = [window for _, window in group]
+            features = _padded(windows)
             with self._autocast(enabled=is_bf16):
-                encoded = self._tokens([window for _, window in group], options.layer, all_layers)
+                encoded = self._tokens(features, windows, options.layer, all_layers)
             with self._autocast(enabled=False):
-                for own, (recording, window) in zip(encoded, group, strict=True):
+                thirds = self._thirds(features, windows)
+                for own, weights, (recording, window) in zip(encoded, thirds, group, strict=True):
                     valid = config.num_prefix_tokens + config.rows * window.columns
-                    recording.accumulator.add(window, own[..., :valid, :])
+                    recording.accumulator.add(window, own[..., :valid, :], weights[:, : window.columns])
                     recording.num_pending -= 1
 
-    def _tokens(self, windows: Sequence[Window], layer: int | None, all_layers: bool) -> Tensor:
+    def _tokens(self, features: Tensor, windows: Sequence[Window], layer: int | None, all_layers: bool) -> Tensor:
         """Encode windows: (B, P + L, D), or (B, layers, P + L, D); tokens after a window's own are padding."""
         encoder = self.encoder
         frames = [window.features.shape[0] for window in windows]
-        if len(windows) == 1:  # no copy: it may be hours in one window
-            features = windows[0].features[None]
-        else:
-            features = windows[0].features.new_zeros(len(windows), max(frames), encoder.config.num_mel_bins)
-            for row, window in zip(features, windows, strict=True):
-                row[: window.features.shape[0]] = window.features
         lengths = torch.tensor(frames) if min(frames) < max(frames) else None
         if all_layers:
             return torch.stack(encoder.hidden_states(encoder.embed_patches(features, lengths)), dim=1)
         tokens: Tensor = encoder(features, lengths, layer=layer)
         return tokens
+
+    def _thirds(self, features: Tensor, windows: Sequence[Window]) -> Tensor:
+        """Return the weights of the time steps in the thirds of each window's sounding region, (B, 3, K)."""
+        columns = torch.tensor([window.columns for window in windows])
+        valid_frames = torch.tensor([window.valid_frames for window in windows])
+        levels = step_levels(features, self.encoder.config, self.front_end, valid_frames)
+        return third_weights(levels.cpu().float(), columns)
+
+
+def _padded(windows: Sequence[Window]) -> Tensor:
+    """Return the features of windows as a batch, (B, T, M), zeros after the shorter ones."""
+    if len(windows) == 1:  # no copy: it may be hours in one window
+        return windows[0].features[None]
+    longest = max(window.features.shape[0] for window in windows)
+    features = windows[0].features.new_zeros(len(windows), longest, windows[0].features.shape[1])
+    for row, window in zip(features, windows, strict=True):
+        row[: window.features.shape[0]] = window.features
+    return features
 
 
 def group_by_length(batch: Sequence[tuple[Owner, Window]], max_padding: float) -> Iterator[list[tuple[Owner, Window]]]:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from ssamba.cli import app
 from ssamba.embedder import Embedder
-from ssamba.errors import Interrupted
+from ssamba.errors import ConfigError, Interrupted, OtherSettingsError
 from ssamba.evaluation import (
     EncoderModel,
     EvaluateOptions,
@@ -178,6 +178,26 @@ def test_several_models_give_one_evaluation(suite, tmp_path, make_encoder):
     assert "log-mel statistics, kinds: embedding" not in seen
 
 
+def test_every_model_is_scored_with_the_readouts_that_are_asked_for(suite, tmp_path, make_encoder):
+    embedder = Embedder(make_encoder(), device="cpu", name="small")
+    models = ["logmel", embedder, FunctionModel("peak", lambda waves: [[np.abs(wave).max()] for wave in waves])]
+    options = {"task": "kinds", "cache": tmp_path / "cache", "probe": "knn", "output": tmp_path / "cards.json"}
+    result = evaluate(suite, models, readout=("clip", "parts"), **options)
+    for card in result.cards:
+        assert [row.view for row in card.rows] == ["final.mean", "final.mean.parts", "best"]
+        assert card.as_json()["readouts"] == ["clip", "parts"]
+    with pytest.raises(OtherSettingsError, match=r"readouts was \['clip', 'parts'\], is \['parts'\]"):
+        evaluate(suite, models, readout="parts", **options)
+    parts = evaluate(suite, models, readout="parts", overwrite=True, **options)
+    clip = evaluate(suite, models, overwrite=True, **options)
+    for both, one, other in zip(result.cards, clip.cards, parts.cards, strict=True):
+        assert [row.scores for row in both.rows[:2]] == [one.best().scores, other.best().scores]
+    layers = evaluate(suite, embedder, task="kinds", layers="all", probe="knn", readout="parts", cache=False)
+    assert [row.view for row in layers.card.rows][-3:] == ["2.mean.parts", "final.mean.parts", "best"]
+    with pytest.raises(ConfigError, match="made with the readouts"):
+        evaluate(suite, EncoderModel(embedder), readout="parts", cache=False)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_evaluation_exits_130_and_the_cache_is_kept(suite, tmp_path, how):
@@ -210,6 +230,8 @@ def test_an_interrupted_evaluation_exits_130_and_the_cache_is_kept(suite, tmp_pa
         (None, "logmel", {"layers": "all"}, 2, "'logmel' has no layers, tokens or padding"),
         (None, "logmel", {"layers": "most"}, 2, "layers: Input should be 'final' or 'all'"),
         (None, "logmel", {"pooling": "max"}, 2, "poolings"),
+        (None, "logmel", {"readout": "thirds"}, 2, "readouts"),
+        (None, "random", {"pooling": "cls", "readout": "parts"}, 2, "has no thirds, which the readout 'parts' needs"),
         (None, "logmel", {"probe": "forest"}, 2, "probe"),
         (None, "random", {"weighted": True}, 2, "weighted learns a mixture of the layers: it needs layers 'all'"),
         (None, "logmel", {"level": -1.0}, 2, "level"),

@@ -7,8 +7,8 @@ import pytest
 
 from ssamba.audio.decode import decode
 from ssamba.embedder import Embedder
-from ssamba.errors import SuiteError
-from ssamba.evaluation import LogMelStatistics
+from ssamba.errors import ConfigError, SuiteError
+from ssamba.evaluation import LogMelStatistics, WaveformParts
 from ssamba.evaluation.clips import read_waves
 from ssamba.evaluation.suite import read_suite
 from ssamba.evaluation.vectors import (
@@ -16,9 +16,11 @@ from ssamba.evaluation.vectors import (
     FunctionModel,
     TimestampEmbeddings,
     VectorOptions,
+    sounding_thirds,
     task_vectors,
 )
 from ssamba.events import Event, second_targets
+from ssamba.hashing import digest_of_json
 from ssamba.model.patches import fill_last_patch
 
 
@@ -46,6 +48,46 @@ def test_each_layer_is_the_embedders_own(windowed, clips, padding):
         np.testing.assert_allclose(views[name], vectors, atol=1e-5)
 
 
+@pytest.mark.parametrize("padding", ["patch", "official"])
+def test_both_readouts_are_the_embedders_own(windowed, clips, padding):
+    options = VectorOptions(layers="all", poolings=("mean", "rows"), readouts=("clip", "parts"), padding=padding)
+    waves = [wave for path in clips[:4] for wave in _cuts(path)]
+    views = EncoderModel(windowed, options).vectors(waves)
+    for layer in (1, None):
+        embedded = windowed.embed(waves, layer=layer, padding=padding)
+        name = "final" if layer is None else str(layer)
+        np.testing.assert_allclose(views[f"{name}.mean"], np.stack([one.clip for one in embedded]), atol=1e-5)
+        expected = np.stack([one.parts for one in embedded])
+        np.testing.assert_allclose(views[f"{name}.mean.parts"], expected, atol=1e-5)
+        rows = views[f"{name}.rows.parts"].reshape(len(waves), 4, 8, 32)
+        np.testing.assert_allclose(rows.mean(2).reshape(len(waves), -1), expected, atol=1e-5)
+    with pytest.raises(SuiteError, match="'parts' is one vector of a recording"):
+        EncoderModel(windowed, options).timestamp_embeddings(waves)
+    with pytest.raises(ConfigError, match="'cls' stands for whole recordings and has no thirds"):
+        options.with_changes(poolings=("mean", "cls"))
+
+
+def test_other_models_get_the_thirds_of_the_waveform(clips):
+    sound, zeros = decode(clips[6])[:8000], np.zeros(8000, np.float32)
+    waves = [np.concatenate((zeros, sound, zeros)), sound[:500]]
+    for wave, tolerance in ((waves[0], 1280), (waves[0] * 0.01, 1280)):
+        thirds = sounding_thirds(wave, 16_000)
+        assert abs(thirds[0].start - 8000) <= tolerance
+        assert abs(thirds[2].stop - 16_000) <= tolerance
+        assert thirds[0].stop == thirds[1].start
+        assert thirds[1].stop == thirds[2].start
+        assert {cut.stop - cut.start for cut in thirds} <= {(thirds[2].stop - thirds[0].start) // 3 + k for k in (0, 1)}
+    assert sounding_thirds(waves[1], 16_000) is None
+    model = WaveformParts(LogMelStatistics(), ("clip", "parts"))
+    views = model.vectors(waves)
+    whole = LogMelStatistics().vectors(waves)["final.mean"]
+    pieces = LogMelStatistics().vectors([waves[0][cut] for cut in sounding_thirds(waves[0], 16_000)])["final.mean"]
+    np.testing.assert_array_equal(views["final.mean"], whole)
+    np.testing.assert_allclose(views["final.mean.parts"][0], np.concatenate((whole[:1], pieces)).flatten(), atol=1e-6)
+    np.testing.assert_array_equal(views["final.mean.parts"][1], np.tile(whole[1], 4))
+    assert model.digest() != LogMelStatistics().digest() != WaveformParts(LogMelStatistics()).digest()
+
+
 def _cuts(path):
     """A recording, and a part of it, and one shorter than a frame and a half."""
     samples = decode(path)
@@ -66,6 +108,8 @@ def test_digests_follow_weights_and_options(make_encoder):
     digest = EncoderModel(embedder).digest()
     assert EncoderModel(embedder, VectorOptions(padding="official")).digest() != digest
     assert EncoderModel(embedder, VectorOptions(layers="all")).digest() != digest
+    assert EncoderModel(embedder, VectorOptions(readouts=("parts",))).digest() != digest
+    assert VectorOptions().digest() == digest_of_json({"layers": "final", "poolings": ["mean"], "padding": "patch"})
     embedder.encoder.cls_token.data += 1
     assert EncoderModel(embedder).digest() != digest
 

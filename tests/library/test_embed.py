@@ -21,10 +21,11 @@ from pyarrow import parquet
 from ssamba.audio.decode import decode_files
 from ssamba.audio.files import find_audio
 from ssamba.embedder import Embedder
-from ssamba.errors import ModelMismatchError, OtherSettingsError, OutputInUseError, SkippedFilesError
-from ssamba.library.embed import embed_files
+from ssamba.embedding import EmbedOptions
+from ssamba.errors import ConfigError, ModelMismatchError, OtherSettingsError, OutputInUseError, SkippedFilesError
+from ssamba.library.embed import embed_files, embed_settings
 from ssamba.library.search import nearest_neighbors
-from ssamba.library.store import Store
+from ssamba.library.store import Store, check_settings
 from ssamba.library.tables import FileRecord, StoreError, read_embeddings
 
 
@@ -223,12 +224,33 @@ def test_windows_and_full_context_are_not_mixed_in_a_table(clips, tmp_path, embe
         ({"overlap": 0.25}, "overlap was 0.5, is 0.25"),
         ({"precision": "bf16"}, "precision was 'fp32', is 'bf16'"),
         ({"channels": 0}, "channels was 'mean', is 0"),
+        ({"readout": "parts"}, "readout was 'clip', is 'parts'"),
     ):
         with pytest.raises(OtherSettingsError) as refused:
             embed_files(clips[:3], output, embedder, **options)
         assert f"{output} was made with other settings: {named}. Use another output" in str(refused.value)
     assert output.read_bytes() == before
     assert embed_files(clips[:2], output, embedder, precision="auto").unchanged == 2  # fp32 on a CPU
+
+
+def test_tables_hold_the_readout_that_was_asked_for(clips, tmp_path, embedder):
+    output = tmp_path / "e.npz"
+    embed_files(clips[:2], output, embedder, readout="parts")
+    table = read_embeddings(output)
+    np.testing.assert_allclose(table["embedding"][0], embedder.embed(clips[0]).parts, atol=1e-5)
+    assert str(table["config_hash"]) != embedder.digest()
+    with pytest.raises(OtherSettingsError, match="readout was 'parts', is 'clip'"):
+        embed_files(clips[:3], output, embedder)
+    assert embed_files(clips[:3], output, embedder, readout="parts").unchanged == 2
+    # Tables that do not say which were made before there was a choice.
+    before, now = (embed_settings(embedder, EmbedOptions(), readout=readout) for readout in ("clip", "parts"))
+    del before["options"]["readout"]
+    with pytest.raises(OtherSettingsError, match=r"settings: readout was 'clip', is 'parts'\. Use"):
+        check_settings(before, now, "It was made")
+    with pytest.raises(ConfigError, match="the readout 'parts' is one vector of a file: leave one out"):
+        embed_files(clips[:2], output, embedder, frames=True, readout="parts")
+    with pytest.raises(ConfigError, match="readout must be one of clip, parts; got 'thirds'"):
+        embed_files(clips[:2], output, embedder, readout="thirds")
 
 
 def test_an_interrupted_run_with_other_settings_is_refused(clips, tmp_path, embedder, monkeypatch):

@@ -29,6 +29,7 @@ from ssamba.cli.progress import ProgressDisplay
     epilog="[bold]Examples[/]\n\n"
     "ssamba embed recordings/ -o embeddings.npz\n\n"
     "ssamba embed 'field/**/*.flac' more.mp3 -o embeddings.parquet -c ssamba_tiny.pth\n\n"
+    "ssamba embed words/ -o words.npz --readout parts\n\n"
     "ssamba embed night.wav -o night.csv --frames\n\n" + EXIT_CODES
 )
 def embed(
@@ -38,6 +39,13 @@ def embed(
     ],
     checkpoint: CheckpointOption = None,
     frames: Annotated[bool, typer.Option("--frames", help="One row for each time step instead of each file.")] = False,
+    readout: Annotated[
+        Literal["clip", "parts"],
+        typer.Option(
+            help="Vector of a file: 'clip', the mean over time (similarity, voices), or 'parts', that and the means of "
+            "thirds of the sounding region, four times as long (words, sequences, short sounds)."
+        ),
+    ] = "clip",
     context: Annotated[
         Literal["windows", "full"],
         typer.Option(
@@ -85,6 +93,7 @@ def embed(
             output,
             checkpoint,
             frames=frames,
+            readout=readout,
             context=context,
             layer=layer,
             padding=padding,

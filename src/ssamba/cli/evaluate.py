@@ -16,6 +16,7 @@ from ssamba.cli.progress import ProgressDisplay
     "ssamba evaluate suite/ -c ssamba2-tiny\n\n"
     "ssamba evaluate suite/ -c runs/mine -c ssamba2-tiny -c random -c logmel   (one table)\n\n"
     "ssamba evaluate suite/ -c runs/mine --layers all --pooling mean --pooling cls -o card.json\n\n"
+    "ssamba evaluate suite/ -c ssamba2-tiny -c logmel --readout parts   (words, calls: what comes first matters)\n\n"
     "ssamba evaluate suite/ -c runs/mine --inner --task sfx14\n\n"
     "ssamba evaluate suite/ -c runs/mine --figure card.png --details classes/\n\n"
     "ssamba evaluate hear-2021.0.6/tasks/ -c ssamba2-tiny   (HEAR's folders as published)\n\n" + EXIT_CODES
@@ -43,6 +44,13 @@ def evaluate(
     layers: Annotated[str, typer.Option(help="'final', or 'all': every layer, and the best by validation.")] = "final",
     pooling: Annotated[
         list[str] | None, typer.Option(help="'mean', 'cls' or 'rows'; repeatable. Default: mean.")
+    ] = None,
+    readout: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="'clip', the mean over time, or 'parts', that and the means of thirds of the sounding region; "
+            "repeatable: a row for each. Default: clip."
+        ),
     ] = None,
     padding: Annotated[str, typer.Option(help="'patch' or 'official', as in ssamba embed.")] = "patch",
     probe: Annotated[str, typer.Option(help="'linear', 'knn' or 'mlp'.")] = "linear",
@@ -90,6 +98,7 @@ def evaluate(
             inner=inner,
             layers=layers,  # type: ignore[arg-type]  # checked there, as are padding and probe
             pooling=pooling or "mean",
+            readout=readout or "clip",
             padding=padding,  # type: ignore[arg-type]
             probe=probe,  # type: ignore[arg-type]
             weighted=weighted,

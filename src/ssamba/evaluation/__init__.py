@@ -12,6 +12,7 @@ from ssamba.evaluation.vectors import (
     LogMelStatistics,
     TimestampEmbeddings,
     VectorOptions,
+    WaveformParts,
 )
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Task",
     "TimestampEmbeddings",
     "VectorOptions",
+    "WaveformParts",
     "cache_folder",
     "evaluate",
     "evaluate_model",

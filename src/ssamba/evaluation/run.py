@@ -33,7 +33,7 @@ from ssamba.evaluation.report import (
 from ssamba.evaluation.scorecard import EvaluateOptions, Evaluation, evaluate_model, problems
 from ssamba.evaluation.suite import read_suite
 from ssamba.evaluation.task import Task
-from ssamba.evaluation.vectors import ClipModel, EncoderModel, LogMelStatistics, VectorOptions
+from ssamba.evaluation.vectors import ClipModel, EncoderModel, LogMelStatistics, VectorOptions, WaveformParts
 from ssamba.probes import ProbeKind
 from ssamba.progress import OnProgress
 
@@ -50,6 +50,7 @@ def evaluate(
     inner: bool = False,
     layers: Literal["final", "all"] = "final",
     pooling: str | Sequence[str] = ("mean",),
+    readout: str | Sequence[str] = ("clip",),
     padding: Literal["patch", "official"] = "patch",
     probe: ProbeKind = "linear",
     weighted: bool = False,
@@ -75,6 +76,9 @@ def evaluate(
         inner: score inside the training parts only, to choose between recipes.
         layers: `final`, or `all`: every layer, and the best by validation.
         pooling: `mean`, `cls` or `rows`, or several of them.
+        readout: `clip`, the mean over time; `parts`, that and the means of thirds of the sounding region
+            (`Embedding.parts`; log-mel statistics and other models get the thirds of the waveform); or both, each with
+            a row.
         padding: `patch` or `official`, as for `Embedder.embed`.
         probe: `linear`, `knn` or `mlp`.
         weighted: with all layers: also learn a mixture of them.
@@ -101,9 +105,9 @@ def evaluate(
         MissingExtraError: scikit-learn, or for a plot matplotlib, is not installed.
         Interrupted: Ctrl-C; embeddings of finished tasks are in the cache.
     """
+    poolings, readouts = (tuple([one] if isinstance(one, str) else one) for one in (pooling, readout))
     vectors = VectorOptions.parse(
-        {"layers": layers, "poolings": (pooling,) if isinstance(pooling, str) else tuple(pooling), "padding": padding},
-        "evaluate",
+        {"layers": layers, "poolings": poolings, "readouts": readouts, "padding": padding}, "evaluate"
     )
     options = EvaluateOptions.parse(
         {"inner": inner, "probe": probe, "weighted": weighted, "level": level or None}, "evaluate"
@@ -126,7 +130,7 @@ def evaluate(
         for note in problems(one, inner=inner):
             _log.warning("%s: %s", one.name, note)
     if output is not None and output.exists() and not overwrite:
-        _check_output(output, models, tasks, options)
+        _check_output(output, models, tasks, options, vectors)
     folder = None if cache is False else cache_folder() if cache in (None, True) else Path(str(cache)).expanduser()
     threads = workers or os.cpu_count() or 1
     try:
@@ -171,14 +175,19 @@ def _read_tasks(
 def _load(source: Any, options: VectorOptions, device: str | None) -> ClipModel:
     """Return a model that can be scored; its name, path or `Embedder` or itself is given."""
     if source == "logmel":
-        if options != VectorOptions():
+        if options != VectorOptions(readouts=options.readouts):
             raise ConfigError("'logmel' has no layers, tokens or padding: leave out layers, pooling and padding")
-        return LogMelStatistics()
+        source = LogMelStatistics()
     if isinstance(source, Embedder):
         return EncoderModel(source, options)
     if source is not None and not isinstance(source, str | Path):
         model: ClipModel = source
-        return model
+        if isinstance(model, EncoderModel | WaveformParts):
+            own = model.options.readouts if isinstance(model, EncoderModel) else model.readouts
+            if own != options.readouts:
+                raise ConfigError(f"{model.name} was made with the readouts {own}: give evaluate the same ones")
+            return model
+        return model if options.readouts == ("clip",) else WaveformParts(model, options.readouts)
     try:
         embedder = random_model(device=device) if source == "random" else load_model(source, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -188,7 +197,9 @@ def _load(source: Any, options: VectorOptions, device: str | None) -> ClipModel:
     return EncoderModel(embedder, options)
 
 
-def _check_output(output: Path, models: Sequence[ClipModel], tasks: Sequence[Task], options: EvaluateOptions) -> None:
+def _check_output(
+    output: Path, models: Sequence[ClipModel], tasks: Sequence[Task], options: EvaluateOptions, vectors: VectorOptions
+) -> None:
     """Refuse to replace a scorecard of other models, tasks or options, or a file that is none."""
     remedy = "choose another output, or --overwrite"
     try:
@@ -198,6 +209,7 @@ def _check_output(output: Path, models: Sequence[ClipModel], tasks: Sequence[Tas
             "models": ", ".join(f"{card['model']} ({card['model_digest']})" for card in cards),
             "tasks": {name: facts["digest"] for name, facts in cards[0]["tasks"].items()},
             "options": cards[0]["options"],
+            "readouts": cards[0].get("readouts", ["clip"]),
         }
     except (ValueError, KeyError, TypeError, IndexError, OSError):
         raise OtherSettingsError(f"{output} exists, and holds no scorecard: {remedy}") from None
@@ -205,6 +217,7 @@ def _check_output(output: Path, models: Sequence[ClipModel], tasks: Sequence[Tas
         "models": ", ".join(f"{model.name} ({model.digest()})" for model in models),
         "tasks": {task.name: task.facts["digest"] for task in tasks},
         "options": options.model_dump(),
+        "readouts": list(vectors.readouts),
     }
     differences = settings_differences(before, now)
     if differences:

@@ -28,7 +28,15 @@ from ssamba.errors import Interrupted, SuiteError
 from ssamba.evaluation.clips import Waves, is_all_silent, read_waves, recording_digests
 from ssamba.evaluation.probing import ProbeResult, clip_jobs, layer_jobs, run_jobs, timestamp_jobs
 from ssamba.evaluation.task import Task
-from ssamba.evaluation.vectors import ClipModel, EncoderModel, TimestampEmbeddings, pooling_of, task_vectors, view_name
+from ssamba.evaluation.vectors import (
+    ClipModel,
+    EncoderModel,
+    TimestampEmbeddings,
+    readout_of,
+    suffix_of,
+    task_vectors,
+    view_name,
+)
 from ssamba.metrics.bootstrap import Interval, interval_of
 from ssamba.metrics.classification import Array, finite_or_none
 from ssamba.probes import ProbeKind
@@ -59,7 +67,8 @@ class Row:
     """Scores of one view of the model."""
 
     view: str
-    """`LAYER.POOLING`; `weighted.POOLING`; or `best`: in each fold the view with the best validation score."""
+    """`LAYER.POOLING`, with the readout `parts` `LAYER.POOLING.parts`; `weighted` in place of a layer; or `best`: in
+    each fold the view with the best validation score."""
     scores: dict[str, float]
     """The metric of each task, the mean over its folds."""
     intervals: dict[str, Interval]
@@ -90,7 +99,7 @@ class Scorecard:
     tasks: dict[str, dict[str, Any]]
     """Digest, number of clips and classes, and metric (`metric`) of each task."""
     rows: list[Row]
-    """One for each view, then weighted ones, and last `best` if there are several layers or poolings."""
+    """One for each view, then weighted ones, and last `best` if there are several layers, poolings or readouts."""
     seconds: float
     """Duration."""
     repeated: dict[str, int] = field(default_factory=dict)
@@ -106,6 +115,11 @@ class Scorecard:
         """Return the row of a view; KeyError if there is none."""
         return {row.view: row for row in self.rows}[view]
 
+    @property
+    def readouts(self) -> list[str]:
+        """The readouts of the rows."""
+        return list(dict.fromkeys(readout_of(row.view) for row in self.rows if row.view != BEST))
+
     def best(self) -> Row:
         """Return the row `best`, or the only one."""
         return self.rows[-1]
@@ -117,6 +131,7 @@ class Scorecard:
             "model_digest": self.model_digest,
             "weights_digest": self.weights_digest,
             "options": self.options.model_dump(),
+            "readouts": self.readouts,
             "tasks": self.tasks,
             "repeated": self.repeated,
             "notes": self.notes,
@@ -197,7 +212,7 @@ def evaluate_model(
     """Score a model on tasks.
 
     Args:
-        model: `EncoderModel`, `LogMelStatistics`, `FunctionModel` or another `ClipModel`.
+        model: `EncoderModel`, `LogMelStatistics`, `FunctionModel`, `WaveformParts` or another `ClipModel`.
         tasks: from `read_suite`.
         options: None means the open suite's protocol.
         cache: folder for decoded clips and vectors (`cache_folder()`); None caches nothing.
@@ -295,10 +310,10 @@ def _evaluate_task(
 
 
 def _layer_stacks(views: Mapping[str, Array]) -> dict[str, Array]:
-    """Return all layers of each pooling that has several, (V, n, D)."""
+    """Return all layers of each pooling and readout that has several, (V, n, dims)."""
     stacks = {
-        view_name(WEIGHTED, pooling): [vectors for view, vectors in views.items() if pooling_of(view) == pooling]
-        for pooling in dict.fromkeys(pooling_of(view) for view in views)
+        view_name(WEIGHTED, suffix): [vectors for view, vectors in views.items() if suffix_of(view) == suffix]
+        for suffix in dict.fromkeys(suffix_of(view) for view in views)
     }
     return {view: np.stack(layers) for view, layers in stacks.items() if len(layers) > 1}
 

@@ -1,12 +1,17 @@
 """Embeddings of clips and of time steps, for every layer and pooling; the models that evaluation can score.
 
 A model is any object with `name`, `sample_rate_hz`, `digest()` and `vectors(waves)`, which returns views of the clips,
-(N, dims) each, by name. An encoder has a view for each layer and pooling (`12.mean`, `final.cls`), other models have
-`final.mean` alone. Tasks of seconds and events also need `timestamp_embeddings(waves)`.
+(N, dims) each, by name. An encoder has a view for each layer, pooling and readout (`12.mean`, `final.cls`,
+`final.mean.parts`), other models have `final.mean` and, in `WaveformParts`, `final.mean.parts`. Tasks of seconds and
+events also need `timestamp_embeddings(waves)`.
 
-Poolings: `mean` is `Embedding.clip`, the mean over patch tokens; `cls` is the prefix token (of long recordings the mean
-over windows, weighted by their length); `rows` is the mean over time of each row of patches, one after the other, which
-keeps the frequency axis (R * D numbers, as in Niizumi et al., arXiv:2210.14648).
+Poolings: `mean` is the mean over patch tokens; `cls` is the prefix token (of long recordings the mean over windows,
+weighted by their length); `rows` is the mean over time of each row of patches, one after the other, which keeps the
+frequency axis (R * D numbers, as in Niizumi et al., arXiv:2210.14648).
+
+Readouts: `clip` is the mean over time; `parts` is that and the means of thirds of the sounding region, four times as
+many numbers (`ssamba.model.readouts`). The view `final.mean` is `Embedding.clip`, `final.mean.parts` is
+`Embedding.parts`.
 
 Shapes: N clips, S samples, K time steps, R rows, D channels, V layers, C classes.
 """
@@ -24,22 +29,31 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from ssamba.audio.fbank import mel_matrix
-from ssamba.config import Config, FrontEndConfig, ModelIdentity
+from ssamba.audio.fbank import log_mel, mel_matrix
+from ssamba.config import Config, EncoderConfig, FrontEndConfig, ModelIdentity
 from ssamba.embedder import Embedder, EmbedOptions
+from ssamba.embedding import Readout
 from ssamba.errors import SuiteError
 from ssamba.evaluation.clips import Waves, cached_arrays
+from ssamba.evaluation.layer_vectors import LayerVectors, LayerVectorsAccumulator, Pooling, view_suffix
 from ssamba.evaluation.task import Task
 from ssamba.hashing import digest_of_json
-from ssamba.inference import InferenceEngine, LayerVectors, LayerVectorsAccumulator, Pooling
+from ssamba.inference import InferenceEngine
 from ssamba.metrics.classification import Array
+from ssamba.model.patches import fill_last_patch
+from ssamba.model.readouts import PARTS_DEFINITION, sounding_region, step_levels
 
 FINAL = "final"
 OnProgress = Callable[[int], None]
 """Called with the number of clips that are done."""
 
+_NO_PARTS = (
+    "the readout 'parts' is one vector of a recording, and tasks of seconds and events need embeddings of time steps: "
+    "ask for the readout 'clip', or leave these tasks out"
+)
 _COUNTS, _TIMES = "counts", "times_s"
 _GPU_TOKENS_PER_BATCH = 65_536
 
@@ -50,15 +64,23 @@ _STEP_FRAMES, _CONTEXT_FRAMES = 5, 20
 # Frames of 32 ms, as long as the Fourier transform.
 _BANDS = FrontEndConfig(num_mel_bins=64, low_hz=0.0, frame_ms=32.0)
 
-
-def view_name(layer: int | str, pooling: str) -> str:
-    """Return the name of a layer's view."""
-    return f"{layer}.{pooling}"
+_CLIPS_AT_ONCE = 256
+_STEPS_OF_40_MS = EncoderConfig(patch_size=(128, 4), patch_stride=(128, 4))
 
 
-def pooling_of(view: str) -> str:
-    """Return the pooling in a view's name."""
-    return view.rpartition(".")[2]
+def view_name(layer: int | str, suffix: str) -> str:
+    """Return the name of a layer's view; `suffix` is a pooling, or from `view_suffix`."""
+    return f"{layer}.{suffix}"
+
+
+def suffix_of(view: str) -> str:
+    """Return what follows the layer in a view's name."""
+    return view.partition(".")[2]
+
+
+def readout_of(view: str) -> Readout:
+    """Return the readout in a view's name."""
+    return "parts" if view.endswith(".parts") else "clip"
 
 
 @dataclass(frozen=True)
@@ -138,6 +160,17 @@ class VectorOptions(Config):
     """How tokens become one vector."""
     padding: Literal["patch", "official"] = "patch"
     """As in `EmbedOptions`."""
+    readouts: tuple[Readout, ...] = Field(("clip",), min_length=1, json_schema_extra={"since": 2})
+    """How time steps become one vector."""
+
+    @model_validator(mode="after")
+    def _check(self) -> VectorOptions:
+        if "parts" in self.readouts and "cls" in self.poolings:
+            raise ValueError(
+                "the pooling 'cls' stands for whole recordings and has no thirds, which the readout 'parts' needs: ask "
+                "for the poolings 'mean' or 'rows', or for the readout 'clip'"
+            )
+        return self
 
 
 class EncoderModel:
@@ -163,12 +196,13 @@ class EncoderModel:
     def digest(self) -> str:
         """Return a digest of weights, configuration and options."""
         options = EmbedOptions(padding=self.options.padding)
-        return digest_of_json([self.embedder.digest(options), self.options.digest()])
+        key = [self.embedder.digest(options), self.options.digest()]
+        return digest_of_json([*key, PARTS_DEFINITION] if "parts" in self.options.readouts else key)
 
     def vectors(self, waves: Sequence[Array], on_progress: OnProgress | None = None) -> dict[str, Array]:
-        """Return a view for each layer and pooling; clips below one frame (25 ms) are padded with silence to one."""
-        clips = [clip.by_pooling for clip in self._encoded(waves, on_progress, time_steps=False)]
-        return self._by_layer({pooling: torch.stack([clip[pooling] for clip in clips]) for pooling in clips[0]})
+        """Return a view for each layer, pooling and readout; clips below one frame (25 ms) are padded to one."""
+        clips = [clip.by_suffix for clip in self._encoded(waves, on_progress, time_steps=False)]
+        return self._by_layer({suffix: torch.stack([clip[suffix] for clip in clips]) for suffix in clips[0]})
 
     def timestamp_embeddings(
         self, waves: Sequence[Array], on_progress: OnProgress | None = None
@@ -176,25 +210,28 @@ class EncoderModel:
         """Return views of the time steps, as `Embedding.frames` and `times_s`; the prefix token has none.
 
         Raises:
-            SuiteError: the options ask for the pooling `cls`.
+            SuiteError: the options ask for the pooling `cls` or the readout `parts`.
         """
+        if "parts" in self.options.readouts:
+            raise SuiteError(_NO_PARTS)
         if "cls" in self.options.poolings:
             raise SuiteError(
                 "the pooling 'cls' stands for whole recordings, and tasks of seconds and events need embeddings of "
                 "time steps: ask for the poolings 'mean' or 'rows', or leave these tasks out"
             )
         clips = self._encoded(waves, on_progress, time_steps=True)
-        views = {p: torch.cat([clip.by_pooling[p] for clip in clips]) for p in self.options.poolings}
+        suffixes = [view_suffix(pooling) for pooling in self.options.poolings]
+        views = {name: torch.cat([clip.by_suffix[name] for clip in clips])[:, None] for name in suffixes}
         counts = np.array([len(clip.times_s) for clip in clips])
         return TimestampEmbeddings(self._by_layer(views), counts, torch.cat([clip.times_s for clip in clips]).numpy())
 
-    def _by_layer(self, pooled: Mapping[Pooling, Tensor]) -> dict[str, Array]:
-        """Split (n, V * dims) of each pooling into the views of its layers, (n, dims)."""
+    def _by_layer(self, pooled: Mapping[str, Tensor]) -> dict[str, Array]:
+        """Split (n, parts, V * dims) of each pooling and readout into the views of its layers, (n, parts * dims)."""
         count = self.embedder.encoder.config.num_layers
         layers = [*range(count + 1), FINAL] if self.options.layers == "all" else [FINAL]
         return {
-            view_name(layer, pooling): rearrange(vectors, "n (v d) -> v n d", v=len(layers))[index].numpy()
-            for pooling, vectors in pooled.items()
+            view_name(layer, suffix): rearrange(vectors, "n p (v d) -> v n (p d)", v=len(layers))[index].numpy()
+            for suffix, vectors in pooled.items()
             for index, layer in enumerate(layers)
         }
 
@@ -212,7 +249,8 @@ class EncoderModel:
 
         def new_accumulator() -> LayerVectorsAccumulator:
             config, front_end = self.embedder.encoder.config, self.embedder.front_end
-            return LayerVectorsAccumulator(config, front_end, self.options.poolings, time_steps=time_steps)
+            poolings, readouts = self.options.poolings, self.options.readouts
+            return LayerVectorsAccumulator(config, front_end, poolings, readouts, time_steps=time_steps)
 
         found: dict[int, LayerVectors] = {}
         options, all_layers = EmbedOptions(padding=self.options.padding), self.options.layers == "all"
@@ -324,6 +362,72 @@ class LogMelStatistics:
                 on_progress(done)
         views = {view_name(FINAL, "mean"): torch.cat(rows).numpy()}
         return TimestampEmbeddings(views, np.array([len(r) for r in rows]), np.concatenate(times).astype(np.float32))
+
+
+class WaveformParts:
+    """Gives a model of one vector a clip the readout `parts`: the vectors of a clip and of its sounding thirds.
+
+    The thirds are stretches of the waveform, cut where `ssamba.model.readouts` puts them for time steps of 40 ms; they
+    are those of the whole clip, however long it is. In place of the thirds of a region below three steps the vector of
+    the clip stands three times.
+    """
+
+    def __init__(self, model: ClipModel, readouts: Sequence[Readout] = ("parts",)):
+        """Args: the model, and which readouts to return."""
+        self.model, self.readouts = model, tuple(readouts)
+        self.name, self.sample_rate_hz = model.name, model.sample_rate_hz
+
+    def digest(self) -> str:
+        """Return a digest of the model's digest and the readouts."""
+        return digest_of_json([self.model.digest(), self.readouts, PARTS_DEFINITION])
+
+    def vectors(self, waves: Sequence[Array], on_progress: OnProgress | None = None) -> dict[str, Array]:
+        """Return `final.mean` and `final.mean.parts`, or one of them: of each view of the model."""
+        found: list[dict[str, Array]] = []
+        for start in range(0, len(waves), _CLIPS_AT_ONCE):
+            found.append(self._vectors(waves[start : start + _CLIPS_AT_ONCE]))
+            if on_progress is not None:
+                on_progress(min(start + _CLIPS_AT_ONCE, len(waves)))
+        return {view: np.concatenate([part[view] for part in found]) for view in found[0]}
+
+    def _vectors(self, clips: Sequence[Array]) -> dict[str, Array]:
+        cuts = {index: cut for index, wave in enumerate(clips) if (cut := sounding_thirds(wave, self.sample_rate_hz))}
+        stretches = [clips[index][stretch] for index, cut in cuts.items() for stretch in cut]
+        thirds = self.model.vectors(stretches) if stretches else {}
+        views: dict[str, Array] = {}
+        for view, whole in self.model.vectors(clips).items():
+            four = np.repeat(whole[:, None], 4, axis=1)
+            if stretches:
+                four[list(cuts), 1:] = rearrange(thirds[view], "(n p) d -> n p d", p=3)
+            of_readout = {"clip": (view, whole), "parts": (f"{view}.parts", rearrange(four, "n p d -> n (p d)"))}
+            views |= dict(of_readout[readout] for readout in self.readouts)
+        return views
+
+    def timestamp_embeddings(
+        self, waves: Sequence[Array], on_progress: OnProgress | None = None
+    ) -> TimestampEmbeddings:
+        """Raise a SuiteError: time steps have no readout."""
+        raise SuiteError(_NO_PARTS)
+
+
+def sounding_thirds(wave: Array, sample_rate_hz: int) -> tuple[slice, slice, slice] | None:
+    """Return the thirds of the sounding region of a waveform (S,), as slices of its samples.
+
+    Levels are those of time steps of 40 ms of the official front end at this rate. None if the region has fewer than
+    three of them.
+    """
+    front_end = FrontEndConfig(sample_rate_hz=sample_rate_hz)
+    samples = torch.from_numpy(np.asarray(wave, dtype=np.float32))
+    features = log_mel(F.pad(samples, (0, max(0, front_end.frame_samples - len(samples)))), config=front_end)
+    filled = fill_last_patch(features, _STEPS_OF_40_MS, front_end.silent_feature)
+    levels = step_levels(filled[None], _STEPS_OF_40_MS, front_end, torch.tensor([len(features)]))
+    first, count = (int(value) for value in sounding_region(levels))
+    if count < 3:
+        return None
+    step = _STEPS_OF_40_MS.patch_stride[1] * front_end.shift_samples
+    start, end = first * step, min((first + count) * step, len(wave))
+    edges = [start + round((end - start) * k / 3) for k in range(4)]
+    return slice(edges[0], edges[1]), slice(edges[1], edges[2]), slice(edges[2], edges[3])
 
 
 def _log_bands(wave: Array) -> Tensor:

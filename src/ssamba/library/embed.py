@@ -11,18 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from ssamba.audio.decode import Damaged, checked_damaged
 from ssamba.audio.sources import OneChannel, checked_channels
 from ssamba.embedder import Embedder, load_model
-from ssamba.embedding import Context, Embedding, EmbedOptions, Padding, Precision
+from ssamba.embedding import Context, Embedding, EmbedOptions, Padding, Precision, Readout
 from ssamba.errors import ConfigError
 from ssamba.files import user_path
 from ssamba.hashing import digest_of
 from ssamba.library.jobs import FileJob, JobReport
 from ssamba.library.store import Store, check_output
 from ssamba.locks import lock_output
+from ssamba.model.readouts import PARTS_DEFINITION
 from ssamba.progress import OnProgress
 
 
@@ -39,6 +40,7 @@ def embed_files(
     checkpoint: str | Path | Embedder | None = None,
     *,
     frames: bool = False,
+    readout: Readout = "clip",
     context: Context = "windows",
     layer: int | None = None,
     padding: Padding = "patch",
@@ -68,6 +70,7 @@ def embed_files(
         output: .npz, .parquet or .csv (the latter two need the `store` extra).
         checkpoint: as for `load_model`; or a loaded model.
         frames: rows are time steps, with a column `time_s`.
+        readout: the vector of a file: `clip`, (D,), or `parts`, (4 * D,), as in `Embedding`.
         context: `windows`, or the `full` recording at once, which gives other vectors (`EmbedOptions.context`).
         layer: hidden state to use instead of the final output (`EmbedOptions.layer`).
         padding: `patch`, or `official` to pad short recordings to the pretraining length with silence.
@@ -95,7 +98,7 @@ def embed_files(
         StoreError: the output is not a table or cannot be written, or no file could be embedded.
         OutputInUseError: another process is writing the output.
         SkippedFilesError: with `strict`, files were skipped; the table is written.
-        ConfigError: an option has an unknown value.
+        ConfigError: an option has an unknown value, or options exclude each other.
         DataError: a pattern matches nothing, or a folder holds no audio.
         CheckpointError: the checkpoint cannot be loaded.
         MissingExtraError: the format needs pyarrow.
@@ -103,6 +106,7 @@ def embed_files(
     """
     values = {"context": context, "layer": layer, "padding": padding, "overlap": overlap, "precision": precision}
     options = EmbedOptions.parse(values, "embed")
+    _check_readout(readout, frames)
     checked_channels(channels, separate=False)
     checked_damaged(damaged)
     target = user_path(output)
@@ -112,13 +116,14 @@ def embed_files(
     model = loaded_model(checkpoint, device)
     model.check(options)
     with lock_output(target, take_over=take_over) as lock, job.kept():
-        store = Store(target, embed_settings(model, options, channels), frames, lock.verify)
+        store = Store(target, embed_settings(model, options, channels, readout), frames, lock.verify)
         store.open(overwrite)
         job.compare(store.records)
 
         def add(path: Path, result: Embedding) -> float:
             lock.check()
-            rows, times_s = (result.frames, result.times_s) if frames else (result.clip[None], result.times_s[:1])
+            vector = result.clip if readout == "clip" else result.parts
+            rows, times_s = (result.frames, result.times_s) if frames else (vector[None], result.times_s[:1])
             store.add(job.record(path, result.duration_s, len(rows)), rows.numpy(), times_s.numpy())
             return result.duration_s
 
@@ -158,9 +163,23 @@ def loaded_model(checkpoint: str | Path | Embedder | None, device: str | None) -
     return checkpoint
 
 
-def embed_settings(model: Embedder, options: EmbedOptions, channels: OneChannel = "mean") -> dict[str, Any]:
+def _check_readout(readout: str, frames: bool) -> None:
+    if readout not in get_args(Readout):
+        raise ConfigError(f"readout must be one of {', '.join(get_args(Readout))}; got {readout!r}")
+    if frames and readout != "clip":
+        raise ConfigError(
+            f"frames gives each time step a row, and the readout {readout!r} is one vector of a file: leave one out"
+        )
+
+
+def embed_settings(
+    model: Embedder, options: EmbedOptions, channels: OneChannel = "mean", readout: Readout = "clip"
+) -> dict[str, Any]:
     """Return the settings that a table of embeddings depends on, besides the recordings."""
     options, channels = options.resolved(model.device), "mean" if channels is None else channels
+    # What is at its default leaves the digest of earlier versions as it is.
+    added = [f"channel {channels}"] if channels != "mean" else []
+    added += [PARTS_DEFINITION] if readout == "parts" else []
     digest = model.digest(options)
     return {
         "model": model.name,
@@ -168,6 +187,6 @@ def embed_settings(model: Embedder, options: EmbedOptions, channels: OneChannel 
         "encoder": model.encoder.config.digest(),
         "front_end": model.front_end.digest(),
         "window_s": model.window_s,
-        "config_hash": digest if channels == "mean" else digest_of(digest, f"channel {channels}"),
-        "options": {**options.model_dump(), "channels": channels},
+        "config_hash": digest_of(digest, *added) if added else digest,
+        "options": {**options.model_dump(), "channels": channels, "readout": readout},
     }

@@ -298,4 +298,4 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
         return dict(settings)
     options = json.loads(options) if isinstance(options, str) else options
     rest = {name: value for name, value in settings.items() if name != "options"}
-    return {**rest, **EmbedOptions().model_dump(), "channels": "mean", **options}
+    return {**rest, **EmbedOptions().model_dump(), "channels": "mean", "readout": "clip", **options}
