@@ -21,7 +21,7 @@ from ssamba.inference import group_by_length
 
 
 def assert_same(one, other, atol=1e-5):
-    for name in ("clip", "frames", "times_s"):
+    for name in ("clip", "parts", "frames", "times_s"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=atol, rtol=0)
 
 
@@ -223,7 +223,7 @@ def test_the_callers_context_changes_nothing(embedder, medley):
 
     def check():
         for one, other in zip(embedder.embed(clips), expected, strict=True):
-            assert one.clip.dtype == one.frames.dtype == torch.float32
+            assert one.clip.dtype == one.parts.dtype == one.frames.dtype == torch.float32
             assert_same(one, other, atol=0)
 
     with torch.autocast("cpu", torch.bfloat16):

@@ -554,8 +554,7 @@ class InferenceEngine:
 
     def _thirds(self, features: Tensor, windows: Sequence[Window]) -> Tensor:
         """Return the weights of the time steps in the thirds of each window's sounding region, (B, 3, K)."""
-        columns = torch.tensor([window.columns for window in windows])
-        valid_frames = torch.tensor([window.valid_frames for window in windows])
+        columns, valid_frames = torch.tensor([(one.columns, one.valid_frames) for one in windows], device="cpu").T
         levels = step_levels(features, self.encoder.config, self.front_end, valid_frames)
         return third_weights(levels.cpu().float(), columns)
 

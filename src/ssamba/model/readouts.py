@@ -138,8 +138,8 @@ def third_weights(levels: Tensor, columns: Tensor | None = None) -> Tensor:
         levels = torch.where(step < own[:, None], levels, -math.inf)
     first, count = sounding_region(levels)
     start = (step - first[:, None])[:, None]  # (B, 1, K), in the region
-    edges = count[:, None] * torch.arange(4, device=levels.device) / 3  # (B, 4)
+    edges = (count[:, None] * torch.arange(4, device=levels.device)).to(levels.dtype) / 3  # (B, 4)
     shared = torch.minimum(start + 1, edges[:, 1:, None]) - torch.maximum(start, edges[:, :-1, None])
     weights = shared.clamp(min=0) * 3 / count.clamp(min=1)[:, None, None]
-    mean = (step < own[:, None]) / own[:, None]
-    return torch.where(count[:, None, None] < 3, mean[:, None].to(weights.dtype), weights)
+    mean = (step < own[:, None]).to(levels.dtype) / own[:, None]
+    return torch.where(count[:, None, None] < 3, mean[:, None], weights)
