@@ -17,9 +17,11 @@ import soundfile as sf
 import torch
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
+from typer.testing import CliRunner
 
 from ssamba.audio.decode import decode_files
 from ssamba.audio.files import find_audio
+from ssamba.cli import app
 from ssamba.embedder import Embedder
 from ssamba.embedding import EmbedOptions
 from ssamba.errors import ConfigError, ModelMismatchError, OtherSettingsError, OutputInUseError, SkippedFilesError
@@ -233,7 +235,7 @@ def test_windows_and_full_context_are_not_mixed_in_a_table(clips, tmp_path, embe
     assert embed_files(clips[:2], output, embedder, precision="auto").unchanged == 2  # fp32 on a CPU
 
 
-def test_tables_hold_the_readout_that_was_asked_for(clips, tmp_path, embedder):
+def test_tables_hold_the_readout_that_was_asked_for(clips, tmp_path, embedder, ssamba_pth):
     output = tmp_path / "e.npz"
     embed_files(clips[:2], output, embedder, readout="parts")
     table = read_embeddings(output)
@@ -242,6 +244,9 @@ def test_tables_hold_the_readout_that_was_asked_for(clips, tmp_path, embedder):
     with pytest.raises(OtherSettingsError, match="readout was 'parts', is 'clip'"):
         embed_files(clips[:3], output, embedder)
     assert embed_files(clips[:3], output, embedder, readout="parts").unchanged == 2
+    arguments = ["embed", str(clips[0]), "-o", str(tmp_path / "c.npz"), "-c", str(ssamba_pth), "--readout", "parts"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert read_embeddings(tmp_path / "c.npz")["embedding"].shape == (1, 4 * 32)
     # Tables that do not say which were made before there was a choice.
     before, now = (embed_settings(embedder, EmbedOptions(), readout=readout) for readout in ("clip", "parts"))
     del before["options"]["readout"]
