@@ -464,6 +464,8 @@ class ModelIdentity(Config):
     """Versioned name (`ssamba2-tiny-1`, `hf:OWNER/NAME@COMMIT`), or the path that it was loaded from."""
     weights_digest: str
     """16 hexadecimal digits of the encoder's weights; models with equal digests are the same, whatever their names."""
+    file_sha256: str | None = Field(None, json_schema_extra={"since": 2})
+    """Checksum of the file that was downloaded, 64 hexadecimal digits; None for a model that came from elsewhere."""
 
     def __str__(self) -> str:
         return f"{self.name} (weights {self.weights_digest})"

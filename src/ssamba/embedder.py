@@ -123,8 +123,10 @@ class Embedder:
 
     @property
     def identity(self) -> ModelIdentity:
-        """Versioned name, and digest of the encoder's weights: what is made with this model records both."""
-        return ModelIdentity(name=self.name, weights_digest=weights_digest(self.encoder))
+        """Versioned name, digest of the encoder's weights, checksum of a downloaded file: what is made with this model
+        records them."""
+        file_sha256 = None if self.report is None else self.report.file_sha256
+        return ModelIdentity(name=self.name, weights_digest=weights_digest(self.encoder), file_sha256=file_sha256)
 
     @property
     def device(self) -> torch.device:
@@ -528,8 +530,9 @@ def load_model(
     """Load a model that embeds recordings.
 
     Args:
-        source: the name of a model (`ssamba.available_models`, such as "ssamba2-tiny"), a hub name (`hf:OWNER/NAME`,
-            `hf:OWNER/NAME@REVISION`), a checkpoint folder, the folder of a run of `pretrain` or `finetune`, or an
+        source: the name of a model (`ssamba.available_models`: "ssamba2-tiny" ships with ssamba, official weights such
+            as "ssamba-tiny-400" are downloaded when first named), a hub name (`hf:OWNER/NAME@REVISION`,
+            `hf:OWNER/NAME/FILE`), a checkpoint folder, the folder of a run of `pretrain` or `finetune`, or an
             official SSAMBA or SSAST `.pth` file (pretrained or fine-tuned). None means the default model, which ships
             with ssamba. A name comes before a path: `./ssamba2-tiny` is the folder of that name.
         device: where to run; None means CUDA if available, else the CPU.
@@ -538,7 +541,8 @@ def load_model(
 
     Raises:
         CheckpointError: the name is unknown (the known ones are listed), or the checkpoint is missing, damaged, or does
-            not fit; the message says why.
+            not fit; the message says why. Where the hub cannot be reached, it says how to fetch the file by hand.
+        MissingExtraError: huggingface_hub is not installed, and official weights or a hub name were given.
 
     Example:
         >>> model = load_model("ssamba2-tiny")

@@ -13,7 +13,7 @@ import torch
 
 import ssamba
 from ssamba.checkpoint import average_checkpoints, convert_checkpoint, find_model, load_checkpoint, save_checkpoint
-from ssamba.checkpoint.names import KNOWN_MODELS
+from ssamba.checkpoint.names import KNOWN_MODELS, FoundModel
 from ssamba.config import FrontEndConfig, ModelConfig, ModelIdentity
 from ssamba.errors import CheckpointError, ModelMismatchError
 from ssamba.model import create_encoder
@@ -114,7 +114,7 @@ def test_a_folder_of_that_name_that_is_no_checkpoint_is_not_mentioned(here):
 
 def test_a_path_that_looks_like_a_name_is_a_path(here):
     small_checkpoint("ssamba2-tiny-9")
-    assert find_model("ssamba2-tiny-9") == (Path("ssamba2-tiny-9"), "ssamba2-tiny-9", ())
+    assert find_model("ssamba2-tiny-9") == FoundModel(Path("ssamba2-tiny-9"), "ssamba2-tiny-9")
     small_checkpoint("random")
     assert load_checkpoint("random").config.encoder.embed_dim == 24
 
@@ -259,7 +259,7 @@ def test_the_command_lists_models(cached_hub, monkeypatch):
         assert text in done.stdout
     assert f"hf:me/ours@{COMMIT}  (hf:me/ours)" in done.stdout
     listed = json.loads(command("models", "--json").stdout)
-    assert [model["where"] for model in listed] == ["shipped", "cached", "cached"]
+    assert [model["where"] for model in listed] == ["shipped", *["official"] * 9, "cached", "cached"]
     assert listed[0]["parameters"] == 6_922_176
 
 

@@ -35,6 +35,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a file: expected the weights themselves")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty (0 bytes): the download or copy failed; fetch it again")
+    if (what := _other_content(path)) is not None:
+        raise CheckpointError(f"{path} holds no weights but {what}")
     if path.suffix == ".safetensors":
         try:
             # The library takes no path that is not UTF-8.
@@ -63,6 +65,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             "Save the state dict itself: torch.save(model.state_dict(), path)."
         )
     return dict(content)
+
+
+def _other_content(path: Path) -> str | None:
+    """Return what a file holds that a failed download leaves in place of weights, with what to do; or None."""
+    with path.open("rb") as file:
+        head = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS: run `git lfs pull` in its clone, or download the file itself"
+    if head.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return (
+            "a web page: the download was answered by a login, consent or error page. Download it again in a browser "
+            "(the file itself, not the page that shows it)"
+        )
+    return None
 
 
 def _is_torch_file(path: Path) -> bool:

@@ -20,13 +20,14 @@ from ssamba.checkpoint.files import (
     write_json,
     write_tensors,
 )
-from ssamba.checkpoint.names import find_model
+from ssamba.checkpoint.names import FoundModel, find_model
 from ssamba.checkpoint.official import convert_official, is_official
+from ssamba.checkpoint.released import REPOSITORY
 from ssamba.config import ENCODER_CONFIGS, FrontEndConfig, ModelConfig, ModelIdentity
 from ssamba.errors import CheckpointError, ConfigError, OtherSettingsError
 from ssamba.files import user_path
 from ssamba.hashing import digest_of
-from ssamba.model.create import build_encoder
+from ssamba.model.create import SIZES, build_encoder
 from ssamba.model.encoder import PatchEncoder
 from ssamba.model.heads import Classifier
 from ssamba.model.pretraining import PretrainingModel
@@ -59,6 +60,8 @@ class LoadReport:
     """Ignored tensors of the file, each with the reason."""
     notes: tuple[str, ...] = ()
     """Facts that were inferred or assumed."""
+    file_sha256: str | None = None
+    """Checksum of the weights file of a hub checkpoint, 64 hexadecimal digits."""
 
     def ignored_by_reason(self) -> list[str]:
         """Return a line for each reason: the tensors that were ignored for it, and the reason."""
@@ -84,8 +87,9 @@ class Checkpoint:
 
     @property
     def identity(self) -> ModelIdentity:
-        """Versioned name, and digest of the encoder's weights."""
-        return ModelIdentity(name=self.report.name, weights_digest=weights_digest(self.model.encoder))
+        """Versioned name, digest of the encoder's weights, and checksum of the file that was downloaded."""
+        digest = weights_digest(self.model.encoder)
+        return ModelIdentity(name=self.report.name, weights_digest=digest, file_sha256=self.report.file_sha256)
 
 
 def weights_digest(encoder: PatchEncoder) -> str:
@@ -106,17 +110,18 @@ def load_checkpoint(source: str | Path | None = None, patch_stride: int | tuple[
     """Rebuild the model of a checkpoint.
 
     Args:
-        source: the name of a model (`ssamba.available_models`), a hub name (`hf:OWNER/NAME`), a folder written by
-            `save_checkpoint`, the folder of a run, or an official `.pth` file; None means the default model. A
-            name comes before a path: `./ssamba2-tiny` is the folder (`ssamba.checkpoint.names`).
+        source: the name of a model (`ssamba.available_models`; official weights such as "ssamba-tiny-400" are
+            downloaded when first named), a hub name (`hf:OWNER/NAME`), a folder written by `save_checkpoint`, the
+            folder of a run, or an official `.pth` file; None means the default model. A name comes before a path:
+            `./ssamba2-tiny` is the folder (`ssamba.checkpoint.names`).
         patch_stride: cut patches with this stride (mel bins and frames, or one number for both) instead of the
             checkpoint's; positions are interpolated as the official code does. Fine-tuning often uses 10.
 
     Raises:
         CheckpointError: it is missing, damaged, of another model, or its tensors do not fit its configuration.
     """
-    path, name, found_notes = find_model(source)
-    notes = list(found_notes)
+    found = find_model(source)
+    path, name, notes = found.path, found.name, list(found.notes)
     if path.is_dir():
         ignored: dict[str, str] = {}
         config, front_end, tensors = _read_folder(path, notes)
@@ -129,7 +134,8 @@ def load_checkpoint(source: str | Path | None = None, patch_stride: int | tuple[
                 "SSAST: module.v.blocks.0...), or a folder with config.json and model.safetensors."
             )
         try:
-            config, tensors, ignored, more = convert_official(tensors, path.name, patch_stride)
+            source_name = path.name if found.sha256 is None else name
+            config, tensors, ignored, more = convert_official(tensors, source_name, patch_stride)
         except (ValueError, IndexError, AttributeError, TypeError, RuntimeError) as error:
             if isinstance(error, CheckpointError):
                 raise
@@ -137,15 +143,19 @@ def load_checkpoint(source: str | Path | None = None, patch_stride: int | tuple[
                 f"{name} has the names of an official checkpoint, but tensors of other shapes ({error}): fetch it again"
             ) from None
         notes += more
+        if found.sha256 is not None:
+            config = config.with_changes(origin=f"{config.origin} (SHA-256 {found.sha256})")
         front_end = FrontEndConfig()
         notes.append("normalization is not in the file: AudioSet's mean and deviation are used")
+    if found.official is not None:
+        _check_size(config, found)
     if patch_stride is not None:
         config = config.with_changes(encoder=config.encoder.with_patch_stride(patch_stride))
     with torch.device("meta"):
         model = build_model(config)
     _fill(model, tensors, name)
     count = sum(p.numel() for p in model.parameters())
-    report = LoadReport(name, config.kind, count, ignored, tuple(notes))
+    report = LoadReport(name, config.kind, count, ignored, tuple(notes), found.sha256)
     return Checkpoint(model.eval(), config, front_end, report)
 
 
@@ -358,6 +368,18 @@ def _read_folder(folder: Path, notes: list[str]) -> tuple[ModelConfig, FrontEndC
     if not (folder / WEIGHTS_FILE).exists():
         raise CheckpointError(f"{folder / WEIGHTS_FILE} is missing: expected it beside {CONFIG_FILE}")
     return config, front_end, read_tensors(folder / WEIGHTS_FILE)
+
+
+def _check_size(config: ModelConfig, found: FoundModel) -> None:
+    """Refuse a file that holds another size than the official model that was named."""
+    assert found.official is not None
+    dim = config.encoder.embed_dim
+    sizes = {values["embed_dim"]: size for size, values in SIZES.items()}
+    if sizes.get(dim, found.official.size) != found.official.size:
+        raise CheckpointError(
+            f"{found.official.name} was recognized by its name as {found.name}, but that file holds a model of size "
+            f"{sizes[dim]} (dimension {dim}): name the right file, hf:{REPOSITORY}/FILE"
+        )
 
 
 def _fill(model: Model, tensors: Mapping[str, Tensor], name: str) -> None:

@@ -1,6 +1,7 @@
 """Names of models: the models known on this machine, and the checkpoint that a name or path stands for.
 
     find_model("ssamba2-tiny").name     "ssamba2-tiny-1", the versioned name: weights never change under it
+    find_model("ssamba-tiny-400")       the authors' weights, downloaded when they are first named
     find_model("./ssamba2-tiny")        the folder of that name, not the model
 
 A string that is the name of a known model is that model, whatever the working directory holds; any other string, and
@@ -22,7 +23,7 @@ from typing import Literal, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from ssamba.checkpoint import hub
+from ssamba.checkpoint import hub, released
 from ssamba.checkpoint.files import CONFIG_FILE, WEIGHTS_FILE, read_json
 from ssamba.config import ENCODER_CONFIGS, EncoderConfig, ModelConfig
 from ssamba.errors import CheckpointError, ConfigError
@@ -78,7 +79,7 @@ _NAMES = {name: known for known in KNOWN_MODELS for name in (known.name, *known.
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Facts about a model that can be loaded by name without a network."""
+    """Facts about a model that can be loaded by name."""
 
     name: str
     """Versioned name."""
@@ -96,12 +97,13 @@ class ModelInfo:
     """Training data, in one line."""
     license: str
     """License of the weights."""
-    where: Literal["shipped", "cached"]
-    """`shipped` with the package, or `cached` by huggingface_hub."""
-    path: Path
-    """Checkpoint folder."""
-    file_bytes: int
-    """Size of the weights file."""
+    where: Literal["shipped", "official", "cached"]
+    """`shipped` with the package, `official` (the authors': downloaded when first named), or `cached` by
+    huggingface_hub."""
+    path: Path | None
+    """Checkpoint folder, or official file; None if it is not downloaded yet."""
+    file_bytes: int | None
+    """Size of the weights file; None if it is not downloaded yet."""
 
 
 class FoundModel(NamedTuple):
@@ -113,18 +115,22 @@ class FoundModel(NamedTuple):
     """Versioned name of a known model or hub checkpoint (`hf:OWNER/NAME@COMMIT`); otherwise the path as given."""
     notes: tuple[str, ...] = ()
     """Facts for the user."""
+    sha256: str | None = None
+    """Checksum of the weights file of a hub checkpoint, 64 hexadecimal digits."""
+    official: released.Released | None = None
+    """The official model that was named, if one was."""
 
 
 def available_models() -> list[ModelInfo]:
-    """List the models that can be loaded by name without a network: shipped ones, then those in the hub's cache.
+    """List the models that can be loaded by name: shipped ones, the official ones, then those in the hub's cache.
 
-    Every `name` and alias can be given to `ssamba.load_model`, to `-c` and in recipes.
+    No network is used. Every `name` and alias can be given to `ssamba.load_model`, to `-c` and in recipes.
 
     Example:
         >>> [model.name for model in available_models() if model.where == "shipped"]
         ['ssamba2-tiny-1']
     """
-    return [*_shipped(), *_cached()]
+    return [*_shipped(), *_official(), *_cached()]
 
 
 def has_default_weights() -> bool:
@@ -133,17 +139,18 @@ def has_default_weights() -> bool:
 
 
 def find_model(source: str | os.PathLike[str] | None = None) -> FoundModel:
-    """Return the checkpoint that a name or path stands for; a hub checkpoint is downloaded.
+    """Return the checkpoint that a name or path stands for; an official model and a hub checkpoint are downloaded.
 
     Args:
-        source: a string is, in this order: the name of a known model; a hub name (`hf:OWNER/NAME`, `@REVISION` and
-            `/FILE` optional); a path. A `Path` is always a path, and so is a string such as `./ssamba2-tiny`. The
-            path is a checkpoint folder, the folder of a run (its `model/` is taken), or an official `.pth` file. None
-            is the default model.
+        source: a string is, in this order: the name of a known model; of an official one (`ssamba-tiny-400`,
+            `@REVISION` optional); a hub name (`hf:OWNER/NAME`, `@REVISION` and `/FILE` optional); a path. A `Path` is
+            always a path, and so is a string such as `./ssamba2-tiny`. The path is a checkpoint folder, the folder of
+            a run (its `model/` is taken), or an official `.pth` file. None is the default model.
 
     Raises:
         CheckpointError: the name is unknown and no path (the message lists known names, near misses, and what else
             is accepted), the run has not finished, the hub checkpoint cannot be fetched, or `source` is no string.
+        MissingExtraError: huggingface_hub is not installed, and an official model or hub checkpoint was named.
     """
     if source is None:
         source = DEFAULT_MODEL
@@ -157,9 +164,13 @@ def find_model(source: str | os.PathLike[str] | None = None) -> FoundModel:
             raise CheckpointError(f"the name of the model is empty. {_known_names()} Also accepted: {ACCEPTED}")
         if (known := _NAMES.get(source)) is not None:
             return _found(known, source)
+        if (official := released.find_released(source)) is not None:
+            _warn_of_namesake(source)
+            fetched = released.fetch_released(source)
+            return FoundModel(fetched.path, fetched.name, fetched.notes, fetched.sha256, official)
         if source.startswith(hub.PREFIX):
             fetched = hub.fetch(source)
-            return FoundModel(fetched.path, fetched.name, (fetched.note,))
+            return FoundModel(fetched.path, fetched.name, fetched.notes, fetched.sha256)
         if re.match("https?://", source):
             raise CheckpointError(
                 f"{source} is a URL, which is not fetched: download it and give the file's path, or name a hub "
@@ -175,25 +186,30 @@ def find_model(source: str | os.PathLike[str] | None = None) -> FoundModel:
 
 
 def is_model_name(text: str) -> bool:
-    """Return whether a string names a known model or a hub checkpoint, rather than a path."""
-    return text in _NAMES or text.startswith(hub.PREFIX)
+    """Return whether a string names a known or official model or a hub checkpoint, rather than a path."""
+    return text in _NAMES or released.find_released(text) is not None or text.startswith(hub.PREFIX)
 
 
 def _found(known: KnownModel, source: str) -> FoundModel:
-    """Return where a known model is, and warn if the working directory has a checkpoint of the same name."""
+    """Return where a known model is."""
     if not (known.folder / WEIGHTS_FILE).exists():
         raise CheckpointError(
             f"{known.name} ships with ssamba, but {known.folder} is missing: this installation came without weights. "
             f"Reinstall ssamba, or name a checkpoint: {ACCEPTED}"
         )
+    _warn_of_namesake(source)
+    return FoundModel(known.folder, known.name)
+
+
+def _warn_of_namesake(source: str) -> None:
+    """Warn if the working directory has a checkpoint with the name of a model."""
     namesake = Path(source)
     if namesake.is_file() or any((namesake / inner / CONFIG_FILE).is_file() for inner in ("", MODEL_FOLDER)):
         warnings.warn(
             f"{source!r} is the model of that name, not the checkpoint in the working directory: "
             f"name that one {f'.{os.sep}{source}'!r}",
-            stacklevel=4,
+            stacklevel=5,
         )
-    return FoundModel(known.folder, known.name)
 
 
 def _in_run(folder: Path) -> Path:
@@ -237,11 +253,15 @@ def _unknown(name: str, *, is_path: bool) -> str:
 def _near_misses(name: str) -> list[str]:
     """Return known names that a wrong one may stand for: similar ones, else those that it is a part of."""
     plain = re.sub(r"[\s_.-]+", "-", name.lower()).strip("-/\\")
-    near = difflib.get_close_matches(plain, _NAMES, n=4, cutoff=0.7)
-    if not near and len(plain) > 2:
-        near = sorted((known for known in _NAMES if plain in known), key=len)
-    one_each = {_NAMES[known].name: known for known in reversed(near)}
-    return list(reversed(one_each.values()))[:2]
+    shipped, official = list(_NAMES), [one.name for one in released.RELEASED]
+    for names in (official, shipped) if re.match("ssamba(?!2)", plain) else (shipped, official):
+        near = difflib.get_close_matches(plain, names, n=4, cutoff=0.7)
+        if not near and len(plain) > 2:
+            near = sorted((known for known in names if plain in known), key=len)
+        if near:
+            one_each = {_NAMES[known].name if known in _NAMES else known: known for known in reversed(near)}
+            return list(reversed(one_each.values()))[:3]
+    return []
 
 
 def _known_names() -> str:
@@ -249,7 +269,7 @@ def _known_names() -> str:
     cached = [(model.name, model.aliases) for model in _cached()]
     models = [(known.name, known.aliases) for known in KNOWN_MODELS] + cached
     texts = [f"{name} ({', '.join(aliases)})" if aliases else name for name, aliases in models]
-    return f"Known names: {', '.join(texts)}."
+    return f"Known names: {', '.join(texts)}; official, downloaded when first named: {released.NAMES}."
 
 
 def _expanded(path: Path) -> Path:
@@ -272,6 +292,36 @@ def _shipped() -> Iterator[ModelInfo]:
     for known in KNOWN_MODELS:
         if (known.folder / WEIGHTS_FILE).exists():
             yield _describe(known, "shipped")
+
+
+def _official() -> Iterator[ModelInfo]:
+    """Yield the models that the authors released, with the file in the cache of huggingface_hub if it holds one."""
+    listings = list(hub.cached_listings(released.REPOSITORY))
+    for one in released.RELEASED:
+        path, file_bytes = None, None
+        aliases = [one.script_name]
+        for listing in listings:
+            try:
+                choice = released.choose_file(one, listing)
+            except CheckpointError:
+                continue
+            path = hub.cached_path(listing, choice.path)
+            file_bytes = listing.files[choice.files[0]].size
+            aliases.append(f"{listing.named(choice.path)}@{listing.commit}")
+            break
+        yield ModelInfo(
+            name=one.name,
+            aliases=tuple(aliases),
+            family="ssamba",
+            size=one.size,
+            parameters=one.parameters,
+            dim=one.dim,
+            data=f"{released.DATA}, {one.masked_patches} of 512 patches masked",
+            license=_NOT_STATED,
+            where="official" if path is None else "cached",
+            path=path,
+            file_bytes=file_bytes,
+        )
 
 
 def _cached() -> Iterator[ModelInfo]:

@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 
 @app.command(epilog="[bold]Examples[/]\n\nssamba models\n\nssamba models --json\n\n" + EXIT_CODES)
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
-    """List the models that can be named without a network: shipped with ssamba, or cached by huggingface_hub.
+    """List the models that have names: shipped with ssamba, the authors' official ones, cached by huggingface_hub.
 
     Every command takes these names with -c, and recipes take them, too. A name without a version is the newest one.
+    Official weights are downloaded when they are first named (extra `hf`); this list needs no network.
     """
     from ssamba.checkpoint import available_models
 
     found = available_models()
     if as_json:
-        sys.stdout.write(json.dumps([{**asdict(model), "path": str(model.path)} for model in found], indent=2) + "\n")
+        listed = [{**asdict(model), "path": None if model.path is None else str(model.path)} for model in found]
+        sys.stdout.write(json.dumps(listed, indent=2) + "\n")
         return
     for model in found:
         _print(model)
@@ -39,9 +41,9 @@ def _print(model: ModelInfo) -> None:
         f"{model.family} {model.size}",
         f"{model.parameters / 1e6:.2f} M parameters",
         f"dimension {model.dim}",
-        f"{model.file_bytes / 1e6:.1f} MB",
+        *([] if model.file_bytes is None else [f"{model.file_bytes / 1e6:.1f} MB"]),
         f"license: {model.license}",
-        model.where,
+        f"{model.where}{', downloaded when first named' if model.path is None else ''}",
     )
     out.print(escape(f"  {', '.join(facts)}"), highlight=False, soft_wrap=True)
     out.print(escape(f"  data: {model.data}"), highlight=False, soft_wrap=True)

@@ -108,6 +108,8 @@ class Scorecard:
     """Problems with labels or recordings that make a score mean less than it seems to, by task; only tasks with any."""
     weights_digest: str | None = None
     """Digest of the encoder's weights, as in `ModelIdentity`; None for a model without an encoder of ours."""
+    file_sha256: str | None = None
+    """Checksum of the file that was downloaded, as in `ModelIdentity`."""
     results: dict[str, dict[str, list[ProbeResult]]] = field(repr=False, default_factory=dict)
     """Result of each fold, by row and task."""
 
@@ -130,6 +132,7 @@ class Scorecard:
             "model": self.model,
             "model_digest": self.model_digest,
             "weights_digest": self.weights_digest,
+            "file_sha256": self.file_sha256,
             "options": self.options.model_dump(),
             "readouts": self.readouts,
             "tasks": self.tasks,
@@ -243,6 +246,7 @@ def evaluate_model(
     if len(layers) > 1:
         results[BEST], chosen = _best(layers)
         rows.append(_row(BEST, results[BEST], chosen))
+    identity = model.identity if isinstance(model, EncoderModel) else None
     return Scorecard(
         model=model.name,
         model_digest=model.digest(),
@@ -252,7 +256,8 @@ def evaluate_model(
         seconds=time.monotonic() - started_s,
         repeated=repeated,
         notes={task.name: notes for task in tasks if (notes := problems(task, inner=options.inner))},
-        weights_digest=model.identity.weights_digest if isinstance(model, EncoderModel) else None,
+        weights_digest=None if identity is None else identity.weights_digest,
+        file_sha256=None if identity is None else identity.file_sha256,
         results=results,
     )
 

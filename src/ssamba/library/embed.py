@@ -180,10 +180,11 @@ def embed_settings(
     # What is at its default leaves the digest of earlier versions as it is.
     added = [f"channel {channels}"] if channels != "mean" else []
     added += [PARTS_DEFINITION] if readout == "parts" else []
-    digest = model.digest(options)
+    digest, identity = model.digest(options), model.identity
     return {
-        "model": model.name,
-        "weights_digest": model.identity.weights_digest,
+        "model": identity.name,
+        "weights_digest": identity.weights_digest,
+        **({} if identity.file_sha256 is None else {"file_sha256": identity.file_sha256}),
         "encoder": model.encoder.config.digest(),
         "front_end": model.front_end.digest(),
         "window_s": model.window_s,

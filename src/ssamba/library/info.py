@@ -64,6 +64,7 @@ def model_facts(checkpoint: str | Path | None) -> Facts:
     facts = [
         ("model", loaded.report.name),
         ("weights", f"digest {loaded.identity.weights_digest}"),
+        *([] if loaded.report.file_sha256 is None else [("file", f"SHA-256 {loaded.report.file_sha256}")]),
         ("kind", loaded.config.kind),
         ("parameters", f"{loaded.report.num_parameters / 1e6:.2f} M"),
         ("encoder", encoder.summary),

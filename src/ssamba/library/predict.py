@@ -193,8 +193,9 @@ def _settings(model: Embedder, top: int, per_second: bool | None, channels: OneC
     model.predict_stream([], per_second=per_second)
     assert model.classifier is not None
     head = model.classifier.config
+    identity = model.identity
     settings = {
-        "weights_digest": model.identity.weights_digest,
+        "weights_digest": identity.weights_digest,
         "classifier": digest_of(head.digest(), model.classifier.state_dict()),
         "encoder": model.encoder.config.digest(),
         "front_end": model.front_end.digest(),
@@ -202,7 +203,8 @@ def _settings(model: Embedder, top: int, per_second: bool | None, channels: OneC
         "per_second": head.label_frames is not None if per_second is None else per_second,
         "channels": "mean" if channels is None else channels,
     }
-    return {**settings, "model": model.name, "config_hash": digest_of_json(settings)}
+    source = {} if identity.file_sha256 is None else {"file_sha256": identity.file_sha256}
+    return {**settings, "model": identity.name, **source, "config_hash": digest_of_json(settings)}
 
 
 def as_csv(segments: Sequence[Segment]) -> str:

@@ -275,7 +275,7 @@ def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], what: str,
     if all(before.get(name) == now.get(name) for name in ("config_hash", "frames")):
         return
     old, new = _flat(before), _flat(now)
-    named = sorted(old.keys() & new.keys() - {"config_hash", "model", "weights_digest"})
+    named = sorted(old.keys() & new.keys() - {"config_hash", "model", "weights_digest", "file_sha256"})
     changed = [f"{name} was {old[name]!r}, is {new[name]!r}" for name in named if old[name] != new[name]]
     models = [ModelIdentity(name=one["model"], weights_digest=one.get("weights_digest", "")) for one in (old, new)]
     if "weights_digest" in old:
