@@ -1,4 +1,4 @@
-"""Load and write checkpoints: known models by name, our folders, official files, the hub."""
+"""Load and write checkpoints: known models by name, our folders, official files and names, the hub."""
 
 from ssamba.checkpoint.load import (
     Checkpoint,

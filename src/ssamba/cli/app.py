@@ -257,8 +257,8 @@ CheckpointOption = Annotated[
         "--checkpoint",
         "-c",
         metavar="MODEL",
-        help="Name of a model (see `ssamba models`), folder of a checkpoint or a run, official .pth file, or "
-        "hf:OWNER/NAME. Default: ssamba2-tiny.",
+        help="Name of a model (see `ssamba models`; official ones such as ssamba-tiny-400 are downloaded), folder of a "
+        "checkpoint or a run, official .pth file, or hf:OWNER/NAME. Default: ssamba2-tiny.",
     ),
 ]
 RecordingsArgument = Annotated[

@@ -16,7 +16,10 @@ OriginOption = Annotated[str | None, typer.Option(help="Provenance of the weight
 _MODEL = "name, folder, official .pth file, or hf:OWNER/NAME."
 
 
-@app.command(epilog="[bold]Example[/]\n\nssamba convert ssamba_tiny.pth -o ssamba-tiny/\n\n" + EXIT_CODES)
+@app.command(
+    epilog="[bold]Examples[/]\n\nssamba convert ssamba_tiny.pth -o ssamba-tiny/\n\n"
+    "ssamba convert ssamba-tiny-400 -o ssamba-tiny-400/\n\n" + EXIT_CODES
+)
 def convert(
     checkpoint: Annotated[str, typer.Argument(metavar="MODEL", help=f"Model: {_MODEL}")],
     output: FolderOption,

@@ -62,6 +62,8 @@ def info(
 
 def _print(title: str, facts: Facts) -> None:
     table = Table(title=escape(title), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")  # names and checksums are longer than a terminal is wide
     for name, value in facts:
         table.add_row(f"[dim]{name}[/]", escape(value))
     out.print(table)
