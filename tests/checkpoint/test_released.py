@@ -296,6 +296,7 @@ def test_a_hub_that_cannot_be_reached_falls_back_to_the_cache_or_says_what_to_do
         ({"web_page": True}, ["what answered is not the hub", "login page", "By hand: open"]),
         ({"status": 503}, ["the hub answered 503", "By hand: open"]),
         ({"status": 403}, ["the hub answered 403", "hf auth login"]),
+        ({"status": 404}, ["no such repository, revision or file of it (404): check http"]),
         ({"repositories": {}}, ["no such repository as attentionisallyouneed369/ssamba", "hf auth login"]),
         ({"repositories": {REPO: {}}}, ["It holds no file at all"]),
         ({"repositories": {REPO: {"README.md": b"#"}}}, ["It holds no weights, only README.md"]),
@@ -361,4 +362,5 @@ def test_near_misses_of_official_names_are_suggested(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("SSAMBA-Tiny-400", "ssamba-tiny-40", "ssamba.tiny.400"):
         assert "Did you mean 'ssamba-tiny-400'" in message_of(name)
+    assert "give the path of their .pth file" in message_of("ssast-base-400")
     assert "official, downloaded when first named: ssamba-{tiny,small,base}-{250,300,400}" in message_of("whisper")

@@ -246,6 +246,8 @@ def _unknown(name: str, *, is_path: bool) -> str:
         message.append(f"Did you mean {' or '.join(map(repr, near))}?")
     elif name in _BASELINES:
         message.append(f"({name!r} is a baseline of `ssamba evaluate` alone.)")
+    elif name.lower().startswith("ssast"):
+        message.append("(SSAST's weights are in no repository that ssamba knows: give the path of their .pth file.)")
     message.append(f"{_known_names()} Also accepted: {ACCEPTED}")
     return " ".join(message)
 

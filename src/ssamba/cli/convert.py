@@ -18,7 +18,7 @@ _MODEL = "name, folder, official .pth file, or hf:OWNER/NAME."
 
 @app.command(
     epilog="[bold]Examples[/]\n\nssamba convert ssamba_tiny.pth -o ssamba-tiny/\n\n"
-    "ssamba convert ssamba-tiny-400 -o ssamba-tiny-400/\n\n" + EXIT_CODES
+    "ssamba convert ssamba-tiny-400 -o official-tiny/\n\n" + EXIT_CODES
 )
 def convert(
     checkpoint: Annotated[str, typer.Argument(metavar="MODEL", help=f"Model: {_MODEL}")],
