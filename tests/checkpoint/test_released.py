@@ -296,7 +296,7 @@ def test_a_hub_that_cannot_be_reached_falls_back_to_the_cache_or_says_what_to_do
         ({"web_page": True}, ["what answered is not the hub", "login page", "By hand: open"]),
         ({"status": 503}, ["the hub answered 503", "By hand: open"]),
         ({"status": 403}, ["the hub answered 403", "hf auth login"]),
-        ({"status": 404}, ["no such repository, revision or file of it (404): check http"]),
+        ({"status": 404}, ["no such repository, or no such revision or file in it (404): check http"]),
         ({"repositories": {}}, ["no such repository as attentionisallyouneed369/ssamba", "hf auth login"]),
         ({"repositories": {REPO: {}}}, ["It holds no file at all"]),
         ({"repositories": {REPO: {"README.md": b"#"}}}, ["It holds no weights, only README.md"]),

@@ -355,7 +355,7 @@ def _download(name: str, listing: Listing, file: str, revision: str | None) -> P
 @contextlib.contextmanager
 def _hub_errors(name: str, repo: str, revision: str | None, by_hand: str) -> Iterator[None]:
     """Turn the errors of huggingface_hub into a CheckpointError that says what to do."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
     # The base of the HTTP client's errors: httpx or requests, as the version of huggingface_hub has it.
     client_error = cast("type[Exception]", errors.HfHubHTTPError.__mro__[1])
@@ -380,7 +380,7 @@ def _hub_errors(name: str, repo: str, revision: str | None, by_hand: str) -> Ite
         code = error.response.status_code if error.response is not None else None
         if code == 404:
             raise CheckpointError(
-                f"{name}: {constants.ENDPOINT} has no such repository, revision or file of it (404): check {_page(repo)}"
+                f"{name}: the hub has no such repository, or no such revision or file in it (404): check {_page(repo)}"
             ) from None
         denied = "; your token may lack access (`hf auth login`)" if code in (401, 403) else ""
         said = f"the hub answered {code or error}{denied}"

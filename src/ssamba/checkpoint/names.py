@@ -242,12 +242,12 @@ def _unknown(name: str, *, is_path: bool) -> str:
         return f"{name}: no such file or folder. The model of that name is given as a string, {name!r}"
     message = [f"{name}: no such file or folder, and no model of that name."]
     near = _near_misses(name)
-    if near:
+    if name.lower().startswith("ssast"):
+        message.append("(SSAST's weights are in no repository that ssamba knows: give the path of their .pth file.)")
+    elif near:
         message.append(f"Did you mean {' or '.join(map(repr, near))}?")
     elif name in _BASELINES:
         message.append(f"({name!r} is a baseline of `ssamba evaluate` alone.)")
-    elif name.lower().startswith("ssast"):
-        message.append("(SSAST's weights are in no repository that ssamba knows: give the path of their .pth file.)")
     message.append(f"{_known_names()} Also accepted: {ACCEPTED}")
     return " ".join(message)
 
