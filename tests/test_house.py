@@ -16,15 +16,17 @@ PACKAGE = ROOT / "src" / "ssamba"
 
 # A package, or a module of its own, may import from rows below its own, and from itself.
 ROWS = {
-    "errors": 0,
+    "errors": -1,
     "files": 0,
     "progress": 0,
     "text": 0,
     "hashing": 0,
+    "hints": 0,
     "locks": 1,
     "text_files": 1,
     "worker_pool": 1,
     "config": 1,
+    "devices": 1,
     "randomness": 1,
     "plotting": 1,
     "metrics": 1,

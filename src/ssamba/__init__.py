@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ssamba.evaluation import evaluate
     from ssamba.library.embed import embed_files
     from ssamba.library.predict import predict_files
+    from ssamba.library.tables import read_embeddings
     from ssamba.model import create_encoder
     from ssamba.training.finetuning.recipe import FinetuneRecipe
     from ssamba.training.finetuning.run import finetune
@@ -60,6 +61,7 @@ _MODULES = {
     "pretrain": "ssamba.training.pretraining.run",
     "reconstruct_recording": "ssamba.training.pretraining.reconstruct",
     "predict_files": "ssamba.library.predict",
+    "read_embeddings": "ssamba.library.tables",
 }
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # what is logged is shown where the caller asks for it
@@ -91,6 +93,7 @@ __all__ = [
     "load_model",
     "predict_files",
     "pretrain",
+    "read_embeddings",
     "reconstruct_recording",
     "save_checkpoint",
 ]
@@ -99,7 +102,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
-    raise AttributeError(f"module 'ssamba' has no attribute {name!r}")
+    from ssamba.hints import PACKAGE, no_attribute
+
+    raise no_attribute("module 'ssamba'", name, PACKAGE, __all__)
 
 
 def __dir__() -> list[str]:

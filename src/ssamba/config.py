@@ -6,7 +6,7 @@ An unknown key raises an error that names the nearest known one.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -88,9 +88,13 @@ class Config(BaseModel):
             where = f"{key}: " if key else ""
             # Of a whole configuration, the message names what matters.
             got = "" if isinstance(error["input"], Mapping) else f" (got {error['input']!r})"
-            return f"{where}{error['msg'].removeprefix('Value error, ')}{got}"
-        known = cls._keys_beside(error["loc"])
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+            problem = error["msg"].removeprefix("Value error, ").partition(", unable to parse string as")[0]
+            return f"{where}{problem}{got}"
+        known, last = cls._keys_beside(error["loc"]), str(error["loc"][-1])
+        near = difflib.get_close_matches(last, known, n=1)
+        if not near:  # perhaps its section is missing or another one
+            by_last = {dotted.rpartition(".")[2]: dotted for dotted in _dotted_keys(cls)}
+            near = [by_last[name] for name in difflib.get_close_matches(last, by_last, n=1, cutoff=0.75)]
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {key!r}; {hint}"
 
@@ -98,9 +102,8 @@ class Config(BaseModel):
     def _keys_beside(cls, location: tuple[str | int, ...]) -> list[str]:
         model: type[BaseModel] = cls
         for part in location[:-1]:
-            inner = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-            options = [inner, *getattr(inner, "__args__", ())]
-            model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
+            field = model.model_fields.get(str(part))
+            model = (_inner_model(field) if field is not None else None) or model
         return list(model.model_fields)
 
     def with_changes(self: C, **changes: Any) -> C:
@@ -119,6 +122,21 @@ class Config(BaseModel):
         first spelling.
         """
         return digest_of_json(_digested(self, self.model_dump(mode="json")))
+
+
+def _inner_model(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the configuration that a field holds, if it holds one."""
+    options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+    return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
+def _dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the keys of a configuration and of those in it, such as `run.seed`."""
+    for name, field in model.model_fields.items():
+        inner = _inner_model(field)
+        yield prefix + name
+        if inner is not None:
+            yield from _dotted_keys(inner, f"{prefix}{name}.")
 
 
 def _digested(value: Any, dumped: Any) -> Any:
@@ -252,9 +270,12 @@ class BaseEncoderConfig(Config):
         """Return the configuration with another patch stride (one number for both axes) and the same positions.
 
         Raises:
-            ConfigError: the stride is larger than a patch, which would leave mel bins or frames unread.
+            ConfigError: the stride is no number or pair, or is larger than a patch, which would leave mel bins or
+                frames unread.
         """
         pair = (stride, stride) if isinstance(stride, int) else stride
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(one, int) for one in pair)):
+            raise ConfigError(f"patch_stride is a whole number, or one for mel bins and one for frames; got {stride!r}")
         if pair[0] > self.patch_size[0] or pair[1] > self.patch_size[1]:
             raise ConfigError(
                 f"patch_stride={stride} leaves gaps between patches of {self.patch_size[0]} mel bins x "

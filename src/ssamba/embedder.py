@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -21,11 +21,21 @@ from torch import Tensor
 from ssamba.audio.decode import Damaged
 from ssamba.audio.readers import Samples
 from ssamba.audio.sources import OneChannel, Recordings, Source, checked_channels, read
-from ssamba.checkpoint import Checkpoint, LoadReport, has_default_weights, load_checkpoint, weights_digest
+from ssamba.checkpoint import (
+    Checkpoint,
+    LoadReport,
+    check_front_end,
+    has_default_weights,
+    load_checkpoint,
+    weights_digest,
+)
 from ssamba.config import FrontEndConfig, ModelConfig, ModelIdentity
+from ssamba.devices import move_to
 from ssamba.embedding import Context, Embedding, EmbedOptions, Padding, Precision, Prediction
+from ssamba.errors import ConfigError
 from ssamba.files import utf8_text
 from ssamba.hashing import digest_of
+from ssamba.hints import EMBEDDER, no_attribute
 from ssamba.inference import (
     Accumulator,
     EmbeddingAccumulator,
@@ -81,7 +91,8 @@ class Embedder:
             name: name in reports; None means the checkpoint's.
 
         Raises:
-            ValueError: the front end does not fit the encoder, or the device does not exist.
+            ConfigError: an argument is of a wrong kind, or the front end does not fit the encoder.
+            ValueError: the device does not exist.
         """
         self.classifier: Classifier | None = None
         self.report: LoadReport | None = None
@@ -89,20 +100,21 @@ class Embedder:
             self.encoder = model.model.encoder
             self.config = model.config
             self.report = model.report
-            front_end = front_end or model.front_end
+            front_end = model.front_end if front_end is None else front_end
             name = name or model.report.name
             if isinstance(model.model, Classifier):
                 self.classifier = model.model
-        else:
+        elif isinstance(model, PatchEncoder):
             self.encoder = model
             self.config = ModelConfig(encoder=model.config)
-        self.front_end = front_end or FrontEndConfig()
-        self.name = utf8_text(name or "in memory")
-        if self.front_end.num_mel_bins != self.encoder.config.num_mel_bins:
-            raise ValueError(
-                f"the front end makes {self.front_end.num_mel_bins} mel bins, but the encoder takes "
-                f"{self.encoder.config.num_mel_bins}: set num_mel_bins={self.encoder.config.num_mel_bins}"
+        else:
+            raise ConfigError(
+                f"expected an encoder (of create_encoder) or a checkpoint, got {type(model).__name__}: "
+                "ssamba.load_model takes names and paths of models"
             )
+        self.front_end = FrontEndConfig() if front_end is None else front_end
+        self.name = utf8_text(name or "in memory")
+        check_front_end(self.front_end, self.encoder.config)
         self.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         (self.classifier or self.encoder).eval()
 
@@ -110,6 +122,15 @@ class Embedder:
         millions = sum(parameter.numel() for parameter in (self.classifier or self.encoder).parameters()) / 1e6
         classes = f", {self.classifier.config.num_classes} classes" if self.classifier else ""
         return f"Embedder({self.name!r}, {millions:.2g} M parameters, dim {self.dim}{classes}, {self.device})"
+
+    if not TYPE_CHECKING:  # type checkers must know which names there are
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise no_attribute("'Embedder'", name, EMBEDDER, [*dir(type(self)), *vars(self)])
+
+        def __call__(self, *_: object, **__: object) -> NoReturn:
+            """Raise a TypeError that says what to call."""
+            raise TypeError("an Embedder is not called: model.embed(source), or model.encoder(features) for tokens")
 
     @property
     def dim(self) -> int:
@@ -142,20 +163,10 @@ class Embedder:
         """Move the model to a device, in place, and return it.
 
         Raises:
+            ConfigError: it does not name a device.
             ValueError: there is no such device here.
         """
-        if isinstance(device, torch.dtype):
-            raise ValueError(f"a device is expected, got {device}: to convert the encoder, model.encoder.to({device})")
-        try:
-            place = torch.device(device)
-        except (RuntimeError, TypeError):
-            raise ValueError(f"device must be 'cpu', 'cuda', 'cuda:1' or the like, got {device!r}") from None
-        try:
-            (self.classifier or self.encoder).to(place)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"device={str(place)!r} cannot be used here ({reason}). Choose from: {here}") from None
+        move_to(self.classifier or self.encoder, device)
         return self
 
     def check(self, options: EmbedOptions) -> None:
@@ -501,7 +512,8 @@ class Embedder:
         classifier = self.classifier
         if classifier is None:
             raise ValueError(
-                f"{self.name} has no classifier: expected a fine-tuned checkpoint, got kind {self.config.kind!r}"
+                f"{self.name} has no classifier: expected a fine-tuned checkpoint, got kind {self.config.kind!r} "
+                "(`ssamba finetune` makes one)"
             )
         by_segment = classifier.config.label_frames is not None if by_segment is None else by_segment
         if by_segment and classifier.config.pooling != "mean":

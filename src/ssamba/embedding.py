@@ -6,13 +6,14 @@ Shapes: D channels, K time steps, C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from ssamba.config import Config
+from ssamba.hints import EMBEDDING, PREDICTION, no_attribute
 
 Context: TypeAlias = Literal["windows", "full"]
 Padding: TypeAlias = Literal["patch", "official"]
@@ -74,6 +75,14 @@ class Embedding:
     duration_s: float
     """Length of the recording."""
 
+    if not TYPE_CHECKING:  # type checkers must know which names there are
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise no_attribute("'Embedding'", name, EMBEDDING, type(self).__dataclass_fields__)
+
+        def __array__(self, *_: object, **__: object) -> NoReturn:
+            raise TypeError("an Embedding is several arrays: embedding.clip (D,), or embedding.frames (K, D)")
+
     def __repr__(self) -> str:
         return f"Embedding({self.duration_s:.2f} s, clip {tuple(self.clip.shape)}, frames {tuple(self.frames.shape)})"
 
@@ -95,6 +104,11 @@ class Prediction:
         """Return the `count` most probable labels with their probabilities; 0 returns all."""
         order = self.probabilities.argsort(descending=True, stable=True)[: count or None]
         return [(self.labels[i], float(self.probabilities[i])) for i in order.tolist()]
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise no_attribute("'Prediction'", name, PREDICTION, ["best", *type(self).__dataclass_fields__])
 
     def __repr__(self) -> str:
         best = ", ".join(f"{label} {probability:.3f}" for label, probability in self.best(3))

@@ -20,6 +20,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from ssamba.errors import ConfigError
+
 _IS_WINDOWS = os.name == "nt"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LITERAL_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
@@ -31,8 +33,25 @@ def user_path(typed: str | os.PathLike[str]) -> Path:
     """Return the path that a user typed, with `~` or `~name` at its beginning replaced by that home, if it exists.
 
     Paths that were found in a folder must not be passed: there `~a` is the name of a file.
+
+    Raises:
+        ConfigError: it is not a path.
     """
+    if not isinstance(typed, str | os.PathLike):
+        raise ConfigError(f"expected a path (a string or a Path), got {type(typed).__name__}")
     return Path(os.path.expanduser(typed))  # noqa: PTH111 - Path.expanduser fails if there is no such home
+
+
+def output_folder(typed: str | os.PathLike[str]) -> Path:
+    """Return the path of a folder to write that a user typed, as `user_path` does.
+
+    Raises:
+        ConfigError: it is not a path, or it is a file, or lies below one.
+    """
+    folder = user_path(typed)
+    if next((path for path in (folder, *folder.parents) if path.exists()), folder).is_file():
+        raise ConfigError(f"{folder} is a file, or lies below one: expected the name of a folder to write")
+    return folder
 
 
 def folder_name(folder: Path) -> str:

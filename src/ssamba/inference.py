@@ -29,6 +29,7 @@ from torch import Tensor
 from ssamba.audio.fbank import log_mel
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
 from ssamba.embedding import Embedding, EmbedOptions, Prediction
+from ssamba.errors import ConfigError
 from ssamba.model.encoder import PatchEncoder
 from ssamba.model.heads import Classifier, span_weights
 from ssamba.model.patches import fill_last_patch, tokens_to_grid
@@ -437,12 +438,13 @@ class InferenceEngine:
             affected. What was read when `items` ends is encoded.
 
         Raises:
-            ValueError: `batch_tokens` is below 1; or `precision="bf16"` with weights of float16 or float64.
+            ConfigError: `batch_tokens` is below 1.
+            ValueError: `precision="bf16"` with weights of float16 or float64.
         """
         budget = CPU_TOKENS_PER_BATCH if self.device.type == "cpu" else self.gpu_tokens_per_batch
         if batch_tokens is not None:
             if not (isinstance(batch_tokens, int) and batch_tokens >= 1):
-                raise ValueError(
+                raise ConfigError(
                     f"batch_tokens must be a whole number of patch tokens, at least 1; got {batch_tokens!r}"
                 )
             budget = batch_tokens

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ssamba.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -48,11 +50,18 @@ OnProgress: TypeAlias = Callable[[Progress], "bool | None"]
 """Called with each new state; returning False stops the job and keeps what is done."""
 
 
+def checked_progress(progress: OnProgress | None) -> OnProgress | None:
+    """Return `progress`; raise a ConfigError unless it is None or can be called."""
+    if progress is not None and not callable(progress):
+        raise ConfigError(f"progress must be a function that takes a Progress, got {progress!r}")
+    return progress
+
+
 class ProgressReporter:
     """Measures time and reports the states of one step to a callable, if there is one."""
 
     def __init__(self, callback: OnProgress | None, step: str, total: float | None = None, unit: str = "files") -> None:
-        self.callback, self.step, self.total, self.unit = callback, step, total, unit
+        self.callback, self.step, self.total, self.unit = checked_progress(callback), step, total, unit
         self._started_s = time.monotonic()
 
     @property

@@ -40,7 +40,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from ssamba.errors import WorkerDiedError, WorkerStartError
+from ssamba.errors import ConfigError, WorkerDiedError, WorkerStartError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -75,6 +75,13 @@ def default_workers(most: int = 8) -> int:
     return min(most, max(1, (os.cpu_count() or 2) - 1))
 
 
+def checked_workers(workers: int | None) -> int | None:
+    """Return `workers`; raise a ConfigError unless it is None or a number of processes."""
+    if workers is not None and (type(workers) is not int or workers < 0):
+        raise ConfigError(f"workers is a number of processes, 0 for none besides this one; got {workers!r}")
+    return workers
+
+
 def map_in_processes(
     function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int = 16
 ) -> Iterator[tuple[T, R | WorkerDiedError]]:
@@ -87,10 +94,11 @@ def map_in_processes(
         ahead: items in flight for each worker.
 
     Raises:
+        ConfigError: `workers` is no number of processes.
         WorkerStartError: no worker process can start; the message says why.
         Exception: any exception of `function`, when its item is reached.
     """
-    if workers <= 0:
+    if not checked_workers(workers):
         for item in items:
             yield item, function(item)
         return

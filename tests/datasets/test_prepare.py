@@ -215,9 +215,9 @@ def test_the_command_end_to_end(iemocap, tmp_path):
     assert (again.returncode, "(unchanged)" in again.stdout) == (0, True)
     again = ssamba("prepare", "iemocap", tmp_path, "-o", output, "--overwrite", "--strict", "--workers", 0)
     assert again.returncode == 3
-    for arguments in (("iemocap", tmp_path / "out"), ("nothing", tmp_path)):
+    for code, *arguments in ((1, "iemocap", tmp_path / "out"), (2, "nothing", tmp_path)):
         done = ssamba("prepare", *arguments, "-o", tmp_path / "x.csv")
-        assert done.returncode == 1
+        assert done.returncode == code
         assert "Traceback" not in done.stderr
     assert ssamba("prepare", "iemocap", tmp_path, "-o", tmp_path / "x.txt").returncode == 2
 
@@ -249,8 +249,8 @@ def test_missing_recordings_are_added_later_and_changed_rows_are_kept(esc50, tmp
 @pytest.mark.parametrize(
     ("name", "source", "output", "options", "code", "message"),
     [
-        ("esc51", ".", "m.csv", {}, 1, "did you mean 'esc50'"),
-        ("", ".", "m.csv", {}, 1, "'' is not a known data set"),
+        ("esc51", ".", "m.csv", {}, 2, "did you mean 'esc50'"),
+        ("", ".", "m.csv", {}, 2, "'' is not a known data set"),
         ("esc50", "absent", "m.csv", {}, 1, "absent is not a folder"),
         ("esc50", "empty", "m.csv", {}, 1, "does not contain ESC-50"),
         ("fsd50k", ".", "m.csv", {}, 1, "does not contain FSD50K"),

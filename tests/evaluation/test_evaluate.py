@@ -237,7 +237,7 @@ def test_an_interrupted_evaluation_exits_130_and_the_cache_is_kept(suite, tmp_pa
         (None, "logmel", {"level": -1.0}, 2, "level"),
         (None, "logmel", {"figure": "card.bird"}, 2, "figure must end in .png, .pdf, .svg"),
         (None, "logmel", {"workers": 0}, 2, "workers is a number of threads, at least 1"),
-        (None, "random", {"device": "toaster"}, 1, "device must be 'cpu', 'cuda'"),
+        (None, "random", {"device": "toaster"}, 2, "device must be 'cpu', 'cuda'"),
         (None, "logmel", {"output": "other.json"}, 1, "holds no scorecard: choose another output, or --overwrite"),
     ],
 )

@@ -35,7 +35,14 @@ import soxr
 
 from ssamba.audio.files import AudioBytes, AudioSource, Remark, path_text
 from ssamba.audio.readers import AudioInfo, Reader, Samples, open_audio
-from ssamba.errors import AudioDecodeError, AudioHeaderWarning, AudioTruncatedWarning, AudioWarning, WorkerDiedError
+from ssamba.errors import (
+    AudioDecodeError,
+    AudioHeaderWarning,
+    AudioTruncatedWarning,
+    AudioWarning,
+    ConfigError,
+    WorkerDiedError,
+)
 from ssamba.worker_pool import map_in_processes
 
 __all__ = [
@@ -155,9 +162,9 @@ def checked_rate(sample_rate_hz: int) -> int:
 
 
 def checked_damaged(damaged: str) -> None:
-    """Raise ValueError unless `damaged` is one of the choices."""
+    """Raise ConfigError unless `damaged` is one of the choices."""
     if damaged not in ("skip", "keep"):
-        raise ValueError(f"damaged must be 'skip' or 'keep'; got {damaged!r}")
+        raise ConfigError(f"damaged must be 'skip' or 'keep'; got {damaged!r}")
 
 
 _WARNINGS: dict[str, type[AudioWarning]] = {"wrong header": AudioHeaderWarning, "cut": AudioTruncatedWarning}

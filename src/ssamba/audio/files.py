@@ -18,7 +18,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TypeAlias
 
-from ssamba.errors import AudioDecodeError
+from ssamba.errors import AudioDecodeError, ConfigError
 from ssamba.files import RealPaths, user_path, utf8_text, write_csv
 from ssamba.files import path_text as path_text
 
@@ -146,7 +146,8 @@ class Skipped:
         """Return the entry of a file that an error prevents from being used; the reason begins with the file's name."""
         reason = str(error)
         # An error about samples that were decoded elsewhere does not know the file.
-        return cls(path_text(path), reason if reason.startswith(str(path)) else f"{path}: {reason}")
+        names_it = reason.replace("://", ":/", 1).startswith(str(path))  # a path has lost one of a URL's slashes
+        return cls(path_text(path), reason if names_it else f"{path}: {reason}")
 
 
 @dataclass(frozen=True)
@@ -219,8 +220,8 @@ class FoundAudio(list[Path]):
                 at += 1
 
 
-def find_audio(paths: Iterable[str | Path]) -> FoundAudio:
-    """Return the audio files that a list of files, folders and patterns stands for, in order, each once.
+def find_audio(paths: str | Path | Iterable[str | Path]) -> FoundAudio:
+    """Return the audio files that files, folders and patterns (or one of them) stand for, in order, each once.
 
     A file counts whatever its name. A folder stands for all files below it with the suffix of an audio format, sorted,
     without hidden ones. Links to files and folders are followed, but not those to a folder that holds the link. `~` at
@@ -234,11 +235,12 @@ def find_audio(paths: Iterable[str | Path]) -> FoundAudio:
 
     Raises:
         ValueError: a pattern matches nothing, or a folder holds no audio file.
+        ConfigError: something is not a path.
     """
     search = _Search()
-    for entry in paths:
+    for entry in _checked_paths(paths):
         if not os.fspath(entry):
-            raise ValueError("expected a file, a folder or a pattern, got an empty name")
+            raise ConfigError("expected a file, a folder or a pattern, got an empty name")
         path, skipped_before = user_path(entry), len(search.found.skipped)
         if os.path.lexists(path) or not glob.has_magic(os.fspath(path)):
             if not search.add(path):
@@ -254,6 +256,20 @@ def find_audio(paths: Iterable[str | Path]) -> FoundAudio:
         if not any(contains_audio):
             raise ValueError(f"{path}: the pattern matches folders without audio files")
     return search.finish()
+
+
+def _checked_paths(paths: str | Path | Iterable[str | Path]) -> list[str | Path]:
+    """Return one or several paths as a list; raise a ConfigError if they are anything else."""
+    entries = (
+        [paths] if isinstance(paths, str | os.PathLike) else list(paths) if isinstance(paths, Iterable) else [paths]
+    )
+    for entry in entries:
+        if not isinstance(entry, str | os.PathLike):
+            raise ConfigError(
+                f"expected the path of a recording, a folder or a pattern, or a list of these, got "
+                f"{type(entry).__name__} (waveforms in memory: Embedder.embed and Embedder.predict take them)"
+            )
+    return entries
 
 
 def _expand(pattern: Path) -> list[Path]:

@@ -32,7 +32,7 @@ from ssamba.audio import decode
 from ssamba.audio.files import AudioBytes
 from ssamba.audio.readers import Samples
 from ssamba.config import FrontEndConfig
-from ssamba.errors import AudioDecodeError
+from ssamba.errors import AudioDecodeError, ConfigError
 from ssamba.files import user_path
 from ssamba.progress import OnProgress, ProgressReporter
 
@@ -56,7 +56,7 @@ _PCM = (np.int8, np.int16, np.int32, np.uint8)
 
 
 def checked_channels(channels: Channels, *, separate: bool = True) -> None:
-    """Raise ValueError unless `channels` is None, "mean", a number from 0, or (if allowed) "separate"."""
+    """Raise ConfigError unless `channels` is None, "mean", a number from 0, or (if allowed) "separate"."""
     known = (None, "mean", "separate") if separate else (None, "mean")
     if isinstance(channels, int | np.integer) and not isinstance(channels, bool):
         is_right = bool(channels >= 0)
@@ -64,7 +64,7 @@ def checked_channels(channels: Channels, *, separate: bool = True) -> None:
         is_right = channels in known
     if not is_right:
         more = ', or "separate" for a result of each' if separate else ""
-        raise ValueError(f'channels must be "mean" or the number of a channel (from 0){more}; got {channels!r}')
+        raise ConfigError(f'channels must be "mean" or the number of a channel (from 0){more}; got {channels!r}')
 
 
 def read(
@@ -151,7 +151,9 @@ class Recordings:
             self.total = len(source) if isinstance(source, Sized) else None
         else:
             raise ValueError(_expected(source))
-        if isinstance(source, tuple) and len(source) == 2 and _is_array(source[0]) and isinstance(source[1], Number):
+        # In torchaudio's order or in scipy's.
+        is_pair = isinstance(source, tuple) and len(source) == 2 and any(map(_is_array, source))
+        if is_pair and any(isinstance(one, Number) for one in cast("tuple[object, ...]", source)):
             raise ValueError(
                 "got a tuple of a waveform and a number: give them as two arguments, embed(waveform, sample_rate)"
             )
@@ -187,11 +189,9 @@ class Recordings:
             step: what `run` does, for `progress`.
 
         Raises:
-            ValueError: `progress` is no function.
+            ConfigError: `progress` is no function.
             ValueError, OSError: the error of a recording, with its number.
         """
-        if progress is not None and not callable(progress):
-            raise ValueError(f"progress must be a function that takes a Progress, got {progress!r}")
         reporter, audio_s = ProgressReporter(progress, step, self.total, "recordings"), 0.0
         found: list[list[Result]] = []
         is_stopped = False
@@ -350,6 +350,8 @@ def _rows(array: Array, channels: OneChannel) -> Array:
 def _mono(waveform: Array | Tensor, channels: OneChannel) -> Samples:
     """Convert a waveform to mono float32 (S,); integers are PCM of full scale."""
     if isinstance(waveform, Tensor):
+        if waveform.layout != torch.strided:
+            raise ValueError(f"a waveform must be a dense tensor, got {waveform.layout}: use waveform.to_dense()")
         tensor = waveform.detach().cpu().resolve_neg()
         # NumPy has no bfloat16.
         array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

@@ -23,9 +23,9 @@ from ssamba.checkpoint.files import (
 from ssamba.checkpoint.names import FoundModel, find_model
 from ssamba.checkpoint.official import convert_official, is_official
 from ssamba.checkpoint.released import REPOSITORY
-from ssamba.config import ENCODER_CONFIGS, FrontEndConfig, ModelConfig, ModelIdentity
+from ssamba.config import ENCODER_CONFIGS, BaseEncoderConfig, FrontEndConfig, ModelConfig, ModelIdentity
 from ssamba.errors import CheckpointError, ConfigError, OtherSettingsError
-from ssamba.files import user_path
+from ssamba.files import output_folder
 from ssamba.hashing import digest_of
 from ssamba.model.create import SIZES, build_encoder
 from ssamba.model.encoder import PatchEncoder
@@ -186,15 +186,28 @@ def save_checkpoint(
 
     Returns:
         The folder.
+
+    Raises:
+        ConfigError: an argument is of a wrong kind, the folder is a file, or the front end does not fit the encoder.
     """
-    folder = Path(folder)
+    folder = output_folder(folder)
     if isinstance(model, PatchEncoder):
         model = EncoderOnly(model)
+    given: object = model
+    if not isinstance(given, Model):
+        raise ConfigError(
+            f"expected an encoder, a classifier or a pretraining model, got {type(given).__name__} (of an Embedder, "
+            "save model.encoder or model.classifier; of a wrapper, the module inside)"
+        )
+    if config is not None and not isinstance(config, ModelConfig):
+        raise ConfigError(f"config: expected a ModelConfig or None, got {type(config).__name__}")
     config = config or _config_of(model)
+    front_end = FrontEndConfig() if front_end is None else front_end
+    check_front_end(front_end, config.encoder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = model.state_dict()
     write_tensors(folder / WEIGHTS_FILE, {k: v.half() for k, v in tensors.items()} if half else tensors)
-    write_json(folder / PREPROCESSOR_FILE, (front_end or FrontEndConfig()).model_dump(mode="json"))
+    write_json(folder / PREPROCESSOR_FILE, front_end.model_dump(mode="json"))
     write_json(folder / CONFIG_FILE, config.model_dump(mode="json"))
     return folder
 
@@ -219,10 +232,11 @@ def convert_checkpoint(
         origin: a line that tells readers where the weights come from; None keeps the source's.
 
     Raises:
-        CheckpointError: the source cannot be loaded, or the output is a file.
+        CheckpointError: the source cannot be loaded.
+        ConfigError: the output is a file, or lies below one.
         OtherSettingsError: the folder holds another checkpoint; the message names the differences.
     """
-    folder = _output_folder(output)
+    folder = output_folder(output)
     loaded = load_checkpoint(checkpoint)
     config = loaded.config if origin is None else loaded.config.with_changes(origin=origin)
     _write_new(folder, loaded, config, overwrite=overwrite, half=half)
@@ -258,16 +272,15 @@ def average_checkpoints(
         The mean, as written.
 
     Raises:
-        CheckpointError: a checkpoint cannot be loaded or has another structure, the weights do not fit, or the output
-            is a file.
+        CheckpointError: a checkpoint cannot be loaded or has another structure.
+        ConfigError: there are fewer than two checkpoints, the weights do not fit them, or the output is a file.
         OtherSettingsError: the folder holds another checkpoint; the message names the differences.
     """
-    folder = _output_folder(output)
-    shares = [1.0] * len(checkpoints) if weights is None else list(weights)
-    if len(checkpoints) < 2:
-        raise CheckpointError(f"averaging takes two checkpoints or more, got {len(checkpoints)}")
-    if len(shares) != len(checkpoints) or min(shares) < 0 or not 0 < sum(shares) < float("inf"):
-        raise CheckpointError(f"{len(checkpoints)} checkpoints need as many weights, none below 0, got {shares}")
+    folder = output_folder(output)
+    if isinstance(checkpoints, str | Path) or len(checkpoints) < 2:
+        got = f"{str(checkpoints)!r} alone" if isinstance(checkpoints, str | Path) else len(checkpoints)
+        raise ConfigError(f"averaging takes two checkpoints or more, got {got}")
+    shares = _checked_shares(weights, len(checkpoints))
     loaded = [load_checkpoint(source) for source in checkpoints]
     first = loaded[0]
     for source, other in zip(checkpoints[1:], loaded[1:], strict=True):
@@ -290,11 +303,26 @@ def average_checkpoints(
     return replace(first, config=config, report=replace(first.report, name=str(folder)))
 
 
-def _output_folder(output: str | Path) -> Path:
-    folder = user_path(output)
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file: give the name of a folder to write")
-    return folder
+def _checked_shares(weights: Sequence[float] | None, count: int) -> list[float]:
+    """Return the weights of `count` checkpoints, equal ones for None; raise a ConfigError if they do not fit."""
+    try:
+        shares = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    except (TypeError, ValueError):
+        shares = []
+    if len(shares) != count or min(shares) < 0 or not 0 < sum(shares) < float("inf"):
+        raise ConfigError(f"{count} checkpoints need as many weights, none below 0 and not all 0; got {weights!r}")
+    return shares
+
+
+def check_front_end(front_end: FrontEndConfig, encoder: BaseEncoderConfig) -> None:
+    """Raise a ConfigError unless the front end makes the features that the encoder takes."""
+    if not isinstance(front_end, FrontEndConfig):
+        raise ConfigError(f"front_end: expected a FrontEndConfig, got {type(front_end).__name__}")
+    if front_end.num_mel_bins != encoder.num_mel_bins:
+        raise ConfigError(
+            f"the front end makes {front_end.num_mel_bins} mel bins, but the encoder takes {encoder.num_mel_bins}: "
+            f"set num_mel_bins={encoder.num_mel_bins}"
+        )
 
 
 def _write_new(folder: Path, new: Checkpoint, config: ModelConfig, *, overwrite: bool, half: bool) -> None:

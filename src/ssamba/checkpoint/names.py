@@ -216,7 +216,7 @@ def _in_run(folder: Path) -> Path:
     """Return a checkpoint folder, or the folder `model/` in it if it is that of a run.
 
     Raises:
-        CheckpointError: it is the folder of a run that has not finished.
+        CheckpointError: it holds neither, or a run that has not finished.
     """
     inner = folder / MODEL_FOLDER
     if (folder / CONFIG_FILE).is_file():
@@ -233,7 +233,7 @@ def _in_run(folder: Path) -> Path:
             f"{folder} holds a run that has not finished: repeat its command to resume, or name one of its saved "
             f"states, {folder / STATES_FOLDER / 'step-N'}"
         )
-    return folder
+    raise CheckpointError(f"{folder} holds no checkpoint: {CONFIG_FILE} is missing. Expected {ACCEPTED}")
 
 
 def _unknown(name: str, *, is_path: bool) -> str:

@@ -11,6 +11,8 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from difflib import SequenceMatcher
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
 
 import typer
@@ -70,6 +72,19 @@ _NOT_SHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 UsageError: Any = typer.BadParameter.__base__
 """Base of click's errors of wrong usage, which typer does not hand on."""
 _MAX_SKIPPED_SHOWN = 10
+_GUESSED_OPTIONS = {
+    **dict.fromkeys(("--model", "--model-name", "--ckpt", "--pretrained"), ("--checkpoint", "use -c, --checkpoint")),
+    **dict.fromkeys(("--out", "--output-dir", "--output_dir", "--out-dir", "--save"), ("--output", "use -o, --output")),
+    **dict.fromkeys(("--force", "--restart"), ("--overwrite", "use --overwrite")),
+    **dict.fromkeys(
+        ("--resume", "--no-resume"), ("--overwrite", "the same command goes on, and --overwrite starts anew")
+    ),
+    **dict.fromkeys(("--gpu", "--cuda"), ("--device", "use --device cuda")),
+    **dict.fromkeys(("--num-workers", "--num_workers", "--jobs"), ("--workers", "use --workers")),
+    **dict.fromkeys(("--lr", "--learning-rate"), ("--set", "use --set optimizer.learning_rate=VALUE")),
+    "--config": ("--recipe", "use --recipe"),
+}
+"""Options of other tools: an option that the command must have, and what to use."""
 _STYLES = {"ERROR": "bold red", "WARNING": "yellow", "DEBUG": "dim"}
 
 
@@ -164,7 +179,7 @@ class Commands(TyperGroup):
                 sys.stdout.flush()
                 return result
         except UsageError as error:
-            _fail_usage(error)
+            _fail_usage(error, ctx.invoked_subcommand)
         except SkippedFilesError as error:
             show_report(error.report)
             fail(str(error), EXIT_SKIPPED)
@@ -180,13 +195,34 @@ class Commands(TyperGroup):
             sys.exit(EXIT_INTERRUPTED)
 
 
-def _fail_usage(error: Any) -> NoReturn:
+def _fail_usage(error: Any, subcommand: str | None = None) -> NoReturn:
     """Exit with code 2 and one line that says what is wrong; without arguments, a group shows its help."""
     if type(error).__name__ == "NoArgsIsHelpError":
         raise error
-    command = error.ctx.command_path if error.ctx else "ssamba"
-    message = error.format_message().replace("Value error, ", "")
+    command = error.ctx.command_path if error.ctx else f"ssamba {subcommand}" if subcommand else "ssamba"
+    message = _usage_message(error)
     fail(f"{message}{'' if message[-1] in '.?' else '.'} See `{command} --help`", EXIT_USAGE)
+
+
+def _usage_message(error: Any) -> str:
+    """Return what an error of wrong usage says, with the value that was given, or the option that was meant."""
+    if hasattr(error, "possibilities"):  # of an unknown option
+        guessed = str(error.option_name)
+        known = {name for one in error.ctx.command.params for name in one.opts} if error.ctx else set()
+        near = sorted(one for one in error.possibilities or () if SequenceMatcher(None, guessed, one).ratio() > 0.65)
+        hint = ""
+        if _GUESSED_OPTIONS.get(guessed, ("",))[0] in known:
+            hint = f": {_GUESSED_OPTIONS[guessed][1]}"
+        elif near:
+            hint = f". Did you mean {' or '.join(near)}?"
+        return f"{error.message}{hint}"
+    message = str(error.format_message()).replace("Value error, ", "")
+    problems = getattr(error.__cause__, "errors", None)  # of pydantic, which checks the types of values
+    if problems is None:
+        return message
+    got = problems()[0]["input"]
+    shortened = re.sub(", unable to parse string as an? [a-z]+", "", message)
+    return f"{shortened.rstrip('.')} (got {got!r})"
 
 
 def _log_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -261,8 +297,27 @@ CheckpointOption = Annotated[
         "checkpoint or a run, official .pth file, or hf:OWNER/NAME. Default: ssamba2-tiny.",
     ),
 ]
+
+
+def no_model_name(values: Any) -> Any:
+    """Refuse the name of a model where recordings belong (callback of arguments)."""
+    for value in values if isinstance(values, list) else [values]:
+        path = Path(value)
+        if len(path.parts) == 1 and not path.suffix and not path.exists():
+            from ssamba.checkpoint.names import KNOWN_MODELS
+
+            if str(path) in {name for known in KNOWN_MODELS for name in (known.name, *known.aliases)}:
+                raise typer.BadParameter(f"{str(path)!r} is the name of a model, which is given with -c")
+    return values
+
+
 RecordingsArgument = Annotated[
-    list[str], typer.Argument(metavar="RECORDINGS...", help="Audio files, folders (searched recursively) and patterns.")
+    list[str],
+    typer.Argument(
+        metavar="RECORDINGS...",
+        help="Audio files, folders (searched recursively) and patterns.",
+        callback=no_model_name,
+    ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if available.")]
 OverwriteOption = Annotated[

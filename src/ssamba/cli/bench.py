@@ -14,14 +14,17 @@ from ssamba.cli.app import (
     EXIT_CODES,
     CheckpointOption,
     DeviceOption,
+    RecordingsArgument,
     app,
     fail,
+    no_model_name,
     out,
     parse_numbers,
     report_skipped,
 )
 from ssamba.cli.progress import ProgressDisplay
 from ssamba.errors import Interrupted
+from ssamba.files import output_folder
 from ssamba.progress import ProgressReporter
 
 if TYPE_CHECKING:
@@ -95,7 +98,7 @@ def efficiency(
     """Time and memory of SSAMBA and SSAST over input length, for inference and training, and where they cross.
 
     A side that runs out of memory or exceeds its budget stops, and the others continue. Repeat the command to resume an
-    interrupted study.
+    interrupted study, or to print a finished one.
     """
     import torch
 
@@ -114,14 +117,9 @@ def efficiency(
     }
     values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     values |= {"device": device, "budget_s": budget_s, "each_s": each_s}
-    try:
-        make = EfficiencyOptions.paper if paper else lambda **v: EfficiencyOptions.parse(v, "bench efficiency")
-        options = make(**values)
-    except (ConfigError, RuntimeError) as error:  # torch raises RuntimeError for an unknown kind of device
-        raise typer.BadParameter(str(error).splitlines()[0]) from None
+    output = output_folder(output)
+    options = EfficiencyOptions.paper(**values) if paper else EfficiencyOptions.parse(values, "bench efficiency")
     before = read_study(output) if (output / "efficiency.json").exists() and not overwrite else None
-    if before is not None and before.finished:
-        fail(f"{output} already holds a study: choose another folder, or --overwrite")
     if threads is not None:
         torch.set_num_threads(threads)
 
@@ -152,7 +150,12 @@ def efficiency(
 )
 def needle(
     recordings: Annotated[
-        list[str], typer.Argument(help="Files, folders or patterns: recordings that are joined to haystacks.")
+        list[str],
+        typer.Argument(
+            metavar="RECORDINGS...",
+            callback=no_model_name,
+            help="Files, folders or patterns: recordings that are joined to haystacks.",
+        ),
     ],
     needles: Annotated[
         list[str] | None,
@@ -195,7 +198,6 @@ def needle(
 
     from ssamba.audio.files import find_audio
     from ssamba.embedder import load_model
-    from ssamba.errors import ConfigError
     from ssamba.studies.needle import NeedleOptions, measure_needles
     from ssamba.studies.needle_report import headlines, read_needles, save_needles
 
@@ -207,10 +209,8 @@ def needle(
         "needle_s": needle_s,
         "seed": seed,
     }
-    try:
-        options = NeedleOptions.parse({name: v for name, v in given.items() if v is not None}, "bench needle")
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from None
+    output = output_folder(output)
+    options = NeedleOptions.parse({name: v for name, v in given.items() if v is not None}, "bench needle")
     haystack, sounds = find_audio(recordings), find_audio(needles or [])
     if threads is not None:
         torch.set_num_threads(threads)
@@ -242,7 +242,7 @@ def needle(
     "ssamba bench long recordings/ --minutes 60 -c ssamba_tiny.pth\n\n" + EXIT_CODES
 )
 def long(
-    recordings: Annotated[list[str], typer.Argument(help="Files, folders or patterns.")],
+    recordings: RecordingsArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for long.json, long.md and long.png.")] = Path(
         "long"
     ),
@@ -265,14 +265,11 @@ def long(
 
     from ssamba.audio.files import find_audio
     from ssamba.embedder import load_model
-    from ssamba.errors import ConfigError
     from ssamba.studies.long_audio import LongOptions, headlines, measure_long, save_long
 
     values = {"minutes": () if minutes is None else parse_numbers(minutes, "--minutes"), "seed": seed}
-    try:
-        options = LongOptions.parse({**values, "budget_s": budget_s, "device": device}, "bench long")
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from None
+    output = output_folder(output)
+    options = LongOptions.parse({**values, "budget_s": budget_s, "device": device}, "bench long")
     if (output / "long.json").exists() and not overwrite:
         fail(f"{output} already holds a study: choose another folder, or --overwrite")
     files = find_audio(recordings)

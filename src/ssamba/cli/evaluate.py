@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ssamba.cli.app import EXIT_CODES, DeviceOption, EncodingOption, OverwriteOption, app, say
+from ssamba.cli.app import EXIT_CODES, DeviceOption, EncodingOption, OverwriteOption, app, no_model_name, say
 from ssamba.cli.progress import ProgressDisplay
 
 
@@ -24,7 +24,12 @@ from ssamba.cli.progress import ProgressDisplay
 def evaluate(
     suite: Annotated[
         Path,
-        typer.Argument(help="Folder of tasks: TASK.csv and TASK.tar each, or tasks of HEAR.", show_default=False),
+        typer.Argument(
+            metavar="SUITE",
+            callback=no_model_name,
+            help="Folder of tasks: TASK.csv and TASK.tar each, or tasks of HEAR.",
+            show_default=False,
+        ),
     ],
     checkpoint: Annotated[
         list[str] | None,

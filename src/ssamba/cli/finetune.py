@@ -21,6 +21,7 @@ from ssamba.cli.app import (
     TakeOverOption,
     app,
     log,
+    no_model_name,
     only_rank_0_prints,
     say,
 )
@@ -44,6 +45,7 @@ def finetune(
         list[str],
         typer.Argument(
             metavar="DATA...",
+            callback=no_model_name,
             help="Folders with one folder per class, manifests with labels, folders of shards, or hf:OWNER/NAME.",
         ),
     ],

@@ -23,8 +23,10 @@ NAMES = (
     "ssamba prepare urbansound8k-scenes UrbanSound8K/ -o scenes.parquet --audio scenes/\n\n" + EXIT_CODES
 )
 def prepare(
-    dataset: Annotated[str, typer.Argument(help=f"Data set: {NAMES}.")],
-    source: Annotated[Path, typer.Argument(help="Folder that the data set was unpacked to.", show_default=False)],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help=f"Data set: {NAMES}.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Folder that the data set was unpacked to.", show_default=False)
+    ],
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="Manifest to write: .parquet, .csv or .jsonl.", show_default=False),

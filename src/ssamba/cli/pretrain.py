@@ -20,6 +20,7 @@ from ssamba.cli.app import (
     SeedOption,
     TakeOverOption,
     app,
+    no_model_name,
     only_rank_0_prints,
     say,
 )
@@ -37,7 +38,11 @@ from ssamba.cli.progress import ProgressDisplay
 def pretrain(
     data: Annotated[
         list[str],
-        typer.Argument(metavar="DATA...", help="Folders of audio, manifests, folders of shards, or hf:OWNER/NAME."),
+        typer.Argument(
+            metavar="DATA...",
+            callback=no_model_name,
+            help="Folders of audio, manifests, folders of shards, or hf:OWNER/NAME.",
+        ),
     ],
     output: Annotated[
         Path,

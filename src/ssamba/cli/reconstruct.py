@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ssamba.cli.app import EXIT_CODES, CheckpointOption, app, say
+from ssamba.cli.app import EXIT_CODES, CheckpointOption, app, no_model_name, say
 
 
 @app.command(
@@ -15,7 +15,10 @@ from ssamba.cli.app import EXIT_CODES, CheckpointOption, app, say
     "ssamba reconstruct dawn.flac -c ssamba_tiny.pth -o dawn.png --audio dawn-filled.wav --ratio 0.5\n\n" + EXIT_CODES
 )
 def reconstruct(
-    recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="Audio file; 10.24 s of it are used.")],
+    recording: Annotated[
+        Path,
+        typer.Argument(metavar="RECORDING", callback=no_model_name, help="Audio file; 10.24 s of it are used."),
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Plot to write: .png, .pdf or .svg.", show_default=False)
     ],

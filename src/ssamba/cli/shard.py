@@ -15,6 +15,7 @@ from ssamba.cli.app import (
     StrictOption,
     TakeOverOption,
     app,
+    no_model_name,
     show_report,
 )
 from ssamba.cli.progress import ProgressDisplay
@@ -28,7 +29,11 @@ from ssamba.cli.progress import ProgressDisplay
 def shard(
     data: Annotated[
         list[str],
-        typer.Argument(metavar="DATA...", help="Manifests (.parquet, .csv, .jsonl, .json), folders of audio or files."),
+        typer.Argument(
+            metavar="DATA...",
+            callback=no_model_name,
+            help="Manifests (.parquet, .csv, .jsonl, .json), folders of audio or files.",
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the shards.", show_default=False)],
     codec: Annotated[str, typer.Option(help="'opus' (small), or 'flac' (exact to 16 bits).")] = "opus",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ssamba.cli.app import EXIT_CODES, EncodingOption, StrictOption, app, out, report_skipped
+from ssamba.cli.app import EXIT_CODES, EncodingOption, StrictOption, app, no_model_name, out, report_skipped
 from ssamba.cli.progress import ProgressDisplay
 
 
@@ -20,7 +20,9 @@ def stats(
     data: Annotated[
         list[str],
         typer.Argument(
-            metavar="DATA...", help="Folders of audio or of shards, manifests, or hf:OWNER/NAME (on Hugging Face)."
+            metavar="DATA...",
+            callback=no_model_name,
+            help="Folders of audio or of shards, manifests, or hf:OWNER/NAME (on Hugging Face).",
         ),
     ],
     split: Annotated[str | None, typer.Option(help="Only clips in this split.")] = None,

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssamba.audio.decode import AudioBytes, Damaged, checked_rate, collect_remarks, decode, duration_or_error
-from ssamba.audio.files import Skipped
+from ssamba.audio.files import Skipped, refuse_url
 from ssamba.data.manifest import (
     MANIFEST_SUFFIXES,
     CategoryColumn,
@@ -371,7 +371,8 @@ class HuggingFaceCorpus(Corpus):
         if isinstance(dataset, datasets.IterableDataset):
             raise DataError(f"{name}: is streamed, but clips need random access: load it with streaming=False")
         if not isinstance(dataset, datasets.Dataset):
-            raise DataError(f"{name}: expected a datasets.Dataset, got {type(dataset).__name__}")
+            expected = "a folder, a manifest, hf:OWNER/NAME, a corpus or a datasets.Dataset"
+            raise DataError(f"expected {expected}, got {type(dataset).__name__}")
         features = dataset.features
         column = audio_column or _audio_column(features, datasets.Audio, name)
         if column not in features:
@@ -520,6 +521,7 @@ def open_corpus(
         return HuggingFaceCorpus.open(source, sample_rate_hz, split)
     path = user_path(source)
     if not path.exists():
+        refuse_url(path)
         raise DataError(f"{path}: no such file or folder. Expected a folder of audio or of tars, or a manifest")
     if path.is_file() and path.suffix in MANIFEST_SUFFIXES:
         manifest = read_manifest(path, encoding=encoding).in_split(split)

@@ -171,7 +171,7 @@ def _make(
     """Make a manifest whose lock is held; see `make_manifest`."""
     began_s = time.time()
     old = [] if overwrite or not output.exists() else _read_old(output)
-    files = find_audio([recordings] if isinstance(recordings, str | Path) else recordings)
+    files = find_audio(recordings)
     notes = []
     if labels is not None:
         places = read_places(files)

@@ -341,7 +341,7 @@ def scan_folder(
         ValueError: there is no audio file, or links put a file into the folders of two classes or splits.
         Interrupted: `progress` returned False.
     """
-    files = find_audio([source] if isinstance(source, str | Path) else source)
+    files = find_audio(source)
     return list_clips(files, measure_files(files, workers, damaged), progress, labels=labels)
 
 

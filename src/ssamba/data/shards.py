@@ -54,10 +54,10 @@ from ssamba.errors import (
     SkippedFilesError,
     WorkerDiedError,
 )
-from ssamba.files import move_aside, path_text, user_path, write_atomically
+from ssamba.files import move_aside, output_folder, path_text, user_path, write_atomically
 from ssamba.hashing import digest_of, file_checksum, hash_bytes
 from ssamba.locks import LockToken, OutputLock, lock_output
-from ssamba.progress import OnProgress, ProgressReporter, format_duration
+from ssamba.progress import OnProgress, ProgressReporter, checked_progress, format_duration
 from ssamba.worker_pool import default_workers, map_in_processes
 
 _RECORDS = ".records"
@@ -221,7 +221,11 @@ def write_shards(
         SkippedFilesError: `strict` is set and recordings were skipped; the shards are written.
         Interrupted: Ctrl-C; finished shards are kept.
     """
-    started_s, folder = time.monotonic(), user_path(output)
+    started_s, folder = time.monotonic(), output_folder(output)
+    checked_progress(progress)
+    for source in data if isinstance(data, list | tuple) else [data]:
+        if isinstance(source, str | Path) and os.path.realpath(user_path(source)) == os.path.realpath(folder):
+            raise ConfigError(f"{folder} is the folder of the recordings: choose another output")
     options = ShardSettings.parse(
         {
             "codec": codec,
@@ -234,8 +238,6 @@ def write_shards(
         },
         "shards",
     )
-    if folder.is_file():
-        raise ConfigError(f"{folder} is a file: expected the name of a folder to write")
     report = ShardReport(folder)
     try:
         with lock_output(folder, folder=True, take_over=take_over) as lock:

@@ -35,7 +35,7 @@ from ssamba.datasets.librispeech import LIBRISPEECH
 from ssamba.datasets.speech_commands import SPEECH_COMMANDS_V1, SPEECH_COMMANDS_V1_SUPERB, SPEECH_COMMANDS_V2
 from ssamba.datasets.urbansound8k import URBANSOUND8K, URBANSOUND8K_SCENES
 from ssamba.datasets.voxceleb1 import VOXCELEB1
-from ssamba.errors import DataError, DatasetStructureError, OtherSettingsError, SkippedFilesError
+from ssamba.errors import ConfigError, DataError, DatasetStructureError, OtherSettingsError, SkippedFilesError
 from ssamba.files import path_text, user_path, write_csv
 from ssamba.hashing import file_checksum
 from ssamba.locks import lock_output
@@ -65,14 +65,14 @@ def find_dataset(name: str) -> PublicDataset:
     """Return the data set of that name; hyphens, underscores and case do not matter.
 
     Raises:
-        DataError: there is none; the message names the nearest and all others.
+        ConfigError: there is none; the message names the nearest and all others.
     """
     by_plain_name = {_plain(known): known for known in DATASETS}
     if _plain(name) in by_plain_name:  # audioset20k, speech_commands_v1
         return DATASETS[by_plain_name[_plain(name)]]
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), DATASETS, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), DATASETS, n=1, cutoff=0.6)
     hint = f": did you mean {near[0]!r}? " if near else ". "
-    raise DataError(f"{name!r} is not a known data set{hint}There are: {', '.join(DATASETS)}")
+    raise ConfigError(f"{name!r} is not a known data set{hint}There are: {', '.join(DATASETS)}")
 
 
 def _plain(name: str) -> str:

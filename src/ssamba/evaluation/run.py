@@ -34,8 +34,9 @@ from ssamba.evaluation.scorecard import EvaluateOptions, Evaluation, evaluate_mo
 from ssamba.evaluation.suite import read_suite
 from ssamba.evaluation.task import Task
 from ssamba.evaluation.vectors import ClipModel, EncoderModel, LogMelStatistics, VectorOptions, WaveformParts
+from ssamba.files import user_path
 from ssamba.probes import ProbeKind
-from ssamba.progress import OnProgress
+from ssamba.progress import OnProgress, checked_progress
 
 Model = str | Path | Embedder | ClipModel
 
@@ -97,7 +98,7 @@ def evaluate(
         The scorecards, one for each model; `card` is the first.
 
     Raises:
-        ConfigError: an option is unknown, or options exclude each other.
+        ConfigError: an argument is of a wrong kind, an option is unknown, or options exclude each other.
         SuiteError: there is no such suite or task, or a model or option cannot do a task.
         CheckpointError: a model cannot be loaded.
         AudioDecodeError: a clip cannot be read.
@@ -105,23 +106,30 @@ def evaluate(
         MissingExtraError: scikit-learn, or for a plot matplotlib, is not installed.
         Interrupted: Ctrl-C; embeddings of finished tasks are in the cache.
     """
-    poolings, readouts = (tuple([one] if isinstance(one, str) else one) for one in (pooling, readout))
+    checked_progress(progress)
+    poolings, readouts = ([one] if isinstance(one, str) else one for one in (pooling, readout))
     vectors = VectorOptions.parse(
         {"layers": layers, "poolings": poolings, "readouts": readouts, "padding": padding}, "evaluate"
     )
     options = EvaluateOptions.parse(
         {"inner": inner, "probe": probe, "weighted": weighted, "level": level or None}, "evaluate"
     )
-    output, figure, details = (None if path is None else Path(path).expanduser() for path in (output, figure, details))
+    output, figure, details = (None if path is None else user_path(path) for path in (output, figure, details))
     if figure is not None and figure.suffix not in PLOT_FORMATS:
         raise ConfigError(f"figure must end in {', '.join(PLOT_FORMATS)}, got {str(figure)!r}")
     if weighted and layers != "all":
         raise ConfigError("weighted learns a mixture of the layers: it needs layers 'all'")
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers is a number of threads, at least 1; got {workers}")
+    if workers is not None and (type(workers) is not int or workers < 1):
+        raise ConfigError(f"workers is a number of threads, at least 1; got {workers!r}")
     given: list[Any] = list(checkpoint) if isinstance(checkpoint, list | tuple) else [checkpoint]
     if not given:
         raise ConfigError("no model named: expected a name, a path, 'random' or 'logmel'")
+    for one in given:
+        if not (one is None or isinstance(one, str | Path | Embedder) or hasattr(one, "vectors")):
+            raise ConfigError(
+                f"expected a name, a path, 'random', 'logmel', an Embedder or another ClipModel, got "
+                f"{type(one).__name__} (an encoder in memory: ssamba.Embedder(encoder))"
+            )
     if figure is not None or details is not None:
         check_plotting()
     tasks = _read_tasks(suite, task, encoding)
@@ -167,8 +175,16 @@ def _read_tasks(
     suite: str | Path | Sequence[Task], names: str | Sequence[str] | None, encoding: str | None
 ) -> list[Task]:
     if not isinstance(suite, str | Path):
-        return list(suite)
-    wanted = [names] if isinstance(names, str) else None if names is None else list(names)
+        given: object = suite
+        tasks = list(given) if isinstance(given, Sequence) else [given]
+        found = [one for one in tasks if isinstance(one, Task)]
+        if not found or len(found) < len(tasks):
+            got = ", ".join(type(one).__name__ for one in tasks[:3]) or "an empty list"
+            raise ConfigError(f"suite is a folder of tasks, or a list of tasks of `read_suite`; got {got}")
+        return found
+    wanted = [names] if isinstance(names, str) else names
+    if wanted is not None and not (isinstance(wanted, Sequence) and all(isinstance(name, str) for name in wanted)):
+        raise ConfigError(f"task takes the name of a task, or a list of names; got {names!r}")
     return read_suite(suite, wanted, lambda name, reason: _log.warning("left out: %s: %s", name, reason), encoding)
 
 

@@ -24,7 +24,8 @@ from ssamba.library.jobs import FileJob, JobReport
 from ssamba.library.store import Store, check_output
 from ssamba.locks import lock_output
 from ssamba.model.readouts import PARTS_DEFINITION
-from ssamba.progress import OnProgress
+from ssamba.progress import OnProgress, checked_progress
+from ssamba.worker_pool import checked_workers
 
 
 class EmbedReport(JobReport):
@@ -95,10 +96,12 @@ def embed_files(
     Raises:
         OtherSettingsError: the table, or an interrupted run, was made with other options, or another model (a
             ModelMismatchError); the message names each difference.
-        StoreError: the output is not a table or cannot be written, or no file could be embedded.
+        StoreError: the output is not a table that this function wrote, or cannot be written, or no file could be
+            embedded.
         OutputInUseError: another process is writing the output.
         SkippedFilesError: with `strict`, files were skipped; the table is written.
-        ConfigError: an option has an unknown value, or options exclude each other.
+        ConfigError: an argument has a wrong type or an unknown value, options exclude each other, or the output has
+            another suffix.
         DataError: a pattern matches nothing, or a folder holds no audio.
         CheckpointError: the checkpoint cannot be loaded.
         MissingExtraError: the format needs pyarrow.
@@ -109,6 +112,8 @@ def embed_files(
     _check_readout(readout, frames)
     checked_channels(channels, separate=False)
     checked_damaged(damaged)
+    checked_workers(workers)
+    checked_progress(progress)
     target = user_path(output)
     report = EmbedReport(output=target)
     check_output(target)

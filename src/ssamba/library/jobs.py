@@ -123,7 +123,7 @@ class FileJob:
         Raises:
             ValueError: a pattern matches nothing, or a folder holds no audio.
         """
-        found = find_audio([recordings] if isinstance(recordings, str | Path) else recordings)
+        found = find_audio(recordings)
         if found.other_names:
             first, other = found.other_names[0]
             log.info("%d other names of the same files are left out, as %s (%s)", len(found.other_names), other, first)
@@ -262,8 +262,8 @@ class FileJob:
             report.pruned, report.kept = len(others), 0
             dropped |= others
         if not report.done and not self.before.keys() - dropped:
-            first = f": {report.skipped[0].reason}" if report.skipped else ""
-            listed = f". All reasons are in {report.skipped_file}" if report.skipped_file else ""
+            first = f": {report.skipped[0].reason}" if report.skipped else ": none was named"
+            listed = f". All reasons are in {report.skipped_file}" if report.skipped and report.skipped_file else ""
             raise StoreError(f"no file could be {report.verb}{first}{listed}")
         return dropped
 

@@ -28,9 +28,10 @@ from ssamba.hashing import digest_of, digest_of_json
 from ssamba.library.embed import loaded_model
 from ssamba.library.jobs import FileJob, JobReport
 from ssamba.library.journal import Entry, Journal
-from ssamba.library.tables import FileRecord, StoreError
+from ssamba.library.tables import FileRecord
 from ssamba.locks import lock_output
-from ssamba.progress import OnProgress
+from ssamba.progress import OnProgress, checked_progress
+from ssamba.worker_pool import checked_workers
 
 FORMATS = (".csv", ".json")
 _COLUMNS = ("path", "start_s", "end_s", "label", "probability")
@@ -106,18 +107,20 @@ def predict_files(
 
     Raises:
         OtherSettingsError: the output, or an interrupted run, was made with another model or other options.
-        StoreError: the output has another suffix or was not written by this function, or no file could be classified.
-        ConfigError: an option has an unknown value.
+        StoreError: the output was not written by this function, or no file could be classified.
+        ConfigError: an argument has a wrong type or an unknown value, or the output another suffix.
         ValueError: the checkpoint has no classifier, or one that cannot classify segments.
         SkippedFilesError, OutputInUseError, CheckpointError, Interrupted: as for `embed_files`.
     """
-    if top < 0:
-        raise ConfigError(f"top is the number of labels to keep, 0 for all; got {top}")
+    if type(top) is not int or top < 0:
+        raise ConfigError(f"top is the number of labels to keep, 0 for all; got {top!r}")
     checked_channels(channels, separate=False)
     checked_damaged(damaged)
+    checked_workers(workers)
+    checked_progress(progress)
     target = None if output is None else user_path(output)
     if target is not None and (target.suffix not in FORMATS or target.is_dir()):
-        raise StoreError(f"{target}: expected a file name that ends in {' or '.join(FORMATS)}")
+        raise ConfigError(f"{target}: expected a file name that ends in {' or '.join(FORMATS)}")
     report = PredictReport(output=target)
     job = FileJob(recordings, report)
     model = loaded_model(checkpoint, device)

@@ -28,7 +28,7 @@ import numpy as np
 from ssamba.checkpoint.files import read_json, write_json
 from ssamba.config import ModelIdentity
 from ssamba.embedding import EmbedOptions
-from ssamba.errors import ModelMismatchError, OtherSettingsError
+from ssamba.errors import ConfigError, ModelMismatchError, OtherSettingsError
 from ssamba.library.tables import (
     FORMATS,
     Array,
@@ -54,13 +54,13 @@ def check_output(output: Path) -> None:
     """Refuse a name that cannot become a table.
 
     Raises:
-        StoreError: an unknown suffix, or a folder.
+        ConfigError: an unknown suffix, or a folder.
         MissingExtraError: the format needs pyarrow.
     """
     if output.suffix not in FORMATS:
-        raise StoreError(f"{output}: expected a file name that ends in {', '.join(FORMATS)}")
+        raise ConfigError(f"{output}: expected a file name that ends in {', '.join(FORMATS)}")
     if output.is_dir():
-        raise StoreError(f"{output} is a folder: give the name of a file in it, such as {output / 'embeddings.npz'}")
+        raise ConfigError(f"{output} is a folder: give the name of a file in it, such as {output / 'embeddings.npz'}")
     if output.suffix != ".npz":
         require_pyarrow()
 
@@ -90,7 +90,7 @@ class Store:
             verify: called before everything that is committed; raises if the output is not this process's any more.
 
         Raises:
-            StoreError: as `check_output`.
+            ConfigError: as `check_output`.
             MissingExtraError: as `check_output`.
         """
         self.output, self.frames, self.verify = Path(output), frames, verify
@@ -123,7 +123,10 @@ class Store:
             for part in sorted(self.partial.glob("part-*.json")):
                 self._index(part)
         if self.output.exists() and not self._replaces:
-            table = read_listing(self.output)
+            try:
+                table = read_listing(self.output)
+            except StoreError as error:
+                raise StoreError(f"{error}. Use {ANEW}") from None
             if table.records:  # else it is of no model
                 self._take_up(table)
 

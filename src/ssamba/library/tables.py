@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from ssamba.errors import MissingExtraError, SsambaError
-from ssamba.files import RealPaths, json_text, path_from_text, path_text
+from ssamba.files import RealPaths, json_text, path_from_text, path_text, user_path
 
 Array = np.ndarray[Any, Any]
 FORMATS = (".npz", ".parquet", ".csv")
@@ -217,7 +217,7 @@ def read_embeddings(path: str | Path) -> dict[str, Array]:
     Raises:
         StoreError: the file is missing or was not written by `ssamba embed`.
     """
-    path = Path(path)
+    path = user_path(path)
     with _reading(path):
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:
@@ -281,7 +281,12 @@ def row_batches(path: Path) -> Iterator[tuple[Array, Array | None]]:
 def _reading(path: Path) -> Iterator[None]:
     """Turn errors of a file into a StoreError that names it."""
     if not path.is_file():
-        raise StoreError(f"{path}: no such file. Expected what `ssamba embed -o` wrote")
+        problem = "is a folder" if path.is_dir() else "no such file"
+        raise StoreError(f"{path}: {problem}. Expected a file that `ssamba embed -o` wrote")
+    if path.suffix not in FORMATS:
+        raise StoreError(f"{path}: expected a table that `ssamba embed -o` wrote, {', '.join(FORMATS)}")
+    if path.suffix == ".npz" and not zipfile.is_zipfile(path):
+        raise StoreError(f"{path} is damaged or was not written by `ssamba embed` (it is no .npz archive)")
     try:
         yield
     except StoreError:

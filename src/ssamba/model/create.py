@@ -50,8 +50,11 @@ def encoder_config(size: str, variant: str = "official", **overrides: Any) -> En
         ConfigError: the size, the variant or a field is unknown, or a value is invalid.
     """
     for kind, name, known in (("size", size, SIZES), ("variant", variant, VARIANTS)):
-        if name not in known:
-            raise ConfigError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}")
+        if not isinstance(name, str) or name not in known:
+            raise ConfigError(
+                f"unknown {kind} {name!r}: expected one of {', '.join(known)}, for an encoder with random weights "
+                "(ssamba.load_encoder and ssamba.load_model take names of trained models)"
+            )
     source = f"create_encoder({size!r}, {variant!r})"
     if variant.startswith("ssast"):
         heads = {"num_heads": SIZES[size]["embed_dim"] // _HEAD_SIZE}

@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from ssamba.config import Config
+from ssamba.devices import parse_device
 from ssamba.errors import ConfigError
 from ssamba.model import create_encoder
 from ssamba.ops.dispatch import resolve
@@ -108,7 +109,7 @@ class EfficiencyOptions(Config):
             raise ValueError(f"patches must be multiples of {ROWS}, the rows of the grid, got {self.patches}")
         if any(batch < 1 for batch in self.batches):
             raise ValueError(f"batches must be positive, got {self.batches}")
-        if self.device != "auto" and torch.device(self.device).type not in ("cpu", "cuda"):
+        if self.device != "auto" and parse_device(self.device).type not in ("cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
         return self
 

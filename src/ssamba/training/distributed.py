@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ssamba.devices import parse_device
 from ssamba.errors import TrainingError
 from ssamba.locks import OutputLock, lock_output
 
@@ -79,6 +80,7 @@ def init_distributed(device: str | torch.device | None = None) -> Iterator[World
         device: where to compute; None means the GPU number LOCAL_RANK, or the CPU if there is no GPU.
 
     Raises:
+        ConfigError: `device` does not name a device.
         TrainingError: the device does not exist.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
@@ -179,10 +181,7 @@ def _device(name: str | torch.device | None) -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if name is None:
         name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise TrainingError(f"there is no device {name!r}: expected cpu, cuda, cuda:1 or the like") from None
+    device = parse_device(name)
     if str(device) == "cuda":
         device = torch.device("cuda", local_rank)
     if device.type == "cuda" and device.index >= torch.cuda.device_count():

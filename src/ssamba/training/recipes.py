@@ -85,7 +85,7 @@ class Recipe(Config):
                     _assign(values, other.split("."), None)
         for key, value in assignments.items():
             _assign(values, key.split("."), value)
-        return type(self).parse(values, f"--set {' '.join(f'{key}={value}' for key, value in assignments.items())}")
+        return type(self).parse(values, self.command)
 
     @classmethod
     def from_arguments(
@@ -194,6 +194,8 @@ def parse_changes(changes: Changes | None) -> dict[str, Any]:
         return {}
     if isinstance(changes, str):
         changes = [changes]
+    if not isinstance(changes, Mapping | list | tuple):
+        raise ConfigError(f"set takes {{KEY: VALUE}} or a list of KEY=VALUE, got {type(changes).__name__}")
     pairs = list(changes.items()) if isinstance(changes, Mapping) else [_parse_assignment(text) for text in changes]
     found: dict[str, Any] = {}
     for key, value in pairs:
@@ -208,9 +210,9 @@ def parse_changes(changes: Changes | None) -> dict[str, Any]:
 
 def _parse_assignment(text: str) -> tuple[str, Any]:
     """Split `KEY=VALUE` into the key and the value."""
-    key, equals, value = (part.strip() for part in text.partition("="))
+    key, equals, value = (part.strip() for part in str(text).partition("="))
     if not equals or not all(key.split(".")):
-        raise ConfigError(f"--set {text}: expected KEY=VALUE, such as run.epochs=5")
+        raise ConfigError(f"{text}: expected KEY=VALUE, such as run.epochs=5")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -224,7 +226,7 @@ def _assign(values: dict[str, Any], parts: Sequence[str], value: Any) -> None:
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {'.'.join(parts)}: {section} is a value, not a section with keys")
+            raise ConfigError(f"{'.'.join(parts)}: {section} is a value, not a section with keys")
     values[last] = value
 
 

@@ -26,10 +26,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ssamba.checkpoint.files import CONFIG_FILE
 from ssamba.checkpoint.names import MODEL_FOLDER, ROUNDS_FOLDER, STATES_FOLDER
 from ssamba.config import RENAMED_KEYS, ModelIdentity, settings_differences
-from ssamba.errors import CheckpointError, ConfigError, ModelMismatchError, OtherSettingsError, TrainingError
-from ssamba.files import check_before_replacing, move_aside
+from ssamba.errors import CheckpointError, ModelMismatchError, OtherSettingsError, TrainingError
+from ssamba.files import check_before_replacing, move_aside, output_folder
 from ssamba.training.settings import FREE_ON_RESUME
 
 BEST_FOLDER = "best"
@@ -277,6 +278,19 @@ def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], run: Path)
         )
 
 
+def run_folder(typed: str | Path) -> Path:
+    """Return the folder of a run that a user typed.
+
+    Raises:
+        ConfigError: it is not a path, or it is a file, or lies below one.
+        CheckpointError: it holds a checkpoint: `load_model(folder)` would never find the run's model.
+    """
+    folder = output_folder(typed)
+    if (folder / CONFIG_FILE).exists():
+        raise CheckpointError(f"{folder} holds a checkpoint ({CONFIG_FILE}): choose another output for the run")
+    return folder
+
+
 def check_output(out: Path, *, other_kind: Literal["rounds", "checkpoints"] | None = None) -> None:
     """Refuse a folder that a run would spoil.
 
@@ -285,11 +299,8 @@ def check_output(out: Path, *, other_kind: Literal["rounds", "checkpoints"] | No
         other_kind: folder that only a run of another command has.
 
     Raises:
-        ConfigError: it is a file.
         CheckpointError: it holds a run of another command, or a model without the states to go on from.
     """
-    if out.is_file():
-        raise ConfigError(f"{out} is a file: expected the name of a folder for the run")
     if other_kind is not None and (out / other_kind).is_dir():
         kind = "fine-tuning" if other_kind == "rounds" else "pretraining"
         raise CheckpointError(f"{out} holds a {kind} run: choose another output, or --overwrite to start anew")

@@ -25,7 +25,7 @@ from ssamba.data.corpus import is_all_silent
 from ssamba.errors import Interrupted
 from ssamba.locks import OutputLock
 from ssamba.model.heads import Classifier
-from ssamba.progress import OnProgress
+from ssamba.progress import OnProgress, checked_progress
 from ssamba.splits import Fold, check_leaks, class_notes, make_folds
 from ssamba.training.batches import report_decoded
 from ssamba.training.distributed import World, init_distributed, is_restarted, lock_run
@@ -56,6 +56,7 @@ from ssamba.training.state import (
     has_state,
     move_run_aside,
     replace_folder,
+    run_folder,
     start_settings,
 )
 
@@ -117,8 +118,8 @@ def finetune(
         The report; its `stopped` is `finished`, or `stopped` if `progress` stopped the run.
 
     Raises:
-        ConfigError: the recipe does not exist, a setting is unknown or does not fit (the checkpoint included), or
-            arguments contradict each other.
+        ConfigError: the recipe does not exist, a setting is unknown or does not fit (the checkpoint included), an
+            argument is of a wrong kind, arguments contradict each other, or `output` is a file.
         OtherSettingsError: the run in `output` has other settings; every difference is named.
         ModelMismatchError: it started from another model.
         DataError: there are no labels, the splits leak, or the recordings are not those of the run in `output`.
@@ -127,7 +128,8 @@ def finetune(
         OutputInUseError: another process is writing to `output`.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
-    output = Path(output).expanduser()
+    output = run_folder(output)
+    checked_progress(progress)
     settings = FinetuneRecipe.from_arguments(
         recipe,
         set,

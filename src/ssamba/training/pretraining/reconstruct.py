@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from einops import rearrange
+from pydantic import Field
 from torch import Tensor
 
 from ssamba.audio.decode import decode
 from ssamba.audio.fbank import features_to_waveform, log_mel
 from ssamba.checkpoint import load_checkpoint
-from ssamba.config import BaseEncoderConfig, FrontEndConfig
+from ssamba.config import BaseEncoderConfig, Config, FrontEndConfig
 from ssamba.errors import CheckpointError, ConfigError, DataError, OtherSettingsError
 from ssamba.files import user_path, write_atomically
 from ssamba.hashing import digest_of
@@ -48,6 +49,19 @@ class Reconstruction(NamedTuple):
     """The original with NaN at masked patches."""
     filled: Tensor
     """The original with the model's predictions at masked patches."""
+
+
+class _Options(Config):
+    """The options of `reconstruct_recording` that draw the mask."""
+
+    ratio: float = Field(gt=0, lt=1)
+    """Share of the patches to mask."""
+    style: MaskStyle | None
+    """How masked patches lie."""
+    seed: int = Field(ge=0)
+    """Random seed of the mask."""
+    start: float = Field(ge=0, allow_inf_nan=False)
+    """Start in the recording, in seconds."""
 
 
 @torch.no_grad()
@@ -168,18 +182,18 @@ def reconstruct_recording(
 
     Raises:
         OtherSettingsError: the plot was made with other settings; the message names each difference.
-        DataError: a file is there that was not written by this function, or has an unknown suffix.
+        ConfigError: an option has a wrong type or is out of range, or a file to write has an unknown suffix.
+        DataError: a file is there that was not written by this function.
         CheckpointError: the checkpoint has no prediction heads.
         AudioDecodeError: the recording cannot be read.
-        ValueError: the recording is too short, or an option is out of range.
+        ValueError: the recording is too short.
     """
     recording, output = user_path(recording), user_path(output)
-    sound_file = None if audio is None else Path(audio)
+    sound_file = None if audio is None else user_path(audio)
     for path, suffixes in ((output, tuple(_METADATA)), (sound_file, (".wav",))):
         if path is not None and (path.suffix not in suffixes or path.is_dir()):
-            raise DataError(f"{path}: expected a file name that ends in {', '.join(suffixes)}")
-    if not 0 < ratio < 1:
-        raise ConfigError(f"ratio is the share of the patches to mask, above 0 and below 1; got {ratio:g}")
+            raise ConfigError(f"{path}: expected a file name that ends in {', '.join(suffixes)}")
+    _Options.parse({"ratio": ratio, "style": style, "seed": seed, "start": start}, "reconstruct")
     loaded = load_checkpoint(checkpoint)
     model, front_end = loaded.model, loaded.front_end
     if not isinstance(model, PretrainingModel):

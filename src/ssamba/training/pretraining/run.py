@@ -14,7 +14,7 @@ from typing import Any
 
 from ssamba.checkpoint import load_checkpoint
 from ssamba.errors import Interrupted
-from ssamba.progress import OnProgress
+from ssamba.progress import OnProgress, checked_progress
 from ssamba.training.batches import report_decoded
 from ssamba.training.distributed import lock_run
 from ssamba.training.loop import train
@@ -24,7 +24,7 @@ from ssamba.training.pretraining.task import PretrainingTask
 from ssamba.training.recipes import Changes, parse_changes
 from ssamba.training.run_io import StepProgress, TrainingReport
 from ssamba.training.settings import saved_settings
-from ssamba.training.state import check_output, check_run, start_settings
+from ssamba.training.state import check_output, check_run, run_folder, start_settings
 
 
 def pretrain(
@@ -74,18 +74,19 @@ def pretrain(
         The report; its `stopped` is `finished`, or `stopped` if `progress` stopped the run.
 
     Raises:
-        ConfigError: the recipe does not exist, a setting is unknown or does not fit, or arguments contradict each
-            other.
+        ConfigError: the recipe does not exist, a setting is unknown or does not fit, an argument is of a wrong kind,
+            arguments contradict each other, or `output` is a file.
         OtherSettingsError: the run in `output` has other settings; every difference is named.
         ModelMismatchError: it started from another model.
         DataError: a source holds no audio, or the recordings are not those of the run in `output`.
         CheckpointError: the model to start from is unknown or damaged; or `output` holds something else than a
-            pretraining run.
+            pretraining run, such as a checkpoint.
         TrainingError: the run diverged or could not be saved, or there is no such device.
         OutputInUseError: another process is writing to `output`.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
-    output = Path(output).expanduser()
+    output = run_folder(output)
+    checked_progress(progress)
     settings = PretrainRecipe.from_arguments(
         recipe,
         set,
