@@ -304,9 +304,9 @@ def no_model_name(values: Any) -> Any:
     for value in values if isinstance(values, list) else [values]:
         path = Path(value)
         if len(path.parts) == 1 and not path.suffix and not path.exists():
-            from ssamba.checkpoint.names import KNOWN_MODELS
+            from ssamba.checkpoint.names import is_model_name
 
-            if str(path) in {name for known in KNOWN_MODELS for name in (known.name, *known.aliases)}:
+            if is_model_name(str(path)):
                 raise typer.BadParameter(f"{str(path)!r} is the name of a model, which is given with -c")
     return values
 
