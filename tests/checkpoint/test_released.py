@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 import threading
+import time
 
 import pytest
 from tests.checkpoint.fake_hub import COMMIT, FakeHub, serving
@@ -290,11 +291,23 @@ def test_a_hub_that_cannot_be_reached_falls_back_to_the_cache_or_says_what_to_do
         assert "Connection refused" in message_of("ssamba-base-400")
 
 
+def test_a_hub_that_never_answers_is_given_up(hub, monkeypatch):
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        started_s = time.monotonic()
+        message = message_of("ssamba-tiny-400")
+    assert time.monotonic() - started_s < 3
+    assert "timed out" in message.lower()
+    assert "do it by hand: open" in message
+
+
 @pytest.mark.parametrize(
     ("fault", "messages"),
     [
-        ({"web_page": True}, ["what answered is not the hub", "login page", "By hand: open"]),
-        ({"status": 503}, ["the hub answered 503", "By hand: open"]),
+        ({"web_page": True}, ["what answered is not the hub", "login page", "Try again, or do it by hand: open"]),
+        ({"status": 503}, ["the hub answered 503", "Try again, or do it by hand: open"]),
         ({"status": 403}, ["the hub answered 403", "hf auth login"]),
         ({"status": 404}, ["no such repository, or no such revision or file in it (404): check http"]),
         ({"repositories": {}}, ["no such repository as attentionisallyouneed369/ssamba", "hf auth login"]),
@@ -302,7 +315,7 @@ def test_a_hub_that_cannot_be_reached_falls_back_to_the_cache_or_says_what_to_do
         ({"repositories": {REPO: {"README.md": b"#"}}}, ["It holds no weights, only README.md"]),
         ({"gated": {REPO}}, ["is gated: accept its terms", "hf auth login"]),
         ({"corrupt": True}, ["is damaged in the local cache", "the hub states", "Delete"]),
-        ({"cut": 100}, ["could not be fetched", "By hand: open"]),
+        ({"cut": 100}, ["could not be fetched", "Try again, or do it by hand: open"]),
     ],
 )
 def test_faults_of_the_hub_say_what_to_do(hub, content, fault, messages):
@@ -353,7 +366,9 @@ def test_revisions_and_files_that_are_not_there_say_so(hub, content):
 
 def test_without_huggingface_hub_the_extra_and_the_page_are_named(monkeypatch):
     monkeypatch.setattr("ssamba.checkpoint.hub.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"pip install \"ssamba\[hf\]\"\. By hand: open https://.*/tree/main"):
+    with pytest.raises(
+        MissingExtraError, match=r"pip install \"ssamba\[hf\]\", or do it by hand: open https://.*/tree/main"
+    ):
         ssamba.load_model("ssamba-tiny-400")
     assert [model.where for model in ssamba.available_models()].count("official") == 9
 

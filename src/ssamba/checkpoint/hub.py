@@ -147,7 +147,7 @@ def fetch_matching(
     """
     if find_spec("huggingface_hub") is None:
         raise MissingExtraError(
-            f'{name} needs huggingface_hub: pip install "ssamba[hf]". {_by_hand(_PAGE, repo, revision, by_hand)}'
+            f'{name} needs huggingface_hub: pip install "ssamba[hf]", or {_by_hand(_PAGE, repo, revision, by_hand)}'
         )
     from huggingface_hub import constants
 
@@ -404,16 +404,15 @@ def _cause(error: BaseException) -> str:
 def _unreachable(name: str, repo: str, revision: str | None, reason: str, by_hand: str) -> str:
     from huggingface_hub import constants
 
-    unset = " Unset it to download," if reason.startswith("HF_HUB_OFFLINE") else ""
+    remedy = "Unset it to download" if reason.startswith("HF_HUB_OFFLINE") else "Try again"
     text = _by_hand(constants.ENDPOINT, repo, revision, by_hand)
-    text = f" or do it by hand:{text.removeprefix('By hand:')}" if unset else f" {text}"
-    return f"{name} is not in the local cache, and it could not be fetched ({reason}).{unset}{text}"
+    return f"{name} is not in the local cache, and it could not be fetched ({reason}). {remedy}, or {text}"
 
 
 def _by_hand(endpoint: str, repo: str, revision: str | None, what: str) -> str:
     return (
-        f"By hand: open {endpoint}/{repo}/tree/{revision or 'main'} on another machine, download {what}, copy it here, "
-        'and give its path: ssamba.load_model("PATH"), or -c PATH.'
+        f"do it by hand: open {endpoint}/{repo}/tree/{revision or 'main'} on another machine, download {what}, copy it "
+        'here, and give its path: ssamba.load_model("PATH"), or -c PATH.'
     )
 
 
