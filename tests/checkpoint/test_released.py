@@ -83,6 +83,8 @@ def folders_of(pattern: str) -> list[str]:
         "Amba-{size}-f16-t16-b64-lr1e-4-m{count}-pretrain_joint-asli/models/audio_model.10.pth",
         "checkpoints/mask{count}/{size}.safetensors",
         "ssamba_{size}_{count}p_epoch10.bin",
+        "ssamba_{size}_{count}_ep10.pth",
+        "300_epochs/ssamba_{size}_400ep_m{count}_of_512.pth",
         "pretrained base models/{size} ({count} masked patches).pth",
         "{count}masks_{size}_400k_steps.pth.tar",
         "Ssamba_{size}_num_mask_{count}_lr_400.ckpt",

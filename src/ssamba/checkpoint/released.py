@@ -40,8 +40,8 @@ _COUNT = re.compile(r"(?<!\d)(250|300|400)(?!\d)")
 _TRAINING_STEP = ("epoch", "epochs", "ep", "step", "steps", "iter", "iters", "it", "checkpoint", "ckpt", "model")
 _OTHER_NUMBER = ("lr", "seed", "batch", "bs", "f", "frames", "frame", "k", "h", "hz", "khz", "d", "dim", "e", "v")
 _FINE_TUNED = re.compile(
-    r"fine-?_?tun|(?<![a-z])(?:ft|sc|scv\d|ks|ksv\d|sid|er|as20k|us8k|cls|classifier)(?![a-z])|esc-?_?50|"
-    r"speech-?_?commands|urban|voxceleb|iemocap"
+    r"fine-?_?tun|(?<![a-z])(?:ft|sc|scv\d|ks|ksv\d|kws|sid|er|esc|as-?_?20k|us8k|cls|probe)(?![a-z])|esc-?_?50|"
+    r"speech-?_?commands|urban|voxceleb|iemocap|classif|emotion"
 )
 _NO_MODEL = re.compile(r"optim|sched|scaler|rng|(?<![a-z])args(?![a-z])")
 _PLAIN_WORD = re.compile(
@@ -196,8 +196,22 @@ def _counts(part: str) -> set[int]:
 def _is_other_number(part: str, match: re.Match[str]) -> bool:
     """Return whether a number counts epochs, steps, channels or the like, by the word before or after it."""
     before = re.search(r"([a-z]+)([^a-z0-9]*)$", part[: match.start()])
-    after = re.match(r"[^a-z0-9]?([a-z]+)", part[match.end() :])
-    if after and after[1] in ("epoch", "epochs", "ep", "step", "steps", "iter", "iters", "k", "h", "hz", "khz", "d"):
+    # In 400_ep10 the word belongs to the number after it.
+    after = re.match(r"([a-z]+)|[^a-z0-9]([a-z]+)(?![a-z]|[^a-z0-9]*\d)", part[match.end() :])
+    if after and (after[1] or after[2]) in (
+        "epoch",
+        "epochs",
+        "ep",
+        "step",
+        "steps",
+        "iter",
+        "iters",
+        "k",
+        "h",
+        "hz",
+        "khz",
+        "d",
+    ):
         return True
     if before is None:
         return False
