@@ -8,6 +8,7 @@ import logging
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from tests.checkpoint.fake_hub import COMMIT, FakeHub, serving
@@ -379,5 +380,6 @@ def test_near_misses_of_official_names_are_suggested(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("SSAMBA-Tiny-400", "ssamba-tiny-40", "ssamba.tiny.400"):
         assert "Did you mean 'ssamba-tiny-400'" in message_of(name)
+    assert "as a string, 'ssamba-tiny-400'" in message_of(Path("ssamba-tiny-400"))
     assert "give the path of their .pth file" in message_of("ssast-base-400")
     assert "official, downloaded when first named: ssamba-{tiny,small,base}-{250,300,400}" in message_of("whisper")

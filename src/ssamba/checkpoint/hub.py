@@ -385,7 +385,7 @@ def _hub_errors(name: str, repo: str, revision: str | None, by_hand: str) -> Ite
         denied = "; your token may lack access (`hf auth login`)" if code in (401, 403) else ""
         said = f"the hub answered {code or error}{denied}"
         raise CheckpointError(_unreachable(name, repo, revision, said, by_hand)) from None
-    except (json.JSONDecodeError, errors.FileMetadataError):
+    except (json.JSONDecodeError, KeyError, errors.FileMetadataError):
         said = "what answered is not the hub; a proxy or login page?"
         raise CheckpointError(_unreachable(name, repo, revision, said, by_hand)) from None
     except (client_error, errors.LocalEntryNotFoundError, OSError) as error:

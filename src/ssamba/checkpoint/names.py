@@ -163,7 +163,8 @@ def find_model(source: str | os.PathLike[str] | None = None) -> FoundModel:
         if not source.strip():
             raise CheckpointError(f"the name of the model is empty. {_known_names()} Also accepted: {ACCEPTED}")
         if (known := _NAMES.get(source)) is not None:
-            return _found(known, source)
+            _warn_of_namesake(source)
+            return _found(known)
         if (official := released.find_released(source)) is not None:
             _warn_of_namesake(source)
             fetched = released.fetch_released(source)
@@ -190,14 +191,13 @@ def is_model_name(text: str) -> bool:
     return text in _NAMES or released.find_released(text) is not None or text.startswith(hub.PREFIX)
 
 
-def _found(known: KnownModel, source: str) -> FoundModel:
+def _found(known: KnownModel) -> FoundModel:
     """Return where a known model is."""
     if not (known.folder / WEIGHTS_FILE).exists():
         raise CheckpointError(
             f"{known.name} ships with ssamba, but {known.folder} is missing: this installation came without weights. "
             f"Reinstall ssamba, or name a checkpoint: {ACCEPTED}"
         )
-    _warn_of_namesake(source)
     return FoundModel(known.folder, known.name)
 
 
@@ -208,7 +208,7 @@ def _warn_of_namesake(source: str) -> None:
         warnings.warn(
             f"{source!r} is the model of that name, not the checkpoint in the working directory: "
             f"name that one {f'.{os.sep}{source}'!r}",
-            stacklevel=5,
+            stacklevel=4,
         )
 
 
@@ -238,7 +238,7 @@ def _in_run(folder: Path) -> Path:
 
 def _unknown(name: str, *, is_path: bool) -> str:
     """Return the message for a name or path that stands for nothing."""
-    if is_path and name in _NAMES:
+    if is_path and is_model_name(name):
         return f"{name}: no such file or folder. The model of that name is given as a string, {name!r}"
     message = [f"{name}: no such file or folder, and no model of that name."]
     near = _near_misses(name)
