@@ -6,6 +6,7 @@ import shutil
 import threading
 from functools import partial
 
+import numpy as np
 import pytest
 
 import ssamba
@@ -16,7 +17,8 @@ from ssamba.data.shards import write_shards
 from ssamba.datasets import prepare
 from ssamba.datasets.urbansound8k import render_scenes
 from ssamba.errors import LockLostError, OutputInUseError
-from ssamba.library.tables import read_embeddings
+from ssamba.library.store import Store
+from ssamba.library.tables import FileRecord, StoreError, read_embeddings
 from ssamba.locks import lock_output
 from ssamba.training.pretraining.recipe import PretrainRecipe
 
@@ -104,6 +106,32 @@ def test_a_writer_that_was_taken_over_writes_nothing_more(folders, tmp_path, wri
     assert writer.count(output) == writer.expected(2)
     assert snapshot(output) == taken
     assert list(tmp_path.rglob("*.lock*")) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_rows_keep_their_vectors_where_nothing_locks(tmp_path, overwrite):
+    """The class behind `embed` without its lock, as on a file system that has none, in the order of two processes."""
+    output = tmp_path / "o.npz"
+    settings = {"model": "m", "weights_digest": "d", "window_s": 10.24, "config_hash": "0" * 16}
+    old, new = (Store(output, settings, frames=False) for _ in range(2))
+
+    def add(store, numbers):
+        for number in numbers:
+            store.add(FileRecord(f"{number}.wav", 1, 1, 1.0, 1), np.full((1, 4), number, np.float32), np.zeros(1))
+        store.flush()
+
+    old.open(overwrite)
+    add(old, range(10))
+    new.open(overwrite=True)  # the requeued job
+    add(old, range(10, 20))
+    add(new, range(10))
+    with pytest.raises(StoreError, match=r"part-000001-\w+\.npy has been removed by another process\. No table is written"):
+        old.finish([f"{number}.wav" for number in range(20)])
+    assert not output.exists()
+    assert new.finish([f"{number}.wav" for number in range(10)]) == 10
+    table = read_embeddings(output)
+    assert table["path"].tolist() == [f"{number}.wav" for number in range(10)]
+    assert table["embedding"][:, 0].tolist() == list(range(10))
 
 
 def snapshot(output):

@@ -298,8 +298,9 @@ def _check_end(reader: Reader, some_wanted: bool, keep: bool) -> None:
 def _remark_header(info: AudioInfo, num_samples: int, stacklevel: int) -> None:
     """Warn if the headers of a file that was read to its end state something else."""
     if info.verdict == "wrong header":
-        claimed = "" if info.claimed_s is None else f", not the {info.claimed_s:.2f} s that its header claims"
-        text = f"{info.path}: {num_samples / info.sample_rate_hz:.2f} s are read{claimed} ({info.reason})"
+        read, claim = f"{num_samples / info.sample_rate_hz:.2f} s", f"{info.claimed_s or 0:.2f} s"
+        claimed = "" if info.claimed_s is None or claim == read else f", not the {claim} that its header claims"
+        text = f"{info.path}: {read} are read{claimed} ({info.reason})"
         remark(Remark(path_text(info.path), "wrong header", text), stacklevel)
 
 

@@ -104,6 +104,7 @@ class Store:
         self._pending: list[tuple[FileRecord, Array, Array]] = []
         self._flushed_s = time.monotonic()
         self._token = secrets.token_hex(4)
+        self._last_part = 0
 
     def open(self, overwrite: bool = False) -> None:
         """Take up what is there: an interrupted run, a finished table, both or none. Nothing is written yet.
@@ -180,6 +181,9 @@ class Store:
         Args:
             order: keys of files; those that are there come first, in this order, then the others as they were.
             dropped: keys of files to leave out.
+
+        Raises:
+            StoreError: another process has removed parts of this run.
         """
         self.flush()
         if not self._parts and not any(key in self._in_table for key in dropped) and self._table is not None:
@@ -188,6 +192,8 @@ class Store:
             self._import(self._table.records)
         wanted = {key: self._parts[key] for key in order if key in self._parts}
         rows = [entry for key, entry in {**wanted, **self._parts}.items() if key not in dropped]
+        if gone := next((part for part in sorted({entry.part for entry in rows}) if not part.exists()), None):
+            raise StoreError(f"{gone} has been removed by another process. No table is written: run the command again")
         # Written among the parts, so that a killed run leaves everything in one place, and renamed.
         self.partial.mkdir(parents=True, exist_ok=True)
         target = self.partial / f"output-{self._token}{self.output.suffix}"
@@ -204,7 +210,9 @@ class Store:
         if not (self.partial / _SETTINGS_FILE).exists():
             self._write_settings({})
         numbers = [int(part.stem.split("-")[1]) for part in self.partial.glob("part-*.json")]
-        return self.partial / f"part-{max(numbers, default=0) + 1:06d}-{self._token}.npy"
+        # No name twice, also if another process has removed the parts: their rows would be those of other files.
+        self._last_part = max(self._last_part, *numbers, 0) + 1
+        return self.partial / f"part-{self._last_part:06d}-{self._token}.npy"
 
     def _write_settings(self, more: Mapping[str, Any]) -> None:
         self.verify()
