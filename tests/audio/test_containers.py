@@ -362,3 +362,55 @@ def test_mp3_frames_of_known_headers_have_their_length():
 def test_md5_of_flac_is_that_of_its_samples(pcm):
     content = encoded(pcm[:5000] / 32768, **FLAC)
     assert content[26:42] == hashlib.md5(pcm[:5000].tobytes()).digest()
+
+
+def test_samples_of_8_bits_that_read_as_text_are_samples_where_the_file_counts_them(pcm):
+    coded = (pcm[: 2 * RATE_HZ] // 256 + 128).astype(np.uint8)
+    coded[-44:] = np.frombuffer(b"[p[p[p\\p\\p\\p]q]q]q]q]q^q^q_r_r_r`r`r`rararas"[:44], np.uint8)
+    content = wav(coded.tobytes(), data=len(coded) - 44, width=1, after=chunk(b"LIST", b"INFOICMT" + bytes(30)))
+    check(content, (coded.astype(np.float32) - 128) / 128, "wrong header", "claims 31,956 bytes of samples")
+
+
+@pytest.mark.parametrize("counted", [1, 2])
+def test_a_size_that_counts_the_chunks_after_the_samples_makes_no_samples_of_them(pcm, counted):
+    coded = pcm[: 2 * RATE_HZ].tobytes()
+    chunks = [chunk(b"LIST", b"INFOICMT" + bytes(30)), chunk(b"id3 ", b"ID3" + bytes(21))]
+    size = len(coded) + sum(map(len, chunks[:counted]))
+    content = wav(coded, data=size, after=b"".join(chunks))
+    check(content, pcm[: 2 * RATE_HZ] / 32768, "wrong header", f"claims {size:,} bytes of samples")
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "subtype"), [("WAV", b"data", "PCM_U8"), ("AIFF", b"SSND", "PCM_S8"), ("W64", b"data", "PCM_U8")]
+)
+def test_a_last_sample_in_the_place_of_a_pad_byte_is_no_pad_byte(medley, form, name, subtype):
+    samples = medley[RATE_HZ : 2 * RATE_HZ]  # an even number
+    content = encoded(samples, format=form, subtype=subtype)
+    at, code = {"WAV": (4, "<I"), "AIFF": (4, ">I"), "W64": (16, "<Q")}[form]
+    at += content.rfind(name)
+    (size,) = struct.unpack_from(code, content, at)
+    content = content[:at] + struct.pack(code, size - 1) + content[at + struct.calcsize(code) :]
+    check(content, np.round(samples * 128) / 128, "wrong header", "bytes of samples", atol=0.01)
+
+
+def test_a_pad_byte_at_the_end_of_a_caf_is_nothing_to_mention(medley):
+    samples = medley[RATE_HZ : RATE_HZ + 4001]
+    content = encoded(samples, format="CAF", subtype="PCM_24")
+    check(content, samples, "whole", atol=1e-6)
+    check(encoded(samples, format="CAF", subtype="PCM_S8"), samples, "whole", atol=0.01)
+
+
+def test_noise_behind_a_size_that_was_never_filled_in_is_read(pcm):
+    coded = np.random.default_rng(0).integers(-32768, 32767, 9000).astype("<i2")
+    check(wav(coded.tobytes(), data=1), coded / 32768, "wrong header", "claims 1 bytes")
+
+
+def test_metadata_of_flac_that_claims_the_first_frames_takes_none_of_them(pcm):
+    content = encoded(np.zeros(3 * RATE_HZ), **FLAC)
+    info_end = 42
+    assert content[info_end] & 127 == 4  # VORBIS_COMMENT
+    size = int.from_bytes(content[info_end + 1 : info_end + 4], "big")
+    frame = content.find(b"\xff\xf8", info_end + 4 + size + 2)
+    assert frame > 0
+    content = content[: info_end + 1] + (frame - info_end - 4).to_bytes(3, "big") + content[info_end + 4 :]
+    check(content, np.zeros(3 * RATE_HZ), "whole")

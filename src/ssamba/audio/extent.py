@@ -43,8 +43,10 @@ def inspect_chunks(data: Bytes, start: int, limit: int) -> tuple[Contents, int] 
     sizes = (size for size in (file.claimed, *file.counts, *file.hints) if size is not None)
     for size in sorted(sizes, key=lambda size: file.raw is not None and size % file.frame_bytes > 0):
         if (found := _agreeing_end(data, file, size)) is not None:
-            end, (file_end, is_regular) = found
+            end, (file_end, is_regular) = _longer_by_pad(data, file, found)
             file.is_regular = file.is_regular and is_regular
+            if (chunk := _counted_chunk(data, file, end)) is not None:
+                return _contents(file, chunk, file.limit, size), file.limit
             return _contents(file, end, file_end, _contradiction(file, end)), file_end
     rest = file.present - (file.claimed or 0)
     if file.claimed and 0 <= rest < file.frame_bytes and _before_chunks(data, file) == limit:
@@ -76,7 +78,8 @@ def _weigh(data: Bytes, file: ChunkedFile) -> tuple[Contents, int]:
             return _contents(file, end - padding, file.limit, claimed), file.limit
         return _cut(file, end, claimed), file.limit
     wrapped = present >= 2**32 and (present - claimed) % 2**32 < file.frame_bytes
-    accounted = fits and total_end is not None and total_end > claimed_end + 8
+    slack = 8 if file.frame_bytes > 1 or total_end != file.limit else 0
+    accounted = fits and total_end is not None and total_end > claimed_end + slack
     if wrapped or _continues(data, file, claimed_end, end, accounted):
         return _contents(file, end - padding, file.limit, claimed), file.limit
     reason = f"{file.limit - claimed_end:,} bytes after its samples are not audio, and are left out"
@@ -102,6 +105,27 @@ def _agreeing_end(data: Bytes, file: ChunkedFile, size: int) -> tuple[int, tuple
     return None if found is None else (end, found)
 
 
+def _longer_by_pad(data: Bytes, file: ChunkedFile, found: tuple[int, tuple[int, bool]]) -> tuple[int, tuple[int, bool]]:
+    """Return `found`, unless what was taken for pad bytes after the samples are samples.
+
+    A count of samples may include them, and pad bytes are zeros.
+    """
+    end, frame_bytes = found[0], file.frame_bytes
+    if file.chunks is None or file.raw is None:
+        return found
+    aligned = min(file.limit, end + -(end - file.samples_at) % file.chunks.alignment)
+    for size in file.counts:
+        other = _agreeing_end(data, file, size)
+        if other is not None and end < other[0] <= aligned:
+            return other
+    if (end - file.samples_at) % frame_bytes == 0:
+        used = len(data[end:aligned].rstrip(b"\0"))
+        longer = end + used + -used % frame_bytes
+        if longer <= aligned:
+            return longer, found[1]
+    return found
+
+
 def _file_end(data: Bytes, at: int, file: ChunkedFile) -> tuple[int, bool] | None:
     """Return where the file ends whose samples end at `at`, and whether the sizes of all chunks lead there.
 
@@ -114,6 +138,8 @@ def _file_end(data: Bytes, at: int, file: ChunkedFile) -> tuple[int, bool] | Non
         starts = at + -(at - file.samples_at) % alignment, at
         if limit - at in (0, starts[0] - at):
             return limit, True
+        if chunks and alignment == 1 and limit - at == 1 and limit % 2 == 0 and not data[at]:
+            return limit, True  # libsndfile makes the length of a CAF even
         for start in starts:
             if _FILE.match(data, start, limit):
                 return start, True
@@ -151,12 +177,27 @@ def _before_chunks(data: Bytes, file: ChunkedFile) -> int:
     end = limit
     if (tag := data[first:limit].rfind(b"APETAGEX", -4096)) >= 0:
         end = first + tag
+    return end if chunks is None else _first_chunk(data, chunks, first, end, limit)
+
+
+def _first_chunk(data: Bytes, chunks: Chunks, first: int, end: int, limit: int) -> int:
+    """Return where the chunks begin, between `first` and `end`, that lead to `limit`; `end` if there are none."""
     at = first
-    while chunks and (found := chunks.names.search(data, at, end)):
+    while found := chunks.names.search(data, at, end):
         if _leads_to(data, found.start(), limit, chunks):
-            end = found.start()
+            return found.start()
         at = found.start() + 1
     return end
+
+
+def _counted_chunk(data: Bytes, file: ChunkedFile, end: int) -> int | None:
+    """Return where chunks begin before `end` that lead to the end of the file, as if their bytes were samples."""
+    if file.chunks is None:
+        return None
+    first = max(file.samples_at, end - _LOOK_BYTES // 2)
+    at = _first_chunk(data, file.chunks, first, end, file.limit)
+    is_other_file = file.chunks.samples in data[at:end]
+    return None if at == end or is_other_file else at
 
 
 def _padding(data: Bytes, file: ChunkedFile, end: int) -> int:
@@ -165,6 +206,7 @@ def _padding(data: Bytes, file: ChunkedFile, end: int) -> int:
     They are zeros, and taken for samples where most samples are zeros.
     """
     frame_bytes, alignment = file.frame_bytes, file.chunks.alignment if file.chunks else 1
+    alignment = max(alignment, 2 if file.container == "CAF" else 1)  # libsndfile makes its length even
     if file.raw is None or frame_bytes >= alignment or (end - file.samples_at) % alignment:
         return 0
     last = end - (end - file.samples_at) % frame_bytes
@@ -199,15 +241,19 @@ def _continues(data: Bytes, file: ChunkedFile, at: int, end: int, is_accounted: 
         end: end of the bytes in question.
         is_accounted: whether the outermost header counts these bytes.
     """
+    if is_accounted and at - file.samples_at < file.frame_bytes:
+        return True  # nothing is known that they would have to resemble
     raw = file.raw or Raw("PCM_U8", 1, 1, "LITTLE")
     size = max(1, _LOOK_BYTES // file.frame_bytes) * file.frame_bytes
     at += -(at - file.samples_at) % file.frame_bytes
     known = _values(b"".join(_excerpts(data, file.samples_at, at, size, file.frame_bytes)), raw)
     contents = _excerpts(data, at, end, size, file.frame_bytes)
-    if not contents or any(_is_text(content) for content in contents):
+    # Samples of 8 bits may read as text, but nobody counts a text in the size of the file without a chunk for it.
+    if not contents or (not is_accounted and any(_is_text(content) for content in contents)):
         return False
     filling = [content[0] for content in contents if content.count(content[0]) == len(content)]
-    if filling and filling[0] != data[at - 1] and not is_accounted:
+    is_filled = bool(filling) and (filling[0] == 0 or end - at > 8)
+    if is_filled and filling[0] != data[at - 1] and not is_accounted:
         return False  # filled up with one value
     return all(_alike(_values(content, raw), known, raw, is_accounted) for content in contents)
 

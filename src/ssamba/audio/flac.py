@@ -120,14 +120,18 @@ def _first_frame(data: Bytes, start: int, limit: int, info: StreamInfo) -> tuple
     while not is_last and at + 4 <= limit:
         is_last = data[at] >= 128
         at += 4 + int.from_bytes(data[at + 1 : at + 4], "big")
-    if data[start + 5 : start + 8] == b"\0\0\x22" and (frame := read_frame(data, at, info)) is not None:
-        return frame, True
+    led_to = read_frame(data, at, info) if data[start + 5 : start + 8] == b"\0\0\x22" else None
+    if led_to is not None and led_to.number == 0:
+        return led_to, True
+    # Otherwise the sizes are wrong, even if they lead to a later frame, or this is the end of a longer stream.
+    stop = min(limit, start + _MAX_FRAME_BYTES) if led_to is None else led_to.offset
     at = start + 42
-    while found := _SYNC.search(data, at, min(limit, start + _MAX_FRAME_BYTES)):
-        if (frame := read_frame(data, found.start(), info)) is not None:
+    while found := _SYNC.search(data, at, stop):
+        frame = read_frame(data, found.start(), info)
+        if frame is not None and (led_to is None or frame.number < led_to.number):
             return frame, False
         at = found.start() + 1
-    return None, False
+    return led_to, led_to is not None
 
 
 def _last_frame(data: Bytes, first: int, limit: int, info: StreamInfo) -> Frame | None:
