@@ -217,5 +217,5 @@ def test_sources_that_are_no_corpus_are_refused(tmp_path, name, message):
         open_corpus(tmp_path / name)
     with pytest.raises(DataError, match="has no splits"):
         open_corpus(tmp_path, split="train")
-    with pytest.raises(DataError, match=r"expected a datasets\.Dataset"):
+    with pytest.raises(DataError, match=r"a corpus or a datasets\.Dataset, got int"):
         open_corpus(17)

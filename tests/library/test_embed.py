@@ -284,10 +284,10 @@ def test_a_half_written_part_does_not_count(tmp_path):
 
 def test_outputs_that_cannot_be_are_refused_at_once(tmp_path, embedder, clips):
     for name, message in (("e.txt", "ends in"), ("e", "ends in")):
-        with pytest.raises(StoreError, match=message):
+        with pytest.raises(ConfigError, match=message):
             embed_files(clips, tmp_path / name, embedder)
     (tmp_path / "d.npz").mkdir()
-    with pytest.raises(StoreError, match="is a folder"):
+    with pytest.raises(ConfigError, match="is a folder"):
         embed_files(clips, tmp_path / "d.npz", embedder)
     (tmp_path / "bad.npz").write_text("x")
     with pytest.raises(StoreError, match="damaged or was not written"):

@@ -85,7 +85,8 @@ class Recipe(Config):
                     _assign(values, other.split("."), None)
         for key, value in assignments.items():
             _assign(values, key.split("."), value)
-        return type(self).parse(values, self.command)
+        given = [f"{key}={value}" for key, value in assignments.items() if value is not None]
+        return type(self).parse(values, " ".join(given) or self.command)
 
     @classmethod
     def from_arguments(

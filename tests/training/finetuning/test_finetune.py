@@ -20,7 +20,7 @@ from ssamba.checkpoint import load_checkpoint, save_checkpoint
 from ssamba.cli import app
 from ssamba.config import FrontEndConfig
 from ssamba.data.manifest import Clip, Manifest, write_manifest
-from ssamba.errors import CheckpointError, ConfigError, DataError, ModelMismatchError, TrainingError
+from ssamba.errors import CheckpointError, ConfigError, DataError, ModelMismatchError
 from ssamba.model import create_encoder
 from ssamba.training.finetuning.data import open_labeled
 from ssamba.training.finetuning.recipe import FinetuneRecipe
@@ -434,7 +434,7 @@ def test_notes_name_assumptions_and_skipped_recordings(classes, start, tmp_path)
 
 
 def test_an_unknown_device_is_refused(classes, start, tmp_path):
-    with pytest.raises(TrainingError, match=r"no device 'abacus': expected cpu, cuda"):
+    with pytest.raises(ConfigError, match=r"device must be 'cpu', 'cuda', .* got 'abacus'"):
         finetune(classes, tmp_path / "run", start, recipe=recipe(), device="abacus")
 
 

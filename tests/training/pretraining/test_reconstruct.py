@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ssamba.audio.decode import decode
-from ssamba.errors import AudioDecodeError, CheckpointError, DataError, OtherSettingsError
+from ssamba.errors import AudioDecodeError, CheckpointError, ConfigError, DataError, OtherSettingsError
 from ssamba.training.pretraining.reconstruct import reconstruct_recording
 
 
@@ -43,10 +43,10 @@ def test_sound_is_written_beside_the_plot(tmp_path, clips, ssamba_pth):
 def test_wrong_calls_are_refused_and_write_nothing(tmp_path, clips, ssamba_pth, classifier_folder):
     other = shutil.copy(clips[0], tmp_path / "other.png")
     for arguments, options, error, message in (
-        ((clips[0], tmp_path / "p.txt", ssamba_pth), {}, DataError, r"ends in \.png, \.pdf, \.svg"),
-        ((clips[0], tmp_path, ssamba_pth), {}, DataError, "ends in"),
-        ((clips[0], tmp_path / "p.png", ssamba_pth), {"audio": "p.mp3"}, DataError, r"ends in \.wav"),
-        ((clips[0], tmp_path / "p.png", ssamba_pth), {"ratio": 1.0}, ValueError, "ratio is the share"),
+        ((clips[0], tmp_path / "p.txt", ssamba_pth), {}, ConfigError, r"ends in \.png, \.pdf, \.svg"),
+        ((clips[0], tmp_path, ssamba_pth), {}, ConfigError, "ends in"),
+        ((clips[0], tmp_path / "p.png", ssamba_pth), {"audio": "p.mp3"}, ConfigError, r"ends in \.wav"),
+        ((clips[0], tmp_path / "p.png", ssamba_pth), {"ratio": 1.0}, ConfigError, "ratio: Input should be less than 1"),
         ((clips[0], tmp_path / "p.png", ssamba_pth), {"start": 900.0}, AudioDecodeError, "past the end"),
         ((clips[0], tmp_path / "p.png", classifier_folder), {}, CheckpointError, "without prediction heads"),
         ((tmp_path / "a.wav", tmp_path / "p.png", ssamba_pth), {}, AudioDecodeError, "no such file"),
