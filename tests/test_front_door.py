@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -348,3 +349,46 @@ def test_a_wrong_command_line_says_what_is_meant(folder, monkeypatch, arguments,
     (line,) = done.stderr.splitlines()
     assert message in line
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "interrupted", "message"),
+    [
+        (["stats", "recs"], "ssamba.data.statistics.corpus_statistics", "interrupted"),
+        (["models"], "ssamba.checkpoint.available_models", "interrupted"),
+        (["info", "recs"], "ssamba.library.info.stream", "interrupted"),
+        (["convert", "classifier", "-o", "x"], "ssamba.checkpoint.load.write_tensors", "interrupted"),
+        (["average", "classifier", "classifier", "-o", "x"], "ssamba.checkpoint.load.write_tensors", "interrupted"),
+        (["reconstruct", "recs/good.flac", "-o", "x.png"], "ssamba.training.pretraining.reconstruct.log_mel", "interr"),
+        (
+            ["bench", "long", "recs", "-o", "x"],
+            "ssamba.studies.long_audio.embed_in_child",
+            "the results so far are in x",
+        ),
+        (
+            ["embed", "recs", "-o", "x.npz"],
+            "ssamba.embedder.InferenceEngine.run",
+            "0 files are embedded and kept, repeat",
+        ),
+        (["predict", "recs", "-c", "classifier"], "ssamba.library.jobs.decode_files", "0 files are classified"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_an_interrupted_command_exits_130(folder, tmp_path, monkeypatch, arguments, interrupted, message):
+    """By SIGTERM in this process, in the middle of the work; other tests interrupt real processes."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the command takes it over
+
+    def interrupt(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(interrupted, interrupt)
+    try:
+        done = CliRunner().invoke(app, arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (done.exit_code, done.stdout) == (130, "")
+    assert message in done.stderr
+    assert not [path.name for path in tmp_path.glob("x*") if path.is_file()]
+    assert not list(tmp_path.rglob("*.tmp"))

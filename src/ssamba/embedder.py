@@ -439,6 +439,8 @@ class Embedder:
         *,
         per_second: bool | None = None,
         channels: OneChannel = None,
+        batch_tokens: int | None = None,
+        precision: Precision = "fp32",
         damaged: Damaged = "skip",
     ) -> Iterator[tuple[Key, list[Prediction] | Exception]]:
         """Predict labels of recordings as they come; yields predictions as `embed_stream` yields embeddings.
@@ -447,7 +449,8 @@ class Embedder:
             ValueError: the checkpoint has no classifier, or one that cannot predict seconds.
         """
         checked_channels(channels, separate=False)
-        return self._predicted(self._decoded(items, sample_rate, channels, damaged), per_second=per_second)
+        decoded = self._decoded(items, sample_rate, channels, damaged)
+        return self._predicted(decoded, per_second=per_second, batch_tokens=batch_tokens, precision=precision)
 
     def logits_stream(
         self, items: Iterable[tuple[Key, Source]], sample_rate: int | None = None, *, per_label: bool | None = None

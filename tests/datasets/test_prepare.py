@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from ssamba.cli import app
 from ssamba.cli import prepare as command
+from ssamba.data import listing
 from ssamba.data.corpus import open_corpus
 from ssamba.data.manifest import read_manifest
 from ssamba.datasets import DATASETS, find_dataset, prepare, write_prepared
@@ -278,3 +280,24 @@ def test_wrong_uses_end_in_one_clear_message(
     with pytest.raises(SsambaError) as caught:
         prepare(name, source, output, **options)
     assert message in str(caught.value)
+
+
+def test_an_interrupted_command_keeps_the_lengths_that_it_read(esc50, tmp_path, monkeypatch):
+    output, read = tmp_path / "m.csv", []
+    measure = listing.measure_files
+
+    def measure_three(*given):
+        for number, found in enumerate(measure(*given)):
+            if number == 3:
+                signal.raise_signal(signal.SIGINT)
+            read.append(found[0])
+            yield found
+
+    monkeypatch.setattr(listing, "measure_files", measure_three)
+    done = CliRunner().invoke(app, ["prepare", "esc50", str(esc50), "-o", str(output), "--workers", "0"])
+    assert (done.exit_code, done.stdout, output.exists()) == (130, "", False)
+    assert "lengths of 3 files are kept: repeat the command to resume" in done.stderr
+    monkeypatch.setattr(
+        listing, "measure_files", lambda *given: (read.append(one[0]) or one for one in measure(*given))
+    )
+    assert len(prepare("esc50", esc50, output).clips) == len(read) == len(set(read)) == 7

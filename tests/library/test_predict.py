@@ -113,6 +113,9 @@ def test_other_settings_and_foreign_files_are_refused(tmp_path, clips, model, ma
     predict_files(clips[:2], model, output)
     with pytest.raises(OtherSettingsError, match=r"was made .*: per_second was False, is True; top was 3, is 1\."):
         predict_files(clips[:2], model, output, top=1, per_second=True)
+    with pytest.raises(OtherSettingsError, match=r"was made .*: precision was 'fp32', is 'bf16'\."):
+        predict_files(clips[:2], model, output, precision="bf16")
+    assert predict_files(clips[:2], model, output, precision="auto", batch_tokens=1).unchanged == 2
     other = ssamba.load_model(model.name, device="cpu")
     other.encoder.cls_token.data += 1
     with pytest.raises(ModelMismatchError, match=r"the model was .*, is "):
@@ -143,6 +146,8 @@ def test_wrong_calls_are_refused_before_anything_is_written(tmp_path, clips, mod
         ({"top": -1}, "top is the number of labels"),
         ({"channels": "left"}, "channels must be"),
         ({"damaged": "mend"}, "damaged must be"),
+        ({"precision": "fp16"}, "precision: Input should be 'fp32', 'bf16' or 'auto'"),
+        ({"batch_tokens": 0}, "batch_tokens must be a whole number"),
         ({"device": "cpu"}, "this model is loaded"),
     ):
         with pytest.raises(ValueError, match=message):

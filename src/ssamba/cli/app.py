@@ -332,6 +332,15 @@ DamagedOption = Annotated[
         "--damaged", help="'skip': leave out files of which a part is missing; 'keep': use what comes before it."
     ),
 ]
+PrecisionOption = Annotated[
+    Literal["fp32", "bf16", "auto"], typer.Option("--precision", help="'auto': bf16 on CUDA, fp32 elsewhere.")
+]
+BatchTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-tokens", min=1, help="Patch tokens encoded together. Default: 4096 on a CPU, 32768 on a GPU."
+    ),
+]
 PruneOption = Annotated[bool, typer.Option("--prune", help="Remove the rows of files that are not named this time.")]
 ChannelsOption = Annotated[
     str, typer.Option(metavar="mean|NUMBER", help="Average the channels, or take one of them (from 0).")

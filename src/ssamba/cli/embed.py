@@ -9,11 +9,13 @@ import typer
 
 from ssamba.cli.app import (
     EXIT_CODES,
+    BatchTokensOption,
     ChannelsOption,
     CheckpointOption,
     DamagedOption,
     DeviceOption,
     OverwriteOption,
+    PrecisionOption,
     PruneOption,
     RecordingsArgument,
     StrictOption,
@@ -65,13 +67,8 @@ def embed(
         float, typer.Option(help="Share of a window that the next one covers again, from 0 to below 1.")
     ] = 0.5,
     channels: ChannelsOption = "mean",
-    precision: Annotated[
-        Literal["fp32", "bf16", "auto"], typer.Option(help="'auto': bf16 on CUDA, fp32 elsewhere.")
-    ] = "fp32",
-    batch_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Patch tokens encoded together. Default: 4096 on a CPU, 32768 on a GPU."),
-    ] = None,
+    precision: PrecisionOption = "fp32",
+    batch_tokens: BatchTokensOption = None,
     damaged: DamagedOption = "skip",
     workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes. Default: up to four.")] = None,
     device: DeviceOption = None,

@@ -11,10 +11,12 @@ from rich.markup import escape
 
 from ssamba.cli.app import (
     EXIT_CODES,
+    BatchTokensOption,
     ChannelsOption,
     DamagedOption,
     DeviceOption,
     OverwriteOption,
+    PrecisionOption,
     PruneOption,
     RecordingsArgument,
     StrictOption,
@@ -62,6 +64,8 @@ def predict(
         ),
     ] = None,
     channels: ChannelsOption = "mean",
+    precision: PrecisionOption = "fp32",
+    batch_tokens: BatchTokensOption = None,
     damaged: DamagedOption = "skip",
     workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes. Default: up to four.")] = None,
     device: DeviceOption = None,
@@ -86,6 +90,8 @@ def predict(
                 top=top,
                 per_second=per_second,
                 channels=parse_channels(channels),
+                precision=precision,
+                batch_tokens=batch_tokens,
                 damaged=damaged,
                 workers=workers,
                 device=device,
@@ -96,7 +102,7 @@ def predict(
                 progress=progress,
             )
     except (Interrupted, SkippedFilesError) as error:
-        if output is None:  # what is done is printed all the same
+        if output is None and error.report.segments:  # what is done is printed all the same
             _print(error.report.segments, style)
         raise
     if output is None:

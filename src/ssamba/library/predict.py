@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from ssamba.audio.decode import Damaged, checked_damaged
 from ssamba.audio.sources import OneChannel, checked_channels
 from ssamba.embedder import Embedder
-from ssamba.embedding import Prediction
+from ssamba.embedding import EmbedOptions, Precision, Prediction
 from ssamba.errors import ConfigError
 from ssamba.files import path_text, user_path, utf8_text
 from ssamba.hashing import digest_of, digest_of_json
@@ -71,6 +71,8 @@ def predict_files(
     top: int = 3,
     per_second: bool | None = None,
     channels: OneChannel = "mean",
+    precision: Precision = "fp32",
+    batch_tokens: int | None = None,
     damaged: Damaged = "skip",
     workers: int | None = None,
     device: str | None = None,
@@ -93,6 +95,8 @@ def predict_files(
         per_second: predict each second instead of the whole recording; None means as the model was trained. A model
             trained on whole clips applies its head to the frames of each second.
         channels: as for `embed_files`, like the arguments below.
+        precision: `fp32`, `bf16`, or `auto`: `bf16` on CUDA alone.
+        batch_tokens: patch tokens that are encoded together.
         damaged: whether to use files of which a part is missing.
         workers: decoding processes.
         device: where the model runs.
@@ -124,7 +128,8 @@ def predict_files(
     report = PredictReport(output=target)
     job = FileJob(recordings, report)
     model = loaded_model(checkpoint, device)
-    settings = _settings(model, top, per_second, channels)
+    precision = EmbedOptions.parse({"precision": precision}, "predict").resolved(model.device).precision
+    settings = _settings(model, top, per_second, channels, precision)
     journal: Journal | None = None
     records: dict[str, FileRecord] = {}
 
@@ -151,7 +156,13 @@ def predict_files(
         try:
             job.run(
                 lambda items: model.predict_stream(
-                    items, rate_hz, per_second=per_second, channels=channels, damaged=damaged
+                    items,
+                    rate_hz,
+                    per_second=per_second,
+                    channels=channels,
+                    batch_tokens=batch_tokens,
+                    precision=precision,
+                    damaged=damaged,
                 ),
                 add,
                 sample_rate_hz=rate_hz,
@@ -191,7 +202,9 @@ def predict_files(
     return report
 
 
-def _settings(model: Embedder, top: int, per_second: bool | None, channels: OneChannel) -> dict[str, Any]:
+def _settings(
+    model: Embedder, top: int, per_second: bool | None, channels: OneChannel, precision: Precision
+) -> dict[str, Any]:
     """Return what the labels depend on, besides the recordings; raise a ValueError if there is no fit classifier."""
     model.predict_stream([], per_second=per_second)
     assert model.classifier is not None
@@ -207,7 +220,9 @@ def _settings(model: Embedder, top: int, per_second: bool | None, channels: OneC
         "channels": "mean" if channels is None else channels,
     }
     source = {} if identity.file_sha256 is None else {"file_sha256": identity.file_sha256}
-    return {**settings, "model": identity.name, **source, "config_hash": digest_of_json(settings)}
+    other = {} if precision == "fp32" else {"precision": precision}
+    config_hash = digest_of_json({**settings, **other})
+    return {**settings, "precision": precision, "model": identity.name, **source, "config_hash": config_hash}
 
 
 def as_csv(segments: Sequence[Segment]) -> str:

@@ -295,7 +295,8 @@ def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], what: str,
         other_model = models[0].name != models[1].name
     if other_model:
         changed.insert(0, f"the model was {models[0]}, is {models[1]}")
-        remedy = f"-c {models[0].name}, {remedy}" if len(changed) == 1 else remedy
+        by_name = len(changed) == 1 and models[0].name != models[1].name
+        remedy = f"-c {models[0].name}, {remedy}" if by_name else remedy
     elif not changed:
         changed.append(f"config_hash was {old['config_hash']!r}, is {new['config_hash']!r} (it does not say why)")
     message = f"{what} with other settings: {'; '.join(changed)}. Use {remedy}"
