@@ -213,7 +213,7 @@ def test_precision(medley):
         model.digest(EmbedOptions(precision="auto")) == model.digest() != model.digest(EmbedOptions(precision="bf16"))
     )
     model.encoder.double()
-    with pytest.raises(ValueError, match=r"precision='bf16' is for an encoder of float32, .* float64"):
+    with pytest.raises(ValueError, match=r"precision='bf16' requires a float32 encoder, .* float64"):
         model.embed(clip, precision="bf16")
 
 
@@ -396,7 +396,7 @@ def test_wrong_sources_say_what_was_expected(classifier, method, source, message
         ({"sample_rate": float("inf")}, "got inf"),
         ({"sample_rate": "16000"}, "got '16000'"),
         ({"sample_rate": [16_000]}, r"got \[16000\]"),
-        ({"source": "dog.wav", "sample_rate": 8000}, "sample_rate=8000 is for waveforms, and a file carries its own"),
+        ({"source": "dog.wav", "sample_rate": 8000}, "sample_rate=8000 is for waveforms, but a file has its own"),
         ({"source": ["dog.wav"], "sample_rate": 8000}, "sample_rate=8000 is for waveforms"),
         ({"channels": "left"}, "channels must be \"mean\" or the number of a channel .* got 'left'"),
         ({"channels": -1}, "channels must be .* got -1"),
@@ -424,7 +424,7 @@ def test_wrong_arguments_say_what_was_expected(classifier, method, arguments, me
         ({"layer": 1.5}, "layer: Input should be a valid integer"),
         ({"overlap": 1}, "overlap: Input should be less than 1"),
         ({"overlap": -0.1}, "overlap: Input should be greater than or equal to 0"),
-        ({"overlap": 0, "context": "full"}, "^embed: overlap is that of windows, .*: leave one of the two out$"),
+        ({"overlap": 0, "context": "full"}, "^embed: overlap is for windows, .*: omit one of the two$"),
     ],
 )
 def test_wrong_options_of_embed(classifier, arguments, message):

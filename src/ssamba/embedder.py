@@ -283,7 +283,7 @@ class Embedder:
                 (`EmbedOptions.context`): use one of them throughout.
             layer: hidden state to use instead of the final output (`EmbedOptions.layer`).
             padding: `patch`, or `official` to pad short recordings to the pretraining length with silence.
-            overlap: share of a window that the next one covers again, from 0 to below 1; time and smoothness grow with
+            overlap: fraction of each window shared with the next, from 0 to below 1; time and smoothness grow with
                 it.
             channels: `mean` averages the channels (files: the default), a number takes one of them (from 0), and
                 `separate` returns a list with an embedding of each. Arrays are (channels, samples), as from torchaudio,
@@ -304,7 +304,7 @@ class Embedder:
         Raises:
             AudioDecodeError: a file cannot be read; the message says why.
             ValueError: a waveform has a wrong shape or type, holds NaN, or is shorter than one frame (25 ms); or an
-                argument is wrong. One wrong recording stops a list: `embed_stream` goes on.
+                argument is wrong. One bad recording aborts a list; use `embed_stream` to continue past errors.
 
         Warns:
             UserWarning: a float waveform has a peak above 16: integer samples that were converted without scaling.

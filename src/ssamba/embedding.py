@@ -48,7 +48,7 @@ class EmbedOptions(Config):
     @model_validator(mode="after")
     def _check(self) -> EmbedOptions:
         if self.context == "full" and self.overlap != _DEFAULT_OVERLAP:
-            raise ValueError("overlap is that of windows, and context='full' has none: leave one of the two out")
+            raise ValueError("overlap is for windows, but context='full' has none: omit one of the two")
         return self
 
     def resolved(self, device: torch.device) -> EmbedOptions:

@@ -451,8 +451,8 @@ class InferenceEngine:
         options = options.resolved(self.device)
         if options.precision == "bf16" and self.dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(
-                f"precision='bf16' is for an encoder of float32, and this one was converted to "
-                f"{str(self.dtype).removeprefix('torch.')}: leave precision out"
+                f"precision='bf16' requires a float32 encoder, but this one was converted to "
+                f"{str(self.dtype).removeprefix('torch.')}: omit precision"
             )
         config = self.encoder.config
         batch: list[tuple[_Recording[Key, Result], Window]] = []

@@ -68,7 +68,7 @@ def fit_several_labels(kind: ProbeKind, x: Array, targets: Array, setting: float
     """Fit a classifier to vectors (n, D) with targets (n, C) of 0 or 1; return its scoring function.
 
     "linear" is one logistic regression for each class, "knn" scores by the share of neighbors with the label, "mlp" has
-    a sigmoid for each class. A class that no training row has, or every one, is never, or always, predicted.
+    a sigmoid for each class. A class absent from all training rows is never predicted; one present in all always is.
     """
     from sklearn.neighbors import KNeighborsRegressor
     from sklearn.preprocessing import StandardScaler

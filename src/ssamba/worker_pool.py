@@ -151,10 +151,10 @@ class _Task:
         if self.kills == 2:
             self.error = WorkerDiedError(
                 f"the process was killed (out of memory?) twice, the second time with this alone ({how}): free memory, "
-                "or leave it out"
+                "or omit it"
             )
         elif self.crashes == 2:
-            self.error = WorkerDiedError(f"it crashes the decoder ({how}): re-encode it, or leave it out")
+            self.error = WorkerDiedError(f"it crashes the decoder ({how}): re-encode it, or omit it")
 
 
 class _Pool:

@@ -171,7 +171,7 @@ def test_several_models_give_one_evaluation(suite, tmp_path, make_encoder):
     assert "small, kinds: embedding" in seen
     assert len(json.loads((tmp_path / "cards.json").read_text())) == 2
     assert str(result).count("95 %") == 2
-    with pytest.raises(Interrupted, match="finished embeddings are in the cache: repeat the command to go on"):
+    with pytest.raises(Interrupted, match="finished embeddings are in the cache: repeat the command to resume"):
         evaluate(suite, models, cache=tmp_path / "cache", progress=lambda state: "small" not in state.step)
     seen.clear()
     evaluate(suite, models, cache=tmp_path / "cache", progress=lambda state: seen.append(state.step))
@@ -215,7 +215,7 @@ def test_an_interrupted_evaluation_exits_130_and_the_cache_is_kept(suite, tmp_pa
     process.send_signal(how)
     _, errors = process.communicate()
     assert process.returncode == 130, errors
-    assert "repeat the command to go on" in errors
+    assert "repeat the command to resume" in errors
     assert "Traceback" not in errors
 
 

@@ -1,4 +1,4 @@
-"""Predicted labels of collections: rows, going on with what is there, refusals."""
+"""Predicted labels of collections: rows, resuming, refusals."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_wrong_calls_are_refused_before_anything_is_written(tmp_path, clips, mod
         ({"damaged": "mend"}, "damaged must be"),
         ({"precision": "fp16"}, "precision: Input should be 'fp32', 'bf16' or 'auto'"),
         ({"batch_tokens": 0}, "batch_tokens must be a whole number"),
-        ({"device": "cpu"}, "this model is loaded"),
+        ({"device": "cpu"}, "this model is already loaded"),
     ):
         with pytest.raises(ValueError, match=message):
             predict_files(clips[0], model, tmp_path / "p.csv", **options)

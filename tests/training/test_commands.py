@@ -1,4 +1,4 @@
-"""`ssamba pretrain` and `finetune`, and the functions of the same names: going on, starting anew, wrong uses."""
+"""`ssamba pretrain` and `finetune`, and the functions of the same names: resuming, starting anew, wrong uses."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_same_call_goes_on_and_a_longer_one_lengthens_a_finished_run(command
     before = states(tmp_path / "run")
     assert "already finished" not in str(second)
     again = run(command, epochs=2)
-    assert "already finished (more minutes or epochs go on)" in str(again)
+    assert "already finished (more minutes or epochs extend it)" in str(again)
     assert states(tmp_path / "run") == before
     assert "already finished" not in str(run(command, epochs=3))
     assert states(tmp_path / "run") != before
@@ -121,7 +121,7 @@ def test_a_folder_of_something_else_is_refused(command, run, tmp_path):
     run(command)
     for folder in [*(tmp_path / "run").rglob("checkpoints"), *(tmp_path / "run").glob("rounds")]:
         shutil.rmtree(folder, ignore_errors=True)
-    with pytest.raises(ValueError, match="holds a trained model, and no saved state to go on from"):
+    with pytest.raises(ValueError, match="contains a trained model but no saved state to resume from"):
         run(command)
 
 
@@ -200,7 +200,7 @@ def test_an_interrupted_command_exits_130_and_goes_on(command, how, classes, sta
     output, errors = process.communicate()
     assert process.returncode == 130, errors
     assert "is saved" in errors
-    assert "repeat the command to go on" in errors
+    assert "repeat the command to resume" in errors
     assert "Traceback" not in errors
     assert output == ""
     (state,) = states(tmp_path / "run")
@@ -218,7 +218,7 @@ def test_interrupted_says_how_to_go_on(command, run, monkeypatch):
             sent.append(state)
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(Interrupted, match=r"is saved.*repeat the command without --overwrite to go on") as caught:
+    with pytest.raises(Interrupted, match=r"is saved.*repeat the command without --overwrite to resume") as caught:
         run(command, epochs=9, progress=interrupt, overwrite=True)
     assert caught.value.report.stopped == "SIGINT"
 
@@ -238,7 +238,11 @@ WRONG = [
     ("both", None, {"batch_size": 0}, 2, "batch_size is a number of clips, at least 1; got 0"),
     ("both", None, {"checkpoint": "no/model"}, 1, "no such file or folder"),
     ("both", None, {"output": "text.txt"}, 2, "text.txt is a file, or lies below one: expected the name of a folder"),
+<<<<<<< HEAD
     ("both", None, {"device": "tpu", "epochs": 1}, 2, "device must be 'cpu', 'cuda', 'cuda:1' or the like, got 'tpu'"),
+=======
+    ("both", None, {"device": "toaster", "epochs": 1}, 1, "there is no device 'toaster'"),
+>>>>>>> 3ac01e8 (Plain English for resuming and other messages; signposts where a reader looked in vain)
     ("pretrain", None, {"size": "huge"}, 2, "model.size: Input should be 'tiny', 'small' or 'base'"),
     ("pretrain", None, {"recipe": "esc50"}, 2, "expected one of laptop, many-nodes, official, one-gpu"),
     ("pretrain", None, {"size": "base", "checkpoint": "START"}, 2, "model.encoder.embed_dim is 24 there, and 768"),

@@ -241,7 +241,7 @@ def test_a_model_without_a_state_and_states_that_are_incomplete_are_refused(expe
     assert (again.resumed_from, again.step) == (2, 2)
     assert "already finished" in str(again)
     (tmp_path / "checkpoints" / "step-00000002" / "meta.json").unlink()
-    with pytest.raises(CheckpointError, match=r"holds a trained model, and no saved state.*--overwrite"):
+    with pytest.raises(CheckpointError, match=r"contains a trained model but no saved state.*--overwrite"):
         experiment.run(experiment.DemoTask(), tmp_path, steps=2)
     shutil.rmtree(tmp_path / "model")
     shutil.rmtree(tmp_path / "best")
@@ -265,5 +265,5 @@ def test_overwrite_starts_anew_and_moves_the_earlier_run_aside(experiment, tmp_p
 def test_returning_false_stops_after_the_step_and_the_state_is_saved(experiment, tmp_path):
     report = experiment.run(experiment.DemoTask(), tmp_path, on_progress=lambda state: state.step < 3)
     assert (report.stopped, report.step, report.model) == ("stopped", 3, None)
-    assert "the same command goes on" in str(report)
+    assert "repeat the command to resume" in str(report)
     assert experiment.run(experiment.DemoTask(), tmp_path).resumed_from == 3

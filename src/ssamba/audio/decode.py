@@ -114,7 +114,7 @@ def decode(
         ValueError: an argument is out of range.
 
     Warns:
-        AudioHeaderWarning: the headers state another length than was read to the end.
+        AudioHeaderWarning: the length in the headers differs from what was read.
         AudioTruncatedWarning: see `damaged`.
     """
     out_hz = checked_rate(sample_rate_hz)
@@ -280,7 +280,7 @@ def _check_end(reader: Reader, some_wanted: bool, keep: bool) -> None:
     fault = reader.fault()
     if num_samples == 0:
         cause = f"truncated ({fault})" if fault else "its header is valid, but no samples follow"
-        raise AudioDecodeError(f"{info.path}: holds no audio: {cause}. Get a whole copy, or leave it out")
+        raise AudioDecodeError(f"{info.path}: holds no audio: {cause}. Get a whole copy, or omit it")
     if fault is None:
         _remark_header(info, num_samples, 5)
         return
@@ -314,7 +314,7 @@ class Measured(NamedTuple):
 
 
 def measure(path: str | Path | AudioBytes, damaged: Damaged = "skip") -> Measured:
-    """Return the length of a recording, decoded only if it is damaged or nothing else tells; never raises.
+    """Return the length of a recording, decoding it only if it is damaged or its length is unknown; never raises.
 
     Args:
         path: the file, or its bytes in memory.
@@ -333,7 +333,7 @@ def measure(path: str | Path | AudioBytes, damaged: Damaged = "skip") -> Measure
     except (ValueError, OSError) as error:
         return Measured(error)
     except Exception as error:  # a damaged file can provoke any error, which must not cost the other files
-        text = f"{path}: cannot be read ({type(error).__name__}: {error}). Re-encode or leave it out"
+        text = f"{path}: cannot be read ({type(error).__name__}: {error}). Re-encode or omit it"
         return Measured(AudioDecodeError(text))
 
 
@@ -417,5 +417,5 @@ def _decode_file(path: Path, sample_rate_hz: int, damaged: Damaged, channel: int
     except (ValueError, OSError) as error:
         return _Result(error)
     except Exception as error:  # whatever a damaged file provokes, it must not cost the other files
-        text = f"{path}: cannot be decoded ({type(error).__name__}: {error}). Re-encode or leave it out"
+        text = f"{path}: cannot be decoded ({type(error).__name__}: {error}). Re-encode or omit it"
         return _Result(AudioDecodeError(text))

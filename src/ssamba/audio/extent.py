@@ -87,7 +87,7 @@ def _weigh(data: Bytes, file: ChunkedFile) -> tuple[Contents, int]:
 
 
 def _agreeing_end(data: Bytes, file: ChunkedFile, size: int) -> tuple[int, tuple[int, bool]] | None:
-    """Return where samples of this size end, and `_file_end`; None if the file goes on in another way."""
+    """Return where samples of this size end, and `_file_end`; None if the rest of the file has another form."""
     at, frame_bytes = file.samples_at, file.frame_bytes
     if size < 0 or size - file.present >= max(2, frame_bytes):
         return None

@@ -55,9 +55,9 @@ class AudioInfo:
     sample_rate_hz: int
     """The file's own sample rate."""
     channels: int
-    """Number of channels; the most, if the file was joined from recordings of different ones."""
+    """Number of channels; the maximum, if recordings with different numbers of channels were joined."""
     num_samples: int | None
-    """Samples per channel that the file holds; of a cut file, those that its header states. None if nothing tells."""
+    """Samples per channel; for a truncated file, the number in its header. None if unknown."""
     duration_s: float | None
     """`num_samples` in seconds."""
     container: str
@@ -71,7 +71,7 @@ class AudioInfo:
     reason: str | None = None
     """What the headers state and what is there; None if the file is whole."""
     claimed_s: float | None = None
-    """Duration that the headers state, if they state another one than that of the samples."""
+    """Duration in the headers, if it differs from that of the samples."""
 
 
 _known: dict[tuple[str, int, int, int], tuple[containers.Kind, Contents]] = {}

@@ -162,7 +162,7 @@ class Recordings:
                 self._check(item, number)
             if sample_rate is not None and self.total and not any(map(_is_array, self._sources)):
                 raise ValueError(
-                    f"sample_rate={sample_rate} is for waveforms, and a file carries its own: leave it out "
+                    f"sample_rate={sample_rate} is for waveforms, but a file has its own: omit it "
                     "(files of any rate are read at the model's)"
                 )
         if sample_rate is not None:
@@ -189,7 +189,7 @@ class Recordings:
             step: what `run` does, for `progress`.
 
         Raises:
-            ConfigError: `progress` is no function.
+            ConfigError: `progress` is not a function.
             ValueError, OSError: the error of a recording, with its number.
         """
         reporter, audio_s = ProgressReporter(progress, step, self.total, "recordings"), 0.0
@@ -257,7 +257,7 @@ def _file(source: object) -> Path | AudioBytes:
                 f"{name} gives text, where the bytes of an audio file are expected: open it with mode 'rb'"
             )
         if not data and hasattr(source, "seek") and source.seek(0, os.SEEK_END):
-            raise ValueError(f"{name} was read to its end before: call its seek(0) first")
+            raise ValueError(f"{name} has already been read to its end: call its seek(0) first")
         return AudioBytes(name, data)
     raise ValueError(_expected(source))
 
@@ -275,7 +275,9 @@ def _expected(source: object, where: str = "") -> str:
     """Return the message about an object that is no recording."""
     hint = ""
     if isinstance(source, Mapping):
-        hint = ". Of an item of a data set, give the waveform and its rate: item['array'], item['sampling_rate']"
+        hint = (
+            ". For an item of a data set, give the waveform and its sample rate: item['array'], item['sampling_rate']"
+        )
     elif isinstance(source, Number) and where:
         hint = ". Samples must be an array: np.asarray(samples, dtype=np.float32)"
     return (
@@ -288,7 +290,7 @@ def _check_batch(source: object) -> None:
     if not _is_array(source):
         raise ValueError(
             f"batch=True is for an array (recordings, samples), got {type(source).__name__}: a list is a batch anyway, "
-            "leave batch out"
+            "omit batch"
         )
     if source.ndim < 2:
         raise ValueError(
@@ -384,7 +386,7 @@ def _check_peak(samples: Samples, *, is_float: bool) -> None:
     peak = _peak(samples)
     if not np.isfinite(peak):
         first = int(np.argmin(np.isfinite(samples)))
-        raise ValueError(f"the waveform holds NaN or infinity, first at sample {first}: repair or leave it out")
+        raise ValueError(f"the waveform holds NaN or infinity, first at sample {first}: repair or omit it")
     remark = peak_remark(peak) if is_float else None
     if remark is not None:
         warnings.warn(remark, stacklevel=_outside())

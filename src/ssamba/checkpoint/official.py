@@ -4,7 +4,8 @@ A pretraining file holds `module.p_input_fdim/tdim` (the size of the input), a m
 encoder `module.v.*`; a fine-tuned file holds the encoder, with positions already cut or interpolated to its own input,
 and `module.mlp_head.*`. The blocks are `module.v.layers.*` in SSAMBA and `module.v.blocks.*` (attention) in SSAST. All
 sizes but the number of attention heads follow from the shapes of the tensors. Conversion is strict: every tensor is
-used or is a known unused one, otherwise the file is refused with a reason.
+used or is a known unused one, otherwise the file is refused with a reason. The quirks of the structure are fields of
+`EncoderConfig` (`block_layout`, `pair_residual`, `final_norms`, `patch_order`); docs/maths.md has the equations.
 """
 
 from __future__ import annotations
@@ -287,7 +288,7 @@ def _fine_tuning_input(
     notes.append(f"an input of {frames} frames with patch stride {stride[1]} was inferred from {patches} positions")
     if len(candidates) > 1 and not asked:
         others = ", ".join(f"stride {s[1]} with {f} frames" for s, f in candidates if s != stride)
-        notes.append(f"the file would also fit {others}: patch_stride chooses")
+        notes.append(f"{others} would also fit the file: pass patch_stride to choose")
         if not official:
             warnings.warn(
                 f"{source} does not record its patch stride: stride {stride[1]} with {frames} frames is assumed, but "

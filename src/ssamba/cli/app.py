@@ -360,10 +360,13 @@ RecipeOption = Annotated[
 ]
 MinutesOption = Annotated[
     float | None,
-    typer.Option(help="Time budget in minutes; replaces the recipe's length. [dim]More than before goes on.[/]"),
+    typer.Option(
+        help="Time budget in minutes; replaces the recipe's length. [dim]More than before extends a finished run.[/]"
+    ),
 ]
 EpochsOption = Annotated[
-    int | None, typer.Option(help="Number of epochs; replaces the recipe's length. [dim]More than before goes on.[/]")
+    int | None,
+    typer.Option(help="Number of epochs; replaces the recipe's length. [dim]More extends a finished run.[/]"),
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 BatchSizeOption = Annotated[int | None, typer.Option(help="Clips in a batch, over all processes.")]

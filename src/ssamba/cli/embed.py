@@ -64,7 +64,7 @@ def embed(
         typer.Option(help="'patch', or 'official': pad short recordings to the pretraining length."),
     ] = "patch",
     overlap: Annotated[
-        float, typer.Option(help="Share of a window that the next one covers again, from 0 to below 1.")
+        float, typer.Option(help="Fraction of each window shared with the next, from 0 to below 1.")
     ] = 0.5,
     channels: ChannelsOption = "mean",
     precision: PrecisionOption = "fp32",
@@ -79,7 +79,7 @@ def embed(
 ) -> None:
     """Embed recordings into one table with a row for each file, or for each time step.
 
-    The same command goes on with what is there: an interrupted run continues, and a finished table gets the files that
+    Repeat the command to resume: an interrupted run continues, and a finished table gets the files that
     are new or have changed. Files that cannot be read are skipped and listed with the reason in OUTPUT.skipped.csv.
     """
     from ssamba.library.embed import embed_files

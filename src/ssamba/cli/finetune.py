@@ -85,7 +85,7 @@ def finetune(
     """Fine-tune a pretrained encoder on labeled recordings, and test it.
 
     Splits are those of the manifest (train, valid, test, or folds, which are cross-validated). Without splits, test and
-    validation clips are held out by groups, stratified by class. Repeat the command to go on after an interruption.
+    validation clips are held out by groups, stratified by class. Repeat the command to resume after an interruption.
     Test scores with 95 % intervals are in RUN/results.json, scores of each class in RUN/classes.csv, the confusion
     matrix in RUN/confusion.png; with folds, the last two are also in RUN/rounds/FOLD.
     """

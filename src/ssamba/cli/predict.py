@@ -76,7 +76,7 @@ def predict(
 ) -> None:
     """Predict labels for recordings with a fine-tuned model, with probabilities.
 
-    With --output the same command goes on with what is there: an interrupted run continues, and new and changed files
+    With --output repeat the command to resume: an interrupted run continues, and new and changed files
     are added. OUTPUT.run.jsonl says how the output was made.
     """
     from ssamba.library.predict import predict_files

@@ -31,7 +31,7 @@ from ssamba.cli.progress import ProgressDisplay
     epilog="[bold]Recipes[/]: laptop, one-gpu, many-nodes, official.\n\n"
     "[bold]Examples[/]\n\n"
     "ssamba pretrain recordings/ -o runs/mine --minutes 60\n\n"
-    "ssamba pretrain recordings/ -o runs/more -c ssamba2-tiny --epochs 5   (go on from a model's weights)\n\n"
+    "ssamba pretrain recordings/ -o runs/more -c ssamba2-tiny --epochs 5   (start from a model's weights)\n\n"
     "ssamba pretrain audioset/ librispeech/ -o runs/base --recipe official --size base --set masking.count=250\n\n"
     "torchrun --nproc-per-node 8 -m ssamba pretrain shards/ -o runs/eight --recipe one-gpu\n\n" + EXIT_CODES
 )
@@ -74,7 +74,7 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder on unlabeled recordings.
 
-    Repeat the command to go on after an interruption. Recordings that cannot be read are listed in RUN/skipped.csv;
+    Repeat the command to resume after an interruption. Recordings that cannot be read are listed in RUN/skipped.csv;
     RUN/log.jsonl and RUN/pictures/ show the progress.
     """
     from ssamba.training.pretraining.run import pretrain as run

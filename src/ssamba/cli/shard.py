@@ -57,8 +57,8 @@ def shard(
 ) -> None:
     """Write recordings as tar shards of the WebDataset convention, for training from slow disks or on many machines.
 
-    Every clip is decoded again and checked. After an interruption, repeat the command: it goes on with the shards that
-    are missing. Recordings that cannot be read are skipped and listed with reasons in OUTPUT/skipped.csv; those
+    Every clip is decoded again and checked. After an interruption, repeat the command: it writes the shards that are
+    missing. Recordings that cannot be read are skipped and listed with reasons in OUTPUT/skipped.csv; those
     that are used although their header is wrong or a part is missing are listed in OUTPUT/remarks.csv.
     """
     from ssamba.data.shards import write_shards

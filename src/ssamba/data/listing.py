@@ -355,7 +355,7 @@ def _merge(
 
 
 class KeptLengths:
-    """Lengths of recordings, kept in a file while a job measures them, so that an interrupted job goes on.
+    """Lengths of recordings, kept in a file while a job measures them, so that an interrupted job resumes.
 
     A line holds a file's path, size and time of change, and its length in seconds. Files that cannot be read, or that
     there is a remark about, are measured again.

@@ -521,7 +521,7 @@ def _write_without_killers(job: _Job) -> dict[str, Any]:
     if not unusable:
         raise DataError(
             f"{job.path}: the workers that wrote it died, and no recording is the reason: if memory is short, use "
-            "fewer workers; then run the command again, which goes on here"
+            "fewer workers; then run the command again to resume here"
         )
     return _write_shard(dataclasses.replace(job, unusable=unusable))
 

@@ -4,7 +4,7 @@
     result = evaluate("suite/", ["runs/mine", "ssamba2-tiny", "random", "logmel"], output="cards.json")
     result.cards[0].best().mean
 
-Decoded clips and embeddings are cached, so that an interrupted call goes on with what is there.
+Decoded clips and embeddings are cached, so that an interrupted call resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def evaluate(
             )
         )
     except KeyboardInterrupt:
-        kept = "finished embeddings are in the cache: repeat the command to go on" if folder else "nothing is cached"
+        kept = "finished embeddings are in the cache: repeat the command to resume" if folder else "nothing is cached"
         raise Interrupted(kept) from None
     cards = evaluation.cards
     for name, count in {name: count for card in cards for name, count in card.repeated.items()}.items():

@@ -3,8 +3,8 @@
     report = ssamba.embed_files("recordings/", "embeddings.npz")
     table = read_embeddings("embeddings.npz")            # embedding (rows, D), path (files,), ...
 
-The same call goes on with what is there: an interrupted job continues, a finished table gets the files that are new or
-have changed. Files that cannot be read are left out and listed.
+Repeating the call resumes where it stopped: an interrupted job continues, a finished table gets the files that are new
+or have changed. Files that cannot be read are left out and listed.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def embed_files(
     """Embed recordings into one table, one row for each file or, with `frames`, for each time step.
 
     Embeddings are written within ten seconds to the folder `OUTPUT.partial`, and the table at the end, under a
-    temporary name that is renamed. The same call goes on after an interruption. If the table is complete, files that
-    are new, or whose size or time has changed, are embedded, the latter in place of their old rows. Rows of files that
-    are not named this time stay, as does the row of a file that cannot be read any more; a file that has changed and
-    cannot be decoded loses its row. A file is the same whatever path or link names it; `path` keeps the first name.
+    temporary name that is renamed. Repeating the call resumes after an interruption. If the table is complete, files
+    that are new, or whose size or time has changed, are embedded, the latter in place of their old rows. Rows of files
+    that are not named this time stay, as does the row of a file that cannot be read any more; a file that has changed
+    and cannot be decoded loses its row. A file is the same whatever path or link names it; `path` keeps the first name.
 
     Args:
         recordings: files, folders (searched recursively) and patterns, or one of them.
@@ -75,7 +75,7 @@ def embed_files(
         context: `windows`, or the `full` recording at once, which gives other vectors (`EmbedOptions.context`).
         layer: hidden state to use instead of the final output (`EmbedOptions.layer`).
         padding: `patch`, or `official` to pad short recordings to the pretraining length with silence.
-        overlap: share of a window that the next one covers again, from 0 to below 1.
+        overlap: fraction of each window shared with the next, from 0 to below 1.
         channels: `mean` averages the channels of a file, a number takes one of them (from 0).
         precision: `fp32`, `bf16`, or `auto`: `bf16` on CUDA alone (`EmbedOptions.precision`).
         batch_tokens: patch tokens that are encoded together; memory grows with it, results do not change.
@@ -164,7 +164,7 @@ def loaded_model(checkpoint: str | Path | Embedder | None, device: str | None) -
     if not isinstance(checkpoint, Embedder):
         return load_model(checkpoint, device=device)
     if device is not None:
-        raise ConfigError("device is for a checkpoint to load, and this model is loaded: leave it out")
+        raise ConfigError("device applies only when a checkpoint is loaded, and this model is already loaded: omit it")
     return checkpoint
 
 

@@ -1,4 +1,4 @@
-"""Jobs over many recordings that go on with what is there: what `embed_files` and `predict_files` share.
+"""Jobs over many recordings that resume where they stopped: what `embed_files` and `predict_files` share.
 
 A job compares the files that were named with those that its output holds, works on the ones that are new or have
 changed, and knows afterwards which were skipped and which rows are to go.
@@ -70,7 +70,7 @@ class JobReport:
     seconds: float = 0.0
     """Time that the call took."""
     finished: bool = True
-    """False if `progress` stopped the job: what is done is kept, and the same call goes on."""
+    """False if `progress` stopped the job: what is done is kept, and repeating the call resumes."""
 
     @property
     def skipped_file(self) -> Path | None:
@@ -84,7 +84,7 @@ class JobReport:
 
     def __str__(self) -> str:
         if not self.finished:
-            return f"stopped: {self.done} files {self.verb}; the same command goes on"
+            return f"stopped: {self.done} files {self.verb}; repeat the command to resume"
         there = f", {self.unchanged} already there" if self.unchanged else ""
         skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
         if self.done:
@@ -270,13 +270,14 @@ class FileJob:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Context of everything that may be interrupted or run out of disk: says what is kept."""
-        kept = " and kept, repeat the command to go on" if self.report.output else ""
+        kept = " and saved" if self.report.output else ""
+        again = "repeat the command to resume" if self.report.output else "run the command again"
         try:
             yield
         except KeyboardInterrupt:
-            raise Interrupted(f"{self.report.done} files are {self.report.verb}{kept}", self.report) from None
+            raise Interrupted(f"{self.report.done} files are {self.report.verb}{kept}: {again}", self.report) from None
         except OSError as error:
-            remedy = f"{self.report.done} files are {self.report.verb}{kept} when the cause is repaired"
+            remedy = f"{self.report.done} files are {self.report.verb}{kept}: fix the cause, and {again}"
             raise StoreError(f"{error}. {remedy}") from error
         finally:
             self.report.seconds = time.monotonic() - self.report.started_s

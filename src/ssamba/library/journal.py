@@ -67,7 +67,7 @@ class Journal:
         elif self.partial.exists():
             header, self.entries = _read(self.partial)
             self._replaces = bool(header.get("replaces"))
-            remedy = "the command of that run to go on with it, or --overwrite (overwrite=True) to start anew"
+            remedy = "the command of that run to resume it, or --overwrite (overwrite=True) to start anew"
             if self.entries:
                 check_settings(header["settings"], self.settings, f"{self.partial} is of an interrupted run", remedy)
                 self._is_new = True

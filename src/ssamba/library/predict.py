@@ -4,7 +4,7 @@
     for segment in report.segments:
         print(segment.path, segment.start_s, segment.labels)
 
-The same call goes on with what is there, as `embed_files` does; `OUTPUT.run.jsonl` says how the output was made.
+Repeating the call resumes where it stopped, as in `embed_files`; `OUTPUT.run.jsonl` says how the output was made.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def predict_files(
 ) -> PredictReport:
     """Predict labels of recordings.
 
-    With an output, each result is written at once to `OUTPUT.partial`, and the output at the end. The same call goes on
-    after an interruption, and adds new and changed files to a finished output, as `embed_files` does.
+    With an output, each result is written at once to `OUTPUT.partial`, and the output at the end. Repeating the call
+    resumes after an interruption, and adds new and changed files to a finished output, as in `embed_files`.
 
     Args:
         recordings: files, folders (searched recursively) and patterns, or one of them.

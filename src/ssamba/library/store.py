@@ -119,7 +119,7 @@ class Store:
             self._replaces = overwrite
         else:
             self._replaces = bool(run.pop(_REPLACES, False))
-            remedy = "the command of that run to go on with it, or --overwrite (overwrite=True) to start anew"
+            remedy = "the command of that run to resume it, or --overwrite (overwrite=True) to start anew"
             check_settings(run, self.settings, f"{self.partial} is of an interrupted run", remedy)
             for part in sorted(self.partial.glob("part-*.json")):
                 self._index(part)
@@ -277,7 +277,7 @@ ANEW = "another output, or --overwrite (overwrite=True) to start anew"
 
 
 def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], what: str, remedy: str = ANEW) -> None:
-    """Refuse to go on with what was made with other settings; settings of earlier versions may lack names.
+    """Refuse to extend what was made with other settings; settings of earlier versions may lack names.
 
     Raises:
         OtherSettingsError: something differs; the message names each difference and the remedy.

@@ -125,7 +125,7 @@ def equal_error_rate(scores: Array, targets: Array) -> float:
     _check_values(scores, targets)
     (rate,) = Ranking(scores[:, None], targets[:, None]).equal_error()
     if math.isnan(rate):
-        raise ValueError("an equal error rate needs matching and other trials: all targets are alike")
+        raise ValueError("an equal error rate needs both matching and non-matching trials; all targets are equal")
     return float(rate)
 
 

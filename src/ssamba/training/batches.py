@@ -71,10 +71,10 @@ def cache_if_it_fits(corpus: Corpus, memory_gb: float, workers: int, on_decoded:
 
 
 def other_data(before: Sequence[str], now: Sequence[str]) -> str:
-    """Return the message for a run that goes on with other recordings than it began with."""
+    """Return the message for a run that resumes with other recordings than it began with."""
     differ = before and list(before) != list(now)
     what = f"they were {'; '.join(before)}, are {'; '.join(now)}" if differ else "clips were renamed or changed"
     return (
-        f"the recordings are not those of the saved run ({what}): use the same data to go on, --overwrite to start "
+        f"the recordings are not those of the saved run ({what}): use the same data to resume, --overwrite to start "
         "anew, or another output"
     )

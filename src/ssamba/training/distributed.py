@@ -1,7 +1,7 @@
 """Training on several processes under `torchrun`: rank, world size, collectives and DistributedDataParallel (DDP).
 
 `torchrun` sets RANK, WORLD_SIZE and LOCAL_RANK. GPUs communicate through NCCL, CPUs through Gloo. Only the main process
-(rank 0) writes files. When a process dies, `torchrun --max-restarts` restarts all of them, and the run goes on from its
+(rank 0) writes files. When a process dies, `torchrun --max-restarts` restarts all of them, and the run resumes from its
 last saved state, on any number of processes.
 """
 

@@ -89,7 +89,7 @@ def train(
     on_progress: OnStep | None = None,
     lock: OutputLock | None = None,
 ) -> TrainingReport:
-    """Train a task's model, or go on with the run in `out`; under `torchrun`, on all its processes together.
+    """Train a task's model, or resume the run in `out`; under `torchrun`, on all its processes together.
 
     Args:
         task: the model, its data and its loss.
@@ -99,7 +99,7 @@ def train(
         out: folder for `checkpoints/`, `model/` (the trained model), `best/` (the model with the best validation),
             `log.jsonl`, `skipped.csv`, `report.json`, `pictures/` and `tensorboard/`.
         overwrite: start anew, and move what an earlier run wrote to a folder beside it.
-        recipe: other settings of the experiment as plain values; they are saved and compared when going on.
+        recipe: other settings of the experiment as plain values; they are saved and compared when resuming.
         device: where to compute; None means a GPU if there is one.
         on_progress: called on the main process after each step; returning False stops.
         lock: the lock of the output, which the caller holds on the main process.
@@ -178,7 +178,7 @@ class _Trainer:
         return self.progress.step
 
     def start(self, overwrite: bool) -> None:
-        """Load the state to go on from, the same on all ranks, and open the log."""
+        """Load the state to resume from, the same on all ranks, and open the log."""
         check_plain(self.task.state_dict(), "task.state_dict()")
         found: tuple[Path, dict[str, Any]] | None = None
         error: Exception | None = None
@@ -203,7 +203,7 @@ class _Trainer:
         if self.world.is_main:
             self.log = RunLog(self.out, self.run, self.step, self.wandb_id, self.settings)
             if self.states.damaged:
-                _log.warning("%s; going on from step %d", "; ".join(self.states.damaged), self.step)
+                _log.warning("%s; resuming from step %d", "; ".join(self.states.damaged), self.step)
             values = {"processes": self.world.size, "device": str(self.world.device), "precision": self.precision}
             self.log.event("start", self.step, {**values, "damaged": self.states.damaged})
         self.session_step, self.session_elapsed_s = self.step, self.progress.elapsed_s

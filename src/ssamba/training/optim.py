@@ -10,7 +10,7 @@ are sequential) is layer k + 1, and the final norm and the heads are above all o
     factor(step) = warm-up(step) * level * shape(finished share of the run)
 
 `level` is its state: a plateau or an epoch lowers it. With `warmup_every` the warm-up is the original's: every so many
-steps it overwrites the level, whatever a plateau or an epoch made of it before,
+steps it overwrites the level, discarding any earlier plateau or epoch decay,
 
     level = step / warmup_steps    for step = 0, every, 2 every, ..., warmup_steps
 

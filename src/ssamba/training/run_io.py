@@ -170,7 +170,7 @@ class TrainingReport(RunTotals):
     """Result of a run, or of this session of it. `report.json` holds it, too."""
 
     stopped: str
-    """`finished`, the name of the signal that ended the session, or `stopped` by `progress`; the same call goes on."""
+    """`finished`, the name of the signal that ended it, or `stopped` by `progress`; repeating the call resumes."""
     resumed_from: int | None
     """Step that this session resumed from; None for a new run."""
     best: tuple[int, float] | None
@@ -188,7 +188,7 @@ class TrainingReport(RunTotals):
         left_out = f", {self.skipped} clips skipped (skipped.csv)" if self.skipped else ""
         left_out += f", {self.bad_steps} steps left out" if self.bad_steps else ""
         was_finished = self.stopped == "finished" and self.resumed_from == self.step
-        status = "already finished (more minutes or epochs go on)" if was_finished else self.stopped
+        status = "already finished (more minutes or epochs extend it)" if was_finished else self.stopped
         lines = [
             f"{status} at step {self.step}: {self.clips} clips, {format_duration(self.audio_s)} of audio in "
             f"{format_duration(self.elapsed_s)}{left_out}"
@@ -199,7 +199,7 @@ class TrainingReport(RunTotals):
             if "@" in name
         ]
         lines += [] if self.moved_to is None else [f"the earlier run is in {self.moved_to}"]
-        where = f"model in {self.model}" if self.model else f"state in {self.last_state}: the same command goes on"
+        where = f"model in {self.model}" if self.model else f"state in {self.last_state}: repeat the command to resume"
         return "\n".join([*lines, where])
 
     def as_json(self) -> dict[str, Any]:

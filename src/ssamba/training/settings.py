@@ -168,7 +168,7 @@ initial model is named (its digest may not change)."""
 def saved_settings(
     optimizer: OptimizerSettings, schedule: ScheduleSettings, run: RunSettings, task: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the settings of a run as they are saved with its states and compared when it goes on."""
+    """Return the settings of a run as they are saved with its states and compared when it resumes."""
     return {
         "optimizer": optimizer.model_dump(mode="json"),
         "schedule": schedule.model_dump(mode="json"),

@@ -258,7 +258,7 @@ def check_run(run: Path, settings: Mapping[str, Any]) -> None:
 
 
 def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
-    """Refuse to go on with other settings, except for those in `FREE_ON_RESUME`. A missing key equals None.
+    """Refuse to resume with other settings, except for those in `FREE_ON_RESUME`. A missing key equals None.
 
     Raises:
         OtherSettingsError: names every key that differs, with both values.
@@ -268,13 +268,13 @@ def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], run: Path)
     if old.get(STARTED_FROM) != new.get(STARTED_FROM):
         raise ModelMismatchError(
             f"{run} holds a run that started from {_start_text(old)}, not from {_start_text(new)}: start from the "
-            f"same model to go on, {_OTHERWISE}"
+            f"same model to resume, {_OTHERWISE}"
         )
     changed = settings_differences(before, now, FREE_ON_RESUME)
     if changed:
         named = "; ".join(text.removeprefix("task.") for text in changed)
         raise OtherSettingsError(
-            f"{run} holds a run with other settings: {named}. Use the same settings to go on, {_OTHERWISE}"
+            f"{run} holds a run with other settings: {named}. Use the same settings to resume, {_OTHERWISE}"
         )
 
 
@@ -299,7 +299,7 @@ def check_output(out: Path, *, other_kind: Literal["rounds", "checkpoints"] | No
         other_kind: folder that only a run of another command has.
 
     Raises:
-        CheckpointError: it holds a run of another command, or a model without the states to go on from.
+        CheckpointError: it holds a run of another command, or a model without states to resume from.
     """
     if other_kind is not None and (out / other_kind).is_dir():
         kind = "fine-tuning" if other_kind == "rounds" else "pretraining"
@@ -307,7 +307,7 @@ def check_output(out: Path, *, other_kind: Literal["rounds", "checkpoints"] | No
     has_model = any((out / name).is_dir() for name in (MODEL_FOLDER, BEST_FOLDER))
     if has_model and not (out / "rounds").is_dir() and not has_state(out):
         raise CheckpointError(
-            f"{out} holds a trained model, and no saved state to go on from: choose another output, or --overwrite "
+            f"{out} contains a trained model but no saved state to resume from: choose another output, or --overwrite "
             "to start anew"
         )
 

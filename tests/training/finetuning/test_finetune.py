@@ -472,7 +472,7 @@ def test_the_commands_finetune_and_predict(classes, start, tmp_path):
 
 def test_a_stopped_run_does_not_count_as_finished(tmp_path):
     stopped = FinetuneReport("stopped", "accuracy", ("a", "b"), (), (), None)
-    assert str(stopped) == "stopped: the same command goes on"
+    assert str(stopped) == "stopped: repeat the command to resume"
     (tmp_path / "run" / "rounds" / "fold1").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="has not finished: repeat its command"):
         load_checkpoint(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Reconstructed patches as a plot and as sound: settings in the plot, going on with what is there, refusals."""
+"""Reconstructed patches as a plot and as sound: settings in the plot, resuming, refusals."""
 
 from __future__ import annotations
 

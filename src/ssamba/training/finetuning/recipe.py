@@ -134,12 +134,14 @@ class FinetuneRecipe(Recipe):
             raise ValueError("labels.unit = 'second' needs start.pooling = 'mean'")
         if labels.unit == "second" and clips.balanced:
             raise ValueError(
-                "clips.balanced samples whole clips by their label: it does not go with labels.unit = 'second'"
+                "clips.balanced samples whole clips by their label: it cannot be combined with labels.unit = 'second'"
             )
         if labels.unit == "second" and clips.mixup.share:
-            raise ValueError("clips.mixup crops clips at random: it does not go with labels.unit = 'second'")
+            raise ValueError("clips.mixup crops clips at random: it cannot be combined with labels.unit = 'second'")
         if labels.unit == "second" and self.augmentation.speed:
-            raise ValueError("augmentation.speed shifts sounds in time: it does not go with labels.unit = 'second'")
+            raise ValueError(
+                "augmentation.speed shifts sounds in time: it cannot be combined with labels.unit = 'second'"
+            )
         if labels.kind == "multi" and self.loss.kind == "ce":
             raise ValueError("loss.kind = 'ce' needs one label per clip: use 'bce' for several labels")
         return self

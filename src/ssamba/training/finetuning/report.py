@@ -172,7 +172,7 @@ class FinetuneReport:
     """Result of a fine-tuning run."""
 
     stopped: str
-    """`finished`, the signal that stopped the run, or `stopped` by `progress`; the same call goes on."""
+    """`finished`, the signal that stopped the run, or `stopped` by `progress`; repeating the call resumes."""
     metric: str
     """Name of the validation metric."""
     classes: tuple[str, ...]
@@ -195,9 +195,9 @@ class FinetuneReport:
         parts += [self._table_of_metrics()] if self.intervals else []
         lines = [] if self.moved_to is None else [f"the earlier run is in {self.moved_to}"]
         if self.model is None:
-            lines.append(f"{self.stopped}: the same command goes on")
+            lines.append(f"{self.stopped}: repeat the command to resume")
         else:
-            lines += ["already finished (more minutes or epochs go on)"] if self.was_finished else []
+            lines += ["already finished (more minutes or epochs extend it)"] if self.was_finished else []
             lines.append(f"{len(self.classes)} labels, classifier in {self.model}")
             lines.append(f"try it: ssamba predict RECORDINGS -c {self.model.parent}")
         return "\n\n".join([*parts, "\n".join(lines)])

@@ -86,9 +86,9 @@ def finetune(
     take_over: bool = False,
     progress: OnProgress | None = None,
 ) -> FinetuneReport:
-    """Fine-tune a pretrained encoder on labeled recordings, and test it; or go on with the run in `output`.
+    """Fine-tune a pretrained encoder on labeled recordings, and test it; or resume the run in `output`.
 
-    The same call goes on with an interrupted run; one with more minutes or epochs also with a finished run.
+    Repeating the call resumes an interrupted run; with more minutes or epochs it also extends a finished one.
 
     Args:
         data: a folder with one folder per class, a manifest with labels (and splits or folds), a folder of shards,
@@ -123,7 +123,7 @@ def finetune(
         OtherSettingsError: the run in `output` has other settings; every difference is named.
         ModelMismatchError: it started from another model.
         DataError: there are no labels, the splits leak, or the recordings are not those of the run in `output`.
-        CheckpointError: the checkpoint cannot be loaded, or `output` holds something else than a fine-tuning run.
+        CheckpointError: the checkpoint cannot be loaded, or `output` contains something other than a fine-tuning run.
         TrainingError: a run diverged or could not be saved, or there is no such device.
         OutputInUseError: another process is writing to `output`.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
@@ -226,7 +226,7 @@ def _finetune(
             world.broadcast(None)  # wait for the main process
     if stopped.startswith("SIG"):
         again = "the command without --overwrite" if overwrite else "the command"
-        raise Interrupted(f"the state of step {report.step} of {fold.name} is saved: repeat {again} to go on", final)
+        raise Interrupted(f"the state of step {report.step} of {fold.name} is saved: repeat {again} to resume", final)
     return final
 
 

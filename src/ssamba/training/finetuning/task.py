@@ -288,7 +288,7 @@ class FinetuneTask(PlannedBatches):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what going on needs besides the model."""
+        """Return what resuming needs besides the model."""
         return {
             "clips": self.plan.fingerprint(),
             "classes": list(self.data.classes),

@@ -109,7 +109,11 @@ class ViewSettings(Config):
 
 
 class ObjectiveSettings(Config):
-    """The training objective: a weight for each term (0 switches it off) and their parameters."""
+    """The training objective: a weight for each term (0 switches it off) and their parameters.
+
+    A new term needs a weight here, its name in `PretrainRecipe._check`, its head (if any) in
+    `PretrainRecipe.pretraining`, its loss in `model/objectives.py`, and its use in `PretrainingTask.losses`.
+    """
 
     discriminative: float = Field(1.0, ge=0)
     """InfoNCE between the masked patches of a clip."""

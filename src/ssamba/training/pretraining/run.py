@@ -3,7 +3,7 @@
 report = pretrain("recordings/", "runs/mine", minutes=60)
 
 OUTPUT/model          the trained model: `ssamba embed -c OUTPUT`, `ssamba.load_model("OUTPUT")`
-OUTPUT/checkpoints    saved states, from which the same call goes on
+OUTPUT/checkpoints    saved states, from which repeating the call resumes
 OUTPUT/log.jsonl      losses, rates and validations; `skipped.csv`, `pictures/`, `report.json` beside it
 """
 
@@ -45,9 +45,9 @@ def pretrain(
     take_over: bool = False,
     progress: OnProgress | None = None,
 ) -> TrainingReport:
-    """Pretrain an encoder on unlabeled recordings, or go on with the run in `output`.
+    """Pretrain an encoder on unlabeled recordings, or resume the run in `output`.
 
-    The same call goes on with an interrupted run; one with more minutes or epochs also with a finished run.
+    Repeating the call resumes an interrupted run; with more minutes or epochs it also extends a finished one.
 
     Args:
         data: a folder of audio, a manifest, a folder of shards, `hf:OWNER/NAME`, a corpus or data set; or a list of
@@ -123,6 +123,6 @@ def pretrain(
     if report.stopped.startswith("SIG"):
         again = "the command without --overwrite" if overwrite else "the command"
         raise Interrupted(
-            f"the state of step {report.step} is saved in {report.last_state}: repeat {again} to go on", report
+            f"the state of step {report.step} is saved in {report.last_state}: repeat {again} to resume", report
         )
     return report

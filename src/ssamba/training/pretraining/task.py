@@ -88,7 +88,7 @@ def _check_equal(part: str, theirs: Config, ours: Config, source: str) -> None:
     own = ours.model_dump()
     other = [f"{key} {value!r} (here {own[key]!r})" for key, value in theirs.model_dump().items() if value != own[key]]
     if other:
-        raise ConfigError(f"model.start: {source} has another {part}: {', '.join(other)}. Set these alike")
+        raise ConfigError(f"model.start: {source} has another {part}: {', '.join(other)}. Set them to the same values")
 
 
 class Inputs(NamedTuple):

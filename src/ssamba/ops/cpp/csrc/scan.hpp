@@ -14,6 +14,10 @@
 //   u'_t = delta_t (B_t . g_t) + D y'_t        delta'_t = (A . w_t + u_t (B_t . g_t)) times the slope of softplus
 //
 // s counts steps in the order of the scan.
+//
+// Entry points: scan_forward and scan_backward. module.cpp calls them, from mixer_scan for models and from its own
+// scan_forward and scan_backward for the operator. ssamba/ops/dispatch.py `resolve` chooses the backend,
+// ssamba/ops/cpp/extension.py the instruction set.
 #pragma once
 
 constexpr int64_t TILE = CHUNK * W;  // floats of one quantity of a vector in a tile
