@@ -96,7 +96,7 @@ def test_an_interrupted_embed_keeps_what_is_done_and_the_same_command_goes_on(tm
     partial = Path(f"{tmp_path / 'e.npz'}.partial")
     code, _, errors = interrupted(command, how, lambda: any(partial.glob("part-*.json")))
     assert code == 130
-    assert re.search(r"interrupted: \d+ files are embedded and kept, repeat the command to resume", errors)
+    assert re.search(r"interrupted: \d+ files are embedded and saved: repeat the command to resume", errors)
     kept = int(re.search(r"(\d+) files are embedded", errors)[1])
     assert not (tmp_path / "e.npz").exists()
     done = ssamba(*command)
@@ -218,7 +218,7 @@ def test_an_interrupted_predict_keeps_what_is_done_and_the_same_command_goes_on(
     command = ["predict", tmp_path, "-c", classifier_folder, "-o", tmp_path / "p.csv", "--workers", "0"]
     code, _, errors = interrupted(command, how, lambda: wait_for_lines(tmp_path / "p.csv.partial", 5))
     assert code == 130
-    kept = int(re.search(r"interrupted: (\d+) files are classified and kept, repeat the command to resume", errors)[1])
+    kept = int(re.search(r"interrupted: (\d+) files are classified and saved: repeat the command to resume", errors)[1])
     assert not (tmp_path / "p.csv").exists()
     done = ssamba(*command)
     assert done.returncode == 0, done.stderr
