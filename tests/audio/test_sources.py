@@ -152,7 +152,7 @@ def test_bytes_and_file_objects_are_files(clips):
     with clips[0].open("rb") as file:
         for source in (data, bytearray(data), memoryview(data), io.BytesIO(data), file, str(clips[0])):
             np.testing.assert_array_equal(samples_of(source), expected)
-        with pytest.raises(ValueError, match=r"ambi_choir.flac has already been read to its end: call its seek\(0\) first"):
+        with pytest.raises(ValueError, match=r"has already been read to its end: call its seek\(0\) first"):
             samples_of(file)
     with clips[0].open(encoding="latin1") as text, pytest.raises(ValueError, match="open it with mode 'rb'"):
         samples_of(text)

@@ -238,11 +238,7 @@ WRONG = [
     ("both", None, {"batch_size": 0}, 2, "batch_size is a number of clips, at least 1; got 0"),
     ("both", None, {"checkpoint": "no/model"}, 1, "no such file or folder"),
     ("both", None, {"output": "text.txt"}, 2, "text.txt is a file, or lies below one: expected the name of a folder"),
-<<<<<<< HEAD
     ("both", None, {"device": "tpu", "epochs": 1}, 2, "device must be 'cpu', 'cuda', 'cuda:1' or the like, got 'tpu'"),
-=======
-    ("both", None, {"device": "toaster", "epochs": 1}, 1, "there is no device 'toaster'"),
->>>>>>> 3ac01e8 (Plain English for resuming and other messages; signposts where a reader looked in vain)
     ("pretrain", None, {"size": "huge"}, 2, "model.size: Input should be 'tiny', 'small' or 'base'"),
     ("pretrain", None, {"recipe": "esc50"}, 2, "expected one of laptop, many-nodes, official, one-gpu"),
     ("pretrain", None, {"size": "base", "checkpoint": "START"}, 2, "model.encoder.embed_dim is 24 there, and 768"),
