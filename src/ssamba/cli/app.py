@@ -77,7 +77,7 @@ _GUESSED_OPTIONS = {
     **dict.fromkeys(("--out", "--output-dir", "--output_dir", "--out-dir", "--save"), ("--output", "use -o, --output")),
     **dict.fromkeys(("--force", "--restart"), ("--overwrite", "use --overwrite")),
     **dict.fromkeys(
-        ("--resume", "--no-resume"), ("--overwrite", "the same command goes on, and --overwrite starts anew")
+        ("--resume", "--no-resume"), ("--overwrite", "repeat the command to resume, or --overwrite to start anew")
     ),
     **dict.fromkeys(("--gpu", "--cuda"), ("--device", "use --device cuda")),
     **dict.fromkeys(("--num-workers", "--num_workers", "--jobs"), ("--workers", "use --workers")),
