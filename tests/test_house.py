@@ -31,6 +31,7 @@ ROWS = {
     "plotting": 1,
     "metrics": 1,
     "probes": 1,
+    "similarity": 1,
     "splits": 1,
     "events": 2,
     "ops": 1,

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -342,6 +343,7 @@ def _fitted(kind: ProbeKind, rows: Rows, fitting: Array, setting: float) -> Scor
     return fit_several_labels(kind, rows.vectors[fitting], rows.targets[fitting].astype(np.int64), setting)
 
 
+Result = TypeVar("Result")
 Job = Callable[[], ProbeResult]
 """One view of a task on one fold."""
 
@@ -394,13 +396,13 @@ def timestamp_jobs(
 
 
 def run_jobs(
-    jobs: Sequence[Job], workers: int = 1, on_progress: Callable[[int], None] | None = None
-) -> list[ProbeResult]:
+    jobs: Sequence[Callable[[], Result]], workers: int = 1, on_progress: Callable[[int], None] | None = None
+) -> list[Result]:
     """Run jobs in `workers` threads, each job on one thread; `on_progress` is called with the number done."""
     require_sklearn()
     from joblib import Parallel, delayed  # type: ignore[import-untyped]  # comes with scikit-learn
 
-    results: list[ProbeResult] = []
+    results: list[Result] = []
     with single_threaded():
         pool = Parallel(n_jobs=workers, backend="threading", return_as="generator")
         for result in pool(delayed(job)() for job in jobs):

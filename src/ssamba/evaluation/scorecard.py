@@ -9,6 +9,8 @@ A task's score is its first metric (`Task.metrics`; accuracy for one label a cli
 With `inner=True` no test clip is read: for choosing between recipes, layers and poolings. The row "best" takes for each
 fold the view with the best score on its validation clips, so that no test clip chooses it either. The rows "weighted"
 learn a mixture of all layers (`probes.LayerMixture`).
+
+Each view of clips also has its retrieval (`retrieval.py`), which trains nothing.
 """
 
 from __future__ import annotations
@@ -27,8 +29,10 @@ from ssamba.config import Config
 from ssamba.errors import Interrupted, SuiteError
 from ssamba.evaluation.clips import Waves, is_all_silent, read_waves, recording_digests
 from ssamba.evaluation.probing import ProbeResult, clip_jobs, layer_jobs, run_jobs, timestamp_jobs
+from ssamba.evaluation.retrieval import PRECISION_AT_10, Rankings, Retrieval, ranking_jobs, retrieval_of
 from ssamba.evaluation.task import Task
 from ssamba.evaluation.vectors import (
+    FINAL,
     ClipModel,
     EncoderModel,
     TimestampEmbeddings,
@@ -41,6 +45,7 @@ from ssamba.metrics.bootstrap import Interval, interval_of
 from ssamba.metrics.classification import Array, finite_or_none
 from ssamba.probes import ProbeKind
 from ssamba.progress import OnProgress, ProgressReporter
+from ssamba.similarity import SIMILARITIES, SIMILARITY
 from ssamba.text import format_table
 
 BEST = "best"
@@ -79,6 +84,8 @@ class Row:
     """For `weighted`: the weight of each layer in each fold, by task."""
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
     """All metrics of tasks that have more than accuracy, by task and name: means over folds."""
+    retrieval: dict[str, Retrieval] = field(default_factory=dict)
+    """Retrieval by each similarity; empty for `weighted` and `best`, and where no task has one."""
 
     @property
     def mean(self) -> float:
@@ -190,8 +197,37 @@ class Evaluation:
             for name, values in card.best().figures.items():
                 text = ", ".join(f"{metric.replace('_', ' ')} {value:.3f}" for metric, value in values.items())
                 lines.append(f"{own}{name}: {text}")
+        lines += self._retrieval_lines()
         lines += [f"{name}: {note}" for name, notes in first.notes.items() for note in notes]
         return "\n".join(lines)
+
+    def _retrieval_lines(self) -> list[str]:
+        """Return tables of retrieval by the default similarity, and by all; of several models the final views alone."""
+        several = len(self.cards) > 1
+        found = [(card, row) for card in self.cards for row in card.rows if row.retrieval]
+        if several:
+            found = [(card, row) for card, row in found if row.view.startswith(FINAL)]
+        if not found:
+            return []
+        names = [name for name in self.card.tasks if name in found[0][1].retrieval[SIMILARITY].scores["mAP"]]
+        rows, others = [], []
+        for card, row in found:
+            own, many = row.retrieval[SIMILARITY], len(card.rows) > 1
+            title = (f"{card.model}, {row.view}" if many else card.model) if several else row.view
+            values = [*(own.scores["mAP"][name] for name in names), own.mean(), own.mean(PRECISION_AT_10)]
+            rows.append([title, *(f"{value:.3f}" for value in values)])
+            others.append([title, *(f"{row.retrieval[kind].mean():.3f}" for kind in SIMILARITIES)])
+            if several or len(found) == 1:
+                intervals = [*(own.intervals["mAP"][name] for name in (*names, "mean"))]
+                intervals.append(own.intervals[PRECISION_AT_10]["mean"])
+                rows.append(["95 %", *(f"{interval.low:.3f}-{interval.high:.3f}" for interval in intervals)])
+        first = "model" if several else "layer.pooling"
+        return [
+            f"retrieval among other groups, {SIMILARITY} cosine: mAP, and mean precision at 10",
+            format_table([first, *names, "mean", "P@10"], rows),
+            "mean mAP of retrieval by similarity",
+            format_table([first, *SIMILARITIES], others),
+        ]
 
 
 def _for_json(value: Any) -> Any:
@@ -235,14 +271,18 @@ def evaluate_model(
             f"{', '.join(several)} may have several: leave the mixture or these tasks out"
         )
     found, repeated = {}, {}
+    rankings: dict[str, dict[str, Rankings]] = {}
     for task in tasks:
-        found[task.name], count = _evaluate_task(model, task, options, cache, workers, progress)
+        found[task.name], rankings[task.name], count = _evaluate_task(model, task, options, cache, workers, progress)
         if count:
             repeated[task.name] = count
     views = list(next(iter(found.values()), {}))
     results = {view: {task: own[view] for task, own in found.items()} for view in views}
     layers = {view: own for view, own in results.items() if not view.startswith(WEIGHTED)}
-    rows = [_row(view, own) for view, own in results.items()]
+    rows = [
+        _row(view, own, rankings={task: ranked[view] for task, ranked in rankings.items() if view in ranked})
+        for view, own in results.items()
+    ]
     if len(layers) > 1:
         results[BEST], chosen = _best(layers)
         rows.append(_row(BEST, results[BEST], chosen))
@@ -277,8 +317,8 @@ def _evaluate_task(
     cache: Path | None,
     workers: int,
     progress: OnProgress | None,
-) -> tuple[dict[str, list[ProbeResult]], int]:
-    """Return the results of the folds by view, and the number of test clips that are also trained on."""
+) -> tuple[dict[str, list[ProbeResult]], dict[str, Rankings], int]:
+    """Return the results of the folds and the rankings by view, and the number of test clips also trained on."""
 
     def report(step: str, total: int, unit: str = "clips") -> Callable[[int], None]:
         reporter = ProgressReporter(progress, f"{model.name}, {task.name}: {step}", total, unit)
@@ -297,11 +337,14 @@ def _evaluate_task(
         return read_waves(task, model.sample_rate_hz, cache, report("decoding", len(task.clips)))
 
     views = task_vectors(model, task, used, options.level, waves, cache, report("embedding", len(used)))
+    ranked: dict[str, Rankings] = {}
     if task.kind in ("second", "event"):
         embeddings = TimestampEmbeddings.from_arrays(views)
         names, jobs = list(embeddings.views), timestamp_jobs(task, embeddings, used, folds, options.probe)
     else:
         names, jobs = list(views), clip_jobs(task, views, used, folds, options.probe)
+        rankings = run_jobs(ranking_jobs(task, views, used), workers, report("ranking", len(views), "views"))
+        ranked = dict(zip(views, rankings, strict=True))
         if options.weighted:
             stacks = _layer_stacks(views)
             names += stacks
@@ -311,7 +354,7 @@ def _evaluate_task(
     if not options.inner:
         recordings = recording_digests(task, waves, cache)
         repeated = sum(int(np.isin(recordings[f.test], recordings[f.train_and_valid]).sum()) for f in folds)
-    return {view: [next(results) for _ in folds] for view in names}, repeated
+    return {view: [next(results) for _ in folds] for view in names}, ranked, repeated
 
 
 def _layer_stacks(views: Mapping[str, Array]) -> dict[str, Array]:
@@ -340,7 +383,12 @@ def score_intervals(
     return {task: interval_of(values, confidence) for task, values in samples.items()}
 
 
-def _row(view: str, results: Mapping[str, Sequence[ProbeResult]], chosen: dict[str, list[str]] | None = None) -> Row:
+def _row(
+    view: str,
+    results: Mapping[str, Sequence[ProbeResult]],
+    chosen: dict[str, list[str]] | None = None,
+    rankings: Mapping[str, Rankings] | None = None,
+) -> Row:
     metrics = {task: _mean_metrics(folds) for task, folds in results.items()}
     weights = {task: [fold.weights for fold in folds if fold.weights is not None] for task, folds in results.items()}
     return Row(
@@ -350,6 +398,7 @@ def _row(view: str, results: Mapping[str, Sequence[ProbeResult]], chosen: dict[s
         chosen=chosen or {},
         weights={task: [[round(float(w), 4) for w in fold] for fold in own] for task, own in weights.items() if own},
         figures={task: own for task, own in metrics.items() if set(own) != {"accuracy"}},
+        retrieval=retrieval_of(rankings or {}),
     )
 
 

@@ -1,6 +1,6 @@
 """Confidence intervals by the percentile bootstrap (Efron, 1979).
 
-Shapes: N clips.
+Shapes: N clips, K values of each.
 """
 
 from __future__ import annotations
@@ -70,6 +70,17 @@ def bootstrap_values(
             if failed > samples:
                 raise
     return np.array(values)
+
+
+def bootstrap_means(values: Array, *, samples: int = 1000, seed: int = 0) -> Array:
+    """Return the means of columns of values (N, K) on bootstrap samples of the rows, the same rows for all columns.
+
+    Returns:
+        (samples, K).
+    """
+    generator, count = np.random.default_rng(seed), len(values)
+    drawn = (np.bincount(generator.integers(0, count, count), minlength=count) for _ in range(samples))
+    return np.stack([weights @ values / count for weights in drawn])
 
 
 def affordable_samples(num_scores: int, at_most: int) -> int:

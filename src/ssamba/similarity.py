@@ -1,0 +1,156 @@
+"""How alike recordings are: the cosine of their vectors, after what all vectors of a collection share was taken away.
+
+    space = fit_similarity(collection)                  # the default, SIMILARITY
+    space(collection) @ space(queries).T                # similarities, -1 to 1
+
+Kinds of similarity, all of them cosines:
+
+    raw            of the vectors as they are
+    centered       after the collection's mean was subtracted
+    standardized   and each dimension was divided by its standard deviation
+    whitened       and dimensions were decorrelated by their covariance, shrunk towards the identity as Ledoit and Wolf
+                   (2004, doi:10.1016/S0047-259X(03)00096-4) estimate to be best
+    pca            the first `PCA_DIMENSIONS` principal components of the standardized vectors, each divided by its
+                   standard deviation
+
+The statistics are those of the collection that is searched, without labels: it is all that a user has, and new
+recordings are compared by the statistics of the collection they are compared with.
+
+Shapes: N vectors of the collection, n vectors, D dimensions, K dimensions after the transform.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+SimilarityKind = Literal["raw", "centered", "standardized", "whitened", "pca"]
+
+SIMILARITIES: tuple[SimilarityKind, ...] = get_args(SimilarityKind)
+"""All kinds of similarity."""
+SIMILARITY: SimilarityKind = "standardized"
+"""The default: what neighbors are found by, and retrieval is reported with. docs/evaluation.md says how it was
+chosen."""
+PCA_DIMENSIONS = 64
+_ROWS_AT_ONCE = 8192
+_LARGEST = float(np.finfo(np.float32).max)
+_CONSTANT = 1e-6  # deviation of a dimension, relative to its root mean square, below which it is rounding
+
+
+@dataclass(frozen=True)
+class SimilaritySpace:
+    """A transform of vectors to rows of unit length, whose dot products are similarities."""
+
+    kind: SimilarityKind
+    """Kind of similarity."""
+    mean: Array
+    """Subtracted, (D,) float64."""
+    scale: Array
+    """Multiplied, (D,) float64; 0 for dimensions that are constant in the collection."""
+    rotation: Array | None
+    """(D, K) float64 for `whitened` and `pca`, or None."""
+
+    def __call__(self, vectors: Array) -> Array:
+        """Return (n, K) float32 rows of unit length; a vector without any difference from the mean gives zeros.
+
+        NaN counts as 0, infinities as the largest float32.
+
+        Raises:
+            ValueError: the vectors have other dimensions than the collection.
+        """
+        vectors = _matrix(vectors)
+        if vectors.shape[1] != len(self.mean):
+            raise ValueError(f"the collection has {len(self.mean)} dimensions, these vectors {vectors.shape[1]}")
+        width = len(self.mean) if self.rotation is None else self.rotation.shape[1]
+        rows = np.empty((len(vectors), width), dtype=np.float32)
+        for start in range(0, len(vectors), _ROWS_AT_ONCE):
+            own = (_finite(vectors[start : start + _ROWS_AT_ONCE]) - self.mean) * self.scale
+            own = own if self.rotation is None else own @ self.rotation
+            rows[start : start + len(own)] = own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
+        return rows
+
+
+def fit_similarity(collection: Array, kind: SimilarityKind = SIMILARITY) -> SimilaritySpace:
+    """Return the space in which vectors like those of a collection (N, D) are compared.
+
+    Args:
+        collection: the vectors that are searched; their statistics define the space.
+        kind: see above.
+
+    Raises:
+        ValueError: `kind` is unknown, or the collection is no matrix with at least one row.
+    """
+    if kind not in SIMILARITIES:
+        raise ValueError(f"unknown similarity {kind!r}: expected {', '.join(SIMILARITIES)}")
+    collection = _matrix(collection)
+    count, dims = collection.shape
+    if not count:
+        raise ValueError("no vectors: a space is fitted to at least one")
+    if kind == "raw":
+        return SimilaritySpace(kind, np.zeros(dims), np.ones(dims), None)
+    mean = sum(_finite(rows).sum(0) for rows in _chunks(collection)) / count
+    if kind == "centered":
+        return SimilaritySpace(kind, mean, np.ones(dims), None)
+    variance = sum(np.square(_finite(rows) - mean).sum(0) for rows in _chunks(collection)) / count
+    varies = variance > _CONSTANT**2 * (variance + mean**2)
+    scale = np.where(varies, 1 / np.sqrt(np.where(varies, variance, 1)), 0)
+    if kind == "standardized":
+        return SimilaritySpace(kind, mean, scale, None)
+    covariance, fourth = np.zeros((dims, dims)), 0.0
+    for rows in _chunks(collection):
+        own = (_finite(rows) - mean) * scale
+        covariance += own.T @ own
+        fourth += float(np.square(np.square(own).sum(1)).sum())
+    covariance /= count
+    if kind == "whitened":
+        covariance = shrunk(covariance, fourth / count, count)
+    variances, directions = np.linalg.eigh(covariance)
+    if kind == "pca":
+        variances, directions = variances[-PCA_DIMENSIONS:], directions[:, -PCA_DIMENSIONS:]
+    kept = variances > _CONSTANT * max(variances.max(), np.finfo(np.float64).tiny)
+    rotation = directions[:, kept] / np.sqrt(variances[kept])
+    return SimilaritySpace(kind, mean, scale, rotation)
+
+
+def shrunk(covariance: Array, fourth_moment: float, count: int) -> Array:
+    """Return the covariance (D, D) of centered vectors, shrunk by Ledoit and Wolf's estimate towards its mean variance.
+
+    Args:
+        covariance: the mean of x x^T over vectors x.
+        fourth_moment: the mean of |x|^4.
+        count: number of vectors.
+    """
+    dims = len(covariance)
+    variance = np.trace(covariance) / dims
+    squares = np.square(covariance).sum()
+    distance = (squares - dims * variance**2) / dims
+    noise = max(0.0, (fourth_moment - squares) / count / dims)
+    share = min(1.0, noise / distance) if distance > 0 else 1.0
+    result: Array = (1 - share) * covariance + share * variance * np.eye(dims)
+    return result
+
+
+def similarities(collection: Array, kind: SimilarityKind = SIMILARITY) -> Array:
+    """Return the similarity of all pairs of a collection's vectors, (N, D) -> (N, N) float32."""
+    rows = fit_similarity(collection, kind)(collection)
+    found: Array = rows @ rows.T
+    return found
+
+
+def _matrix(vectors: Array) -> Array:
+    vectors = np.asarray(vectors)
+    if vectors.ndim != 2:
+        raise ValueError(f"expected vectors (rows, dimensions), got shape {vectors.shape}")
+    return vectors
+
+
+def _chunks(vectors: Array) -> list[Array]:
+    return [vectors[start : start + _ROWS_AT_ONCE] for start in range(0, len(vectors), _ROWS_AT_ONCE)]
+
+
+def _finite(vectors: Array) -> Array:
+    # Squares of the largest float32 are still far from the largest float64.
+    return np.nan_to_num(np.asarray(vectors, dtype=np.float64)).clip(-_LARGEST, _LARGEST)
