@@ -7,7 +7,7 @@ of the kind `fine-tuned`, which are measured elsewhere and may have only some of
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ from typing import Any
 from ssamba.checkpoint.names import DEFAULT_MODEL
 from ssamba.evaluation import EvaluateOptions, Scorecard
 from ssamba.evaluation.report import ReferenceRow, plot_scorecard, reference_rows
+from ssamba.evaluation.retrieval import MEAN_AVERAGE_PRECISION, PRECISION_AT_10
 from ssamba.evaluation.scorecard import Row
 from ssamba.metrics.bootstrap import Interval
+from ssamba.similarity import SIMILARITIES, SIMILARITY
 from ssamba.studies.harness import table, write_report
 
 KINDS = ("ours", "fine-tuned", "peer")
 """Kinds of lines, in the order of the table."""
 MEAN = "mean"
+CLIP, PARTS = "final.mean", "final.mean.parts"
+"""Views that every model has: its readouts."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Line:
     kind: str
     """One of `KINDS`."""
     view: str
-    """Layer and pooling, or `best`; `final.mean` for a peer."""
+    """Layer, pooling and readout."""
     scores: dict[str, float]
     """Accuracy by task."""
     intervals: dict[str, list[float]]
@@ -44,15 +48,15 @@ class Line:
     """License of code and weights."""
     parameters: int | None = None
     """Number of weights that the embedding uses; None for a formula."""
-    chosen: dict[str, list[str]] = field(default_factory=dict)
-    """For `best`: the view chosen in each fold, by task."""
+    retrieval: dict[str, Any] = field(default_factory=dict)
+    """By similarity: `scores` and `intervals` of `mAP` and `precision_at_10`, as in `evaluation.retrieval`."""
     measured: dict[str, Any] = field(default_factory=dict)
     """Date, machine, versions, seconds."""
 
     @property
     def title(self) -> str:
-        """Name, and the view unless it is the default one."""
-        return self.name if self.kind == "peer" or self.view == "final.mean" else f"{self.name}, {self.view}"
+        """Name, and the readout or view unless it is the default one."""
+        return self.name if self.view == CLIP else f"{self.name}, {'parts' if self.view == PARTS else self.view}"
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Content:
     """Measured lines."""
     missing: dict[str, str] = field(default_factory=dict)
     """Peers that could not be scored, and the reasons."""
+    speeds: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Seconds of audio embedded in one second of one core, by model (`speed.py`)."""
 
 
 def lines_of(card: Scorecard, views: Sequence[str], **about: Any) -> list[Line]:
@@ -81,31 +87,11 @@ def lines_of(card: Scorecard, views: Sequence[str], **about: Any) -> list[Line]:
             view=row.view,
             scores=row.scores,
             intervals={name: list(interval) for name, interval in row.intervals.items()},
-            chosen=row.chosen,
+            retrieval={kind: asdict(own) for kind, own in row.retrieval.items()},
             **about,
         )
         for row in map(card.row, views)
     ]
-
-
-def card_of(path: Path) -> Scorecard:
-    """Read a card that `ssamba evaluate SUITE -o FILE` wrote, without the single predictions."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    rows = [
-        Row(**{**row, "intervals": {name: Interval(*pair) for name, pair in row["intervals"].items()}})
-        for row in ({key: value for key, value in row.items() if key != MEAN} for row in content["rows"])
-    ]
-    options = EvaluateOptions.parse(content["options"], str(path))
-    return Scorecard(
-        content["model"],
-        content["model_digest"],
-        options,
-        content["tasks"],
-        rows,
-        seconds=content["seconds"],
-        repeated=content.get("repeated", {}),
-        weights_digest=content.get("weights_digest"),
-    )
 
 
 def merged(old: Content, new: Content) -> Content:
@@ -122,7 +108,7 @@ def merged(old: Content, new: Content) -> Content:
     measured = {line.name for line in new.lines}
     missing = {name: reason for name, reason in old.missing.items() if name not in measured} | new.missing
     ordered = sorted(lines.values(), key=lambda line: KINDS.index(line.kind))  # a stable sort
-    return Content({**old.tasks, **new.tasks}, ordered, missing)
+    return Content({**old.tasks, **new.tasks}, ordered, missing, {**old.speeds, **new.speeds})
 
 
 def read(path: Path) -> Content:
@@ -130,7 +116,7 @@ def read(path: Path) -> Content:
     if not path.exists():
         return Content({})
     content = json.loads(path.read_text(encoding="utf-8"))
-    return Content(content["tasks"], [Line(**line) for line in content["lines"]], content["missing"])
+    return Content(**{**content, "lines": [Line(**line) for line in content["lines"]]})
 
 
 def save(content: Content, folder: Path) -> None:
@@ -140,18 +126,67 @@ def save(content: Content, folder: Path) -> None:
 
 
 def markdown(content: Content) -> str:
-    """Return tables of accuracies, of differences to the quoted rows, and of facts about each line."""
+    """Return tables of accuracies, retrieval and speed, of quoted rows and the differences to them, and of facts."""
     tasks = list(content.tasks)
     columns = ["model", "M params", *tasks, MEAN, "95 % of the mean"]
     rows = [_cells(line, tasks) for line in content.lines]
     rows.append(["chance", "-", *(_figure(1 / content.tasks[task]["classes"]) for task in tasks), "-", "-"])
-    parts = [f"Accuracy, linear probe, test clips.\n\n{table(columns, rows)}"]
+    parts = [f"Accuracy, linear probe, test clips. `parts`: that readout.\n\n{table(columns, rows)}"]
+    parts += _retrieval(content, tasks)
+    if content.speeds:
+        parts.append(_speed_table(content.speeds))
+    quoted = [row for row in reference_rows() if all(task in row.scores for task in tasks)]
+    if quoted:
+        cells = [[row.name, *(_figure(row.scores[t]) for t in tasks), _figure(row.mean(tasks))] for row in quoted]
+        parts.append(
+            f"Accuracy as quoted with the suite, not measured here.\n\n{table(['model', *tasks, MEAN], cells)}"
+        )
     if differing := _differences(content, tasks):
         parts.append(f"Measured minus quoted with the suite.\n\n{table(['model', *tasks, MEAN], differing)}")
     parts.append(table(["model", "processing of a clip", "license", "measured"], _about(content)))
     if content.missing:
         parts.append(table(["not measured", "reason"], [list(pair) for pair in content.missing.items()]))
     return "\n\n".join(parts)
+
+
+def _retrieval(content: Content, tasks: Sequence[str]) -> list[str]:
+    """Return tables of retrieval: by task with the default similarity, and by similarity."""
+    rows, by_similarity = [], []
+    for line in content.lines:
+        own = line.retrieval.get(SIMILARITY)
+        if own is None:
+            continue
+        scores, interval = own["scores"][MEAN_AVERAGE_PRECISION], own["intervals"][MEAN_AVERAGE_PRECISION][MEAN]
+        precision = own["scores"][PRECISION_AT_10]
+        by_task = [_figure(scores[task]) if task in scores else "-" for task in tasks]
+        mean, at_10 = _figure(_mean(scores)), _figure(_mean(precision))
+        rows.append([line.title, *by_task, mean, f"{_figure(interval[0])}-{_figure(interval[1])}", at_10])
+        means = [_mean(line.retrieval[kind]["scores"][MEAN_AVERAGE_PRECISION]) for kind in SIMILARITIES]
+        by_similarity.append([line.title, *map(_figure, means)])
+    if not rows:
+        return []
+    columns = ["model", *tasks, MEAN, "95 % of the mean", "P@10"]
+    return [
+        f"Retrieval among other groups, mAP, {SIMILARITY} cosine; P@10 is the mean precision at 10.\n\n"
+        + table(columns, rows),
+        f"Retrieval by similarity, mean mAP.\n\n{table(['model', *SIMILARITIES], by_similarity)}",
+    ]
+
+
+def _speed_table(speeds: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of real-time factors."""
+    cases = list(dict.fromkeys(case for own in speeds.values() for case in own["times_real_time"]))
+    rows = []
+    for name, own in speeds.items():
+        found = own["times_real_time"]
+        machine = f"{own['date']}, {own['processor']}, {own['threads']} thread(s)"
+        rows.append([name, *(f"{found[case]:.0f}" if case in found else "-" for case in cases), machine])
+    title = "Seconds of audio embedded in one second of one core, waveform to vector, by clip and readout."
+    return f"{title}\n\n{table(['model', *cases, 'measured'], rows)}"
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    return sum(values.values()) / len(values)
 
 
 def _cells(line: Line, tasks: Sequence[str]) -> list[str]:
@@ -171,11 +206,7 @@ def _differences(content: Content, tasks: Sequence[str]) -> list[list[str]]:
     quoted = {row.name: row for row in reference_rows()}
     rows = []
     for line in content.lines:
-        if (
-            line.view != "final.mean"
-            or line.name not in quoted
-            or not all(t in quoted[line.name].scores for t in tasks)
-        ):
+        if line.view != CLIP or line.name not in quoted or not all(t in quoted[line.name].scores for t in tasks):
             continue
         other = quoted[line.name]
         by_task = [f"{line.scores[task] - other.scores[task]:+.3f}" for task in tasks]
@@ -204,11 +235,19 @@ def _figure(value: float) -> str:
 
 
 def plot(content: Content, output: Path) -> None:
-    """Plot accuracy by task: our weights with their intervals, and all other lines."""
-    own = next((line for line in content.lines if line.name == DEFAULT_MODEL), None)
+    """Plot accuracy by task: our weights with their intervals, and the other models with the same readout.
+
+    The readout is `parts` if it was measured.
+    """
+    ours = {line.view: line for line in content.lines if line.name == DEFAULT_MODEL}
+    own = ours.get(PARTS, ours.get(CLIP))
     if own is None:
         return
     row = Row(own.view, own.scores, {name: Interval(*pair) for name, pair in own.intervals.items()})
     card = Scorecard(own.name, "", EvaluateOptions(), {t: content.tasks[t] for t in own.scores}, [row], 0.0)
-    others = [ReferenceRow(line.title, None, line.scores) for line in content.lines if line is not own]
+    others = [
+        ReferenceRow(line.title, None, line.scores)
+        for line in content.lines
+        if line is not own and line.view == own.view
+    ]
     plot_scorecard(card, output, others)

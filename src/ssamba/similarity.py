@@ -21,7 +21,9 @@ Shapes: N vectors of the collection, n vectors, D dimensions, K dimensions after
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -73,6 +75,78 @@ class SimilaritySpace:
         return rows
 
 
+class CollectionStatistics:
+    """Statistics of the vectors of a collection (N, D), each computed when it is first needed, in chunks of rows."""
+
+    def __init__(self, collection: Array):
+        """Args: the vectors.
+
+        Raises:
+            ValueError: it is no matrix with at least one row.
+        """
+        self.collection = _matrix(collection)
+        if not len(self.collection):
+            raise ValueError("no vectors: a space is fitted to at least one")
+
+    def space(self, kind: SimilarityKind = SIMILARITY) -> SimilaritySpace:
+        """Return the space in which vectors like these are compared.
+
+        Raises:
+            ValueError: `kind` is unknown.
+        """
+        dims = self.collection.shape[1]
+        if kind == "raw":
+            return SimilaritySpace(kind, np.zeros(dims), np.ones(dims), None)
+        if kind == "centered":
+            return SimilaritySpace(kind, self.mean, np.ones(dims), None)
+        if kind == "standardized":
+            return SimilaritySpace(kind, self.mean, self.scale, None)
+        if kind not in SIMILARITIES:
+            raise ValueError(f"unknown similarity {kind!r}: expected {', '.join(SIMILARITIES)}")
+        variances, directions, shrinkage = self._components
+        if kind == "whitened":
+            variances = (1 - shrinkage) * variances + shrinkage * variances.mean()
+        else:
+            variances, directions = variances[-PCA_DIMENSIONS:], directions[:, -PCA_DIMENSIONS:]
+        kept = variances > _CONSTANT * max(variances.max(), np.finfo(np.float64).tiny)
+        return SimilaritySpace(kind, self.mean, self.scale, directions[:, kept] / np.sqrt(variances[kept]))
+
+    @cached_property
+    def mean(self) -> Array:
+        """(D,) float64."""
+        total: Array = sum((_finite(rows).sum(0) for rows in self._chunks()), np.zeros(self.collection.shape[1]))
+        return total / len(self.collection)
+
+    @cached_property
+    def scale(self) -> Array:
+        """One over the standard deviation of each dimension, (D,) float64; 0 for constant dimensions."""
+        squares: Array = sum((np.square(_finite(rows) - self.mean).sum(0) for rows in self._chunks()), 0 * self.mean)
+        variance = squares / len(self.collection)
+        varies = variance > _CONSTANT**2 * (variance + self.mean**2)
+        return np.where(varies, 1 / np.sqrt(np.where(varies, variance, 1)), 0)
+
+    @cached_property
+    def _components(self) -> tuple[Array, Array, float]:
+        """Variances (D,) and directions (D, D) of the principal components of the standardized vectors, and the share
+        by which Ledoit and Wolf's estimate moves the variances to their mean."""
+        count, dims = self.collection.shape
+        covariance, fourth_moment = np.zeros((dims, dims)), 0.0
+        for rows in self._chunks():
+            own = (_finite(rows) - self.mean) * self.scale
+            covariance += own.T @ own / count
+            fourth_moment += float(np.square(np.square(own).sum(1)).sum()) / count
+        squares = float(np.square(covariance).sum())
+        distance = (squares - float(np.trace(covariance)) ** 2 / dims) / dims
+        noise = max(0.0, (fourth_moment - squares) / count / dims)
+        shrinkage = min(1.0, noise / distance) if distance > 0 else 1.0
+        variances, directions = np.linalg.eigh(covariance)
+        return variances.clip(0), directions, shrinkage
+
+    def _chunks(self) -> Iterator[Array]:
+        for start in range(0, len(self.collection), _ROWS_AT_ONCE):
+            yield self.collection[start : start + _ROWS_AT_ONCE]
+
+
 def fit_similarity(collection: Array, kind: SimilarityKind = SIMILARITY) -> SimilaritySpace:
     """Return the space in which vectors like those of a collection (N, D) are compared.
 
@@ -83,54 +157,7 @@ def fit_similarity(collection: Array, kind: SimilarityKind = SIMILARITY) -> Simi
     Raises:
         ValueError: `kind` is unknown, or the collection is no matrix with at least one row.
     """
-    if kind not in SIMILARITIES:
-        raise ValueError(f"unknown similarity {kind!r}: expected {', '.join(SIMILARITIES)}")
-    collection = _matrix(collection)
-    count, dims = collection.shape
-    if not count:
-        raise ValueError("no vectors: a space is fitted to at least one")
-    if kind == "raw":
-        return SimilaritySpace(kind, np.zeros(dims), np.ones(dims), None)
-    mean = sum(_finite(rows).sum(0) for rows in _chunks(collection)) / count
-    if kind == "centered":
-        return SimilaritySpace(kind, mean, np.ones(dims), None)
-    variance = sum(np.square(_finite(rows) - mean).sum(0) for rows in _chunks(collection)) / count
-    varies = variance > _CONSTANT**2 * (variance + mean**2)
-    scale = np.where(varies, 1 / np.sqrt(np.where(varies, variance, 1)), 0)
-    if kind == "standardized":
-        return SimilaritySpace(kind, mean, scale, None)
-    covariance, fourth = np.zeros((dims, dims)), 0.0
-    for rows in _chunks(collection):
-        own = (_finite(rows) - mean) * scale
-        covariance += own.T @ own
-        fourth += float(np.square(np.square(own).sum(1)).sum())
-    covariance /= count
-    if kind == "whitened":
-        covariance = shrunk(covariance, fourth / count, count)
-    variances, directions = np.linalg.eigh(covariance)
-    if kind == "pca":
-        variances, directions = variances[-PCA_DIMENSIONS:], directions[:, -PCA_DIMENSIONS:]
-    kept = variances > _CONSTANT * max(variances.max(), np.finfo(np.float64).tiny)
-    rotation = directions[:, kept] / np.sqrt(variances[kept])
-    return SimilaritySpace(kind, mean, scale, rotation)
-
-
-def shrunk(covariance: Array, fourth_moment: float, count: int) -> Array:
-    """Return the covariance (D, D) of centered vectors, shrunk by Ledoit and Wolf's estimate towards its mean variance.
-
-    Args:
-        covariance: the mean of x x^T over vectors x.
-        fourth_moment: the mean of |x|^4.
-        count: number of vectors.
-    """
-    dims = len(covariance)
-    variance = np.trace(covariance) / dims
-    squares = np.square(covariance).sum()
-    distance = (squares - dims * variance**2) / dims
-    noise = max(0.0, (fourth_moment - squares) / count / dims)
-    share = min(1.0, noise / distance) if distance > 0 else 1.0
-    result: Array = (1 - share) * covariance + share * variance * np.eye(dims)
-    return result
+    return CollectionStatistics(collection).space(kind)
 
 
 def similarities(collection: Array, kind: SimilarityKind = SIMILARITY) -> Array:
@@ -145,10 +172,6 @@ def _matrix(vectors: Array) -> Array:
     if vectors.ndim != 2:
         raise ValueError(f"expected vectors (rows, dimensions), got shape {vectors.shape}")
     return vectors
-
-
-def _chunks(vectors: Array) -> list[Array]:
-    return [vectors[start : start + _ROWS_AT_ONCE] for start in range(0, len(vectors), _ROWS_AT_ONCE)]
 
 
 def _finite(vectors: Array) -> Array:

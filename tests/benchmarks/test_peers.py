@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.peers import __main__ as command
+from benchmarks.peers import speed
 from benchmarks.peers.musicnn import Musicnn, parts, read_checkpoint
 from benchmarks.peers.networks import birdnet_chunks
 from benchmarks.peers.peer import Loaded, Peer, PeerError, centered, pad_end, unpacked, windows
-from benchmarks.peers.scorecard import Content, Line, card_of, lines_of, markdown, merged, read, save
+from benchmarks.peers.scorecard import CLIP, PARTS, Content, Line, markdown, merged, read, save
 
-from ssamba.evaluation import LogMelStatistics, evaluate_model, read_suite
+from ssamba.evaluation import evaluate_model, read_suite
 
 TASKS = {
     "sfx14": {"digest": "a", "clips": 10, "classes": 2},
@@ -239,7 +240,8 @@ def test_the_card_shows_its_lines_and_survives_its_file(tmp_path):
     ours = line("ssamba2-tiny-1", "ours", "final.mean", parameters=7_300_000)
     quoted = line("resemblyzer 0.1.4", scores=(0.25, 0.1))
     tuned = line("tuned", "fine-tuned", "final.mean", (0.6,))
-    content = Content(TASKS, [ours, tuned, quoted], {"other": "no wheel"})
+    speeds = {"ssamba2-tiny-1": {"times_real_time": {"10 s": 123.4}, "date": "d", "processor": "p", "threads": 1}}
+    content = Content(TASKS, [ours, tuned, quoted], {"other": "no wheel"}, speeds)
     save(content, tmp_path)
     assert read(tmp_path / "scorecard.json") == content
     assert (tmp_path / "scorecard.png").stat().st_size > 1000
@@ -247,6 +249,8 @@ def test_the_card_shows_its_lines_and_survives_its_file(tmp_path):
     assert ["ssamba2-tiny-1", "7.3", ".500", ".700", ".600", ".500-.700"] in rows
     assert ["tuned", "-", ".600", "-", "-", "-"] in rows
     assert ["chance", "-", ".500", ".250", "-", "-"] in rows
+    assert ["ssamba2-tiny-1", "123", "d, p, 1 thread(s)"] in rows
+    assert ["resemblyzer 0.1.4", ".267", ".082"] in [row[:3] for row in rows]
     assert ["resemblyzer 0.1.4", "-0.017", "+0.018", "+0.000"] in rows
     assert ["other", "no wheel"] in rows
     assert read(tmp_path / "nowhere.json") == Content({})
@@ -262,31 +266,23 @@ def test_a_peer_that_cannot_be_scored_is_reported_and_the_others_go_on(suite, tm
         return json.loads((out / "scorecard.json").read_text(encoding="utf-8"))
 
     found = run("--only", "log-mel", "musicnn", "--task", "kinds")
-    assert [one["name"] for one in found["lines"]] == ["log-mel statistics"]
+    assert [(one["name"], one["view"]) for one in found["lines"]] == [
+        ("log-mel statistics", CLIP),
+        ("log-mel statistics", PARTS),
+    ]
+    ranked = found["lines"][1]["retrieval"]["standardized"]
+    assert set(ranked["intervals"]["mAP"]) == {"kinds", "mean"}
+    assert "Retrieval by similarity" in (out / "scorecard.md").read_text(encoding="utf-8")
     assert set(found["lines"][0]["intervals"]) == {"kinds", "mean"}
     assert found["missing"]["musicnn 0.1.0"].startswith("musicnn 0.1.0 ")
-    found = run("--only", "random-0", "--task", "kinds")
-    assert [one["view"] for one in found["lines"]] == ["final.mean", "final.mean"]
+    monkeypatch.setattr(speed, "_AUDIO_S", 2)
+    monkeypatch.setattr(speed, "_CLIPS_S", (1, 2))
+    monkeypatch.setattr(speed, "_ROUNDS", 1)
+    arguments[:2] = []
+    found = run("--speed", "--only", "log-mel", "musicnn")
+    assert len(found["lines"]) == 2
+    times = found["speeds"]["log-mel statistics"]["times_real_time"]
+    assert list(times) == ["1 s", "1 s, parts", "2 s", "2 s, parts"]
+    assert all(value > 1 for value in times.values())
     with pytest.raises(SystemExit):
         run("--only", "nobody")
-    other = tmp_path / "card.json"
-    other.write_text(json.dumps(evaluate_model(LogMelStatistics(), read_suite(suite, ["kinds"])).as_json()))
-    found = run("--only", "ssamba2-tiny-1", "--task", "kinds", "--card", str(other))
-    assert found["missing"]["ssamba2-tiny-1"] == "the card is of another model, other options or other tasks"
-
-
-def test_a_written_card_is_read_as_it_was(suite, tmp_path):
-    card = evaluate_model(LogMelStatistics(), read_suite(suite))
-    (tmp_path / "card.json").write_text(json.dumps(card.as_json()))
-    again = card_of(tmp_path / "card.json")
-    assert again.as_json() == card.as_json()
-    about = {"kind": "ours", "how": "whole"}
-    assert lines_of(again, ["final.mean"], **about) == lines_of(card, ["final.mean"], **about)
-
-
-def test_a_card_of_the_same_model_and_tasks_is_used(suite):
-    tasks = read_suite(suite, ["kinds"])
-    candidate = next(iter(command.candidates(None, [])))
-    card = evaluate_model(LogMelStatistics(), tasks)
-    (taken,) = command.measure(candidate, tasks, None, 1, card)
-    assert taken.scores == card.rows[0].scores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import time
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from typer.testing import CliRunner
@@ -23,15 +26,18 @@ from ssamba.errors import ConfigError, Interrupted, OtherSettingsError
 from ssamba.evaluation import (
     EncoderModel,
     EvaluateOptions,
+    Evaluation,
     FunctionModel,
     LogMelStatistics,
     VectorOptions,
+    WaveformParts,
     evaluate,
     evaluate_model,
 )
 from ssamba.evaluation.clips import read_waves
 from ssamba.evaluation.suite import read_suite
 from ssamba.probes import SETTINGS
+from ssamba.similarity import SIMILARITIES, SIMILARITY
 from ssamba.splits import validation_mask
 
 
@@ -105,7 +111,7 @@ def test_all_layers_have_rows_and_the_best_is_chosen_on_validation(make_encoder,
         *(f"{layer}.{pooling}" for pooling in ("mean", "cls") for layer in (0, 1, 2, "final")),
         "best",
     ]
-    assert list(dict.fromkeys(steps)) == ["decoding", "embedding", "probing"]
+    assert list(dict.fromkeys(steps)) == ["decoding", "embedding", "ranking", "probing"]
     for task, views in card.best().chosen.items():
         for number, view in enumerate(views):
             validation = {row.view: card.results[row.view][task][number].validation for row in card.rows}
@@ -117,7 +123,7 @@ def test_all_layers_have_rows_and_the_best_is_chosen_on_validation(make_encoder,
     steps.clear()
     again = evaluate_model(model, tasks, cache=tmp_path, progress=lambda state: steps.append(state.step.split(": ")[1]))
     assert [row.scores for row in again.rows] == [row.scores for row in card.rows]
-    assert set(steps) == {"probing"}
+    assert set(steps) == {"ranking", "probing"}
 
 
 def test_a_mixture_of_layers_is_learned_for_each_pooling(make_encoder, suite):
@@ -130,6 +136,34 @@ def test_a_mixture_of_layers_is_learned_for_each_pooling(make_encoder, suite):
     assert sum(weights) == pytest.approx(1, abs=1e-3)
     assert not card.row("0.mean").weights
     assert all(view.startswith(("0", "1", "2", "final")) for view in card.best().chosen["kinds"])
+
+
+def test_retrieval_ranks_the_clips_of_other_groups(suite):
+    tasks = read_suite(suite)
+    spectrum = FunctionModel("spectrum", lambda waves: np.stack([np.abs(np.fft.rfft(wave, 32)) for wave in waves]))
+    model = WaveformParts(spectrum, ("clip", "parts"))
+    evaluation = Evaluation((evaluate_model(model, tasks),))
+    for task in tasks:
+        views = model.vectors(read_waves(task).select(np.arange(len(task.clips)), 0.9))
+        for row in evaluation.card.rows[:-1]:
+            similarity = cosine_similarity(StandardScaler().fit_transform(views[row.view].astype(float)))
+            found, nearest = [], []
+            for query in range(len(task.clips)):
+                others = (task.groups != task.groups[query]) & (np.arange(len(task.clips)) != query)
+                if (relevant := task.labels[others] == task.labels[query]).any():
+                    found.append(average_precision_score(relevant, similarity[query, others]))
+                    nearest.append(relevant[np.argsort(-similarity[query, others])[:10]].mean())
+            scores, intervals = row.retrieval["standardized"].scores, row.retrieval["standardized"].intervals
+            assert scores["mAP"][task.name] == pytest.approx(np.mean(found), abs=1e-5)
+            assert intervals["mAP"][task.name].low < scores["mAP"][task.name] < intervals["mAP"][task.name].high
+            assert scores["precision_at_10"][task.name] == pytest.approx(np.mean(nearest), abs=1e-6)
+    assert not evaluation.card.best().retrieval
+    text = str(evaluation)
+    assert f"retrieval among other groups, {SIMILARITY} cosine" in text
+    assert re.search(r"layer.pooling +raw +centered +standardized +whitened +pca", text)
+    rows = json.loads(json.dumps(evaluation.as_json()))["rows"]
+    assert set(rows[0]["retrieval"]) == set(SIMILARITIES)
+    assert rows[1]["retrieval"]["pca"]["scores"]["mAP"].keys() == {"drum8", "kinds"}
 
 
 def test_the_command_prints_a_table_and_writes_json(suite, tmp_path, ssamba_pth):

@@ -21,7 +21,7 @@ from ssamba.evaluation.task import Task
 from ssamba.metrics.bootstrap import Interval, bootstrap_means, interval_of
 from ssamba.metrics.classification import Array
 from ssamba.metrics.retrieval import RetrievalScores, retrieval_scores
-from ssamba.similarity import SIMILARITIES, SimilarityKind, fit_similarity
+from ssamba.similarity import SIMILARITIES, CollectionStatistics, SimilarityKind
 
 MAX_QUERIES = 10_000
 MEAN_AVERAGE_PRECISION, PRECISION_AT_10 = "mAP", "precision_at_10"
@@ -59,8 +59,9 @@ def ranking_jobs(task: Task, views: Mapping[str, Array], used: Array) -> list[Ca
 
 def rank(vectors: Array, labels: Array, groups: Array) -> Rankings:
     """Rank clips by every similarity; arguments as for `retrieval_scores`, vectors as they come."""
+    collection = CollectionStatistics(vectors)
     return {
-        kind: retrieval_scores(fit_similarity(vectors, kind)(vectors), labels, groups, max_queries=MAX_QUERIES)
+        kind: retrieval_scores(collection.space(kind)(vectors), labels, groups, max_queries=MAX_QUERIES)
         for kind in SIMILARITIES
     }
 
