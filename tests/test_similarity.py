@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.linalg import sqrtm
 from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import cosine_similarity
@@ -30,7 +31,7 @@ def expected(kind, x):
     if kind == "pca":
         return cosine_similarity(PCA(PCA_DIMENSIONS, whiten=True).fit_transform(z))
     inverse = np.linalg.inv(ledoit_wolf(z, assume_centered=True)[0])  # the cosine in Mahalanobis' metric
-    products = z @ inverse @ z.T
+    products = z @ (sqrtm(inverse) if kind == "half_whitened" else inverse) @ z.T
     return products / np.sqrt(np.outer(products.diagonal(), products.diagonal()))
 
 

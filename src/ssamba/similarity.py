@@ -8,10 +8,15 @@ Kinds of similarity, all of them cosines:
     raw            of the vectors as they are
     centered       after the collection's mean was subtracted
     standardized   and each dimension was divided by its standard deviation
-    whitened       and dimensions were decorrelated by their covariance, shrunk towards the identity as Ledoit and Wolf
-                   (2004, doi:10.1016/S0047-259X(03)00096-4) estimate to be best
+    whitened       and each principal component was, after the components' variances were shrunk towards their mean as
+                   Ledoit and Wolf (2004, doi:10.1016/S0047-259X(03)00096-4) estimate to be best
+    half_whitened  and each principal component by the square root of that standard deviation: halfway, in logarithms,
+                   between `standardized` and `whitened`
     pca            the first `PCA_DIMENSIONS` principal components of the standardized vectors, each divided by its
-                   standard deviation
+                   standard deviation, not shrunk
+
+A few directions in which all vectors differ most (level, recording, voice) outweigh all others in a plain cosine.
+Whitening gives every direction the same weight, noise included; halfway is the better compromise.
 
 The statistics are those of the collection that is searched, without labels: it is all that a user has, and new
 recordings are compared by the statistics of the collection they are compared with.
@@ -29,11 +34,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-SimilarityKind = Literal["raw", "centered", "standardized", "whitened", "pca"]
+SimilarityKind = Literal["raw", "centered", "standardized", "half_whitened", "whitened", "pca"]
 
 SIMILARITIES: tuple[SimilarityKind, ...] = get_args(SimilarityKind)
 """All kinds of similarity."""
-SIMILARITY: SimilarityKind = "standardized"
+SIMILARITY: SimilarityKind = "half_whitened"
 """The default: what neighbors are found by, and retrieval is reported with. docs/evaluation.md says how it was
 chosen."""
 PCA_DIMENSIONS = 64
@@ -53,7 +58,7 @@ class SimilaritySpace:
     scale: Array
     """Multiplied, (D,) float64; 0 for dimensions that are constant in the collection."""
     rotation: Array | None
-    """(D, K) float64 for `whitened` and `pca`, or None."""
+    """(D, K) float64 for the kinds that use principal components, or None."""
 
     def __call__(self, vectors: Array) -> Array:
         """Return (n, K) float32 rows of unit length; a vector without any difference from the mean gives zeros.
@@ -104,12 +109,13 @@ class CollectionStatistics:
         if kind not in SIMILARITIES:
             raise ValueError(f"unknown similarity {kind!r}: expected {', '.join(SIMILARITIES)}")
         variances, directions, shrinkage = self._components
-        if kind == "whitened":
-            variances = (1 - shrinkage) * variances + shrinkage * variances.mean()
-        else:
+        if kind == "pca":
             variances, directions = variances[-PCA_DIMENSIONS:], directions[:, -PCA_DIMENSIONS:]
+        else:
+            variances = (1 - shrinkage) * variances + shrinkage * variances.mean()
         kept = variances > _CONSTANT * max(variances.max(), np.finfo(np.float64).tiny)
-        return SimilaritySpace(kind, self.mean, self.scale, directions[:, kept] / np.sqrt(variances[kept]))
+        power = -0.25 if kind == "half_whitened" else -0.5
+        return SimilaritySpace(kind, self.mean, self.scale, directions[:, kept] * variances[kept] ** power)
 
     @cached_property
     def mean(self) -> Array:

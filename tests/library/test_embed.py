@@ -26,7 +26,6 @@ from ssamba.embedder import Embedder
 from ssamba.embedding import EmbedOptions
 from ssamba.errors import ConfigError, ModelMismatchError, OtherSettingsError, OutputInUseError, SkippedFilesError
 from ssamba.library.embed import embed_files, embed_settings
-from ssamba.library.search import nearest_neighbors
 from ssamba.library.store import Store, check_settings
 from ssamba.library.tables import FileRecord, StoreError, read_embeddings
 
@@ -329,21 +328,6 @@ def test_a_decoder_that_dies_costs_one_file(tmp_path, clips):
     results = dict(decode_files([clips[0], killer, clips[1]], 16_000, 1))
     assert isinstance(results[killer], Exception)
     assert isinstance(results[clips[1]], np.ndarray)
-
-
-def test_neighbors_agree_with_plain_cosine_similarity():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(20, 5)) + 10
-    found = nearest_neighbors(x, 3)
-    c = x - x.mean(0)
-    for i in range(20):
-        similarity = [c[i] @ c[j] / np.linalg.norm(c[i]) / np.linalg.norm(c[j]) if j != i else -2 for j in range(20)]
-        expected = np.argsort(similarity)[::-1][:3]
-        assert found.indices[i].tolist() == expected.tolist()
-        np.testing.assert_allclose(found.similarity[i], np.array(similarity)[expected])
-    for bad, count in ((x[:1], 1), (x, 20), (x[0], 1)):
-        with pytest.raises(ValueError, match=r"recordings|count"):
-            nearest_neighbors(bad, count)
 
 
 def test_no_damaged_file_can_end_a_job(tmp_path, embedder, clips, monkeypatch):

@@ -92,6 +92,10 @@ def evaluate(
 
     Tasks with several labels a clip (`dog;rain` in TASK.csv; HEAR's "multilabel") are scored by mAP, tasks whose rows
     are parts of recordings (columns start_s, duration_s) by the F1 of seconds, HEAR's events by the metrics they name.
+
+    A second table is retrieval, without any training: how well each clip finds those with its label among the clips of
+    other groups (mean average precision, and precision at 10), by the similarity that neighbors are found by; a third
+    one compares similarities.
     """
     from ssamba.evaluation import evaluate as run
 

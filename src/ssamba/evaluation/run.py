@@ -66,7 +66,7 @@ def evaluate(
     overwrite: bool = False,
     progress: OnProgress | None = None,
 ) -> Evaluation:
-    """Score the frozen embeddings of one or several models on a suite of labeled tasks.
+    """Score the frozen embeddings of one or several models on a suite of labeled tasks, by probes and by retrieval.
 
     Args:
         suite: folder of TASK.csv files with TASK.tar beside each, or of tasks of HEAR; or tasks from `read_suite`.
@@ -92,7 +92,7 @@ def evaluate(
         device: where to run; None means a GPU if there is one.
         encoding: of tables (TASK.csv), such as `cp1252`; None is UTF-8.
         overwrite: replace a scorecard of other models, tasks or options in `output`.
-        progress: called after each clip and fold; returning False stops as Ctrl-C does.
+        progress: called after each clip, view and fold; returning False stops as Ctrl-C does.
 
     Returns:
         The scorecards, one for each model; `card` is the first.

@@ -223,7 +223,7 @@ class Evaluation:
                 rows.append(["95 %", *(f"{interval.low:.3f}-{interval.high:.3f}" for interval in intervals)])
         first = "model" if several else "layer.pooling"
         return [
-            f"retrieval among other groups, {SIMILARITY} cosine: mAP, and mean precision at 10",
+            f"retrieval among other groups, {SIMILARITY.replace('_', '-')} cosine: mAP, and mean precision at 10",
             format_table([first, *names, "mean", "P@10"], rows),
             "mean mAP of retrieval by similarity",
             format_table([first, *SIMILARITIES], others),
@@ -256,7 +256,7 @@ def evaluate_model(
         options: None means the open suite's protocol.
         cache: folder for decoded clips and vectors (`cache_folder()`); None caches nothing.
         workers: threads for the probes.
-        progress: called after each clip and fold; returning False raises Interrupted.
+        progress: called after each clip, view and fold; returning False raises Interrupted.
 
     Raises:
         AudioDecodeError: a clip cannot be read.

@@ -12,8 +12,8 @@ from torch import Tensor
 from ssamba.audio.fbank import hertz_to_mel, mel_band
 from ssamba.config import FrontEndConfig
 from ssamba.embedder import Embedding
-from ssamba.library.search import centered_similarity
 from ssamba.plotting import blank_figure, save_figure
+from ssamba.similarity import similarities
 
 
 def plot_recordings(
@@ -73,7 +73,7 @@ def _plot_features(axis: Any, name: str, features: Tensor, duration_s: float, fr
 
 
 def _plot_similarity(axis: Any, embedding: Embedding) -> Any:
-    similarity = centered_similarity(embedding.frames.numpy())
+    similarity = similarities(embedding.frames.numpy(), "centered")
     extent = (0, embedding.duration_s, embedding.duration_s, 0)
     axis.set_xlabel("s", fontsize=8)
     return axis.imshow(similarity, cmap="coolwarm", vmin=-1, vmax=1, extent=extent, aspect="equal")
