@@ -167,7 +167,7 @@ def _retrieval(content: Content, tasks: Sequence[str]) -> list[str]:
         return []
     columns = ["model", *tasks, MEAN, "95 % of the mean", "P@10"]
     return [
-        f"Retrieval among other groups, mAP, {SIMILARITY.replace('_', '-')} cosine; P@10 is the mean precision at 10.\n\n"
+        f"Retrieval among other groups, mAP, {SIMILARITY.replace('_', '-')} cosine; P@10: mean precision at 10.\n\n"
         + table(columns, rows),
         f"Retrieval by similarity, mean mAP.\n\n{table(['model', *SIMILARITIES], by_similarity)}",
     ]
