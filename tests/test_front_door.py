@@ -87,6 +87,11 @@ def test_guessed_uses_of_results_name_the_right_one(embedder, classifier_folder,
             assert repr(again) == repr(one)
 
 
+def test_models_are_listed_in_short():
+    first = ssamba.available_models()[0]
+    assert repr(first) == "ModelInfo('ssamba2-tiny-1', 6.9 M parameters, dim 192, shipped)"
+
+
 def test_hints_are_for_names_that_do_not_exist(embedder):
     """Otherwise a renamed thing would have a hint that says it is not there."""
     for guesses, owner in ((hints.PACKAGE, ssamba), (hints.EMBEDDER, embedder)):
@@ -168,6 +173,9 @@ WRONG_ARGUMENTS: dict[str, list[tuple[tuple[Any, ...], dict[str, Any], str]]] = 
         ((3, "x"), {}, f"{MODEL}int"),
         (("EMBEDDER", "x"), {}, f"{MODEL}Embedder"),
         (("no/model", "x"), {}, "no/model: no such file or folder"),
+        (("recs", "x"), {}, "recs holds no checkpoint: config.json is missing"),
+        (("text.txt", "x"), {}, "text.txt is damaged or not a PyTorch checkpoint"),
+        (("https://example.org/a.pth", "x"), {}, "is a URL, which is not fetched"),
         (("classifier", None), {}, f"{PATH}NoneType"),
         (("classifier", "text.txt"), {}, "text.txt is a file, or lies below one"),
         (("classifier", "text.txt/x"), {}, "text.txt/x is a file, or lies below one"),
@@ -313,6 +321,11 @@ def test_wrong_devices_say_what_was_expected(embedder):
         (["models", "-o", "x"], "No such option: -o"),
         (["models", "-c", "ssamba2-tiny"], "No such option: -c"),
         (["models", "--json=1"], "does not take a value. See `ssamba models --help`"),
+        (["models", "list"], "Got unexpected extra argument"),
+        (["models", "--device", "cpu"], "No such option: --device"),
+        (["models", "--all"], "No such option: --all"),
+        (["models", "--jso", "1"], "No such option: --jso"),
+        (["model"], "No such command 'model'. Did you mean 'models'?"),
         (["bench", "speed"], "No such command 'speed'"),
         (["bench", "efficiency", "--sizes", "huge"], "Input should be 'tiny', 'small' or 'base' (got 'huge')"),
         (["bench", "efficiency", "--patches", "512:8"], "expected FIRST:LAST with FIRST up to LAST, got '512:8'"),

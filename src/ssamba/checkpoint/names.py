@@ -77,7 +77,7 @@ KNOWN_MODELS = (
 _NAMES = {name: known for known in KNOWN_MODELS for name in (known.name, *known.aliases)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelInfo:
     """Facts about a model that can be loaded by name."""
 
@@ -104,6 +104,9 @@ class ModelInfo:
     """Checkpoint folder, or official file; None if it is not downloaded yet."""
     file_bytes: int | None
     """Size of the weights file; None if it is not downloaded yet."""
+
+    def __repr__(self) -> str:
+        return f"ModelInfo({self.name!r}, {self.parameters / 1e6:.2g} M parameters, dim {self.dim}, {self.where})"
 
 
 class FoundModel(NamedTuple):
