@@ -219,6 +219,10 @@ class OutputLock:
             self._prepared.mkdir(parents=True)
         except (FileExistsError, NotADirectoryError):
             raise ConfigError(f"{folder} is a file, or lies below one: expected the name of a folder") from None
+        except OSError as error:  # names the temporary name
+            raise OSError(
+                error.errno, f"{error.strerror} (the output {self.output.name} would be written there)", str(folder)
+            ) from None
         content = json.dumps(asdict(self._holder))
         (self._prepared / self._file.name).write_text(content, encoding="utf-8")
 

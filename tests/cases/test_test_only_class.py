@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,14 +69,18 @@ def test_a_class_of_one_fold_is_named_with_the_fold(ssamba, tmp_path, second):
     assert f"warning: {note}\n" in err
 
 
-def test_silence_is_named(ssamba, data):
+def test_silence_is_named(ssamba, data, ssamba_pth):
     for path in data.rglob("*.wav"):
         soundfile.write(path, np.zeros(16_000), 16_000)
     for command, line in (
         (("manifest", "d", "--labels", "folder", "-o", "m.csv"), "all 17 recordings are silent"),
         (("evaluate", "suite", "-c", "logmel", "--no-cache"), "t: all 17 recordings are silent"),
         (("finetune", "d", "-o", "run", "--epochs", "1", "--frozen"), "all 17 recordings are silent"),
+        (("pretrain", "d", "-o", "pre", "-c", ssamba_pth, "--epochs", "1"), "recordings are silent"),
     ):
         code, _, err = ssamba(*command)
         assert code == 0, err
-        assert f"warning: {line}" in err
+        assert sum(text.startswith("warning: ") and line in text for text in err.splitlines()) == 1
+    assert json.loads(Path("pre/report.json").read_text())["notes"][0].endswith(
+        "recordings are silent: a model can learn nothing from them"
+    )

@@ -116,6 +116,7 @@ def test_hand_written_csv_and_the_original_json_are_read(tmp_path):
         ("m.csv", "", "no column 'path'"),
         ("m.csv", "path,split\n,x\n", "line 2: expected the path"),
         ("m.csv", "path\na.wav\na.wav\n", "listed twice: .*a.wav .clips 1 and 2"),
+        ("m.csv", "path,split\na.wav,train\n./a.wav,test\n", "clips 1 and 2, splits train and test"),
         ("m.csv", "path,split,group\na.wav,train,anna\nb.wav,test,anna\n", "1 groups.*anna .test, train"),
         ("m.jsonl", '{"path": "a.wav"}\nnonsense\n', "line 2: is not JSON"),
         ("m.csv", 'path,label\n"a.wav,x\nb.wav,x\nc.wav,x\n', "line 2: a quote .* to the end of the file"),

@@ -211,7 +211,9 @@ class Manifest(LazySequence[Clip]):
             if (first := first_index.setdefault(key, i)) != i:
                 names = path if path == self._paths[first] else f"{self._paths[first]} and {path}"
                 labels = [", ".join(self._labels[k]) or "none" for k in (first, i)]
+                splits = [self._splits[k] or "none" for k in (first, i)]
                 conflict = f", labels {labels[0]} and {labels[1]}" if labels[0] != labels[1] else ""
+                conflict += f", splits {splits[0]} and {splits[1]}" if splits[0] != splits[1] else ""
                 duplicates.append(f"{names} (clips {first + 1} and {i + 1}{conflict})")
         if not duplicates:
             return []

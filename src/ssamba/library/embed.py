@@ -146,8 +146,10 @@ def embed_files(
                 progress=progress,
             )
         finally:
-            store.flush()  # also if interrupted, so that nothing computed is lost
-            job.recount(store.records)
+            try:
+                store.flush()  # also if interrupted, so that nothing computed is lost
+            finally:
+                job.recount(store.records)
         if report.finished:
             report.rows = store.finish(list(job.files), job.dropped(prune))
     job.check_strict(strict)

@@ -95,10 +95,10 @@ class Journal:
             header = {"settings": self.settings, "replaces": self._replaces}
             _write(self.partial, header, self.entries.values())  # also ends a line that was cut
             self._file = self.partial.open("a", encoding="utf-8")
-        self.entries[entry.record.key] = entry
-        self._is_new = True
         self._file.write(_line(entry))
         self._file.flush()
+        self.entries[entry.record.key] = entry
+        self._is_new = True
 
     def close(self) -> None:
         """Close the file."""

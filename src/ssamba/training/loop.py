@@ -88,6 +88,7 @@ def train(
     device: str | torch.device | None = None,
     on_progress: OnStep | None = None,
     lock: OutputLock | None = None,
+    notes: Sequence[str] = (),
 ) -> TrainingReport:
     """Train a task's model, or resume the run in `out`; under `torchrun`, on all its processes together.
 
@@ -103,6 +104,7 @@ def train(
         device: where to compute; None means a GPU if there is one.
         on_progress: called on the main process after each step; returning False stops.
         lock: the lock of the output, which the caller holds on the main process.
+        notes: what the caller found wrong with the recordings as a whole, for the report.
 
     Returns:
         The report, also when SIGTERM, SIGINT or `on_progress` ended the run after a step; its state is then saved.
@@ -118,7 +120,7 @@ def train(
     """
     settings = saved_settings(optimizer, schedule, run, recipe or {})
     with init_distributed(device) as world, stop_on_signals() as stop:
-        trainer = _Trainer(task, optimizer, schedule, run, Path(out), settings, world, stop, on_progress, lock)
+        trainer = _Trainer(task, optimizer, schedule, run, Path(out), settings, world, stop, on_progress, lock, notes)
         trainer.start(overwrite and not is_restarted())
         try:
             return trainer.run_to_end()
@@ -141,11 +143,13 @@ class _Trainer:
         stop: StopRequest,
         on_progress: OnStep | None,
         lock: OutputLock | None,
+        notes: Sequence[str],
     ):
         if schedule.kind == "plateau" and run.validate_every is None:
             raise ConfigError("schedule.kind 'plateau' follows validations: set run.validate_every")
         self.task, self.run, self.out, self.settings = task, run, out, settings
         self.world, self.stop, self.on_progress, self.lock = world, stop, on_progress, lock
+        self.notes = tuple(notes)
         self.precision = choose_precision(run.precision, world.device)
         self.best_metric, self.best_mode = task.best_metric
         self.model = task.model.to(world.device).train()
@@ -526,6 +530,7 @@ class _Trainer:
             last_state=None if self.saved is None else self.saved[1],
             model=None if stop_signal else self.out / MODEL_FOLDER,
             moved_to=self.moved_to,
+            notes=self.notes,
         )
         if self.log is None:
             return report

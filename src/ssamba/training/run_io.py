@@ -183,6 +183,8 @@ class TrainingReport(RunTotals):
     """Folder of the trained model, once the run is finished."""
     moved_to: Path | None = None
     """Folder that an earlier run was moved to, because of `overwrite`."""
+    notes: tuple[str, ...] = ()
+    """What is wrong with the recordings as a whole."""
 
     def __str__(self) -> str:
         left_out = f", {self.skipped} clips skipped (skipped.csv)" if self.skipped else ""
@@ -199,6 +201,7 @@ class TrainingReport(RunTotals):
             if "@" in name
         ]
         lines += [] if self.moved_to is None else [f"the earlier run is in {self.moved_to}"]
+        lines += [f"note: {note}" for note in self.notes]
         where = f"model in {self.model}" if self.model else f"state in {self.last_state}: repeat the command to resume"
         return "\n".join([*lines, where])
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ssamba.data.corpus import Corpus, Subset, open_corpus
+from ssamba.data.corpus import Corpus, Subset, is_all_silent, open_corpus
 from ssamba.data.loader import WaveBatch, WaveLoader
 from ssamba.data.manifest import as_sources
 from ssamba.data.plan import Plan, PlanConfig
@@ -80,6 +80,12 @@ class Corpora(PlannedBatches):
         """Return a line for each corpus: its name, number of clips and length."""
         lines = [f"{corpus.name}: {len(corpus)} clips, {corpus.hours:.3f} h" for corpus in self.training]
         return lines + [f"{corpus.name} (held out): {len(corpus)} clips" for corpus in self.held_out]
+
+    def notes(self) -> list[str]:
+        """Return what is wrong with the recordings as a whole: a line if all of them are silent."""
+        if not all(map(is_all_silent, self.training)):
+            return []
+        return [f"all {sum(map(len, self.training))} recordings are silent: a model can learn nothing from them"]
 
     def check_same(self, fingerprint: str, summary: Sequence[str]) -> None:
         """Check that a saved run had the same batches.

@@ -9,6 +9,7 @@ OUTPUT/log.jsonl      losses, rates and validations; `skipped.csv`, `pictures/`,
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ssamba.checkpoint import load_checkpoint
 from ssamba.errors import Interrupted
 from ssamba.progress import OnProgress, checked_progress
 from ssamba.training.batches import report_decoded
-from ssamba.training.distributed import lock_run
+from ssamba.training.distributed import is_main_process, lock_run
 from ssamba.training.loop import train
 from ssamba.training.pretraining.data import open_corpora
 from ssamba.training.pretraining.recipe import PretrainRecipe
@@ -25,6 +26,8 @@ from ssamba.training.recipes import Changes, parse_changes
 from ssamba.training.run_io import StepProgress, TrainingReport
 from ssamba.training.settings import saved_settings
 from ssamba.training.state import check_output, check_run, run_folder, start_settings
+
+_log = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -107,7 +110,11 @@ def pretrain(
         if not overwrite:  # before recordings are read
             check_output(output, other_kind="rounds")
             check_run(output, saved_settings(settings.optimizer, settings.schedule, settings.run, task_settings))
-        task = PretrainingTask(settings, open_corpora(data, settings, report_decoded(progress), encoding), start)
+        corpora = open_corpora(data, settings, report_decoded(progress), encoding)
+        notes = corpora.notes() if is_main_process() else []
+        for note in notes:
+            _log.warning(note)
+        task = PretrainingTask(settings, corpora, start)
         report = train(
             task,
             settings.optimizer,
@@ -118,6 +125,7 @@ def pretrain(
             recipe=task_settings,
             device=device,
             lock=lock,
+            notes=notes,
             on_progress=None if progress is None else lambda state: progress(StepProgress.of(state, "pretraining")),
         )
     if report.stopped.startswith("SIG"):
