@@ -69,6 +69,11 @@ def _escaped(surrogate: re.Match[str]) -> str:
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
+def soundfile_path(path: Path) -> str | bytes:
+    """Return a path as `soundfile` takes it: it refuses text that is not UTF-8, and takes bytes as they are."""
+    return os.fsencode(path) if os.name == "posix" else str(path)
+
+
 def path_text(path: str | os.PathLike[str]) -> str:
     r"""Return a path as text that every format can hold, different for different paths.
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ssamba.audio.decode import probe
+from ssamba.cli.app import printable
 from ssamba.files import path_from_text, path_text
 from ssamba.library.embed import embed_files
 from ssamba.library.tables import read_embeddings
@@ -37,3 +39,12 @@ def test_recordings_of_any_name_are_embedded_into_tables_of_any_name(tmp_path, e
     assert {Path(file).name for file in files} == set(NAMES)
     assert all(map(os.path.isfile, files))
     assert embed_files([folder], output, embedder).unchanged == 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_name_does_not_choose_the_decoder(tmp_path, clips, name, ssamba):
+    shutil.copy(clips[0], tmp_path / name)
+    assert probe(tmp_path / name).reader == "soundfile"
+    code, out, err = ssamba("info", f"./{name}")
+    assert (code, err) == (0, "")
+    assert printable(name).splitlines()[-1] in out

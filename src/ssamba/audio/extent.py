@@ -248,9 +248,9 @@ def _continues(data: Bytes, file: ChunkedFile, at: int, end: int, is_accounted: 
     at += -(at - file.samples_at) % file.frame_bytes
     known = _values(b"".join(_excerpts(data, file.samples_at, at, size, file.frame_bytes)), raw)
     contents = _excerpts(data, at, end, size, file.frame_bytes)
-    # Samples of 8 bits may read as text, but nobody counts a text in the size of the file without a chunk for it.
-    if not contents or (not is_accounted and any(_is_text(content) for content in contents)):
-        return False
+    is_octets = raw.subtype in ("PCM_U8", "PCM_S8", "ULAW", "ALAW")
+    if not contents or (not (is_octets and is_accounted) and any(_is_text(content) for content in contents)):
+        return False  # samples of 8 bits may read as text
     filling = [content[0] for content in contents if content.count(content[0]) == len(content)]
     is_filled = bool(filling) and (filling[0] == 0 or end - at > 8)
     if is_filled and filling[0] != data[at - 1] and not is_accounted:

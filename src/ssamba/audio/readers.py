@@ -32,6 +32,7 @@ from ssamba.audio.contents import Contents, Part, Raw, Verdict
 from ssamba.audio.files import AudioBytes, AudioSource, Bytes, PiecesFile, memory_map, refuse_url
 from ssamba.audio.ogg import seekable_before
 from ssamba.errors import AudioDecodeError
+from ssamba.files import soundfile_path
 
 Samples: TypeAlias = "npt.NDArray[np.float32]"
 
@@ -277,7 +278,9 @@ class _SoundfileReader(Reader):
             opened = io.BytesIO(source.data)
         self._opened = opened
         try:
-            self._file = file = _OneWaySoundFile(str(path) if opened is None else opened, **_raw_options(part.raw))
+            self._file = file = _OneWaySoundFile(
+                soundfile_path(path) if opened is None else opened, **_raw_options(part.raw)
+            )
         except BaseException:
             self._close_opened()
             raise

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ssamba.cli.app import EXIT_CODES, EXIT_ERROR, app, log, out, report_skipped
+from ssamba.cli.app import EXIT_CODES, EXIT_ERROR, app, log, out, printable, report_skipped
 
 if TYPE_CHECKING:
     from ssamba.library.info import Facts
@@ -61,7 +61,9 @@ def info(
 
 
 def _print(title: str, facts: Facts) -> None:
-    table = Table(title=escape(title), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        title=escape(printable(title)), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
+    )
     table.add_column()
     table.add_column(overflow="fold")  # names and checksums are longer than a terminal is wide
     for name, value in facts:

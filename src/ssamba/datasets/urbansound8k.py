@@ -30,7 +30,7 @@ from ssamba.datasets.dataset import (
     whole_number,
 )
 from ssamba.errors import DataError, Interrupted, WorkerDiedError
-from ssamba.files import checking_before_replacing, path_text, write_atomically
+from ssamba.files import checking_before_replacing, path_text, soundfile_path, write_atomically
 from ssamba.locks import LockToken, OutputLock, lock_output
 from ssamba.progress import OnProgress, ProgressReporter
 from ssamba.worker_pool import map_in_processes
@@ -164,7 +164,9 @@ def _write(path: Path, pieces: Sequence[npt.NDArray[np.float32]]) -> None:
     import soundfile
 
     samples = np.clip(np.concatenate(pieces), -1.0, 1.0)
-    write_atomically(path, lambda target: soundfile.write(target, samples, _RATE_HZ, format="FLAC", subtype="PCM_16"))
+    write_atomically(
+        path, lambda target: soundfile.write(soundfile_path(target), samples, _RATE_HZ, format="FLAC", subtype="PCM_16")
+    )
 
 
 URBANSOUND8K = PublicDataset(

@@ -28,6 +28,7 @@ from ssamba.audio.files import Skipped
 from ssamba.config import Config
 from ssamba.embedder import load_model
 from ssamba.errors import SsambaError
+from ssamba.files import soundfile_path
 from ssamba.plotting import blank_figure, save_figure
 from ssamba.studies.harness import (
     Progress,
@@ -173,7 +174,9 @@ def _write_joined(path: Path, recordings: Sequence[Path], minutes: float, rate_h
 
     pool = RecordingPool(recordings, rate_hz)
     rng = np.random.default_rng([study.options.seed, round(60_000 * minutes)])
-    soundfile.write(path, pool.concatenate(round(60 * minutes * rate_hz), rng), rate_hz, subtype="FLOAT")
+    soundfile.write(
+        soundfile_path(path), pool.concatenate(round(60 * minutes * rate_hz), rng), rate_hz, subtype="FLOAT"
+    )
     study.skipped += [entry for entry in pool.skipped if entry not in study.skipped]
 
 

@@ -22,7 +22,7 @@ from ssamba.audio.fbank import features_to_waveform, log_mel
 from ssamba.checkpoint import load_checkpoint
 from ssamba.config import BaseEncoderConfig, Config, FrontEndConfig
 from ssamba.errors import CheckpointError, ConfigError, DataError, OtherSettingsError
-from ssamba.files import user_path, write_atomically
+from ssamba.files import soundfile_path, user_path, write_atomically
 from ssamba.hashing import digest_of
 from ssamba.model.masking import MaskStyle, draw_mask
 from ssamba.model.patches import order_tokens, patch_values, tokens_to_grid
@@ -225,7 +225,7 @@ def reconstruct_recording(
 
         sound = features_to_waveform(result.filled, front_end).numpy()
         sound_file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(sound_file, lambda path: soundfile.write(path, sound, rate_hz, format="WAV"))
+        write_atomically(sound_file, lambda path: soundfile.write(soundfile_path(path), sound, rate_hz, format="WAV"))
     figure = plot_reconstructions([result], [recording.stem], front_end)
     save_figure(figure, output, metadata={_METADATA[output.suffix]: _MARK + json.dumps({**settings, "error": error})})
     return ReconstructionReport(output, sound_file, error, is_new=True)
