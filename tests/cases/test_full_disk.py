@@ -28,7 +28,7 @@ def test_vectors_that_could_not_be_written_are_not_said_to_be_kept(rec, tmp_path
 
     with monkeypatch.context() as patch:
         patch.setattr(np, "save", full)
-        with pytest.raises(StoreError, match=r"device\. 0 files are embedded and kept"):
+        with pytest.raises(StoreError, match=r"device\. 0 files are embedded and saved"):
             embed_files(rec, tmp_path / "o.npz", embedder, workers=0)
     assert not (tmp_path / "o.npz").exists()
     assert embed_files(rec, tmp_path / "o.npz", embedder, workers=0).done == 3
