@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.markup import escape
 
-from benchmarks.open_suite.build import build_suite
+from benchmarks.open_suite.build import Refuse, Suite, build_suite
 from ssamba.cli.app import EXIT_INTERRUPTED, EXIT_SKIPPED, err, fail, log_to_stderr, out, report_skipped
 from ssamba.cli.progress import ProgressDisplay
 from ssamba.errors import SsambaError
@@ -27,12 +27,16 @@ from ssamba.worker_pool import default_workers
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line, build the suite, and report what was built and what was left out."""
+    """Build the open suite as the command line says."""
     log_to_stderr()
+    args = parse(argument_parser("python -m benchmarks.open_suite", __doc__), arguments)
+    build_and_report(args, "open suite")
+
+
+def argument_parser(program: str, description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a command that builds a suite."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.open_suite",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("debs", type=Path, help="folder with Debian's .deb files")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the suite")
@@ -43,19 +47,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--workers", type=int, help="processes that make clips (default: the cores minus one, at most 8)"
     )
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line; a wrong one exits with code 2."""
     args = parser.parse_args(arguments)
     if args.workers is not None and args.workers < 0:
         parser.error(f"--workers must not be negative, got {args.workers}")
+    return args
+
+
+def build_and_report(
+    args: argparse.Namespace,
+    title: str,
+    suite: Suite | None = None,
+    refuse: Refuse = lambda task, source, digest, opus: None,
+) -> None:
+    """Build a suite, and report what was built and what was left out."""
     started_s = time.monotonic()
     with ProgressDisplay() as show:
         built = build_suite(
             args.output,
             args.debs,
+            suite=suite,
             tasks=args.task,
             fetch=args.fetch,
             overwrite=args.overwrite,
             workers=default_workers() if args.workers is None else args.workers,
             on_progress=lambda step, done, total: show(Progress(step, done, total, "steps")),
+            refuse=refuse,
         )
     skipped = [*built.left_out, *built.skipped]
     report_skipped(skipped, Path(f"{built.folder}.skipped.csv") if skipped else None)
@@ -66,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if built.existing:
         out.print(f"exists already: {', '.join(built.existing)}", highlight=False)
     out.print(
-        f"open suite: {len(built.written) + len(built.existing)} tasks, {len(built.left_out)} left out, in "
+        f"{title}: {len(built.written) + len(built.existing)} tasks, {len(built.left_out)} left out, in "
         f"{time.monotonic() - started_s:.1f} s: {escape(str(built.folder))}",
         highlight=False,
         soft_wrap=True,
@@ -77,11 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(EXIT_SKIPPED)
 
 
-if __name__ == "__main__":
+def exit_with_code(command: Callable[[], None]) -> None:
+    """Run a command; errors and interruptions become one line and an exit code."""
     try:
-        main()
+        command()
     except (SsambaError, OSError) as error:
         fail(str(error))
     except KeyboardInterrupt:
         err.print("[yellow]interrupted[/]")
         sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    exit_with_code(main)

