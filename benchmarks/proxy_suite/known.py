@@ -3,7 +3,7 @@
 A clip is compared in two ways with the clips of the excluded suites: by a digest of its decoded samples, and by a
 fingerprint: log energies in `BANDS` mel bands and `SLOTS` equal time slots, centered and scaled to unit length. Clips
 whose durations differ by less than `LENGTH_S` and whose fingerprints correlate by `CORRELATION` or more are the same
-recording. Measured on cuts of the demo's recordings at 24 and 48 kbit/s: the same recording correlates by .986 and more.
+recording. Measured on cuts of the demo's recordings, 24 against 48 kbit/s: the same one correlates by .986 and more.
 Two cuts of one sustained sound may correlate as much, and then count as the same.
 
 Shapes: N known clips, S samples, F = BANDS * SLOTS.
