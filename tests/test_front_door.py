@@ -346,6 +346,11 @@ def test_wrong_devices_say_what_was_expected(embedder):
         (["evaluate", "ssamba2-tiny-1"], "'ssamba2-tiny-1' is the name of a model"),
         (["embed", "recs", "--model", "x"], "No such option: --model: use -c, --checkpoint. See `ssamba embed --help`"),
         (["embed", "recs", "--out", "x.npz"], "No such option: --out: use -o, --output"),
+        (
+            ["embed", "recs"],
+            "Missing option '--output' / '-o' (Table to write: .npz, .parquet or .csv). See `ssamba em",
+        ),
+        (["reconstruct", "-o", "x.png"], "Missing argument 'RECORDING' (Audio file; 10.24 s of it are used)"),
         (["embed", "recs", "-o"], "Option '-o' requires an argument. See `ssamba embed --help`"),
         (["embed", "recs", "-o", "x.npz", "--layer", "two"], "Input should be a valid integer (got 'two')"),
         (["pretrain", "recs", "-o", "x", "--resume"], "repeat the command to resume, or --overwrite to start anew"),

@@ -217,6 +217,9 @@ def _usage_message(error: Any) -> str:
             hint = f". Did you mean {' or '.join(near)}?"
         return f"{error.message}{hint}"
     message = str(error.format_message()).replace("Value error, ", "")
+    description = getattr(getattr(error, "param", None), "help", None)
+    if type(error).__name__ == "MissingParameter" and description:
+        return f"{message.rstrip('.')} ({description.rstrip('.')})"
     problems = getattr(error.__cause__, "errors", None)  # of pydantic, which checks the types of values
     if problems is None:
         return message
@@ -302,12 +305,12 @@ CheckpointOption = Annotated[
 def no_model_name(values: Any) -> Any:
     """Refuse the name of a model where recordings belong (callback of arguments)."""
     for value in values if isinstance(values, list) else [values]:
-        path = Path(value)
-        if len(path.parts) == 1 and not path.suffix and not path.exists():
+        text = str(value)
+        if text.startswith("ssamba"):  # else torch would be imported for nothing
             from ssamba.checkpoint.names import is_model_name
 
-            if is_model_name(str(path)):
-                raise typer.BadParameter(f"{str(path)!r} is the name of a model, which is given with -c")
+            if is_model_name(text) and not Path(text).exists():
+                raise typer.BadParameter(f"{text!r} is the name of a model, which is given with -c")
     return values
 
 
