@@ -1,8 +1,9 @@
-"""Compare readouts on a suite: `python -m benchmarks.readouts SUITE [-c MODEL] [--thresholds 30,40] [--name NAME]`.
+"""Compare readouts on a suite: `python -m benchmarks.readouts SUITE [-c MODEL] [--thresholds 30 40] [--name NAME]`.
 
 Scores of the linear probe with the readouts `clip` and `parts`, the latter with several thresholds of the sounding
 region, for a model (by default the weights that ship), its structure with random weights, and log-mel statistics.
-Finished embeddings are cached, so that a stopped run goes on. Writes benchmarks/results/NAME.json and NAME.md.
+Writes benchmarks/results/NAME.json and NAME.md after each row; rows that are there are not measured again, and
+finished embeddings are cached, so that a stopped run goes on.
 
 The threshold `ssamba.model.readouts.SOUNDING_DB` is chosen on suites that are not used for judging.
 """
@@ -10,6 +11,7 @@ The threshold `ssamba.model.readouts.SOUNDING_DB` is chosen on suites that are n
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import save
+from benchmarks.timing import RESULTS, save
 from ssamba.embedder import load_model, random_model
 from ssamba.embedding import Readout
 from ssamba.evaluation import (
@@ -77,29 +79,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", type=Path)
     parser.add_argument("-c", "--checkpoint", help="a model; by default the weights that ship")
-    parser.add_argument("--thresholds", default=f"{readouts.SOUNDING_DB:g}", help="of `parts`, in dB, such as 30,40")
+    parser.add_argument(
+        "--thresholds",
+        type=float,
+        nargs="*",
+        default=[readouts.SOUNDING_DB],
+        help="of `parts`, in dB; none: `clip` only",
+    )
     parser.add_argument("--task", action="append", help="only this task; repeatable")
     parser.add_argument("--name", default="readouts", help="of the results")
     arguments = parser.parse_args()
     tasks = read_suite(arguments.suite, arguments.task)
-    rows: list[dict[str, Any]] = []
+    facts = {task.name: task.facts for task in tasks}
+    stored = RESULTS / f"{arguments.name}.json"
+    before = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
+    rows: list[dict[str, Any]] = before["rows"] if before.get("tasks") == facts else []
     sides = [("clip", model) for model in models(arguments.checkpoint, "clip")]
-    for threshold in map(float, arguments.thresholds.split(",")):
-        sides += [
-            (f"parts, {threshold:g} dB", WithThreshold(one, threshold)) for one in models(arguments.checkpoint, "parts")
-        ]
+    for threshold in arguments.thresholds:
+        thirds = models(arguments.checkpoint, "parts")
+        sides += [(f"parts, {threshold:g} dB", WithThreshold(model, threshold)) for model in thirds]
     for readout, model in sides:
+        digest = model.digest()
+        if digest in {row["model_digest"] for row in rows}:
+            continue
         card = evaluate_model(model, tasks, cache=cache_folder())
         row = card.best()
         intervals = {name: [interval.low, interval.high] for name, interval in row.intervals.items()}
-        rows.append(
-            {"model": card.model, "readout": readout, "scores": row.scores, "mean": row.mean, "intervals": intervals}
-        )
-        print(f"{card.model}, {readout}: {row.mean:.3f}", flush=True)
-    names = [task.name for task in tasks]
-    cells = [[r["model"], r["readout"], *(f"{r['scores'][n]:.3f}" for n in names), f"{r['mean']:.3f}"] for r in rows]
-    results = {**environment(), "tasks": {task.name: task.facts for task in tasks}, "rows": rows}
-    save(arguments.name, results, table(["model", "readout", *names, "mean"], cells))
+        entry = {"model": card.model, "readout": readout, "model_digest": digest}
+        rows.append({**entry, "scores": row.scores, "mean": row.mean, "intervals": intervals})
+        names = [task.name for task in tasks]
+        cells = [
+            [r["model"], r["readout"], *(f"{r['scores'][n]:.3f}" for n in names), f"{r['mean']:.3f}"] for r in rows
+        ]
+        text = table(["model", "readout", *names, "mean"], cells)
+        save(arguments.name, {**environment(), "tasks": facts, "rows": rows}, text)
 
 
 if __name__ == "__main__":
