@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,15 +63,15 @@ def _threshold(decibels: float) -> Iterator[None]:
         readouts.SOUNDING_DB = before
 
 
-def models(checkpoint: str | None, readout: Readout) -> list[ClipModel]:
+def models(names: Sequence[str], checkpoint: str | None, readout: Readout) -> list[ClipModel]:
     """Return what is scored with one readout."""
-    options = VectorOptions(readouts=(readout,))
-    log_mel = LogMelStatistics()
-    return [
-        EncoderModel(load_model(checkpoint, device="cpu"), options),
-        EncoderModel(random_model(device="cpu"), options),
-        log_mel if readout == "clip" else WaveformParts(log_mel),
-    ]
+    options, log_mel = VectorOptions(readouts=(readout,)), LogMelStatistics()
+    known: dict[str, Callable[[], ClipModel]] = {
+        "model": lambda: EncoderModel(load_model(checkpoint, device="cpu"), options),
+        "random": lambda: EncoderModel(random_model(device="cpu"), options),
+        "logmel": lambda: log_mel if readout == "clip" else WaveformParts(log_mel),
+    }
+    return [known[name]() for name in names]
 
 
 def main() -> None:
@@ -86,6 +86,8 @@ def main() -> None:
         default=[readouts.SOUNDING_DB],
         help="of `parts`, in dB; none: `clip` only",
     )
+    parser.add_argument("--sides", nargs="+", default=["model", "random", "logmel"], help="what to score")
+    parser.add_argument("--readouts", nargs="+", default=["clip", "parts"])
     parser.add_argument("--task", action="append", help="only this task; repeatable")
     parser.add_argument("--name", default="readouts", help="of the results")
     arguments = parser.parse_args()
@@ -94,9 +96,11 @@ def main() -> None:
     stored = RESULTS / f"{arguments.name}.json"
     before = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
     rows: list[dict[str, Any]] = before["rows"] if before.get("tasks") == facts else []
-    sides = [("clip", model) for model in models(arguments.checkpoint, "clip")]
-    for threshold in arguments.thresholds:
-        thirds = models(arguments.checkpoint, "parts")
+    sides: list[tuple[str, ClipModel]] = []
+    if "clip" in arguments.readouts:
+        sides += [("clip", model) for model in models(arguments.sides, arguments.checkpoint, "clip")]
+    for threshold in arguments.thresholds if "parts" in arguments.readouts else ():
+        thirds = models(arguments.sides, arguments.checkpoint, "parts")
         sides += [(f"parts, {threshold:g} dB", WithThreshold(model, threshold)) for model in thirds]
     for readout, model in sides:
         digest = model.digest()
