@@ -37,8 +37,8 @@ def folder(tmp_path, medley):
     return tmp_path
 
 
-def test_all_parts_of_joined_files_are_embedded_with_a_word_where_the_header_is_wrong(ssamba, folder):
-    code, _, err = ssamba("embed", *KINDS, "-o", "o.npz")
+def test_all_parts_of_joined_files_are_embedded_with_a_word_where_the_header_is_wrong(ssamba, folder, ssamba_pth):
+    code, _, err = ssamba("embed", *KINDS, "-o", "o.npz", "-c", ssamba_pth)
     assert code == 0
     table = read_embeddings(folder / "o.npz")
     assert table["path"].tolist() == list(KINDS)

@@ -33,8 +33,9 @@ def tables(tmp_path, second):
     ],
 )
 def test_a_table_of_another_encoding_is_refused_at_the_beginning_and_read_if_it_is_named(
-    ssamba, tables, command, table, byte
+    ssamba, tables, command, table, byte, ssamba_pth
 ):
+    command = [*command, "-c", ssamba_pth] if command[0] == "finetune" else command
     before = sorted(path.name for path in tables.iterdir())
     code, out, err = ssamba(*command)
     assert (code, out) == (1, "")

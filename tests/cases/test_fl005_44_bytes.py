@@ -11,7 +11,7 @@ import numpy as np
 from ssamba.library.tables import read_embeddings
 
 
-def test_a_size_that_counts_the_header_is_embedded_whole_with_a_warning(ssamba, tmp_path, medley):
+def test_a_size_that_counts_the_header_is_embedded_whole_with_a_warning(ssamba, tmp_path, medley, ssamba_pth):
     (tmp_path / "rec").mkdir()
     coded = np.round(medley[: 12 * 16_000] * 32767).astype("<i2").tobytes()
     size = len(coded) + 44
@@ -19,7 +19,7 @@ def test_a_size_that_counts_the_header_is_embedded_whole_with_a_warning(ssamba, 
     content = b"RIFF" + struct.pack("<I", size) + b"WAVE" + fmt + b"data" + struct.pack("<I", size) + coded
     assert len(content) == size
     (tmp_path / "rec" / "a.wav").write_bytes(content)
-    code, out, _ = ssamba("embed", "rec", "-o", "o.npz")
+    code, out, _ = ssamba("embed", "rec", "-o", "o.npz", "-c", ssamba_pth)
     assert code == 0
     assert out.startswith("1 files embedded: ")
     table = read_embeddings(tmp_path / "o.npz")

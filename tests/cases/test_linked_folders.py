@@ -28,15 +28,15 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_linked_folders_are_embedded_and_the_loop_is_named(ssamba, linked):
-    code, out, err = ssamba("embed", "d/rec", "-o", "o.npz")
+def test_linked_folders_are_embedded_and_the_loop_is_named(ssamba, linked, ssamba_pth):
+    code, out, err = ssamba("embed", "d/rec", "-o", "o.npz", "-c", ssamba_pth)
     assert code == 0
     assert out.startswith("8 files embedded, 1 skipped: 8.0 s of audio")
     assert f"skipped d/rec/loop: is a link to {linked}, a folder that holds it: not followed" in err
     names = [f"d/rec/{i}.wav" for i in range(4)] + [f"d/rec/siteA/{i}.wav" for i in range(4)]
     assert read_embeddings("o.npz")["path"].tolist() == names
     assert [row["path"] for row in rows("o.npz.skipped.csv")] == ["d/rec/loop"]
-    assert ssamba("embed", "d/rec", "-o", "o.npz", "--strict")[0] == 3
+    assert ssamba("embed", "d/rec", "-o", "o.npz", "-c", ssamba_pth, "--strict")[0] == 3
 
 
 def test_linked_folders_are_classes_by_the_name_of_the_link(ssamba, linked):
@@ -59,10 +59,10 @@ def test_a_file_in_the_folders_of_two_classes_is_an_error_that_names_both(ssamba
     assert not (linked.parent / "m.csv").exists()
 
 
-def test_a_link_to_a_disk_that_is_not_there_is_named(ssamba, linked):
+def test_a_link_to_a_disk_that_is_not_there_is_named(ssamba, linked, ssamba_pth):
     (linked / "rec" / "loop").unlink()
     (linked / "rec" / "siteB").symlink_to("/mnt/disk2/siteB")
-    code, out, err = ssamba("embed", "d/rec", "-o", "o.npz", "--strict")
+    code, out, err = ssamba("embed", "d/rec", "-o", "o.npz", "-c", ssamba_pth, "--strict")
     assert code == 3
     assert out.startswith("8 files embedded, 1 skipped")
     assert "skipped d/rec/siteB: is a link to /mnt/disk2/siteB, which does not exist" in err

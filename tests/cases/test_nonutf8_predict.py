@@ -15,48 +15,42 @@ STRICT = {"PYTHONIOENCODING": "utf-8:strict"}
 
 
 @pytest.fixture
-def rec(ssamba, tmp_path, second):
-    """A classifier `run` of two classes, and a folder `rec` with two recordings, one of them of such a name."""
-    for number, label in enumerate(("a", "b")):
-        (tmp_path / "two" / label).mkdir(parents=True)
-        for i in range(4):
-            (tmp_path / "two" / label / f"{i}.wav").write_bytes(second(4 * number + i))
-    code, _, err = ssamba("finetune", "two", "-o", "run", "--epochs", "1", "--frozen")
-    assert code == 0, err
+def rec(tmp_path, second):
+    """A folder `rec` with two recordings, one of them of such a name."""
     (tmp_path / "rec").mkdir()
     for number, name in enumerate((b"caf\xe9.wav", b"plain.wav")):
         (tmp_path / "rec" / os.fsdecode(name)).write_bytes(second(number))
     return tmp_path / "rec"
 
 
-def test_predictions_of_any_name_are_written_and_printed(ssamba, rec):
-    code, out, err = ssamba("predict", "rec", "-c", "run", "-o", "p.csv", **STRICT)
+def test_predictions_of_any_name_are_written_and_printed(ssamba, rec, classifier_folder):
+    code, out, err = ssamba("predict", "rec", "-c", classifier_folder, "-o", "p.csv", **STRICT)
     assert (code, err) == (0, "")
     with Path("p.csv").open(newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     assert {row["path"] for row in table} == NAMES
-    assert len(table) == 4
-    code, _, err = ssamba("predict", "rec", "-c", "run", "-o", "p.json", **STRICT)
+    assert len(table) == 6
+    code, _, err = ssamba("predict", "rec", "-c", classifier_folder, "-o", "p.json", **STRICT)
     assert (code, err) == (0, "")
     assert {entry["path"] for entry in json.loads(Path("p.json").read_text(encoding="utf-8"))} == NAMES
-    code, out, err = ssamba("predict", "rec", "-c", "run", "--format", "csv", **STRICT)
+    code, out, err = ssamba("predict", "rec", "-c", classifier_folder, "--format", "csv", **STRICT)
     assert (code, err.partition(":")[0]) == (0, "2 files classified")
     assert {row["path"] for row in csv.DictReader(io.StringIO(out)) if row["probability"]} == NAMES
-    code, out, err = ssamba("predict", "rec", "-c", "run", **STRICT)
+    code, out, err = ssamba("predict", "rec", "-c", classifier_folder, **STRICT)
     assert (code, err.partition(":")[0]) == (0, "2 files classified")
     assert all(name in out for name in NAMES)
-    code, out, _ = ssamba("predict", "rec", "-c", "run", PYTHONIOENCODING="ascii", LC_ALL="C")
+    code, out, _ = ssamba("predict", "rec", "-c", classifier_folder, PYTHONIOENCODING="ascii", LC_ALL="C")
     assert code == 0
     assert "caf\\xe9.wav" in out
 
 
-def test_the_same_command_knows_such_a_file_again(ssamba, rec):
+def test_the_same_command_knows_such_a_file_again(ssamba, rec, classifier_folder):
     for first in (True, False):
-        code, out, err = ssamba("predict", "rec", "-c", "run", "-o", "p.csv", **STRICT)
+        code, out, err = ssamba("predict", "rec", "-c", classifier_folder, "-o", "p.csv", **STRICT)
         assert (code, err) == (0, "")
         assert out.startswith("2 files classified" if first else "nothing to do: 2 files already there")
     damaged = rec / os.fsdecode(b"\xff.wav")
     damaged.write_text("no audio")
-    code, _, err = ssamba("predict", "rec", "-c", "run", "-o", "p.csv", "--strict", **STRICT)
+    code, _, err = ssamba("predict", "rec", "-c", classifier_folder, "-o", "p.csv", "--strict", **STRICT)
     assert code == 3
     assert "skipped rec/\\xff.wav: is text" in err

@@ -127,7 +127,7 @@ def test_keeping_damaged_files_adds_them_and_what_was_said_stays(folder, tmp_pat
     assert write_shards(folder, tmp_path / "s", "flac", workers=0).remarks == again.remarks != []
 
 
-def test_a_model_and_the_commands_take_the_option(ssamba, folder, embedder):
+def test_a_model_and_the_commands_take_the_option(ssamba, folder, embedder, ssamba_pth):
     with pytest.raises(ValueError, match="--damaged keep"):
         embedder.embed(folder / "cut.wav")
     with pytest.warns(AudioTruncatedWarning, match="can be read"):
@@ -136,7 +136,8 @@ def test_a_model_and_the_commands_take_the_option(ssamba, folder, embedder):
     with pytest.raises(ValueError, match="damaged must be 'skip' or 'keep'; got 'drop'"):
         embedder.embed(folder / "cut.wav", damaged="drop")
     for name, output in (("embed", "e.npz"), ("manifest", "m.csv"), ("shard", "s")):
-        code, _, err = ssamba(name, "rec", "-o", output, "--damaged", "keep")
+        model = ["-c", ssamba_pth] if name == "embed" else []
+        code, _, err = ssamba(name, "rec", "-o", output, "--damaged", "keep", *model)
         assert code == 0, err
         assert "warning: rec/cut.wav: truncated or damaged" in err
         assert "skipped rec/text.wav: is text" in err

@@ -29,8 +29,8 @@ def data(tmp_path, second):
     return tmp_path / "d"
 
 
-def test_finetune_names_the_class_at_the_start_and_in_the_report(ssamba, data, tmp_path):
-    code, _, err = ssamba("finetune", "d", "-o", "run", "--epochs", "1", "--frozen")
+def test_finetune_names_the_class_at_the_start_and_in_the_report(ssamba, data, tmp_path, ssamba_pth):
+    code, _, err = ssamba("finetune", "d", "-o", "run", "-c", ssamba_pth, "--epochs", "1", "--frozen")
     assert code == 0, err
     assert f"warning: {NOTE}\nwarning: {SINGLE}\n" in err
     notes = json.loads((tmp_path / "run" / "results.json").read_text())["notes"]
@@ -51,7 +51,7 @@ def test_manifest_names_the_class_at_the_start_and_in_the_report(ssamba, data):
     assert out.endswith(f"m.csv\nnote: {NOTE}\nnote: {SINGLE}\n")
 
 
-def test_a_class_of_one_fold_is_named_with_the_fold(ssamba, tmp_path, second):
+def test_a_class_of_one_fold_is_named_with_the_fold(ssamba, tmp_path, second, ssamba_pth):
     rows = ["clip,label,split,group"]
     for fold, labels in (("fold1", "aabb"), ("fold2", "aabb"), ("fold3", "aabbnn")):
         for label in labels:
@@ -64,7 +64,7 @@ def test_a_class_of_one_fold_is_named_with_the_fold(ssamba, tmp_path, second):
     assert code == 0, err
     assert err.startswith(f"warning: t: {note}\n")
     (tmp_path / "m.csv").write_text("\n".join(rows).replace("clip,", "path,"))
-    code, _, err = ssamba("finetune", "m.csv", "-o", "run", "--epochs", "1", "--frozen")
+    code, _, err = ssamba("finetune", "m.csv", "-o", "run", "-c", ssamba_pth, "--epochs", "1", "--frozen")
     assert code == 0, err
     assert f"warning: {note}\n" in err
 
@@ -75,7 +75,7 @@ def test_silence_is_named(ssamba, data, ssamba_pth):
     for command, line in (
         (("manifest", "d", "--labels", "folder", "-o", "m.csv"), "all 17 recordings are silent"),
         (("evaluate", "suite", "-c", "logmel", "--no-cache"), "t: all 17 recordings are silent"),
-        (("finetune", "d", "-o", "run", "--epochs", "1", "--frozen"), "all 17 recordings are silent"),
+        (("finetune", "d", "-o", "run", "-c", ssamba_pth, "--epochs", "1", "--frozen"), "all 17 recordings are silent"),
         (("pretrain", "d", "-o", "pre", "-c", ssamba_pth, "--epochs", "1"), "recordings are silent"),
     ):
         code, _, err = ssamba(*command)

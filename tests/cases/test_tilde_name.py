@@ -19,9 +19,9 @@ def rec(tmp_path, second, medley):
     return tmp_path / "rec"
 
 
-def test_a_file_named_by_its_tilde(ssamba, rec, monkeypatch):
+def test_a_file_named_by_its_tilde(ssamba, rec, monkeypatch, ssamba_pth):
     monkeypatch.chdir(rec)
-    code, out, err = ssamba("embed", "~a.wav", "-o", "../o.npz")
+    code, out, err = ssamba("embed", "~a.wav", "-o", "../o.npz", "-c", ssamba_pth)
     assert (code, err) == (0, "")
     assert out.startswith("1 files embedded: 1.0 s of audio")
     assert read_embeddings("../o.npz")["path"].tolist() == ["~a.wav"]
@@ -35,7 +35,7 @@ def test_a_folder_with_tildes(ssamba, rec, monkeypatch, ssamba_pth):
     assert read_embeddings("../o.npz")["path"].tolist() == ["b.wav", "~a.wav", "~long.wav"]
 
 
-def test_a_home_is_a_home(ssamba, rec, tmp_path):
-    code, _, err = ssamba("embed", "~/b.wav", "~/~a.wav", "~/[b]*.wav", "-o", "o.npz", HOME=str(rec))
+def test_a_home_is_a_home(ssamba, rec, tmp_path, ssamba_pth):
+    code, _, err = ssamba("embed", "~/b.wav", "~/~a.wav", "~/[b]*.wav", "-o", "o.npz", "-c", ssamba_pth, HOME=str(rec))
     assert (code, err) == (0, "")
     assert read_embeddings("o.npz")["path"].tolist() == [f"{rec}/b.wav", f"{rec}/~a.wav"]

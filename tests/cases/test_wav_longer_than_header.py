@@ -26,9 +26,9 @@ def wav(coded, size, riff, rate_hz=16_000, channels=1, width=2, tag=1):
 
 
 @pytest.fixture
-def embed(ssamba):
+def embed(ssamba, ssamba_pth):
     def run(*recordings):
-        code, _, err = ssamba("embed", *recordings, "-o", "o.npz")
+        code, _, err = ssamba("embed", *recordings, "-o", "o.npz", "-c", ssamba_pth)
         assert code == 0, err
         with Path("o.npz.remarks.csv").open(newline="") as file:
             return read_embeddings("o.npz"), list(csv.DictReader(file)), err
