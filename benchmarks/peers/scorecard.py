@@ -235,12 +235,15 @@ def _figure(value: float) -> str:
 
 
 def plot(content: Content, output: Path) -> None:
-    """Plot accuracy by task: our weights with their intervals, and the other models with the same readout.
+    """Plot accuracy by task: our weights with their intervals, and the other models.
 
-    The readout is `parts` if it was measured.
+    Of each model the readout `parts` is shown, or `clip` if that was not measured.
     """
-    ours = {line.view: line for line in content.lines if line.name == DEFAULT_MODEL}
-    own = ours.get(PARTS, ours.get(CLIP))
+    shown: dict[str, Line] = {}
+    for line in content.lines:
+        if line.view == PARTS or line.name not in shown:
+            shown[line.name] = line
+    own = shown.get(DEFAULT_MODEL)
     if own is None:
         return
     row = Row(own.view, own.scores, {name: Interval(*pair) for name, pair in own.intervals.items()})

@@ -23,8 +23,8 @@ from ssamba.probes import single_threaded
 from ssamba.studies.harness import environment
 
 _CLIPS_S = (1, 10)
-_AUDIO_S = 20  # of each call
-_ROUNDS = 7
+_AUDIO_S = 10  # of each call
+_ROUNDS = 5
 
 
 def measure_speeds(models: Mapping[str, ClipModel]) -> dict[str, dict[str, Any]]:
