@@ -128,22 +128,23 @@ def save(content: Content, folder: Path) -> None:
 def markdown(content: Content) -> str:
     """Return tables of accuracies, retrieval and speed, of quoted rows and the differences to them, and of facts."""
     tasks = list(content.tasks)
-    columns = ["model", "M params", *tasks, MEAN, "95 % of the mean"]
-    rows = [_cells(line, tasks) for line in content.lines]
-    rows.append(["chance", "-", *(_figure(1 / content.tasks[task]["classes"]) for task in tasks), "-", "-"])
-    parts = [f"Accuracy, linear probe, test clips. `parts`: that readout.\n\n{table(columns, rows)}"]
-    parts += _retrieval(content, tasks)
+    parts = []
+    if content.lines:
+        columns = ["model", "M params", *tasks, MEAN, "95 % of the mean"]
+        rows = [_cells(line, tasks) for line in content.lines]
+        rows.append(["chance", "-", *(_figure(1 / content.tasks[task]["classes"]) for task in tasks), "-", "-"])
+        parts.append(f"Accuracy, linear probe, test clips. `parts`: that readout.\n\n{table(columns, rows)}")
+        parts += _retrieval(content, tasks)
     if content.speeds:
         parts.append(_speed_table(content.speeds))
-    quoted = [row for row in reference_rows() if all(task in row.scores for task in tasks)]
+    quoted = [row for row in reference_rows() if tasks and all(task in row.scores for task in tasks)]
     if quoted:
         cells = [[row.name, *(_figure(row.scores[t]) for t in tasks), _figure(row.mean(tasks))] for row in quoted]
-        parts.append(
-            f"Accuracy as quoted with the suite, not measured here.\n\n{table(['model', *tasks, MEAN], cells)}"
-        )
+        parts.append(f"Accuracy quoted with the suite, not measured here.\n\n{table(['model', *tasks, MEAN], cells)}")
     if differing := _differences(content, tasks):
         parts.append(f"Measured minus quoted with the suite.\n\n{table(['model', *tasks, MEAN], differing)}")
-    parts.append(table(["model", "processing of a clip", "license", "measured"], _about(content)))
+    if content.lines:
+        parts.append(table(["model", "processing of a clip", "license", "measured"], _about(content)))
     if content.missing:
         parts.append(table(["not measured", "reason"], [list(pair) for pair in content.missing.items()]))
     return "\n\n".join(parts)
@@ -248,9 +249,5 @@ def plot(content: Content, output: Path) -> None:
         return
     row = Row(own.view, own.scores, {name: Interval(*pair) for name, pair in own.intervals.items()})
     card = Scorecard(own.name, "", EvaluateOptions(), {t: content.tasks[t] for t in own.scores}, [row], 0.0)
-    others = [
-        ReferenceRow(line.title, None, line.scores)
-        for line in content.lines
-        if line is not own and line.view == own.view
-    ]
+    others = [ReferenceRow(line.title, None, line.scores) for line in shown.values() if line is not own]
     plot_scorecard(card, output, others)

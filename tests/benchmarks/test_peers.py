@@ -254,6 +254,8 @@ def test_the_card_shows_its_lines_and_survives_its_file(tmp_path):
     assert ["resemblyzer 0.1.4", "-0.017", "+0.018", "+0.000"] in rows
     assert ["other", "no wheel"] in rows
     assert read(tmp_path / "nowhere.json") == Content({})
+    save(Content({}, speeds=speeds), tmp_path / "alone")
+    assert (tmp_path / "alone" / "scorecard.md").read_text(encoding="utf-8").startswith("Seconds of audio embedded")
 
 
 def test_a_peer_that_cannot_be_scored_is_reported_and_the_others_go_on(suite, tmp_path, monkeypatch):
