@@ -59,7 +59,7 @@ def test_embed_writes_a_folder_and_skips_broken_files(tmp_path, clips, ssamba_pt
     assert "nothing to do: 3 files already there, 1 skipped" in again.stdout
     strict = ssamba("embed", tmp_path, "-o", tmp_path / "e.npz", "-c", ssamba_pth, "--strict")
     assert strict.returncode == 3
-    assert "error: 1 files were skipped" in strict.stderr
+    assert "error: skipped 1 file\n" in strict.stderr
 
 
 def test_bundled_weights_are_the_default(tmp_path, clips):

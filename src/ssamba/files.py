@@ -11,10 +11,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -194,6 +195,15 @@ def json_text(content: Any, *, indent: int | None = None, ascii_only: bool = Tru
             content = _utf8_values(content)
         text = json.dumps(content, indent=indent, ensure_ascii=ascii_only)
     return text
+
+
+def finite(value: Any) -> Any:
+    """Return nested plain values with NaN and infinity, which JSON does not have, replaced by None."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _utf8_values(value: Any) -> Any:

@@ -82,6 +82,11 @@ class ProgressReporter:
         return self.callback(state) is not False
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, which is plural unless the number is one: `1 file`, `2 files`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def format_duration(seconds: float) -> str:
     """Format a duration for humans: 2.5 s, 3.0 min, 1.25 h."""
     if seconds < 60:

@@ -12,9 +12,17 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ssamba.cli import app
-from ssamba.errors import ConfigError, DataError
+from ssamba.errors import ConfigError, DataError, OtherSettingsError
 from ssamba.studies import long_audio
-from ssamba.studies.long_audio import LongOptions, agreement, headlines, markdown, measure_long, save_long
+from ssamba.studies.long_audio import (
+    LongOptions,
+    agreement,
+    headlines,
+    markdown,
+    measure_long,
+    read_long,
+    save_long,
+)
 
 
 @pytest.fixture
@@ -109,12 +117,50 @@ def test_a_pass_past_its_budget_is_reported(clips, monkeypatch):
     assert study.agreements == []
 
 
-def test_the_command_writes_a_study_and_refuses_to_replace_one(no_children, clips, tmp_path):
-    command = ["bench", "long", *map(str, clips), "--minutes", "0.1,0.2", "--device", "cpu", "-o", str(tmp_path / "l")]
+def test_an_interrupted_study_is_resumed_a_finished_one_printed_and_other_settings_refused(
+    no_children, clips, tmp_path, monkeypatch
+):
+    calls = []
+    whole = long_audio.embed_in_child
+
+    def interrupted(*arguments):
+        if len(calls) == 3:  # the second recording has one context of two
+            raise KeyboardInterrupt
+        calls.append(arguments[0])
+        return whole(*arguments)
+
+    base = ["bench", "long", *map(str, clips), "--device", "cpu", "-o", str(tmp_path / "l")]
+    command = [*base, "--minutes", "0.1,0.2"]
+    monkeypatch.setattr(long_audio, "embed_in_child", interrupted)
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 130
+    assert "repeat the command to resume" in done.output
+    calls.clear()
+    monkeypatch.setattr(long_audio, "embed_in_child", lambda *a: calls.append(a[0]) or whole(*a))
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
-    assert "0.1 min joined, windows:" in done.output
+    assert calls == ["0.2 min joined"] * 2
+    study = read_long(tmp_path / "l")
+    assert [p.recording for p in study.passes] == ["0.1 min joined"] * 2 + calls
+    assert [a.recording for a in study.agreements] == ["0.1 min joined", "0.2 min joined"]
     assert (tmp_path / "l" / "long.png").exists()
+
+    calls.clear()
     again = CliRunner().invoke(app, command)
-    assert again.exit_code == 1
-    assert "--overwrite" in again.output
+    assert (again.exit_code, calls) == (0, [])
+    assert again.output == done.output
+    other = CliRunner().invoke(app, [*base, "--minutes", "0.1", "--seed", "1"])
+    assert other.exit_code == 1
+    text = " ".join(other.output.split())
+    assert "minutes was [0.1, 0.2], is [0.1]; seed was 0, is 1" in text
+    assert "--overwrite" in text
+    (tmp_path / "l" / "long.json").write_text("{}")
+    assert "is not a study of long recordings" in " ".join(CliRunner().invoke(app, command).output.split())
+
+
+def test_a_study_of_other_recordings_is_not_resumed(no_children, clips):
+    study = measure_long(clips[:2], LongOptions(device="cpu"))
+    with pytest.raises(OtherSettingsError, match=f"{clips[1].name} .* is not given now; .*{clips[2].name} .* is new"):
+        measure_long([clips[0], clips[2]], LongOptions(device="cpu"), before=study)
+    with pytest.raises(OtherSettingsError, match="another order"):
+        measure_long(clips[1::-1], LongOptions(device="cpu"), before=study)

@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from ssamba import __version__
 from ssamba.errors import ConfigError, OtherSettingsError, SkippedFilesError, SsambaError
-from ssamba.files import json_text, utf8_text
+from ssamba.files import finite, json_text, utf8_text
 from ssamba.progress import format_duration as format_duration
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def printable(text: str) -> str:
 
 def write_json_line(values: dict[str, Any]) -> None:
     """Write an event of `--log-json` to standard error."""
-    line = json_text({"time": round(time.time(), 3), **values}, ascii_only=False)
+    line = json_text(finite({"time": round(time.time(), 3), **values}), ascii_only=False)
     try:
         sys.stderr.write(line + "\n")
         sys.stderr.flush()

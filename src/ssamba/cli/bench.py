@@ -130,7 +130,7 @@ def efficiency(
         try:
             study = measure_efficiency(options, on_progress, before=before)
         except ConfigError as error:
-            fail(f"{output}: {error}; choose another folder, or --overwrite")
+            fail(f"{output}: {error}, choose another folder, or --overwrite")
     lines = [f"{c.size}, {c.mode}, batch {c.batch}: {c}" for c in crossovers(study)]
     lines += [
         f"{g.size}, {g.mode}, batch {g.batch}: the time of {g.side} grows with patches^{g.exponent:.2f} "
@@ -258,20 +258,20 @@ def long(
 ) -> None:
     """Long recordings in windows against full context: time, peak memory, and agreement of their time steps.
 
-    Every pass runs in a process of its own; one that runs out of memory is reported, and the others continue. An
-    interrupted study keeps its results.
+    Every pass runs in a process of its own; one that runs out of memory is reported, and the others continue. Repeat
+    the command to resume an interrupted study, or to print a finished one.
     """
     import torch
 
     from ssamba.audio.files import find_audio
     from ssamba.embedder import load_model
-    from ssamba.studies.long_audio import LongOptions, headlines, measure_long, save_long
+    from ssamba.errors import OtherSettingsError
+    from ssamba.studies.long_audio import LongOptions, headlines, measure_long, read_long, save_long
 
     values = {"minutes": () if minutes is None else parse_numbers(minutes, "--minutes"), "seed": seed}
     output = output_folder(output)
     options = LongOptions.parse({**values, "budget_s": budget_s, "device": device}, "bench long")
-    if (output / "long.json").exists() and not overwrite:
-        fail(f"{output} already holds a study: choose another folder, or --overwrite")
+    before = read_long(output) if (output / "long.json").exists() and not overwrite else None
     files = find_audio(recordings)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -280,8 +280,11 @@ def long(
     def save(study: Any, done: bool) -> list[Path]:
         return save_long(study, output, picture=done)
 
-    with _progress("measuring", "passes", save, output, resumes=False) as on_progress:
-        study = measure_long(files, options, checkpoint=checkpoint, on_progress=on_progress)
+    with _progress("measuring", "passes", save, output) as on_progress:
+        try:
+            study = measure_long(files, options, checkpoint=checkpoint, before=before, on_progress=on_progress)
+        except OtherSettingsError as error:
+            fail(f"{output}: {error}. Repeat its command, choose another folder, or --overwrite")
     report_skipped(study.skipped)
     if all(p.stopped for p in study.passes):
         fail("; ".join(dict.fromkeys(str(p.stopped) for p in study.passes)))
@@ -296,7 +299,6 @@ def _progress(
     save: Callable[[Any, bool], object],
     output: Path,
     *,
-    resumes: bool = True,
     figures: bool = False,
 ) -> Iterator[Callable[[Progress, Any], None]]:
     """Show a progress bar and save the study before each step; on Ctrl-C save it and exit with code 130.
@@ -306,7 +308,6 @@ def _progress(
         unit: unit of its counts.
         save: called with the study and whether to write figures.
         output: folder of the study.
-        resumes: whether the same command resumes the study.
         figures: whether to write figures of an interrupted study.
 
     Yields:
@@ -328,8 +329,7 @@ def _progress(
             if not latest:
                 raise
             save(latest[0], figures)
-            resume = "; repeat the command to resume" if resumes else ""
-            raise Interrupted(f"the results so far are in {output}{resume}") from None
+            raise Interrupted(f"the results so far are in {output}; repeat the command to resume") from None
 
 
 def _print(lines: Iterable[object]) -> None:

@@ -36,7 +36,7 @@ from ssamba.data.manifest import (
 from ssamba.errors import ConfigError, DataError, Interrupted, LockLostError, SkippedFilesError
 from ssamba.files import user_path
 from ssamba.locks import OutputLock, lock_output
-from ssamba.progress import OnProgress, format_duration
+from ssamba.progress import OnProgress, counted, format_duration
 from ssamba.splits import class_notes, given_folds
 from ssamba.worker_pool import default_workers
 
@@ -96,9 +96,9 @@ class ManifestReport:
         if self.other:
             changes.append(f"{self.other} of files not named this time (--prune drops them)")
         note = f" ({', '.join(changes)})" if self.updated else ""
-        classes = f", {len(self.labels)} labels" if self.labels else ""
+        classes = f", {counted(len(self.labels), 'label')}" if self.labels else ""
         done = (
-            f"{self.recordings} recordings, {format_duration(self.audio_s)}{classes}"
+            f"{counted(self.recordings, 'recording')}, {format_duration(self.audio_s)}{classes}"
             f"{note}, {len(self.skipped)} skipped, in {self.elapsed_s:.1f} s: {self.output}"
         )
         return "\n".join([done, *(f"note: {line}" for line in self.notes)])

@@ -57,7 +57,7 @@ from ssamba.errors import (
 from ssamba.files import move_aside, output_folder, path_text, user_path, write_atomically
 from ssamba.hashing import digest_of, file_checksum, hash_bytes
 from ssamba.locks import LockToken, OutputLock, lock_output
-from ssamba.progress import OnProgress, ProgressReporter, checked_progress, format_duration
+from ssamba.progress import OnProgress, ProgressReporter, checked_progress, counted, format_duration
 from ssamba.worker_pool import default_workers, map_in_processes
 
 _RECORDS = ".records"
@@ -148,7 +148,7 @@ class ShardReport:
         resumed = f" ({'all' if self.resumed == self.total else self.resumed} already written)" if self.resumed else ""
         moved = "" if self.moved_to is None else f"; what was there is in {self.moved_to}"
         return (
-            f"{self.total} shards{resumed}: {self.clips} clips, {format_duration(self.audio_s)}, "
+            f"{counted(self.total, 'shard')}{resumed}: {counted(self.clips, 'clip')}, {format_duration(self.audio_s)}, "
             f"{self.size / 1e6:.1f} MB, {len(self.skipped)} skipped, in {self.elapsed_s:.1f} s: {self.output}{moved}"
         )
 

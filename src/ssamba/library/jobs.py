@@ -24,7 +24,7 @@ from ssamba.audio.sources import PEAK_REMARK, OneChannel, Source, peak_remark
 from ssamba.errors import Interrupted, LockLostError, SkippedFilesError
 from ssamba.files import RealPaths, path_text
 from ssamba.library.tables import FileRecord, StoreError
-from ssamba.progress import OnProgress, ProgressReporter, format_duration
+from ssamba.progress import OnProgress, ProgressReporter, counted, format_duration
 from ssamba.worker_pool import default_workers
 
 log = logging.getLogger(__name__)
@@ -84,22 +84,22 @@ class JobReport:
 
     def __str__(self) -> str:
         if not self.finished:
-            return f"stopped: {self.done} files {self.verb}; repeat the command to resume"
+            return f"stopped: {counted(self.done, 'file')} {self.verb}; repeat the command to resume"
         there = f", {self.unchanged} already there" if self.unchanged else ""
         skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
         if self.done:
             changed = f" ({self.changed} of them changed)" if self.changed else ""
             speed = self.audio_s / max(self.seconds, 1e-9)
-            done = f"{self.done} files {self.verb}{changed}{there}{skipped}: {format_duration(self.audio_s)} of audio "
-            done += f"in {self.seconds:.1f} s ({speed:.0f}x real time), "
+            done = f"{counted(self.done, 'file')} {self.verb}{changed}{there}{skipped}: "
+            done += f"{format_duration(self.audio_s)} of audio in {self.seconds:.1f} s ({speed:.0f}x real time), "
         else:
             nothing = "no new files" if self.pruned else "nothing to do"
-            done = f"{nothing}: {self.unchanged} files already there{skipped}, "
-        lines = [f"{done}{self.rows} rows" + (f" in {self.output}" if self.output else "")]
+            done = f"{nothing}: {counted(self.unchanged, 'file')} already there{skipped}, "
+        lines = [f"{done}{counted(self.rows, 'row')}" + (f" in {self.output}" if self.output else "")]
         if self.pruned:
-            lines.append(f"{self.pruned} files that were not named this time were removed")
+            lines.append(f"removed the rows of {counted(self.pruned, 'file')} not named this time")
         if self.kept:
-            lines.append(f"{self.kept} files that were not named this time are kept (--prune removes them)")
+            lines.append(f"kept the rows of {counted(self.kept, 'file')} not named this time (--prune removes them)")
         return "\n".join(lines)
 
 
@@ -275,17 +275,22 @@ class FileJob:
         try:
             yield
         except KeyboardInterrupt:
-            raise Interrupted(f"{self.report.done} files are {self.report.verb}{kept}: {again}", self.report) from None
+            raise Interrupted(f"{self._done()}{kept}: {again}", self.report) from None
         except OSError as error:
-            remedy = f"{self.report.done} files are {self.report.verb}{kept}: fix the cause, and {again}"
+            remedy = f"{self._done()}{kept}: fix the cause, and {again}"
             raise StoreError(f"{error}. {remedy}") from error
         finally:
             self.report.seconds = time.monotonic() - self.report.started_s
 
+    def _done(self) -> str:
+        """Return how many files are done, such as `1 file is embedded`."""
+        verb = "is" if self.report.done == 1 else "are"
+        return f"{counted(self.report.done, 'file')} {verb} {self.report.verb}"
+
     def check_strict(self, strict: bool) -> None:
         """Raise a SkippedFilesError if files were skipped and `strict` is set."""
         if strict and self.report.skipped:
-            raise SkippedFilesError(f"{len(self.report.skipped)} files were skipped", self.report)
+            raise SkippedFilesError(f"skipped {counted(len(self.report.skipped), 'file')}", self.report)
 
 
 def _stat(path: Path) -> tuple[int, int]:

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from ssamba.config import Config
+from ssamba.config import Config, settings_differences
 from ssamba.devices import parse_device
 from ssamba.errors import ConfigError
 from ssamba.model import create_encoder
@@ -31,7 +31,6 @@ from ssamba.studies.harness import (
     Progress,
     Run,
     environment,
-    environment_changes,
     in_child,
     is_out_of_memory,
     measure_call,
@@ -229,12 +228,11 @@ def measure_efficiency(
     study = Study(options, {**environment(device), **_kernels(device)})
     known: dict[tuple[Any, ...], list[Point]] = {}
     if before is not None:
-        changes = [] if before.options == options else ["options"]
-        changes += environment_changes(before.environment, study.environment)
+        old, new = ({**s.options.model_dump(mode="json"), **s.environment, "date": None} for s in (before, study))
+        changes = settings_differences(old, new)
         if changes:
             raise ConfigError(
-                f"the study to resume differs in {', '.join(changes)}: repeat its command on the same machine, or "
-                "start a new one"
+                f"the study was made with other settings: {'; '.join(changes)}. Repeat its command on the same machine"
             )
         study.environment = before.environment
         for point in before.points:

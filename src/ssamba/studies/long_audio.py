@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +26,9 @@ import torch
 from pydantic import Field, model_validator
 
 from ssamba.audio.files import Skipped
-from ssamba.config import Config
+from ssamba.config import Config, settings_differences
 from ssamba.embedder import load_model
-from ssamba.errors import SsambaError
+from ssamba.errors import OtherSettingsError, SsambaError
 from ssamba.files import soundfile_path
 from ssamba.plotting import blank_figure, save_figure
 from ssamba.studies.harness import (
@@ -39,6 +40,7 @@ from ssamba.studies.harness import (
     machine_name,
     measure_call,
     process_peak,
+    read_report,
     report_head,
     table,
     write_report,
@@ -115,6 +117,9 @@ class LongStudy:
 
     options: LongOptions
     environment: dict[str, Any]
+    """Date, hardware and versions; `model` and `weights_digest`."""
+    recordings: list[str]
+    """Name and size of each file, in order: with other ones, a study is not resumed."""
     passes: list[LongPass] = field(default_factory=list)
     agreements: list[Agreement] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -126,6 +131,7 @@ def measure_long(
     options: LongOptions | None = None,
     *,
     checkpoint: str | None = None,
+    before: LongStudy | None = None,
     on_progress: Callable[[Progress, LongStudy], None] | None = None,
 ) -> LongStudy:
     """Embed long recordings in windows and in full context.
@@ -134,21 +140,30 @@ def measure_long(
         recordings: files.
         options: durations and device; None means the default.
         checkpoint: as `load_model` takes it; None means the shipped model.
+        before: an interrupted or finished study; recordings that it has in both contexts are not embedded again.
         on_progress: called before each pass with the study so far, to show or save it.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
         DataError: a file does not exist, or none of the recordings to concatenate can be used.
+        OtherSettingsError: `before` has other options, recordings, weights, or another environment.
     """
     options = options or LongOptions()
     require_files(recordings)
     model = load_model(checkpoint, device=options.device)
-    study = LongStudy(options, {**environment(model.device), "model": model.name})
+    study = LongStudy(
+        options,
+        {**environment(model.device), "model": model.name, "weights_digest": model.identity.weights_digest},
+        [f"{path.name} ({path.stat().st_size:,} bytes)" for path in recordings],
+    )
+    done = 0
+    if before is not None:
+        study, done = _resume(before, study)
     rate_hz, device = model.front_end.sample_rate_hz, model.device
     del model
     names = [f"{m:g} min joined" for m in sorted(options.minutes)] or [path.name for path in recordings]
     with tempfile.TemporaryDirectory(prefix="ssamba-long-") as folder:
-        for number, name in enumerate(names):
+        for number, name in list(enumerate(names))[done:]:
             path = recordings[number] if not options.minutes else Path(folder) / "joined.wav"
             if options.minutes:
                 _write_joined(path, recordings, sorted(options.minutes)[number], rate_hz, study)
@@ -157,16 +172,44 @@ def measure_long(
                 if on_progress is not None:
                     on_progress(Progress(2 * number + index, 2 * len(names), f"{name}, {context}"), study)
                 vectors = Path(folder) / "frames.npy"
-                done = embed_in_child(name, path, context, vectors, checkpoint, device, options.budget_s)
-                study.passes.append(done)
-                if not done.stopped:
+                one = embed_in_child(name, path, context, vectors, checkpoint, device, options.budget_s)
+                if not one.stopped:
                     frames[context] = np.load(vectors)
-            if len(frames) == 2:
-                study.agreements.append(agreement(name, study.passes[-1].duration_s or 0.0, *frames.values()))
+                if len(frames) == 2:
+                    study.agreements.append(agreement(name, one.duration_s or 0.0, *frames.values()))
+                study.passes.append(one)  # last, so that the passes of a saved study say how far it got
     study.finished = True
     if on_progress is not None:
         on_progress(Progress(2 * len(names), 2 * len(names), "done"), study)
     return study
+
+
+def _resume(before: LongStudy, now: LongStudy) -> tuple[LongStudy, int]:
+    """Return the earlier study as far as it has recordings in both contexts, and the number of these recordings.
+
+    Raises:
+        OtherSettingsError: the studies differ in more than the date.
+    """
+    changed = settings_differences(_settings(before), _settings(now))
+    missing, extra = Counter(before.recordings), Counter(now.recordings)
+    missing, extra = missing - extra, extra - missing
+    changed += [f"recordings: {text} is not given now" for text in missing]
+    changed += [f"recordings: {text} is new" for text in extra]
+    if not missing and not extra and before.recordings != now.recordings:
+        changed.append("recordings are given in another order")
+    if changed:
+        raise OtherSettingsError(f"the study was made with other settings: {'; '.join(changed)}")
+    done = len(before.passes) // len(CONTEXTS)  # the frames of a single context are gone
+    passes = before.passes[: len(CONTEXTS) * done]
+    stopped = {number // len(CONTEXTS) for number, one in enumerate(passes) if one.stopped}
+    agreements = before.agreements[: done - len(stopped)]
+    return replace(before, passes=passes, agreements=agreements), done
+
+
+def _settings(study: LongStudy) -> dict[str, Any]:
+    """Return what must be equal for a study to be resumed, recordings aside."""
+    values = {**study.options.model_dump(mode="json"), **study.environment}
+    return {name: value for name, value in values.items() if name != "date"}
 
 
 def _write_joined(path: Path, recordings: Sequence[Path], minutes: float, rate_hz: int, study: LongStudy) -> None:
@@ -327,6 +370,26 @@ def save_long(study: LongStudy, folder: str | Path, *, picture: bool = True) -> 
     if picture:
         files.append(plot_long(study, folder / "long.png"))
     return files
+
+
+def read_long(folder: str | Path) -> LongStudy:
+    """Read the study, complete or not, that `save_long` wrote into a folder.
+
+    Raises:
+        DataError: the file holds something else.
+    """
+    path = Path(folder) / "long.json"
+
+    def build(content: dict[str, Any]) -> LongStudy:
+        return LongStudy(
+            LongOptions.parse(content.pop("options"), str(path)),
+            passes=[LongPass(**entry) for entry in content.pop("passes")],
+            agreements=[Agreement(**entry) for entry in content.pop("agreements")],
+            skipped=[Skipped(**entry) for entry in content.pop("skipped")],
+            **content,
+        )
+
+    return read_report(path, "a study of long recordings", build)
 
 
 def plot_long(study: LongStudy, output: Path) -> Path:

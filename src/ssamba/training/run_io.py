@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ssamba.errors import MissingExtraError
-from ssamba.files import check_before_replacing, json_text, utf8_cells, utf8_text, write_atomically
-from ssamba.progress import Progress, format_duration
+from ssamba.files import check_before_replacing, finite, json_text, utf8_cells, utf8_text, write_atomically
+from ssamba.progress import Progress, counted, format_duration
 from ssamba.training.distributed import World
 from ssamba.training.settings import RunSettings
 from ssamba.training.task import StepOutcome
@@ -187,14 +187,14 @@ class TrainingReport(RunTotals):
     """What is wrong with the recordings as a whole."""
 
     def __str__(self) -> str:
-        left_out = f", {self.skipped} clips skipped (skipped.csv)" if self.skipped else ""
-        left_out += f", {self.bad_steps} steps left out" if self.bad_steps else ""
+        left_out = f", {counted(self.skipped, 'clip')} skipped (skipped.csv)" if self.skipped else ""
+        left_out += f", {counted(self.bad_steps, 'step')} left out" if self.bad_steps else ""
         was_finished = self.stopped == "finished" and self.resumed_from == self.step
-        status = "already finished (more minutes or epochs extend it)" if was_finished else self.stopped
-        lines = [
-            f"{status} at step {self.step}: {self.clips} clips, {format_duration(self.audio_s)} of audio in "
-            f"{format_duration(self.elapsed_s)}{left_out}"
-        ]
+        status = "already finished" if was_finished else self.stopped
+        extend = " (more minutes or epochs extend it)" if was_finished else ""
+        audio, elapsed = format_duration(self.audio_s), format_duration(self.elapsed_s)
+        clips = f"{counted(self.clips, 'clip')}, {audio} of audio in {elapsed}{left_out}"
+        lines = [f"{status} at step {self.step}{extend}: {clips}"]
         lines += [
             f"  held out, {name.replace('@', ' at ')} of 512: {value:.4f}"
             for name, value in self.validation.items()
@@ -288,7 +288,7 @@ class RunLog:
         """Append a line; the numbers of a `train` or `validation` line also become curves."""
         values = values or {}
         own = {"event": event, "step": step, "time": round(time.time(), 3)}
-        line = json_text(_finite(own | dict(values) | own)) + "\n"  # own keys come first and cannot be overwritten
+        line = json_text(finite(own | dict(values) | own)) + "\n"  # own keys come first and cannot be overwritten
 
         def append() -> None:
             check_before_replacing()
@@ -365,15 +365,6 @@ def peak_memory_bytes(device: torch.device) -> int | None:
     except ImportError:  # Windows
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON does not have, by None."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _truncate(path: Path, step: int) -> None:
