@@ -12,6 +12,7 @@ from hypothesis import example, given
 
 from ssamba.files import (
     RealPaths,
+    finite,
     json_text,
     path_from_text,
     path_text,
@@ -78,3 +79,8 @@ def test_the_longest_names_can_be_written(tmp_path, name):
     write_atomically(tmp_path / name, lambda target: target.write_text("done"))
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "done"
+
+
+def test_values_that_json_does_not_have_become_null():
+    values = {"loss": float("nan"), "scores": [1.5, float("-inf"), {"n": 3}], "name": "x"}
+    assert json_text(finite(values)) == '{"loss": null, "scores": [1.5, null, {"n": 3}], "name": "x"}'

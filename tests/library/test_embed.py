@@ -26,6 +26,7 @@ from ssamba.embedder import Embedder
 from ssamba.embedding import EmbedOptions
 from ssamba.errors import ConfigError, ModelMismatchError, OtherSettingsError, OutputInUseError, SkippedFilesError
 from ssamba.library.embed import embed_files, embed_settings
+from ssamba.library.info import table_facts
 from ssamba.library.store import Store, check_settings
 from ssamba.library.tables import FileRecord, StoreError, read_embeddings
 
@@ -418,6 +419,18 @@ def test_a_second_writer_is_refused(tmp_path, embedder, clips):
             embed_files(clips[:2], tmp_path / "e.npz", embedder, overwrite=True)
 
     assert embed_files(clips[:2], tmp_path / "e.npz", embedder, progress=embed_again).rows == 2
+
+
+def test_info_says_how_a_table_was_made(tmp_path, embedder, clips):
+    embed_files(clips[:2], tmp_path / "e.npz", embedder, readout="parts")
+    facts = dict(table_facts(tmp_path / "e.npz"))
+    assert (facts["rows"], facts["dimension"], facts["readout"]) == ("2 files", "128", "parts")
+    assert facts["weights digest"] == embedder.identity.weights_digest
+    (tmp_path / "x.npz").write_text("text")
+    done = CliRunner().invoke(app, ["info", str(tmp_path / "e.npz"), str(tmp_path / "x.npz")])
+    assert done.exit_code == 1
+    assert "parts" in done.stdout
+    assert "x.npz" in done.stderr
 
 
 def test_strict_raises_when_the_table_is_written(tmp_path, embedder, clips):

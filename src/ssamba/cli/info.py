@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 @app.command(
     epilog="[bold]Examples[/]\n\nssamba info\n\nssamba info night.wav recordings/\n\n"
-    "ssamba info ssamba2-tiny ssamba_tiny.pth\n\nssamba info dawn.flac -c runs/birds\n\n" + EXIT_CODES
+    "ssamba info ssamba2-tiny ssamba_tiny.pth\n\nssamba info embeddings.npz dawn.flac -c runs/birds\n\n" + EXIT_CODES
 )
 def info(
     recordings: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RECORDINGS...]", help="Audio files, folders and patterns; or models, by name, folder or file."
+            metavar="[RECORDINGS...]",
+            help="Audio files, folders and patterns; models, by name, folder or file; tables of embeddings.",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -33,19 +34,28 @@ def info(
         typer.Option("--checkpoint", "-c", metavar="MODEL", help="Model to describe; may be repeated."),
     ] = None,
 ) -> None:
-    """Describe models, check recordings, or (without argument) show what ssamba can use on this machine.
+    """Describe models and tables of embeddings, check recordings, or (without argument) show what this machine offers.
 
     Recordings are decoded to their end: damage, and lengths that a header states wrongly, are named.
     """
     from ssamba.audio.files import find_audio
     from ssamba.errors import SsambaError
-    from ssamba.library.info import installation_facts, is_model, model_facts, recording_facts
+    from ssamba.library.info import (
+        installation_facts,
+        is_model,
+        is_table,
+        model_facts,
+        recording_facts,
+        table_facts,
+    )
 
     named = recordings or []
-    found = find_audio([text for text in named if not is_model(text)])
+    tables = [text for text in named if is_table(text) and not is_model(text)]
+    found = find_audio([text for text in named if not is_model(text) and text not in tables])
     jobs: list[tuple[str, Callable[[], Facts]]] = []
     for text in (*filter(is_model, named), *(checkpoint or [])):
         jobs.append((text, partial(model_facts, text)))
+    jobs += [(text, partial(table_facts, text)) for text in tables]
     for path in found:
         jobs.append((str(path), partial(recording_facts, path)))
     failed = False

@@ -119,11 +119,20 @@ def _print(segments: list[Segment], style: str) -> None:
         sys.stdout.write(as_csv(segments) if style == "csv" else as_json(segments))
         sys.stdout.flush()
         return
-    table = Table("recording", "seconds", "labels")
-    last = ""
+    header = ("recording", "seconds", "labels")
+    rows = []
     for one in segments:
-        name = "" if one.path == last else escape(printable(one.path))
-        last = one.path
         best = ", ".join(f"{label} {probability:.3f}" for label, probability in one.labels.items())
-        table.add_row(name, f"{one.start_s:g} to {one.end_s:g}", escape(printable(best)))
+        rows.append((printable(one.path), f"{round(one.start_s, 2):g} to {round(one.end_s, 2):g}", printable(best)))
+    if not out.is_terminal:  # a whole line for each row, for grep and other programs
+        widths = [max(map(len, column)) for column in zip(*(row[:2] for row in (header, *rows)), strict=True)]
+        for path, seconds, labels in (header, *rows):
+            line = f"{path:{widths[0]}}  {seconds:{widths[1]}}  {labels}"
+            out.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
+        return
+    table = Table(*header)
+    last = ""
+    for path, *rest in rows:
+        table.add_row("" if path == last else escape(path), *map(escape, rest))
+        last = path
     out.print(table)

@@ -1,7 +1,8 @@
-"""Facts about models, recordings and this installation, as rows of name and value: what `ssamba info` prints."""
+"""Facts about models, recordings, tables of embeddings and this installation: what `ssamba info` prints."""
 
 from __future__ import annotations
 
+import json
 import platform
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,12 +16,15 @@ from ssamba.checkpoint import load_checkpoint
 from ssamba.checkpoint.files import CONFIG_FILE
 from ssamba.checkpoint.names import MODEL_FOLDER, ROUNDS_FOLDER, STATES_FOLDER, is_model_name
 from ssamba.files import user_path
+from ssamba.library.tables import read_embeddings
 from ssamba.ops import available_backends
 from ssamba.ops.matmul import library
+from ssamba.progress import counted, format_duration
 
 Facts = list[tuple[str, str]]
 
 _EXTRAS = {"codecs": "av", "store": "pyarrow", "hf": "huggingface_hub", "figures": "matplotlib"}
+_TABLES = (".npz", ".parquet", ".csv")
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".json")
 
 
@@ -35,6 +39,26 @@ def is_model(text: str) -> bool:
     if path.is_dir():
         return any((path / inner).exists() for inner in (CONFIG_FILE, MODEL_FOLDER, ROUNDS_FOLDER, STATES_FOLDER))
     return not (path.suffix or path.exists() or any(sign in text for sign in "*?[/\\"))
+
+
+def is_table(text: str) -> bool:
+    """Return whether a string names a file that may be a table of embeddings, by its ending."""
+    return user_path(text).suffix in _TABLES
+
+
+def table_facts(path: str | Path) -> Facts:
+    """Return what a table of embeddings holds and how it was made.
+
+    Raises:
+        StoreError: the file is missing or was not written by `ssamba embed`.
+    """
+    table = read_embeddings(path)
+    files, (rows, dim) = len(table["path"]), table["embedding"].shape
+    shape = f"{counted(rows, 'time step')} of {counted(files, 'file')}" if "time_s" in table else counted(rows, "file")
+    facts = [("rows", shape), ("dimension", str(dim)), ("audio", format_duration(float(table["duration_s"].sum())))]
+    facts += [(name.replace("_", " "), str(table[name])) for name in ("model", "weights_digest") if name in table]
+    options = json.loads(str(table["settings"])).get("options", {}) if "settings" in table else {}
+    return facts + [(name, "default" if value is None else str(value)) for name, value in options.items()]
 
 
 def installation_facts() -> Facts:

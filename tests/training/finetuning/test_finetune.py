@@ -463,7 +463,9 @@ def test_the_commands_finetune_and_predict(classes, start, tmp_path):
     printed = run_cli("predict", wave, text, "-c", tmp_path / "run", "-o", tmp_path / "p.json", "--strict")
     assert printed.exit_code == 3
     assert json.loads((tmp_path / "p.json").read_text())[0]["path"] == str(wave)
-    assert "recording" in run_cli("predict", wave, "-c", tmp_path / "run").stdout
+    header, line = run_cli("predict", wave, "-c", tmp_path / "run").stdout.splitlines()[:2]  # not wrapped
+    assert header.split() == ["recording", "seconds", "labels"]
+    assert re.fullmatch(rf"{re.escape(str(wave))}  0 to [\d.]+  .+ 0\.\d+", line)
     assert run_cli("predict", text, "-c", tmp_path / "run").exit_code == 1
     assert run_cli("predict", wave, "-c", start).exit_code == 1
     assert load_checkpoint(tmp_path / "run").config == load_checkpoint(tmp_path / "run" / "model").config
