@@ -1,12 +1,16 @@
-"""Configuration: old spellings of keys in written files are read."""
+"""Configuration: old spellings of keys in written files are read, and each problem is said once."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import pytest
+
 import ssamba
 from ssamba.config import ModelConfig
+from ssamba.errors import ConfigError
+from ssamba.evaluation.vectors import VectorOptions
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 from ssamba.training.pretraining.recipe import PretrainRecipe
 
@@ -42,3 +46,9 @@ def test_old_fine_tuning_recipe_is_read(tmp_path):
     recipe = FinetuneRecipe.read(path)
     assert recipe.optimizer.learning_rate == 0.25
     assert recipe.augmentation.equalizer_db == 2.0
+
+
+def test_a_wrong_item_of_a_list_is_one_problem():
+    with pytest.raises(ConfigError) as error:
+        VectorOptions.parse({"readouts": ["both"]}, "evaluate")
+    assert str(error.value) == "evaluate: readouts.0: Input should be 'clip' or 'parts' (got 'both')"

@@ -75,7 +75,10 @@ class Config(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            problems = "; ".join(cls._explain(dict(e)) for e in error.errors())
+            found = error.errors()
+            # A wrong item also makes its list too short.
+            outer = {e["loc"][:depth] for e in found for depth in range(1, len(e["loc"]))}
+            problems = "; ".join(cls._explain(dict(e)) for e in found if e["loc"] not in outer)
             raise ConfigError(f"{source}: {problems}") from None
 
     @classmethod

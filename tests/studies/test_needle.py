@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from ssamba.audio.decode import decode
 from ssamba.cli import app
-from ssamba.errors import ConfigError, DataError
+from ssamba.errors import ConfigError, DataError, OtherSettingsError
 from ssamba.studies import needle as module
 from ssamba.studies.needle import (
     Matcher,
@@ -171,7 +171,7 @@ def test_a_study_finds_loud_needles_and_resumes_where_it_was_interrupted(embedde
     assert len(whole.trials) == 3 * 2 * 2 * 3 * 2  # needles, levels, lengths, sides, rules
     easy = [t.rank == 1 for t in whole.trials if t.side == "log-mel" and t.level_db == 0]
     assert np.mean(easy) > 0.5 > np.mean([t.chance for t in whole.trials])
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(OtherSettingsError, match="seed was 0, is 1"):
         measure_needles(embedder, clips, options=options(seed=1), before=half)
 
     pytest.importorskip("matplotlib")
@@ -224,6 +224,7 @@ def test_the_command_writes_and_resumes_a_study_and_refuses_another(embedder, cl
     assert json.loads((tmp_path / "n" / "needle.json").read_text()) == before
     other = CliRunner().invoke(app, [*command, "--seed", "1"])
     assert other.exit_code == 1
+    assert "other settings: seed was 0, is 1" in " ".join(other.output.split())
     assert "--overwrite" in other.output
     assert CliRunner().invoke(app, [*command, "--minutes", "x"]).exit_code == 2
 

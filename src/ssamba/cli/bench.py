@@ -23,7 +23,7 @@ from ssamba.cli.app import (
     report_skipped,
 )
 from ssamba.cli.progress import ProgressDisplay
-from ssamba.errors import Interrupted
+from ssamba.errors import Interrupted, OtherSettingsError
 from ssamba.files import output_folder
 from ssamba.progress import ProgressReporter
 
@@ -216,20 +216,15 @@ def needle(
         torch.set_num_threads(threads)
     before = read_needles(output) if (output / "needle.json").exists() and not overwrite else None
     model = load_model(checkpoint, device=device)
-    started = False
 
     def save(study: Any, done: bool) -> list[Path]:
-        nonlocal started
-        started = True
         return save_needles(study, output, picture=done)
 
     with _progress("searching", "minutes of audio", save, output) as on_progress:
         try:
             study = measure_needles(model, haystack, sounds, options, before=before, on_progress=on_progress)
-        except ValueError as error:
-            if before is None or started:
-                raise
-            fail(f"{output}: {error}; choose another folder, or --overwrite")
+        except OtherSettingsError as error:
+            fail(f"{output}: {error}. Repeat its command, choose another folder, or --overwrite")
     report_skipped(study.skipped)
     _print(headlines(study))
     _print(save(study, done=True))
@@ -265,7 +260,6 @@ def long(
 
     from ssamba.audio.files import find_audio
     from ssamba.embedder import load_model
-    from ssamba.errors import OtherSettingsError
     from ssamba.studies.long_audio import LongOptions, headlines, measure_long, read_long, save_long
 
     values = {"minutes": () if minutes is None else parse_numbers(minutes, "--minutes"), "seed": seed}

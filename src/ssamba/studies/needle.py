@@ -32,10 +32,10 @@ from pydantic import Field, model_validator
 
 from ssamba.audio.decode import decode
 from ssamba.audio.files import Skipped
-from ssamba.config import Config
+from ssamba.config import Config, settings_differences
 from ssamba.embedder import Embedder
 from ssamba.embedding import EmbedOptions
-from ssamba.errors import DataError
+from ssamba.errors import DataError, OtherSettingsError
 from ssamba.files import path_text
 from ssamba.hashing import digest_of
 from ssamba.studies.harness import Progress, environment, environment_changes, is_out_of_memory
@@ -279,6 +279,12 @@ def identity(options: NeedleOptions, model_digest: str, needles: Sequence[Needle
     )
 
 
+def _settings(study: NeedleStudy) -> dict[str, Any]:
+    """Return what a message can name of that which must be equal for a study to be resumed."""
+    facts = {"model": study.environment.get("model"), "recordings": study.files, "sounds": sorted(study.needles)}
+    return {**facts, **study.options.model_dump(mode="json")}
+
+
 def measure_needles(
     model: Embedder,
     haystack: Sequence[Path],
@@ -300,7 +306,7 @@ def measure_needles(
 
     Raises:
         DataError: the recordings cannot be used, or there are too few of them.
-        ValueError: `before` was made with another model, recordings or options.
+        OtherSettingsError: `before` was made with another model, recordings or options; the message names them.
     """
     options = options or NeedleOptions()
     rate_hz = model.front_end.sample_rate_hz
@@ -315,7 +321,9 @@ def measure_needles(
     )
     if before is not None:
         if before.identity != study.identity:
-            raise ValueError("the study to resume was made with another model, other recordings or other options")
+            changed = settings_differences(_settings(before), _settings(study))
+            what = "; ".join(changed) or "the weights, the recordings or the needles are not the same"
+            raise OtherSettingsError(f"the study was made with other settings: {what}")
         changes = environment_changes(before.environment, study.environment)
         if changes:  # times depend on the environment, results do not
             begun_with = ", ".join(f"{name} {before.environment.get(name)}" for name in sorted(changes))
