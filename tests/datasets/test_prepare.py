@@ -19,7 +19,7 @@ from ssamba.data.corpus import open_corpus
 from ssamba.data.manifest import read_manifest
 from ssamba.datasets import DATASETS, find_dataset, prepare, write_prepared
 from ssamba.datasets.prepare import verify_archives
-from ssamba.errors import DataError, DatasetStructureError, OtherSettingsError, SsambaError
+from ssamba.errors import ConfigError, DataError, DatasetStructureError, OtherSettingsError, SsambaError
 
 
 def ssamba(*arguments):
@@ -61,9 +61,9 @@ def test_published_numbers_agree_with_each_other(dataset):
 def test_names_of_data_sets_are_matched_loosely():
     assert find_dataset("audioset20k").name == "audioset-20k"
     assert find_dataset("Speech_Commands_v1").name == "speech-commands-v1"
-    with pytest.raises(DataError, match="did you mean 'urbansound8k'"):
+    with pytest.raises(ConfigError, match="did you mean 'urbansound8k'"):
         find_dataset("UrbanSounds8k")
-    with pytest.raises(DataError, match="There are: audioset-20k"):
+    with pytest.raises(ConfigError, match="There are: audioset-20k"):
         find_dataset("?")
 
 

@@ -131,7 +131,7 @@ def test_perfect_and_inverted_scores():
         (ours.accuracy, np.zeros((3, 2)), np.array([0.0, 1.0, 1.0]), "class indices"),
         (ours.macro_f1, np.full((3, 2), np.nan), np.array([0, 1, 1]), "NaN"),
         (ours.area_under_curve, np.full((3, 2), np.inf), np.zeros((3, 2)), "infinity"),
-        (ours.equal_error_rate, np.zeros(3), np.zeros(3), "all targets are alike"),
+        (ours.equal_error_rate, np.zeros(3), np.zeros(3), "all targets are equal"),
         (ours.equal_error_rate, np.zeros((3, 1)), np.zeros(3), "one shape"),
         (ours.equal_error_rate, np.full(3, np.inf), np.array([0, 1, 1]), "infinity"),
         (ours.mean_equal_error_rate, np.zeros((3, 2)), np.zeros((3, 2)), "a positive and a negative"),

@@ -169,9 +169,9 @@ def prepare(
         progress: called after each file; returning False stops as Ctrl-C does.
 
     Raises:
-        ConfigError: `output` has another suffix.
+        ConfigError: the name is unknown, or `output` has another suffix.
         DatasetStructureError: the data set is not in `source`; the message shows the expected structure.
-        DataError: the name is unknown; a table or an archive is damaged; clips are listed twice; groups are divided
+        DataError: a table or an archive is damaged; clips are listed twice; groups are divided
             between splits; no clip exists.
         OtherSettingsError: the manifest exists, and rows of it would change or be dropped.
         OutputInUseError: another process is writing the manifest, or to the folder `audio`.

@@ -117,7 +117,7 @@ def equal_error_rate(scores: Array, targets: Array) -> float:
         targets: (N,), 1 for a match.
 
     Raises:
-        ValueError: shapes or values do not fit, or all targets are alike.
+        ValueError: shapes or values do not fit, or all targets are equal.
     """
     scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets)
     if scores.ndim != 1 or scores.shape != targets.shape:
