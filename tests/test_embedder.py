@@ -179,6 +179,24 @@ def test_batches_of_any_budget_give_the_same(embedder, clips, medley):
             assert_same(one, other)
 
 
+def test_digital_silence_of_many_windows_is_encoded_once(embedder, medley):
+    samples = np.concatenate((medley[:100_000], np.zeros(16_000 * 120, np.float32), medley[:50_000]))
+    encoded = []
+    handle = embedder.encoder.register_forward_pre_hook(lambda module, inputs: encoded.append(len(inputs[0])))
+    try:
+        found = embedder.embed(samples, batch_tokens=1_000_000)
+        once = sum(encoded)
+        encoded.clear()
+        alone = embedder.embed(samples, batch_tokens=1)
+    finally:
+        handle.remove()
+    assert sum(encoded) >= 24  # 127 s in windows of 10.24 s, half overlapping
+    assert once <= 8
+    torch.testing.assert_close(found.clip, alone.clip, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.frames, alone.frames, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.parts, alone.parts, atol=1e-5, rtol=0)
+
+
 def test_batches_and_channels_of_arrays(embedder, medley):
     batch = np.stack((medley[:32_000], medley[32_000:64_000], medley[64_000:96_000], medley[-32_000:])).reshape(
         2, 2, -1

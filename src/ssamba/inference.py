@@ -533,15 +533,15 @@ class InferenceEngine:
         with self._autocast(enabled=is_bf16):
             skips = self.encoder.skips_padding(batch[0][1].features) and not all_layers
         for group in group_by_length(batch, _MAX_PADDING_IF_SKIPPED if skips else _MAX_PADDING):
-            windows = [window for _, window in group]
+            windows, rows = _distinct([window for _, window in group])
             features = _padded(windows)
             with self._autocast(enabled=is_bf16):
                 encoded = self._tokens(features, windows, options.layer, all_layers)
             with self._autocast(enabled=False):
                 thirds = self._thirds(features, windows)
-                for own, weights, (recording, window) in zip(encoded, thirds, group, strict=True):
+                for row, (recording, window) in zip(rows, group, strict=True):
                     valid = config.num_prefix_tokens + config.rows * window.columns
-                    recording.accumulator.add(window, own[..., :valid, :], weights[:, : window.columns])
+                    recording.accumulator.add(window, encoded[row][..., :valid, :], thirds[row][:, : window.columns])
                     recording.num_pending -= 1
 
     def _tokens(self, features: Tensor, windows: Sequence[Window], layer: int | None, all_layers: bool) -> Tensor:
@@ -559,6 +559,19 @@ class InferenceEngine:
         columns, valid_frames = torch.tensor([(one.columns, one.valid_frames) for one in windows], device="cpu").T
         levels = step_levels(features, self.encoder.config, self.front_end, valid_frames)
         return third_weights(levels.cpu().float(), columns)
+
+
+def _distinct(windows: Sequence[Window]) -> tuple[list[Window], list[int]]:
+    """Return the windows to encode, and for each window its index among them: equal digital silence is encoded once."""
+    distinct, rows, silent = list[Window](), list[int](), dict[tuple[int, int], int]()
+    for window in windows:
+        row = len(distinct)
+        if (window.features == window.features[0, 0]).all():
+            row = silent.setdefault((len(window.features), window.valid_frames), row)
+        if row == len(distinct):
+            distinct.append(window)
+        rows.append(row)
+    return distinct, rows
 
 
 def _padded(windows: Sequence[Window]) -> Tensor:
