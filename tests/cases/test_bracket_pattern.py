@@ -15,7 +15,7 @@ def test_a_folder_with_brackets_is_no_pattern(ssamba, tmp_path, second, pattern,
     (tmp_path / FOLDER / "a.wav").write_bytes(second(0))
     code, out, err = ssamba("embed", pattern, "-o", "o.npz", "-c", ssamba_pth)
     assert (code, err) == (0, "")
-    assert out.startswith("1 file embedded: 1.0 s of audio")
+    assert out.startswith("1 files embedded: 1.0 s of audio")
     assert read_embeddings("o.npz")["path"].tolist() == [f"{FOLDER}/a.wav"]
 
 

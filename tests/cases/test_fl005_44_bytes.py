@@ -21,7 +21,7 @@ def test_a_size_that_counts_the_header_is_embedded_whole_with_a_warning(ssamba, 
     (tmp_path / "rec" / "a.wav").write_bytes(content)
     code, out, _ = ssamba("embed", "rec", "-o", "o.npz", "-c", ssamba_pth)
     assert code == 0
-    assert out.startswith("1 file embedded: ")
+    assert out.startswith("1 files embedded: ")
     table = read_embeddings(tmp_path / "o.npz")
     assert (table["path"].tolist(), table["duration_s"].tolist()) == (["rec/a.wav"], [12.0])
     with (tmp_path / "o.npz.remarks.csv").open(newline="") as file:

@@ -23,7 +23,7 @@ def test_a_file_named_by_its_tilde(ssamba, rec, monkeypatch, ssamba_pth):
     monkeypatch.chdir(rec)
     code, out, err = ssamba("embed", "~a.wav", "-o", "../o.npz", "-c", ssamba_pth)
     assert (code, err) == (0, "")
-    assert out.startswith("1 file embedded: 1.0 s of audio")
+    assert out.startswith("1 files embedded: 1.0 s of audio")
     assert read_embeddings("../o.npz")["path"].tolist() == ["~a.wav"]
 
 

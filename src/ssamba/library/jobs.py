@@ -90,7 +90,8 @@ class JobReport:
         if self.done:
             changed = f" ({self.changed} of them changed)" if self.changed else ""
             speed = self.audio_s / max(self.seconds, 1e-9)
-            done = f"{counted(self.done, 'file')} {self.verb}{changed}{there}{skipped}: "
+            # The noun stays plural: scripts match this line.
+            done = f"{self.done} files {self.verb}{changed}{there}{skipped}: "
             done += f"{format_duration(self.audio_s)} of audio in {self.seconds:.1f} s ({speed:.0f}x real time), "
         else:
             nothing = "no new files" if self.pruned else "nothing to do"
