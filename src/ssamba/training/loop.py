@@ -384,7 +384,11 @@ class _Trainer:
             yield model
 
     def _validate(self) -> bool:
-        """Validate; return whether this is the best validation so far."""
+        """Validate; return whether this is the best validation so far, or equal to it.
+
+        In fine-tuning, `choice.metric` (`finetuning/recipe.py` `ChoiceSettings`) names the metric that is compared, and
+        `choice.state` whether `finetuning/run.py` `_test` uses the best state (the default) or the last one.
+        """
         self._log_window()
         with self._released_model() as model:
             seed_generators(self.run.seed, 0, _VALIDATION, self.world.rank)
