@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from ssamba.cli import app
+from ssamba.cli.progress import ProgressDisplay
 from ssamba.library.tables import read_embeddings
 from ssamba.progress import Progress
 
@@ -237,15 +238,23 @@ def test_an_interrupted_predict_keeps_what_is_done_and_the_same_command_goes_on(
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 1 + 3 * 300
 
 
-def test_an_interrupted_predict_without_a_file_prints_what_is_done(tmp_path, clips, classifier_folder):
-    for index in range(300):
+def test_an_interrupted_predict_without_a_file_prints_what_is_done(tmp_path, clips, classifier_folder, monkeypatch):
+    for index in range(30):
         shutil.copy(clips[6], tmp_path / f"{index}.flac")
-    command = ["predict", tmp_path, "-c", classifier_folder, "--format", "csv", "--workers", "0"]
-    started_s = time.monotonic()
-    code, printed, errors = interrupted(command, signal.SIGINT, lambda: time.monotonic() - started_s > 12)
-    assert code == 130, errors
-    done = int(re.search(r"interrupted: (\d+) files are classified", errors)[1])
-    assert len(printed.splitlines()) == (1 + 3 * done if done else 0)
+    show = ProgressDisplay.__call__
+
+    def interrupt(display, state):
+        show(display, state)
+        if state.done == 10:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
+    monkeypatch.setattr(ProgressDisplay, "__call__", interrupt)
+    done = ssamba("predict", tmp_path, "-c", classifier_folder, "--format", "csv", "--workers", "0")
+    assert done.returncode == 130, done.stderr
+    classified = int(re.search(r"interrupted: (\d+) files are classified", done.stderr)[1])
+    assert 0 < classified < 30
+    assert len(done.stdout.splitlines()) == 1 + 3 * classified
 
 
 @pytest.mark.parametrize(
