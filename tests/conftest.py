@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,11 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from ssamba.audio.decode import decode
 from ssamba.checkpoint import save_checkpoint
+from ssamba.cli import app
 from ssamba.config import ClassifierConfig
 from ssamba.embedder import Embedder
 from ssamba.model import create_encoder
@@ -23,6 +27,16 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 SSAMBA_PTH = GOLDEN / "ssamba_official_dim32_depth4" / "official_checkpoint.pth"
 SSAST_PTH = GOLDEN / "ssast_official_dim24_depth2" / "official_checkpoint.pth"
+
+
+def invoke(*arguments):
+    """Run `ssamba` in this process, with the warnings of a new one; errors that it does not handle are raised."""
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        done = CliRunner().invoke(app, list(map(os.fspath, arguments)))
+    if not isinstance(done.exception, SystemExit | None):
+        raise done.exception
+    return done
 
 
 @pytest.fixture(scope="session")

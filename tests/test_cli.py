@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.conftest import invoke
 from typer.testing import CliRunner
 
 from ssamba.cli import app
@@ -31,12 +31,7 @@ def ssamba_process(*arguments):
 
 def ssamba(*arguments):
     """Run a command in this process; return what `ssamba_process` would."""
-    arguments = list(map(str, arguments))
-    with warnings.catch_warnings():
-        warnings.resetwarnings()
-        done = CliRunner().invoke(app, arguments)
-    if not isinstance(done.exception, SystemExit | None):
-        raise done.exception
+    done = invoke(*arguments)
     return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 

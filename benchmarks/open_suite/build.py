@@ -119,7 +119,7 @@ Refuse = Callable[[str, Source, str, bytes], str | None]
 
 @dataclass(frozen=True)
 class Suite:
-    """What `build_suite` builds."""
+    """The tasks of a suite and their settings, for `build_suite`."""
 
     tasks: Mapping[str, OpenTask]
     metadata: SuiteMetadata

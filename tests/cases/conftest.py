@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import warnings
 
 import pytest
-from typer.testing import CliRunner
+from tests.conftest import invoke
 
 from ssamba.audio.decode import decode
-from ssamba.cli import app
 
 
 @pytest.fixture
@@ -23,14 +21,11 @@ def ssamba(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, cwd=".", **environment):
-        with monkeypatch.context() as patch, warnings.catch_warnings():
-            warnings.resetwarnings()
+        with monkeypatch.context() as patch:
             patch.chdir(cwd)
             for name, value in environment.items():
                 patch.setenv(name, value)
-            done = CliRunner().invoke(app, list(map(os.fspath, arguments)))
-        if not isinstance(done.exception, SystemExit | None):
-            raise done.exception
+            done = invoke(*arguments)
         return done.exit_code, done.stdout, done.stderr
 
     return run

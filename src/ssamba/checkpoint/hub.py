@@ -39,7 +39,7 @@ _log = logging.getLogger("ssamba")
 
 
 class RemoteFile(NamedTuple):
-    """What is known of a file before it is downloaded."""
+    """Size and checksum of a file of the hub, before it is downloaded."""
 
     size: int | None = None
     """Bytes; None where the hub does not say."""
@@ -86,7 +86,7 @@ class Choice(NamedTuple):
     files: tuple[str, ...]
     """Files to download, the weights first."""
     note: str = ""
-    """How it was chosen."""
+    """Reason for choosing this file."""
     is_certain: bool = False
     """Whether no other file of the repository could have been chosen instead."""
 
@@ -101,7 +101,7 @@ class Fetched(NamedTuple):
     sha256: str
     """Checksum of the file of weights, 64 hexadecimal digits."""
     notes: tuple[str, ...]
-    """Where it was fetched from, how it was chosen, and how to pin it."""
+    """Text for the log: source, reason for the choice, and the name that pins this version."""
 
 
 def fetch(name: str) -> Fetched:

@@ -29,7 +29,7 @@ from ssamba.worker_pool import checked_workers
 
 
 class EmbedReport(JobReport):
-    """What a call of `embed_files` did."""
+    """Result of `embed_files`. As text, a summary."""
 
     verb: ClassVar[str] = "embedded"
     step: ClassVar[str] = "embedding"

@@ -38,7 +38,7 @@ _ABSENT = 0, 0
 
 @dataclass(kw_only=True)
 class JobReport:
-    """What a call did. As text, a summary."""
+    """Result of a call. As text, a summary."""
 
     verb: ClassVar[str]
     """What is done to files, such as `embedded`."""

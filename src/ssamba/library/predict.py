@@ -54,7 +54,7 @@ class Segment:
 
 @dataclass(kw_only=True)
 class PredictReport(JobReport):
-    """What a call of `predict_files` did."""
+    """Result of `predict_files`. As text, a summary."""
 
     verb: ClassVar[str] = "classified"
     step: ClassVar[str] = "predicting"

@@ -44,7 +44,7 @@ def retrieval_scores(
         labels: one of each clip, (N,), or several, (N, C) of 0 and 1.
         groups: (N,); clips of one group do not search each other. An empty name is a group of its own, and None gives
             each clip one.
-        max_queries: if there are more clips, so many of them, evenly spaced, are queries.
+        max_queries: largest number of queries; of more clips, this many are taken, evenly spaced.
 
     Raises:
         ValueError: shapes do not fit.

@@ -136,7 +136,7 @@ def plot_reconstructions(clips: Sequence[Reconstruction], names: Sequence[str], 
 
 @dataclass(frozen=True)
 class ReconstructionReport:
-    """What a call of `reconstruct_recording` wrote. As text, a summary."""
+    """Result of `reconstruct_recording`. As text, a summary."""
 
     output: Path
     """The plot."""
