@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from tests.conftest import invoke
 from typer.testing import CliRunner
 
 from ssamba.cli import app
+from ssamba.cli.app import raise_interrupt
 from ssamba.cli.progress import ProgressDisplay
 from ssamba.library.tables import read_embeddings
 from ssamba.progress import Progress
@@ -250,6 +252,20 @@ def test_an_interrupted_predict_without_a_file_prints_what_is_done(tmp_path, cli
     classified = int(re.search(r"interrupted: (\d+) files are classified", done.stderr)[1])
     assert 0 < classified < 30
     assert len(done.stdout.splitlines()) == 1 + 3 * classified
+
+
+def test_an_import_is_not_interrupted_in_the_middle(tmp_path, monkeypatch):
+    (tmp_path / "signaled.py").write_text("import signal\nsignal.raise_signal(signal.SIGTERM)\nis_whole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = signal.signal(signal.SIGTERM, raise_interrupt)
+    try:
+        signaled = importlib.import_module("signaled")
+        assert signaled.is_whole
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(60)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        sys.modules.pop("signaled", None)
 
 
 @pytest.mark.parametrize(

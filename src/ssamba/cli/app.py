@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ from ssamba.files import finite, json_text, utf8_text
 from ssamba.progress import format_duration as format_duration
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from ssamba.audio.files import Remark, Skipped
 
 EXIT_ERROR = 1
@@ -136,8 +139,18 @@ def is_quiet() -> bool:
     return log.level >= logging.ERROR
 
 
-def raise_interrupt(signum: int, frame: object) -> NoReturn:
-    """Signal handler that ends a job as Ctrl-C does."""
+def raise_interrupt(signum: int, frame: FrameType | None) -> None:
+    """Signal handler that ends a job by `KeyboardInterrupt`, but not in the middle of an import.
+
+    PyTorch's C++ parts abort when the modules that they import raise. So the signal comes again a little later.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            again = threading.Timer(0.02, signal.raise_signal, [signum])
+            again.daemon = True
+            again.start()
+            return
+        frame = frame.f_back
     raise KeyboardInterrupt
 
 
@@ -170,8 +183,9 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, raise_interrupt)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(signum) in (signal.default_int_handler, signal.SIG_DFL):
+                signal.signal(signum, raise_interrupt)
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _log_warning
