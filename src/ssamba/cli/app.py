@@ -146,12 +146,20 @@ def raise_interrupt(signum: int, frame: FrameType | None) -> None:
     """
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            again = threading.Timer(0.02, signal.raise_signal, [signum])
+            again = threading.Timer(0.02, _signal_main_thread, [signum])
             again.daemon = True
             again.start()
             return
         frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def _signal_main_thread(signum: int) -> None:
+    """Send a signal that also wakes the main thread from a system call."""
+    if sys.platform == "win32":
+        signal.raise_signal(signum)
+    else:
+        signal.pthread_kill(threading.main_thread().ident or 0, signum)
 
 
 def fail(message: str, code: int = EXIT_ERROR) -> NoReturn:
