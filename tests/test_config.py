@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import ssamba
-from ssamba.config import ModelConfig
+from ssamba.config import ClassifierConfig, ModelConfig
 from ssamba.errors import ConfigError
 from ssamba.evaluation.vectors import VectorOptions
 from ssamba.training.finetuning.recipe import FinetuneRecipe
@@ -52,3 +52,16 @@ def test_a_wrong_item_of_a_list_is_one_problem():
     with pytest.raises(ConfigError) as error:
         VectorOptions.parse({"readouts": ["both"]}, "evaluate")
     assert str(error.value) == "evaluate: readouts.0: Input should be 'clip' or 'parts' (got 'both')"
+
+
+def test_a_classifier_checks_what_long_recordings_need():
+    labels = ("crow", "drum")
+    for change, message in (
+        ({"background": "wind"}, "is none of the labels"),
+        ({"thresholds": (0.5,)}, "1 thresholds for 2 classes"),
+        ({"thresholds": (0.5, 2.0)}, "probabilities from 0 to 1"),
+        ({"clip_lengths_s": (2.0, 1.0, 3.0)}, "must be above 0 and not fall"),
+        ({"temperature": 0.0}, "greater than 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ClassifierConfig.parse({"num_classes": 2, "labels": labels, **change}, "config.json")

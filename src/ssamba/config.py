@@ -469,6 +469,17 @@ class ClassifierConfig(Config):
     token_segments: int | None = Field(None, gt=0)
     """None: each label pools the tokens that cover its frames. A number splits the sequence of all tokens into that
     many equal segments, as the original's `ft_avgtok_1sec` does (60, each about one frequency band over 8 s)."""
+    clip_lengths_s: tuple[float, float, float] | None = Field(None, json_schema_extra={"since": 2})
+    """5 % quantile, median and 95 % quantile of the lengths of the training clips in seconds; None: unknown, or trained
+    on the seconds of recordings."""
+    background: str | None = Field(None, json_schema_extra={"since": 2})
+    """The label that means "none of the others"; None: there is none."""
+    temperature: float | None = Field(None, gt=0, json_schema_extra={"since": 2})
+    """Divides the logits of calibrated probabilities; None: not measured."""
+    thresholds: tuple[float, ...] | None = Field(None, json_schema_extra={"since": 2})
+    """For each class the calibrated probability from which on it counts as present; None: not measured."""
+    wanted_precision: float | None = Field(None, gt=0, le=1, json_schema_extra={"since": 2})
+    """Precision on held-out clips that the thresholds were chosen for."""
 
     @model_validator(mode="after")
     def _check(self) -> ClassifierConfig:
@@ -478,6 +489,15 @@ class ClassifierConfig(Config):
             raise ValueError("label_frames needs pooling = 'mean': the prefix token stands for the whole clip")
         if self.labels is not None and len(self.labels) != self.num_classes:
             raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes")
+        lengths_s = self.clip_lengths_s
+        if lengths_s is not None and not 0 < lengths_s[0] <= lengths_s[1] <= lengths_s[2]:
+            raise ValueError(f"clip_lengths_s must be above 0 and not fall, got {lengths_s}")
+        if self.background is not None and self.background not in (self.labels or ()):
+            raise ValueError(f"background {self.background!r} is none of the labels")
+        if self.thresholds is not None and len(self.thresholds) != self.num_classes:
+            raise ValueError(f"{len(self.thresholds)} thresholds for {self.num_classes} classes")
+        if self.thresholds is not None and not all(0 <= one <= 1 for one in self.thresholds):
+            raise ValueError(f"thresholds are probabilities from 0 to 1, got {self.thresholds}")
         return self
 
 

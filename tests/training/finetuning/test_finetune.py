@@ -113,6 +113,9 @@ def test_a_folder_per_class_becomes_a_classifier(classes, start, tmp_path):
     model = ssamba.load_model(tmp_path / "run" / "model")
     assert model.classifier is not None
     assert model.classifier.config.labels == report.classes
+    assert model.classifier.config.clip_lengths_s is not None
+    low_s, median_s, high_s = model.classifier.config.clip_lengths_s  # of clips of 0.5 to 0.9375 s
+    assert 0.5 <= low_s < median_s < high_s <= 0.938
     assert ssamba.load_model(tmp_path / "run").identity.weights_digest == model.identity.weights_digest
     # Users get the model that was tested.
     data = open_labeled(classes, recipe(), FrontEndConfig(), 1.0)

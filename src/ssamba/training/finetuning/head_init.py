@@ -62,7 +62,7 @@ def fit_initial_head(task: FinetuneTask, device: torch.device) -> float | None:
 def _vectors(task: FinetuneTask, model: Classifier, clips: Ints) -> Predictions:
     """Return the inputs of the classifier's linear layer for whole clips, as `logits` (N, D)."""
     width = model.linear.in_features
-    config = model.config.with_changes(num_classes=width, labels=tuple(map(str, range(width))))
+    config = model.config.with_changes(num_classes=width, labels=None, background=None)
     reader = Classifier(model.encoder.config, config).to(model.linear.weight.device)
     reader.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("linear.")}, strict=False)
     with torch.no_grad():

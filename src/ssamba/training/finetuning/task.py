@@ -91,6 +91,7 @@ class FinetuneTask(PlannedBatches):
             padding="official" if recipe.clips.short_clips == "pad" else "patch",
             label_frames=front_end.frames_per_second if recipe.labels.unit == "second" else None,
             token_segments=_OFFICIAL_SEGMENTS if recipe.labels.tokens == "official" else None,
+            clip_lengths_s=clip_lengths(data.corpus.seconds[fold.train]) if recipe.labels.unit == "clip" else None,
         )
         self.model = Classifier(encoder, config)
         if weights is not None:
@@ -329,6 +330,12 @@ class FinetuneTask(PlannedBatches):
         """Write the classifier with its labels as a checkpoint folder."""
         assert isinstance(model, Classifier)
         save_checkpoint(folder, model, self.as_checkpoint(model).config, self.front_end)
+
+
+def clip_lengths(seconds: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    """Return 5 % quantile, median and 95 % quantile of lengths (N,), in seconds."""
+    low, median, high = (round(float(one), 3) for one in np.quantile(seconds, (0.05, 0.5, 0.95)))
+    return low, median, high
 
 
 def window_s(frames: int, front_end: FrontEndConfig) -> float:
