@@ -15,9 +15,11 @@ from ssamba.events import (
     Event,
     Smoothing,
     count_matches,
+    count_overlaps,
     event_counts,
     event_metric,
     find_events,
+    merge_windows,
     segment_activity,
     timestamp_targets,
 )
@@ -108,7 +110,7 @@ def test_the_matching_is_mir_evals(truly, found, share):
     transcription = pytest.importorskip("mir_eval.transcription")
     pitch = {"a": 100.0, "b": 1000.0}
     arrays = [
-        (np.array([e[1:] for e in own]).reshape(-1, 2), np.array([pitch[e.label] for e in own]))
+        (np.array([e[1:3] for e in own]).reshape(-1, 2), np.array([pitch[e.label] for e in own]))
         for own in (truly, found)
     ]
     pairs = transcription.match_notes(
@@ -156,3 +158,43 @@ def test_runs_of_moments_are_events():
         Event("a", 0.05, 0.05),
         Event("b", 0.05, 0.05),
     ]
+
+
+def test_windows_merge_to_events_over_the_time_that_they_answer_for():
+    starts = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 4.5])  # of 2 s every second; the last one ends with the recording
+    owl = [0.1, 0.8, 0.9, 0.1, 0.7, 0.2]
+    table = np.array([[p, 0.9, 1 - p] for p in owl])
+    labels = ("owl", "night", "fox")
+    settings = {"labels": labels, "thresholds": (0.7, 0.5, 0.85), "background": "night"}
+    found = merge_windows(table, starts, starts + 2, **settings)
+    assert found == [
+        Event("fox", 0.0, 1.5, 0.9),  # the first window answers from the start on
+        Event("owl", 1.5, 3.5, 0.9),
+        Event("fox", 3.5, 4.5, 0.9),
+        Event("owl", 4.5, 5.25, 0.7),
+    ]
+    joined = merge_windows(table, starts, starts + 2, **settings, gap_s=1.0)
+    assert [one for one in joined if one.label == "owl"] == [Event("owl", 1.5, 5.25, 0.9)]
+    assert len(merge_windows(table, starts, starts + 2, **settings, min_length_s=1.5)) == 2
+    assert merge_windows(table[:0], starts[:0], starts[:0], labels, 0.5) == []
+    with pytest.raises(ValueError, match=r"of 6 windows and 2 labels, got \(6, 3\)"):
+        merge_windows(table, starts, starts + 2, labels[:2], 0.5)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
+@settings(deadline=None)
+def test_merged_windows_cover_exactly_the_active_time(active):
+    starts = np.arange(len(active), dtype=float)
+    found = merge_windows(np.array(active, float), starts, starts + 1, ("a", "b"), 0.5)
+    for column, label in enumerate("ab"):
+        covered = [any(e.label == label and e.start_s <= s < e.end_s for e in found) for s in starts]
+        assert covered == [one[column] for one in active]
+
+
+def test_overlaps_count_each_event_once():
+    truly = [Event("owl", 1.0, 2.0), Event("owl", 3.0, 4.0), Event("fox", 3.0, 4.0)]
+    found = [Event("owl", 0.0, 1.4), Event("owl", 3.4, 9.0), Event("fox", 0.0, 10.0)]
+    assert count_overlaps(truly, found) == 2  # .4 s of the first one is too little; the others are half or inside
+    assert count_overlaps(truly, found, 0.3) == 3
+    assert count_overlaps(truly, [Event("owl", 0.0, 10.0)]) == 1
+    assert count_overlaps(truly, []) == 0

@@ -33,6 +33,7 @@ ROWS = {
     "probes": 1,
     "similarity": 1,
     "splits": 1,
+    "annotations": 2,
     "events": 2,
     "ops": 1,
     "embedding": 2,

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ssamba.annotations import Annotation, read_annotations, write_annotations
     from ssamba.checkpoint import (
         available_models,
         average_checkpoints,
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from ssamba.training.pretraining.run import pretrain
 
 _MODULES = {
+    "Annotation": "ssamba.annotations",
+    "read_annotations": "ssamba.annotations",
+    "write_annotations": "ssamba.annotations",
     "available_models": "ssamba.checkpoint",
     "average_checkpoints": "ssamba.checkpoint",
     "convert_checkpoint": "ssamba.checkpoint",
@@ -72,6 +76,7 @@ except PackageNotFoundError:  # imported from the source tree, not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "Annotation",
     "EmbedOptions",
     "Embedder",
     "Embedding",
@@ -93,9 +98,11 @@ __all__ = [
     "load_model",
     "predict_files",
     "pretrain",
+    "read_annotations",
     "read_embeddings",
     "reconstruct_recording",
     "save_checkpoint",
+    "write_annotations",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Sound events: find them in scores of time steps, match them with true events, and score the result.
+"""Sound events: find them in scores of windows or time steps, match them with true events, and score the result.
 
 The metrics are those of sed_eval (Mesaros et al., 2016, doi:10.3390/app6060162), micro-averaged as in HEAR:
 
@@ -35,6 +35,8 @@ class Event(NamedTuple):
     label: str
     start_s: float
     end_s: float
+    probability: float = 1.0
+    """Of predicted events."""
 
 
 class Smoothing(NamedTuple):
@@ -98,6 +100,35 @@ def count_matches(
         share_of_length: largest distance of the ends, as a share of the true event's length (at least `tolerance_s`);
             None ignores the ends.
     """
+
+    def near(a: Array, b: Array) -> Array:
+        found: Array = np.abs(a[:, None, 0] - b[None, :, 0]) <= tolerance_s + _ROUNDING_S
+        if share_of_length is not None:
+            allowed = np.maximum(tolerance_s, share_of_length * (a[:, 1] - a[:, 0]))
+            found &= np.abs(a[:, None, 1] - b[None, :, 1]) <= allowed[:, None] + _ROUNDING_S
+        return found
+
+    return _count_pairs(true, predicted, near)
+
+
+def count_overlaps(true: Sequence[Event], predicted: Sequence[Event], share: float = 0.5) -> int:
+    """Return the largest number of true events that can be paired with different predicted events of their label.
+
+    Two events are a pair if they have at least `share` of the shorter one's length in common: what a biologist who
+    checks a list of detections counts, whose ends are as coarse as the windows.
+    """
+
+    def overlap(a: Array, b: Array) -> Array:
+        common = np.minimum(a[:, None, 1], b[None, :, 1]) - np.maximum(a[:, None, 0], b[None, :, 0])
+        shorter = np.minimum((a[:, 1] - a[:, 0])[:, None], (b[:, 1] - b[:, 0])[None, :])
+        found: Array = (common > 0) & (common >= share * shorter - _ROUNDING_S)
+        return found
+
+    return _count_pairs(true, predicted, overlap)
+
+
+def _count_pairs(true: Sequence[Event], predicted: Sequence[Event], fit: Callable[[Array, Array], Array]) -> int:
+    """Return the size of a maximum matching; `fit` returns which times (a, 2) and (b, 2) may be pairs, (a, b) bool."""
     if not true or not predicted:
         return 0
     try:
@@ -107,12 +138,8 @@ def count_matches(
         raise MissingExtraError(_MISSING_SCIPY) from None
     total = 0
     for label in {event.label for event in true} & {event.label for event in predicted}:
-        a, b = (np.array([e[1:] for e in events if e.label == label]) for events in (true, predicted))
-        near = np.abs(a[:, None, 0] - b[None, :, 0]) <= tolerance_s + _ROUNDING_S
-        if share_of_length is not None:
-            allowed = np.maximum(tolerance_s, share_of_length * (a[:, 1] - a[:, 0]))
-            near &= np.abs(a[:, None, 1] - b[None, :, 1]) <= allowed[:, None] + _ROUNDING_S
-        total += int((maximum_bipartite_matching(csr_array(near), perm_type="column") >= 0).sum())
+        a, b = (np.array([e[1:3] for e in events if e.label == label]) for events in (true, predicted))
+        total += int((maximum_bipartite_matching(csr_array(fit(a, b)), perm_type="column") >= 0).sum())
     return total
 
 
@@ -176,14 +203,90 @@ def find_events(
             except ImportError:
                 raise MissingExtraError(_MISSING_SCIPY) from None
             scores = median_filter(scores, size=(width, 1))
-    edges = np.diff(np.pad((scores > threshold).astype(np.int8), ((1, 1), (0, 0))), axis=0)
     events = []
     for column, label in enumerate(labels):
-        starts, ends = np.flatnonzero(edges[:, column] == 1), np.flatnonzero(edges[:, column] == -1) - 1
-        for start_s, end_s in zip(times_s[starts], times_s[ends], strict=True):
+        for first, last in _runs(scores[:, column] > threshold):
+            start_s, end_s = float(times_s[first]), float(times_s[last])
             if 1000 * (end_s - start_s) >= smoothing.min_duration_ms - _END_TOLERANCE_MS:
-                events.append(Event(label, float(start_s), float(end_s)))
+                events.append(Event(label, start_s, end_s))
     return sorted(events, key=lambda event: event[1:])
+
+
+def window_edges(starts_s: Array, ends_s: Array) -> Array:
+    """Return what each of K overlapping windows answers for: the time nearer to its center than to any other's.
+
+    Args:
+        starts_s: starts of the windows (K,), ascending.
+        ends_s: their ends (K,).
+
+    Returns:
+        (K + 1,): window k answers from edge k to edge k + 1; the first one from its start, the last one to its end.
+    """
+    centers = (np.asarray(starts_s, np.float64) + ends_s) / 2
+    return np.concatenate((starts_s[:1], (centers[1:] + centers[:-1]) / 2, ends_s[-1:])).astype(np.float64)
+
+
+def merge_windows(
+    probabilities: Array,
+    starts_s: Array,
+    ends_s: Array,
+    labels: Sequence[str],
+    thresholds: float | Sequence[float],
+    *,
+    min_length_s: float = 0.0,
+    gap_s: float = 0.0,
+    background: str | None = None,
+) -> list[Event]:
+    """Merge the answers of windows to events.
+
+    A label is heard where its probability reaches its threshold. Windows in a row are one event, over the time that
+    they answer for (`window_edges`); its probability is the highest of them.
+
+    Args:
+        probabilities: of each label in each window, (K, C); of a classifier, or of a probe (`predict_proba`).
+        starts_s: starts of the windows (K,), ascending.
+        ends_s: their ends (K,).
+        labels: names of the classes (C).
+        thresholds: one for all classes, or one for each (C).
+        min_length_s: shorter events are dropped, after merging.
+        gap_s: events of one label are joined if not more than this lies between them.
+        background: the label that stands for none of the others: it makes no events.
+
+    Returns:
+        The events, by their starts.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    table = np.asarray(probabilities, np.float64)
+    limits = np.broadcast_to(np.asarray(thresholds, np.float64), (len(labels),))
+    if table.shape != (len(starts_s), len(labels)) or len(starts_s) != len(ends_s):
+        raise ValueError(
+            f"expected probabilities (windows, labels) of {len(starts_s)} windows and {len(labels)} labels, got "
+            f"{table.shape}"
+        )
+    if not len(table):
+        return []
+    edges, events = window_edges(starts_s, ends_s), []
+    for column, label in enumerate(labels):
+        if label == background:
+            continue
+        merged: list[Event] = []
+        for first, last in _runs(table[:, column] >= limits[column]):
+            start_s, end_s = float(edges[first]), float(edges[last + 1])
+            highest = float(table[first : last + 1, column].max())
+            if merged and start_s - merged[-1].end_s <= gap_s + _ROUNDING_S:
+                before = merged.pop()
+                start_s, highest = before.start_s, max(highest, before.probability)
+            merged.append(Event(label, start_s, end_s, highest))
+        events += [one for one in merged if one.end_s - one.start_s >= min_length_s - _ROUNDING_S]
+    return sorted(events, key=lambda event: event[1:])
+
+
+def _runs(active: Array) -> list[tuple[int, int]]:
+    """Return the first and the last index of each run of True in (K,)."""
+    edges = np.diff(np.pad(active.astype(np.int8), 1))
+    return list(zip(np.flatnonzero(edges == 1).tolist(), (np.flatnonzero(edges == -1) - 1).tolist(), strict=True))
 
 
 def _f1_counts(
