@@ -89,6 +89,10 @@ class TrainingDivergedError(TrainingError):
     """Too many consecutive steps had a non-finite loss or gradient; the message says where, and what was saved."""
 
 
+class BackendWarning(UserWarning):
+    """A backend failed its test of small cases, and a slower one is used; the message says how to report it."""
+
+
 class AudioWarning(UserWarning):
     """Base of the warnings about audio files that are used although something is wrong with them."""
 

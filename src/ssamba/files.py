@@ -43,6 +43,14 @@ def user_path(typed: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(typed))  # noqa: PTH111 - Path.expanduser fails if there is no such home
 
 
+def cache_folder() -> Path:
+    """Return `$SSAMBA_CACHE`, or `ssamba` in the user's cache folder (`$XDG_CACHE_HOME`, `~/.cache`)."""
+    own = os.environ.get("SSAMBA_CACHE")
+    if own:
+        return user_path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssamba"
+
+
 def output_folder(typed: str | os.PathLike[str]) -> Path:
     """Return the path of a folder to write that a user typed, as `user_path` does.
 

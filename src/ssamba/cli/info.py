@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @app.command(
     epilog="[bold]Examples[/]\n\nssamba info\n\nssamba info night.wav recordings/\n\n"
-    "ssamba info ssamba2-tiny ssamba_tiny.pth\n\nssamba info embeddings.npz dawn.flac -c runs/birds\n\n" + EXIT_CODES
+    "ssamba info ssamba2-tiny ssamba_tiny.pth\n\nssamba info embeddings.npz dawn.flac -c runs/birds\n\n"
+    "ssamba info --check\n\n" + EXIT_CODES
 )
 def info(
     recordings: Annotated[
@@ -33,6 +34,13 @@ def info(
         list[str] | None,
         typer.Option("--checkpoint", "-c", metavar="MODEL", help="Model to describe; may be repeated."),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Also compare every kernel backend of this machine, forward and backward, with exact results.",
+        ),
+    ] = False,
 ) -> None:
     """Describe models and tables of embeddings, check recordings, or (without argument) show what this machine offers.
 
@@ -41,6 +49,7 @@ def info(
     from ssamba.audio.files import find_audio
     from ssamba.errors import SsambaError
     from ssamba.library.info import (
+        check_facts,
         installation_facts,
         is_model,
         is_table,
@@ -65,6 +74,10 @@ def info(
         except SsambaError as error:
             failed = True
             log.error(str(error))
+    if check:
+        checks, sound = check_facts()
+        _print("backends against exact results", checks)
+        failed = failed or not sound
     report_skipped(found.skipped)
     if failed:
         sys.exit(EXIT_ERROR)

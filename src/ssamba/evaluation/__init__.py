@@ -1,6 +1,6 @@
 """Score embeddings by probes on suites of labeled tasks."""
 
-from ssamba.evaluation.clips import cache_folder, read_waves
+from ssamba.evaluation.clips import read_waves
 from ssamba.evaluation.run import evaluate
 from ssamba.evaluation.scorecard import EvaluateOptions, Evaluation, Scorecard, evaluate_model
 from ssamba.evaluation.suite import read_suite
@@ -14,6 +14,7 @@ from ssamba.evaluation.vectors import (
     VectorOptions,
     WaveformParts,
 )
+from ssamba.files import cache_folder
 
 __all__ = [
     "ClipModel",

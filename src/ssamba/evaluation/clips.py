@@ -7,7 +7,6 @@ Shapes: N clips, S samples.
 
 from __future__ import annotations
 
-import os
 import posixpath
 import tarfile
 import tempfile
@@ -22,18 +21,9 @@ from ssamba.audio.decode import decode
 from ssamba.checkpoint.files import read_tensors, write_tensors
 from ssamba.errors import CheckpointError, SuiteError
 from ssamba.evaluation.task import Task
-from ssamba.files import user_path
 from ssamba.hashing import hash_bytes
 from ssamba.metrics.classification import Array
 from ssamba.text_files import spellings
-
-
-def cache_folder() -> Path:
-    """Return `$SSAMBA_CACHE`, or `ssamba` in the user's cache folder (`$XDG_CACHE_HOME`, `~/.cache`)."""
-    own = os.environ.get("SSAMBA_CACHE")
-    if own:
-        return user_path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssamba"
 
 
 def cached_arrays(path: Path | None, compute: Callable[[], Mapping[str, Array]]) -> dict[str, Array]:

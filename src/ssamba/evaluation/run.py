@@ -21,7 +21,6 @@ from ssamba.checkpoint.files import write_json
 from ssamba.config import settings_differences
 from ssamba.embedder import Embedder, load_model, random_model
 from ssamba.errors import ConfigError, Interrupted, OtherSettingsError, SsambaError
-from ssamba.evaluation.clips import cache_folder
 from ssamba.evaluation.report import (
     PLOT_FORMATS,
     ReferenceRow,
@@ -34,7 +33,7 @@ from ssamba.evaluation.scorecard import EvaluateOptions, Evaluation, evaluate_mo
 from ssamba.evaluation.suite import read_suite
 from ssamba.evaluation.task import Task
 from ssamba.evaluation.vectors import ClipModel, EncoderModel, LogMelStatistics, VectorOptions, WaveformParts
-from ssamba.files import user_path
+from ssamba.files import cache_folder, user_path
 from ssamba.probes import ProbeKind
 from ssamba.progress import OnProgress, checked_progress
 

@@ -17,7 +17,7 @@ from ssamba.checkpoint.files import CONFIG_FILE
 from ssamba.checkpoint.names import MODEL_FOLDER, ROUNDS_FOLDER, STATES_FOLDER, is_model_name
 from ssamba.files import user_path
 from ssamba.library.tables import read_embeddings
-from ssamba.ops import available_backends
+from ssamba.ops import available_backends, check_backends
 from ssamba.ops.matmul import library
 from ssamba.progress import counted, format_duration
 
@@ -78,6 +78,20 @@ def installation_facts() -> Facts:
         state = "installed" if find_spec(module) else f'not installed: pip install "ssamba[{extra}]"'
         facts.append((f"extra {extra}", state))
     return facts
+
+
+def check_facts() -> tuple[Facts, bool]:
+    """Return how far every backend on this machine is from exact results, and whether all are within tolerance."""
+    facts, sound = [], True
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for check in check_backends(device):
+            outcome, dtype = check.outcome, str(check.dtype).removeprefix("torch.")
+            verdict = f"FAILED: {outcome.problem}"
+            if outcome.worst is not None and outcome.problem is None:
+                verdict = f"agrees, off by at most {outcome.worst.error:.1e} ({outcome.worst.allowed:.0e} is allowed)"
+            facts.append((f"{check.name} on {device}, {dtype}", f"{verdict}, {1e3 * outcome.duration_s:.0f} ms"))
+            sound = sound and outcome.problem is None
+    return facts, sound
 
 
 def model_facts(checkpoint: str | Path | None) -> Facts:

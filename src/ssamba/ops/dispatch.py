@@ -7,43 +7,19 @@ operators take `backend=`; models always use `auto`. Requesting a backend that c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ssamba.errors import BackendUnavailableError
-from ssamba.ops import eager, reference
+from ssamba.ops import eager, reference, self_check
 from ssamba.ops.cpp import conv as cpp_conv
+from ssamba.ops.cpp import extension
 from ssamba.ops.cpp import mixer as cpp_mixer
 from ssamba.ops.cpp import scan as cpp_scan
-from ssamba.ops.operators import ConvInputs, MixerInputs, ScanInputs
+from ssamba.ops.operators import Backend
 from ssamba.ops.triton import operators as triton
-
-
-@dataclass(frozen=True)
-class Backend:
-    """One implementation of the operators."""
-
-    name: str
-    why_not: Callable[[torch.device, torch.dtype], str | None]
-    """None if the backend can run with inputs of this dtype on this device, else the reason why not."""
-    selective_scan: Callable[[ScanInputs], tuple[Tensor, Tensor]]
-    """Returns the output (B, L, E) and the last state (B, E, N)."""
-    causal_conv: Callable[[ConvInputs], Tensor]
-    """Returns (B, L, E)."""
-    bimamba_mixer: Callable[[MixerInputs], Tensor] | None = None
-    """Returns (B, L, D); None: `ssamba.ops.mixer.compose` builds the mixer from the other two."""
-    mix_into: Callable[[Tensor, tuple[Tensor, Tensor, float], MixerInputs, bool], None] | None = None
-    """Takes out, norm, inputs and accumulate of `ssamba.ops.mixer.mix_into`; None: not implemented."""
-    automatic: bool = True
-    automatic_on: str | None = None
-    """The only type of device where `auto` picks it; None: any."""
-
-    def is_automatic(self, device: torch.device) -> bool:
-        """Return True if `auto` may pick this backend on `device`."""
-        return self.automatic and (self.automatic_on is None or self.automatic_on == device.type)
 
 
 @dataclass(frozen=True)
@@ -62,7 +38,7 @@ def _runs_everywhere(device: torch.device, dtype: torch.dtype) -> str | None:
 
 # In the order of preference: `auto` takes the first automatic one that can run on the tensors' device.
 _BACKENDS: tuple[Backend, ...] = (
-    Backend("triton", triton.why_not, triton.selective_scan, triton.causal_conv, automatic_on="cuda"),
+    Backend("triton", triton.why_not, triton.selective_scan, triton.causal_conv, automatic_on="cuda", needs_check=True),
     Backend(
         "cpp",
         cpp_scan.why_not,
@@ -85,7 +61,8 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     """
     for backend in _BACKENDS:
         if name == "auto":
-            if backend.is_automatic(device) and backend.why_not(device, dtype) is None:
+            runs = backend.is_automatic(device) and backend.why_not(device, dtype) is None
+            if runs and not (backend.needs_check and _problem(backend.name, device, dtype)):
                 return backend
         elif backend.name == name:
             reason = backend.why_not(device, dtype)
@@ -97,6 +74,14 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
             return backend
     known = ", ".join(["auto", *(b.name for b in _BACKENDS)])
     raise ValueError(f"unknown backend {name!r}: expected one of {known}")
+
+
+def _problem(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    return self_check.problem(next(b for b in _BACKENDS if b.name == name), device, dtype)
+
+
+# A traced call asks while it is traced. `torch.compiler.assume_constant_result` sets this, and imports the compiler.
+_problem._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def available_backends(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> list[BackendStatus]:
@@ -114,7 +99,43 @@ def available_backends(device: torch.device | str = "cpu", dtype: torch.dtype = 
             note = "only on request: slow, for tests"
         elif not backend.is_automatic(device):
             note = f"only on request: on {device.type} it is for tests"
+        elif backend.needs_check and (problem := _problem(backend.name, device, dtype)) is not None:
+            note = f"only on request: {problem}"
         else:
             note = f"can run; {chosen} is preferred"
         statuses.append(BackendStatus(backend.name, reason is None, backend.name == chosen, note))
     return statuses
+
+
+@dataclass(frozen=True)
+class BackendCheck:
+    """What the test of one backend on one device with inputs of one dtype found."""
+
+    name: str
+    """The backend, with the instruction set where it has several."""
+    dtype: torch.dtype
+    outcome: self_check.Outcome
+
+
+def check_backends(device: torch.device | str = "cpu") -> list[BackendCheck]:
+    """Compare every backend that can run on `device` with exact results, forward and backward, in each dtype.
+
+    Each instruction set of the C++ kernels counts as a backend. What `auto` goes by is renewed.
+    """
+    device, found = torch.device(device), []
+    for backend, dtype in itertools.product(_BACKENDS, self_check.TOLERANCES):
+        if not backend.automatic or backend.why_not(device, dtype) is not None:
+            continue
+        if backend.name == "cpp":
+            before = extension.capability()
+            for capability in extension.kernels.capabilities():
+                extension.use_capability(capability)
+                outcome = self_check.examine(backend, device, dtype)
+                found.append(BackendCheck(f"{backend.name} {capability}", dtype, outcome))
+            extension.use_capability(before)
+        else:
+            outcome = self_check.examine(backend, device, dtype)
+            if backend.needs_check:
+                self_check.remember(backend, device, dtype, outcome)
+            found.append(BackendCheck(backend.name, dtype, outcome))
+    return found

@@ -1,4 +1,4 @@
-"""What every operator shares: records of their inputs, validation, and registration with PyTorch.
+"""What every operator shares: records of their inputs and of backends, validation, and registration with PyTorch.
 
 A backend takes one record. A registered PyTorch operator takes the record's fields one after another, because schemas
 know no records; `flat` converts between the two.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_type_hints
 
 import torch
@@ -75,6 +76,32 @@ class MixerInputs(NamedTuple):
     reverse: DirectionWeights
     lengths: Tensor | None  # (B,)
     reversed_time: bool
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the operators."""
+
+    name: str
+    why_not: Callable[[torch.device, torch.dtype], str | None]
+    """None if the backend can run with inputs of this dtype on this device, else the reason why not."""
+    selective_scan: Callable[[ScanInputs], tuple[Tensor, Tensor]]
+    """Returns the output (B, L, E) and the last state (B, E, N)."""
+    causal_conv: Callable[[ConvInputs], Tensor]
+    """Returns (B, L, E)."""
+    bimamba_mixer: Callable[[MixerInputs], Tensor] | None = None
+    """Returns (B, L, D); None: `ssamba.ops.mixer.compose` builds the mixer from the other two."""
+    mix_into: Callable[[Tensor, tuple[Tensor, Tensor, float], MixerInputs, bool], None] | None = None
+    """Takes out, norm, inputs and accumulate of `ssamba.ops.mixer.mix_into`; None: not implemented."""
+    automatic: bool = True
+    automatic_on: str | None = None
+    """The only type of device where `auto` picks it; None: any."""
+    needs_check: bool = False
+    """Whether `auto` picks it only where it passes `ssamba.ops.self_check`."""
+
+    def is_automatic(self, device: torch.device) -> bool:
+        """Return True if `auto` may pick this backend on `device`."""
+        return self.automatic and (self.automatic_on is None or self.automatic_on == device.type)
 
 
 def is_reverse(direction: str) -> bool:
