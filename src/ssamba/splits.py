@@ -190,11 +190,11 @@ def class_notes(
     if untrained:
         notes.append(
             f"{_counted(untrained)} tested but not in the training part, so that no model can get "
-            f"{'their' if len(untrained) > 1 else 'its'} clips right: {_some(untrained)}"
+            f"{'their' if len(untrained) > 1 else 'its'} clips right: {first_of(untrained)}"
         )
     if single:
         notes.append(
-            f"{_counted(single)} in a single clip, which is either trained on or tested, never both: {_some(single)}"
+            f"{_counted(single)} in a single clip, which is either trained on or tested, never both: {first_of(single)}"
         )
     return notes
 
@@ -203,7 +203,8 @@ def _counted(classes: Sequence[str]) -> str:
     return "1 class is" if len(classes) == 1 else f"{len(classes)} classes are"
 
 
-def _some(names: Sequence[str]) -> str:
+def first_of(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
     more = f" and {len(names) - _MAX_EXAMPLES} more" if len(names) > _MAX_EXAMPLES else ""
     return ", ".join(names[:_MAX_EXAMPLES]) + more
 

@@ -34,6 +34,7 @@ from ssamba.cli.progress import ProgressDisplay
     "data sets, with the settings of the original.\n\n"
     "[bold]Examples[/]\n\n"
     "ssamba finetune birds/ -o runs/birds   (birds/ has a folder for each class)\n\n"
+    "ssamba finetune birds/ -o runs/birds --background nights/   (nights/ has none of their calls)\n\n"
     "ssamba finetune manifest.parquet -o runs/mine --recipe cpu --minutes 10\n\n"
     "ssamba finetune esc50.csv -o runs/esc50 -c ssamba_base.pth --recipe official-esc50\n\n"
     "ssamba finetune manifest.csv -o runs/probe --frozen\n\n"
@@ -79,6 +80,15 @@ def finetune(
     batch_size: BatchSizeOption = None,
     device: DeviceOption = None,
     encoding: EncodingOption = None,
+    background: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--background",
+            metavar="RECORDINGS",
+            help="Recordings without any of the classes, such as whole nights: a folder, a file or a manifest; may be "
+            'repeated. Windows of them become the class "background", "none of the others".',
+        ),
+    ] = None,
     overwrite: RunOverwriteOption = False,
     take_over: TakeOverOption = False,
 ) -> None:
@@ -107,6 +117,7 @@ def finetune(
             batch_size=batch_size,
             device=device,
             encoding=encoding,
+            background=background or None,
             overwrite=overwrite,
             take_over=take_over,
             progress=progress,

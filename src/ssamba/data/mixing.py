@@ -35,6 +35,13 @@ class Backgrounds(Config):
         return self
 
 
+class BackgroundsFrom(Backgrounds):
+    """Backgrounds that all come from one corpus."""
+
+    corpus: int = Field(ge=0)
+    """Index of the corpus."""
+
+
 class Mixup(Config):
     """How often clips are mixed, and how evenly."""
 
@@ -67,12 +74,13 @@ class OtherClip(NamedTuple):
 
 
 def choose_background(crop: Crop, corpora: Sequence[Corpus], settings: Backgrounds) -> OtherClip | None:
-    """Choose a clip of the crop's own corpus by the crop's seed; None for a sequence without a background."""
+    """Choose a clip by the crop's seed, of the crop's own corpus or the settings'; None without a background."""
     random = np.random.default_rng([crop.seed, 0x6D6978])
     if random.random() >= settings.share:
         return None
-    index, below_db = int(random.integers(len(corpora[crop.corpus]))), random.uniform(*settings.below_db)
-    return OtherClip(crop.corpus, index, below_db, random.random())
+    corpus = settings.corpus if isinstance(settings, BackgroundsFrom) else crop.corpus
+    index, below_db = int(random.integers(len(corpora[corpus]))), random.uniform(*settings.below_db)
+    return OtherClip(corpus, index, below_db, random.random())
 
 
 def choose_partner(crop: Crop, corpora: Sequence[Corpus], settings: Mixup) -> OtherClip | None:

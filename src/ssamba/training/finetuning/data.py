@@ -23,9 +23,10 @@ from ssamba.config import FrontEndConfig
 from ssamba.data.corpus import Corpus, ManifestCorpus, Subset, find_copies, open_corpus
 from ssamba.data.joined import join_corpora
 from ssamba.data.manifest import MANIFEST_SUFFIXES, Clip, Manifest, as_sources, read_manifest, with_durations
-from ssamba.errors import DataError
+from ssamba.errors import ConfigError, DataError
 from ssamba.splits import Ints
 from ssamba.training.batches import OnDecoded, cache_if_it_fits
+from ssamba.training.finetuning.background import BACKGROUND, open_background
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 
 Floats: TypeAlias = "npt.NDArray[np.float32]"
@@ -47,6 +48,16 @@ class LabeledData:
     """Whether clips may have any number of labels (multi-label), or have exactly one."""
     copies: tuple[str | None, ...] = ()
     """A name shared by clips (N) whose recordings are identical; None for all others."""
+    background: str | None = None
+    """The class that means "none of the others", if there is one."""
+
+    def is_background(self, clips: Ints) -> npt.NDArray[np.bool_]:
+        """Return which clips (n,) have the label of the background alone."""
+        if self.background is None:
+            return np.zeros(len(clips), bool)
+        only = np.eye(len(self.classes))[self.classes.index(self.background)]
+        alone: npt.NDArray[np.bool_] = (self.clip_targets()[clips] == only).all(1)
+        return alone
 
     def targets_of(self, i: int) -> Floats:
         """Return the targets of clip `i`, (S, C)."""
@@ -74,6 +85,7 @@ def open_labeled(
     window_s: float,
     on_decoded: OnDecoded | None = None,
     encoding: str | None = None,
+    background: Any = None,
 ) -> LabeledData:
     """Open labeled recordings, and cache them if they fit in memory.
 
@@ -84,12 +96,18 @@ def open_labeled(
         window_s: longest window that the model reads.
         on_decoded: called while recordings are decoded into memory.
         encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
+        background: recordings without any of the classes, windows of which become clips of the class "background".
 
     Raises:
+        ConfigError: there is a background, but the labels are those of seconds.
         DataError: there are no labels, fewer than two classes, or the labels are not of the kind the recipe states.
     """
     settings, sample_rate_hz = recipe.clips, front_end.sample_rate_hz
     if recipe.labels.unit == "second":
+        if background is not None:
+            raise ConfigError(
+                "background: with labels.unit = 'second' list these recordings in the manifest, in rows without a label"
+            )
         corpus, targets, classes = _by_second(data, sample_rate_hz, math.floor(window_s), settings.workers, encoding)
         corpus, files = _usable(corpus, front_end, skip_unlabeled=False)
     else:
@@ -97,8 +115,9 @@ def open_labeled(
             open_corpus(one, sample_rate_hz, workers=settings.workers, labels="folder", encoding=encoding)
             for one in as_sources(data)
         ]
-        corpus = join_corpora(corpora)
-        corpus, files = _usable(corpus, front_end, skip_unlabeled=recipe.labels.kind != "multi")
+        corpus, files = _usable(join_corpora(corpora), front_end, skip_unlabeled=recipe.labels.kind != "multi")
+        if background is not None:
+            corpus, files = _with_background(corpus, files, background, window_s, settings.workers, encoding)
         classes = tuple(sorted({label for i in range(len(corpus)) for label in corpus.clip(i).labels}))
         targets = {corpus.key(i): _multi_hot(corpus.clip(i).labels, classes)[None] for i in range(len(corpus))}
     if len(classes) < 2:
@@ -123,7 +142,7 @@ def open_labeled(
     file_of = {corpus.key(i): file for i, file in enumerate(files)}
     corpus = cache_if_it_fits(corpus, settings.cache_gb, settings.workers, on_decoded)
     files = tuple(file_of[corpus.key(i)] for i in range(len(corpus)))
-    return LabeledData(corpus, classes, targets, files, multi, find_copies(corpus, files))
+    return LabeledData(corpus, classes, targets, files, multi, find_copies(corpus, files), _background(classes))
 
 
 def split_by_class(data: LabeledData, clips: Ints) -> list[Subset]:
@@ -165,6 +184,25 @@ def _usable(corpus: Corpus, front_end: FrontEndConfig, *, skip_unlabeled: bool) 
     subset = Subset(corpus, kept)
     subset.skipped = (*corpus.skipped, *(Skipped(corpus.key(i), why) for i, why in enumerate(reasons) if why))
     return subset, tuple(files[i] for i in kept)
+
+
+def _background(labels: Iterable[str]) -> str | None:
+    """Return the label that means "none of the others"; None if there is none."""
+    return next((label for label in labels if label.casefold() == BACKGROUND), None)
+
+
+def _with_background(
+    corpus: Corpus, files: tuple[str, ...], background: Any, window_s: float, workers: int, encoding: str | None
+) -> tuple[Corpus, tuple[str, ...]]:
+    """Return the corpus followed by windows of the background, and the audio file of each clip."""
+    clips = [corpus.clip(i) for i in range(len(corpus))]
+    label = _background(label for clip in clips for label in clip.labels) or BACKGROUND
+    splits = [clip.split for clip in clips]
+    windows = open_background(
+        background, corpus.seconds, window_s, splits, corpus.sample_rate_hz,
+        label=label, workers=workers, encoding=encoding,
+    )  # fmt: skip
+    return join_corpora([corpus, windows]), (*files, *(windows.file(i) for i in range(len(windows))))
 
 
 def _some(keys: Iterable[str]) -> str:

@@ -85,9 +85,19 @@ class LossSettings(Config):
     """The loss."""
 
     kind: Literal["auto", "ce", "bce"] = "auto"
-    """Cross entropy over classes, or binary cross entropy; `auto`: `ce` if each clip has one label, else `bce`."""
+    """Cross entropy over classes (softmax), or binary cross entropy for each class (sigmoid, independent labels).
+    `auto` is `bce` if clips may have several labels, or if there is a background and at most 20 classes beside it."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the cross entropy."""
+
+
+class BackgroundSettings(Config):
+    """Use of the class "background" (`--background`, or a folder of that name), which is none of the others."""
+
+    share: float = Field(0.25, gt=0, lt=1)
+    """Share of the training sequences that are background alone."""
+    mixed: Backgrounds = Backgrounds(share=0.7, below_db=(-6.0, 20.0))
+    """Background mixed under the training clips, whose labels do not change."""
 
 
 class ChoiceSettings(Config):
@@ -97,6 +107,13 @@ class ChoiceSettings(Config):
     """The state with the best validation, or the last (for a fixed length; no validation clips are held out then)."""
     metric: Literal["auto", "accuracy", "balanced_accuracy", "mAP", "loss"] = "auto"
     """Validation metric: `auto` is accuracy, or mean average precision if clips have several labels."""
+
+
+class FinishSettings(Config):
+    """What happens after the test."""
+
+    precision: float = Field(0.9, gt=0, le=1)
+    """Precision on held-out clips that the threshold of each class is chosen for."""
 
 
 class FinetuneRecipe(Recipe):
@@ -116,8 +133,12 @@ class FinetuneRecipe(Recipe):
     """Masked stripes of the features."""
     loss: LossSettings = LossSettings()
     """Loss."""
+    background: BackgroundSettings = BackgroundSettings()
+    """Use of the class "background", if there is one."""
     choice: ChoiceSettings = ChoiceSettings()
     """Model selection."""
+    finish: FinishSettings = FinishSettings()
+    """After the test."""
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=5e-4, layer_decay=0.8)
     """The optimizer."""
     schedule: ScheduleSettings = ScheduleSettings(warmup_steps=50)

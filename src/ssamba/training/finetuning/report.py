@@ -33,7 +33,9 @@ from ssamba.errors import MissingExtraError
 from ssamba.evaluation.report import plot_confusion, scores_of_several_labels, write_class_scores
 from ssamba.metrics import classification as metrics
 from ssamba.metrics.bootstrap import Interval, affordable_samples, bootstrap_values, interval_of
+from ssamba.metrics.calibration import ClassThreshold, calibrated, choose_thresholds, fit_temperature
 from ssamba.metrics.classification import finite_or_none
+from ssamba.splits import first_of
 from ssamba.text import format_table
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 
@@ -133,6 +135,50 @@ class FoldTest:
         return {name: interval_of(values) for name, values in self.samples.items()}
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """Temperature and thresholds, from answers for held-out clips."""
+
+    temperature: float
+    """Divides the logits."""
+    wanted_precision: float
+    """Precision that the thresholds were chosen for."""
+    thresholds: tuple[ClassThreshold, ...]
+    """Of each class."""
+    answers: int
+    """Number of answers: clips, or seconds; with a background, clips count again with background under them."""
+
+    @classmethod
+    def fit(cls, logits: Array, targets: Array, precision: float, *, binary_loss: bool) -> Calibration:
+        """Fit both to logits and targets (N, C) of held-out answers."""
+        temperature = round(fit_temperature(logits, targets, independent=binary_loss), 4)
+        probabilities = calibrated(logits, temperature, independent=binary_loss)
+        chosen = choose_thresholds(probabilities, targets, precision)
+        return cls(temperature, precision, tuple(chosen), len(logits))
+
+    def notes(self, classes: Sequence[str], background: str | None) -> list[str]:
+        """Return a line on the classes whose precision is not the wanted one, if there are any."""
+        below = [
+            f"{name} ({one.precision:.2f})" if one.precision == one.precision else f"{name} (never present)"
+            for name, one in zip(classes, self.thresholds, strict=True)
+            if name != background and not one.precision >= self.wanted_precision
+        ]
+        if not below:
+            return []
+        return [
+            f"{len(below)} of {len(classes)} labels do not reach a precision of {self.wanted_precision:g} on held-out "
+            f"clips at any threshold: {first_of(below)}"
+        ]
+
+    def as_json(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Return plain values, with a name for each threshold."""
+        thresholds = {
+            name: {key: finite_or_none(value) for key, value in asdict(one).items()}
+            for name, one in zip(classes, self.thresholds, strict=True)
+        }
+        return {**asdict(self), "thresholds": thresholds}
+
+
 def mean_intervals(folds: Sequence[FoldTest]) -> dict[str, Interval]:
     """Return 95 % intervals of the means over folds, with recordings sampled within each fold."""
     names = [name for name in folds[0].samples if all(name in fold.samples for fold in folds)] if folds else []
@@ -189,6 +235,8 @@ class FinetuneReport:
     """Folder that an earlier run was moved to, because of `overwrite`."""
     was_finished: bool = False
     """Whether every fold was trained already."""
+    calibration: Calibration | None = None
+    """Temperature and thresholds of the classifier; None if no clip was held out."""
 
     def __str__(self) -> str:
         parts = [self._table_of_folds()] if self.folds else []
@@ -297,6 +345,7 @@ def write_report(
         ],
         "classes": report.classes,
         "confusion": confusion,
+        "calibration": None if report.calibration is None else report.calibration.as_json(report.classes),
         "notes": notes,
         "base": None if base is None else base.model_dump(),
         "recipe": json.loads(recipe.model_dump_json()),

@@ -18,7 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ssamba.checkpoint import Checkpoint, has_default_weights, load_checkpoint
+import numpy as np
+
+from ssamba.checkpoint import Checkpoint, has_default_weights, load_checkpoint, save_checkpoint
 from ssamba.checkpoint.names import MODEL_FOLDER, ROUNDS_FOLDER
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
 from ssamba.data.corpus import is_all_silent
@@ -33,6 +35,7 @@ from ssamba.training.finetuning.data import LabeledData, open_labeled
 from ssamba.training.finetuning.head_init import fit_initial_head
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 from ssamba.training.finetuning.report import (
+    Calibration,
     FinetuneReport,
     FoldResult,
     FoldTest,
@@ -43,7 +46,7 @@ from ssamba.training.finetuning.report import (
     write_report,
     write_tables,
 )
-from ssamba.training.finetuning.task import FinetuneTask, window_s
+from ssamba.training.finetuning.task import FinetuneTask, Predictions, window_s
 from ssamba.training.loop import OnStep, train
 from ssamba.training.pretraining.recipe import ModelSettings
 from ssamba.training.recipes import Changes
@@ -82,6 +85,7 @@ def finetune(
     batch_size: int | None = None,
     device: str | None = None,
     encoding: str | None = None,
+    background: Any = None,
     overwrite: bool = False,
     take_over: bool = False,
     progress: OnProgress | None = None,
@@ -109,6 +113,9 @@ def finetune(
         batch_size: clips of median length in a batch, over all processes.
         device: cpu, cuda, cuda:1, ...; None means a GPU if there is one.
         encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
+        background: recordings without any of the classes (a folder, files or a manifest, or a list of these), such as
+            whole nights. Windows of them become clips of the class "background", which means "none of the others",
+            and are mixed under the labeled clips. A few calls among them do little harm.
         overwrite: start anew; what an earlier run wrote is moved to a folder beside `output`.
         take_over: take `output` away from another process that is writing to it.
         progress: called while recordings are read and after each step, with a `StepProgress`; returning False stops
@@ -142,11 +149,12 @@ def finetune(
         checkpoint=("start.checkpoint", None if checkpoint is None else str(checkpoint)),
     )
     with lock_run(output, take_over) as lock:
-        return _finetune(data, output, checkpoint, settings, device, encoding, overwrite, progress, lock)
+        return _finetune(data, background, output, checkpoint, settings, device, encoding, overwrite, progress, lock)
 
 
 def _finetune(
     data: Any,
+    background: Any,
     output: Path,
     checkpoint: str | Path | None,
     settings: FinetuneRecipe,
@@ -170,12 +178,13 @@ def _finetune(
         for folder in sorted((output / ROUNDS_FOLDER).glob("*/")):
             check_run(folder, saved_settings(settings.optimizer, settings.schedule, settings.run, task_settings))
     window = window_s(encoder.num_frames, front_end)
-    labeled = open_labeled(data, settings, front_end, window, report_decoded(progress), encoding)
+    labeled = open_labeled(data, settings, front_end, window, report_decoded(progress), encoding, background)
     folds, notes = _make_folds(labeled, settings)
     problems = label_problems(labeled, folds)
     notes += problems
     results: list[FoldResult] = []
     tested: list[FoldTest] = []
+    answers: list[Predictions] = []
     stopped, metric, was_finished, moved_to = "finished", "", True, None
     with init_distributed(device) as world:
         if overwrite and not is_restarted():
@@ -203,11 +212,13 @@ def _finetune(
             if report.stopped != "finished":
                 stopped = report.stopped
                 break
-            result, test = _test(task, report, folder, world)
+            result, test, held_out = _test(task, report, folder, world, with_validation=len(folds) == 1)
             results.append(result)
+            answers += held_out
             if test is not None:
                 tested.append(test)
         model = output / MODEL_FOLDER if stopped == "finished" else None
+        calibration = _calibrate(answers, task) if model else None
         final = FinetuneReport(
             stopped,
             metric,
@@ -218,8 +229,10 @@ def _finetune(
             mean_intervals(tested),
             moved_to,
             was_finished,
+            calibration,
         )
-        final = replace(final, notes=(*notes, *final.partly_scored()))
+        more = calibration.notes(labeled.classes, labeled.background) if calibration else []
+        final = replace(final, notes=(*notes, *final.partly_scored(), *more))
         if stopped == "finished":
             if world.is_main:
                 _publish(final, output, tested, settings, task)
@@ -294,9 +307,16 @@ def _make_folds(data: LabeledData, recipe: FinetuneRecipe) -> tuple[list[Fold], 
     return folds, notes
 
 
-def _test(task: FinetuneTask, report: TrainingReport, folder: Path, world: World) -> tuple[FoldResult, FoldTest | None]:
-    """Copy the model that the recipe chooses to `chosen/`, and test it; None if no test clip can be read."""
-    fold, test = task.fold, None
+def _test(
+    task: FinetuneTask, report: TrainingReport, folder: Path, world: World, *, with_validation: bool
+) -> tuple[FoldResult, FoldTest | None, list[Predictions]]:
+    """Copy the model that the recipe chooses to `chosen/`, and test it.
+
+    Returns:
+        The result; the test, None if no test clip can be read; and answers for held-out clips, to calibrate with: those
+        of the test, and of the validation where that is asked for.
+    """
+    fold, test, held_out = task.fold, None, list[Predictions]()
     scores: dict[str, float] = {}
     skipped: tuple[tuple[str, str], ...] = ()
     best = report.best if task.recipe.choice.state == "best" and (folder / BEST_FOLDER).is_dir() else None
@@ -308,8 +328,12 @@ def _test(task: FinetuneTask, report: TrainingReport, folder: Path, world: World
     world.broadcast(None)  # wait until the folder is complete
     model = load_checkpoint(chosen).model
     assert isinstance(model, Classifier)
+    model.to(world.device)
+    if len(fold.valid) and with_validation:
+        held_out += task.held_out(model, fold.valid)
     if len(fold.test):
-        predictions = task.predict(model.to(world.device), fold.test)
+        predictions, *mixed = task.held_out(model, fold.test)
+        held_out += [predictions, *mixed]
         skipped = predictions.skipped
         if len(predictions.logits):
             chosen_metrics = metrics_of_test(multi=task.data.multi, by_second=task.recipe.labels.unit == "second")
@@ -329,7 +353,15 @@ def _test(task: FinetuneTask, report: TrainingReport, folder: Path, world: World
         skipped,
         {} if test is None else test.intervals,
     )
-    return result, test
+    return result, test, held_out
+
+
+def _calibrate(answers: Sequence[Predictions], task: FinetuneTask) -> Calibration | None:
+    """Return temperature and thresholds from answers for held-out clips; None if there are none."""
+    logits, targets = (np.concatenate([getattr(one, name) for one in answers]) for name in ("logits", "targets"))
+    if not len(logits):
+        return None
+    return Calibration.fit(logits, targets, task.recipe.finish.precision, binary_loss=task.binary)
 
 
 def _epoch(task: FinetuneTask, step: int) -> int:
@@ -341,6 +373,21 @@ def _epoch(task: FinetuneTask, step: int) -> int:
     return epoch
 
 
+def _write_model(folder: Path, source: Path, calibration: Calibration | None) -> None:
+    """Copy a classifier, with temperature and thresholds in its configuration."""
+    loaded = load_checkpoint(source)
+    assert isinstance(loaded.model, Classifier)
+    head = loaded.model.config
+    if calibration is not None:
+        head = head.with_changes(
+            temperature=calibration.temperature,
+            thresholds=tuple(round(one.threshold, 4) for one in calibration.thresholds),
+            wanted_precision=calibration.wanted_precision,
+        )
+    config = loaded.config.with_changes(classifier=head.model_dump())
+    replace_folder(folder, lambda target: save_checkpoint(target, loaded.model, config, loaded.front_end))
+
+
 def _publish(
     report: FinetuneReport, out: Path, tested: list[FoldTest], recipe: FinetuneRecipe, task: FinetuneTask
 ) -> None:
@@ -348,7 +395,7 @@ def _publish(
     sign = 1 if task.best_metric[1] == "max" else -1
     validated = [fold for fold in report.folds if fold.valid is not None]
     best = max(validated, key=lambda fold: sign * (fold.valid or 0.0)) if validated else report.folds[0]
-    replace_folder(out / MODEL_FOLDER, lambda target: shutil.copytree(best.model, target, dirs_exist_ok=True))
+    _write_model(out / MODEL_FOLDER, best.model, report.calibration)
     multi = task.data.multi
     if len(report.folds) > 1:
         report = replace(report, notes=(*report.notes, f"model/ is the classifier of fold {best.name}"))

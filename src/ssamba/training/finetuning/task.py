@@ -27,7 +27,8 @@ from ssamba.checkpoint import Checkpoint, LoadReport, save_checkpoint
 from ssamba.config import BaseEncoderConfig, ClassifierConfig, FrontEndConfig, ModelConfig, ModelIdentity
 from ssamba.data.corpus import Corpus, Subset
 from ssamba.data.loader import WaveBatch
-from ssamba.data.plan import PlanConfig
+from ssamba.data.mixing import BackgroundsFrom, add_background
+from ssamba.data.plan import Crop, PlanConfig
 from ssamba.embedder import Embedder
 from ssamba.errors import DataError
 from ssamba.hashing import digest_of
@@ -40,6 +41,7 @@ from ssamba.training.finetuning.report import validation_metrics
 from ssamba.training.task import StepContext, StepOutcome
 
 _OFFICIAL_SEGMENTS = 60
+_FEW_CLASSES = 20  # with a background, this many classes have independent labels
 
 
 class Predictions(NamedTuple):
@@ -82,7 +84,8 @@ class FinetuneTask(PlannedBatches):
         torch.manual_seed(recipe.run.seed)
         self.recipe, self.data, self.fold, self.front_end = recipe, data, fold, front_end
         self.base = base
-        self.binary = data.multi if recipe.loss.kind == "auto" else recipe.loss.kind == "bce"
+        few = data.background is not None and len(data.classes) <= _FEW_CLASSES + 1
+        self.binary = data.multi or few if recipe.loss.kind == "auto" else recipe.loss.kind == "bce"
         config = ClassifierConfig(
             num_classes=len(data.classes),
             pooling=recipe.start.pooling,
@@ -91,6 +94,7 @@ class FinetuneTask(PlannedBatches):
             padding="official" if recipe.clips.short_clips == "pad" else "patch",
             label_frames=front_end.frames_per_second if recipe.labels.unit == "second" else None,
             token_segments=_OFFICIAL_SEGMENTS if recipe.labels.tokens == "official" else None,
+            background=data.background,
             clip_lengths_s=clip_lengths(data.corpus.seconds[fold.train]) if recipe.labels.unit == "clip" else None,
         )
         self.model = Classifier(encoder, config)
@@ -106,17 +110,24 @@ class FinetuneTask(PlannedBatches):
             raise DataError(f"choice.metric is {metric!r}, but each clip has {kind}: leave it at 'auto'")
         self.best_metric: tuple[str, Literal["min", "max"]] = (metric, "min" if metric == "loss" else "max")
         clips = recipe.clips
-        corpora = split_by_class(data, fold.train) if clips.balanced else [Subset(data.corpus, fold.train)]
+        is_background = data.is_background(fold.train)
+        labeled, background = fold.train[~is_background], fold.train[is_background]
+        corpora = split_by_class(data, labeled) if clips.balanced else [Subset(data.corpus, labeled)]
+        backgrounds = clips.backgrounds
+        if len(background):
+            backgrounds = BackgroundsFrom(**recipe.background.mixed.model_dump(), corpus=len(corpora))
+            corpora.append(Subset(data.corpus, background))
         super().__init__(
             corpora,
-            self._plan_config(corpora),
+            self._plan_config(corpora, len(labeled) if len(background) else None),
             workers=clips.workers,
-            backgrounds=clips.backgrounds,
+            backgrounds=backgrounds,
             mixup=clips.mixup if clips.mixup.share else None,
         )
         self.unreported = tuple((entry.path, entry.reason) for entry in data.corpus.skipped)
 
-    def _plan_config(self, corpora: Sequence[Corpus]) -> PlanConfig:
+    def _plan_config(self, corpora: Sequence[Corpus], labeled: int | None) -> PlanConfig:
+        """Return the plan; `labeled` is the number of clips before the last corpus if that one is background."""
         recipe, clips, front_end = self.recipe, self.recipe.clips, self.front_end
         config = self.model.encoder.config
         crop_s = window_s(config.num_frames, front_end)
@@ -127,6 +138,12 @@ class FinetuneTask(PlannedBatches):
             shortest_s = front_end.frame_samples / front_end.sample_rate_hz
             crop_s = min(crop_s, max(float(seconds.max()), shortest_s))
             batch_size = max(1, round(batch_size * float(np.median(seconds.clip(shortest_s, crop_s))) / crop_s))
+        weights = (1.0,) * len(corpora) if len(corpora) > 1 else None
+        epoch_clips = None
+        if labeled is not None:
+            share = recipe.background.share
+            weights = (*((1 - share) / (len(corpora) - 1) for _ in corpora[:-1]), share)
+            epoch_clips = round(labeled / (1 - share))
         return PlanConfig(
             seed=recipe.run.seed,
             sample_rate_hz=front_end.sample_rate_hz,
@@ -136,7 +153,8 @@ class FinetuneTask(PlannedBatches):
             short_clips=clips.short_clips,
             batch_size=batch_size,
             length_step_s=config.patch_stride[1] * front_end.shift_samples / front_end.sample_rate_hz,
-            weights=(1.0,) * len(corpora) if len(corpora) > 1 else None,
+            weights=weights,
+            epoch_clips=epoch_clips,
         )
 
     def step_loss(self, model: nn.Module, batch: WaveBatch, context: StepContext) -> StepOutcome:
@@ -228,11 +246,25 @@ class FinetuneTask(PlannedBatches):
         self.unreported = (*self.unreported, *predictions.skipped)  # the log lists each once
         return self.metrics(predictions) if len(predictions.logits) else missing
 
-    def predict(self, model: Classifier, clips: Ints) -> Predictions:
-        """Predict whole clips; ranks divide the clips among them, and every rank gets all predictions."""
+    def held_out(self, model: Classifier, clips: Ints) -> list[Predictions]:
+        """Predict held-out clips, and those with a label again with held-out background mixed under them, if any."""
+        is_background = self.data.is_background(clips)
+        found = [self.predict(model, clips)]
+        if is_background.any() and not is_background.all():
+            found.append(self.predict(model, clips[~is_background], under=clips[is_background]))
+        return found
+
+    def predict(self, model: Classifier, clips: Ints, under: Ints | None = None) -> Predictions:
+        """Predict whole clips; ranks divide the clips among them, and every rank gets all predictions.
+
+        Args:
+            model: the classifier.
+            clips: clips to predict (n,).
+            under: clips that are mixed under them, at the levels of training and the same each time.
+        """
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank, world_size = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several else (0, 1)
-        own = self._predict(model, clips[rank::world_size])
+        own = self._predict(model, clips[rank::world_size], under)
         if world_size == 1:
             return own
         parts: list[Any] = [None] * world_size
@@ -245,9 +277,11 @@ class FinetuneTask(PlannedBatches):
             tuple(entry for part in skipped for entry in part),
         )
 
-    def _predict(self, model: Classifier, clips: Ints) -> Predictions:
+    def _predict(self, model: Classifier, clips: Ints, under: Ints | None) -> Predictions:
         skipped: list[tuple[str, str]] = []
         corpus = self.data.corpus
+        backgrounds = None if under is None else Subset(corpus, under)
+        levels = BackgroundsFrom(share=1.0, below_db=self.recipe.background.mixed.below_db, corpus=0)
 
         def waves() -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
             for i in map(int, clips):
@@ -256,6 +290,9 @@ class FinetuneTask(PlannedBatches):
                 except (ValueError, OSError) as error:
                     skipped.append((corpus.key(i), str(error)))
                     continue
+                if backgrounds is not None:
+                    whole = Crop(0, i, 0.0, len(wave) / corpus.sample_rate_hz, seed=i)
+                    wave = add_background(wave, whole, [backgrounds], levels)
                 yield i, wave
 
         embedder = Embedder(self.as_checkpoint(model), device=next(model.parameters()).device)

@@ -1,0 +1,110 @@
+"""Windows of recordings without the classes: lengths, splits, training with them."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from ssamba.audio.decode import decode
+from ssamba.checkpoint import load_checkpoint, save_checkpoint
+from ssamba.config import FrontEndConfig
+from ssamba.errors import ConfigError, DataError
+from ssamba.model import create_encoder
+from ssamba.splits import Fold
+from ssamba.training.finetuning.background import open_background
+from ssamba.training.finetuning.data import open_labeled
+from ssamba.training.finetuning.recipe import FinetuneRecipe
+from ssamba.training.finetuning.run import finetune
+from ssamba.training.finetuning.task import FinetuneTask
+
+RECIPE = {
+    "clips": {"batch_size": 8, "workers": 0, "frames": 96, "balanced": True},
+    "run": {"epochs": 2, "validate_every": "epoch", "ema_decay": None, "keep_last": 1},
+    "schedule": {"warmup_steps": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    torch.manual_seed(0)
+    return save_checkpoint(tmp_path_factory.mktemp("encoder"), create_encoder("tiny", "ssamba2", embed_dim=24, depth=2))
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory, clips):
+    """Two recordings of 12 s."""
+    folder = tmp_path_factory.mktemp("nights")
+    for k, path in enumerate(clips[4:6]):
+        soundfile.write(folder / f"{k}.wav", np.resize(decode(path), 12 * 16_000), 16_000)
+    return folder
+
+
+def test_windows_have_the_lengths_of_clips_and_no_split_divides_a_stretch(nights):
+    seconds, splits = np.array([0.5, 0.7, 3.0]), ["train", "test", "train"]
+    corpus = open_background(nights, seconds, 1.0, splits, 16_000)
+    assert len(corpus) == 24 / np.mean([0.5, 0.7, 1.0]) // 1
+    assert {round(float(one), 3) for one in corpus.seconds} == {0.5, 0.7, 1.0}
+    assert {corpus.clip(i).labels for i in range(len(corpus))} == {("background",)}
+    assert len(corpus.read(0)) == round(corpus.seconds[0] * 16_000)
+    of_stretch = {}
+    for i in range(len(corpus)):
+        of_stretch.setdefault(corpus.file(i), set()).add(corpus.clip(i).split)
+    assert all(len(sides) == 1 for sides in of_stretch.values())
+    assert sorted(side for sides in of_stretch.values() for side in sides).count("test") == pytest.approx(
+        len(of_stretch) / 3, abs=1
+    )
+    again = open_background([nights], seconds, 1.0, splits, 16_000)
+    assert [again.key(i) for i in range(len(again))] == [corpus.key(i) for i in range(len(corpus))]
+    with pytest.raises(DataError, match=r"no recording can be used.*shorter than the shortest labeled clip"):
+        open_background(nights, np.array([20.0]), 20.0, [None], 16_000)
+
+
+def test_a_share_of_the_training_is_background_which_is_also_mixed_under_clips(classes, nights, start):
+    recipe = FinetuneRecipe.parse(RECIPE, "test")
+    data = open_labeled(classes, recipe, FrontEndConfig(), 0.96, background=nights)
+    assert data.classes == ("background", "choir", "drum", "tabla")
+    everything = np.arange(len(data.corpus))
+    fold = Fold(everything, everything[:0])
+    base = load_checkpoint(start)
+    task = FinetuneTask(recipe, data, fold, base.config.encoder, FrontEndConfig())
+    keys = [key for batch in task.batches(0, 0, 0, 1) for (key,) in batch.keys]
+    share = sum(key.startswith("background") for key in keys) / len(keys)
+    assert share == pytest.approx(0.25, abs=0.02)
+    batches = list(task.batches(0, 0, 0, 1))
+    rows = [row for b in batches for row in zip(b.keys, b.waves, b.samples, strict=True)]
+    own = {data.corpus.key(i): i for i in range(len(data.corpus))}
+    plain = [np.array_equal(wave[:count].numpy(), data.corpus.read(own[key])) for (key,), wave, count in rows]
+    assert 0.1 < np.mean(plain) < 0.6  # 70 % have a background
+
+
+def test_background_becomes_a_class_of_independent_labels(classes, nights, start, tmp_path):
+    recipe = FinetuneRecipe.parse(RECIPE, "test")
+    report = finetune(classes, tmp_path / "run", start, recipe=recipe, background=nights)
+    assert report.classes == ("background", "choir", "drum", "tabla")
+    head = load_checkpoint(tmp_path / "run").config.classifier
+    assert head is not None
+    assert (head.background, head.activation, head.wanted_precision) == ("background", "sigmoid", 0.9)
+    assert report.calibration is not None
+    assert head.temperature == report.calibration.temperature
+    assert head.thresholds == tuple(round(one.threshold, 4) for one in report.calibration.thresholds)
+    written = json.loads((tmp_path / "run" / "results.json").read_text())["calibration"]
+    assert written["thresholds"]["drum"]["threshold"] == report.calibration.thresholds[2].threshold
+    counts = report.folds[0].clips
+    # The clips of test and validation, and those with a label once more with background under them.
+    assert counts["valid"] + counts["test"] < written["answers"] < 2 * (counts["valid"] + counts["test"])
+
+
+def test_a_folder_named_background_is_one_too_and_seconds_have_none(classes, nights, tmp_path, start):
+    recipe = FinetuneRecipe.parse(RECIPE, "test")
+    for name, own in (("drum", "drum"), ("tabla", "Background")):
+        (tmp_path / "two").mkdir(exist_ok=True)
+        (tmp_path / "two" / own).symlink_to(classes / name)
+    data = open_labeled(tmp_path / "two", recipe, FrontEndConfig(), 0.96)
+    assert data.background == "Background"
+    assert data.is_background(np.arange(len(data.corpus))).sum() == 8
+    assert open_labeled(tmp_path / "two", recipe, FrontEndConfig(), 0.96, background=nights).classes == data.classes
+    seconds = recipe.with_values({"labels.unit": "second", "clips.balanced": False})
+    with pytest.raises(ConfigError, match="list these recordings in the manifest, in rows without a label"):
+        open_labeled(tmp_path / "two", seconds, FrontEndConfig(), 0.96, background=nights)
