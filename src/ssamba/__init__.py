@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         load_encoder,
         save_checkpoint,
     )
-    from ssamba.config import EncoderConfig, FrontEndConfig, SSASTConfig
+    from ssamba.config import EncoderConfig, FrontEndConfig, HeadConfig, SSASTConfig
     from ssamba.embedder import Embedder, load_model
     from ssamba.embedding import Embedding, EmbedOptions, Prediction
     from ssamba.evaluation import evaluate
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ssamba.model import create_encoder
     from ssamba.training.finetuning.recipe import FinetuneRecipe
     from ssamba.training.finetuning.run import finetune
+    from ssamba.training.pretraining.extensions import FeatureAugmentation, Objective, ObjectiveLoss, ObjectiveStep
     from ssamba.training.pretraining.recipe import PretrainRecipe
     from ssamba.training.pretraining.reconstruct import reconstruct_recording
     from ssamba.training.pretraining.run import pretrain
@@ -50,6 +51,7 @@ _MODULES = {
     "save_checkpoint": "ssamba.checkpoint",
     "EncoderConfig": "ssamba.config",
     "FrontEndConfig": "ssamba.config",
+    "HeadConfig": "ssamba.config",
     "SSASTConfig": "ssamba.config",
     "Embedder": "ssamba.embedder",
     "Embedding": "ssamba.embedding",
@@ -61,6 +63,10 @@ _MODULES = {
     "embed_files": "ssamba.library.embed",
     "FinetuneRecipe": "ssamba.training.finetuning.recipe",
     "finetune": "ssamba.training.finetuning.run",
+    "FeatureAugmentation": "ssamba.training.pretraining.extensions",
+    "Objective": "ssamba.training.pretraining.extensions",
+    "ObjectiveLoss": "ssamba.training.pretraining.extensions",
+    "ObjectiveStep": "ssamba.training.pretraining.extensions",
     "PretrainRecipe": "ssamba.training.pretraining.recipe",
     "pretrain": "ssamba.training.pretraining.run",
     "reconstruct_recording": "ssamba.training.pretraining.reconstruct",
@@ -81,8 +87,13 @@ __all__ = [
     "Embedder",
     "Embedding",
     "EncoderConfig",
+    "FeatureAugmentation",
     "FinetuneRecipe",
     "FrontEndConfig",
+    "HeadConfig",
+    "Objective",
+    "ObjectiveLoss",
+    "ObjectiveStep",
     "Prediction",
     "PretrainRecipe",
     "SSASTConfig",

@@ -421,6 +421,24 @@ ENCODER_CONFIGS: dict[str, type[EncoderConfig] | type[SSASTConfig]] = {
 }
 
 
+class HeadConfig(Config):
+    """A head on the encoder in pretraining: one linear layer, or two with an activation between them."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    """Name of its output."""
+    reads: Literal["clip", "visible", "masked"]
+    """What it reads: the clip vector (B, D), the encoder's tokens at visible patches (B, visible, D), or the tokens at
+    masked patches (B, masked, D), which the decoder fills in if the encoder reads visible patches only."""
+    outputs: int = Field(gt=0)
+    """Values that it returns for each vector."""
+    hidden: int | None = Field(None, gt=0)
+    """Width between two linear layers; None is one linear layer."""
+    activation: Literal["gelu", "relu"] = "gelu"
+    """Activation between the two layers."""
+    norm: bool = False
+    """LayerNorm before the activation."""
+
+
 class PretrainingConfig(Config):
     """Heads and decoder of the pretraining model; the default is the original's."""
 
@@ -443,9 +461,14 @@ class PretrainingConfig(Config):
     """Number of units that linear heads classify tokens into, at visible and at masked patches; 0 is none."""
     teacher: bool = False
     """Whether a head predicts the tokens of an exponential moving average of the encoder that reads the whole clip."""
+    heads: tuple[HeadConfig, ...] = Field((), json_schema_extra={"since": 2})
+    """Heads of objectives that do not come with ssamba."""
 
     @model_validator(mode="after")
     def _check(self) -> PretrainingConfig:
+        names = [head.name for head in self.heads]
+        if len({*names}) < len(names):
+            raise ValueError(f"two heads have the same name: {', '.join(names)}")
         if (self.encode == "visible") != (self.decoder_depth > 0):
             raise ValueError(f"encode={self.encode!r} and decoder_depth={self.decoder_depth} contradict each other")
         return self

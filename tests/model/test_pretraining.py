@@ -28,7 +28,13 @@ def model_and_batch(pretraining, **overrides):
 
 
 OURS = {"encode": "visible", "decoder_depth": 1, "clip_dim": 8, "teacher": True, "statistics": True}
-BOTH = pytest.mark.parametrize("pretraining", [{"units": 5}, {**OURS, "profile": 3, "texture": True, "units": 5}])
+OWN = [
+    {"name": "own", "reads": "visible", "outputs": 3, "hidden": 6},
+    {"name": "other", "reads": "clip", "outputs": 3},
+]
+BOTH = pytest.mark.parametrize(
+    "pretraining", [{"units": 5, "heads": OWN}, {**OURS, "profile": 3, "texture": True, "units": 5}]
+)
 
 
 @BOTH
@@ -43,20 +49,16 @@ def test_batch_equals_single_clips_and_ignores_padding(pretraining, patch_order)
             alone = model(features[i : i + 1, :length], mask[i : i + 1, : length // 8 * 2])
             count = int(together.masked.valid[i].sum())
             assert count == round(0.6 * (length // 8 * 2))
-            for name in ("tokens", "discriminative", "generative", "values", "latent"):
-                theirs = getattr(together, name)
-                if theirs is not None:
-                    torch.testing.assert_close(theirs[i, :count], getattr(alone, name)[0], atol=1e-5, rtol=1e-5)
-            scores, own = together.units, alone.units
-            torch.testing.assert_close(scores.masked[i, :count], own.masked[0], atol=1e-5, rtol=1e-5)
-            seen = own.visible.shape[1]
-            assert scores.visible_patches.valid[i].sum() == seen == length // 8 * 2 - count
-            torch.testing.assert_close(scores.visible[i, :seen], own.visible[0], atol=1e-5, rtol=1e-5)
-            for name in ("clip", "projection", "statistics", "profile", "texture"):
-                if getattr(together, name) is not None:
-                    torch.testing.assert_close(
-                        getattr(together, name)[i], getattr(alone, name)[0], atol=1e-5, rtol=1e-5
-                    )
+            seen = alone.visible_tokens.shape[1]
+            assert together.visible.valid[i].sum() == seen == length // 8 * 2 - count
+            for name in ("tokens", "values", "clip"):
+                theirs = getattr(together, name)[i]
+                theirs = theirs if name == "clip" else theirs[:count]
+                torch.testing.assert_close(theirs, getattr(alone, name)[0], atol=1e-5, rtol=1e-5)
+            for head in model.heads:
+                theirs = together.heads[head.name][i]
+                theirs = theirs if head.reads == "clip" else theirs[: count if head.reads == "masked" else seen]
+                torch.testing.assert_close(theirs, alone.heads[head.name][0], atol=1e-5, rtol=1e-5)
 
 
 @BOTH
@@ -68,7 +70,7 @@ def test_masked_values_do_not_influence_predictions(pretraining):
         before, after = (model(x.reshape(3, 128, 32), mask, lengths) for x in (features, changed))
     valid = before.masked.valid
     torch.testing.assert_close(before.generative[valid], after.generative[valid])
-    torch.testing.assert_close(before.units.masked[valid], after.units.masked[valid])
+    torch.testing.assert_close(before.heads["hidden_units"][valid], after.heads["hidden_units"][valid])
     assert not torch.allclose(before.values[valid], after.values[valid])
 
 
@@ -84,9 +86,7 @@ def test_targets_can_be_normalized_patch_by_patch():
 def test_every_parameter_gets_a_gradient(pretraining):
     model, features, lengths, mask = model_and_batch(pretraining)
     out = model(features, mask, lengths)
-    outputs = (out.discriminative, out.generative, out.projection, out.latent, out.statistics, out.profile, out.texture)
-    loss = sum(x.square().mean() for x in (*outputs, out.units.visible, out.units.masked) if x is not None)
-    loss.backward()
+    sum(x.square().mean() for x in out.heads.values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
@@ -106,3 +106,5 @@ def test_invalid_mask_or_configuration_raises():
         model(features, mask[:, :5], lengths)
     with pytest.raises(ConfigError, match="contradict"):
         PretrainingConfig.parse({"encode": "visible"}, "test")
+    with pytest.raises(ConfigError, match="two heads have the same name: own, own"):
+        PretrainingConfig.parse({"heads": [OWN[0], OWN[0]]}, "test")

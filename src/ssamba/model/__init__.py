@@ -2,7 +2,7 @@
 
 from ssamba.model.create import SIZES, VARIANTS, build_encoder, create_encoder, encoder_config
 from ssamba.model.encoder import PatchEncoder, PatchTokens, SSAMBAEncoder
-from ssamba.model.heads import Classifier, PredictionHead
+from ssamba.model.heads import Classifier
 from ssamba.model.objectives import info_nce, reconstruction_error
 from ssamba.model.pretraining import PretrainingModel
 from ssamba.model.ssast import SSASTEncoder
@@ -13,7 +13,6 @@ __all__ = [
     "Classifier",
     "PatchEncoder",
     "PatchTokens",
-    "PredictionHead",
     "PretrainingModel",
     "SSAMBAEncoder",
     "SSASTEncoder",

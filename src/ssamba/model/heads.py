@@ -1,4 +1,4 @@
-"""Heads on an encoder: prediction heads for pretraining, and the classifier for fine-tuning.
+"""Heads on an encoder: those of pretraining, and the classifier for fine-tuning.
 
 Shapes: B clips, T frames, M mel bins, P prefix tokens, L patch tokens, K columns, D channels, V values of a patch.
 """
@@ -10,17 +10,19 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ssamba.config import BaseEncoderConfig, ClassifierConfig
+from ssamba.config import BaseEncoderConfig, ClassifierConfig, HeadConfig
 from ssamba.model.create import build_encoder
 from ssamba.model.patches import column_counts, tokens_to_grid
 
 
-class PredictionHead(nn.Sequential):
-    """Predict the values of a masked patch from its token: D -> D -> V, with a ReLU."""
-
-    def __init__(self, config: BaseEncoderConfig):
-        values = config.patch_size[0] * config.patch_size[1]
-        super().__init__(nn.Linear(config.embed_dim, config.embed_dim), nn.ReLU(), nn.Linear(config.embed_dim, values))
+def build_head(config: HeadConfig, dim: int) -> nn.Module:
+    """Return a head of pretraining on vectors of `dim` channels: (..., D) -> (..., outputs)."""
+    if config.hidden is None:
+        return nn.Linear(dim, config.outputs)
+    layers: list[nn.Module] = [nn.Linear(dim, config.hidden)]
+    layers += [nn.LayerNorm(config.hidden)] if config.norm else []
+    layers += [nn.ReLU() if config.activation == "relu" else nn.GELU()]
+    return nn.Sequential(*layers, nn.Linear(config.hidden, config.outputs))
 
 
 class Classifier(nn.Module):

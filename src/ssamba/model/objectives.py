@@ -4,8 +4,7 @@
 `clip_contrast` is the normalized temperature-scaled cross entropy of SimCLR (Chen et al., 2020, arXiv:2002.05709,
 equation 1) over two views of each clip, as in COLA (Saeed et al., 2021, arXiv:2010.10915).
 
-To add an objective: the loss here, a weight in `ObjectiveSettings` (listed in `PretrainRecipe._check`), and a term in
-`PretrainingTask.losses`; a new head also needs `PretrainingConfig` and `PretrainingModel`.
+These are the functions; `training/pretraining/objectives.py` makes objectives of a training run of them.
 
 Shapes: B clips, T frames, M mel bins, `masked` patches of the clip with most of them, V values of a patch, U units.
 """

@@ -1,11 +1,11 @@
-"""The model in pretraining: encoder, mask token, optional decoder, and one head for each objective.
+"""The model in pretraining: encoder, mask token, optional decoder, and the heads that the objectives need.
 
 `encode="all"` is the original: the mask token replaces the tokens of masked patches, and the encoder runs over all
 patches (SSAMBA, section 3.3). `encode="visible"` runs the encoder over visible patches only, and a shallow decoder over
 its output with mask tokens in between (He et al., 2022, arXiv:2111.06377; Huang et al., 2022, arXiv:2207.06405): with
 400 of 512 patches masked, the encoder does a quarter of the work. The decoder is discarded after pretraining.
 
-Shapes: B clips, T frames, M mel bins, L patch tokens, D channels, V values of a patch, U units; `masked` and `visible`
+Shapes: B clips, T frames, M mel bins, L patch tokens, D channels, V values of a patch; `masked` and `visible`
 patches of the clip with most of them.
 """
 
@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssamba.config import BaseEncoderConfig, PretrainingConfig
+from ssamba.config import BaseEncoderConfig, HeadConfig, PretrainingConfig
 from ssamba.model.create import build_blocks, build_encoder
 from ssamba.model.encoder import PatchTokens
-from ssamba.model.heads import PredictionHead
+from ssamba.model.heads import build_head
 from ssamba.model.initialize import initialize_encoder
 from ssamba.model.objectives import profile_bands, texture_values
 from ssamba.model.patches import order_tokens, patch_values
@@ -48,44 +48,33 @@ def patch_subset(mask: Tensor) -> PatchSubset:
     return PatchSubset(index, torch.arange(most, device=mask.device) < counts[:, None])
 
 
-class UnitLogits(NamedTuple):
-    """Logits of the units."""
-
-    visible: Tensor
-    """At the visible patches, from the encoder's tokens (B, visible, U)."""
-    visible_patches: PatchSubset
-    """The visible patches."""
-    masked: Tensor
-    """At the masked patches, from the tokens that all patch heads read (B, masked, U)."""
-
-
 class PretrainingOutput(NamedTuple):
     """Result of a forward pass with masked patches."""
 
     tokens: Tensor
-    """Tokens at the masked patches, the input of the heads (B, masked, D)."""
-    discriminative: Tensor
-    """Predictions of the discriminative head (B, masked, V)."""
-    generative: Tensor
-    """Predictions of the generative head (B, masked, V)."""
+    """Tokens at the masked patches (B, masked, D)."""
     values: Tensor
     """True values of the masked patches (B, masked, V), normalized patch by patch if the configuration says so."""
     masked: PatchSubset
     """The masked patches."""
+    visible_tokens: Tensor
+    """The encoder's tokens at the visible patches (B, visible, D)."""
+    visible: PatchSubset
+    """The visible patches."""
     clip: Tensor
     """Mean over the tokens of visible patches, the clip vector (B, D)."""
-    projection: Tensor | None
-    """Projection of `clip` for the clip objective (B, clip_dim); None without it."""
-    statistics: Tensor | None
-    """Prediction of the clip's log-mel statistics from `clip` (B, 3 M); None without that objective."""
-    profile: Tensor | None
-    """Prediction of the clip's temporal profile from `clip` (B, segments * bands); None without that objective."""
-    texture: Tensor | None
-    """Prediction of the clip's texture from `clip` (B, values); None without that objective."""
-    units: UnitLogits | None
-    """Logits of the units; None without that objective."""
-    latent: Tensor | None
-    """Prediction of the teacher's tokens at the masked patches (B, masked, D); None without a teacher."""
+    heads: dict[str, Tensor]
+    """Output of each head by its name; leading dimensions are those of what it reads."""
+
+    @property
+    def discriminative(self) -> Tensor:
+        """Predictions of the discriminative head (B, masked, V)."""
+        return self.heads["discriminative"]
+
+    @property
+    def generative(self) -> Tensor:
+        """Predictions of the generative head (B, masked, V)."""
+        return self.heads["generative"]
 
 
 class Decoder(nn.Module):
@@ -104,35 +93,49 @@ class Decoder(nn.Module):
         return out
 
 
+def built_in_heads(config: BaseEncoderConfig, pretraining: PretrainingConfig) -> list[HeadConfig]:
+    """Return the heads of the objectives that come with ssamba, as far as the configuration has them."""
+    dim, bins, values = config.embed_dim, config.num_mel_bins, config.patch_size[0] * config.patch_size[1]
+    heads = [
+        HeadConfig(name=name, reads="masked", outputs=values, hidden=dim, activation="relu")
+        for name in ("discriminative", "generative")
+    ]
+    if (width := pretraining.clip_dim) > 0:
+        clip = HeadConfig(name="clip", reads="clip", outputs=width, hidden=4 * dim, activation="relu", norm=True)
+        heads.append(clip)
+    if pretraining.statistics:
+        heads.append(HeadConfig(name="statistics", reads="clip", outputs=3 * bins))
+    if pretraining.profile:
+        heads.append(HeadConfig(name="profile", reads="clip", outputs=pretraining.profile * profile_bands(bins)))
+    if pretraining.texture:
+        heads.append(HeadConfig(name="texture", reads="clip", outputs=texture_values(bins)))
+    if pretraining.units:
+        heads.append(HeadConfig(name="seen_units", reads="visible", outputs=pretraining.units))
+        heads.append(HeadConfig(name="hidden_units", reads="masked", outputs=pretraining.units))
+    if pretraining.teacher:
+        heads.append(HeadConfig(name="latent", reads="masked", outputs=dim, hidden=2 * dim))
+    return heads
+
+
 class PretrainingModel(nn.Module):
-    """Encoder, mask token, and one head for each objective."""
+    """Encoder, mask token, and the heads that the objectives need."""
 
     def __init__(self, config: BaseEncoderConfig, pretraining: PretrainingConfig | None = None):
         super().__init__()
         self.pretraining = pretraining or PretrainingConfig()
         self.encoder = build_encoder(config)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
-        self.discriminative_head = PredictionHead(config)
-        self.generative_head = PredictionHead(config)
+        built_in = built_in_heads(config, self.pretraining)
+        self.heads = (*built_in, *self.pretraining.heads)
+        # The order of parameters and of random numbers is that of states and runs since the first version.
+        for head in built_in[:2]:
+            self.add_module(f"{head.name}_head", build_head(head, config.embed_dim))
         if self.pretraining.decoder_depth:
             self.decoder = Decoder(config, self.pretraining.decoder_depth)
-        dim = config.embed_dim
-        if self.pretraining.clip_dim:
-            self.clip_head = nn.Sequential(
-                nn.Linear(dim, 4 * dim), nn.LayerNorm(4 * dim), nn.ReLU(), nn.Linear(4 * dim, self.pretraining.clip_dim)
-            )
-        if self.pretraining.statistics:
-            self.statistics_head = nn.Linear(dim, 3 * config.num_mel_bins)
-        if self.pretraining.profile:
-            self.profile_head = nn.Linear(dim, self.pretraining.profile * profile_bands(config.num_mel_bins))
-        if self.pretraining.texture:
-            self.texture_head = nn.Linear(dim, texture_values(config.num_mel_bins))
-        if self.pretraining.units:
-            self.seen_units_head = nn.Linear(dim, self.pretraining.units)
-            self.hidden_units_head = nn.Linear(dim, self.pretraining.units)
-        if self.pretraining.teacher:
-            self.latent_head = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+        for head in built_in[2:]:
+            self.add_module(f"{head.name}_head", build_head(head, config.embed_dim))
         nn.init.xavier_normal_(self.mask_token)
+        self.own_heads = nn.ModuleDict({h.name: build_head(h, config.embed_dim) for h in self.pretraining.heads})
 
     def forward(self, features: Tensor, mask: Tensor, lengths: Tensor | None = None) -> PretrainingOutput:
         """Encode clips with masked patches, and apply all heads.
@@ -160,22 +163,20 @@ class PretrainingModel(nn.Module):
         visible = patch_subset(self._valid_tokens(patches) & ~mask)
         tokens, visible_tokens = encode(patches, mask, visible)
         tokens, clip = masked.gather(tokens), _mean(visible_tokens, visible.valid)
+        read = {"masked": tokens, "visible": visible_tokens, "clip": clip}
         return PretrainingOutput(
             tokens=tokens,
-            discriminative=self.discriminative_head(tokens),
-            generative=self.generative_head(tokens),
             values=values,
             masked=masked,
+            visible_tokens=visible_tokens,
+            visible=visible,
             clip=clip,
-            projection=self.clip_head(clip) if self.pretraining.clip_dim else None,
-            statistics=self.statistics_head(clip) if self.pretraining.statistics else None,
-            profile=self.profile_head(clip) if self.pretraining.profile else None,
-            texture=self.texture_head(clip) if self.pretraining.texture else None,
-            units=UnitLogits(self.seen_units_head(visible_tokens), visible, self.hidden_units_head(tokens))
-            if self.pretraining.units
-            else None,
-            latent=self.latent_head(tokens) if self.pretraining.teacher else None,
+            heads={head.name: self._head(head.name)(read[head.reads]) for head in self.heads},
         )
+
+    def _head(self, name: str) -> nn.Module:
+        head: nn.Module = self.own_heads[name] if name in self.own_heads else getattr(self, f"{name}_head")
+        return head
 
     def _encode_all(self, patches: PatchTokens, mask: Tensor, visible: PatchSubset) -> tuple[Tensor, Tensor]:
         """Return the encoder's tokens (B, L, D) with masked patches replaced, and those of visible patches."""

@@ -19,6 +19,7 @@ from ssamba.checkpoint import load_checkpoint
 from ssamba.errors import ConfigError, DataError, ModelMismatchError
 from ssamba.model.pretraining import PretrainingModel
 from ssamba.training.pretraining.data import open_corpora
+from ssamba.training.pretraining.extensions import ObjectiveStep
 from ssamba.training.pretraining.recipe import PretrainRecipe
 from ssamba.training.pretraining.run import pretrain
 from ssamba.training.pretraining.targets import RunningScale, gather_views
@@ -251,6 +252,10 @@ def test_a_clips_views_do_not_depend_on_its_batch(recordings):
         )
 
 
+def units_of(task):
+    return next(objective for objective in task.objectives if objective.name == "units")
+
+
 def test_the_unit_of_a_patch_is_that_of_its_column_before_augmentation(recordings):
     changes = (
         {"model": {"encoder": {"embed_dim": 24, "depth": 2, "patch_size": [64, 4], "patch_stride": [64, 4]}}},
@@ -258,11 +263,14 @@ def test_the_unit_of_a_patch_is_that_of_its_column_before_augmentation(recording
     )
     task, _, inputs = losses_of(recipe(*changes), recordings)
     assert not torch.equal(inputs.clean, inputs.features)
-    units = task.unit_targets(inputs).view(len(inputs.features), -1, 2)
+    out = task.predict(task.model, inputs, "mask")
+    objective = units_of(task)
+    step = ObjectiveStep(inputs, out, out, True, task.model.encoder.config, task.recipe.front_end)
+    units = objective.targets(step).view(len(inputs.features), -1, 2)
     assert torch.equal(units[..., 0], units[..., 1])  # time-major: two rows to a column
-    assert torch.equal(units[..., 0], task.units.units(inputs.clean, inputs.frames)[:, : units.shape[1]])
+    assert torch.equal(units[..., 0], objective.units.units(inputs.clean, inputs.frames)[:, : units.shape[1]])
     again = PretrainingTask(task.recipe, task.corpora)
-    assert torch.equal(again.units.centers, task.units.centers)
+    assert torch.equal(units_of(again).units.centers, objective.units.centers)
 
 
 def test_a_clean_profile_does_not_depend_on_the_augmentation(recordings):

@@ -19,6 +19,8 @@ from ssamba.model.masking import MaskStyle
 from ssamba.training.recipes import Recipe
 from ssamba.training.settings import RunSettings
 
+OBJECTIVE_NAMES = ("discriminative", "generative", "clip", "statistics", "profile", "texture", "units", "teacher")
+"""The objectives that come with ssamba."""
 DEFAULT_MASK_RATIO = 400 / 512
 """Share of the patches that the original masks by default."""
 
@@ -109,11 +111,7 @@ class ViewSettings(Config):
 
 
 class ObjectiveSettings(Config):
-    """The training objective: a weight for each term (0 switches it off) and their parameters.
-
-    A new term needs a weight here, its name in `PretrainRecipe._check`, its head (if any) in
-    `PretrainRecipe.pretraining`, its loss in `model/objectives.py`, and its use in `PretrainingTask.losses`.
-    """
+    """The objectives that come with ssamba: a weight for each (0 switches it off) and their parameters."""
 
     discriminative: float = Field(1.0, ge=0)
     """InfoNCE between the masked patches of a clip."""
@@ -174,6 +172,10 @@ class PretrainRecipe(Recipe):
     """Augmentation of the features."""
     objectives: ObjectiveSettings = ObjectiveSettings()
     """Training objective."""
+    own_objectives: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Objectives that do not come with ssamba (`ssamba.Objective`), by name: settings of each."""
+    own_augmentations: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Augmentations that do not come with ssamba (`ssamba.FeatureAugmentation`), by name: settings of each."""
     validation_counts: tuple[int, ...] = (250, 300, 400)
     """Masked patches of 512 at which validation is reported."""
     best: Literal["loss", "accuracy"] = "loss"
@@ -191,8 +193,7 @@ class PretrainRecipe(Recipe):
             raise ValueError("objectives.clip needs one clip to a sequence: set data.short_clips = 'bucket'")
         if objectives.clip and objectives.passes == 2:
             raise ValueError("objectives.passes = 2 is the original's, which has no clip objective")
-        terms = ("discriminative", "generative", "clip", "statistics", "profile", "texture", "units", "teacher")
-        if not any(getattr(objectives, name) for name in terms):
+        if not (self.own_objectives or any(getattr(objectives, name) for name in OBJECTIVE_NAMES)):
             raise ValueError("every objective has weight 0: nothing would be learned")
         if self.front_end.num_mel_bins != encoder.num_mel_bins:
             raise ValueError(

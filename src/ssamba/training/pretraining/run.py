@@ -10,6 +10,7 @@ OUTPUT/log.jsonl      losses, rates and validations; `skipped.csv`, `pictures/`,
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ from ssamba.training.batches import report_decoded
 from ssamba.training.distributed import is_main_process, lock_run
 from ssamba.training.loop import train
 from ssamba.training.pretraining.data import open_corpora
+from ssamba.training.pretraining.extensions import (
+    FeatureAugmentation,
+    Objective,
+    given_extensions,
+    load_extensions,
+)
 from ssamba.training.pretraining.recipe import PretrainRecipe
 from ssamba.training.pretraining.task import PretrainingTask
 from ssamba.training.recipes import Changes, parse_changes
@@ -37,6 +44,8 @@ def pretrain(
     *,
     recipe: PretrainRecipe | str | Path | None = None,
     set: Changes | None = None,
+    objectives: Sequence[Objective] = (),
+    augmentations: Sequence[FeatureAugmentation] = (),
     size: str | None = None,
     minutes: float | None = None,
     epochs: int | None = None,
@@ -61,6 +70,8 @@ def pretrain(
         recipe: a `PretrainRecipe`, the path of a TOML file, or the name of a shipped one: laptop, one-gpu, many-nodes,
             official. None gives the defaults.
         set: settings of the recipe to change: `{"masking.ratio": 0.75}`, or `["masking.ratio=0.75"]`.
+        objectives: objectives of your own, added to the recipe's (docs/own-objective.md).
+        augmentations: augmentations of features of your own, applied after the recipe's.
         size: width of the encoder: tiny, small or base.
         minutes: time budget; with `epochs` the run ends at whichever comes first. Either replaces the recipe's length.
         epochs: passes over the data.
@@ -90,15 +101,18 @@ def pretrain(
     """
     output = run_folder(output)
     checked_progress(progress)
+    own = given_extensions(objectives, augmentations)
     settings = PretrainRecipe.from_arguments(
         recipe,
-        set,
+        {**own.changes(), **parse_changes(set)},
         seed=seed,
         batch_size=batch_size,
         minutes=minutes,
         epochs=epochs,
         size=("model.size", size),
     )
+    own = load_extensions(settings, own)
+    settings = settings.with_values(own.changes())
     start = None
     if checkpoint is not None or settings.model.start is not None:
         start = load_checkpoint(checkpoint if checkpoint is not None else settings.model.start)
@@ -114,7 +128,7 @@ def pretrain(
         notes = corpora.notes() if is_main_process() else []
         for note in notes:
             _log.warning(note)
-        task = PretrainingTask(settings, corpora, start)
+        task = PretrainingTask(settings, corpora, start, own)
         report = train(
             task,
             settings.optimizer,

@@ -1,4 +1,4 @@
-"""Pretraining on unlabeled recordings: from batches of waveforms to the objectives (SSAMBA, section 3.3, and ours).
+"""Pretraining on unlabeled recordings: from batches of waveforms to the objectives.
 
     waveforms -> log-mel features -> one or two views -> augmented -> normalized -> masked -> model -> losses
 
@@ -9,11 +9,10 @@ Shapes: B clips, T frames, M mel bins, L patch tokens; `views` of all clips, `va
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,32 +23,20 @@ from ssamba.audio.fbank import fbank, frame_lengths, normalize
 from ssamba.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssamba.config import Config, FrontEndConfig, ModelConfig, ModelIdentity
 from ssamba.data.loader import WaveBatch
-from ssamba.errors import ConfigError
-from ssamba.model.encoder import PatchTokens
+from ssamba.errors import ConfigError, TrainingError
 from ssamba.model.masking import draw_mask
-from ssamba.model.objectives import (
-    clip_contrast,
-    info_nce,
-    log_mel_statistics,
-    log_mel_texture,
-    profile_bands,
-    reconstruction_error,
-    remove_channel,
-    temporal_profile,
-    texture_values,
-    unit_cross_entropy,
-)
-from ssamba.model.patches import column_counts, order_tokens
+from ssamba.model.patches import column_counts
 from ssamba.model.pretraining import PretrainingModel, PretrainingOutput
 from ssamba.training.pretraining.data import Corpora
+from ssamba.training.pretraining.extensions import Extensions, Inputs, ObjectiveStep, load_extensions
+from ssamba.training.pretraining.objectives import build_objectives
 from ssamba.training.pretraining.recipe import PretrainRecipe
-from ssamba.training.pretraining.targets import RunningScale, SoundUnits, gather_views, scale_gradient_to_rank
 from ssamba.training.task import StepContext, StepOutcome
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_UNIT_EPOCHS = 3  # read at most to fit sound units
+_PREPARE_EPOCHS = 3  # that objectives may read to get ready
 
 
 @torch.no_grad()
@@ -91,58 +78,47 @@ def _check_equal(part: str, theirs: Config, ours: Config, source: str) -> None:
         raise ConfigError(f"model.start: {source} has another {part}: {', '.join(other)}. Set them to the same values")
 
 
-class Inputs(NamedTuple):
-    """Inputs of the model for a batch: the first views of all clips, then their second views."""
-
-    features: Tensor
-    """Normalized (views, T, M)."""
-    lengths: Tensor
-    """Valid frames (views,), rounded up to whole patches."""
-    frames: Tensor
-    """Frames of the recording itself (views,)."""
-    seeds: Tensor
-    """Seed of each view (views,)."""
-    clean: Tensor
-    """Normalized features before augmentation (views, T, M)."""
-
-
 class PretrainingTask:
     """The task of the training loop: a pretraining model on the corpora of a recipe."""
 
     best_metric: tuple[str, Literal["min", "max"]]
 
-    def __init__(self, recipe: PretrainRecipe, corpora: Corpora, start: Checkpoint | None = None):
+    def __init__(
+        self,
+        recipe: PretrainRecipe,
+        corpora: Corpora,
+        start: Checkpoint | None = None,
+        extensions: Extensions | None = None,
+    ):
         """Build the model, seeded by the recipe.
 
         Args:
             recipe: all settings.
             corpora: the recordings.
             start: the checkpoint to start from, if it is loaded already; None loads that of the recipe, if it has one.
+            extensions: objectives and augmentations that the recipe names, as from `load_extensions`; None finds them.
 
         Raises:
             CheckpointError: the model to start from is unknown or damaged.
-            ConfigError: it has another encoder or front end than the recipe.
+            ConfigError: it has another encoder or front end than the recipe, or the recipe names unknown objectives.
         """
+        extensions = extensions or load_extensions(recipe)
         torch.manual_seed(recipe.run.seed)
         self.recipe = recipe
         self.corpora = corpora
-        self.model = PretrainingModel(recipe.model.config(), recipe.pretraining())
+        encoder = recipe.model.config()
+        heads = recipe.pretraining().with_changes(heads=extensions.heads(encoder))
+        self.model = PretrainingModel(encoder, heads)
         self.mask_ratio = recipe.mask_ratio
         self.base: ModelIdentity | None = None
         if recipe.model.start is not None:
             start = start or load_checkpoint(recipe.model.start)
             load_initial_weights(self.model, start, recipe.front_end)
             self.base = start.identity
-        self.teacher = (
-            copy.deepcopy(self.model.encoder).requires_grad_(False).eval() if recipe.objectives.teacher else None
-        )
-        bins = recipe.front_end.num_mel_bins
-        self.scales = {
-            "statistics": RunningScale(3 * bins),
-            "profile": RunningScale(recipe.objectives.profile_segments * profile_bands(bins)),
-            "texture": RunningScale(texture_values(bins)),
-        }
-        self.units = self._fit_units() if recipe.objectives.units else None
+        self.augmentations = extensions.augmentations
+        self.objectives = build_objectives(recipe, extensions)
+        for objective in self.objectives:
+            objective.prepare(self.model, recipe, self._unchanged_clips)
         self.best_metric = ("loss", "min") if recipe.best == "loss" else ("accuracy", "max")
         self.unreported = corpora.skipped  # reported with the first step
 
@@ -159,7 +135,8 @@ class PretrainingTask:
         batch, too_short = self._without_short_clips(batch)
         skipped, self.unreported = (*self.unreported, *batch.skipped, *too_short), ()
         if not len(batch):
-            self._join_collectives(context.device)
+            for objective in self.objectives:
+                objective.join(context.device)
             return StepOutcome(None, 0.0, skipped=skipped)
         inputs = self.inputs(batch, context.device, training=True)
         with context.autocast():
@@ -183,15 +160,6 @@ class PretrainingTask:
         reason = f"shorter than one frame of {front_end.frame_ms:g} ms"
         skipped = tuple((key, reason) for i in short.nonzero()[:, 0].tolist() for key in batch.keys[i])
         return batch.chosen((~short).nonzero()[:, 0].tolist()), skipped
-
-    def _join_collectives(self, device: torch.device) -> None:
-        """Take part in the collectives of `losses`, in their order, without a clip."""
-        weights = self.recipe.objectives
-        for name, scale in self.scales.items():
-            if getattr(weights, name):
-                scale.standardize(torch.zeros(0, len(scale.mean), device=device), training=True)
-        if weights.clip:
-            gather_views(torch.zeros(0, weights.clip_dim, device=device))
 
     def inputs(self, batch: WaveBatch, device: torch.device, *, training: bool) -> Inputs:
         """Compute the features of a batch: augmented views while training, otherwise the whole crop as it is."""
@@ -220,65 +188,45 @@ class PretrainingTask:
         clean = normalize(features, front_end)
         if training:
             features = augment(features, seeds, recipe.augmentation, lengths, front_end)
+            for augmentation in self.augmentations:
+                features = augmentation(features, seeds, lengths)
         features = normalize(features, front_end)
         # The last patch of a clip is padded with log-mel 0 and counts as valid, as in `Embedder`.
-        return Inputs(features, -(-lengths // patch) * patch, lengths, seeds, clean)
+        keys = batch.keys * len(crops)
+        return Inputs(features, -(-lengths // patch) * patch, lengths, seeds, clean, keys)
 
     def losses(
         self, model: nn.Module, inputs: Inputs, *, training: bool, ratio: float | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted sum of all objectives, and all objectives and accuracies by name.
+        """Return the weighted sum of all objectives, and all objectives and their figures by name.
 
         Args:
             model: `self.model`, perhaps wrapped by DDP.
             inputs: as from `inputs`.
             training: also compute the clip objective, and update running statistics.
             ratio: share of the patches to mask; None means the recipe's.
+
+        Raises:
+            TrainingError: two objectives give a figure the same name.
         """
-        weights = self.recipe.objectives
         out = self.predict(model, inputs, "mask", ratio)
+        second = self.predict(model, inputs, "mask2", ratio) if self.recipe.objectives.passes == 2 else out
+        step = ObjectiveStep(inputs, out, second, training, self.model.encoder.config, self.recipe.front_end)
+        total: Tensor | None = None
         metrics: dict[str, Tensor] = {}
-        valid, values = out.masked.valid, out.values
-        metrics["discriminative"], metrics["accuracy"] = info_nce(out.discriminative.float(), values, valid)
-        second = self.predict(model, inputs, "mask2", ratio) if weights.passes == 2 else out
-        metrics["generative"] = reconstruction_error(second.generative.float(), second.values, second.masked.valid)
-        total = weights.discriminative * metrics["discriminative"] + weights.generative * metrics["generative"]
-        for name, prediction in (("statistics", out.statistics), ("profile", out.profile), ("texture", out.texture)):
-            if prediction is not None:
-                target = self.scales[name].standardize(self._clip_target(name, inputs), training)
-                metrics[name] = F.mse_loss(prediction.float(), target)
-                total = total + getattr(weights, name) * metrics[name]
-        if out.units is not None:
-            units = self.unit_targets(inputs)
-            seen = unit_cross_entropy(
-                out.units.visible.float(), out.units.visible_patches.gather(units), out.units.visible_patches.valid
-            )
-            hidden = unit_cross_entropy(out.units.masked.float(), out.masked.gather(units), valid)
-            metrics["units_seen"], metrics["units_seen_accuracy"] = seen
-            metrics["units_hidden"], metrics["units_hidden_accuracy"] = hidden
-            total = total + weights.units * (seen.loss + hidden.loss) / 2
-        if out.latent is not None:
-            metrics["teacher"] = reconstruction_error(out.latent.float(), self.teacher_tokens(inputs, out), valid)
-            total = total + weights.teacher * metrics["teacher"]
-        if out.projection is not None and training:
-            views = gather_views(out.projection.float())
-            loss, metrics["clip_accuracy"] = clip_contrast(views.projections, views.partner, weights.temperature)
-            metrics["clip"] = scale_gradient_to_rank(loss, views.rank_share)
-            total = total + weights.clip * metrics["clip"]
+        for objective in self.objectives:
+            found = objective.loss(step)
+            if found is None:
+                continue
+            value, figures = (found, {}) if isinstance(found, Tensor) else found
+            new = {objective.name: value, **figures}
+            if twice := [*new.keys() & {*metrics, "loss"}]:
+                raise TrainingError(f"two figures are named {twice[0]!r}: the second is of {type(objective).__name__}")
+            metrics |= new
+            total = objective.weight * value if total is None else total + objective.weight * value
+        assert total is not None
         metrics["loss"] = total
         return total, {name: value.detach() for name, value in metrics.items()}
-
-    def _clip_target(self, name: str, inputs: Inputs) -> Tensor:
-        """Compute the target that the clip vector predicts by regression (views, values)."""
-        objectives = self.recipe.objectives
-        if name == "statistics":
-            return log_mel_statistics(inputs.features, inputs.lengths)
-        if name == "texture":
-            return log_mel_texture(inputs.features, inputs.lengths)
-        if objectives.profile_target == "clean":
-            levels = remove_channel(inputs.clean * (2 * self.recipe.front_end.std), inputs.frames)
-            return temporal_profile(levels, inputs.frames, objectives.profile_segments)
-        return temporal_profile(inputs.features, inputs.lengths, objectives.profile_segments)
 
     def predict(self, model: nn.Module, inputs: Inputs, stream: str, ratio: float | None = None) -> PretrainingOutput:
         """Mask patches and run the model; `stream` is `mask` or `mask2`, which draws another mask of the same clips."""
@@ -296,48 +244,19 @@ class PretrainingTask:
         out: PretrainingOutput = model(inputs.features, mask, inputs.lengths)
         return out
 
-    @torch.no_grad()
-    def unit_targets(self, inputs: Inputs) -> Tensor:
-        """Return the sound unit of every patch (views, L): that of its column; arbitrary beyond a clip's end."""
-        assert self.units is not None
-        config = self.model.encoder.config
-        units = self.units.units(inputs.clean, inputs.frames)[:, : config.columns(inputs.features.shape[1])]
-        grid = units[:, None, :, None].expand(-1, config.rows, -1, -1)
-        return order_tokens(grid, config, column_counts(inputs.lengths, config))[..., 0]
-
-    def _fit_units(self) -> SoundUnits:
-        """Fit sound units to the first training batches, the same on every rank."""
-        config, front_end = self.recipe.model.config(), self.recipe.front_end
-        units = SoundUnits(self.recipe.objectives.unit_count, config.patch_size[1], 2 * front_end.std)
-
-        def clean() -> Iterator[tuple[Tensor, Tensor]]:
-            for epoch in range(_UNIT_EPOCHS):
-                for found in self.corpora.batches(epoch, 0, 0, 1):
-                    batch, _ = self._without_short_clips(found)
-                    if len(batch):
-                        inputs = self.inputs(batch, torch.device("cpu"), training=False)
-                        yield inputs.clean, inputs.frames
-
-        units.fit(clean(), self.recipe.run.seed)
-        return units
-
-    @torch.no_grad()
-    def teacher_tokens(self, inputs: Inputs, out: PretrainingOutput) -> Tensor:
-        """Return the teacher's tokens at the masked patches, each normalized over its channels (as in data2vec)."""
-        assert self.teacher is not None
-        self.teacher.to(inputs.features.device)
-        patches: PatchTokens = self.teacher.embed_patches(inputs.features, inputs.lengths)
-        tokens = self.teacher.encode(patches)[:, self.teacher.num_prefix_tokens :].float()
-        return out.masked.gather(F.layer_norm(tokens, tokens.shape[-1:]))
+    def _unchanged_clips(self) -> Iterator[Inputs]:
+        """Yield training clips without augmentation, the same on every rank."""
+        for epoch in range(_PREPARE_EPOCHS):
+            for found in self.corpora.batches(epoch, 0, 0, 1):
+                batch, _ = self._without_short_clips(found)
+                if len(batch):
+                    yield self.inputs(batch, torch.device("cpu"), training=False)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Update the momentum teacher."""
-        if self.teacher is None:
-            return
-        keep = 1 - (1 - self.recipe.objectives.teacher_decay) / max(1.0, step / 100) ** 0.5
-        for slow, fast in zip(self.teacher.parameters(), self.model.encoder.parameters(), strict=True):
-            slow.to(fast.device).lerp_(fast, 1 - keep) if slow.device == fast.device else slow.copy_(fast)
+        """Tell the objectives."""
+        for objective in self.objectives:
+            objective.after_step(self.model, step)
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> Mapping[str, float]:
@@ -389,16 +308,12 @@ class PretrainingTask:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs besides the model."""
-        state: dict[str, Any] = {
+        states = {objective.name: objective.state_dict() for objective in self.objectives}
+        return {
             "corpora": self.corpora.plan.fingerprint(),
             "data": self.corpora.summary(),
-            **{name: scale.state_dict() for name, scale in self.scales.items()},
+            **{name: state for name, state in states.items() if state},
         }
-        if self.units is not None:
-            state["units"] = self.units.state_dict()
-        if self.teacher is not None:
-            state["teacher"] = self.teacher.state_dict()
-        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -407,12 +322,9 @@ class PretrainingTask:
             DataError: the corpora are not those of the saved run.
         """
         self.corpora.check_same(state["corpora"], state.get("data", ()))
-        for name, scale in self.scales.items():
-            scale.load_state_dict(state[name])
-        if self.units is not None:
-            self.units.load_state_dict(state["units"])
-        if self.teacher is not None:
-            self.teacher.load_state_dict(state["teacher"])
+        for objective in self.objectives:
+            if objective.name in state:
+                objective.load_state_dict(state[objective.name])
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the model with its heads as a checkpoint folder."""
