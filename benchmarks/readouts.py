@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.timing import RESULTS, save
-from ssamba.embedder import load_model, random_model
+from ssamba.embedder import load_model
 from ssamba.embedding import Readout
 from ssamba.evaluation import (
     ClipModel,
@@ -32,6 +32,7 @@ from ssamba.evaluation import (
     evaluate_model,
     read_suite,
 )
+from ssamba.evaluation.run import random_model
 from ssamba.hashing import digest_of_json
 from ssamba.model import readouts
 from ssamba.studies.harness import environment, table

@@ -245,7 +245,7 @@ def test_an_interrupted_predict_without_a_file_prints_what_is_done(tmp_path, cli
         if state.done == 10:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
+    monkeypatch.setattr("ssamba.inference.engine.CPU_TOKENS_PER_BATCH", 200)
     monkeypatch.setattr(ProgressDisplay, "__call__", interrupt)
     done = ssamba("predict", tmp_path, "-c", classifier_folder, "--format", "csv", "--workers", "0")
     assert done.returncode == 130, done.stderr

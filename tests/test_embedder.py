@@ -15,8 +15,8 @@ import torch
 import ssamba
 from ssamba.audio.decode import decode
 from ssamba.audio.fbank import fbank, log_mel
-from ssamba.embedder import Embedder, EmbedOptions, random_model
-from ssamba.errors import AudioDecodeError
+from ssamba.embedder import Embedder, EmbedOptions
+from ssamba.errors import AudioDecodeError, ConfigError
 from ssamba.inference import group_by_length
 
 
@@ -503,12 +503,29 @@ def test_load_model_reads_checkpoints(ssamba_pth, medley):
         model.predict(medley)
 
 
-def test_the_random_baseline_needs_no_weights(monkeypatch):
-    monkeypatch.setattr("ssamba.embedder.has_default_weights", lambda: False)
-    random, again = random_model(device="cpu"), random_model(device="cpu", patch_stride=10)
-    assert random.dim == 192
-    assert again.encoder.config.rows == 12
-    assert torch.equal(random.encoder.cls_token, again.encoder.cls_token)
+def test_without_frames_an_embedding_is_the_same_vector(embedder, medley):
+    medley = medley[: 16 * 16_000]
+    whole, vector = embedder.embed(medley), embedder.embed(medley, frames=False)
+    assert torch.equal(vector.clip, whole.clip)
+    assert torch.equal(vector.parts, whole.parts)
+    torch.testing.assert_close(whole.clip, whole.frames.double().mean(0).float())
+    assert repr(vector) == "Embedding(16.00 s, clip (32,))"
+    for name in ("frames", "times_s"):
+        with pytest.raises(AttributeError, match=f"made with frames=False, so it has no {name}"):
+            getattr(vector, name)
+
+
+def test_frames_can_be_means_over_stretches_of_time(embedder, medley):
+    medley = medley[: 17 * 16_000]
+    whole = embedder.embed(medley)
+    ((_, pooled),) = embedder.embed_stream([("medley", medley)], every_s=1.6)
+    torch.testing.assert_close(pooled.frames[:10], whole.frames[:100].reshape(10, 10, -1).mean(1))
+    assert torch.equal(pooled.clip, whole.clip)
+    assert len(pooled.frames) == 11
+    assert pooled.times_s[[0, 1, 10]].tolist() == pytest.approx([0.8, 2.4, 16.5])
+    for bad in (0.1, 1.005, -1.0, float("nan")):
+        with pytest.raises(ConfigError, match=f"every {bad:g} s: expected at least a time step of this model, 0.16 s"):
+            embedder.embed_stream([], every_s=bad)
 
 
 def test_a_classifier_gives_logits_for_any_length(tmp_path, medley):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssamba.config import EncoderConfig
-from ssamba.inference import FrameMerger, WindowCutter
+from ssamba.inference import FrameMerger, GrowingRows, RunningMean, SpanMeans, WindowCutter
+from ssamba.model.heads import span_weights
 
 
 def cut(config, features, block, **options):
@@ -74,8 +76,49 @@ def test_official_padding_fills_short_recordings_to_the_window(frames):
 
 def test_overlapping_frames_are_averaged_with_triangular_weights():
     merger = FrameMerger()
-    merger.add(2, torch.full((4, 1), 10.0))
-    merger.add(0, torch.full((4, 1), 1.0))
+    before = merger.add(0, torch.full((4, 1), 1.0))
+    first = merger.add(2, torch.full((4, 1), 10.0))
+    assert (before.shape, first.shape) == ((0, 1), (2, 1))
     # weights of a window of four: 1 2 2 1
     expected = [1.0, 1.0, (2 * 1 + 1 * 10) / 3, (1 * 1 + 2 * 10) / 3, 10.0, 10.0]
-    torch.testing.assert_close(merger.merged()[:, 0], torch.tensor(expected))
+    torch.testing.assert_close(torch.cat((first, merger.finish()))[:, 0], torch.tensor(expected))
+
+
+@settings(deadline=None)
+@given(columns=st.integers(4, 40), hop=st.integers(1, 4))
+def test_time_steps_are_handed_on_once_and_in_order_as_soon_as_they_are_final(columns, hop):
+    values = torch.arange(columns, dtype=torch.float32)[:, None]
+    starts = sorted({*range(0, columns - 3, hop), columns - 4})
+    merger, pieces = FrameMerger(), []
+    for start in starts:
+        pieces.append(merger.add(start, values[start : start + 4]))
+        assert sum(map(len, pieces)) == start
+    torch.testing.assert_close(torch.cat((*pieces, merger.finish())), values)
+
+
+@settings(deadline=None)
+@given(
+    columns=st.integers(1, 90),
+    pieces=st.lists(st.integers(0, 20), max_size=6),
+    span=st.sampled_from([16, 25, 50, 100]),
+    geometry=st.sampled_from([(16, 16), (16, 10), (4, 4), (4, 60), (16, 40)]),
+)
+def test_means_over_spans_do_not_depend_on_how_time_steps_arrive(columns, pieces, span, geometry):
+    size, stride = geometry
+    config = EncoderConfig(num_mel_bins=16, num_frames=400, patch_size=(16, size), patch_stride=(16, stride))
+    steps = torch.randn(columns, 3, generator=torch.Generator().manual_seed(columns))
+    means = SpanMeans(config, span)
+    cuts = [0, *sorted(min(sum(pieces[: i + 1]), columns) for i in range(len(pieces))), columns]
+    found = [means.add(steps[start:stop]) for start, stop in pairwise(cuts)]
+    whole = span_weights(range(columns), config, span) @ steps
+    torch.testing.assert_close(torch.cat((*found, means.finish())), whole)
+
+
+def test_running_means_and_growing_rows_are_those_of_all_rows():
+    rows = torch.randn(1000, 3)
+    mean, kept = RunningMean(), GrowingRows()
+    for start in range(0, 1000, 7):
+        mean.add_rows(rows[start : start + 7])
+        kept.append(rows[start : start + 7])
+    torch.testing.assert_close(mean.mean(), rows.double().mean(0).float(), rtol=1e-6, atol=1e-8)
+    assert torch.equal(kept.tensor(), rows)

@@ -31,7 +31,7 @@ from benchmarks.peers.scorecard import CLIP, PARTS, Content, Line, lines_of, mar
 from benchmarks.peers.speed import measure_speeds
 from benchmarks.timing import RESULTS
 from ssamba.checkpoint.names import DEFAULT_MODEL
-from ssamba.embedder import Embedder, random_model
+from ssamba.embedder import Embedder
 from ssamba.embedding import Readout
 from ssamba.evaluation import (
     ClipModel,
@@ -44,6 +44,7 @@ from ssamba.evaluation import (
     evaluate_model,
     read_suite,
 )
+from ssamba.evaluation.run import random_model
 from ssamba.model.create import build_encoder
 from ssamba.studies.harness import environment
 

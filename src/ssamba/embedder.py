@@ -3,13 +3,14 @@
     model = ssamba.load_model("ssamba2-tiny")
     e = model.embed("dog.wav")          # e.clip (D,), e.frames (K, D), e.times_s (K,)
 
-Recordings of any length run in constant memory; windows of many recordings are encoded together (`inference.py`).
+Recordings of any length run in constant memory; windows of many recordings are encoded together (`inference/`).
 
 Shapes: B recordings, S samples, T frames, M mel bins, K time steps, D channels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,6 @@ from ssamba.checkpoint import (
     Checkpoint,
     LoadReport,
     check_front_end,
-    has_default_weights,
     load_checkpoint,
     weights_digest,
 )
@@ -44,7 +44,6 @@ from ssamba.inference import (
     PredictionAccumulator,
     SegmentLogitsAccumulator,
 )
-from ssamba.model.create import build_encoder, encoder_config
 from ssamba.model.encoder import PatchEncoder
 from ssamba.model.heads import Classifier
 from ssamba.progress import OnProgress, Progress
@@ -53,8 +52,6 @@ __all__ = ["EmbedOptions", "Embedder", "Embedding", "Prediction", "Progress", "S
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
-
-_RANDOM_SEED = 0
 
 
 class Embedder:
@@ -174,6 +171,18 @@ class Embedder:
         if options.layer is not None:
             self.encoder.layer_index(options.layer)
 
+    def span_frames(self, seconds: float) -> int:
+        """Return the frames of a stretch of time; a ConfigError unless they are whole and at least one time step."""
+        shift_s = self.front_end.shift_samples / self.front_end.sample_rate_hz
+        step_s = self.encoder.config.patch_stride[1] * shift_s
+        frames = round(seconds / shift_s) if math.isfinite(seconds) else 0
+        if not math.isclose(frames * shift_s, seconds, rel_tol=1e-6) or seconds < step_s:
+            raise ConfigError(
+                f"every {seconds:g} s: expected at least a time step of this model, {step_s:g} s, and whole frames of "
+                f"{shift_s:g} s; for example 1 (--every 1s)"
+            )
+        return frames
+
     def digest(self, options: EmbedOptions | None = None) -> str:
         """Return 16 hexadecimal digits of everything an embedding depends on: weights, configuration, options."""
         options = (options or EmbedOptions()).resolved(self.device)
@@ -187,6 +196,7 @@ class Embedder:
         source: Source,
         sample_rate: int | None = None,
         *,
+        frames: bool = True,
         context: Context = "windows",
         layer: int | None = None,
         padding: Padding = "patch",
@@ -205,6 +215,7 @@ class Embedder:
         source: Source,
         sample_rate: int | None = None,
         *,
+        frames: bool = True,
         context: Context = "windows",
         layer: int | None = None,
         padding: Padding = "patch",
@@ -223,6 +234,7 @@ class Embedder:
         source: Iterable[Source],
         sample_rate: int | None = None,
         *,
+        frames: bool = True,
         context: Context = "windows",
         layer: int | None = None,
         padding: Padding = "patch",
@@ -241,6 +253,7 @@ class Embedder:
         source: Iterable[Source],
         sample_rate: int | None = None,
         *,
+        frames: bool = True,
         context: Context = "windows",
         layer: int | None = None,
         padding: Padding = "patch",
@@ -258,6 +271,7 @@ class Embedder:
         source: Source | Iterable[Source],
         sample_rate: int | None = None,
         *,
+        frames: bool = True,
         context: Context = "windows",
         layer: int | None = None,
         padding: Padding = "patch",
@@ -278,6 +292,7 @@ class Embedder:
                 these, mixed.
             sample_rate: rate of the waveforms, in Hz; None means the model's rate, `front_end.sample_rate_hz`. Files
                 carry their own.
+            frames: keep `frames` and `times_s`; without them, memory does not grow with the recording.
             context: `windows` of `window_s`, overlapping, or the `full` recording at once. For recordings longer than a
                 window the two give different vectors, of cosine .988 for 28 s and .934 for ten minutes
                 (`EmbedOptions.context`): use one of them throughout.
@@ -322,7 +337,7 @@ class Embedder:
         recordings = Recordings(source, sample_rate, self.front_end, channels=channels, batch=batch, damaged=damaged)
 
         def run(items: Iterable[tuple[Key, Iterator[Samples]]]) -> Iterator[tuple[Key, Embedding | Exception]]:
-            return self._embedded(items, options, batch_tokens)
+            return self._embedded(items, options, batch_tokens, frames)
 
         found = recordings.collect(run, lambda embedding: embedding.duration_s, progress, "embedding")
         if channels == "separate":
@@ -335,6 +350,8 @@ class Embedder:
         sample_rate: int | None = None,
         options: EmbedOptions | None = None,
         *,
+        frames: bool = True,
+        every_s: float | None = None,
         channels: OneChannel = None,
         batch_tokens: int | None = None,
         damaged: Damaged = "skip",
@@ -345,6 +362,8 @@ class Embedder:
             items: keys and recordings.
             sample_rate: of waveforms, as in `embed`.
             options: how to embed.
+            frames: as in `embed`.
+            every_s: make `frames` the means over stretches of so many seconds, with their centers in `times_s`.
             channels: as in `embed`.
             batch_tokens: as in `embed`.
             damaged: `skip` makes a file of which a part is missing an error, `keep` uses what comes before it.
@@ -357,8 +376,9 @@ class Embedder:
             ValueError: an option does not fit the model.
         """
         checked_channels(channels, separate=False)
+        span_frames = None if every_s is None else self.span_frames(every_s)
         decoded = self._decoded(items, sample_rate, channels, damaged)
-        return self._embedded(decoded, options or EmbedOptions(), batch_tokens)
+        return self._embedded(decoded, options or EmbedOptions(), batch_tokens, frames, span_frames)
 
     @overload
     def predict(  # type: ignore[overload-overlap]
@@ -484,15 +504,17 @@ class Embedder:
         return torch.cat([block.cpu() for block in self.engine.features(read(source, sample_rate, self.front_end))])
 
     def _embedded(
-        self, items: Iterable[tuple[Key, Iterator[Samples]]], options: EmbedOptions, batch_tokens: int | None
+        self,
+        items: Iterable[tuple[Key, Iterator[Samples]]],
+        options: EmbedOptions,
+        batch_tokens: int | None,
+        frames: bool,
+        span_frames: int | None = None,
     ) -> Iterator[tuple[Key, Embedding | Exception]]:
         self.check(options)
-        return self.engine.run(
-            items,
-            options,
-            lambda: EmbeddingAccumulator(self.encoder.config, self.front_end),
-            batch_tokens=batch_tokens,
-        )
+        config, front_end = self.encoder.config, self.front_end
+        new = partial(EmbeddingAccumulator, config, front_end, frames=frames, span_frames=span_frames)
+        return self.engine.run(items, options, new, batch_tokens=batch_tokens)
 
     def _predicted(
         self,
@@ -565,26 +587,3 @@ def load_model(
         torch.Size([192])
     """
     return Embedder(load_checkpoint(source, patch_stride), front_end, device=device)
-
-
-def random_model(
-    *,
-    device: str | torch.device | None = None,
-    patch_stride: int | tuple[int, int] | None = None,
-    front_end: FrontEndConfig | None = None,
-) -> Embedder:
-    """Return the default model's structure (else the tiny one) with random weights from a fixed seed, as a baseline.
-
-    Arguments as `load_model`.
-    """
-    if has_default_weights():
-        like = load_checkpoint(None, patch_stride)
-        config, front_end = like.config.encoder, front_end or like.front_end
-    else:
-        config = encoder_config("tiny")
-        if patch_stride is not None:
-            config = config.with_patch_stride(patch_stride)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_RANDOM_SEED)
-        encoder = build_encoder(config)
-    return Embedder(encoder, front_end, device=device, name="random tiny")

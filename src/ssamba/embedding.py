@@ -69,7 +69,7 @@ class Embedding:
     made of a sequence, or short in long silence (`ssamba.model.readouts`). Of recordings longer than a window the
     thirds are those of each window, averaged."""
     frames: Tensor
-    """One vector for each time step, (K, D)."""
+    """One vector for each time step, (K, D); not there after `embed(..., frames=False)`, like `times_s`."""
     times_s: Tensor
     """Center of each time step, in seconds from the start of the recording, (K,)."""
     duration_s: float
@@ -78,13 +78,24 @@ class Embedding:
     if not TYPE_CHECKING:  # type checkers must know which names there are
 
         def __getattr__(self, name: str) -> NoReturn:
+            if name in ("frames", "times_s"):
+                raise AttributeError(f"this Embedding was made with frames=False, so it has no {name}: omit that")
             raise no_attribute("'Embedding'", name, EMBEDDING, type(self).__dataclass_fields__)
 
         def __array__(self, *_: object, **__: object) -> NoReturn:
             raise TypeError("an Embedding is several arrays: embedding.clip (D,), or embedding.frames (K, D)")
 
+    @classmethod
+    def without_frames(cls, clip: Tensor, parts: Tensor, duration_s: float) -> Embedding:
+        """Return an embedding whose `frames` and `times_s` were not kept: they raise an AttributeError."""
+        embedding = cls.__new__(cls)
+        for name, value in (("clip", clip), ("parts", parts), ("duration_s", duration_s)):
+            object.__setattr__(embedding, name, value)
+        return embedding
+
     def __repr__(self) -> str:
-        return f"Embedding({self.duration_s:.2f} s, clip {tuple(self.clip.shape)}, frames {tuple(self.frames.shape)})"
+        frames = f", frames {tuple(self.frames.shape)}" if "frames" in self.__dict__ else ""
+        return f"Embedding({self.duration_s:.2f} s, clip {tuple(self.clip.shape)}{frames})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

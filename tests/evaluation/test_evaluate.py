@@ -35,6 +35,7 @@ from ssamba.evaluation import (
     evaluate_model,
 )
 from ssamba.evaluation.clips import read_waves
+from ssamba.evaluation.run import random_model
 from ssamba.evaluation.suite import read_suite
 from ssamba.probes import SETTINGS
 from ssamba.similarity import SIMILARITIES
@@ -288,3 +289,11 @@ def test_wrong_uses_end_in_one_message(suite, tmp_path, monkeypatch, folder, mod
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is compared below
         evaluate(folder or suite, model, cache=False, **options)
     assert message in str(caught.value)
+
+
+def test_the_random_baseline_needs_no_weights(monkeypatch):
+    monkeypatch.setattr("ssamba.evaluation.run.has_default_weights", lambda: False)
+    random, again = random_model(device="cpu"), random_model(device="cpu", patch_stride=10)
+    assert random.dim == 192
+    assert again.encoder.config.rows == 12
+    assert (random.encoder.cls_token == again.encoder.cls_token).all()

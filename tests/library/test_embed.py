@@ -113,7 +113,7 @@ class Killed(BaseException):
 
 def test_an_interrupted_run_goes_on_where_it_was(folder, tmp_path, embedder, monkeypatch):
     monkeypatch.setattr("ssamba.library.store._FLUSH_FILES", 2)
-    monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
+    monkeypatch.setattr("ssamba.inference.engine.CPU_TOKENS_PER_BATCH", 200)
     files = find_audio([folder])
     embed_files(files, tmp_path / "whole.npz", embedder)
     output = tmp_path / "parts.npz"
@@ -259,7 +259,7 @@ def test_tables_hold_the_readout_that_was_asked_for(clips, tmp_path, embedder, s
 
 
 def test_an_interrupted_run_with_other_settings_is_refused(clips, tmp_path, embedder, monkeypatch):
-    monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
+    monkeypatch.setattr("ssamba.inference.engine.CPU_TOKENS_PER_BATCH", 200)
     output = tmp_path / "e.npz"
     assert not embed_files(clips, output, embedder, progress=lambda state: False).finished
     named = r"partial is of an interrupted run .* layer was None, is 1\. Use the command"
@@ -389,7 +389,7 @@ def test_rows_of_files_that_are_gone_stay_and_of_files_that_broke_go(tmp_path, e
 
 
 def test_overwriting_keeps_the_old_table_until_the_new_one_is_complete(tmp_path, embedder, clips, monkeypatch):
-    monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
+    monkeypatch.setattr("ssamba.inference.engine.CPU_TOKENS_PER_BATCH", 200)
     output = tmp_path / "e.npz"
     embed_files(clips[:2], output, embedder)
     before = output.read_bytes()
@@ -403,7 +403,7 @@ def test_overwriting_keeps_the_old_table_until_the_new_one_is_complete(tmp_path,
 
 
 def test_progress_that_returns_false_stops_and_keeps_what_is_done(tmp_path, embedder, clips, monkeypatch):
-    monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
+    monkeypatch.setattr("ssamba.inference.engine.CPU_TOKENS_PER_BATCH", 200)
     output = tmp_path / "e.npz"
     report = embed_files(clips, output, embedder, progress=lambda state: state.done < 3)
     assert not report.finished

@@ -79,7 +79,7 @@ def test_new_and_changed_files_are_added_and_others_kept_until_pruned(tmp_path, 
 
 
 def test_an_interrupted_job_goes_on_and_gives_the_same(tmp_path, clips, model, monkeypatch):
-    monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
+    monkeypatch.setattr("ssamba.inference.engine.CPU_TOKENS_PER_BATCH", 200)
     output = tmp_path / "p.csv"
     stopped = predict_files(clips, model, output, progress=lambda state: state.done < 3)
     assert not stopped.finished
@@ -97,7 +97,7 @@ def test_an_interrupted_job_goes_on_and_gives_the_same(tmp_path, clips, model, m
 
 
 def test_overwriting_keeps_the_old_output_until_the_new_one_is_complete(tmp_path, clips, model, monkeypatch):
-    monkeypatch.setattr("ssamba.inference.CPU_TOKENS_PER_BATCH", 200)
+    monkeypatch.setattr("ssamba.inference.engine.CPU_TOKENS_PER_BATCH", 200)
     output = tmp_path / "p.csv"
     predict_files(clips[:2], model, output)
     before = output.read_text()

@@ -22,7 +22,7 @@ def classifier(encoder, **fields):
 @pytest.mark.parametrize("stride", [(16, 16), (10, 10), (16, 20)])
 def test_columns_are_weighted_by_frames_shared_with_the_label(stride):
     config = EncoderConfig(patch_stride=stride, **SMALL)
-    weights = span_weights(20, config, 50)
+    weights = span_weights(range(20), config, 50)
     assert weights.shape[0] == -(-config.frames_spanned(20) // 50)
     torch.testing.assert_close(weights.sum(1), torch.ones(len(weights)))
     for label, row in enumerate(weights):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
 from ssamba.embedding import Readout
-from ssamba.inference import Accumulator, FrameMerger, Window, WindowMean, centers_s
+from ssamba.inference import Accumulator, FrameMerger, GrowingRows, RunningMean, Window, centers_s
 from ssamba.model.patches import tokens_to_grid
 
 Pooling = Literal["mean", "cls", "rows"]
@@ -54,8 +54,10 @@ class LayerVectorsAccumulator(Accumulator[LayerVectors]):
         self.config, self.front_end, self.poolings, self.time_steps = config, front_end, poolings, time_steps
         self.readouts = readouts
         self.mergers: dict[Pooling, FrameMerger] = {pooling: FrameMerger() for pooling in poolings if pooling != "cls"}
-        self.thirds: dict[Pooling, WindowMean] = {pooling: WindowMean() for pooling in self.mergers}
-        self.prefix = WindowMean()
+        self.means = {pooling: RunningMean() for pooling in self.mergers}
+        self.rows = {pooling: GrowingRows() for pooling in self.mergers if time_steps}
+        self.thirds = {pooling: RunningMean() for pooling in self.mergers}
+        self.prefix = RunningMean()
 
     def add(self, window: Window, tokens: Tensor, thirds: Tensor) -> None:
         """Pool the tokens, (P + L, D) or (V, P + L, D)."""
@@ -67,24 +69,31 @@ class LayerVectorsAccumulator(Accumulator[LayerVectors]):
             else:
                 steps = rearrange(grid, "v r k d -> k (v r d)")
             steps = steps.cpu().float()
-            merger.add(window.first_column, steps)
+            self._add(pooling, merger.add(window.first_column, steps))
             if "parts" in self.readouts:
                 self.thirds[pooling].add(thirds @ steps, window.valid_frames)
         if "cls" in self.poolings:
             self.prefix.add(tokens[:, :prefix].mean(1).flatten(), window.columns)
 
+    def _add(self, pooling: Pooling, steps: Tensor) -> None:
+        self.means[pooling].add_rows(steps)
+        if self.time_steps:
+            self.rows[pooling].append(steps)
+
     def result(self, num_columns: int, num_samples: int) -> LayerVectors:
         """Return the vectors of the recording, or of its time steps."""
+        for pooling, merger in self.mergers.items():
+            self._add(pooling, merger.finish())
         duration_s = num_samples / self.front_end.sample_rate_hz
         times_s = centers_s(num_columns, duration_s, self.config, self.front_end)
         if self.time_steps:
-            return LayerVectors({key: merger.merged(num_columns) for key, merger in self.mergers.items()}, times_s)
+            return LayerVectors({key: rows.tensor()[:num_columns] for key, rows in self.rows.items()}, times_s)
         found: dict[str, Tensor] = {}
         for pooling in self.poolings:
             if pooling == "cls":
                 found[pooling] = self.prefix.mean()[None]
                 continue
-            mean = self.mergers[pooling].merged().mean(0, keepdim=True)
+            mean = self.means[pooling].mean()[None]
             for readout in self.readouts:
                 own = mean if readout == "clip" else torch.cat((mean, self.thirds[pooling].mean()))
                 found[view_suffix(pooling, readout)] = own

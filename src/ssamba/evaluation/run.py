@@ -17,9 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from ssamba.checkpoint import has_default_weights, load_checkpoint
 from ssamba.checkpoint.files import write_json
-from ssamba.config import settings_differences
-from ssamba.embedder import Embedder, load_model, random_model
+from ssamba.config import FrontEndConfig, settings_differences
+from ssamba.embedder import Embedder, load_model
 from ssamba.errors import ConfigError, Interrupted, OtherSettingsError, SsambaError
 from ssamba.evaluation.report import (
     PLOT_FORMATS,
@@ -34,12 +37,15 @@ from ssamba.evaluation.suite import read_suite
 from ssamba.evaluation.task import Task
 from ssamba.evaluation.vectors import ClipModel, EncoderModel, LogMelStatistics, VectorOptions, WaveformParts
 from ssamba.files import cache_folder, user_path
+from ssamba.model.create import build_encoder, encoder_config
 from ssamba.probes import ProbeKind
 from ssamba.progress import OnProgress, checked_progress
 
 Model = str | Path | Embedder | ClipModel
 
 _log = logging.getLogger(__name__)
+
+_RANDOM_SEED = 0
 
 
 def evaluate(
@@ -237,3 +243,26 @@ def _check_output(
     differences = settings_differences(before, now)
     if differences:
         raise OtherSettingsError(f"{output} holds a scorecard of other settings: {'; '.join(differences)}: {remedy}")
+
+
+def random_model(
+    *,
+    device: str | torch.device | None = None,
+    patch_stride: int | tuple[int, int] | None = None,
+    front_end: FrontEndConfig | None = None,
+) -> Embedder:
+    """Return the default model's structure (else the tiny one) with random weights from a fixed seed, as a baseline.
+
+    Arguments as `load_model`.
+    """
+    if has_default_weights():
+        like = load_checkpoint(None, patch_stride)
+        config, front_end = like.config.encoder, front_end or like.front_end
+    else:
+        config = encoder_config("tiny")
+        if patch_stride is not None:
+            config = config.with_patch_stride(patch_stride)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_RANDOM_SEED)
+        encoder = build_encoder(config)
+    return Embedder(encoder, front_end, device=device, name="random tiny")

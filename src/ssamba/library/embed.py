@@ -127,16 +127,22 @@ def embed_files(
 
         def add(path: Path, result: Embedding) -> float:
             lock.check()
-            vector = result.clip if readout == "clip" else result.parts
-            rows, times_s = (result.frames, result.times_s) if frames else (vector[None], result.times_s[:1])
-            store.add(job.record(path, result.duration_s, len(rows)), rows.numpy(), times_s.numpy())
+            rows = result.frames if frames else (result.clip if readout == "clip" else result.parts)[None]
+            times_s = result.times_s.numpy() if frames else None
+            store.add(job.record(path, result.duration_s, len(rows)), rows.numpy(), times_s)
             return result.duration_s
 
         rate_hz = model.front_end.sample_rate_hz
         try:
             job.run(
                 lambda items: model.embed_stream(
-                    items, rate_hz, options, channels=channels, batch_tokens=batch_tokens, damaged=damaged
+                    items,
+                    rate_hz,
+                    options,
+                    frames=frames,
+                    channels=channels,
+                    batch_tokens=batch_tokens,
+                    damaged=damaged,
                 ),
                 add,
                 sample_rate_hz=rate_hz,

@@ -101,7 +101,7 @@ class Store:
         self._parts: dict[str, Rows] = {}
         self._table: Listing | None = None
         self._in_table: dict[str, FileRecord] = {}
-        self._pending: list[tuple[FileRecord, Array, Array]] = []
+        self._pending: list[tuple[FileRecord, Array, Array | None]] = []
         self._flushed_s = time.monotonic()
         self._token = secrets.token_hex(4)
         self._last_part = 0
@@ -157,8 +157,8 @@ class Store:
         """The files that are there, by key."""
         return {**self._in_table, **{key: rows.record for key, rows in self._parts.items()}}
 
-    def add(self, record: FileRecord, embedding: Array, times_s: Array) -> None:
-        """Add the rows of a file, (rows, D), and their times, (rows,); they are written within ten seconds."""
+    def add(self, record: FileRecord, embedding: Array, times_s: Array | None) -> None:
+        """Add the rows of a file, (rows, D), and the times of time steps, (rows,); written within ten seconds."""
         self._pending.append((record, embedding, times_s))
         if len(self._pending) >= _FLUSH_FILES or time.monotonic() - self._flushed_s > _FLUSH_S:
             self.flush()

@@ -75,21 +75,32 @@ class Classifier(nn.Module):
         spans = []
         for own, count in zip(tokens[:, prefix:], columns, strict=True):
             grid = tokens_to_grid(own[: encoder.rows * count], encoder.rows, count, encoder)
-            weights = span_weights(count, encoder, config.label_frames).to(own)
+            weights = span_weights(range(count), encoder, config.label_frames).to(own)
             spans.append(weights @ grid.mean(0))
         return pad_sequence(spans, batch_first=True)
 
 
-def span_weights(columns: int, config: BaseEncoderConfig, label_frames: int) -> Tensor:
-    """Return the weight of each column for each label (labels, K): the share of common frames; rows sum to one."""
-    start = torch.arange(columns) * config.patch_stride[1]
-    labels = -(-config.frames_spanned(columns) // label_frames)
-    first = torch.arange(labels)[:, None] * label_frames
-    shared = (torch.minimum(start + config.patch_size[1], first + label_frames) - torch.maximum(start, first)).clamp(
+def span_weights(columns: range, config: BaseEncoderConfig, span_frames: int, spans: range | None = None) -> Tensor:
+    """Return the weight of each column for each span of `span_frames` frames: the share of common frames.
+
+    Args:
+        columns: the columns that there are.
+        config: the encoder's configuration.
+        span_frames: length of a span; span k begins at frame k * span_frames.
+        spans: the spans; None means all from 0 that the columns reach.
+
+    Returns:
+        (spans, columns); rows sum to one.
+    """
+    if spans is None:
+        spans = range(-(-config.frames_spanned(columns.stop) // span_frames))
+    start = torch.arange(columns.start, columns.stop) * config.patch_stride[1]
+    first = torch.arange(spans.start, spans.stop)[:, None] * span_frames
+    shared = (torch.minimum(start + config.patch_size[1], first + span_frames) - torch.maximum(start, first)).clamp(
         min=0
     )
     # With a stride above the patch size some frames have no column: use the nearest one.
-    nearest = (start + config.patch_size[1] / 2 - first - label_frames / 2).abs().argmin(1)
+    nearest = (start + config.patch_size[1] / 2 - first - span_frames / 2).abs().argmin(1)
     empty = shared.sum(1) == 0
     shared[empty, nearest[empty]] = 1
     return shared / shared.sum(1, keepdim=True)

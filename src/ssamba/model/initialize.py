@@ -18,7 +18,13 @@ _DELTA_FLOOR = 1e-4
 
 @torch.no_grad()
 def initialize_encoder(encoder: nn.Module, config: BaseEncoderConfig) -> None:
-    """Initialize all parameters of an encoder, or of a stack of its blocks, from torch's global generator."""
+    """Initialize all parameters of an encoder, or of a stack of its blocks, from torch's global generator.
+
+    Parameters on the meta device have no values, and stay as they are: some of the functions below would import
+    torch's compiler there, which takes seconds and 100 MB.
+    """
+    if any(parameter.is_meta for parameter in encoder.parameters()):
+        return
     for name, parameter in encoder.named_parameters():
         if name in ("position_embed", "cls_token", "dist_token"):
             nn.init.trunc_normal_(parameter, std=0.02)
