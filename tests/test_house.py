@@ -175,6 +175,11 @@ def test_no_module_loads_an_optional_dependency_when_imported():
     assert not loaded - modules_after("import torch")
 
 
+def test_loading_a_model_does_not_load_the_compiler_of_pytorch():
+    """Which takes a second and 100 MB, and brings SymPy."""
+    assert "sympy" not in modules_after("import ssamba\nssamba.load_model(device='cpu')")
+
+
 def defined_names(path: Path) -> set[str]:
     """Classes, functions and constants of a module, and `Class.method`."""
     names = set()

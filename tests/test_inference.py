@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from fractions import Fraction
 from itertools import pairwise
 
@@ -10,9 +11,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssamba.config import EncoderConfig
-from ssamba.inference import FrameMerger, GrowingRows, RunningMean, SpanMeans, WindowCutter
-from ssamba.model.heads import span_weights
+from ssamba.config import ClassifierConfig, EncoderConfig, FrontEndConfig
+from ssamba.inference import (
+    EmbeddingAccumulator,
+    FrameMerger,
+    GrowingRows,
+    RunningMean,
+    SegmentLogitsAccumulator,
+    SpanMeans,
+    Window,
+    WindowCutter,
+)
+from ssamba.model.heads import Classifier, span_weights
 
 
 def cut(config, features, block, **options):
@@ -122,3 +132,19 @@ def test_running_means_and_growing_rows_are_those_of_all_rows():
         kept.append(rows[start : start + 7])
     torch.testing.assert_close(mean.mean(), rows.double().mean(0).float(), rtol=1e-6, atol=1e-8)
     assert torch.equal(kept.tensor(), rows)
+
+
+def test_accumulators_hold_about_a_window_however_long_the_recording_is():
+    config = EncoderConfig(num_mel_bins=16, num_frames=64, embed_dim=8, depth=2, position_grid=(1, 4))
+    classifier = Classifier(config, ClassifierConfig(num_classes=2)).eval()
+    vector = EmbeddingAccumulator(config, FrontEndConfig(num_mel_bins=16), frames=False)
+    seconds = SegmentLogitsAccumulator(classifier, FrontEndConfig(num_mel_bins=16))
+    columns = config.columns(64)
+    tokens, thirds = torch.randn(config.num_prefix_tokens + config.rows * columns, 8), torch.ones(3, columns) / columns
+    sizes = []
+    for start in range(0, 800, columns // 2):
+        for accumulator in (vector, seconds):
+            accumulator.add(Window(torch.zeros(64, 16), start, columns, 64), tokens, thirds)
+        sizes.append(len(pickle.dumps((vector, seconds.merger, seconds.spans))))
+    assert max(sizes) < max(sizes[:20]) + 100
+    assert len(torch.cat(seconds.logits)) == (start - 1) * config.patch_stride[1] // 100

@@ -258,6 +258,29 @@ def test_tables_hold_the_readout_that_was_asked_for(clips, tmp_path, embedder, s
         embed_files(clips[:2], output, embedder, readout="thirds")
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".csv"])
+def test_rows_can_be_means_over_stretches_of_time(clips, tmp_path, embedder, suffix, monkeypatch):
+    monkeypatch.setattr("ssamba.library.tables._BATCH_BYTES", 300)  # two rows
+    output, names = tmp_path / f"e{suffix}", clips[:2]
+    embed_files(names, output, embedder, every_s=0.32)
+    table = read_embeddings(output)
+    for index, path in enumerate(names):
+        e, own = embedder.embed(path), table["file"] == index
+        assert own.sum() == np.ceil(e.duration_s / 0.32)
+        whole = len(e.frames) // 2
+        pairs = e.frames[: 2 * whole].reshape(whole, 2, -1).mean(1)
+        np.testing.assert_allclose(table["embedding"][own][:whole], pairs, atol=1e-5)
+        np.testing.assert_allclose(table["time_s"][own][:2], [0.16, 0.48], atol=1e-6)
+    assert embed_files(clips[:3], output, embedder, every_s=0.32).done == 1
+    assert len(read_embeddings(output)["path"]) == 3
+    with pytest.raises(OtherSettingsError, match=r"every_s was 0\.32, is 1"):
+        embed_files(names, output, embedder, every_s=1)
+    with pytest.raises(ConfigError, match="at least a time step of this model"):
+        embed_files(names, tmp_path / "other.npz", embedder, every_s=0.1)
+    with pytest.raises(ConfigError, match="leave one out"):
+        embed_files(names, tmp_path / "other.npz", embedder, every_s=1, readout="parts")
+
+
 def test_an_interrupted_run_with_other_settings_is_refused(clips, tmp_path, embedder, monkeypatch):
     monkeypatch.setattr("ssamba.inference.engine.CPU_TOKENS_PER_BATCH", 200)
     output = tmp_path / "e.npz"

@@ -415,6 +415,14 @@ def parse_numbers(text: str, option: str, kind: Any = float) -> tuple[Any, ...]:
         raise typer.BadParameter(f"{option}: expected {expected} with commas between, got {text!r}") from None
 
 
+def parse_seconds(text: str) -> float:
+    """Parse a length of time, such as `1s`, `500ms`, `2.5` (seconds) or `1min` (type of options)."""
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(ms|s|min|h)?\s*", text)
+    if found is None:
+        raise typer.BadParameter(f"expected a length of time, such as 1s, 500ms or 1min; got {text!r}")
+    return float(found[1]) * {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}[found[2] or "s"]
+
+
 def parse_channels(text: str) -> Any:
     """Return the number that an option holds, or its text, which the library checks."""
     return int(text) if text.isdecimal() else text

@@ -22,6 +22,7 @@ from ssamba.cli.app import (
     TakeOverOption,
     app,
     parse_channels,
+    parse_seconds,
     show_report,
 )
 from ssamba.cli.progress import ProgressDisplay
@@ -32,7 +33,7 @@ from ssamba.cli.progress import ProgressDisplay
     "ssamba embed recordings/ -o embeddings.npz\n\n"
     "ssamba embed 'field/**/*.flac' more.mp3 -o embeddings.parquet -c ssamba_tiny.pth\n\n"
     "ssamba embed words/ -o words.npz --readout parts\n\n"
-    "ssamba embed night.wav -o night.csv --frames\n\n" + EXIT_CODES
+    "ssamba embed night.wav -o night.csv --every 1s\n\n" + EXIT_CODES
 )
 def embed(
     recordings: RecordingsArgument,
@@ -40,7 +41,17 @@ def embed(
         Path, typer.Option("--output", "-o", help="Table to write: .npz, .parquet or .csv.", show_default=False)
     ],
     checkpoint: CheckpointOption = None,
-    frames: Annotated[bool, typer.Option("--frames", help="One row for each time step instead of each file.")] = False,
+    frames: Annotated[
+        bool, typer.Option("--frames", help="One row for each time step (0.04 s; it depends on the model).")
+    ] = False,
+    every: Annotated[
+        float | None,
+        typer.Option(
+            parser=parse_seconds,
+            metavar="TIME",
+            help="One row for each stretch of so much time, the mean over it: 1s, 500ms, 1min.",
+        ),
+    ] = None,
     readout: Annotated[
         Literal["clip", "parts"],
         typer.Option(
@@ -77,7 +88,7 @@ def embed(
     take_over: TakeOverOption = False,
     strict: StrictOption = False,
 ) -> None:
-    """Embed recordings into one table with a row for each file, or for each time step.
+    """Embed recordings into one table with a row for each file, time step, or stretch of time.
 
     Repeat the command to resume: an interrupted run continues, and a finished table gets the files that
     are new or have changed. Files that cannot be read are skipped and listed with the reason in OUTPUT.skipped.csv.
@@ -90,6 +101,7 @@ def embed(
             output,
             checkpoint,
             frames=frames,
+            every_s=every,
             readout=readout,
             context=context,
             layer=layer,

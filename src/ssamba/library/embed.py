@@ -41,6 +41,7 @@ def embed_files(
     checkpoint: str | Path | Embedder | None = None,
     *,
     frames: bool = False,
+    every_s: float | None = None,
     readout: Readout = "clip",
     context: Context = "windows",
     layer: int | None = None,
@@ -58,7 +59,7 @@ def embed_files(
     strict: bool = False,
     progress: OnProgress | None = None,
 ) -> EmbedReport:
-    """Embed recordings into one table, one row for each file or, with `frames`, for each time step.
+    """Embed recordings into one table, one row for each file, each time step (`frames`) or stretch (`every_s`).
 
     Embeddings are written within ten seconds to the folder `OUTPUT.partial`, and the table at the end, under a
     temporary name that is renamed. Repeating the call resumes after an interruption. If the table is complete, files
@@ -71,6 +72,8 @@ def embed_files(
         output: .npz, .parquet or .csv (the latter two need the `store` extra).
         checkpoint: as for `load_model`; or a loaded model.
         frames: rows are time steps, with a column `time_s`.
+        every_s: rows are means over stretches of so many seconds, with a column `time_s` of their centers; whole frames
+            (10 ms), and at least a time step.
         readout: the vector of a file: `clip`, (D,), or `parts`, (4 * D,), as in `Embedding`.
         context: `windows`, or the `full` recording at once, which gives other vectors (`EmbedOptions.context`).
         layer: hidden state to use instead of the final output (`EmbedOptions.layer`).
@@ -109,7 +112,8 @@ def embed_files(
     """
     values = {"context": context, "layer": layer, "padding": padding, "overlap": overlap, "precision": precision}
     options = EmbedOptions.parse(values, "embed")
-    _check_readout(readout, frames)
+    per_time = frames or every_s is not None
+    _check_readout(readout, per_time)
     checked_channels(channels, separate=False)
     checked_damaged(damaged)
     checked_workers(workers)
@@ -120,15 +124,17 @@ def embed_files(
     job = FileJob(recordings, report)
     model = loaded_model(checkpoint, device)
     model.check(options)
+    if every_s is not None:
+        model.span_frames(every_s)
     with lock_output(target, take_over=take_over) as lock, job.kept():
-        store = Store(target, embed_settings(model, options, channels, readout), frames, lock.verify)
+        store = Store(target, embed_settings(model, options, channels, readout, every_s), per_time, lock.verify)
         store.open(overwrite)
         job.compare(store.records)
 
         def add(path: Path, result: Embedding) -> float:
             lock.check()
-            rows = result.frames if frames else (result.clip if readout == "clip" else result.parts)[None]
-            times_s = result.times_s.numpy() if frames else None
+            rows = result.frames if per_time else (result.clip if readout == "clip" else result.parts)[None]
+            times_s = result.times_s.numpy() if per_time else None
             store.add(job.record(path, result.duration_s, len(rows)), rows.numpy(), times_s)
             return result.duration_s
 
@@ -139,7 +145,8 @@ def embed_files(
                     items,
                     rate_hz,
                     options,
-                    frames=frames,
+                    frames=per_time,
+                    every_s=every_s,
                     channels=channels,
                     batch_tokens=batch_tokens,
                     damaged=damaged,
@@ -181,18 +188,25 @@ def _check_readout(readout: str, frames: bool) -> None:
         raise ConfigError(f"readout must be one of {', '.join(get_args(Readout))}; got {readout!r}")
     if frames and readout != "clip":
         raise ConfigError(
-            f"frames gives each time step a row, and the readout {readout!r} is one vector of a file: leave one out"
+            f"frames and every_s give each time step or stretch a row, and the readout {readout!r} is one vector of a "
+            "file: leave one out"
         )
 
 
 def embed_settings(
-    model: Embedder, options: EmbedOptions, channels: OneChannel = "mean", readout: Readout = "clip"
+    model: Embedder,
+    options: EmbedOptions,
+    channels: OneChannel = "mean",
+    readout: Readout = "clip",
+    every_s: float | None = None,
 ) -> dict[str, Any]:
     """Return the settings that a table of embeddings depends on, besides the recordings."""
     options, channels = options.resolved(model.device), "mean" if channels is None else channels
     # What is at its default leaves the digest of earlier versions as it is.
     added = [f"channel {channels}"] if channels != "mean" else []
     added += [PARTS_DEFINITION] if readout == "parts" else []
+    every = {} if every_s is None else {"every_s": every_s}
+    added += [f"means of {every_s:g} s"] if every_s is not None else []
     digest, identity = model.digest(options), model.identity
     return {
         "model": identity.name,
@@ -202,5 +216,5 @@ def embed_settings(
         "front_end": model.front_end.digest(),
         "window_s": model.window_s,
         "config_hash": digest_of(digest, *added) if added else digest,
-        "options": {**options.model_dump(), "channels": channels, "readout": readout},
+        "options": {**options.model_dump(), "channels": channels, "readout": readout, **every},
     }

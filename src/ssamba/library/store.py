@@ -18,8 +18,9 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,12 @@ from ssamba.library.tables import (
     require_pyarrow,
     row_batches,
     times_file,
+    write_array,
     write_table,
 )
 
 _FLUSH_FILES = 256
+_FLUSH_BYTES = 1 << 26
 _FLUSH_S = 10.0
 _SETTINGS_FILE = "run.json"
 _REPLACES = "replaces"
@@ -86,7 +89,7 @@ class Store:
             output: the file to write; its suffix chooses the format.
             settings: what the embeddings depend on; `model`, `weights_digest`, `window_s` and `config_hash` become
                 columns.
-            frames: one row for each time step instead of each file.
+            frames: rows are time steps, or stretches of time, instead of files.
             verify: called before everything that is committed; raises if the output is not this process's any more.
 
         Raises:
@@ -101,6 +104,7 @@ class Store:
         self._parts: dict[str, Rows] = {}
         self._table: Listing | None = None
         self._in_table: dict[str, FileRecord] = {}
+        self._pending_bytes = 0
         self._pending: list[tuple[FileRecord, Array, Array | None]] = []
         self._flushed_s = time.monotonic()
         self._token = secrets.token_hex(4)
@@ -160,7 +164,9 @@ class Store:
     def add(self, record: FileRecord, embedding: Array, times_s: Array | None) -> None:
         """Add the rows of a file, (rows, D), and the times of time steps, (rows,); written within ten seconds."""
         self._pending.append((record, embedding, times_s))
-        if len(self._pending) >= _FLUSH_FILES or time.monotonic() - self._flushed_s > _FLUSH_S:
+        self._pending_bytes += embedding.nbytes
+        is_much = len(self._pending) >= _FLUSH_FILES or self._pending_bytes >= _FLUSH_BYTES
+        if is_much or time.monotonic() - self._flushed_s > _FLUSH_S:
             self.flush()
 
     def flush(self) -> None:
@@ -169,11 +175,12 @@ class Store:
         if not self._pending:
             return
         part = self._new_part()
-        np.save(part, np.concatenate([rows for _, rows, _ in self._pending]))
+        arrays = [rows for _, rows, _ in self._pending]
+        write_array(part, (sum(map(len, arrays)), arrays[0].shape[1]), arrays)
         if self.frames:
             np.save(times_file(part), np.concatenate([times for _, _, times in self._pending]))
         self._complete(part, [record for record, _, _ in self._pending])
-        self._pending = []
+        self._pending, self._pending_bytes = [], 0
 
     def finish(self, order: Sequence[str], dropped: Collection[str] = ()) -> int:
         """Write the table, unless it is there and nothing changes, and return its number of rows.
@@ -241,27 +248,26 @@ class Store:
             return
         first = 0
         for record in records:
-            self._parts[record.key] = Rows(record, array, first)
+            self._parts[record.key] = Rows(record, array, first, record.rows)
             first += record.rows
 
     def _import(self, records: Sequence[FileRecord]) -> None:
         """Copy the rows of the table as one part; files of other parts are newer."""
         newer = dict(self._parts)
-        part, count, first = self._new_part(), sum(record.rows for record in records), 0
-        arrays: list[np.memmap[Any, Any]] = []
-        for embedding, times in row_batches(self.output):
-            if not arrays:
-                arrays.append(np.lib.format.open_memmap(part, "w+", np.float32, (count, embedding.shape[1])))
-                if times is not None:
-                    arrays.append(np.lib.format.open_memmap(times_file(part), "w+", np.float32, (count,)))
-            last = first + len(embedding)
-            for array, values in zip(arrays, (embedding, times), strict=False):
-                array[first:last] = values
-            first = last
-        for array in arrays:
-            array.flush()
-        if count:
-            self._complete(part, records)
+        part, times = self._new_part(), list[Array]()
+        found = row_batches(self.output)
+        head = next(found)
+
+        def pieces() -> Iterator[Array]:
+            for embedding, times_s in chain([head], found):
+                if times_s is not None:
+                    times.append(times_s)
+                yield embedding
+
+        write_array(part, (sum(record.rows for record in records), head[0].shape[1]), pieces())
+        if times:
+            np.save(times_file(part), np.concatenate(times))
+        self._complete(part, records)
         self._parts.update(newer)
 
 
@@ -310,4 +316,4 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
         return dict(settings)
     options = json.loads(options) if isinstance(options, str) else options
     rest = {name: value for name, value in settings.items() if name != "options"}
-    return {**rest, **EmbedOptions().model_dump(), "channels": "mean", "readout": "clip", **options}
+    return {**rest, **EmbedOptions().model_dump(), "channels": "mean", "readout": "clip", "every_s": None, **options}

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +30,9 @@ FORMATS = (".npz", ".parquet", ".csv")
 UNKNOWN = -1
 """Size and time of a file in a table that does not hold them."""
 
-_ROWS_PER_BATCH = 65_536
+_BATCH_BYTES = 1 << 24
+"""Embeddings that are read and written at once."""
+_ARROW_ROWS = 16_384
 _PER_FILE = ("path", "absolute_path", "file_bytes", "modified_ns", "duration_s")
 _PER_TABLE = ("model", "weights_digest", "window_s", "config_hash")
 
@@ -64,23 +66,54 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a file: a slice of an array on disk."""
+    """Rows of a file: a slice of an array on disk."""
 
     record: FileRecord
     part: Path
     first: int
+    count: int
 
     def embedding(self) -> Array:
-        """Read the embeddings, (rows, D)."""
+        """Read the embeddings, (count, D)."""
         return self._read(self.part)
 
     def times_s(self) -> Array:
-        """Read the times, (rows,)."""
+        """Read the times, (count,)."""
         return self._read(times_file(self.part))
 
     def _read(self, path: Path) -> Array:
-        rows: Array = np.load(path, mmap_mode="r")[self.first : self.first + self.record.rows]
+        # A copy: pages of a mapped file stay in memory as long as the map.
+        rows: Array = np.load(path, mmap_mode="r")[self.first : self.first + self.count].copy()
         return rows
+
+
+def batches(rows: Sequence[Rows], dim: int) -> Iterator[list[Rows]]:
+    """Yield the rows in order, `_BATCH_BYTES` of embeddings (rows, D) at a time; a long file is divided."""
+    limit = max(1, _BATCH_BYTES // (4 * max(1, dim)))
+    batch: list[Rows] = []
+    left = limit
+    for entry in rows:
+        for first in range(0, entry.count, limit):
+            part = replace(entry, first=entry.first + first, count=min(limit, entry.count - first))
+            if part.count > left:
+                yield batch
+                batch, left = [], limit
+            batch.append(part)
+            left -= part.count
+    if batch:
+        yield batch
+
+
+def write_array(path: Path, shape: tuple[int, int], pieces: Iterable[Array]) -> None:
+    """Write a `.npy` file of float32 from pieces of its rows (n, D), one after the other."""
+    with path.open("wb") as file:
+        _write_rows(file, shape, pieces)
+
+
+def _write_rows(file: IO[bytes], shape: tuple[int, int], pieces: Iterable[Array]) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    for piece in pieces:
+        file.write(np.ascontiguousarray(piece, dtype="<f4").data)
 
 
 def times_file(part: Path) -> Path:
@@ -130,11 +163,10 @@ def _write_npz(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any], 
         for name, array in members.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
-        header = {"descr": "<f4", "fortran_order": False, "shape": (sum(r.rows for r in records), _dim(rows))}
+        dim = _dim(rows)
+        pieces = (entry.embedding() for batch in batches(rows, dim) for entry in batch)
         with archive.open("embedding.npy", "w", force_zip64=True) as member:
-            np.lib.format.write_array_header_1_0(member, header)
-            for entry in rows:
-                member.write(np.ascontiguousarray(entry.embedding(), dtype="<f4").tobytes())
+            _write_rows(member, (sum(r.rows for r in records), dim), pieces)
 
 
 def _write_arrow(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any], frames: bool) -> None:
@@ -157,8 +189,8 @@ def _write_arrow(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any]
         schema = pa.schema([*fields, *((f"e{index}", pa.float32()) for index in range(dim))])
         open_writer = csv.CSVWriter
     with target.open("wb") as file, open_writer(file, schema) as writer:  # pyarrow takes no path that is not UTF-8
-        for group in _groups(rows):
-            records = [entry.record for entry in group for _ in range(entry.record.rows)]
+        for group in batches(rows, dim):
+            records = [entry.record for entry in group for _ in range(entry.count)]
             columns: dict[str, Any] = {
                 name: [per_table[name]] * len(records)
                 if name in per_table
@@ -176,22 +208,8 @@ def _write_arrow(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any]
             writer.write_table(pa.table([*(columns[name] for name, _ in fields), *vectors], schema=schema))
 
 
-def _groups(rows: Sequence[Rows]) -> Iterator[list[Rows]]:
-    """Yield consecutive files with some tens of thousands of rows together."""
-    group: list[Rows] = []
-    count = 0
-    for entry in rows:
-        group.append(entry)
-        count += entry.record.rows
-        if count >= _ROWS_PER_BATCH:
-            yield group
-            group, count = [], 0
-    if group:
-        yield group
-
-
 def _dim(rows: Sequence[Rows]) -> int:
-    return rows[0].embedding().shape[1] if rows else 0
+    return replace(rows[0], count=0).embedding().shape[1] if rows else 0
 
 
 def require_pyarrow() -> Any:
@@ -272,9 +290,12 @@ def row_batches(path: Path) -> Iterator[tuple[Array, Array | None]]:
         embedding = _map_member(path, "embedding.npy")
         with np.load(path, allow_pickle=False) as archive:
             times = archive["time_s"] if "time_s" in archive.files else None
-        for first in range(0, len(embedding), _ROWS_PER_BATCH):
-            part = slice(first, first + _ROWS_PER_BATCH)
-            yield embedding[part], None if times is None else times[part]
+        size = max(1, _BATCH_BYTES // (4 * max(1, embedding.shape[1])))
+        for first in range(0, len(embedding), size):
+            if isinstance(embedding, np.memmap):  # pages that were read stay in memory as long as their map
+                embedding = _map_member(path, "embedding.npy")
+            part = slice(first, first + size)
+            yield embedding[part].copy(), None if times is None else times[part]
 
 
 @contextmanager
@@ -366,7 +387,7 @@ def _arrow_batches(path: Path) -> Iterator[tuple[Array, Array | None]]:
 
         with path.open("rb") as opened, parquet.ParquetFile(opened) as file:
             names = [name for name in ("embedding", "time_s") if name in file.schema_arrow.names]
-            for batch in file.iter_batches(_ROWS_PER_BATCH, columns=names):
+            for batch in file.iter_batches(_ARROW_ROWS, columns=names):
                 vectors = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
                 times = batch["time_s"].to_numpy(zero_copy_only=False) if "time_s" in names else None
                 yield vectors.reshape(len(batch), -1), times

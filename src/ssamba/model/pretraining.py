@@ -134,7 +134,8 @@ class PretrainingModel(nn.Module):
             self.decoder = Decoder(config, self.pretraining.decoder_depth)
         for head in built_in[2:]:
             self.add_module(f"{head.name}_head", build_head(head, config.embed_dim))
-        nn.init.xavier_normal_(self.mask_token)
+        if not self.mask_token.is_meta:  # as in `initialize_encoder`
+            nn.init.xavier_normal_(self.mask_token)
         self.own_heads = nn.ModuleDict({h.name: build_head(h, config.embed_dim) for h in self.pretraining.heads})
 
     def forward(self, features: Tensor, mask: Tensor, lengths: Tensor | None = None) -> PretrainingOutput:
