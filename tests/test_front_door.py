@@ -117,7 +117,7 @@ WRONG_ARGUMENTS: dict[str, list[tuple[tuple[Any, ...], dict[str, Any], str]]] = 
     "Embedder": [
         (("ssamba2-tiny",), {}, "got str: ssamba.load_model takes names and paths of models"),
         ((torch.nn.Linear(2, 2),), {}, "expected an encoder (of create_encoder) or a checkpoint, got Linear"),
-        (("ENCODER", "official"), {}, "front_end: expected a FrontEndConfig, got str"),
+        (("ENCODER", "official"), {}, "front_end: expected a FrontEndConfig or a name: 16khz"),
         (("ENCODER",), {"device": "gpu"}, "device must be 'cpu', 'cuda', 'cuda:1' or the like, got 'gpu'"),
         (("ENCODER",), {"device": "meta"}, "holds no weights"),
     ],

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ssamba.audio.decode import Damaged
 from ssamba.audio.readers import Samples
-from ssamba.audio.sources import OneChannel, Recordings, Source, checked_channels, read
+from ssamba.audio.sources import OneChannel, Recordings, Source, checked_channels, read, warn_once_above_band
 from ssamba.checkpoint import (
     Checkpoint,
     LoadReport,
@@ -74,7 +74,7 @@ class Embedder:
     def __init__(
         self,
         model: PatchEncoder | Checkpoint,
-        front_end: FrontEndConfig | None = None,
+        front_end: FrontEndConfig | str | None = None,
         *,
         device: str | torch.device | None = None,
         name: str | None = None,
@@ -83,7 +83,8 @@ class Embedder:
 
         Args:
             model: an encoder (from `create_encoder`) or what `load_checkpoint` returned.
-            front_end: how waveforms become features; None means the checkpoint's, or the official one.
+            front_end: how waveforms become features, or the name of a band (`FrontEndConfig.named`); None means the
+                checkpoint's, or the official one.
             device: where to run; None means CUDA if available, else the CPU.
             name: name in reports; None means the checkpoint's.
 
@@ -93,11 +94,12 @@ class Embedder:
         """
         self.classifier: Classifier | None = None
         self.report: LoadReport | None = None
+        own = FrontEndConfig()
         if isinstance(model, Checkpoint):
             self.encoder = model.model.encoder
             self.config = model.config
             self.report = model.report
-            front_end = model.front_end if front_end is None else front_end
+            own = model.front_end
             name = name or model.report.name
             if isinstance(model.model, Classifier):
                 self.classifier = model.model
@@ -109,7 +111,9 @@ class Embedder:
                 f"expected an encoder (of create_encoder) or a checkpoint, got {type(model).__name__}: "
                 "ssamba.load_model takes names and paths of models"
             )
-        self.front_end = FrontEndConfig() if front_end is None else front_end
+        if front_end is None or isinstance(front_end, str):
+            front_end = own.named(front_end) if front_end else own
+        self.front_end = front_end
         self.name = utf8_text(name or "in memory")
         check_front_end(self.front_end, self.encoder.config)
         self.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -554,7 +558,8 @@ class Embedder:
         channels: OneChannel = None,
         damaged: Damaged = "skip",
     ) -> Iterator[tuple[Key, Iterator[Samples]]]:
-        return ((key, read(source, sample_rate, self.front_end, channels, damaged)) for key, source in items)
+        warn = warn_once_above_band()
+        return ((key, read(source, sample_rate, self.front_end, channels, damaged, warn)) for key, source in items)
 
 
 def load_model(
@@ -562,7 +567,7 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     patch_stride: int | tuple[int, int] | None = None,
-    front_end: FrontEndConfig | None = None,
+    front_end: FrontEndConfig | str | None = None,
 ) -> Embedder:
     """Load a model that embeds recordings.
 
@@ -574,7 +579,8 @@ def load_model(
             with ssamba. A name comes before a path: `./ssamba2-tiny` is the folder of that name.
         device: where to run; None means CUDA if available, else the CPU.
         patch_stride: cut patches with this stride instead of the checkpoint's, e.g. 10.
-        front_end: how waveforms become features, instead of the checkpoint's own.
+        front_end: how waveforms become features, instead of the checkpoint's own: a `FrontEndConfig`, or the name of a
+            band, such as `x10` (`FrontEndConfig.named`). Weights were trained with their own.
 
     Raises:
         CheckpointError: the name is unknown (the known ones are listed), or the checkpoint is missing, damaged, or does

@@ -103,3 +103,7 @@ class AudioHeaderWarning(AudioWarning):
 
 class AudioTruncatedWarning(AudioWarning):
     """A part of an audio file is missing, and `damaged="keep"` asked to continue with the rest."""
+
+
+class AudioBandWarning(AudioWarning):
+    """Most of the sound of recordings lies above the frequencies that a model hears."""

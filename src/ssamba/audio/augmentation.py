@@ -346,9 +346,9 @@ def _stretch_matrix(centers: Tensor, factor: Tensor, front_end: FrontEndConfig) 
 
 @lru_cache(maxsize=8)
 def _smoothing_matrix(front_end: FrontEndConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Centers of the bins in hertz (M,), and the matrix (M, M) that smooths over them."""
+    """Centers of the bins in hertz of the slowed recording (M,), and the matrix (M, M) that smooths over them."""
     with torch.inference_mode(False):  # cached tensors must also serve a later call that needs gradients
-        centers = mel_centers(front_end)
+        centers = mel_centers(front_end) / front_end.time_expansion
         weights = torch.exp(-0.5 * ((centers[:, None] - centers) / _SMOOTHING_HZ).square())
         weights = weights * (centers + 700)  # a bin's width in hertz grows with its frequency
         return centers.to(device), (weights / weights.sum(1, keepdim=True)).to(device)

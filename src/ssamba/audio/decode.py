@@ -33,6 +33,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 import soxr
 
+from ssamba.audio.band import OnAboveBand, band_meter, collect_above_band, listener, tell
 from ssamba.audio.files import AudioBytes, AudioSource, Remark, path_text
 from ssamba.audio.readers import AudioInfo, Reader, Samples, open_audio
 from ssamba.errors import (
@@ -135,17 +136,21 @@ def stream(
     block_s: float = 30.0,
     channel: int | None = None,
     damaged: Damaged = "skip",
+    on_above_band: OnAboveBand | None = None,
 ) -> Iterator[Samples]:
     """Decode an audio file block by block in constant memory; joined, the blocks equal `decode` exactly.
 
-    Yields mono float32 blocks (round(block_s * sample_rate_hz),), the last one shorter. Errors and
-    warnings are those of `decode`; those about the end come when it is reached, after the blocks before it.
+    `on_above_band` is called at the end if much of the recording lies above half the sample rate (`band.py`); None
+    means what listens in this context, if anything does. Yields mono float32 blocks (round(block_s * sample_rate_hz),),
+    the last one shorter. Errors and warnings are those of `decode`; those about the end come when it is reached, after
+    the blocks before it.
     """
     out_hz = checked_rate(sample_rate_hz)
     checked_damaged(damaged)
     if not (math.isfinite(block_s) and round(block_s * out_hz) > 0):
         raise ValueError(f"block_s must be finite and last at least one sample at {out_hz} Hz; got {block_s}")
-    return _regrouped(_read(_source(path), out_hz, 0, None, channel, damaged == "keep"), round(block_s * out_hz))
+    pieces = _read(_source(path), out_hz, 0, None, channel, damaged == "keep", on_above_band)
+    return _regrouped(pieces, round(block_s * out_hz))
 
 
 def _source(path: str | Path | AudioBytes) -> AudioSource:
@@ -213,9 +218,16 @@ def _regrouped(pieces: Iterator[Samples], size: int) -> Iterator[Samples]:
 
 
 def _read(
-    path: AudioSource, out_hz: int, first: int, count: int | None, channel: int | None, keep: bool
+    path: AudioSource,
+    out_hz: int,
+    first: int,
+    count: int | None,
+    channel: int | None,
+    keep: bool,
+    on_above_band: OnAboveBand | None = None,
 ) -> Iterator[Samples]:
     """Yield output samples [first : first + count] of `path` (to the end if None), in pieces of any size."""
+    on_above_band = on_above_band or listener()
     with open_audio(path, channel) as reader:
         in_hz = reader.info.sample_rate_hz
         common = math.gcd(in_hz, out_hz)
@@ -227,10 +239,13 @@ def _read(
 
         resampler = None if p == q else soxr.ResampleStream(in_hz, out_hz, 1, "float32", _QUALITY)
         position, num_out, block = first_in, 0, np.zeros(0, np.float32)
+        meter = band_meter(in_hz, out_hz / 2, on_above_band)
         for block in reader.blocks(first_in):
             if stop_in is not None:
                 block = block[: stop_in - position]
             _check_finite(block, position, reader.info)
+            if meter is not None:
+                meter.add(block)
             position += len(block)
             out = block if resampler is None else resampler.resample_chunk(block)
             piece, skip = out[skip:], max(0, skip - len(out))
@@ -248,10 +263,12 @@ def _read(
             num_out += len(out)
             if len(out):
                 yield out
-        if left == 0 or position == stop_in:
+        is_part = left == 0 or position == stop_in
+        if not is_part:
+            _check_end(reader, num_out > 0, keep)
+        tell(meter, on_above_band, path_text(reader.info.path), in_hz, out_hz / 2)
+        if is_part:
             return
-
-        _check_end(reader, num_out > 0, keep)
         if num_out == 0 and first == 0:
             yield block.mean(keepdims=True)  # shorter than half an output sample: return one
         elif num_out == 0:
@@ -375,7 +392,7 @@ def decode_files(
 
     The result of a file is its mono samples at `sample_rate_hz`; or its path if it is longer than `LONG_S`, to be
     streamed instead of being sent between processes; or the error, also if a worker died on it (a fault in a codec).
-    Warnings come in this process, and can be collected (`collect_remarks`).
+    Warnings come in this process, and can be collected (`collect_remarks`, `collect_above_band`).
 
     Args:
         paths: audio files.
@@ -391,6 +408,9 @@ def decode_files(
             continue
         for found in result.remarks:
             remark(found)
+        if (on_above_band := listener()) is not None:
+            for found in result.above_band:
+                on_above_band(found)
         yield path, result.decoded
 
 
@@ -403,6 +423,7 @@ class _Result(NamedTuple):
 
     decoded: Samples | Path | Exception
     remarks: tuple[Remark, ...] = ()
+    above_band: tuple[Remark, ...] = ()
 
 
 def _decode_file(path: Path, sample_rate_hz: int, damaged: Damaged, channel: int | None) -> _Result:
@@ -411,9 +432,9 @@ def _decode_file(path: Path, sample_rate_hz: int, damaged: Damaged, channel: int
             duration_s = reader.info.duration_s
         if duration_s is None or duration_s > LONG_S:
             return _Result(path)
-        with collect_remarks() as remarks:
+        with collect_remarks() as remarks, collect_above_band() as above_band:
             samples = decode(path, sample_rate_hz=sample_rate_hz, damaged=damaged, channel=channel)
-        return _Result(samples, tuple(remarks))
+        return _Result(samples, tuple(remarks), tuple(above_band))
     except (ValueError, OSError) as error:
         return _Result(error)
     except Exception as error:  # whatever a damaged file provokes, it must not cost the other files

@@ -120,23 +120,25 @@ def hertz_to_mel(hertz: Tensor) -> Tensor:
 
 
 def mel_band(config: FrontEndConfig) -> tuple[float, float]:
-    """Return the lower edge of the lowest filter and the filter spacing, in mel.
+    """Return the lower edge of the lowest filter and the filter spacing, in mel of the (slowed) recording.
 
     Filter i has its center at edge + (i + 1) * spacing.
     """
     high_hz = config.sample_rate_hz / 2 if config.high_hz is None else config.high_hz
-    low_mel, high_mel = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (config.low_hz, high_hz))
+    edges_hz = (hz / config.time_expansion for hz in (config.low_hz, high_hz))
+    low_mel, high_mel = (1127.0 * math.log(1.0 + hz / 700.0) for hz in edges_hz)
     return low_mel, (high_mel - low_mel) / (config.num_mel_bins + 1)
 
 
 def mel_centers(config: FrontEndConfig) -> Tensor:
     """Return the centers of the filters in hertz, (M,) float32."""
     low_mel, step = mel_band(config)
-    return 700.0 * torch.expm1((low_mel + (torch.arange(config.num_mel_bins) + 1) * step) / 1127.0)
+    slowed_hz = 700.0 * torch.expm1((low_mel + (torch.arange(config.num_mel_bins) + 1) * step) / 1127.0)
+    return config.time_expansion * slowed_hz
 
 
 def mel_matrix(config: FrontEndConfig) -> Tensor:
-    """Return the triangular filters (F, M) in float32, HTK mel scale 1127 ln(1 + f / 700).
+    """Return the triangular filters (F, M) in float32, HTK mel scale 1127 ln(1 + f / 700), f of the slowed recording.
 
     The arithmetic is float32 throughout, as in the original: in the narrow low bins its rounding is visible at 1e-4 in
     the logarithm.
@@ -145,7 +147,7 @@ def mel_matrix(config: FrontEndConfig) -> Tensor:
     low_mel, step = mel_band(config)
     bins = torch.arange(config.num_mel_bins, dtype=torch.float32)[:, None]
     left, center, right = (low_mel + (bins + i) * step for i in range(3))
-    bin_hz = config.sample_rate_hz / fft_size
+    bin_hz = config.sample_rate_hz / fft_size / config.time_expansion
     mel = hertz_to_mel(bin_hz * torch.arange(fft_size // 2, dtype=torch.float32))
     rising, falling = (mel - left) / (center - left), (right - mel) / (right - center)
     weights = torch.minimum(rising, falling).clamp(min=0)

@@ -156,7 +156,8 @@ class Remark:
 
     path: str
     verdict: str
-    """`wrong header`: all of it is read; `cut`: what comes before the damage is."""
+    """`wrong header`: all of it is read; `cut`: what comes before the damage is; `above band`: much of its sound lies
+    where the model hears nothing."""
     reason: str
 
     def __post_init__(self) -> None:

@@ -29,10 +29,11 @@ import torch
 from torch import Tensor
 
 from ssamba.audio import decode
-from ssamba.audio.files import AudioBytes
+from ssamba.audio.band import OnAboveBand, above_band_text, band_meter, collect_above_band, listener, tell
+from ssamba.audio.files import AudioBytes, Remark
 from ssamba.audio.readers import Samples
 from ssamba.config import FrontEndConfig
-from ssamba.errors import AudioDecodeError, ConfigError
+from ssamba.errors import AudioBandWarning, AudioDecodeError, ConfigError
 from ssamba.files import user_path
 from ssamba.progress import OnProgress, ProgressReporter
 
@@ -73,6 +74,7 @@ def read(
     front_end: FrontEndConfig,
     channels: OneChannel = None,
     damaged: decode.Damaged = "skip",
+    on_above_band: OnAboveBand | None = None,
 ) -> Iterator[Samples]:
     """Yield consecutive blocks of a recording's mono samples (S,), float32, at the front end's rate.
 
@@ -82,6 +84,8 @@ def read(
         front_end: says the rate, and how long a recording must be.
         channels: how to make one channel of several.
         damaged: of a file, see `decode`.
+        on_above_band: called at the end if much of the recording lies above half the front end's rate; None means what
+            listens in this context (`collect_above_band`), if anything does.
 
     Raises:
         AudioDecodeError: a file cannot be read.
@@ -95,6 +99,11 @@ def read(
     if _is_array(source):
         samples = _mono(source, channels)
         if sample_rate is not None and decode.checked_rate(sample_rate) != rate_hz:
+            on_above_band = on_above_band or listener()
+            meter = band_meter(sample_rate, rate_hz / 2, on_above_band)
+            if meter is not None:
+                meter.add_all(samples)
+            tell(meter, on_above_band, "the waveform", sample_rate, rate_hz / 2)
             samples = soxr.resample(samples, sample_rate, rate_hz)
         num_samples = len(samples)
         yield samples
@@ -103,7 +112,9 @@ def read(
         name = f"{file}: "
         channel = None if channels == "mean" else channels
         peak = 0.0
-        for block in decode.stream(file, sample_rate_hz=rate_hz, channel=channel, damaged=damaged):
+        for block in decode.stream(
+            file, sample_rate_hz=rate_hz, channel=channel, damaged=damaged, on_above_band=on_above_band
+        ):
             num_samples += len(block)
             peak = max(peak, _peak(block))
             yield block
@@ -114,6 +125,22 @@ def read(
             f"{name}the recording is {1000 * num_samples / rate_hz:.1f} ms long, shorter than one frame of "
             f"{front_end.frame_ms:g} ms: leave it out, or pad it"
         )
+
+
+_CHOOSE = "load_model(..., front_end=...)"
+
+
+def warn_once_above_band() -> OnAboveBand:
+    """Return what listens in this context, or else a function that warns of the first recording it is told about."""
+    seen: list[Remark] = []
+
+    def warn(found: Remark) -> None:
+        seen.append(found)
+        if len(seen) == 1:
+            text = above_band_text(seen, _CHOOSE, more=". Further recordings of this call are not named")
+            warnings.warn(text, AudioBandWarning, stacklevel=_outside())
+
+    return listener() or warn
 
 
 class Recordings:
@@ -202,14 +229,18 @@ class Recordings:
                 if is_stopped:
                     return
 
-        for (number, is_last_channel), result in run(items()):
-            if isinstance(result, Exception):
-                raise self._located(result, number)
-            found += [[]] if number == len(found) else []
-            found[number].append(result)
-            if is_last_channel and not is_stopped:
-                audio_s += duration_s(result)
-                is_stopped = not reporter.update(number + 1, audio_s=audio_s)
+        with collect_above_band() as above_band:
+            for (number, is_last_channel), result in run(items()):
+                if isinstance(result, Exception):
+                    raise self._located(result, number)
+                found += [[]] if number == len(found) else []
+                found[number].append(result)
+                if is_last_channel and not is_stopped:
+                    audio_s += duration_s(result)
+                    is_stopped = not reporter.update(number + 1, audio_s=audio_s)
+        if above_band:
+            text = above_band_text(above_band[: len(found)], _CHOOSE, len(found))
+            warnings.warn(text, AudioBandWarning, stacklevel=_outside())
         return found
 
     def _blocks(self) -> Iterator[list[Iterator[Samples]]]:

@@ -345,6 +345,15 @@ RecordingsArgument = Annotated[
     ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if available.")]
+FrontEndOption = Annotated[
+    str | None,
+    typer.Option(
+        "--front-end",
+        metavar="16khz|48khz|xN",
+        help="What the model hears: '16khz' to 8 kHz, '48khz' to 24 kHz, 'x10' (time expansion, for bats) to 80 kHz. "
+        "Default: the checkpoint's.",
+    ),
+]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Start anew; what exists stays until the new result is complete.")
 ]
@@ -464,4 +473,6 @@ def show_report(report: Any) -> None:
     else:
         say(str(report))
     report_skipped(report.skipped, report.skipped_file)
-    report_remarks(getattr(report, "remarks", ()), getattr(report, "remarks_file", None))
+    # The job has warned about recordings with much above the model's band, once for all.
+    remarks = [entry for entry in getattr(report, "remarks", ()) if entry.verdict != "above band"]
+    report_remarks(remarks, getattr(report, "remarks_file", None))

@@ -14,6 +14,7 @@ from ssamba.cli.app import (
     CheckpointOption,
     DamagedOption,
     DeviceOption,
+    FrontEndOption,
     OverwriteOption,
     PrecisionOption,
     PruneOption,
@@ -33,7 +34,8 @@ from ssamba.cli.progress import ProgressDisplay
     "ssamba embed recordings/ -o embeddings.npz\n\n"
     "ssamba embed 'field/**/*.flac' more.mp3 -o embeddings.parquet -c ssamba_tiny.pth\n\n"
     "ssamba embed words/ -o words.npz --readout parts\n\n"
-    "ssamba embed night.wav -o night.csv --every 1s\n\n" + EXIT_CODES
+    "ssamba embed night.wav -o night.csv --every 1s\n\n"
+    "ssamba embed bats/ -o bats.parquet --front-end x10   (to 80 kHz, slowed down ten times)\n\n" + EXIT_CODES
 )
 def embed(
     recordings: RecordingsArgument,
@@ -83,6 +85,7 @@ def embed(
     damaged: DamagedOption = "skip",
     workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes. Default: up to four.")] = None,
     device: DeviceOption = None,
+    front_end: FrontEndOption = None,
     overwrite: OverwriteOption = False,
     prune: PruneOption = False,
     take_over: TakeOverOption = False,
@@ -113,6 +116,7 @@ def embed(
             batch_tokens=batch_tokens,
             workers=workers,
             device=device,
+            front_end=front_end,
             overwrite=overwrite,
             prune=prune,
             take_over=take_over,

@@ -14,6 +14,7 @@ from ssamba.cli.app import (
     DeviceOption,
     EncodingOption,
     EpochsOption,
+    FrontEndOption,
     MinutesOption,
     RecipeOption,
     RunOverwriteOption,
@@ -38,6 +39,7 @@ from ssamba.cli.progress import ProgressDisplay
     "ssamba finetune manifest.parquet -o runs/mine --recipe cpu --minutes 10\n\n"
     "ssamba finetune esc50.csv -o runs/esc50 -c ssamba_base.pth --recipe official-esc50\n\n"
     "ssamba finetune manifest.csv -o runs/probe --frozen\n\n"
+    "ssamba finetune bats/ -o runs/bats --front-end x10   (time expansion: to 80 kHz)\n\n"
     "torchrun --nproc-per-node 8 -m ssamba finetune audioset.parquet -o runs/as20k --recipe audioset20k\n\n"
     + EXIT_CODES
 )
@@ -79,6 +81,7 @@ def finetune(
     seed: SeedOption = None,
     batch_size: BatchSizeOption = None,
     device: DeviceOption = None,
+    front_end: FrontEndOption = None,
     encoding: EncodingOption = None,
     background: Annotated[
         list[str] | None,
@@ -116,6 +119,7 @@ def finetune(
             seed=seed,
             batch_size=batch_size,
             device=device,
+            front_end=front_end,
             encoding=encoding,
             background=background or None,
             overwrite=overwrite,

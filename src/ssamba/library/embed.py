@@ -15,6 +15,7 @@ from typing import Any, ClassVar, get_args
 
 from ssamba.audio.decode import Damaged, checked_damaged
 from ssamba.audio.sources import OneChannel, checked_channels
+from ssamba.config import FrontEndConfig
 from ssamba.embedder import Embedder, load_model
 from ssamba.embedding import Context, Embedding, EmbedOptions, Padding, Precision, Readout
 from ssamba.errors import ConfigError
@@ -33,6 +34,7 @@ class EmbedReport(JobReport):
 
     verb: ClassVar[str] = "embedded"
     step: ClassVar[str] = "embedding"
+    front_end_from: ClassVar[str] = "--front-end"
 
 
 def embed_files(
@@ -53,6 +55,7 @@ def embed_files(
     damaged: Damaged = "skip",
     workers: int | None = None,
     device: str | None = None,
+    front_end: FrontEndConfig | str | None = None,
     overwrite: bool = False,
     prune: bool = False,
     take_over: bool = False,
@@ -87,6 +90,7 @@ def embed_files(
         workers: processes that decode while the model runs; 0 decodes in this one. None means up to four, if there are
             more than a few files.
         device: where the model runs; None means a GPU if available.
+        front_end: how waveforms become features, instead of the checkpoint's own, as for `load_model`: `48khz`, `x10`.
         overwrite: start anew; an existing table stays until the new one is complete.
         prune: remove the rows of files that are not named this time.
         take_over: take the output away from another process that is writing it.
@@ -122,7 +126,7 @@ def embed_files(
     report = EmbedReport(output=target)
     check_output(target)
     job = FileJob(recordings, report)
-    model = loaded_model(checkpoint, device)
+    model = loaded_model(checkpoint, device, front_end)
     model.check(options)
     if every_s is not None:
         model.span_frames(every_s)
@@ -169,17 +173,22 @@ def embed_files(
     return report
 
 
-def loaded_model(checkpoint: str | Path | Embedder | None, device: str | None) -> Embedder:
+def loaded_model(
+    checkpoint: str | Path | Embedder | None, device: str | None, front_end: FrontEndConfig | str | None = None
+) -> Embedder:
     """Return a model that is given as a checkpoint or loaded.
 
     Raises:
-        ConfigError: it is loaded, and a device is given, too.
+        ConfigError: it is loaded, and a device or a front end is given, too; or there is no such front end.
         CheckpointError: the checkpoint cannot be loaded.
     """
     if not isinstance(checkpoint, Embedder):
-        return load_model(checkpoint, device=device)
-    if device is not None:
-        raise ConfigError("device applies only when a checkpoint is loaded, and this model is already loaded: omit it")
+        return load_model(checkpoint, device=device, front_end=front_end)
+    for name, value in (("device", device), ("front_end", front_end)):
+        if value is not None:
+            raise ConfigError(
+                f"{name} applies only when a checkpoint is loaded, and this model is already loaded: omit it"
+            )
     return checkpoint
 
 
@@ -213,7 +222,7 @@ def embed_settings(
         "weights_digest": identity.weights_digest,
         **({} if identity.file_sha256 is None else {"file_sha256": identity.file_sha256}),
         "encoder": model.encoder.config.digest(),
-        "front_end": model.front_end.digest(),
+        "front_end": model.front_end.summary,
         "window_s": model.window_s,
         "config_hash": digest_of(digest, *added) if added else digest,
         "options": {**options.model_dump(), "channels": channels, "readout": readout, **every},

@@ -57,7 +57,9 @@ def table_facts(path: str | Path) -> Facts:
     shape = f"{counted(rows, 'time step')} of {counted(files, 'file')}" if "time_s" in table else counted(rows, "file")
     facts = [("rows", shape), ("dimension", str(dim)), ("audio", format_duration(float(table["duration_s"].sum())))]
     facts += [(name.replace("_", " "), str(table[name])) for name in ("model", "weights_digest") if name in table]
-    options = json.loads(str(table["settings"])).get("options", {}) if "settings" in table else {}
+    settings = json.loads(str(table["settings"])) if "settings" in table else {}
+    facts += [("front end", settings["front_end"])] if "front_end" in settings else []
+    options = settings.get("options", {})
     return facts + [(name, "default" if value is None else str(value)) for name, value in options.items()]
 
 
@@ -97,8 +99,7 @@ def check_facts() -> tuple[Facts, bool]:
 def model_facts(checkpoint: str | Path | None) -> Facts:
     """Return what a checkpoint holds; arguments and errors as `load_checkpoint`."""
     loaded = load_checkpoint(checkpoint)
-    encoder, front_end = loaded.config.encoder, loaded.front_end
-    high_hz = front_end.high_hz or front_end.sample_rate_hz / 2
+    encoder = loaded.config.encoder
     facts = [
         ("model", loaded.report.name),
         ("weights", f"digest {loaded.identity.weights_digest}"),
@@ -108,11 +109,7 @@ def model_facts(checkpoint: str | Path | None) -> Facts:
         ("encoder", encoder.summary),
         ("patches", f"{encoder.patch_size} with stride {encoder.patch_stride}, {encoder.patch_order}"),
         ("pretraining input", f"{encoder.num_mel_bins} mel bins x {encoder.num_frames} frames"),
-        (
-            "front end",
-            f"{front_end.sample_rate_hz} Hz, {front_end.num_mel_bins} mel bins from {front_end.low_hz:g} to "
-            f"{high_hz:g} Hz, mean {front_end.mean:g}, standard deviation {front_end.std:g}",
-        ),
+        ("front end", loaded.front_end.summary),
     ]
     if loaded.config.classifier is not None:
         classifier = loaded.config.classifier

@@ -17,6 +17,7 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
+from ssamba.audio.band import above_band_text, collect_above_band
 from ssamba.audio.decode import Damaged, collect_remarks, decode_files
 from ssamba.audio.files import Remark, Skipped, find_audio, read_remarks, write_remarks, write_skipped
 from ssamba.audio.readers import Samples
@@ -44,6 +45,8 @@ class JobReport:
     """What is done to files, such as `embedded`."""
     step: ClassVar[str]
     """Name of that in reports of progress, such as `embedding`."""
+    front_end_from: ClassVar[str]
+    """What chooses the front end of the model."""
 
     output: Path | None
     """The file that was written."""
@@ -137,6 +140,7 @@ class FileJob:
         self.todo: dict[Path, str] = {}
         self._num_skipped = 0
         self._undecodable: set[str] = set()
+        self._above_band: list[Remark] = []
 
     def compare(self, before: Mapping[str, FileRecord]) -> None:
         """Compare the files with those in the output."""
@@ -176,7 +180,12 @@ class FileJob:
         channel = channels if isinstance(channels, int) else None
         step = ProgressReporter(progress, self.report.step, len(self.todo))
         decoded = decode_files(list(self.todo), sample_rate_hz, workers, damaged, channel)
-        with warnings.catch_warnings(), collect_remarks() as self.report.remarks, self._lists():
+        with (
+            warnings.catch_warnings(),
+            collect_remarks() as self.report.remarks,
+            collect_above_band() as self._above_band,
+            self._lists(),
+        ):
             warnings.filterwarnings("ignore", PEAK_REMARK)  # `_sources` says which file it is
             for path, result in stream(self._sources(decoded, step)):
                 if isinstance(result, Exception):
@@ -203,7 +212,10 @@ class FileJob:
     def _write_lists(self) -> None:
         report = self.report
         report.skipped.sort(key=lambda entry: entry.path)
-        report.remarks = list(dict.fromkeys(report.remarks))
+        report.remarks = list(dict.fromkeys((*report.remarks, *self._above_band)))
+        if self._above_band:
+            listed = "" if report.remarks_file is None else f". All of them are in {report.remarks_file}"
+            log.warning(above_band_text(self._above_band, report.front_end_from, report.done, listed))
         if report.skipped_file is not None and report.remarks_file is not None:
             write_skipped(report.skipped_file, report.skipped)
             kept = {record.path for key, record in self.before.items() if key not in self.todo.values()}

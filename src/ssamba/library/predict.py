@@ -58,6 +58,7 @@ class PredictReport(JobReport):
 
     verb: ClassVar[str] = "classified"
     step: ClassVar[str] = "predicting"
+    front_end_from: ClassVar[str] = "--front-end of `ssamba finetune`, which the classifier keeps"
 
     segments: list[Segment] = field(default_factory=list)
     """The labels, in the order of the output."""
@@ -222,7 +223,8 @@ def _settings(
     source = {} if identity.file_sha256 is None else {"file_sha256": identity.file_sha256}
     other = {} if precision == "fp32" else {"precision": precision}
     config_hash = digest_of_json({**settings, **other})
-    return {**settings, "precision": precision, "model": identity.name, **source, "config_hash": config_hash}
+    shown = {"precision": precision, "model": identity.name, "front_end": model.front_end.summary}
+    return {**settings, **shown, **source, "config_hash": config_hash}
 
 
 def as_csv(segments: Sequence[Segment]) -> str:

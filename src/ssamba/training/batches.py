@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
+
+from ssamba.audio.band import above_band_text, collect_above_band
 from ssamba.data.cache import CachedCorpus
-from ssamba.data.corpus import Corpus
+from ssamba.data.corpus import Corpus, read_or_error
 from ssamba.data.loader import WaveBatch, WaveLoader
 from ssamba.data.mixing import Backgrounds, Mixup
 from ssamba.data.plan import Plan, PlanConfig
 from ssamba.errors import Interrupted
 from ssamba.progress import OnProgress, Progress
+
+_LOOK_S = 5.0
 
 OnDecoded: TypeAlias = Callable[[str, int, int], None]
 """Called while a corpus is decoded into memory: its name, clips done, clips in total."""
@@ -68,6 +73,21 @@ def cache_if_it_fits(corpus: Corpus, memory_gb: float, workers: int, on_decoded:
         return corpus
     report = None if on_decoded is None else lambda done, total: on_decoded(corpus.name, done, total)
     return CachedCorpus(corpus, limit_gb=max(decoded_gb(corpus) * 1.5, 0.1), workers=workers, on_progress=report)
+
+
+def above_band_notes(corpora: Sequence[Corpus]) -> list[str]:
+    """Return a line if much of the sound lies above what the model hears; five seconds of up to 24 clips are read."""
+    clips = [(corpus, i) for corpus in corpora for i in range(len(corpus))]
+    chosen = [clips[i] for i in sorted({round(i) for i in np.linspace(0, len(clips) - 1, min(24, len(clips)))})]
+    with collect_above_band() as remarks:
+        for corpus, i in chosen:
+            seconds = float(corpus.seconds[i])
+            read_or_error(corpus, i, max(0.0, (seconds - _LOOK_S) / 2), min(seconds, _LOOK_S))
+    if not remarks:
+        return []
+    more = [one.path for one in remarks[1:4]]
+    named = f". Also: {', '.join(more)}" if more else ""
+    return [above_band_text(remarks, "--front-end", len(chosen), named)]
 
 
 def other_data(before: Sequence[str], now: Sequence[str]) -> str:

@@ -25,7 +25,8 @@ from ssamba.data.joined import join_corpora
 from ssamba.data.manifest import MANIFEST_SUFFIXES, Clip, Manifest, as_sources, read_manifest, with_durations
 from ssamba.errors import ConfigError, DataError
 from ssamba.splits import Ints
-from ssamba.training.batches import OnDecoded, cache_if_it_fits
+from ssamba.training.batches import OnDecoded, above_band_notes, cache_if_it_fits
+from ssamba.training.distributed import is_main_process
 from ssamba.training.finetuning.background import BACKGROUND, open_background
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 
@@ -50,6 +51,8 @@ class LabeledData:
     """A name shared by clips (N) whose recordings are identical; None for all others."""
     background: str | None = None
     """The class that means "none of the others", if there is one."""
+    notes: tuple[str, ...] = ()
+    """What users should know about the recordings."""
 
     def is_background(self, clips: Ints) -> npt.NDArray[np.bool_]:
         """Return which clips (n,) have the label of the background alone."""
@@ -140,9 +143,11 @@ def open_labeled(
             f"{corpus.name}: clips have none or several labels ({some}), and loss.kind 'ce' needs one: use 'bce'"
         )
     file_of = {corpus.key(i): file for i, file in enumerate(files)}
+    notes = tuple(above_band_notes([corpus])) if is_main_process() else ()
     corpus = cache_if_it_fits(corpus, settings.cache_gb, settings.workers, on_decoded)
     files = tuple(file_of[corpus.key(i)] for i in range(len(corpus)))
-    return LabeledData(corpus, classes, targets, files, multi, find_copies(corpus, files), _background(classes))
+    copies = find_copies(corpus, files)
+    return LabeledData(corpus, classes, targets, files, multi, copies, _background(classes), notes)
 
 
 def split_by_class(data: LabeledData, clips: Ints) -> list[Subset]:

@@ -30,6 +30,9 @@ class StartSettings(Config):
     """Initialize the classifier by logistic regression on the pretrained encoder; no effect with `scratch`."""
     patch_stride: int | tuple[int, int] | None = None
     """Stride of patches in mel bins and frames; 10 overlaps patches of 16. None means the checkpoint's."""
+    front_end: str | None = Field(None, json_schema_extra={"since": 2})
+    """Frequencies that the model hears: `16khz`, `48khz`, or `xN`, time expansion by N (`FrontEndConfig.named`). None
+    means the checkpoint's."""
     drop_path: float | None = Field(None, ge=0, lt=1)
     """Stochastic depth; None means the checkpoint's, or 0 if the encoder is frozen."""
     pooling: Literal["mean", "cls"] = "mean"

@@ -84,6 +84,7 @@ def finetune(
     seed: int | None = None,
     batch_size: int | None = None,
     device: str | None = None,
+    front_end: str | None = None,
     encoding: str | None = None,
     background: Any = None,
     overwrite: bool = False,
@@ -112,6 +113,8 @@ def finetune(
         seed: seed of everything random.
         batch_size: clips of median length in a batch, over all processes.
         device: cpu, cuda, cuda:1, ...; None means a GPU if there is one.
+        front_end: frequencies that the model hears, `48khz` or `x10` (`FrontEndConfig.named`), in place of the
+            checkpoint's; the classifier keeps it.
         encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
         background: recordings without any of the classes (a folder, files or a manifest, or a list of these), such as
             whole nights. Windows of them become clips of the class "background", which means "none of the others",
@@ -147,6 +150,7 @@ def finetune(
         scratch=("start.scratch", scratch or None),
         frozen=("start.frozen", frozen or None),
         checkpoint=("start.checkpoint", None if checkpoint is None else str(checkpoint)),
+        front_end=("start.front_end", front_end),
     )
     with lock_run(output, take_over) as lock:
         return _finetune(data, background, output, checkpoint, settings, device, encoding, overwrite, progress, lock)
@@ -263,6 +267,7 @@ def _configs(start: Checkpoint | None, recipe: FinetuneRecipe) -> tuple[BaseEnco
     """Return the configurations of encoder and front end: the checkpoint's with the recipe's changes."""
     encoder: BaseEncoderConfig = ModelSettings().config() if start is None else start.config.encoder
     front_end = FrontEndConfig() if start is None else start.front_end
+    front_end = front_end.named(recipe.start.front_end) if recipe.start.front_end else front_end
     if start is None and recipe.start.patch_stride is not None:
         encoder = encoder.with_patch_stride(recipe.start.patch_stride)
     clips = recipe.clips
@@ -279,7 +284,7 @@ def _configs(start: Checkpoint | None, recipe: FinetuneRecipe) -> tuple[BaseEnco
 
 def label_problems(data: LabeledData, folds: Sequence[Fold]) -> list[str]:
     """Return a line for each problem with labels that makes scores mean less than they seem to."""
-    problems = class_notes(data.classes, data.clip_targets(), folds)
+    problems = [*class_notes(data.classes, data.clip_targets(), folds), *data.notes]
     if is_all_silent(data.corpus):
         problems.append(f"all {len(data.corpus)} recordings are silent: a classifier can learn nothing from them")
     return problems

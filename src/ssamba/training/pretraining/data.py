@@ -14,7 +14,15 @@ from ssamba.data.manifest import as_sources
 from ssamba.data.plan import Plan, PlanConfig
 from ssamba.errors import DataError
 from ssamba.splits import Ints
-from ssamba.training.batches import OnDecoded, PlannedBatches, cache_if_it_fits, decoded_gb, other_data
+from ssamba.training.batches import (
+    OnDecoded,
+    PlannedBatches,
+    above_band_notes,
+    cache_if_it_fits,
+    decoded_gb,
+    other_data,
+)
+from ssamba.training.distributed import is_main_process
 from ssamba.training.pretraining.recipe import PretrainRecipe
 
 _VALID_CROP_S = 10.24
@@ -24,8 +32,10 @@ _MAX_VALID_CLIPS = 512
 class Corpora(PlannedBatches):
     """Training batches of several corpora, and validation batches of their held-out clips."""
 
-    def __init__(self, training: Sequence[Corpus], held_out: Sequence[Corpus], recipe: PretrainRecipe):
-        self.recipe, data = recipe, recipe.data
+    def __init__(
+        self, training: Sequence[Corpus], held_out: Sequence[Corpus], recipe: PretrainRecipe, notes: Sequence[str] = ()
+    ):
+        self.recipe, data, self._notes = recipe, recipe.data, list(notes)
         self.held_out = list(held_out)
         self._shared: dict[str, Any] = {
             "sample_rate_hz": recipe.front_end.sample_rate_hz,
@@ -82,9 +92,9 @@ class Corpora(PlannedBatches):
         return lines + [f"{corpus.name} (held out): {len(corpus)} clips" for corpus in self.held_out]
 
     def notes(self) -> list[str]:
-        """Return what is wrong with the recordings as a whole: a line if all of them are silent."""
+        """Return what is wrong with the recordings as a whole: silence, or sound that the model does not hear."""
         if not all(map(is_all_silent, self.training)):
-            return []
+            return self._notes
         return [f"all {sum(map(len, self.training))} recordings are silent: a model can learn nothing from them"]
 
     def check_same(self, fingerprint: str, summary: Sequence[str]) -> None:
@@ -122,8 +132,12 @@ def open_corpora(
     training: list[Corpus] = []
     held_out: list[Corpus] = []
     memory_gb = settings.cache_gb
-    for source in as_sources(data):
-        corpus = open_corpus(source, recipe.front_end.sample_rate_hz, workers=settings.workers, encoding=encoding)
+    opened = [
+        open_corpus(source, recipe.front_end.sample_rate_hz, workers=settings.workers, encoding=encoding)
+        for source in as_sources(data)
+    ]
+    above_band = above_band_notes(opened) if is_main_process() else []
+    for corpus in opened:
         cached = cache_if_it_fits(corpus, memory_gb, settings.workers, on_decoded)
         if cached is not corpus:
             memory_gb -= decoded_gb(corpus)
@@ -132,7 +146,7 @@ def open_corpora(
                 part.append(Subset(cached, chosen))
     if not training:
         raise DataError("no training clip is left, since every clip is held out: lower data.valid_share")
-    return Corpora(training, held_out, recipe)
+    return Corpora(training, held_out, recipe, above_band)
 
 
 def _split(corpus: Corpus, valid_share: float) -> tuple[Ints, Ints]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def pretrain(
     seed: int | None = None,
     batch_size: int | None = None,
     device: str | None = None,
+    front_end: str | None = None,
     encoding: str | None = None,
     overwrite: bool = False,
     take_over: bool = False,
@@ -78,6 +80,8 @@ def pretrain(
         seed: seed of everything random.
         batch_size: crops in a batch, over all processes.
         device: cpu, cuda, cuda:1, ...; None means a GPU if there is one.
+        front_end: frequencies that the model hears, `48khz` or `x10` (`FrontEndConfig.named`), in place of the recipe's
+            or the checkpoint's.
         encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
         overwrite: start anew; what an earlier run wrote is moved to a folder beside `output`.
         take_over: take `output` away from another process that is writing to it.
@@ -113,9 +117,13 @@ def pretrain(
     )
     own = load_extensions(settings, own)
     settings = settings.with_values(own.changes())
+    if front_end is not None:
+        settings = settings.with_changes(front_end=settings.front_end.named(front_end).model_dump())
     start = None
     if checkpoint is not None or settings.model.start is not None:
         start = load_checkpoint(checkpoint if checkpoint is not None else settings.model.start)
+    if start is not None and front_end is not None:
+        start = replace(start, front_end=start.front_end.named(front_end))
     if checkpoint is not None and start is not None:
         given = {*parse_changes(set), *(() if size is None else ("model.size",))}
         settings = settings.starting_from(str(checkpoint), start.config.encoder, start.front_end, given)

@@ -1,0 +1,35 @@
+"""Configurations of front ends, encoders, heads and models."""
+
+from ssamba.config.base import RENAMED_KEYS, Config, settings_differences
+from ssamba.config.front_end import FrontEndConfig
+from ssamba.config.model import (
+    ENCODER_CONFIGS,
+    FORMAT_VERSION,
+    BaseEncoderConfig,
+    ClassifierConfig,
+    EncoderConfig,
+    HeadConfig,
+    ModelConfig,
+    ModelIdentity,
+    PatchOrder,
+    PretrainingConfig,
+    SSASTConfig,
+)
+
+__all__ = [
+    "ENCODER_CONFIGS",
+    "FORMAT_VERSION",
+    "RENAMED_KEYS",
+    "BaseEncoderConfig",
+    "ClassifierConfig",
+    "Config",
+    "EncoderConfig",
+    "FrontEndConfig",
+    "HeadConfig",
+    "ModelConfig",
+    "ModelIdentity",
+    "PatchOrder",
+    "PretrainingConfig",
+    "SSASTConfig",
+    "settings_differences",
+]
