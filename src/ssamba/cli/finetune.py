@@ -92,6 +92,15 @@ def finetune(
             'repeated. Windows of them become the class "background", "none of the others".',
         ),
     ] = None,
+    refit: Annotated[
+        bool | None,
+        typer.Option(
+            "--refit/--no-refit",
+            help="Train the final classifier on all clips, test clips included, after the test. "
+            "[dim]\\[default: as the recipe says: yes, but no for public data sets][/]",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: RunOverwriteOption = False,
     take_over: TakeOverOption = False,
 ) -> None:
@@ -122,6 +131,7 @@ def finetune(
             front_end=front_end,
             encoding=encoding,
             background=background or None,
+            refit=refit,
             overwrite=overwrite,
             take_over=take_over,
             progress=progress,

@@ -55,6 +55,7 @@ from ssamba.training.run_io import (
     TrainingReport,
     Window,
     peak_memory_bytes,
+    why_early,
 )
 from ssamba.training.settings import OptimizerSettings, RunSettings, ScheduleSettings, saved_settings
 from ssamba.training.state import (
@@ -535,6 +536,9 @@ class _Trainer:
             model=None if stop_signal else self.out / MODEL_FOLDER,
             moved_to=self.moved_to,
             notes=self.notes,
+            ended_early=None
+            if stop_signal
+            else why_early(self.run, self.progress, self.schedule.stale, self.best_metric, stop_signal),
         )
         if self.log is None:
             return report

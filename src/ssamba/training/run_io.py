@@ -185,6 +185,8 @@ class TrainingReport(RunTotals):
     """Folder that an earlier run was moved to, because of `overwrite`."""
     notes: tuple[str, ...] = ()
     """What is wrong with the recordings as a whole."""
+    ended_early: str | None = None
+    """Why training ended before its steps or epochs; None if it did not."""
 
     def __str__(self) -> str:
         left_out = f", {counted(self.skipped, 'clip')} skipped (skipped.csv)" if self.skipped else ""
@@ -200,6 +202,7 @@ class TrainingReport(RunTotals):
             for name, value in self.validation.items()
             if "@" in name
         ]
+        lines += [f"ended early: {self.ended_early}"] if self.ended_early else []
         lines += [] if self.moved_to is None else [f"the earlier run is in {self.moved_to}"]
         lines += [f"note: {note}" for note in self.notes]
         where = f"model in {self.model}" if self.model else f"state in {self.last_state}: repeat the command to resume"
@@ -208,6 +211,24 @@ class TrainingReport(RunTotals):
     def as_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""
         return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+
+
+def why_early(
+    run: RunSettings, state: TrainingProgress, stale: int, metric: str, stop_signal: str | None
+) -> str | None:
+    """Return why a run ended before its steps or epochs, for people; None if it did not, or only stopped.
+
+    `stale` counts the validations since the best `metric`.
+    """
+    if stop_signal is not None or (state.total_steps is not None and state.step >= state.total_steps):
+        return None
+    total = f" of {run.epochs}" if run.epochs else ""
+    after = f"after {counted(state.epoch, 'epoch')}{total} ({counted(state.step, 'step')})"
+    if run.patience is not None and stale >= run.patience:
+        return f"{after} {metric} had not been better for {counted(run.patience, 'validation')} (run.patience)"
+    if run.max_minutes is not None and state.total_steps is not None:
+        return f"{after} the time was up: {run.max_minutes:g} minutes (--minutes, run.max_minutes)"
+    return None
 
 
 @dataclass

@@ -160,9 +160,12 @@ _FREE_RUN_SETTINGS = (
     "bad_steps_limit",
 )
 _NAMES_OF_START = ("task.model.start", "task.start.checkpoint", "task.started_from_name")
-FREE_ON_RESUME = frozenset({"task.data.workers", *_NAMES_OF_START, *(f"run.{name}" for name in _FREE_RUN_SETTINGS)})
-"""Settings that may change when a run is resumed: its length, what is written when, the number of decoders, and how the
-initial model is named (its digest may not change)."""
+_AFTER_TRAINING = ("task.finish.precision", "task.finish.refit")
+FREE_ON_RESUME = frozenset(
+    {"task.data.workers", *_AFTER_TRAINING, *_NAMES_OF_START, *(f"run.{name}" for name in _FREE_RUN_SETTINGS)}
+)
+"""Settings that may change when a run is resumed: its length, what is written when, the number of decoders, how the
+initial model is named (its digest may not change), and what happens after a fine-tuning."""
 
 
 def saved_settings(

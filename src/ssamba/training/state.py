@@ -35,6 +35,8 @@ from ssamba.training.settings import FREE_ON_RESUME
 
 BEST_FOLDER = "best"
 """Folder of a run with the model that had the best validation."""
+REFIT_FOLDER = "refit"
+"""Folder of a fine-tuning run with the training on all clips."""
 STARTED_FROM = "started_from"
 """Setting of a task: the digest of the weights that it started from."""
 STATE_FILE = "state.pt"
@@ -42,7 +44,7 @@ META_FILE = "meta.json"
 _OTHERWISE = "--overwrite to start anew, or choose another output"
 _RUN_ENTRIES = (
     *("log.jsonl", "skipped.csv", "report.json", "results.json", "classes.csv", "confusion.png", "pictures"),
-    *("tensorboard", "wandb", BEST_FOLDER, MODEL_FOLDER, ROUNDS_FOLDER, STATES_FOLDER),
+    *("tensorboard", "wandb", BEST_FOLDER, MODEL_FOLDER, REFIT_FOLDER, ROUNDS_FOLDER, STATES_FOLDER),
 )
 _UNFINISHED = ".unfinished-"
 _REPLACED = ".replaced"

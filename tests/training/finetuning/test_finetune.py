@@ -33,6 +33,7 @@ SMALL = {
     "run": {"epochs": 2, "log_every": 1, "validate_every": "epoch", "ema_decay": None, "keep_last": 1},
     "schedule": {"warmup_steps": 2},
     "optimizer": {"learning_rate": 1e-3},
+    "finish": {"refit": False},
 }
 
 
@@ -175,9 +176,11 @@ def test_training_never_reads_test_clips(classes, start, tmp_path):
 
 def test_patience_ends_a_run(classes, start, tmp_path):
     changes = {"run": {"epochs": 30, "patience": 2}, "optimizer": {"learning_rate": 1e-9}}
-    finetune(classes, tmp_path / "run", start, recipe=recipe(changes))
+    found = finetune(classes, tmp_path / "run", start, recipe=recipe(changes))
     report = json.loads((tmp_path / "run" / "rounds" / "all" / "report.json").read_text())
     assert report["epoch"] == 3
+    why = "accuracy had not been better for 2 validations (run.patience); its epoch"
+    assert any(note.startswith("training ended after 3 epochs of 30") and why in note for note in found.notes)
 
 
 def test_a_frozen_encoder_stays_as_it_was(classes, start, tmp_path):
@@ -231,6 +234,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(classes, start, tmp_path):
         "augmentation": {"formants": 0.2, "pitch": 0.5, "speed": 0.25},
         "start": {"drop_path": 0.2},
         "run": {"epochs": 3, "checkpoint_every_steps": 2},
+        "finish": {"refit": True},
     }
     write_manifest(listed(classes, lambda p: f"fold{int(p.stem) % 2 + 1}"), tmp_path / "m.csv")
     finetune(tmp_path / "m.csv", tmp_path / "whole", start, recipe=recipe(changes))
@@ -247,10 +251,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(classes, start, tmp_path):
     with pytest.raises(StopError):
         finetune(tmp_path / "m.csv", tmp_path / "cut", start, recipe=recipe(changes), progress=stop)
     finetune(tmp_path / "m.csv", tmp_path / "cut", start, recipe=recipe(changes))
-    for fold in ("fold1", "fold2"):
-        a, b = (
-            load_checkpoint(tmp_path / run / "rounds" / fold / "model").model.state_dict() for run in ("whole", "cut")
-        )
+    for folder in ("rounds/fold1/chosen", "rounds/fold2/chosen", "model"):
+        a, b = (load_checkpoint(tmp_path / run / folder).model.state_dict() for run in ("whole", "cut"))
         assert all(torch.equal(a[name], b[name]) for name in a)
     assert (tmp_path / "whole" / "results.json").read_text() == (tmp_path / "cut" / "results.json").read_text()
     assert max(seen) > 2

@@ -117,6 +117,8 @@ class FinishSettings(Config):
 
     precision: float = Field(0.9, gt=0, le=1)
     """Precision on held-out clips that the threshold of each class is chosen for."""
+    refit: bool = True
+    """Train the final classifier on all labeled clips, for as many steps a clip as the chosen epochs were."""
 
 
 class FinetuneRecipe(Recipe):

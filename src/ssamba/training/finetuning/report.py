@@ -190,6 +190,26 @@ def mean_intervals(folds: Sequence[FoldTest]) -> dict[str, Interval]:
 
 
 @dataclass(frozen=True)
+class Refit:
+    """Training of the final classifier on all labeled clips, after the test. As text, what it was trained on."""
+
+    clips: int
+    """Labeled clips, without background."""
+    trained_on: int
+    """Labeled clips that trained the classifiers which were tested, the mean over folds."""
+    steps: int
+    epochs: float
+    """Epochs of the classifiers that were tested, the mean over folds."""
+    done: bool = False
+
+    def __str__(self) -> str:
+        return (
+            f"refitted on all {self.clips} labeled clips ({self.epochs:g} epochs); scores, temperature and thresholds "
+            f"are those of the same training on {self.trained_on} of them"
+        )
+
+
+@dataclass(frozen=True)
 class FoldResult:
     """Result of training and testing on one fold."""
 
@@ -228,7 +248,7 @@ class FinetuneReport:
     notes: tuple[str, ...]
     """Remarks for the user, for example on held-out clips."""
     model: Path | None
-    """Folder of the classifier; None until the run is finished."""
+    """Folder of the classifier; None until the tests are done."""
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     """95 % bootstrap intervals of the means over folds, over recordings."""
     moved_to: Path | None = None
@@ -237,16 +257,21 @@ class FinetuneReport:
     """Whether every fold was trained already."""
     calibration: Calibration | None = None
     """Temperature and thresholds of the classifier; None if no clip was held out."""
+    refit: Refit | None = None
+    """The training on all clips; None without one."""
 
     def __str__(self) -> str:
         parts = [self._table_of_folds()] if self.folds else []
         parts += [self._table_of_metrics()] if self.intervals else []
         lines = [] if self.moved_to is None else [f"the earlier run is in {self.moved_to}"]
-        if self.model is None:
-            lines.append(f"{self.stopped}: repeat the command to resume")
-        else:
-            lines += ["already finished (more minutes or epochs extend it)"] if self.was_finished else []
+        if self.stopped != "finished":
+            tested = f" ({self.model} is the classifier that was tested, not yet refitted)" if self.model else ""
+            lines.append(f"{self.stopped}: repeat the command to resume{tested}")
+        elif self.model is not None:
+            again = "already finished (more minutes or epochs train it again, for longer)"
+            lines += [again] if self.was_finished else []
             lines.append(f"{len(self.classes)} labels, classifier in {self.model}")
+            lines += [f"  {self.refit}"] if self.refit and self.refit.done else []
             lines.append(f"try it: ssamba predict RECORDINGS -c {self.model.parent}")
         return "\n\n".join([*parts, "\n".join(lines)])
 
@@ -316,10 +341,12 @@ def write_report(
     base: ModelIdentity | None,
     *,
     multi: bool,
+    run: Mapping[str, Any] | None,
 ) -> None:
-    """Write results, tables and plots of a finished run into its folder.
+    """Write results, tables and plots of a run into its folder.
 
-    `tested` are the tests of the folds that have test clips; `base` is the model that training started from.
+    `tested` are the tests of the folds that have test clips; `base` is the model that training started from; `run` is
+    what a finished run is recognized by, None before the end.
     """
     notes, confusion = list(report.notes), None
     if tested:
@@ -346,9 +373,11 @@ def write_report(
         "classes": report.classes,
         "confusion": confusion,
         "calibration": None if report.calibration is None else report.calibration.as_json(report.classes),
+        "refit": None if report.refit is None else asdict(report.refit),
         "notes": notes,
         "base": None if base is None else base.model_dump(),
         "recipe": json.loads(recipe.model_dump_json()),
+        "run": run,
     }
     write_json(out / RESULTS_FILE, content)
 

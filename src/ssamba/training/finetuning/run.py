@@ -4,9 +4,11 @@
 
     OUTPUT/model            the classifier: `ssamba predict -c OUTPUT`, `ssamba.load_model("OUTPUT")`
     OUTPUT/results.json     test metrics, with tables and plots beside it: see `ssamba.training.finetuning.report`
-    OUTPUT/rounds/NAME      the run of each fold as the training loop writes it, and `chosen/`, its classifier
+    OUTPUT/rounds/NAME      log of the training on each fold, tables, and `chosen/`, the classifier that was tested
+    OUTPUT/refit            log of the training on all clips, which OUTPUT/model is from
 
-Each fold has a classifier of its own; OUTPUT/model is the one with the best validation (the first fold's without one).
+Each fold has a classifier of its own. Without a refit, OUTPUT/model is the one with the best validation (the first
+fold's without one). Saved states are removed when a run has finished.
 """
 
 from __future__ import annotations
@@ -18,9 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ssamba.checkpoint import Checkpoint, has_default_weights, load_checkpoint, save_checkpoint
+from ssamba.checkpoint import Checkpoint, has_default_weights, load_checkpoint
 from ssamba.checkpoint.names import MODEL_FOLDER, ROUNDS_FOLDER
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
 from ssamba.data.corpus import is_all_silent
@@ -31,11 +31,11 @@ from ssamba.progress import OnProgress, checked_progress
 from ssamba.splits import Fold, check_leaks, class_notes, make_folds
 from ssamba.training.batches import report_decoded
 from ssamba.training.distributed import World, init_distributed, is_restarted, lock_run
+from ssamba.training.finetuning import finish
 from ssamba.training.finetuning.data import LabeledData, open_labeled
-from ssamba.training.finetuning.head_init import fit_initial_head
+from ssamba.training.finetuning.job import FinetuneJob, InitialModel, settings_of
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 from ssamba.training.finetuning.report import (
-    Calibration,
     FinetuneReport,
     FoldResult,
     FoldTest,
@@ -43,24 +43,18 @@ from ssamba.training.finetuning.report import (
     fold_folder,
     mean_intervals,
     metrics_of_test,
-    write_report,
-    write_tables,
 )
 from ssamba.training.finetuning.task import FinetuneTask, Predictions, window_s
-from ssamba.training.loop import OnStep, train
 from ssamba.training.pretraining.recipe import ModelSettings
 from ssamba.training.recipes import Changes
-from ssamba.training.run_io import StepProgress, TrainingReport
-from ssamba.training.settings import saved_settings
+from ssamba.training.run_io import TrainingReport
 from ssamba.training.state import (
     BEST_FOLDER,
     check_output,
     check_run,
-    has_state,
     move_run_aside,
     replace_folder,
     run_folder,
-    start_settings,
 )
 
 __all__ = ["FinetuneReport", "FoldResult", "finetune"]
@@ -87,6 +81,7 @@ def finetune(
     front_end: str | None = None,
     encoding: str | None = None,
     background: Any = None,
+    refit: bool | None = None,
     overwrite: bool = False,
     take_over: bool = False,
     progress: OnProgress | None = None,
@@ -119,6 +114,9 @@ def finetune(
         background: recordings without any of the classes (a folder, files or a manifest, or a list of these), such as
             whole nights. Windows of them become clips of the class "background", which means "none of the others",
             and are mixed under the labeled clips. A few calls among them do little harm.
+        refit: after the test, train the final classifier on all labeled clips, those of validation and test included,
+            for as many epochs as were chosen; scores stay those of the test. None means as the recipe says: True, but
+            False in the recipes of public data sets.
         overwrite: start anew; what an earlier run wrote is moved to a folder beside `output`.
         take_over: take `output` away from another process that is writing to it.
         progress: called while recordings are read and after each step, with a `StepProgress`; returning False stops
@@ -151,6 +149,7 @@ def finetune(
         frozen=("start.frozen", frozen or None),
         checkpoint=("start.checkpoint", None if checkpoint is None else str(checkpoint)),
         front_end=("start.front_end", front_end),
+        refit=("finish.refit", refit),
     )
     with lock_run(output, take_over) as lock:
         return _finetune(data, background, output, checkpoint, settings, device, encoding, overwrite, progress, lock)
@@ -171,88 +170,87 @@ def _finetune(
     """Fine-tune in a folder whose lock is held; see `finetune`."""
     if not overwrite:
         check_output(output, other_kind="checkpoints")
-    start = _load_start(checkpoint, settings)
-    encoder, front_end = _configs(start, settings)
-    trained = None if settings.start.scratch else start
-    weights, base = (trained.model.encoder.state_dict(), trained.identity) if trained else (None, None)
-    task_settings = settings.task_settings()
-    task_settings["encoder"], task_settings["front_end"] = encoder.digest(), front_end.digest()
-    task_settings |= start_settings(base)
+    initial = _initial_model(_load_start(checkpoint, settings), settings)
+    finished = None
     if not overwrite:  # before recordings are read
+        finished = finish.read_finished(output, settings, initial)
         for folder in sorted((output / ROUNDS_FOLDER).glob("*/")):
-            check_run(folder, saved_settings(settings.optimizer, settings.schedule, settings.run, task_settings))
-    window = window_s(encoder.num_frames, front_end)
-    labeled = open_labeled(data, settings, front_end, window, report_decoded(progress), encoding, background)
+            check_run(folder, settings_of(settings, initial))
+    window = window_s(initial.encoder.num_frames, initial.front_end)
+    labeled = open_labeled(data, settings, initial.front_end, window, report_decoded(progress), encoding, background)
     folds, notes = _make_folds(labeled, settings)
     problems = label_problems(labeled, folds)
     notes += problems
-    results: list[FoldResult] = []
-    tested: list[FoldTest] = []
-    answers: list[Predictions] = []
-    stopped, metric, was_finished, moved_to = "finished", "", True, None
+    job = FinetuneJob(settings, labeled, initial, output, device, lock, progress)
+    moved_to: Path | None = None
     with init_distributed(device) as world:
         if overwrite and not is_restarted():
             moved_to = world.broadcast(move_run_aside(output) if world.is_main else None)
+        if finished is not None:
+            report = finish.finished_report(finished, job, folds)
+            if world.is_main:
+                finish.remove_states(output)
+            return report
         for problem in problems if world.is_main else ():
             _log.warning(problem)
-        for number, fold in enumerate(folds, start=1):
-            task = FinetuneTask(settings, labeled, fold, encoder, front_end, weights, base)
-            metric = task.best_metric[0]
-            folder = fold_folder(output, fold.name)
-            if settings.start.fitted_head and weights is not None and not has_state(folder):
-                fit_initial_head(task, world.device)
-            report = train(
-                task,
-                settings.optimizer,
-                settings.schedule,
-                settings.run,
-                folder,
-                recipe=task_settings,
-                device=device,
-                lock=lock,
-                on_progress=_on_step(progress, fold.name, number, len(folds)),
-            )
-            was_finished &= report.resumed_from == report.step
-            if report.stopped != "finished":
-                stopped = report.stopped
-                break
-            result, test, held_out = _test(task, report, folder, world, with_validation=len(folds) == 1)
-            results.append(result)
-            answers += held_out
-            if test is not None:
-                tested.append(test)
-        model = output / MODEL_FOLDER if stopped == "finished" else None
-        calibration = _calibrate(answers, task) if model else None
-        final = FinetuneReport(
-            stopped,
-            metric,
-            labeled.classes,
-            tuple(results),
-            tuple(notes),
-            model,
-            mean_intervals(tested),
-            moved_to,
-            was_finished,
-            calibration,
-        )
-        more = calibration.notes(labeled.classes, labeled.background) if calibration else []
-        final = replace(final, notes=(*notes, *final.partly_scored(), *more))
-        if stopped == "finished":
-            if world.is_main:
-                _publish(final, output, tested, settings, task)
-            world.broadcast(None)  # wait for the main process
-    if stopped.startswith("SIG"):
-        again = "the command without --overwrite" if overwrite else "the command"
-        raise Interrupted(f"the state of step {report.step} of {fold.name} is saved: repeat {again} to resume", final)
+        return _train_and_test(job, folds, notes, world, moved_to, overwrite)
+
+
+def _train_and_test(
+    job: FinetuneJob, folds: Sequence[Fold], notes: Sequence[str], world: World, moved_to: Path | None, overwrite: bool
+) -> FinetuneReport:
+    """Train and test on each fold, calibrate, and refit."""
+    results: list[FoldResult] = []
+    tested: list[FoldTest] = []
+    answers: list[Predictions] = []
+    states: dict[str, dict[str, Any]] = {}
+    again = "the command without --overwrite" if overwrite else "the command"
+    notes = list(notes)
+    final = FinetuneReport("finished", "", job.data.classes, (), tuple(notes), None, moved_to=moved_to)
+    for number, fold in enumerate(folds, start=1):
+        task = job.task(fold)
+        states[fold.name] = task.state_dict()
+        folder = fold_folder(job.output, fold.name)
+        name = "fine-tuning" if len(folds) == 1 else f"{fold.name} ({number} of {len(folds)})"
+        report = job.train(task, folder, world, name)
+        final = replace(final, stopped=report.stopped, metric=task.best_metric[0])
+        if report.stopped != "finished":
+            return _stopped(final, f"the state of step {report.step} of {fold.name} is saved: repeat {again} to resume")
+        result, test, held_out = _test(task, report, folder, world, with_validation=len(folds) == 1)
+        if report.ended_early:
+            where = "" if len(folds) == 1 else f"{fold.name}: "
+            notes.append(f"{where}training ended {report.ended_early}; its epoch {result.epoch} is used")
+        results.append(result)
+        answers += held_out
+        if test is not None:
+            tested.append(test)
+        final = replace(final, folds=tuple(results), intervals=mean_intervals(tested))
+    calibration = finish.calibrate(answers, task)
+    notes += final.partly_scored()
+    notes += calibration.notes(job.data.classes, job.data.background) if calibration else []
+    plan = finish.planned_refit(job, folds, results)
+    final = replace(final, notes=tuple(notes), calibration=calibration, refit=plan, model=job.output / MODEL_FOLDER)
+    if world.is_main:
+        finish.publish(final, job, tested, states)
+    if plan is not None:
+        report = finish.refit(job, plan, world)
+        if report.stopped != "finished":
+            message = f"{final.model} is the classifier that was tested; repeat {again} to go on with the refit"
+            return _stopped(replace(final, stopped=report.stopped), message)
+        final = replace(final, refit=replace(plan, done=True))
+        if world.is_main:
+            finish.publish(final, job, tested, states)
+    if world.is_main:
+        finish.remove_states(job.output)
+    world.broadcast(None)  # wait for the main process
     return final
 
 
-def _on_step(progress: OnProgress | None, fold: str, number: int, count: int) -> OnStep | None:
-    """Return what tells `progress` about the steps of a fold."""
-    if progress is None:
-        return None
-    name = "fine-tuning" if count == 1 else f"{fold} ({number} of {count})"
-    return lambda state: progress(StepProgress.of(state, name))
+def _stopped(report: FinetuneReport, message: str) -> FinetuneReport:
+    """Return the report of a run that `progress` stopped; raise Interrupted with it if a signal did."""
+    if report.stopped.startswith("SIG"):
+        raise Interrupted(message, report)
+    return report
 
 
 def _load_start(checkpoint: str | Path | None, recipe: FinetuneRecipe) -> Checkpoint | None:
@@ -263,8 +261,8 @@ def _load_start(checkpoint: str | Path | None, recipe: FinetuneRecipe) -> Checkp
     return load_checkpoint(checkpoint, recipe.start.patch_stride)
 
 
-def _configs(start: Checkpoint | None, recipe: FinetuneRecipe) -> tuple[BaseEncoderConfig, FrontEndConfig]:
-    """Return the configurations of encoder and front end: the checkpoint's with the recipe's changes."""
+def _initial_model(start: Checkpoint | None, recipe: FinetuneRecipe) -> InitialModel:
+    """Return the checkpoint's encoder and front end with the recipe's changes."""
     encoder: BaseEncoderConfig = ModelSettings().config() if start is None else start.config.encoder
     front_end = FrontEndConfig() if start is None else start.front_end
     front_end = front_end.named(recipe.start.front_end) if recipe.start.front_end else front_end
@@ -279,7 +277,13 @@ def _configs(start: Checkpoint | None, recipe: FinetuneRecipe) -> tuple[BaseEnco
         num_frames=clips.frames or encoder.num_frames, position_grid=encoder.grid, drop_path=drop_path
     )
     changes = {name: value for name, value in (("mean", clips.mean), ("std", clips.std)) if value is not None}
-    return encoder, front_end.with_changes(**changes)
+    trained = None if recipe.start.scratch else start
+    return InitialModel(
+        encoder,
+        front_end.with_changes(**changes),
+        trained.model.encoder.state_dict() if trained else None,
+        trained.identity if trained else None,
+    )
 
 
 def label_problems(data: LabeledData, folds: Sequence[Fold]) -> list[str]:
@@ -361,14 +365,6 @@ def _test(
     return result, test, held_out
 
 
-def _calibrate(answers: Sequence[Predictions], task: FinetuneTask) -> Calibration | None:
-    """Return temperature and thresholds from answers for held-out clips; None if there are none."""
-    logits, targets = (np.concatenate([getattr(one, name) for one in answers]) for name in ("logits", "targets"))
-    if not len(logits):
-        return None
-    return Calibration.fit(logits, targets, task.recipe.finish.precision, binary_loss=task.binary)
-
-
 def _epoch(task: FinetuneTask, step: int) -> int:
     """Return the epoch, counted from 1, of the last of `step` steps; 0 before the first."""
     epoch, steps = 0, 0
@@ -376,35 +372,3 @@ def _epoch(task: FinetuneTask, step: int) -> int:
         steps += -(-task.batches_in_epoch(epoch) // task.recipe.run.accumulate)
         epoch += 1
     return epoch
-
-
-def _write_model(folder: Path, source: Path, calibration: Calibration | None) -> None:
-    """Copy a classifier, with temperature and thresholds in its configuration."""
-    loaded = load_checkpoint(source)
-    assert isinstance(loaded.model, Classifier)
-    head = loaded.model.config
-    if calibration is not None:
-        head = head.with_changes(
-            temperature=calibration.temperature,
-            thresholds=tuple(round(one.threshold, 4) for one in calibration.thresholds),
-            wanted_precision=calibration.wanted_precision,
-        )
-    config = loaded.config.with_changes(classifier=head.model_dump())
-    replace_folder(folder, lambda target: save_checkpoint(target, loaded.model, config, loaded.front_end))
-
-
-def _publish(
-    report: FinetuneReport, out: Path, tested: list[FoldTest], recipe: FinetuneRecipe, task: FinetuneTask
-) -> None:
-    """Write the model, the results, the tables and the plots."""
-    sign = 1 if task.best_metric[1] == "max" else -1
-    validated = [fold for fold in report.folds if fold.valid is not None]
-    best = max(validated, key=lambda fold: sign * (fold.valid or 0.0)) if validated else report.folds[0]
-    _write_model(out / MODEL_FOLDER, best.model, report.calibration)
-    multi = task.data.multi
-    if len(report.folds) > 1:
-        report = replace(report, notes=(*report.notes, f"model/ is the classifier of fold {best.name}"))
-        for fold, scores in zip((fold for fold in report.folds if fold.scores), tested, strict=True):
-            title = f"{fold.name}, accuracy {fold.scores.get('accuracy', float('nan')):.3f}"
-            write_tables(fold_folder(out, fold.name), scores, report.classes, multi=multi, title=title)
-    write_report(report, out, tested, recipe, task.base, multi=multi)
