@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ssamba.splits import hold_out, make_folds, validation_mask
+from ssamba.splits import are_dates, hold_out, label_notes, make_folds, validation_mask
 
 
 def test_held_out_clips_follow_groups_and_classes():
@@ -52,3 +52,21 @@ def test_validation_takes_whole_groups_where_there_are_enough():
     assert held.sum() == 6
     assert not set(groups[held]) & set(groups[~held])
     assert 0 < validation_mask(np.repeat(["a", "b"], 50)).sum() < 50
+
+
+def test_suspicious_labels_are_named():
+    def notes(classes, counts, **options):
+        targets = np.repeat(np.eye(len(classes)), counts, axis=0)
+        return label_notes(classes, targets, **options)
+
+    assert notes(["robin", "wren"], [9, 5]) == []
+    (note,) = notes(["2024-05-01", "20240502", "03.05.2024", "5_6_2024", "2024-05-01_0430"], [9] * 5)
+    assert note.startswith("the labels are dates (2024-05-01, 20240502, ")
+    (note,) = notes(["background", "1", "2", "-3.5"], [9] * 4, background="background")
+    assert note.startswith("the labels are numbers (1, 2, -3.5)")
+    assert notes(["robin", "wren", "dunnock"], [9, 2, 4]) == [
+        "2 classes are in fewer than 5 clips, too few to judge: wren (2), dunnock (4)"
+    ]
+    (note,) = notes([f"take {k}" for k in range(6)], [1] * 6)
+    assert note.startswith("6 labels for 6 labeled clips (take 0, take 1, ")
+    assert not any(are_dates([name]) for name in ("robin", "2024-15-01", "12", "site 2024"))

@@ -11,6 +11,7 @@ Shapes: N clips, C classes, n clips of a subset.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,12 @@ Ints: TypeAlias = "npt.NDArray[np.int64]"
 _SPLIT_NAMES = ("train", "valid", "test")
 _MAX_EXAMPLES = 5  # names listed in a message
 _MIN_GROUPS = 3  # a class with fewer groups need not be in the held-out part
+_FEW_CLIPS = 5
+_DATE = re.compile(
+    r"((19|20)\d\d([-_. ]?)(0?[1-9]|1[0-2])\3(0?[1-9]|[12]\d|3[01])|(0?[1-9]|[12]\d|3[01])([-_. ])(0?[1-9]|1[0-2])\7"
+    r"(19|20)?\d\d)([-_ T]?\d\d[-_.: ]?\d\d([-_.: ]?\d\d)?)?"
+)
+_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
 _MIN_VALIDATION_GROUPS = 5  # with fewer, validation clips are drawn one by one
 
 
@@ -197,6 +204,41 @@ def class_notes(
             f"{_counted(single)} in a single clip, which is either trained on or tested, never both: {first_of(single)}"
         )
     return notes
+
+
+def label_notes(classes: Sequence[str], targets: npt.NDArray[Any], background: str | None = None) -> list[str]:
+    """Return a line for each reason to doubt that these labels are what the user wants to tell apart.
+
+    Args:
+        classes: names of the classes (C).
+        targets: labels of each clip of the data set (N, C), above 0 for a label.
+        background: the class that means "none of the others", if there is one.
+    """
+    named = [name for name in classes if name != background]
+    counts = dict(zip(classes, (np.asarray(targets) > 0).sum(0).tolist(), strict=True))
+    notes = []
+    for kind, is_kind in (("dates", are_dates), ("numbers", are_numbers)):
+        if is_kind(named):
+            notes.append(f"the labels are {kind} ({first_of(named)}): are they what the clips are to be told apart by?")
+    clips = sum(counts[name] for name in named)
+    if len(named) > max(3, clips / 2):
+        notes.append(
+            f"{len(named)} labels for {clips} labeled clips ({first_of(named)}): are they the names of files or places?"
+        )
+    few = [f"{name} ({counts[name]})" for name in named if 1 < counts[name] < _FEW_CLIPS]
+    if few:
+        notes.append(f"{_counted(few)} in fewer than {_FEW_CLIPS} clips, too few to judge: {first_of(few)}")
+    return notes
+
+
+def are_dates(names: Sequence[str]) -> bool:
+    """Return whether most of the names are dates, such as 2024-05-01, 20240501 or 01.05.2024, perhaps with a time."""
+    return sum(_DATE.fullmatch(name) is not None for name in names) > len(names) / 2
+
+
+def are_numbers(names: Sequence[str]) -> bool:
+    """Return whether most of the names are numbers."""
+    return sum(_NUMBER.fullmatch(name) is not None for name in names) > len(names) / 2
 
 
 def _counted(classes: Sequence[str]) -> str:

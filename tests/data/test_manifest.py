@@ -13,11 +13,11 @@ from hypothesis import given, settings
 
 from ssamba.audio.decode import decode
 from ssamba.audio.files import find_audio
+from ssamba.data.folders import read_places
 from ssamba.data.manifest import (
     Clip,
     Manifest,
     read_manifest,
-    read_places,
     scan_folder,
     with_durations,
     write_manifest,

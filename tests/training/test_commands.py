@@ -32,8 +32,9 @@ FINETUNE = {
         "clips.frames": 96,
         "run.ema_decay": None,
         "schedule.warmup_steps": 2,
+        "optimizer.learning_rate": 5e-4,
     },
-    **{"run.log_every": 1, "run.patience": None},
+    **{"run.log_every": 1, "run.patience": None, "start.fitted_head": False, "run.precision": "fp32"},
 }
 COMMANDS = {"pretrain": (ssamba.pretrain, PRETRAIN), "finetune": (ssamba.finetune, FINETUNE)}
 each_command = pytest.mark.parametrize("command", COMMANDS)

@@ -383,6 +383,16 @@ EncodingOption = Annotated[
     str | None,
     typer.Option("--encoding", help="Encoding of CSV and JSON files that are not UTF-8: cp1252, latin-1, utf-16, ..."),
 ]
+LabelsFromOption = Annotated[
+    int | None,
+    typer.Option(
+        "--labels-from",
+        metavar="LEVEL",
+        min=1,
+        help="Level of nested folders whose names are the labels, from 1: of SITE/DATE/CLASS/a.wav it is 3. Needed "
+        "where it is not clear; a message then lists the levels.",
+    ),
+]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with code 3 if any file was skipped.")]
 ChangesOption = Annotated[
     list[str] | None,
@@ -395,12 +405,12 @@ RecipeOption = Annotated[
 MinutesOption = Annotated[
     float | None,
     typer.Option(
-        help="Time budget in minutes; replaces the recipe's length. [dim]More than before extends a finished run.[/]"
+        help="Time budget in minutes; replaces the recipe's length. [dim]More than before lengthens a finished run.[/]"
     ),
 ]
 EpochsOption = Annotated[
     int | None,
-    typer.Option(help="Number of epochs; replaces the recipe's length. [dim]More extends a finished run.[/]"),
+    typer.Option(help="Number of epochs; replaces the recipe's length. [dim]More lengthens a finished run.[/]"),
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 BatchSizeOption = Annotated[int | None, typer.Option(help="Clips in a batch, over all processes.")]

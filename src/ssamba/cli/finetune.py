@@ -15,6 +15,7 @@ from ssamba.cli.app import (
     EncodingOption,
     EpochsOption,
     FrontEndOption,
+    LabelsFromOption,
     MinutesOption,
     RecipeOption,
     RunOverwriteOption,
@@ -30,12 +31,14 @@ from ssamba.cli.progress import ProgressDisplay
 
 
 @app.command(
-    epilog="[bold]Recipes[/]: cpu (any sounds), cpu-speech (words, independent of the speaker), audioset20k, esc50, "
-    "iemocap, speech-commands-v1, speech-commands-v2, urbansound8k-1min, voxceleb1; and official-NAME of each of these "
+    epilog="[bold]Recipes[/]: cpu (any sounds; the default without a GPU), cpu-speech (words, independent of the "
+    "speaker), audioset20k, esc50, iemocap, speech-commands-v1, speech-commands-v2, "
+    "urbansound8k-1min, voxceleb1; and official-NAME of each of these "
     "data sets, with the settings of the original.\n\n"
     "[bold]Examples[/]\n\n"
     "ssamba finetune birds/ -o runs/birds   (birds/ has a folder for each class)\n\n"
     "ssamba finetune birds/ -o runs/birds --background nights/   (nights/ has none of their calls)\n\n"
+    "ssamba finetune surveys/ -o runs/birds --labels-from 3   (surveys/SITE/DATE/CLASS/a.wav)\n\n"
     "ssamba finetune manifest.parquet -o runs/mine --recipe cpu --minutes 10\n\n"
     "ssamba finetune esc50.csv -o runs/esc50 -c ssamba_base.pth --recipe official-esc50\n\n"
     "ssamba finetune manifest.csv -o runs/probe --frozen\n\n"
@@ -92,6 +95,7 @@ def finetune(
             'repeated. Windows of them become the class "background", "none of the others".',
         ),
     ] = None,
+    labels_from: LabelsFromOption = None,
     refit: Annotated[
         bool | None,
         typer.Option(
@@ -131,6 +135,7 @@ def finetune(
             front_end=front_end,
             encoding=encoding,
             background=background or None,
+            labels_from=labels_from,
             refit=refit,
             overwrite=overwrite,
             take_over=take_over,

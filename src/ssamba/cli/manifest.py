@@ -10,6 +10,7 @@ import typer
 from ssamba.cli.app import (
     EXIT_CODES,
     DamagedOption,
+    LabelsFromOption,
     OverwriteOption,
     RecordingsArgument,
     StrictOption,
@@ -33,10 +34,11 @@ def manifest(
     labels: Annotated[
         str | None,
         typer.Option(
-            help="'folder': labels are the names of the first folders, or of the second ones if the first are train, "
-            "valid, test or folds."
+            help="'folder': labels are the names of folders, CLASS/a.wav; above or below may be train, valid, test or "
+            "folds."
         ),
     ] = None,
+    labels_from: LabelsFromOption = None,
     prune: Annotated[
         bool, typer.Option("--prune", help="Drop rows of files that are not among RECORDINGS this time.")
     ] = False,
@@ -62,6 +64,7 @@ def manifest(
             recordings,
             output,
             labels=labels,  # type: ignore[arg-type]  # checked there
+            labels_from=labels_from,
             prune=prune,
             damaged=damaged,
             overwrite=overwrite,

@@ -19,13 +19,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from ssamba.audio.decode import AudioBytes, Damaged, checked_rate, collect_remarks, decode, duration_or_error
 from ssamba.audio.files import Skipped, refuse_url
+from ssamba.data.folders import LabelsFrom
 from ssamba.data.manifest import (
     MANIFEST_SUFFIXES,
     CategoryColumn,
@@ -36,7 +37,7 @@ from ssamba.data.manifest import (
     with_durations,
 )
 from ssamba.data.shard_index import ShardIndex, open_index, shard_files
-from ssamba.errors import AudioDecodeError, DataError, MissingExtraError
+from ssamba.errors import AudioDecodeError, ConfigError, DataError, MissingExtraError
 from ssamba.files import folder_name, path_from_text, path_text, user_path
 from ssamba.hashing import digest_of, hash_bytes
 
@@ -482,7 +483,7 @@ def open_corpus(
     split: str | None = None,
     *,
     workers: int = 0,
-    labels: Literal["folder"] | None = None,
+    labels: LabelsFrom | None = None,
     damaged: Damaged = "skip",
     encoding: str | None = None,
 ) -> Corpus:
@@ -498,13 +499,13 @@ def open_corpus(
         sample_rate_hz: rate that recordings are resampled to.
         split: only the clips of this split.
         workers: processes that read headers where that is necessary; 0 reads in this process.
-        labels: `folder` takes the names of the folders as labels, for a folder of audio.
+        labels: `folder`, or the number of a level of folders, takes their names as labels, for a folder of audio.
         damaged: what to do with files of which a part is missing: `skip` them, or `keep` what comes before it (files
             of folders and manifests; members of shards and data sets are skipped).
         encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
 
     Raises:
-        DataError: the source is none of these, or holds no clip.
+        ConfigError, DataError: the source is none of these, holds no clip, or labels are not clear (`read_places`).
         MissingExtraError: `datasets` or pyarrow is needed and not installed.
     """
     if isinstance(source, Corpus):
@@ -529,10 +530,9 @@ def open_corpus(
     if path.suffix == ".tar" or (path.is_dir() and shard_files(path)):
         return ShardCorpus(open_index(path, workers), sample_rate_hz, split, path.stem)
     if not path.is_dir():
-        known = ", ".join(MANIFEST_SUFFIXES)
         raise DataError(
-            f"{path}: is neither a folder of audio, nor a manifest ({known}), nor a tar. List single files in a "
-            "manifest: ssamba manifest FILES -o MANIFEST"
+            f"{path}: is neither a folder of audio, nor a manifest ({', '.join(MANIFEST_SUFFIXES)}), nor a tar. List "
+            "single files in a manifest: ssamba manifest FILES -o MANIFEST"
         )
     saved_dataset = (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
     if saved_dataset or (path / "dataset_dict.json").is_file():
@@ -542,7 +542,7 @@ def open_corpus(
     try:
         clips, skipped = scan_folder(path, workers, labels=labels, damaged=damaged)
     except ValueError as error:
-        raise DataError(str(error)) from None
+        raise (error if isinstance(error, ConfigError) else DataError(str(error))) from None
     if not clips:
         raise DataError(f"{path}: no recording in it can be read. {skipped[0].reason}")
     corpus = ManifestCorpus(Manifest(clips, path), sample_rate_hz, folder_name(path), damaged=damaged)

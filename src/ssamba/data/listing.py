@@ -21,23 +21,22 @@ import numpy as np
 from ssamba.audio.decode import Damaged, checked_damaged, collect_remarks, measure_files, remark
 from ssamba.audio.files import Remark, Skipped, find_audio, write_remarks, write_skipped
 from ssamba.data.corpus import ManifestCorpus, is_all_silent
+from ssamba.data.folders import LabelsFrom, Place, read_places
 from ssamba.data.formats import COLUMNS, FORMATS, Clip, check_labels, read_clips, write_clips
 from ssamba.data.manifest import (
     MANIFEST_SUFFIXES,
     Lengths,
     Manifest,
-    Place,
     as_sources,
     list_clips,
     read_manifest,
-    read_places,
     scan_folder,
 )
 from ssamba.errors import ConfigError, DataError, Interrupted, LockLostError, SkippedFilesError
 from ssamba.files import user_path
 from ssamba.locks import OutputLock, lock_output
 from ssamba.progress import OnProgress, counted, format_duration
-from ssamba.splits import class_notes, given_folds
+from ssamba.splits import class_notes, given_folds, label_notes
 from ssamba.worker_pool import default_workers
 
 _log = logging.getLogger(__name__)
@@ -109,6 +108,7 @@ def make_manifest(
     output: str | Path,
     *,
     labels: Literal["folder"] | None = None,
+    labels_from: int | None = None,
     damaged: Damaged = "skip",
     prune: bool = False,
     overwrite: bool = False,
@@ -127,6 +127,8 @@ def make_manifest(
         recordings: files, folders (searched below) and patterns.
         output: the manifest: `.parquet`, `.csv` or `.jsonl`.
         labels: `folder` takes labels, and splits if there are any, from the names of folders, for rows without labels.
+        labels_from: number of the level of folders that names the classes, from 1; it need not be given unless several
+            levels may.
         damaged: what to do with files of which a part is missing: `skip` them, or `keep` what comes before it.
         prune: drop rows of files that are not among `recordings`.
         overwrite: make the manifest anew, without the rows that an existing one has.
@@ -136,7 +138,8 @@ def make_manifest(
         progress: called after each file; returning False stops, and the next call resumes.
 
     Raises:
-        ConfigError: `output` has another suffix, or `labels` is unknown.
+        ConfigError: `output` has another suffix, `labels` is unknown, or it is not clear which level of folders names
+            the classes.
         DataError: no recording can be read; the format cannot hold a label; links put a file into the folders of two
             classes; the existing manifest is damaged, or has columns that would be lost.
         OutputInUseError: another process is writing the manifest.
@@ -150,7 +153,7 @@ def make_manifest(
         raise ConfigError(f"labels is 'folder' or None, got {labels!r}")
     checked_damaged(damaged)
     with lock_output(output, take_over=take_over) as lock:
-        report = _make(recordings, output, labels, damaged, prune, overwrite, workers, progress, lock)
+        report = _make(recordings, output, labels_from or labels, damaged, prune, overwrite, workers, progress, lock)
     report = replace(report, elapsed_s=time.monotonic() - started_s)
     if strict and report.skipped:
         raise SkippedFilesError(f"{len(report.skipped)} files were skipped, and strict was set", report)
@@ -160,7 +163,7 @@ def make_manifest(
 def _make(
     recordings: str | Path | Iterable[str | Path],
     output: Path,
-    labels: Literal["folder"] | None,
+    labels: LabelsFrom | None,
     damaged: Damaged,
     prune: bool,
     overwrite: bool,
@@ -174,7 +177,7 @@ def _make(
     files = find_audio(recordings)
     notes = []
     if labels is not None:
-        places = read_places(files)
+        places = read_places(files, labels)
         check_labels({place.label for place in places if place.label is not None}, output.suffix)
         notes = _label_notes(places)
         for note in notes:
@@ -225,7 +228,8 @@ def _label_notes(places: Sequence[Place]) -> list[str]:
     numbers = {name: number for number, name in enumerate(classes)}
     targets = np.zeros((len(labeled), len(classes)), bool)
     targets[np.arange(len(labeled)), [numbers[str(place.label)] for place in labeled]] = True
-    return class_notes(classes, targets, given_folds([place.split for place in labeled]))
+    folds = given_folds([place.split for place in labeled])
+    return [*class_notes(classes, targets, folds), *label_notes(classes, targets)]
 
 
 def list_recordings(

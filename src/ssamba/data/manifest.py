@@ -21,18 +21,17 @@ from __future__ import annotations
 
 import math
 import os
-import re
-import unicodedata
 from abc import abstractmethod
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 
 from ssamba.audio.decode import Damaged, measure_files
 from ssamba.audio.files import FoundAudio, Skipped, find_audio
+from ssamba.data.folders import LabelsFrom, Place, read_places
 from ssamba.data.formats import FORMATS, read_clips, write_clips
 from ssamba.data.formats import Clip as Clip
 from ssamba.errors import DataError, Interrupted
@@ -319,7 +318,7 @@ def scan_folder(
     workers: int = 0,
     progress: OnProgress | None = None,
     *,
-    labels: Literal["folder"] | None = None,
+    labels: LabelsFrom | None = None,
     damaged: Damaged = "skip",
 ) -> tuple[list[Clip], list[Skipped]]:
     """List every recording below a folder (or of a list of files, folders and patterns) with its duration.
@@ -332,15 +331,16 @@ def scan_folder(
         source: where to look, as in `ssamba.audio.files.find_audio`.
         workers: processes that read headers; 0 reads in this process.
         progress: called after each file; returning False stops.
-        labels: `folder` takes labels, and splits if there are any, from the names of the folders (see `read_places`);
-            a file outside every class's folder is skipped.
+        labels: `folder`, or the number of a level, takes labels, and splits if there are any, from the names of the
+            folders (see `ssamba.data.folders.read_places`); a file outside every class's folder is skipped.
         damaged: what to do with files of which a part is missing: `skip` them, or `keep` what comes before it.
 
     Returns:
         The clips in the order of their paths, and the files that cannot be read, with reasons.
 
     Raises:
-        ValueError: there is no audio file, or links put a file into the folders of two classes or splits.
+        ValueError: there is no audio file, links put a file into the folders of two classes or splits, or it is not
+            clear which level of folders names the classes.
         Interrupted: `progress` returned False.
     """
     files = find_audio(source)
@@ -352,18 +352,18 @@ def list_clips(
     lengths: Lengths,
     progress: OnProgress | None = None,
     *,
-    labels: Literal["folder"] | None = None,
+    labels: LabelsFrom | None = None,
 ) -> tuple[list[Clip], list[Skipped]]:
     """Return the clips of files whose lengths are known, and the files that cannot be used; see `scan_folder`."""
     reporter, audio_s = ProgressReporter(progress, "reading headers", len(files)), 0.0
     clips: list[Clip] = []
     skipped = list(files.skipped) if isinstance(files, FoundAudio) else []
-    places = iter(read_places(files) if labels == "folder" else [])
+    places = iter([] if labels is None else read_places(files, labels))
     for done, (path, duration_s) in enumerate(lengths, start=1):
         place = next(places, Place(None))
         if not isinstance(duration_s, float):
             skipped.append(Skipped(path_text(path), str(duration_s)))
-        elif labels == "folder" and place.label is None:
+        elif labels is not None and place.label is None:
             reason = f"{path}: is outside every class's folder: move it into one, or make a manifest"
             skipped.append(Skipped(path_text(path), reason))
         else:
@@ -372,71 +372,6 @@ def list_clips(
         if not reporter.update(done, audio_s=audio_s, skipped=len(skipped)):
             raise Interrupted("stopped while headers were read")
     return clips, skipped
-
-
-_SPLITS = {
-    "train": "train", "training": "train",
-    "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid",
-    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
-}  # fmt: skip
-_FOLD = re.compile(r"fold[-_ ]?\d+", re.IGNORECASE)
-
-
-class Place(NamedTuple):
-    """Label and split of a recording, read from the names of its folders."""
-
-    label: str | None
-    """None if the recording is outside every class's folder."""
-    split: str | None = None
-
-    def __str__(self) -> str:
-        return f"label {self.label}" + (f", split {self.split}" if self.split else "")
-
-
-def read_places(files: Sequence[Path]) -> list[Place]:
-    """Return the label and split of each file from the names of its folders, as it was found: links are not resolved.
-
-    The first folder below the folder that all files share is the class, `CLASS/.../a.wav`. If these first folders are
-    splits (train, valid, test, or fold1, fold2, ...), the second is the class: `train/CLASS/.../a.wav`. Files that are
-    all in one folder have its name as their label.
-
-    Raises:
-        DataError: links put a file (of what `find_audio` returned) into the folders of two classes or splits.
-    """
-    folders = [_folder(file) for file in files]
-    renamed = list(files.renamed_files()) if isinstance(files, FoundAudio) else []
-    every = [*folders, *(_folder(other) for _, other in renamed)]
-    if len(set(every)) <= 1:
-        return [Place(_label(folder.name)) for folder in folders]
-    common = os.path.commonpath(every)
-    first = {parts[0].lower() for folder in every if (parts := folder.relative_to(common).parts)}
-    has_splits = first <= _SPLITS.keys() and "train" in {_SPLITS[name] for name in first}
-    has_folds = all(_FOLD.fullmatch(name) for name in first)
-
-    def place(folder: Path) -> Place:
-        parts, split = folder.relative_to(common).parts, None
-        if parts and (has_splits or has_folds):
-            split = _SPLITS.get(parts[0].lower(), parts[0])
-            parts = parts[1:]
-        return Place(_label(parts[0]) if parts else None, split)
-
-    for file, other in renamed:
-        own, another = place(_folder(file)), place(_folder(other))
-        if None not in (own.label, another.label) and own != another:
-            raise DataError(
-                f"{file} ({own}) and {other} ({another}) are one file, through a link: remove one of them, so that it "
-                "has one label and is in one split"
-            )
-    return [place(folder) for folder in folders]
-
-
-def _folder(file: Path) -> Path:
-    return Path(os.path.abspath(file)).parent  # noqa: PTH100 - without `..`, and without resolving links
-
-
-def _label(folder: str) -> str:
-    """Return the name of a folder as a label: text, with composed accents, as people type it (macOS divides them)."""
-    return unicodedata.normalize("NFC", path_text(folder))
 
 
 def with_durations(manifest: Manifest, workers: int = 0, damaged: Damaged = "skip") -> tuple[Manifest, list[Skipped]]:

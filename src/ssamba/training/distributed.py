@@ -84,7 +84,7 @@ def init_distributed(device: str | torch.device | None = None) -> Iterator[World
         TrainingError: the device does not exist.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    own = _device(device)
+    own = training_device(device)
     if own.type == "cuda":
         torch.cuda.set_device(own)
     init = size > 1 and not dist.is_initialized()
@@ -177,7 +177,8 @@ def _rendezvous_store() -> Any:
     return dist.PrefixStore(f"ssamba-{restarts}", store)  # type: ignore[attr-defined]
 
 
-def _device(name: str | torch.device | None) -> torch.device:
+def training_device(name: str | torch.device | None) -> torch.device:
+    """Return the device of this process; errors and None as `init_distributed`."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if name is None:
         name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"

@@ -358,13 +358,11 @@ def test_seconds_without_labels_are_ignored(minutes, start, tmp_path):
         writer.writerows(row for k, row in enumerate(rows) if k % 3 != 1)
     data = open_labeled(minutes.parent / "gap.csv", recipe({"labels": {"unit": "second"}}), FrontEndConfig(), 4.0)
     assert np.isnan(data.targets_of(0)).all(1).tolist() == [False, True, True, False]
-    report = finetune(
-        minutes.parent / "gap.csv",
-        tmp_path / "run",
-        start,
-        recipe=recipe({"labels": {"unit": "second"}, "clips": {"frames": 400}}),
-    )
-    assert np.sum(json.loads((tmp_path / "run" / "results.json").read_text())["confusion"]) == 2
+    settings = {"labels.unit": "second", "clips.frames": 400, "run.precision": "fp32"}  # of the CPU's recipe
+    report = finetune(minutes.parent / "gap.csv", tmp_path / "run", start, set=settings, epochs=1, refit=False)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["recipe"]["start"]["fitted_head"]
+    assert np.sum(results["confusion"]) == 2
     assert report.metric == "accuracy"
 
 
@@ -449,9 +447,16 @@ def test_the_commands_finetune_and_predict(classes, start, tmp_path):
         "[clips]\nbatch_size = 8\nworkers = 0\nframes = 96\n"
         "[run]\nepochs = 1\nvalidate_every = 'epoch'\nema_decay = 'none'\n"
     )
+    nested = shutil.copytree(classes / "drum", tmp_path / "nested" / "drum" / "one").parents[1]
+    shutil.copytree(classes / "choir", nested / "choir" / "two")
+    done = run_cli("finetune", nested, "-c", start, "-r", file, "-o", tmp_path / "run")
+    assert done.exit_code == 2
+    assert "level 1: choir, drum (2 names)" in done.output
     done = run_cli("finetune", classes, "-c", start, "-r", file, "-o", tmp_path / "run")
     assert done.exit_code == 0, done.output
     assert "3 labels, classifier in" in done.output
+    assert done.output.index("3 labels, 24 clips:") < done.output.index("classifier in")
+    assert re.search(r"choir +8 +\d +\d +\d", done.output)
     for word in ("accuracy", "balanced"):  # of a table in 80 columns
         assert word in done.output
     wave = next(classes.rglob("*.wav"))

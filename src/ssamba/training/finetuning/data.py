@@ -89,6 +89,7 @@ def open_labeled(
     on_decoded: OnDecoded | None = None,
     encoding: str | None = None,
     background: Any = None,
+    labels_from: int | None = None,
 ) -> LabeledData:
     """Open labeled recordings, and cache them if they fit in memory.
 
@@ -100,9 +101,11 @@ def open_labeled(
         on_decoded: called while recordings are decoded into memory.
         encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
         background: recordings without any of the classes, windows of which become clips of the class "background".
+        labels_from: number of the level of folders that names the classes, from 1; None finds it.
 
     Raises:
-        ConfigError: there is a background, but the labels are those of seconds.
+        ConfigError: there is a background, but the labels are those of seconds; or it is not clear which level of
+            folders names the classes.
         DataError: there are no labels, fewer than two classes, or the labels are not of the kind the recipe states.
     """
     settings, sample_rate_hz = recipe.clips, front_end.sample_rate_hz
@@ -115,7 +118,9 @@ def open_labeled(
         corpus, files = _usable(corpus, front_end, skip_unlabeled=False)
     else:
         corpora = [
-            open_corpus(one, sample_rate_hz, workers=settings.workers, labels="folder", encoding=encoding)
+            open_corpus(
+                one, sample_rate_hz, workers=settings.workers, labels=labels_from or "folder", encoding=encoding
+            )
             for one in as_sources(data)
         ]
         corpus, files = _usable(join_corpora(corpora), front_end, skip_unlabeled=recipe.labels.kind != "multi")

@@ -28,9 +28,10 @@ from ssamba.errors import Interrupted
 from ssamba.locks import OutputLock
 from ssamba.model.heads import Classifier
 from ssamba.progress import OnProgress, checked_progress
-from ssamba.splits import Fold, check_leaks, class_notes, make_folds
+from ssamba.splits import Fold, check_leaks, class_notes, label_notes, make_folds
+from ssamba.text import format_table
 from ssamba.training.batches import report_decoded
-from ssamba.training.distributed import World, init_distributed, is_restarted, lock_run
+from ssamba.training.distributed import World, init_distributed, is_restarted, lock_run, training_device
 from ssamba.training.finetuning import finish
 from ssamba.training.finetuning.data import LabeledData, open_labeled
 from ssamba.training.finetuning.job import FinetuneJob, InitialModel, settings_of
@@ -46,7 +47,7 @@ from ssamba.training.finetuning.report import (
 )
 from ssamba.training.finetuning.task import FinetuneTask, Predictions, window_s
 from ssamba.training.pretraining.recipe import ModelSettings
-from ssamba.training.recipes import Changes
+from ssamba.training.recipes import Changes, parse_changes
 from ssamba.training.run_io import TrainingReport
 from ssamba.training.state import (
     BEST_FOLDER,
@@ -60,6 +61,9 @@ from ssamba.training.state import (
 __all__ = ["FinetuneReport", "FoldResult", "finetune"]
 
 CHOSEN_FOLDER = "chosen"
+CPU_RECIPE = "cpu"
+"""The default without a GPU."""
+_LABELS_LISTED = 40
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +85,7 @@ def finetune(
     front_end: str | None = None,
     encoding: str | None = None,
     background: Any = None,
+    labels_from: int | None = None,
     refit: bool | None = None,
     overwrite: bool = False,
     take_over: bool = False,
@@ -97,7 +102,7 @@ def finetune(
         checkpoint: the model to start from, by name or path as for `ssamba.load_model`; None means the recipe's
             `start.checkpoint`, else the default model.
         recipe: a `FinetuneRecipe`, the path of a TOML file, or the name of a shipped one: cpu, cpu-speech, esc50,
-            official-esc50, ... None gives the defaults.
+            official-esc50, ... None is cpu without a GPU, else the defaults.
         set: settings of the recipe to change: `{"optimizer.learning_rate": 1e-3}`, or
             `["optimizer.learning_rate=1e-3"]`.
         scratch: start from random weights, for comparison.
@@ -114,6 +119,8 @@ def finetune(
         background: recordings without any of the classes (a folder, files or a manifest, or a list of these), such as
             whole nights. Windows of them become clips of the class "background", which means "none of the others",
             and are mixed under the labeled clips. A few calls among them do little harm.
+        labels_from: number of the level of nested folders that names the classes, from 1 (of SITE/DATE/CLASS/a.wav it
+            is 3); None finds it, or raises an error that lists the levels.
         refit: after the test, train the final classifier on all labeled clips, those of validation and test included,
             for as many epochs as were chosen; scores stay those of the test. None means as the recipe says: True, but
             False in the recipes of public data sets.
@@ -138,6 +145,8 @@ def finetune(
     """
     output = run_folder(output)
     checked_progress(progress)
+    if recipe is None and training_device(device).type == "cpu":
+        recipe, set = _recipe_without_gpu(set)
     settings = FinetuneRecipe.from_arguments(
         recipe,
         set,
@@ -152,12 +161,23 @@ def finetune(
         refit=("finish.refit", refit),
     )
     with lock_run(output, take_over) as lock:
-        return _finetune(data, background, output, checkpoint, settings, device, encoding, overwrite, progress, lock)
+        return _finetune(
+            data, background, labels_from, output, checkpoint, settings, device, encoding, overwrite, progress, lock
+        )
+
+
+def _recipe_without_gpu(changes: Changes | None) -> tuple[str, dict[str, Any]]:
+    """Return the default recipe for CPUs, and the changes with what labels of seconds rule out in it."""
+    given = parse_changes(changes)
+    ruled_out = {"clips.balanced": False, "clips.mixup.share": 0.0} if given.get("labels.unit") == "second" else {}
+    _log.info("no GPU: recipe %s (--recipe takes another)", CPU_RECIPE)
+    return CPU_RECIPE, {**ruled_out, **given}
 
 
 def _finetune(
     data: Any,
     background: Any,
+    labels_from: int | None,
     output: Path,
     checkpoint: str | Path | None,
     settings: FinetuneRecipe,
@@ -177,7 +197,8 @@ def _finetune(
         for folder in sorted((output / ROUNDS_FOLDER).glob("*/")):
             check_run(folder, settings_of(settings, initial))
     window = window_s(initial.encoder.num_frames, initial.front_end)
-    labeled = open_labeled(data, settings, initial.front_end, window, report_decoded(progress), encoding, background)
+    on_decoded = report_decoded(progress)
+    labeled = open_labeled(data, settings, initial.front_end, window, on_decoded, encoding, background, labels_from)
     folds, notes = _make_folds(labeled, settings)
     problems = label_problems(labeled, folds)
     notes += problems
@@ -191,8 +212,10 @@ def _finetune(
             if world.is_main:
                 finish.remove_states(output)
             return report
-        for problem in problems if world.is_main else ():
-            _log.warning(problem)
+        if world.is_main:
+            _log.info("%s", clip_counts(labeled, folds))
+            for problem in problems:
+                _log.warning(problem)
         return _train_and_test(job, folds, notes, world, moved_to, overwrite)
 
 
@@ -288,10 +311,25 @@ def _initial_model(start: Checkpoint | None, recipe: FinetuneRecipe) -> InitialM
 
 def label_problems(data: LabeledData, folds: Sequence[Fold]) -> list[str]:
     """Return a line for each problem with labels that makes scores mean less than they seem to."""
-    problems = [*class_notes(data.classes, data.clip_targets(), folds), *data.notes]
+    targets = data.clip_targets()
+    problems = [*class_notes(data.classes, targets, folds), *label_notes(data.classes, targets, data.background)]
+    problems += data.notes
     if is_all_silent(data.corpus):
         problems.append(f"all {len(data.corpus)} recordings are silent: a classifier can learn nothing from them")
     return problems
+
+
+def clip_counts(data: LabeledData, folds: Sequence[Fold]) -> str:
+    """Return a table of the labels with the number of clips that have each, of one fold also in each part."""
+    has = data.clip_targets() > 0
+    columns = {"clips": has.sum(0)}
+    if len(folds) == 1:
+        columns |= {name: has[getattr(folds[0], name)].sum(0) for name in ("train", "valid", "test")}
+    rows = [[name, *(str(counts[c]) for counts in columns.values())] for c, name in enumerate(data.classes)]
+    left_out = [f"... and {len(rows) - _LABELS_LISTED} more labels"] if len(rows) > _LABELS_LISTED else []
+    split = f", {len(folds)} folds" if len(folds) > 1 else ""
+    table = format_table(["label", *columns], rows[:_LABELS_LISTED])
+    return "\n".join([f"{len(rows)} labels, {len(has)} clips{split}:", table, *left_out])
 
 
 def _make_folds(data: LabeledData, recipe: FinetuneRecipe) -> tuple[list[Fold], list[str]]:
