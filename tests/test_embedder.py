@@ -16,6 +16,7 @@ import ssamba
 from ssamba.audio.decode import decode
 from ssamba.audio.fbank import fbank, log_mel
 from ssamba.embedder import Embedder, EmbedOptions
+from ssamba.embedding import PredictOptions
 from ssamba.errors import AudioDecodeError, ConfigError
 from ssamba.inference import group_by_length
 
@@ -303,11 +304,11 @@ def test_predictions_are_probabilities_with_labels_and_times(classifier, clips, 
         assert repr(one).startswith(f"Prediction(0 to {one.end_s:.2f} s: {best[0][0]} {best[0][1]:.3f}, ")
     logits = dict(classifier.logits_stream(enumerate(clips)))
     torch.testing.assert_close(predictions[3][0].probabilities, logits[3].softmax(-1))
-    seconds = classifier.predict(medley, per_second=True)
+    seconds = classifier.predict(medley, per="second")
     assert [one.start_s for one in seconds] == list(range(29))
     assert [one.end_s for one in seconds] == [*range(1, 29), pytest.approx(len(medley) / 16_000)]
     assert len(classifier.predict(clips, progress=lambda state: False, batch_tokens=1)) == 1
-    stream = dict(classifier.predict_stream([("a", medley), ("b", "no.wav")], per_second=True))
+    stream = dict(classifier.predict_stream([("a", medley), ("b", "no.wav")], options=PredictOptions(per="second")))
     assert len(stream["a"]) == 29
     assert isinstance(stream["b"], AudioDecodeError)
 
@@ -317,8 +318,8 @@ def test_predictions_are_probabilities_with_labels_and_times(classifier, clips, 
 def test_converted_classifiers_predict(classifier, clips, kind, whole):
     converted = copy.deepcopy(classifier)
     getattr(converted.classifier if whole else converted.encoder, kind)()
-    for per_second in (False, True):
-        (expected, *_), (found, *_) = (m.predict(clips[0], per_second=per_second) for m in (classifier, converted))
+    for per in ("clip", "second"):
+        (expected, *_), (found, *_) = (m.predict(clips[0], per=per) for m in (classifier, converted))
         assert found.probabilities.dtype == torch.float32
         torch.testing.assert_close(found.probabilities, expected.probabilities, atol=0.02, rtol=0)
 

@@ -11,6 +11,7 @@ Shapes: B recordings, S samples, T frames, M mel bins, K time steps, D channels.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,19 +32,24 @@ from ssamba.checkpoint import (
 )
 from ssamba.config import FrontEndConfig, ModelConfig, ModelIdentity
 from ssamba.devices import move_to
-from ssamba.embedding import Context, Embedding, EmbedOptions, Padding, Precision, Prediction
+from ssamba.embedding import (
+    Context,
+    Embedding,
+    EmbedOptions,
+    Merge,
+    Padding,
+    Per,
+    Precision,
+    Prediction,
+    PredictOptions,
+    Readout,
+)
 from ssamba.errors import ConfigError
 from ssamba.files import utf8_text
 from ssamba.hashing import digest_of
 from ssamba.hints import EMBEDDER, no_attribute
-from ssamba.inference import (
-    Accumulator,
-    EmbeddingAccumulator,
-    InferenceEngine,
-    LogitsAccumulator,
-    PredictionAccumulator,
-    SegmentLogitsAccumulator,
-)
+from ssamba.inference import EmbeddingAccumulator, InferenceEngine
+from ssamba.inference.clip_windows import Predictor, WindowLengths, Windows, window_vectors
 from ssamba.model.encoder import PatchEncoder
 from ssamba.model.heads import Classifier
 from ssamba.progress import OnProgress, Progress
@@ -379,9 +385,8 @@ class Embedder:
         Raises:
             ValueError: an option does not fit the model.
         """
-        checked_channels(channels, separate=False)
         span_frames = None if every_s is None else self.span_frames(every_s)
-        decoded = self._decoded(items, sample_rate, channels, damaged)
+        decoded = self.decoded(items, sample_rate, channels, damaged)
         return self._embedded(decoded, options or EmbedOptions(), batch_tokens, frames, span_frames)
 
     @overload
@@ -390,7 +395,10 @@ class Embedder:
         source: Source,
         sample_rate: int | None = None,
         *,
-        per_second: bool | None = None,
+        per: Per | None = None,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        merge: Merge = "mean",
         channels: OneChannel = None,
         batch: Literal[False] = False,
         batch_tokens: int | None = None,
@@ -405,7 +413,10 @@ class Embedder:
         source: Iterable[Source],
         sample_rate: int | None = None,
         *,
-        per_second: bool | None = None,
+        per: Per | None = None,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        merge: Merge = "mean",
         channels: OneChannel = None,
         batch: bool = False,
         batch_tokens: int | None = None,
@@ -419,7 +430,10 @@ class Embedder:
         source: Source | Iterable[Source],
         sample_rate: int | None = None,
         *,
-        per_second: bool | None = None,
+        per: Per | None = None,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        merge: Merge = "mean",
         channels: OneChannel = None,
         batch: bool = False,
         batch_tokens: int | None = None,
@@ -432,73 +446,72 @@ class Embedder:
         Args:
             source: as in `embed`.
             sample_rate: as in `embed`.
-            per_second: predict each second instead of the whole recording; None means as the model was trained (a model
-                with other segments, `label_frames`, predicts those). A model trained on whole clips applies its head to
-                the frames of each second.
+            per: `clip` answers for the whole recording, `second` for each second, `window` for each window; None means
+                as the model was trained (a model with other segments, `label_frames`, predicts those).
+            window_s: length of the windows; None means the median length of the training clips
+                (`PredictOptions.window_s`).
+            hop_s: distance of their starts; None means half a window.
+            merge: `mean` or `max`, of the windows of a second or of the recording.
             channels: as in `embed`, but not `separate`.
             batch, batch_tokens, precision, damaged, progress: as in `embed`.
 
         Returns:
-            A list of one `Prediction` for the recording, or one for each segment; for a list or a batch a list of such
-            lists, in order.
+            A list of one `Prediction` for the recording, or one for each second or window; for a list or a batch a list
+            of such lists, in order.
 
         Raises:
-            ValueError: the checkpoint has no classifier, or one that cannot predict seconds; or as `embed`.
+            ValueError: the checkpoint has no classifier, or one that cannot answer so; or as `embed`.
+
+        Warns:
+            UserWarning: recordings or windows have lengths that the model was not trained on; or as `embed`.
 
         Example:
             >>> model.predict("dog.wav")[0].best(3)
             [('dog', 0.93), ('wolf', 0.04), ('cat', 0.01)]
         """
         checked_channels(channels, separate=False)
-        EmbedOptions.parse({"precision": precision}, "predict")
+        options = PredictOptions.parse(
+            {"per": per, "window_s": window_s, "hop_s": hop_s, "merge": merge, "precision": precision}, "predict"
+        )
         recordings = Recordings(source, sample_rate, self.front_end, channels=channels, batch=batch, damaged=damaged)
-        run = partial(self._predicted, per_second=per_second, batch_tokens=batch_tokens, precision=precision)
+        run = partial(self.predictor.predictions, options=options, batch_tokens=batch_tokens)
         found = recordings.collect(run, lambda predictions: predictions[-1].end_s, progress, "predicting")
+        if note := self.predictor.note(options, [channel[-1].end_s for (channel,) in found]):
+            warnings.warn(note, stacklevel=2)
         return found[0][0] if recordings.is_single else [channel for (channel,) in found]
 
     def predict_stream(
         self,
         items: Iterable[tuple[Key, Source]],
         sample_rate: int | None = None,
+        options: PredictOptions | None = None,
         *,
-        per_second: bool | None = None,
         channels: OneChannel = None,
         batch_tokens: int | None = None,
-        precision: Precision = "fp32",
         damaged: Damaged = "skip",
     ) -> Iterator[tuple[Key, list[Prediction] | Exception]]:
-        """Predict labels of recordings as they come; yields predictions as `embed_stream` yields embeddings.
+        """Predict labels of recordings as they come; yields predictions as `embed_stream` yields embeddings."""
+        decoded = self.decoded(items, sample_rate, channels, damaged)
+        return self.predictor.predictions(decoded, options or PredictOptions(), batch_tokens)
 
-        Raises:
-            ValueError: the checkpoint has no classifier, or one that cannot predict seconds.
-        """
-        checked_channels(channels, separate=False)
-        decoded = self._decoded(items, sample_rate, channels, damaged)
-        return self._predicted(decoded, per_second=per_second, batch_tokens=batch_tokens, precision=precision)
+    @property
+    def predictor(self) -> Predictor:
+        """The classifier with what it knows of windows; a ValueError if the checkpoint has none."""
+        if self.classifier is None:
+            raise ValueError(
+                f"{self.name} has no classifier: expected a fine-tuned checkpoint, got kind {self.config.kind!r} "
+                "(`ssamba finetune` makes one)"
+            )
+        return Predictor(self.engine, self.classifier, self.name, self.window_s)
 
     def logits_stream(
         self, items: Iterable[tuple[Key, Source]], sample_rate: int | None = None, *, per_label: bool | None = None
     ) -> Iterator[tuple[Key, Tensor | Exception]]:
         """Classify recordings as they come, many at a time; yields logits as `embed_stream` yields embeddings.
 
-        Args:
-            items: keys and recordings.
-            sample_rate: of waveforms, as in `embed`.
-            per_label: return (segments, classes), logits of each segment of the recording (`label_frames` of the
-                classifier, a second if it has none), instead of (classes,) of the whole; None means as it was trained.
-
-        Raises:
-            ValueError: the checkpoint has no classifier, or one that cannot classify segments.
+        They are (classes,), or (segments, classes) with `per_label`: see `Predictor.logits`, also for errors.
         """
-        classifier, by_segment = self._classifier(per_label)
-
-        def new_accumulator() -> Accumulator[Tensor]:
-            if by_segment:
-                return SegmentLogitsAccumulator(classifier, self.front_end)
-            return LogitsAccumulator(classifier)
-
-        options = EmbedOptions(padding=classifier.config.padding)
-        return self.engine.run(self._decoded(items, sample_rate), options, new_accumulator)
+        return self.predictor.logits(self.decoded(items, sample_rate), per_label)
 
     def features(self, source: Source, sample_rate: int | None = None) -> Tensor:
         """Return the normalized log-mel features (T, M) of a recording, on the CPU and in the encoder's dtype.
@@ -506,6 +519,31 @@ class Embedder:
         Arguments and errors as `embed`.
         """
         return torch.cat([block.cpu() for block in self.engine.features(read(source, sample_rate, self.front_end))])
+
+    def embed_windows(
+        self,
+        source: Source,
+        sample_rate: int | None = None,
+        *,
+        window_s: float,
+        hop_s: float | None = None,
+        shortest_s: float | None = None,
+        readout: Readout = "clip",
+        channels: OneChannel = None,
+    ) -> Windows:
+        """Embed windows of a recording, each alone as a clip is, for a probe that was fitted to clips of that length.
+
+        Args:
+            source, sample_rate, channels: as in `embed`.
+            window_s, hop_s: length of the windows, that of the training clips, and distance of their starts.
+            shortest_s: length of the shortest clips: digital silence at a window's edges is left out down to it.
+            readout: `clip` or `parts`, the vector that the probe was fitted to.
+
+        Example:
+            >>> model.embed_windows("night.wav", window_s=2).probe_events(probe, threshold=0.8)
+        """
+        blocks = read(source, sample_rate, self.front_end, channels)
+        return window_vectors(self.engine, blocks, WindowLengths.parse(window_s, hop_s, 0.0, shortest_s), readout)
 
     def _embedded(
         self,
@@ -520,44 +558,15 @@ class Embedder:
         new = partial(EmbeddingAccumulator, config, front_end, frames=frames, span_frames=span_frames)
         return self.engine.run(items, options, new, batch_tokens=batch_tokens)
 
-    def _predicted(
-        self,
-        items: Iterable[tuple[Key, Iterator[Samples]]],
-        *,
-        per_second: bool | None,
-        batch_tokens: int | None = None,
-        precision: Precision = "fp32",
-    ) -> Iterator[tuple[Key, list[Prediction] | Exception]]:
-        classifier, by_segment = self._classifier(per_second)
-        return self.engine.run(
-            items,
-            EmbedOptions(padding=classifier.config.padding, precision=precision),
-            lambda: PredictionAccumulator(classifier, self.front_end, by_segment=by_segment),
-            batch_tokens=batch_tokens,
-        )
-
-    def _classifier(self, by_segment: bool | None) -> tuple[Classifier, bool]:
-        """Return the classifier, and whether it classifies segments: as asked for, or as it was trained (None)."""
-        classifier = self.classifier
-        if classifier is None:
-            raise ValueError(
-                f"{self.name} has no classifier: expected a fine-tuned checkpoint, got kind {self.config.kind!r} "
-                "(`ssamba finetune` makes one)"
-            )
-        by_segment = classifier.config.label_frames is not None if by_segment is None else by_segment
-        if by_segment and classifier.config.pooling != "mean":
-            raise ValueError(
-                f"{self.name} reads its prefix token, which stands for the whole clip: ask for whole clips"
-            )
-        return classifier, by_segment
-
-    def _decoded(
+    def decoded(
         self,
         items: Iterable[tuple[Key, Source]],
         sample_rate: int | None,
         channels: OneChannel = None,
         damaged: Damaged = "skip",
     ) -> Iterator[tuple[Key, Iterator[Samples]]]:
+        """Return recordings as blocks of mono samples at the model's rate; arguments as `embed_stream`."""
+        checked_channels(channels, separate=False)
         warn = warn_once_above_band()
         return ((key, read(source, sample_rate, self.front_end, channels, damaged, warn)) for key, source in items)
 

@@ -20,6 +20,8 @@ Padding: TypeAlias = Literal["patch", "official"]
 Precision: TypeAlias = Literal["fp32", "bf16", "auto"]
 Readout: TypeAlias = Literal["clip", "parts"]
 """The vector that stands for a recording: `Embedding.clip` or `Embedding.parts`."""
+Per: TypeAlias = Literal["clip", "second", "window"]
+Merge: TypeAlias = Literal["mean", "max"]
 _DEFAULT_OVERLAP = 0.5
 
 
@@ -56,6 +58,27 @@ class EmbedOptions(Config):
         if self.precision != "auto":
             return self
         return self.with_changes(precision="bf16" if device.type == "cuda" else "fp32")
+
+
+class PredictOptions(Config):
+    """What the answers of a classifier depend on besides the recording and the model."""
+
+    per: Per | None = None
+    """What an answer is for: the whole recording, each second of it, or each window; None: as the model was trained."""
+    window_s: float | None = Field(None, gt=0)
+    """Length of the windows, each answered alone; None: the median length of the clips that the model was trained on
+    (recordings within their lengths are answered whole). Models trained on the seconds of recordings have none, and
+    models that do not know the lengths read their longest windows."""
+    hop_s: float | None = Field(None, gt=0)
+    """Distance of the windows' starts; None: half a window."""
+    merge: Merge = "mean"
+    """How the answers of windows become that of a second or of the recording."""
+    precision: Precision = "fp32"
+    """As for `EmbedOptions`."""
+
+    def resolved(self, device: torch.device) -> PredictOptions:
+        """Return the options with the precision that `auto` means on `device`."""
+        return self.with_changes(precision=EmbedOptions(precision=self.precision).resolved(device).precision)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
+from tests.conftest import invoke
 
 import ssamba
+from ssamba.annotations import Annotation, read_annotations
+from ssamba.checkpoint import load_checkpoint, save_checkpoint
 from ssamba.errors import ModelMismatchError, OtherSettingsError, OutputInUseError, SkippedFilesError
+from ssamba.events import merge_windows
 from ssamba.library.predict import predict_files
 from ssamba.library.tables import StoreError
 
@@ -49,7 +55,7 @@ def test_rows_are_the_models_own_predictions(tmp_path, clips, model, suffix):
 
 
 def test_seconds_have_rows_of_their_own(tmp_path, clips, model):
-    report = predict_files(clips[0], model, per_second=True)
+    report = predict_files(clips[0], model, per="second")
     length_s = soundfile.info(clips[0]).duration
     assert len(report.segments) == report.rows == int(length_s) + 1
     assert [segment.start_s for segment in report.segments] == list(range(report.rows))
@@ -111,8 +117,8 @@ def test_overwriting_keeps_the_old_output_until_the_new_one_is_complete(tmp_path
 def test_other_settings_and_foreign_files_are_refused(tmp_path, clips, model, make_encoder):
     output = tmp_path / "p.csv"
     predict_files(clips[:2], model, output)
-    with pytest.raises(OtherSettingsError, match=r"was made .*: per_second was False, is True; top was 3, is 1\."):
-        predict_files(clips[:2], model, output, top=1, per_second=True)
+    with pytest.raises(OtherSettingsError, match=r"was made .*: per was 'clip', is 'second'; top was 3, is 1\."):
+        predict_files(clips[:2], model, output, top=1, per="second")
     with pytest.raises(OtherSettingsError, match=r"was made .*: precision was 'fp32', is 'bf16'\."):
         predict_files(clips[:2], model, output, precision="bf16")
     assert predict_files(clips[:2], model, output, precision="auto", batch_tokens=1).unchanged == 2
@@ -136,7 +142,7 @@ def test_other_settings_and_foreign_files_are_refused(tmp_path, clips, model, ma
 def test_wrong_calls_are_refused_before_anything_is_written(tmp_path, clips, model, ssamba_pth):
     for arguments, message in (
         ((clips[0], ssamba_pth, tmp_path / "p.csv"), "has no classifier"),
-        ((clips[0], model, tmp_path / "p.txt"), r"ends in \.csv or \.json"),
+        ((clips[0], model, tmp_path / "p.txt"), r"ends in \.csv, \.json or \.parquet"),
         ((tmp_path / "*.wav", model, tmp_path / "p.csv"), "matches no file"),
         ((tmp_path / "absent.wav", model), r"no file could be classified: .*absent\.wav"),
     ):
@@ -166,3 +172,72 @@ def test_a_second_writer_is_refused_and_strict_raises_when_all_is_written(tmp_pa
     assert skipped.value.report.rows == 1
     assert len(rows_of(tmp_path / "p.csv")) == 3
     assert "a.wav" in (tmp_path / "p.csv.skipped.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def birds(classifier_folder, tmp_path_factory):
+    """The classifier as a run that knows lengths, thresholds and a background writes it."""
+    loaded = load_checkpoint(classifier_folder)
+    config = {"clip_lengths_s": (0.5, 1.0, 2.0), "thresholds": (0.01, 0.9, 0.0), "background": "choir"}
+    loaded.model.config = loaded.config.classifier.with_changes(**config)
+    return save_checkpoint(tmp_path_factory.mktemp("birds") / "birds", loaded.model)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".parquet"])
+def test_events_are_merged_windows_and_go_on_where_they_stopped(tmp_path, clips, birds, suffix):
+    output = tmp_path / f"events{suffix}"
+    report = predict_files(clips[:2], birds, output, events=True)
+    model = ssamba.load_model(birds, device="cpu")
+    expected = []
+    for clip in clips[:2]:
+        windows = model.predict(clip, per="window")
+        table = np.stack([one.probabilities.numpy() for one in windows])
+        times = (np.array([getattr(one, name) for one in windows]) for name in ("start_s", "end_s"))
+        events = merge_windows(table, *times, model.predictor.labels, (0.01, 0.9, 0.0), background="choir")
+        expected += [Annotation(str(clip), *(round(s, 6) for s in one[1:3]), one.label) for one in events]
+    assert expected  # of the crow alone
+    assert [replace(one, probability=None) for one in report.events] == expected
+    assert read_annotations(output) == report.events
+    assert predict_files(clips[:2], birds, output, events=True).done == 0
+    with pytest.raises(OtherSettingsError, match=r"gap_s was 0\.0, is 1\.0"):
+        predict_files(clips[:2], birds, output, events=True, gap_s=1.0)
+    none = predict_files(clips[:2], birds, events=True, threshold=1.0, min_length_s=0.5)
+    assert (none.events, none.done, none.rows) == ([], 2, 0)
+
+
+def test_each_recording_gets_a_selection_table_or_a_label_track(tmp_path, clips, birds):
+    report = predict_files(clips[:2], birds, tmp_path / "raven", events=True, style="raven")
+    names = {"events.csv", "events.csv.run.jsonl", *(f"{clip.name}.selections.txt" for clip in clips[:2])}
+    assert {path.name for path in (tmp_path / "raven").iterdir()} == names
+    assert [(one.path, one.label, one.probability) for one in read_annotations(tmp_path / "raven")] == [
+        (one.path, one.label, one.probability) for one in report.events
+    ]
+    done = invoke("predict", clips[0], "-c", birds, "--events", "-o", tmp_path / "a", "--format", "audacity")
+    assert done.exit_code == 0, done.output
+    tracks = read_annotations(tmp_path / "a", recording=clips[0])
+    assert tracks == [replace(one, probability=None) for one in report.events if one.path == str(clips[0])]
+
+
+def test_events_are_printed(clips, birds):
+    done = invoke("predict", clips[0], "-c", birds, "--events", "--format", "csv", "--window", "1", "--hop", "0.5")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "path,start_s,end_s,label,probability"
+    assert lines[1].startswith(f"{clips[0]},0,")
+    assert ",crow," in lines[1]
+    for arguments, message in (
+        (("--gap", "1"), "are for events: add --events"),
+        (("--format", "raven"), "raven is for events: add --events and --output FOLDER"),
+        (("--events", "--per", "second"), "events come from windows: omit per and merge"),
+        (("--events", "-o", "x.csv", "--format", "raven"), "has a file for each recording"),
+        (("--hop", "0"), "hop_s"),
+    ):
+        done = invoke("predict", clips[0], "-c", birds, *arguments)
+        assert (done.exit_code, message in done.output) == (2, True), done.output
+
+
+def test_lengths_that_were_not_trained_are_said_once_a_job(clips, birds, caplog):
+    predict_files(clips[4:6], birds)
+    assert [one.message for one in caplog.records if "trained on" in one.message] == [
+        f"2 of 2 recordings are longer than what {birds} was trained on, clips of 0.5 to 2 s: answered by the mean of "
+        "windows of 1 s. Answers per second, and events, say where"
+    ]

@@ -31,14 +31,17 @@ from ssamba.cli.progress import ProgressDisplay
 from ssamba.errors import Interrupted, SkippedFilesError
 
 if TYPE_CHECKING:
-    from ssamba.library.predict import Segment
+    from ssamba.annotations import Style
+    from ssamba.library.predict import PredictReport
 
 
 @app.command(
     epilog="[bold]Examples[/]\n\n"
     "ssamba predict dawn.flac -c runs/birds\n\n"
     "ssamba predict recordings/ -c runs/birds -o labels.csv --top 1\n\n"
-    "ssamba predict night.wav -c runs/birds --per-second --format json\n\n" + EXIT_CODES
+    "ssamba predict night.wav -c runs/birds --per second --format json\n\n"
+    "ssamba predict nights/ -c runs/birds --events -o events.csv --min-length 0.5 --gap 1\n\n"
+    "ssamba predict nights/ -c runs/birds --events -o labels/ --format raven\n\n" + EXIT_CODES
 )
 def predict(
     recordings: RecordingsArgument,
@@ -52,17 +55,48 @@ def predict(
             show_default=False,
         ),
     ],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a .csv or .json file.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write .csv, .json or .parquet; or a folder: see --format."),
+    ] = None,
     style: Annotated[
-        Literal["table", "csv", "json"], typer.Option("--format", help="Format of what is printed without --output.")
+        Literal["table", "csv", "json", "raven", "audacity"],
+        typer.Option(
+            "--format",
+            help="Of what is printed without --output; or, of events, raven or audacity: --output is a folder that "
+            "gets a selection table or label track for each recording.",
+        ),
     ] = "table",
     top: Annotated[int, typer.Option(min=0, help="Number of most probable labels to list; 0 is all.")] = 3,
-    per_second: Annotated[
-        bool | None,
+    per: Annotated[
+        Literal["clip", "second", "window"] | None,
+        typer.Option("--per", help="Labels for the whole clip, each second or each window. Default: as trained."),
+    ] = None,
+    window: Annotated[
+        float | None,
         typer.Option(
-            "--per-second/--per-clip", help="Labels for each second or for the whole clip. Default: as trained."
+            metavar="SECONDS", help="Length of the windows that are answered alone. Default: of the training clips."
         ),
     ] = None,
+    hop: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Distance of their starts. Default: half a window.")
+    ] = None,
+    merge: Annotated[
+        Literal["mean", "max"], typer.Option("--merge", help="How windows answer for a second or a clip.")
+    ] = "mean",
+    events: Annotated[
+        bool, typer.Option("--events", help="Merge windows to events: file, start, end, label, probability.")
+    ] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Probability from which on an event is heard. Default: as stored with the model, or 0.5."),
+    ] = None,
+    min_length: Annotated[
+        float, typer.Option("--min-length", metavar="SECONDS", help="Leave out shorter events.")
+    ] = 0.0,
+    gap: Annotated[
+        float, typer.Option("--gap", metavar="SECONDS", help="Join events of a label with at most this between them.")
+    ] = 0.0,
     channels: ChannelsOption = "mean",
     precision: PrecisionOption = "fp32",
     batch_tokens: BatchTokensOption = None,
@@ -76,11 +110,17 @@ def predict(
 ) -> None:
     """Predict labels for recordings with a fine-tuned model, with probabilities.
 
+    Long recordings are cut into windows as long as the clips that the model was trained on. With --events
+    windows become events, for Excel, Raven or Audacity.
+
     With --output repeat the command to resume: an interrupted run continues, and new and changed files
     are added. OUTPUT.run.jsonl says how the output was made.
     """
     from ssamba.library.predict import predict_files
 
+    labels: Style | None = style if style in ("raven", "audacity") else None
+    if labels is not None and (output is None or not events):
+        raise typer.BadParameter(f"{labels} is for events: add --events and --output FOLDER", param_hint="--format")
     try:
         with ProgressDisplay() as progress:
             report = predict_files(
@@ -88,7 +128,15 @@ def predict(
                 checkpoint,
                 output,
                 top=top,
-                per_second=per_second,
+                per=per,
+                window_s=window,
+                hop_s=hop,
+                merge=merge,
+                events=events,
+                threshold=threshold,
+                min_length_s=min_length,
+                gap_s=gap,
+                style=labels,
                 channels=parse_channels(channels),
                 precision=precision,
                 batch_tokens=batch_tokens,
@@ -102,28 +150,35 @@ def predict(
                 progress=progress,
             )
     except (Interrupted, SkippedFilesError) as error:
-        if output is None and error.report.segments:  # what is done is printed all the same
-            _print(error.report.segments, style)
+        if output is None and error.report.done:  # what is done is printed all the same
+            _print(error.report, style, events)
         raise
     if output is None:
-        _print(report.segments, style)
+        _print(report, style, events)
     show_report(report)
 
 
-def _print(segments: list[Segment], style: str) -> None:
+def _print(report: PredictReport, style: str, events: bool) -> None:
     from rich.table import Table
 
-    from ssamba.library.predict import as_csv, as_json
+    from ssamba import annotations
+    from ssamba.library.predict import Segment, as_json, label_rows
 
     if style != "table":
-        sys.stdout.write(as_csv(segments) if style == "csv" else as_json(segments))
+        if style == "csv":
+            text = annotations.as_csv(report.events if events else label_rows(report.segments))
+        else:
+            text = annotations.as_json(report.events) if events else as_json(report.segments)
+        sys.stdout.write(text)
         sys.stdout.flush()
         return
-    header = ("recording", "seconds", "labels")
+    header = ("recording", "seconds", "event" if events else "labels")
+    found = [Segment(one.path, one.start_s, one.end_s, {one.label: one.probability or 0.0}) for one in report.events]
     rows = []
-    for one in segments:
-        best = ", ".join(f"{label} {probability:.3f}" for label, probability in one.labels.items())
-        rows.append((printable(one.path), f"{round(one.start_s, 2):g} to {round(one.end_s, 2):g}", printable(best)))
+    for segment in found if events else report.segments:
+        best = ", ".join(f"{label} {probability:.3f}" for label, probability in segment.labels.items())
+        seconds = f"{round(segment.start_s, 2):g} to {round(segment.end_s, 2):g}"
+        rows.append((printable(segment.path), seconds, printable(best)))
     if not out.is_terminal:  # a whole line for each row, for grep and other programs
         widths = [max(map(len, column)) for column in zip(*(row[:2] for row in (header, *rows)), strict=True)]
         for path, seconds, labels in (header, *rows):

@@ -331,7 +331,7 @@ class PredictionAccumulator(Accumulator[list[Prediction]]):
         """Return a prediction for each segment, the last one ends with the recording; or one for the recording."""
         config, duration_s = self.classifier.config, num_samples / self.sample_rate_hz
         logits = self.logits.result(num_columns, num_samples).reshape(-1, config.num_classes)
-        probabilities = logits.softmax(-1) if config.activation == "softmax" else logits.sigmoid()
+        probabilities = self.classifier.probabilities(logits)
         names = config.labels or tuple(map(str, range(config.num_classes)))
         if not self.by_segment:
             return [Prediction(0.0, duration_s, names, probabilities[0])]

@@ -51,6 +51,11 @@ class Classifier(nn.Module):
         logits: Tensor = self.linear(self.norm(vectors))
         return logits
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probabilities (..., classes) of logits, calibrated if a temperature was measured."""
+        calibrated = logits if self.config.temperature is None else logits / self.config.temperature
+        return calibrated.softmax(-1) if self.config.activation == "softmax" else calibrated.sigmoid()
+
     def pool(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Pool tokens (B, P + L, D) to (B, D): the mean over valid patch tokens, or over prefix tokens."""
         prefix = self.encoder.num_prefix_tokens

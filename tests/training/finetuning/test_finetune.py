@@ -466,7 +466,7 @@ def test_the_commands_finetune_and_predict(classes, start, tmp_path):
     rows = list(csv.DictReader(printed.stdout.splitlines()))
     assert [set(row) for row in rows] == [{"path", "start_s", "end_s", "label", "probability"}] * 3
     assert abs(sum(float(row["probability"]) for row in rows) - 1) < 1e-3
-    printed = run_cli("predict", wave, "-c", tmp_path / "run", "--format", "json", "--per-second")
+    printed = run_cli("predict", wave, "-c", tmp_path / "run", "--format", "json", "--per", "second")
     entry = json.loads(printed.stdout)[0]
     assert (entry["start_s"], len(entry["labels"])) == (0, 3)
     assert json.loads(printed.stdout)[-1]["end_s"] == pytest.approx(soundfile.info(wave).duration)  # not a whole second
