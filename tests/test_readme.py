@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def example_folder(clips, suite, tmp_path, monkeypatch):
     """The working folder, with the recordings and models that the examples name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSAMBA_CACHE", str(tmp_path / "cache"))
-    for folder in ("recordings", "audioset", "librispeech"):
+    for folder in ("recordings", "audioset", "librispeech", "nights"):
         shutil.copytree(clips[0].parent, folder, ignore=shutil.ignore_patterns("*.md"))
     for folder in ("sounds", "words"):
         for kind, path in (("drum", clips[6]), ("tabla", clips[11])):
@@ -70,6 +71,7 @@ def test_python_examples_run(example_folder, clips):
         "stereo": np.stack((samples, samples)),
         "batch": torch.zeros(3, 16_000),
         "files": clips,
+        "probe": SimpleNamespace(classes_=np.array(["owl"]), predict_proba=lambda x: np.ones((len(x), 1))),
     }
     for number, block in enumerate(blocks):
         exec(compile(block, f"README.md, Python example {number}", "exec"), names)
