@@ -226,7 +226,7 @@ WRONG_ARGUMENTS: dict[str, list[tuple[tuple[Any, ...], dict[str, Any], str]]] = 
     "predict_files": [
         (("recs", "EMBEDDER"), {}, "has no classifier: expected a fine-tuned checkpoint, got kind 'encoder' (`ssamba"),
         (("recs", "ENCODER"), {}, f"{MODEL}SSAMBAEncoder"),
-        (("recs", "classifier", "x.npz"), {}, "x.npz: expected a file name that ends in .csv or .json"),
+        (("recs", "classifier", "x.npz"), {}, "x.npz: expected a file name that ends in .csv, .json or .parquet"),
         (("recs", "classifier", 3), {}, f"{PATH}int"),
         (("recs", "classifier"), {"top": -1}, "top is the number of labels to keep, 0 for all; got -1"),
         (("recs", "classifier"), {"top": "all"}, "got 'all'"),
