@@ -317,7 +317,11 @@ WRONG_USES = {
     "predict": [
         (["a.wav"], 2, "Missing option '--checkpoint'"),
         (["-c", "classifier"], 2, "Missing argument 'RECORDINGS...'"),
-        (["a.wav", "-c", "classifier", "-o", "x.txt"], 2, "x.txt: expected a file name that ends in .csv, .json or .parquet"),
+        (
+            ["a.wav", "-c", "classifier", "-o", "x.txt"],
+            2,
+            "x.txt: expected a file name that ends in .csv, .json or .parquet",
+        ),
         (["*.none", "-c", "classifier"], 1, "the pattern matches no file"),
         (["good.flac", "-c", "ssamba_tiny.pth"], 1, "has no classifier"),
         (["good.flac", "-c", "no/model"], 1, "no/model: no such file or folder"),

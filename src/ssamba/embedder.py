@@ -448,8 +448,7 @@ class Embedder:
             sample_rate: as in `embed`.
             per: `clip` answers for the whole recording, `second` for each second, `window` for each window; None means
                 as the model was trained (a model with other segments, `label_frames`, predicts those).
-            window_s: length of the windows; None means the median length of the training clips
-                (`PredictOptions.window_s`).
+            window_s: length of the windows; None means the training clips' median (`PredictOptions.window_s`).
             hop_s: distance of their starts; None means half a window.
             merge: `mean` or `max`, of the windows of a second or of the recording.
             channels: as in `embed`, but not `separate`.
@@ -507,10 +506,7 @@ class Embedder:
     def logits_stream(
         self, items: Iterable[tuple[Key, Source]], sample_rate: int | None = None, *, per_label: bool | None = None
     ) -> Iterator[tuple[Key, Tensor | Exception]]:
-        """Classify recordings as they come, many at a time; yields logits as `embed_stream` yields embeddings.
-
-        They are (classes,), or (segments, classes) with `per_label`: see `Predictor.logits`, also for errors.
-        """
+        """Yield the logits of recordings (classes,), with `per_label` (segments, classes): see `Predictor.logits`."""
         return self.predictor.logits(self.decoded(items, sample_rate), per_label)
 
     def features(self, source: Source, sample_rate: int | None = None) -> Tensor:
@@ -542,7 +538,7 @@ class Embedder:
         Example:
             >>> model.embed_windows("night.wav", window_s=2).probe_events(probe, threshold=0.8)
         """
-        blocks = read(source, sample_rate, self.front_end, channels)
+        ((_, blocks),) = self.decoded([(None, source)], sample_rate, channels)
         return window_vectors(self.engine, blocks, WindowLengths.parse(window_s, hop_s, 0.0, shortest_s), readout)
 
     def _embedded(
