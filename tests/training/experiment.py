@@ -155,7 +155,9 @@ def settings(**changes: Any) -> RunSettings:
 
 def run(task: DemoTask, out: Path, **changes: Any) -> Any:
     """Train in this process; `changes` are run settings, `optimizer`, `schedule`, or arguments of `train`."""
-    arguments = {name: changes.pop(name) for name in ("overwrite", "on_progress", "recipe") if name in changes}
+    arguments = {
+        name: changes.pop(name) for name in ("overwrite", "on_progress", "recipe", "task_defaults") if name in changes
+    }
     optimizer, schedule = changes.pop("optimizer", OPTIMIZER), changes.pop("schedule", SCHEDULE)
     if isinstance(schedule, dict):
         schedule = ScheduleSettings.parse(schedule, "test")

@@ -7,6 +7,8 @@ import json
 import os
 import random
 import shutil
+from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,11 @@ import torch
 
 from ssamba.config import RENAMED_KEYS
 from ssamba.errors import CheckpointError, ConfigError, TrainingError
-from ssamba.training import OptimizerSettings, ScheduleSettings, state
+from ssamba.training import OptimizerSettings, ScheduleSettings, loop, state
+from ssamba.training.finetuning.recipe import FinetuneRecipe
+from ssamba.training.pretraining.recipe import PretrainRecipe
+from ssamba.training.run_io import StepProgress, TrainingProgress
+from ssamba.training.settings import saved_settings
 
 RUN = {
     "steps": None,
@@ -95,6 +101,130 @@ def test_sigterm_saves_and_exits_0(experiment, tmp_path, launch):
     report = experiment.run(experiment.DemoTask(global_noise=True, drop_path=0.5), out, **RUN)
     assert (report.resumed_from, report.stopped) == (3, "finished")
     assert_equal_runs(experiment, out, tmp_path / "whole")
+
+
+class Clock:
+    """Stands for the module `time`; a training step takes 7 s and a validation 45 s."""
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def monotonic(self):
+        return self.now_s
+
+
+@pytest.mark.parametrize("minutes", [1.0, 3.0])
+def test_a_killed_run_loses_at_most_the_interval(experiment, tmp_path, monkeypatch, minutes):
+    clock, task, lost_s, saved_s = Clock(), experiment.DemoTask(), [], [0.0]
+    monkeypatch.setattr(loop, "time", clock)
+    step_loss, validate, save = task.step_loss, task.validate, state.StateFolder.save
+
+    def noted_save(*arguments, **options):
+        saved_s.append(clock.now_s)
+        return save(*arguments, **options)
+
+    def advance(seconds):
+        clock.now_s += seconds
+        lost_s.append((clock.now_s, clock.now_s - saved_s[-1]))
+
+    def slow_step(*arguments):
+        advance(7)
+        return step_loss(*arguments)
+
+    def slow_validation(model):
+        advance(45)
+        return {**validate(model), "loss": clock.now_s}  # the first is the best
+
+    monkeypatch.setattr(task, "step_loss", slow_step)
+    monkeypatch.setattr(task, "validate", slow_validation)
+    monkeypatch.setattr(state.StateFolder, "save", noted_save)
+    experiment.run(task, tmp_path, steps=32, validate_every=15, checkpoint_every_minutes=minutes)
+    assert max(lost for _, lost in lost_s) <= 60 * minutes
+    assert saved_s[1] <= 10
+    assert len(saved_s) <= 2 * clock.now_s / (60 * minutes) + 5
+
+
+def test_saving_takes_at_most_a_twentieth_of_the_time(experiment, tmp_path, monkeypatch):
+    clock, task, saved_s = Clock(), experiment.DemoTask(), []
+    monkeypatch.setattr(loop, "time", clock)
+    save, step_loss = state.StateFolder.save, task.step_loss
+
+    def slow_save(*arguments, **options):
+        saved_s.append(clock.now_s)
+        clock.now_s += 10
+        return save(*arguments, **options)
+
+    def slow_step(*arguments):
+        clock.now_s += 7
+        return step_loss(*arguments)
+
+    monkeypatch.setattr(state.StateFolder, "save", slow_save)
+    monkeypatch.setattr(task, "step_loss", slow_step)
+    experiment.run(task, tmp_path, steps=40, checkpoint_every_minutes=1.0)
+    gaps = [
+        later - former for former, later in pairwise(saved_s[:-2])
+    ]  # the last two: around the validation at the end
+    assert gaps
+    assert all(180 <= gap <= 200 for gap in gaps), gaps
+
+
+def test_a_run_without_a_state_starts_anew_and_keeps_the_earlier_log(experiment, tmp_path, caplog):
+    out = tmp_path / "run"
+    for number, fail_at in enumerate((2, 3, None)):
+        task = experiment.DemoTask()
+        task.fail_at = fail_at
+        caplog.clear()
+        with nullcontext() if fail_at is None else pytest.raises(RuntimeError, match="on purpose"):
+            experiment.run(task, out, steps=4)
+        assert ("no saved state to resume from" in caplog.text) == (number > 0)
+        assert f"log-{number}.jsonl" in caplog.text or number == 0
+    lines = [len((out / f"log-{number}.jsonl").read_text().splitlines()) for number in (1, 2)]
+    assert lines == [3, 4], "a start and the steps"
+    assert [record["step"] for record in experiment.log(out)] == [1, 2, 3, 4]
+    experiment.run(experiment.DemoTask(), out, steps=4, overwrite=True)
+    assert not (out / "log-1.jsonl").exists()
+    assert (tmp_path / "run.old" / "log-1.jsonl").exists()
+
+
+def test_settings_that_are_new_since_a_state_count_as_their_defaults(experiment, tmp_path):
+    experiment.run(experiment.DemoTask(), tmp_path, steps=2, recipe={"masked": 400, "objectives": {"old": 1.0}})
+    path = tmp_path / "checkpoints" / "step-00000002" / "meta.json"
+    meta = json.loads(path.read_text())
+    del meta["recipe"]["optimizer"]["layer_decay"], meta["recipe"]["schedule"]
+    path.write_text(json.dumps(meta))
+    now = {"masked": 400, "objectives": {"old": 1.0, "new": 0.5}}
+    options = {"task_defaults": {"masked": 300, "objectives": {"old": 0.0, "new": 0.5}}, "schedule": ScheduleSettings()}
+    report = experiment.run(experiment.DemoTask(), tmp_path, steps=4, recipe=now, **options)
+    assert report.resumed_from == 2
+    meta = json.loads((tmp_path / "checkpoints" / "step-00000004" / "meta.json").read_text())
+    del meta["recipe"]["task"]["objectives"]["new"]
+    with pytest.raises(ConfigError, match=r"objectives.new was 0.5, is 0.7\. "):
+        state.check_settings(
+            meta["recipe"],
+            {**meta["recipe"], "task": {**now, "objectives": {"old": 1.0, "new": 0.7}}},
+            tmp_path,
+            options["task_defaults"],
+        )
+
+
+@pytest.mark.parametrize("recipe", [PretrainRecipe, FinetuneRecipe])
+def test_a_run_from_before_any_setting_existed_has_the_defaults(recipe, tmp_path):
+    settings = recipe.parse({}, "test")
+    now = saved_settings(settings.optimizer, settings.schedule, settings.run, settings.task_settings())
+    state.check_settings({**now, "task": {}}, now, tmp_path, recipe.task_defaults())
+
+
+def test_the_first_picture_comes_with_the_first_validation(experiment, tmp_path):
+    experiment.run(experiment.DemoTask(), tmp_path, steps=6, validate_every=2, picture_every=5)
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == ["step-00000002-weights.png", "step-00000005-weights.png"]
+    experiment.run(experiment.DemoTask(), tmp_path, steps=8, validate_every=2, picture_every=5)
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
+
+
+def test_no_rate_is_shown_before_there_is_one():
+    assert "clips/s" not in StepProgress.of(TrainingProgress(step=3), "pretraining").detail
+    assert "0.5 clips/s" in StepProgress.of(TrainingProgress(step=3, clips_per_s=0.5), "pretraining").detail
 
 
 def test_the_last_and_the_best_states_are_kept(experiment, tmp_path):

@@ -72,6 +72,24 @@ class World:
         return values[0]
 
 
+@dataclass(frozen=True)
+class StepTotals:
+    """Sums over all ranks after the backward pass, the same on every rank."""
+
+    weight: float
+    """Number of terms of the step."""
+    loss: float
+    """Mean loss over them."""
+    grad_norm: float
+    """Euclidean norm of the mean loss's gradient."""
+    signal: str | None
+    """Name of a signal that any process received, or `STOPPED`."""
+    elapsed_s: float
+    """Time spent over all sessions, by the main process's clock."""
+    save_is_due: bool
+    """Whether it is time to save, by the main process's clock."""
+
+
 @contextmanager
 def init_distributed(device: str | torch.device | None = None) -> Iterator[World]:
     """Join the process group of `torchrun`, and leave it at the end; without `torchrun` the world size is 1.

@@ -21,7 +21,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias
@@ -31,12 +31,13 @@ from torch import Tensor, nn
 
 from ssamba.checkpoint.files import write_json
 from ssamba.checkpoint.names import MODEL_FOLDER, STATES_FOLDER
-from ssamba.errors import ConfigError, SsambaError, TrainingDivergedError, TrainingError
+from ssamba.errors import ConfigError, MissingExtraError, SsambaError, TrainingDivergedError, TrainingError
 from ssamba.files import check_before_replacing
 from ssamba.locks import OutputLock
 from ssamba.randomness import seed_generators
 from ssamba.training.averaging import Averages, evaluation_mode
 from ssamba.training.distributed import (
+    StepTotals,
     StopRequest,
     World,
     backward_zeros,
@@ -49,6 +50,7 @@ from ssamba.training.distributed import (
 from ssamba.training.optim import Schedule, build_optimizer, set_learning_rate
 from ssamba.training.run_io import (
     REPORT_FILE,
+    BadStep,
     RunLog,
     RunTotals,
     TrainingProgress,
@@ -70,7 +72,8 @@ from ssamba.training.state import (
 from ssamba.training.task import BatchStream, StepContext, StepOutcome, Task, choose_precision
 
 _VALIDATION, _PICTURES = 1_000_000, 1_000_001  # numbers of parts for `seed_generators`, larger than any batch's
-_KEYS_SHOWN = 20
+_FIRST_STATE_S = 10.0
+_SAVING_SHARE = 0.05  # of the time between two states that saving may take
 STOPPED = "stopped"
 """Value of `TrainingReport.stopped` if `on_progress` ended the session."""
 OnStep: TypeAlias = Callable[[TrainingProgress], "bool | None"]
@@ -90,6 +93,7 @@ def train(
     on_progress: OnStep | None = None,
     lock: OutputLock | None = None,
     notes: Sequence[str] = (),
+    task_defaults: Mapping[str, Any] | None = None,
 ) -> TrainingReport:
     """Train a task's model, or resume the run in `out`; under `torchrun`, on all its processes together.
 
@@ -106,6 +110,7 @@ def train(
         on_progress: called on the main process after each step; returning False stops.
         lock: the lock of the output, which the caller holds on the main process.
         notes: what the caller found wrong with the recordings as a whole, for the report.
+        task_defaults: defaults of the settings in `recipe`, for states from before some of them existed.
 
     Returns:
         The report, also when SIGTERM, SIGINT or `on_progress` ended the run after a step; its state is then saved.
@@ -122,7 +127,7 @@ def train(
     settings = saved_settings(optimizer, schedule, run, recipe or {})
     with init_distributed(device) as world, stop_on_signals() as stop:
         trainer = _Trainer(task, optimizer, schedule, run, Path(out), settings, world, stop, on_progress, lock, notes)
-        trainer.start(overwrite and not is_restarted())
+        trainer.start(overwrite and not is_restarted(), task_defaults)
         try:
             return trainer.run_to_end()
         finally:
@@ -168,7 +173,7 @@ class _Trainer:
         self.total_steps = min((length for length in lengths if length is not None), default=None)
         self.progress = TrainingProgress(total_steps=self.total_steps)
         self.window = Window()
-        self.bad_streak: list[_BadStep] = []  # since the last good step
+        self.bad_streak: list[BadStep] = []  # since the last good step
         self.best: tuple[int, float] | None = None
         self.best_saved_step: int | None = None
         self.validated_at: int | None = None
@@ -177,12 +182,13 @@ class _Trainer:
         self.moved_to: Path | None = None
         self.saved: tuple[int, Path] | None = None
         self.wandb_id: str | None = None
+        self.save_s, self.validation_s = 0.0, math.inf  # how long the last ones took; math.inf: not known
 
     @property
     def step(self) -> int:
         return self.progress.step
 
-    def start(self, overwrite: bool) -> None:
+    def start(self, overwrite: bool, task_defaults: Mapping[str, Any] | None) -> None:
         """Load the state to resume from, the same on all ranks, and open the log."""
         check_plain(self.task.state_dict(), "task.state_dict()")
         found: tuple[Path, dict[str, Any]] | None = None
@@ -195,7 +201,7 @@ class _Trainer:
                 check_before_replacing()
                 self.out.mkdir(parents=True, exist_ok=True)
                 self.states.clean()
-                found = self.states.newest(self.settings)
+                found = self.states.newest(self.settings, task_defaults)
             except (SsambaError, OSError) as problem:
                 error = problem
         found, error = self.world.broadcast((found, error))
@@ -206,13 +212,19 @@ class _Trainer:
         elif self.world.size > 1:
             self.task.load_state_dict(self.world.broadcast(on_cpu(self.task.state_dict())))
         if self.world.is_main:
-            self.log = RunLog(self.out, self.run, self.step, self.wandb_id, self.settings)
+            self.log = RunLog(self.out, self.run, self.resumed_from, self.wandb_id, self.settings)
+            if self.log.earlier is not None:
+                _log.warning(
+                    "%s holds no saved state to resume from: starting from step 0; the earlier log is kept as %s",
+                    self.out,
+                    self.log.earlier.name,
+                )
             if self.states.damaged:
                 _log.warning("%s; resuming from step %d", "; ".join(self.states.damaged), self.step)
             values = {"processes": self.world.size, "device": str(self.world.device), "precision": self.precision}
             self.log.event("start", self.step, {**values, "damaged": self.states.damaged})
         self.session_step, self.session_elapsed_s = self.step, self.progress.elapsed_s
-        self.session_started_s = self.window_started_s = self.last_save_s = time.monotonic()
+        self.session_started_s = self.window_started_s = self.last_save_s = self.step_began_s = time.monotonic()
 
     def run_to_end(self) -> TrainingReport:
         """Train until the run reaches its length or a signal arrives."""
@@ -239,8 +251,7 @@ class _Trainer:
             self._save_if(is_best, save_is_due or self._every(run.checkpoint_every_steps))
             if self._every(run.log_every):
                 self._log_window()
-            if self._every(run.picture_every):
-                self._draw_pictures()
+            self._draw_pictures()
             self._report_progress()
             if self.world.size == 1 and self.stop.signal == STOPPED:  # several processes agree in the next step
                 stop_signal = self.stop.signal
@@ -259,6 +270,7 @@ class _Trainer:
     def _train_step(self) -> tuple[str | None, bool]:
         """Update the weights once. Return the signal that asks to stop, if any, and whether it is time to save."""
         run, world, progress, step, epoch = self.run, self.world, self.progress, self.step, self.stream.epoch
+        self.step_began_s = time.monotonic()
         factor = self.schedule.factor(step, epoch, self.total_steps, self._budget_share())
         learning_rate = self.optimizer_settings.learning_rate * factor
         set_learning_rate(self.optimizer, learning_rate)
@@ -285,7 +297,7 @@ class _Trainer:
         progress.loss, progress.grad_norm, progress.learning_rate = totals.loss, totals.grad_norm, learning_rate
         self.window.add(outcomes, usable)
         if totals.weight > 0 and not is_finite:
-            self._skip_step(_BadStep(step, totals.loss, totals.grad_norm, learning_rate, self._bad_keys(outcomes)))
+            self._skip_step(BadStep(step, totals.loss, totals.grad_norm, learning_rate, self._bad_keys(outcomes)))
         return totals.signal, totals.save_is_due
 
     def _backward(self, batches: Sequence[Any], context: StepContext) -> list[StepOutcome]:
@@ -304,15 +316,14 @@ class _Trainer:
             outcomes.append(replace(outcome, loss=None if loss is None else loss.detach()))
         return outcomes
 
-    def _all_reduce(self, outcomes: Sequence[StepOutcome], gradients: Sequence[Tensor]) -> _StepTotals:
+    def _all_reduce(self, outcomes: Sequence[StepOutcome], gradients: Sequence[Tensor]) -> StepTotals:
         """Sum terms and losses over ranks, and agree on signals and on the main process's clock.
 
         One small all-reduce carries everything, and one transfer brings it to the host.
         """
-        world, run = self.world, self.run
-        now_s = time.monotonic()
+        world, now_s = self.world, time.monotonic()
         elapsed_s = self.session_elapsed_s + now_s - self.session_started_s
-        save_is_due = now_s - self.last_save_s > (run.checkpoint_every_minutes or math.inf) * 60
+        save_is_due = self._save_is_due(within_s=now_s - self.step_began_s)  # before the next step would end
         weights = [outcome.weight for outcome in outcomes]
         is_main, received = float(world.is_main), self.stop.signal
         signals = [received == name for name in ("SIGTERM", "SIGINT", STOPPED)]
@@ -327,9 +338,7 @@ class _Trainer:
         weight, loss, sigterm, sigint, stopped, elapsed_s, due, grad_norm = torch.cat((sums, norm[None])).tolist()
         per_term = 1 / weight if weight else math.nan
         stop_signal = "SIGTERM" if sigterm else "SIGINT" if sigint else STOPPED if stopped else None
-        return _StepTotals(
-            weight, loss * per_term, grad_norm * world.size * per_term, stop_signal, elapsed_s, bool(due)
-        )
+        return StepTotals(weight, loss * per_term, grad_norm * world.size * per_term, stop_signal, elapsed_s, bool(due))
 
     def _bad_keys(self, outcomes: Sequence[StepOutcome]) -> tuple[str, ...]:
         """Return the clips of all parts whose loss is not finite; all clips if only the gradient is not."""
@@ -338,7 +347,7 @@ class _Trainer:
         bad = [keys for is_bad, keys in parts if is_bad] or [keys for _, keys in parts]
         return tuple(key for keys in bad for key in keys)
 
-    def _skip_step(self, bad: _BadStep) -> None:
+    def _skip_step(self, bad: BadStep) -> None:
         self.progress.bad_steps += 1
         self.bad_streak.append(bad)
         if self.log is not None:
@@ -391,6 +400,9 @@ class _Trainer:
         `choice.state` whether `finetuning/run.py` `_test` uses the best state (the default) or the last one.
         """
         self._log_window()
+        if self.step and self._save_is_due(within_s=self.validation_s):
+            self._save()
+        began_s = time.monotonic()
         with self._released_model() as model:
             seed_generators(self.run.seed, 0, _VALIDATION, self.world.rank)
             metrics = self.world.broadcast({name: float(v) for name, v in self.task.validate(model).items()})
@@ -399,6 +411,7 @@ class _Trainer:
                 f"the task's best_metric is {self.best_metric!r}, but its validation gave "
                 f"{', '.join(metrics) or 'nothing'}"
             )
+        self.validation_s = time.monotonic() - began_s
         self.validated_at, self.validation_due = self.step, False
         self.progress.validation = metrics
         value = metrics[self.best_metric]
@@ -413,11 +426,20 @@ class _Trainer:
         return False
 
     def _draw_pictures(self) -> None:
-        if self.log is None:
+        """Draw pictures if it is time to; the first ones with the first validation."""
+        if self.log is None or self.run.picture_every is None:
+            return
+        is_first = self.validated_at == self.step and not self.log.has_pictures
+        if not is_first and not self._every(self.run.picture_every):
             return
         with self._released_model() as model:
             seed_generators(self.run.seed, 0, _PICTURES)
-            for name, figure in self.task.pictures(model, self.step).items():
+            try:
+                figures = self.task.pictures(model, self.step)
+            except MissingExtraError as error:
+                _log.warning("%s; training continues without pictures", error)
+                return
+            for name, figure in figures.items():
                 self.log.picture(name, figure, self.step)
 
     def _log_window(self) -> None:
@@ -487,6 +509,16 @@ class _Trainer:
         self.wandb_id = state["wandb_id"]
         self.saved = (self.step, folder)
 
+    def _save_is_due(self, within_s: float) -> bool:
+        """Return whether this process's last state will be older than the interval allows in `within_s` seconds."""
+        minutes = self.run.checkpoint_every_minutes
+        if minutes is None:
+            return False
+        interval_s = max(60 * minutes, self.save_s / _SAVING_SHARE)
+        if self.saved is None and not self.progress.failed_saves:
+            interval_s = min(interval_s, _FIRST_STATE_S)
+        return time.monotonic() + within_s - self.last_save_s > interval_s
+
     def _save_if(self, is_best: bool, is_due: bool = False) -> None:
         if is_best or is_due:
             self._log_window()
@@ -512,6 +544,7 @@ class _Trainer:
                 self.log.event("save_failed", self.step, {"error": str(error)})
                 return
         self.saved, self.best_saved_step = (self.step, path), best_saved_step
+        self.save_s = time.monotonic() - self.last_save_s
 
     def _write_model(self, folder: Path) -> None:
         with evaluation_mode(self.averages.released(self.model)) as model:
@@ -523,7 +556,7 @@ class _Trainer:
         self._log_window()
         if is_best or self.saved is None or self.saved[0] != self.step:
             self._save(is_best=is_best)
-        if stop_signal is None and self._every(self.run.picture_every):
+        if stop_signal is None:
             self._draw_pictures()
         self._report_progress()
         report = TrainingReport(
@@ -556,45 +589,3 @@ class _Trainer:
         if self.saved is None or self.saved[0] != self.step:
             raise TrainingError(f"the state of step {self.step} could not be saved; {last}. Free disk space and resume")
         return report
-
-
-@dataclass(frozen=True)
-class _StepTotals:
-    """Sums over all ranks after the backward pass, the same on every rank."""
-
-    weight: float
-    """Number of terms of the step."""
-    loss: float
-    """Mean loss over them."""
-    grad_norm: float
-    """Euclidean norm of the mean loss's gradient."""
-    signal: str | None
-    """Name of a signal that any process received, or `STOPPED`."""
-    elapsed_s: float
-    """Time spent over all sessions, by the main process's clock."""
-    save_is_due: bool
-    """Whether it is time to save, by the main process's clock."""
-
-
-@dataclass(frozen=True)
-class _BadStep:
-    """A step that was skipped because its loss or gradient was not finite."""
-
-    step: int
-    """Steps done before it."""
-    loss: float
-    """Mean over all ranks."""
-    grad_norm: float
-    """Euclidean norm of the gradient."""
-    learning_rate: float
-    """Full learning rate times the schedule."""
-    keys: tuple[str, ...]
-    """Clips of the parts whose loss was not finite; all clips of the step if only the gradient was not."""
-
-    def __str__(self) -> str:
-        more = f" and {len(self.keys) - _KEYS_SHOWN} more" if len(self.keys) > _KEYS_SHOWN else ""
-        clips = ", ".join(self.keys[:_KEYS_SHOWN]) or "unknown"
-        return (
-            f"step {self.step}: loss {self.loss:g}, gradient norm {self.grad_norm:g}, learning rate "
-            f"{self.learning_rate:.3g}, clips {clips}{more}"
-        )

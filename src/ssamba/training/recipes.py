@@ -145,6 +145,11 @@ class Recipe(Config):
         """Return the settings of the task as plain values, without those that the training loop saves itself."""
         return self.model_dump(mode="json", exclude={"optimizer", "schedule", "run"})
 
+    @classmethod
+    def task_defaults(cls) -> dict[str, Any]:
+        """Return the task's settings at their defaults, which a run of an older version had without naming them."""
+        return cls.parse({}, "defaults").task_settings()
+
 
 def shipped_recipes(command: Command) -> dict[str, Path]:
     """Return the recipes that come with ssamba, by name."""

@@ -24,11 +24,13 @@ from ssamba.files import check_before_replacing, finite, json_text, utf8_cells, 
 from ssamba.progress import Progress, counted, format_duration
 from ssamba.training.distributed import World
 from ssamba.training.settings import RunSettings
+from ssamba.training.state import EARLIER_LOGS
 from ssamba.training.task import StepOutcome
 
 LOG_FILE = "log.jsonl"
 SKIPPED_FILE = "skipped.csv"
 REPORT_FILE = "report.json"
+_KEYS_SHOWN = 20
 _CURVE_EVENTS = ("train", "validation")
 _SHOWN_METRICS = ("loss", "discriminative", "accuracy", "generative", "clip")
 _SHOWN_VALIDATION = ("accuracy", "balanced_accuracy", "mAP")
@@ -76,8 +78,8 @@ class TrainingProgress(RunTotals):
     """Learning rate of the last step."""
     grad_norm: float = float("nan")
     """Gradient norm of the last step, before clipping."""
-    clips_per_s: float = 0.0
-    """Clips per second over the last log window, all processes together."""
+    clips_per_s: float | None = None
+    """Clips per second over the last log window, all processes together; None before the first."""
     audio_h_per_s: float = 0.0
     """Hours of audio per second, likewise."""
     data_wait_share: float = 0.0
@@ -100,7 +102,7 @@ class TrainingProgress(RunTotals):
             "bad_steps": self.bad_steps,
             "learning_rate": self.learning_rate,
             "grad_norm": self.grad_norm,
-            "clips_per_s": round(self.clips_per_s, 3),
+            "clips_per_s": round(self.clips_per_s or 0.0, 3),
             "audio_h_per_s": round(self.audio_h_per_s, 6),
             "data_wait_share": round(self.data_wait_share, 4),
         }
@@ -129,8 +131,8 @@ class StepProgress(Progress):
     """Epochs done."""
     learning_rate: float = 0.0
     """Learning rate of the last step."""
-    clips_per_s: float = 0.0
-    """Clips per second over the last log window, all processes together."""
+    clips_per_s: float | None = None
+    """Clips per second over the last log window, all processes together; None before the first."""
     data_wait_share: float = 0.0
     """Share of that window's time spent waiting for data."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -143,7 +145,8 @@ class StepProgress(Progress):
         """Return the progress of a run, whose current part is named `step`."""
         shown = [f"{name} {state.metrics[name]:.3f}" for name in _SHOWN_METRICS if name in state.metrics]
         held = [f"{name} {state.validation[name]:.3f}" for name in _SHOWN_VALIDATION if name in state.validation]
-        detail = [f"step {state.step}", f"{state.clips_per_s:.0f} clips/s", " ".join(shown)]
+        rate = "" if state.clips_per_s is None else f"{state.clips_per_s:.3g} clips/s"
+        detail = [f"step {state.step}", rate, " ".join(shown)]
         detail += [f"held out: {' '.join(held)}"] if held else []
         return cls(
             step=step,
@@ -277,11 +280,44 @@ class Window:
         return {name: float(value) / self.weight for name, value in self.sums.items()} if self.weight else {}
 
 
+@dataclass(frozen=True)
+class BadStep:
+    """A step that was skipped because its loss or gradient was not finite."""
+
+    step: int
+    """Steps done before it."""
+    loss: float
+    """Mean over all ranks."""
+    grad_norm: float
+    """Euclidean norm of the gradient."""
+    learning_rate: float
+    """Full learning rate times the schedule."""
+    keys: tuple[str, ...]
+    """Clips of the parts whose loss was not finite; all clips of the step if only the gradient was not."""
+
+    def __str__(self) -> str:
+        more = f" and {len(self.keys) - _KEYS_SHOWN} more" if len(self.keys) > _KEYS_SHOWN else ""
+        clips = ", ".join(self.keys[:_KEYS_SHOWN]) or "unknown"
+        return (
+            f"step {self.step}: loss {self.loss:g}, gradient norm {self.grad_norm:g}, learning rate "
+            f"{self.learning_rate:.3g}, clips {clips}{more}"
+        )
+
+
 class RunLog:
     """The files that the main process writes while it trains."""
 
-    def __init__(self, out: Path, run: RunSettings, step: int, wandb_id: str | None, recipe: Mapping[str, Any]):
-        """Open the log at a step; later lines are removed.
+    def __init__(
+        self, out: Path, run: RunSettings, resumed_from: int | None, wandb_id: str | None, recipe: Mapping[str, Any]
+    ):
+        """Open the log.
+
+        Args:
+            out: folder of the run.
+            run: which curves to write.
+            resumed_from: step of the state that the run resumes from; later lines are removed. None starts a new log.
+            wandb_id: identifier of the run at Weights & Biases.
+            recipe: settings of the run.
 
         Raises:
             MissingExtraError: TensorBoard or Weights & Biases is requested and not installed.
@@ -289,16 +325,22 @@ class RunLog:
         self.out = out
         self.lost = 0
         """Lines, curves or pictures that could not be written."""
+        self.earlier: Path | None = None
+        """Where the log of a session is that ended before there was a state."""
+        self.has_pictures = any((out / "pictures").glob("*.png"))
+        """Whether this run has drawn pictures."""
         self.skipped: set[str] = set()
         self._last_line_torn = False
-        self._tensorboard = _open_tensorboard(out / "tensorboard", step) if run.tensorboard else None
+        self._tensorboard = _open_tensorboard(out / "tensorboard", resumed_from) if run.tensorboard else None
         self._wandb = _open_wandb(run.wandb, out, wandb_id, recipe) if run.wandb else None
-        if step:
-            _truncate(out / LOG_FILE, step)
+        if resumed_from is not None:
+            _truncate(out / LOG_FILE, resumed_from)
             self.skipped = _read_skipped(out / SKIPPED_FILE)
         else:
-            for name in (LOG_FILE, SKIPPED_FILE):
-                (out / name).unlink(missing_ok=True)
+            (out / SKIPPED_FILE).unlink(missing_ok=True)
+            if (out / LOG_FILE).exists():
+                number = 1 + len([*out.glob(EARLIER_LOGS)])
+                self.earlier = (out / LOG_FILE).rename(out / EARLIER_LOGS.replace("*", str(number)))
 
     @property
     def wandb_id(self) -> str | None:
@@ -350,6 +392,8 @@ class RunLog:
 
     def picture(self, name: str, figure: Any, step: int) -> None:
         """Save a matplotlib figure as `pictures/step-N-NAME.png`, and add it to TensorBoard."""
+
+        self.has_pictures = True
 
         def write() -> None:
             path = self.out / "pictures" / f"step-{step:08d}-{name}.png"
@@ -410,12 +454,12 @@ def _read_skipped(path: Path) -> set[str]:
         return {row[0] for row in list(csv.reader(file))[1:] if row}
 
 
-def _open_tensorboard(folder: Path, step: int) -> Any:
+def _open_tensorboard(folder: Path, resumed_from: int | None) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise MissingExtraError('TensorBoard is not installed: pip install "ssamba[train]"') from None
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    return SummaryWriter(str(folder), purge_step=(resumed_from or 0) + 1)
 
 
 def _open_wandb(project: str | None, out: Path, run_id: str | None, recipe: Mapping[str, Any]) -> Any:

@@ -96,10 +96,12 @@ class RunSettings(Config):
     uses at most (1 + t) / (10 + t)."""
     average_epochs: tuple[int, int] | None = None
     """First and last epoch, counted from 1, after which the weights enter a plain mean, which is then released."""
-    checkpoint_every_steps: int | None = Field(1000, gt=0)
-    """Steps between two saved states; a new best validation and the end of the run are saved, too."""
-    checkpoint_every_minutes: float | None = Field(10.0, gt=0)
-    """Longest time in minutes between two saved states."""
+    checkpoint_every_minutes: float | None = Field(1.0, gt=0)
+    """Minutes between two saved states, and so the most that a killed run loses; the first state is saved after ten
+    seconds. Where saving takes more than a twentieth of that time, states are saved as much less often. A new best
+    validation and the end of the run are saved, too. None never saves by time."""
+    checkpoint_every_steps: int | None = Field(None, gt=0)
+    """Steps after which a state is saved, besides those saved by time."""
     keep_last: int = Field(2, gt=0)
     """Number of latest saved states to keep, besides the one with the best validation."""
     validate_every: int | Literal["epoch"] | None = None
@@ -112,7 +114,7 @@ class RunSettings(Config):
     log_every: int = Field(10, gt=0)
     """Steps between two lines of the log."""
     picture_every: int | None = Field(None, gt=0)
-    """Steps between two sets of pictures."""
+    """Steps between two sets of pictures; the first come with the first validation. None draws none."""
     tensorboard: bool = False
     """Write curves and pictures for TensorBoard."""
     wandb: str | None = None
@@ -166,6 +168,18 @@ FREE_ON_RESUME = frozenset(
 )
 """Settings that may change when a run is resumed: its length, what is written when, the number of decoders, how the
 initial model is named (its digest may not change), and what happens after a fine-tuning."""
+
+
+def fill_in_defaults(before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings of an earlier run with those that are new since then, and in `now`, at their defaults."""
+    filled = dict(before)
+    for key, value in now.items():
+        default = defaults.get(key)
+        if key not in before:
+            filled |= {key: default} if key in defaults else {}
+        elif isinstance(value, Mapping) and isinstance(before[key], Mapping):
+            filled[key] = fill_in_defaults(before[key], value, default if isinstance(default, Mapping) else {})
+    return filled
 
 
 def saved_settings(

@@ -31,7 +31,14 @@ from ssamba.checkpoint.names import MODEL_FOLDER, ROUNDS_FOLDER, STATES_FOLDER
 from ssamba.config import RENAMED_KEYS, ModelIdentity, settings_differences
 from ssamba.errors import CheckpointError, ModelMismatchError, OtherSettingsError, TrainingError
 from ssamba.files import check_before_replacing, move_aside, output_folder
-from ssamba.training.settings import FREE_ON_RESUME
+from ssamba.training.settings import (
+    FREE_ON_RESUME,
+    OptimizerSettings,
+    RunSettings,
+    ScheduleSettings,
+    fill_in_defaults,
+    saved_settings,
+)
 
 BEST_FOLDER = "best"
 """Folder of a run with the model that had the best validation."""
@@ -39,6 +46,8 @@ REFIT_FOLDER = "refit"
 """Folder of a fine-tuning run with the training on all clips."""
 STARTED_FROM = "started_from"
 """Setting of a task: the digest of the weights that it started from."""
+EARLIER_LOGS = "log-*.jsonl"
+"""Logs of sessions that ended before there was a state."""
 STATE_FILE = "state.pt"
 META_FILE = "meta.json"
 _OTHERWISE = "--overwrite to start anew, or choose another output"
@@ -93,8 +102,14 @@ class StateFolder:
         """Return the folder that the state of a step has or would have."""
         return self.folder / f"step-{step:08d}"
 
-    def newest(self, settings: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+    def newest(
+        self, settings: Mapping[str, Any], task_defaults: Mapping[str, Any] | None = None
+    ) -> tuple[Path, dict[str, Any]] | None:
         """Return the newest state that can be loaded, with its folder; None if there are no states.
+
+        Args:
+            settings: those of the run; see `check_settings`.
+            task_defaults: see `check_settings`.
 
         Raises:
             OtherSettingsError: it was saved with other settings.
@@ -103,7 +118,7 @@ class StateFolder:
         """
         states = self.complete()
         for saved in reversed(states):
-            check_settings(saved.meta.get("recipe", {}), settings, self.folder.parent)
+            check_settings(saved.meta.get("recipe", {}), settings, self.folder.parent, task_defaults)
             try:
                 return saved.folder, saved.load()
             except CheckpointError as error:
@@ -252,15 +267,23 @@ def check_plain(value: Any, name: str) -> None:
         )
 
 
-def check_run(run: Path, settings: Mapping[str, Any]) -> None:
+def check_run(run: Path, settings: Mapping[str, Any], task_defaults: Mapping[str, Any] | None = None) -> None:
     """Refuse other settings than those of the run in a folder, if there is one; see `check_settings`."""
     states = StateFolder(run / STATES_FOLDER, 1).complete()
     if states:
-        check_settings(states[-1].meta.get("recipe", {}), settings, run)
+        check_settings(states[-1].meta.get("recipe", {}), settings, run, task_defaults)
 
 
-def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
-    """Refuse to resume with other settings, except for those in `FREE_ON_RESUME`. A missing key equals None.
+def check_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], run: Path, task_defaults: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse to resume with other settings, except for those in `FREE_ON_RESUME`.
+
+    Args:
+        before: settings of the run; those that did not exist yet count as their defaults, or as None.
+        now: wanted settings.
+        run: folder of the run.
+        task_defaults: defaults of the task's settings.
 
     Raises:
         OtherSettingsError: names every key that differs, with both values.
@@ -272,12 +295,20 @@ def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], run: Path)
             f"{run} holds a run that started from {_start_text(old)}, not from {_start_text(new)}: start from the "
             f"same model to resume, {_OTHERWISE}"
         )
-    changed = settings_differences(before, now, FREE_ON_RESUME)
+    changed = settings_differences(with_new_settings(before, now, task_defaults), now, FREE_ON_RESUME)
     if changed:
         named = "; ".join(text.removeprefix("task.") for text in changed)
         raise OtherSettingsError(
             f"{run} holds a run with other settings: {named}. Use the same settings to resume, {_OTHERWISE}"
         )
+
+
+def with_new_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], task_defaults: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return settings of an earlier run with those of `now` that did not exist yet, at their defaults."""
+    defaults = saved_settings(OptimizerSettings(), ScheduleSettings(), RunSettings(steps=1), task_defaults or {})
+    return fill_in_defaults(before, now, defaults)
 
 
 def run_folder(typed: str | Path) -> Path:
@@ -317,7 +348,8 @@ def check_output(out: Path, *, other_kind: Literal["rounds", "checkpoints"] | No
 def move_run_aside(out: Path) -> Path | None:
     """Move everything that a run wrote to a new folder beside it, the saved states last; return that folder."""
     check_before_replacing()
-    moved_to = move_aside(out, _RUN_ENTRIES) if out.is_dir() else None
+    earlier_logs = (path.name for path in sorted(out.glob(EARLIER_LOGS)))
+    moved_to = move_aside(out, (*earlier_logs, *_RUN_ENTRIES)) if out.is_dir() else None
     if moved_to is not None:
         _log.info("the earlier run was moved to %s", moved_to)
     return moved_to

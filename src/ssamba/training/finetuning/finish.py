@@ -42,7 +42,14 @@ from ssamba.training.finetuning.report import (
 from ssamba.training.finetuning.task import FinetuneTask, Predictions
 from ssamba.training.run_io import TrainingReport
 from ssamba.training.settings import FREE_ON_RESUME
-from ssamba.training.state import BEST_FOLDER, REFIT_FOLDER, check_run, check_settings, replace_folder
+from ssamba.training.state import (
+    BEST_FOLDER,
+    REFIT_FOLDER,
+    check_run,
+    check_settings,
+    replace_folder,
+    with_new_settings,
+)
 
 _LENGTH = {f"run.{name}" for name in ("steps", "epochs", "max_minutes", "patience")}
 _FINISH = {"task.finish.refit", "task.finish.precision"}
@@ -78,7 +85,7 @@ def refit(job: FinetuneJob, plan: Refit, world: World) -> TrainingReport:
     if world.is_main:
         settings = settings_of(recipe, job.initial)
         try:
-            check_run(folder, {**settings, "task": {**settings["task"], **more}})
+            check_run(folder, {**settings, "task": {**settings["task"], **more}}, recipe.task_defaults())
         except OtherSettingsError:
             shutil.rmtree(folder)
     world.broadcast(None)  # wait for the main process
@@ -143,6 +150,7 @@ def read_finished(output: Path, recipe: FinetuneRecipe, initial: InitialModel) -
     if before is None or not (output / MODEL_FOLDER).is_dir():
         return None
     now = settings_of(recipe, initial)
+    before = with_new_settings(before, now, recipe.task_defaults())
     check_settings(before, now, output)
     return None if settings_differences(before, now, FREE_ON_RESUME - _LENGTH - _FINISH) else content
 

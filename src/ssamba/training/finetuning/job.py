@@ -81,6 +81,7 @@ class FinetuneJob:
             recipe.run,
             folder,
             recipe={**task_settings(recipe, self.initial), **(more or {})},
+            task_defaults=recipe.task_defaults(),
             device=self.device,
             lock=self.lock,
             on_progress=on_step,

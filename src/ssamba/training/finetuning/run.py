@@ -195,7 +195,7 @@ def _finetune(
     if not overwrite:  # before recordings are read
         finished = finish.read_finished(output, settings, initial)
         for folder in sorted((output / ROUNDS_FOLDER).glob("*/")):
-            check_run(folder, settings_of(settings, initial))
+            check_run(folder, settings_of(settings, initial), settings.task_defaults())
     window = window_s(initial.encoder.num_frames, initial.front_end)
     on_decoded = report_decoded(progress)
     labeled = open_labeled(data, settings, initial.front_end, window, on_decoded, encoding, background, labels_from)

@@ -181,7 +181,7 @@ class PretrainRecipe(Recipe):
     best: Literal["loss", "accuracy"] = "loss"
     """Validation metric that chooses the best state, at the count nearest to the masked share: the weighted sum of the
     objectives, or (the original) the accuracy of InfoNCE."""
-    run: RunSettings = RunSettings(epochs=10)
+    run: RunSettings = RunSettings(epochs=10, picture_every=1000)
     """Length, precision, checkpoints, logs."""
 
     @model_validator(mode="after")

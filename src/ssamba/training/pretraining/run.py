@@ -128,10 +128,13 @@ def pretrain(
         given = {*parse_changes(set), *(() if size is None else ("model.size",))}
         settings = settings.starting_from(str(checkpoint), start.config.encoder, start.front_end, given)
     task_settings = {**settings.task_settings(), **start_settings(None if start is None else start.identity)}
+    defaults = settings.task_defaults()
     with lock_run(output, take_over) as lock:
         if not overwrite:  # before recordings are read
             check_output(output, other_kind="rounds")
-            check_run(output, saved_settings(settings.optimizer, settings.schedule, settings.run, task_settings))
+            check_run(
+                output, saved_settings(settings.optimizer, settings.schedule, settings.run, task_settings), defaults
+            )
         corpora = open_corpora(data, settings, report_decoded(progress), encoding)
         notes = corpora.notes() if is_main_process() else []
         for note in notes:
@@ -148,6 +151,7 @@ def pretrain(
             device=device,
             lock=lock,
             notes=notes,
+            task_defaults=defaults,
             on_progress=None if progress is None else lambda state: progress(StepProgress.of(state, "pretraining")),
         )
     if report.stopped.startswith("SIG"):
