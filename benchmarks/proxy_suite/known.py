@@ -59,6 +59,22 @@ def _digest(samples: Samples) -> bytes:
     return hash_bytes(np.rint(samples * (32767 / peak if peak else 0.0)).astype(np.int16).tobytes())
 
 
+@dataclass(frozen=True)
+class Signature:
+    """What a recording is recognized by."""
+
+    length: int
+    """Samples, S."""
+    fingerprint: Array
+    """(F,)."""
+    digest: bytes
+
+    @classmethod
+    def of(cls, samples: Samples) -> Signature:
+        """Return the signature of samples (S,) at 16 kHz."""
+        return cls(len(samples), fingerprint(samples), _digest(samples))
+
+
 @dataclass
 class KnownClips:
     """The clips of excluded suites, and what was found of them."""
@@ -87,24 +103,30 @@ class KnownClips:
         for folder in suites:
             for task in read_suite(folder):
                 for clip, samples in zip(task.clips, read_waves(task), strict=True):
+                    signature = Signature.of(samples)
                     names.append(f"{folder.name}/{clip}")
-                    lengths.append(len(samples))
-                    prints.append(fingerprint(samples))
-                    digests.add(_digest(samples))
+                    lengths.append(signature.length)
+                    prints.append(signature.fingerprint)
+                    digests.add(signature.digest)
         if not names:
             return cls()
         return cls(names, np.array(lengths), np.stack(prints), frozenset(digests))
 
-    def find(self, samples: Samples) -> tuple[str, float] | None:
-        """Return the name of the known clip that samples (S,) are, and the correlation; None if they are new."""
-        near = np.flatnonzero(np.abs(self.lengths - len(samples)) <= LENGTH_S * RATE_HZ)
+    def find(self, signature: Signature, correlation: float = CORRELATION) -> tuple[str, float] | None:
+        """Return the name of the known clip with this signature, and their correlation; None if it is new.
+
+        Args:
+            signature: of a recording.
+            correlation: fingerprints that correlate so much or more are the same recording's.
+        """
+        near = np.flatnonzero(np.abs(self.lengths - signature.length) <= LENGTH_S * RATE_HZ)
         if not len(near):
             return None
-        correlation = self.fingerprints[near] @ fingerprint(samples)
-        best = int(correlation.argmax())
-        if _digest(samples) not in self.digests and correlation[best] < CORRELATION:
+        correlations = self.fingerprints[near] @ signature.fingerprint
+        best = int(correlations.argmax())
+        if signature.digest not in self.digests and correlations[best] < correlation:
             return None
-        return self.names[near[best]], float(correlation[best])
+        return self.names[near[best]], float(correlations[best])
 
     def refuse(self, task: str, source: Source, digest: str, opus: bytes) -> str | None:
         """Return why a clip is refused, for `build_suite`; None keeps it."""
@@ -112,7 +134,7 @@ class KnownClips:
         if first != source.name:
             self.repeats += 1
             return f"is the same recording as {first}"
-        found = self.find(decode(AudioBytes(source.name, opus), sample_rate_hz=RATE_HZ))
+        found = self.find(Signature.of(decode(AudioBytes(source.name, opus), sample_rate_hz=RATE_HZ)))
         if found is None:
             return None
         self.matches += 1

@@ -7,7 +7,6 @@ import io
 import json
 import random
 import sys
-import tarfile
 import types
 import zipfile
 
@@ -20,11 +19,10 @@ from benchmarks.open_suite.tasks import chosen
 from benchmarks.proxy_suite import PROXY_TASKS, speech
 from benchmarks.proxy_suite.__main__ import main
 from benchmarks.proxy_suite.build import drum_notes, effect_notes
-from benchmarks.proxy_suite.known import KnownClips
+from benchmarks.proxy_suite.known import KnownClips, Signature
 from benchmarks.proxy_suite.speech import spoken_syllables
 from benchmarks.proxy_suite.tasks import EFFECTS, FINALS, PERCUSSION, PROXY_FONTS, PROXY_WORDS, prompts, voices
 
-from ssamba.data.shards import ShardSettings, encode
 from ssamba.evaluation.suite import read_suite
 
 SOUNDS = "usr/share/asterisk/sounds"
@@ -41,31 +39,6 @@ SPEAKERS = {
 def rows_of(path):
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def encoded(data, bitrate_kbps):
-    samples, _ = sf.read(io.BytesIO(data), dtype="float32")
-    return encode(samples, ShardSettings(bitrate_kbps=bitrate_kbps))
-
-
-@pytest.fixture
-def excluded(tmp_path):
-    """Writes a suite that holds recordings, in a codec and bit rate of its own."""
-
-    def write(recordings):
-        folder = tmp_path / "suite"
-        folder.mkdir()
-        with tarfile.open(folder / "speaker.tar", "w") as tar:
-            for number, data in enumerate(recordings):
-                opus = encoded(data, 48.0)
-                member = tarfile.TarInfo(f"{number}.opus")
-                member.size = len(opus)
-                tar.addfile(member, io.BytesIO(opus))
-        lines = [f"{n}.opus,{'ab'[n % 2]},{('train', 'test')[n // 2 % 2]},\n" for n in range(len(recordings))]
-        (folder / "speaker.csv").write_text("clip,label,split,group\n" + "".join(lines))
-        return folder
-
-    return write
 
 
 def test_prompts_are_built_without_the_recordings_of_an_excluded_suite(debs, wav, excluded, tmp_path, capsys):
@@ -96,12 +69,12 @@ def test_a_recording_is_recognized_in_another_codec_and_others_are_not(wav, excl
     recordings = [wav(0.6) for _ in range(4)]
     known = KnownClips.read([excluded(recordings)])
     samples, _ = sf.read(io.BytesIO(recordings[2]), dtype="float32")
-    name, correlation = known.find(0.3 * samples)
+    name, correlation = known.find(Signature.of(0.3 * samples))
     assert name == "suite/2.opus"
     assert correlation > 0.99
     other, _ = sf.read(io.BytesIO(wav(0.6)), dtype="float32")
-    assert known.find(other) is None
-    assert KnownClips().find(samples) is None
+    assert known.find(Signature.of(other)) is None
+    assert KnownClips().find(Signature.of(samples)) is None
 
 
 def test_neither_words_nor_recordings_nor_programs_are_the_open_suites():
