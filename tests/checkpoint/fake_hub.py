@@ -1,7 +1,8 @@
-"""A small Hugging Face hub on the loopback: the parts of its API that listing and downloading a model need."""
+"""A small Hugging Face hub on the loopback: what listing, downloading and uploading a model need of its API."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -80,6 +81,29 @@ class FakeHub:
         facts = {"id": repo, "modelId": repo, "sha": self.commit, "siblings": siblings}
         return self.send(request, 200, json.dumps(facts).encode(), True, {"Content-Type": "application/json"})
 
+    def accept(self, request: BaseHTTPRequestHandler) -> None:
+        """Answer a POST: create a repository, say how to upload files, or take a commit."""
+        path = unquote(urlsplit(request.path).path)
+        lines = request.rfile.read(int(request.headers["Content-Length"])).splitlines()
+        content = [json.loads(line) for line in lines]
+        self.requests.append(("POST", path))
+        answer: dict[str, object] = {"errors": [], "warnings": []}  # to /api/validate-yaml
+        if path == "/api/repos/create":
+            repo = f"{content[0].get('organization') or 'me'}/{content[0]['name']}"
+            self.repositories.setdefault(repo, {})
+            answer = {"url": f"http://{request.headers['Host']}/{repo}", "id": repo}
+        elif "/preupload/" in path:
+            files = [{"path": file["path"], "uploadMode": "regular"} for file in content[0]["files"]]
+            answer = {"files": [{**file, "shouldIgnore": False, "oid": None} for file in files]}
+        elif "/commit/" in path:
+            repo = path.removeprefix("/api/models/").split("/commit/")[0]
+            for entry in content:
+                if entry["key"] == "file":
+                    self.repositories[repo][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            url = f"http://{request.headers['Host']}/{repo}/commit/{self.commit}"
+            answer = {"commitUrl": url, "commitOid": self.commit, "pullRequestUrl": None}
+        self.send(request, 200, json.dumps(answer).encode(), True, {"Content-Type": "application/json"})
+
     def send(self, request, status: int, content: bytes, body: bool, headers: dict[str, str] | None = None) -> None:
         request.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
@@ -105,6 +129,9 @@ def serving(hub: FakeHub):
 
         def do_GET(self):
             hub.answer(self, body=True)
+
+        def do_POST(self):
+            hub.accept(self)
 
         def log_message(self, *arguments):
             pass

@@ -116,7 +116,7 @@ def test_ssast_files_load_strictly_and_report_what_was_ignored_and_assumed(ssast
     assert "3 attention heads are assumed" in str(loaded.report)
     config = loaded.config.encoder
     assert (config.embed_dim, config.depth, config.num_heads, config.grid) == (24, 2, 3, (8, 8))
-    assert loaded.config.model_type == "ssast"
+    assert loaded.config.family == "ssast"
 
 
 def official_ssast(model):
@@ -188,7 +188,7 @@ def test_ssast_files_that_do_not_fit_are_refused_with_a_reason(tmp_path, ssast_p
         (lambda c: c["encoder"].update(num_head=3), "encoder: unknown key 'num_head'; did you mean 'num_heads'"),
         (lambda c: c["encoder"].update(state_size=3), "unknown key 'state_size'"),
         (lambda c: c["encoder"].update(num_heads=5), "not a multiple of num_heads"),
-        (lambda c: c.update(model_type="ssamba"), "unknown key 'num_heads'"),
+        (lambda c: c.update(family="ssamba"), "unknown key 'num_heads'"),
     ],
 )
 def test_ssast_folders_convert_and_are_checked_as_ssambas_are(tmp_path, ssast_pth, change, message):
@@ -204,8 +204,10 @@ def test_ssast_folders_convert_and_are_checked_as_ssambas_are(tmp_path, ssast_pt
 
 def test_families_and_encoders_that_contradict_each_other_are_refused():
     with pytest.raises(ConfigError, match="does not fit"):
-        ModelConfig.parse({"model_type": "ssamba", "encoder": encoder_config("tiny", "ssast")}, "here")
-    assert ModelConfig(encoder=encoder_config("tiny", "ssast")).model_type == "ssast"
+        ModelConfig.parse({"family": "ssamba", "encoder": encoder_config("tiny", "ssast")}, "here")
+    assert ModelConfig(encoder=encoder_config("tiny", "ssast")).family == "ssast"
+    before_family = {"model_type": "ssast", "encoder": encoder_config("tiny", "ssast").model_dump()}
+    assert ModelConfig.parse(before_family, "here").family == "ssast"
 
 
 def test_conversion_is_exact_both_ways(tmp_path, ssamba_pth):
@@ -236,7 +238,7 @@ def test_a_folder_that_holds_the_checkpoint_is_left_and_another_one_refused(tmp_
         with pytest.raises(OtherSettingsError, match=named):
             convert_checkpoint(ssamba_pth, tmp_path / "c", **options)
     with pytest.raises(
-        OtherSettingsError, match=r"model_type was 'ssamba', is 'ssast'; .*encoder\.embed_dim was 32, is 24"
+        OtherSettingsError, match=r"family was 'ssamba', is 'ssast'; .*encoder\.embed_dim was 32, is 24"
     ):
         convert_checkpoint(ssast_pth, tmp_path / "c")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "c").iterdir()} == before

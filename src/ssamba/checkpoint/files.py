@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
+from ssamba.config import Config
 from ssamba.errors import CheckpointError
 from ssamba.files import json_text, utf8_text, write_atomically
 
@@ -111,6 +112,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, expected an object")
     return content
+
+
+def own_keys(values: Mapping[str, Any], config: type[Config]) -> dict[str, Any]:
+    """Return the fields of `config` among the values of a JSON file that transformers wrote; of others all values."""
+    if values.keys().isdisjoint(("transformers_version", "feature_extractor_type")):
+        return dict(values)
+    return {key: value for key, value in values.items() if key in config.model_fields}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

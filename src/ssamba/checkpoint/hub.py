@@ -147,7 +147,7 @@ def fetch_matching(
     """
     if find_spec("huggingface_hub") is None:
         raise MissingExtraError(
-            f'{name} needs huggingface_hub: pip install "ssamba[hf]", or {_by_hand(_PAGE, repo, revision, by_hand)}'
+            f'{name} needs huggingface_hub: pip install "ssamba[hub]", or {_by_hand(_PAGE, repo, revision, by_hand)}'
         )
     from huggingface_hub import constants
 

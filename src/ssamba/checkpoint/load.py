@@ -15,6 +15,7 @@ from ssamba.checkpoint.files import (
     CONFIG_FILE,
     PREPROCESSOR_FILE,
     WEIGHTS_FILE,
+    own_keys,
     read_json,
     read_tensors,
     write_json,
@@ -23,7 +24,7 @@ from ssamba.checkpoint.files import (
 from ssamba.checkpoint.names import FoundModel, find_model
 from ssamba.checkpoint.official import convert_official, is_official
 from ssamba.checkpoint.released import REPOSITORY
-from ssamba.config import ENCODER_CONFIGS, BaseEncoderConfig, FrontEndConfig, ModelConfig, ModelIdentity
+from ssamba.config import MODEL_TYPES, BaseEncoderConfig, FrontEndConfig, ModelConfig, ModelIdentity
 from ssamba.errors import CheckpointError, ConfigError, OtherSettingsError
 from ssamba.files import output_folder
 from ssamba.hashing import digest_of
@@ -378,16 +379,16 @@ def _config_of(model: Model) -> ModelConfig:
 
 def _read_folder(folder: Path, notes: list[str]) -> tuple[ModelConfig, FrontEndConfig, dict[str, Tensor]]:
     values = read_json(folder / CONFIG_FILE)
-    if values.get("model_type") not in ENCODER_CONFIGS:
+    if values.get("model_type") not in MODEL_TYPES:
         raise CheckpointError(
-            f"{folder / CONFIG_FILE} describes a model of type {values.get('model_type')!r}, expected "
-            f"{' or '.join(map(repr, ENCODER_CONFIGS))}"
+            f"{folder / CONFIG_FILE} describes a model of type {values.get('model_type')!r}, expected 'ssamba'"
         )
     try:
-        config = ModelConfig.parse(values, str(folder / CONFIG_FILE))
-        if (folder / PREPROCESSOR_FILE).exists():
-            source = folder / PREPROCESSOR_FILE
-            front_end = FrontEndConfig.parse(read_json(source), str(source))
+        config = ModelConfig.parse(own_keys(values, ModelConfig), str(folder / CONFIG_FILE))
+        if (source := folder / PREPROCESSOR_FILE).exists():
+            front_end = FrontEndConfig.parse(own_keys(read_json(source), FrontEndConfig), str(source))
+        elif isinstance(values.get("front_end"), Mapping):  # as transformers' classes write it
+            front_end = FrontEndConfig.parse(values["front_end"], str(folder / CONFIG_FILE))
         else:
             front_end = FrontEndConfig()
             notes.append(f"{PREPROCESSOR_FILE} is missing: the official front end is used")

@@ -24,8 +24,8 @@ from typing import Literal, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from ssamba.checkpoint import hub, released
-from ssamba.checkpoint.files import CONFIG_FILE, WEIGHTS_FILE, read_json
-from ssamba.config import ENCODER_CONFIGS, EncoderConfig, ModelConfig
+from ssamba.checkpoint.files import CONFIG_FILE, WEIGHTS_FILE, own_keys, read_json
+from ssamba.config import MODEL_TYPES, EncoderConfig, ModelConfig
 from ssamba.errors import CheckpointError, ConfigError
 from ssamba.model.create import SIZES
 
@@ -334,7 +334,7 @@ def _cached() -> Iterator[ModelInfo]:
     for pinned, aliases, folder in hub.cached_folders(CONFIG_FILE, WEIGHTS_FILE):
         try:
             values = read_json(folder / CONFIG_FILE)
-            if values.get("model_type") not in ENCODER_CONFIGS:
+            if values.get("model_type") not in MODEL_TYPES:
                 continue
             data = values.get("origin")
             data = data if isinstance(data, str) else _NOT_STATED
@@ -346,7 +346,7 @@ def _cached() -> Iterator[ModelInfo]:
 def _describe(known: KnownModel, where: Literal["shipped", "cached"]) -> ModelInfo:
     """Return the facts about a model, from its configuration and the header of its weights."""
     path = known.folder / CONFIG_FILE
-    encoder = ModelConfig.parse(read_json(path), str(path)).encoder
+    encoder = ModelConfig.parse(own_keys(read_json(path), ModelConfig), str(path)).encoder
     family = "ssamba2" if isinstance(encoder, EncoderConfig) and encoder.variant == "ssamba2" else encoder.family
     sizes = {values["embed_dim"]: size for size, values in SIZES.items()}
     weights = known.folder / WEIGHTS_FILE

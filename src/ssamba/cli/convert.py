@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from ssamba.cli.app import EXIT_CODES, app, parse_numbers, say
+from ssamba.errors import MissingExtraError
 
 FolderOption = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)]
 ReplaceOption = Annotated[bool, typer.Option("--overwrite", help="Replace another checkpoint in the folder.")]
@@ -18,7 +20,8 @@ _MODEL = "name, folder, official .pth file, or hf:OWNER/NAME."
 
 @app.command(
     epilog="[bold]Examples[/]\n\nssamba convert ssamba_tiny.pth -o ssamba-tiny/\n\n"
-    "ssamba convert ssamba-tiny-400 -o official-tiny/\n\n" + EXIT_CODES
+    "ssamba convert ssamba-tiny-400 -o official-tiny/\n\n"
+    "ssamba convert runs/birds -o birds/ --to hf\n\n" + EXIT_CODES
 )
 def convert(
     checkpoint: Annotated[str, typer.Argument(metavar="MODEL", help=f"Model: {_MODEL}")],
@@ -26,11 +29,19 @@ def convert(
     overwrite: ReplaceOption = False,
     half: HalfOption = False,
     origin: OriginOption = None,
+    to: Annotated[
+        Literal["ssamba", "hf"],
+        typer.Option(help='"hf": also what the Hugging Face hub needs, a model card and code (ssamba[hf]).'),
+    ] = "ssamba",
 ) -> None:
     """Convert a checkpoint to ssamba's format: config.json, model.safetensors, preprocessor_config.json."""
-    from ssamba.checkpoint import convert_checkpoint
-
-    report = convert_checkpoint(checkpoint, output, overwrite=overwrite, half=half, origin=origin)
+    if to == "hf":
+        if find_spec("transformers") is None:
+            raise MissingExtraError('--to hf needs transformers: pip install "ssamba[hf]"')
+        from ssamba.integrations.huggingface import convert_to_hf as write
+    else:
+        from ssamba.checkpoint import convert_checkpoint as write
+    report = write(checkpoint, output, overwrite=overwrite, half=half, origin=origin)
     say(f"{report}\nmodel in {output}")
 
 

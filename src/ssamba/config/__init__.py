@@ -5,6 +5,7 @@ from ssamba.config.front_end import FrontEndConfig
 from ssamba.config.model import (
     ENCODER_CONFIGS,
     FORMAT_VERSION,
+    MODEL_TYPES,
     BaseEncoderConfig,
     ClassifierConfig,
     EncoderConfig,
@@ -19,6 +20,7 @@ from ssamba.config.model import (
 __all__ = [
     "ENCODER_CONFIGS",
     "FORMAT_VERSION",
+    "MODEL_TYPES",
     "RENAMED_KEYS",
     "BaseEncoderConfig",
     "ClassifierConfig",

@@ -20,7 +20,7 @@ class BaseEncoderConfig(Config):
     """Fields of every encoder over spectrogram patches: width, depth and patch grid."""
 
     family: ClassVar[str]
-    """Value of `model_type` in checkpoints."""
+    """Value of `family` in checkpoints."""
 
     embed_dim: int = Field(192, gt=0)
     """Width D of the token stream (192 tiny, 384 small, 768 base)."""
@@ -225,6 +225,10 @@ class HeadConfig(Config):
     """LayerNorm before the activation."""
 
 
+MODEL_TYPES = ("ssamba", SSASTConfig.family)
+"""Values of `model_type` in checkpoints: the second one stands in SSAST folders that were written before `family`."""
+
+
 class PretrainingConfig(Config):
     """Heads and decoder of the pretraining model; the default is the original's."""
 
@@ -339,7 +343,9 @@ FORMAT_VERSION = 1
 class ModelConfig(Config):
     """Contents of `config.json` in a checkpoint folder: everything needed to rebuild the model."""
 
-    model_type: Literal["ssamba", "ssast"] = "ssamba"
+    model_type: Literal["ssamba"] = "ssamba"
+    """What the Hugging Face classes recognize the folder by (`ssamba.integrations.huggingface`)."""
+    family: Literal["ssamba", "ssast"] = Field("ssamba", json_schema_extra={"since": 2})
     """Family of the encoder; set automatically if `encoder` is a configuration object."""
     format_version: Literal[1] = 1
     """Version of the file format."""
@@ -359,22 +365,26 @@ class ModelConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _name_family(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and isinstance(values.get("encoder"), BaseEncoderConfig):
-            return {"model_type": values["encoder"].family, **values}
+        if not isinstance(values, Mapping):
+            return values
+        if isinstance(values.get("encoder"), BaseEncoderConfig):
+            return {"family": values["encoder"].family, **values}
+        if values.get("model_type") == SSASTConfig.family:  # written before `family` existed
+            return {**values, "model_type": "ssamba", "family": SSASTConfig.family}
         return values
 
     @field_validator("encoder", mode="before")
     @classmethod
     def _parse_encoder(cls, value: Any, info: ValidationInfo) -> Any:
-        family = ENCODER_CONFIGS.get(info.data.get("model_type", ""))
+        family = ENCODER_CONFIGS.get(info.data.get("family", ""))
         if isinstance(value, Mapping) and family is not None:
             return family.parse(value, "encoder")
         return value
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
-        if self.encoder.family != self.model_type:
-            raise ValueError(f"model_type {self.model_type!r} does not fit an encoder of {self.encoder.family!r}")
+        if self.encoder.family != self.family:
+            raise ValueError(f"family {self.family!r} does not fit an encoder of {self.encoder.family!r}")
         if (self.kind == "classifier") != (self.classifier is not None):
             raise ValueError(f"kind {self.kind!r} and classifier {self.classifier!r} contradict each other")
         if self.pretraining is not None and self.kind != "pretraining":

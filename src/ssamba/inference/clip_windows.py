@@ -43,7 +43,7 @@ Result = TypeVar("Result")
 
 SILENT_PEAK = 2.0**-16
 """Up to this peak, half a step of 16 bits, samples are digital silence."""
-_TOLERANCE = 1.5
+LENGTH_TOLERANCE = 1.5
 """Lengths up to this factor beyond the quantiles of the training clips' are within them."""
 
 
@@ -197,6 +197,31 @@ def without_silence(samples: Array, shortest: int) -> Array:
     return samples[first : max(stop, first + shortest)]
 
 
+class Piece(NamedTuple):
+    """A window of a recording."""
+
+    start: int
+    """First sample."""
+    stop: int
+    samples: Array
+    """What is encoded: without digital silence at the edges."""
+    is_silent: bool
+    """Whether the time that it answers for is digital silence."""
+    is_last: bool
+
+
+def pieces_of(blocks: Iterable[Array], lengths: WindowLengths, rate_hz: int) -> Iterator[Piece]:
+    """Yield the windows of a recording, given as consecutive samples (S,)."""
+    seconds = lengths.window_s, lengths.hop_s, lengths.whole_s, lengths.shortest_s
+    window, hop, whole, shortest = (max(1, round(length_s * rate_hz)) for length_s in seconds)
+    margin = (window - hop) // 2  # on both sides of what a window answers for
+    for start, samples, is_last in cut(blocks, window, hop, whole):
+        inner = samples[margin if start else 0 : len(samples) if is_last else len(samples) - margin]
+        is_silent = bool(np.abs(inner).max(initial=0) <= SILENT_PEAK)
+        stop, is_whole = start + len(samples), not start and is_last
+        yield Piece(start, stop, samples if is_whole else without_silence(samples, shortest), is_silent, is_last)
+
+
 def run_windows(
     engine: InferenceEngine,
     items: Iterable[tuple[Key, Iterable[Array]]],
@@ -221,20 +246,13 @@ def run_windows(
         The keys in order, except that errors come at once, each with its windows or its error.
     """
     rate_hz = engine.front_end.sample_rate_hz
-    seconds = lengths.window_s, lengths.hop_s, lengths.whole_s, lengths.shortest_s
-    window, hop, whole, shortest = (max(1, round(length_s * rate_hz)) for length_s in seconds)
-    margin = (window - hop) // 2  # on both sides of what a window answers for
 
     def pieces() -> Iterator[tuple[_Piece, Iterable[Array]]]:
         for key, blocks in items:
             owner = _Owner(key, rate_hz)
             try:
-                for start, samples, is_last in cut(owner.counted(blocks), window, hop, whole):
-                    inner = samples[margin if start else 0 : len(samples) if is_last else len(samples) - margin]
-                    is_silent = bool(np.abs(inner).max(initial=0) <= SILENT_PEAK)
-                    piece = _Piece(owner, start, start + len(samples), is_silent, is_last)
-                    is_whole = not start and is_last
-                    yield piece, (samples if is_whole else without_silence(samples, shortest),)
+                for one in pieces_of(owner.counted(blocks), lengths, rate_hz):
+                    yield _Piece(owner, one.start, one.stop, one.is_silent, one.is_last), (one.samples,)
             except (ValueError, OSError) as error:
                 yield _Piece(owner, 0, 0, False, True), _raising(error)
 
@@ -329,7 +347,7 @@ class Predictor:
             return None
         window_s = options.window_s or min(trained[1] if trained else self.window_s, self.window_s)
         is_clip = options.per in (None, "clip") and options.window_s is None and not always
-        whole_s = trained[2] * _TOLERANCE if trained and is_clip else 0.0
+        whole_s = trained[2] * LENGTH_TOLERANCE if trained and is_clip else 0.0
         return WindowLengths.parse(window_s, options.hop_s, whole_s, trained[0] if trained else None)
 
     def windows(
@@ -455,7 +473,7 @@ class Predictor:
         trained, lengths = self.config.clip_lengths_s, self.lengths(options, always=events)
         if trained is None or lengths is None:
             return None
-        low_s, high_s = trained[0] / _TOLERANCE, trained[2] * _TOLERANCE
+        low_s, high_s = trained[0] / LENGTH_TOLERANCE, trained[2] * LENGTH_TOLERANCE
         clips = f"clips of {_seconds(trained[0])} to {_seconds(trained[2])} s"
         if not low_s <= lengths.window_s <= high_s:
             return (

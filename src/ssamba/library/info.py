@@ -23,7 +23,7 @@ from ssamba.progress import counted, format_duration
 
 Facts = list[tuple[str, str]]
 
-_EXTRAS = {"codecs": "av", "store": "pyarrow", "hf": "huggingface_hub", "figures": "matplotlib"}
+_EXTRAS = {"codecs": "av", "store": "pyarrow", "hub": "huggingface_hub", "hf": "transformers", "figures": "matplotlib"}
 _TABLES = (".npz", ".parquet", ".csv")
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".json")
 

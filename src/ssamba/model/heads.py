@@ -5,6 +5,8 @@ Shapes: B clips, T frames, M mel bins, P prefix tokens, L patch tokens, K column
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -57,15 +59,8 @@ class Classifier(nn.Module):
         return calibrated.softmax(-1) if self.config.activation == "softmax" else calibrated.sigmoid()
 
     def pool(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Pool tokens (B, P + L, D) to (B, D): the mean over valid patch tokens, or over prefix tokens."""
-        prefix = self.encoder.num_prefix_tokens
-        if self.config.pooling == "cls":
-            return tokens[:, :prefix].mean(1)
-        if lengths is None:
-            return tokens[:, prefix:].mean(1)
-        columns = column_counts(lengths.to(tokens.device), self.encoder.config)
-        # Padding tokens are zero.
-        return tokens[:, prefix:].sum(1) / (columns * self.encoder.config.rows)[:, None]
+        """Pool tokens (B, P + L, D) to (B, D), by `pool_tokens`."""
+        return pool_tokens(tokens, self.encoder.config, self.config.pooling, lengths)
 
     def pool_spans(self, tokens: Tensor, frames: int, lengths: Tensor | None = None) -> Tensor:
         """Pool the tokens (B, P + L, D) of `frames` frames to one vector for each label (B, labels, D)."""
@@ -83,6 +78,23 @@ class Classifier(nn.Module):
             weights = span_weights(range(count), encoder, config.label_frames).to(own)
             spans.append(weights @ grid.mean(0))
         return pad_sequence(spans, batch_first=True)
+
+
+def pool_tokens(
+    tokens: Tensor, config: BaseEncoderConfig, pooling: Literal["mean", "cls"], lengths: Tensor | None = None
+) -> Tensor:
+    """Pool tokens (B, P + L, D) to (B, D): the mean over valid patch tokens, or (`cls`) over prefix tokens.
+
+    `lengths` (B,) are valid frames; None if all are.
+    """
+    prefix = config.num_prefix_tokens
+    if pooling == "cls":
+        return tokens[:, :prefix].mean(1)
+    if lengths is None:
+        return tokens[:, prefix:].mean(1)
+    columns = column_counts(lengths.to(tokens.device), config)
+    # Padding tokens are zero.
+    return tokens[:, prefix:].sum(1) / (columns * config.rows)[:, None]
 
 
 def span_weights(columns: range, config: BaseEncoderConfig, span_frames: int, spans: range | None = None) -> Tensor:

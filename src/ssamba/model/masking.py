@@ -24,6 +24,8 @@ from ssamba.randomness import integers, uniform
 
 MaskStyle = Literal["clustered", "official", "frames"]
 CLUSTER_SIDES = (3, 4, 5)
+DEFAULT_MASK_RATIO = 400 / 512
+"""Share of the patches that the original masks by default."""
 
 
 def draw_mask(

@@ -117,11 +117,11 @@ def built_in_heads(config: BaseEncoderConfig, pretraining: PretrainingConfig) ->
     return heads
 
 
-class PretrainingModel(nn.Module):
-    """Encoder, mask token, and the heads that the objectives need."""
+class PretrainingHeads(nn.Module):
+    """What a pretraining model consists of and computes; a subclass calls `_build` in its constructor."""
 
-    def __init__(self, config: BaseEncoderConfig, pretraining: PretrainingConfig | None = None):
-        super().__init__()
+    def _build(self, config: BaseEncoderConfig, pretraining: PretrainingConfig | None = None) -> None:
+        """Add encoder, mask token and heads."""
         self.pretraining = pretraining or PretrainingConfig()
         self.encoder = build_encoder(config)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
@@ -138,7 +138,7 @@ class PretrainingModel(nn.Module):
             nn.init.xavier_normal_(self.mask_token)
         self.own_heads = nn.ModuleDict({h.name: build_head(h, config.embed_dim) for h in self.pretraining.heads})
 
-    def forward(self, features: Tensor, mask: Tensor, lengths: Tensor | None = None) -> PretrainingOutput:
+    def predict_masked(self, features: Tensor, mask: Tensor, lengths: Tensor | None = None) -> PretrainingOutput:
         """Encode clips with masked patches, and apply all heads.
 
         Args:
@@ -208,6 +208,18 @@ class PretrainingModel(nn.Module):
         if patches.columns is None:
             return (step >= 0).expand(patches.tokens.shape[0], -1)
         return step < (patches.columns * self.encoder.config.rows)[:, None]
+
+
+class PretrainingModel(PretrainingHeads):
+    """Encoder, mask token, and the heads that the objectives need."""
+
+    def __init__(self, config: BaseEncoderConfig, pretraining: PretrainingConfig | None = None):
+        super().__init__()
+        self._build(config, pretraining)
+
+    def forward(self, features: Tensor, mask: Tensor, lengths: Tensor | None = None) -> PretrainingOutput:
+        """Encode clips with masked patches, and apply all heads; see `predict_masked`."""
+        return self.predict_masked(features, mask, lengths)
 
 
 def _mean(tokens: Tensor, valid: Tensor) -> Tensor:

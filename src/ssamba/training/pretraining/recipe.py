@@ -15,14 +15,12 @@ from ssamba.config import BaseEncoderConfig, Config, EncoderConfig, FrontEndConf
 from ssamba.data.mixing import Backgrounds
 from ssamba.errors import ConfigError
 from ssamba.model.create import SIZES, encoder_config
-from ssamba.model.masking import MaskStyle
+from ssamba.model.masking import DEFAULT_MASK_RATIO, MaskStyle
 from ssamba.training.recipes import Recipe
 from ssamba.training.settings import RunSettings
 
 OBJECTIVE_NAMES = ("discriminative", "generative", "clip", "statistics", "profile", "texture", "units", "teacher")
 """The objectives that come with ssamba."""
-DEFAULT_MASK_RATIO = 400 / 512
-"""Share of the patches that the original masks by default."""
 
 
 class ModelSettings(Config):
