@@ -11,6 +11,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from ssamba.annotations import Annotation, write_annotations
 from ssamba.audio.decode import decode
 from ssamba.audio.files import find_audio
 from ssamba.data.folders import read_places
@@ -101,6 +102,16 @@ def test_hand_written_csv_and_the_original_json_are_read(tmp_path):
     official = read_manifest(tmp_path / "o.json")
     assert official[0] == Clip(Path("/x/a.flac"), labels=("/m/1", "/m/2"))
     assert official[1] == Clip(tmp_path / "b.wav")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_annotations_are_clips(tmp_path, suffix):
+    rows = [Annotation("a.wav", 1.5, 2.25, "owl", 0.9), Annotation("b.wav", 0.0, 3.0, "fox")]
+    write_annotations(tmp_path / f"found{suffix}", rows)
+    assert list(read_manifest(tmp_path / f"found{suffix}")) == [
+        Clip(tmp_path / "a.wav", 1.5, 0.75, ("owl",)),
+        Clip(tmp_path / "b.wav", 0.0, 3.0, ("fox",)),
+    ]
 
 
 @pytest.mark.parametrize(

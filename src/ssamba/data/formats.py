@@ -23,8 +23,10 @@ from ssamba.text_files import CsvTable, ListedPaths, read_csv, read_text
 FORMATS = (".csv", ".jsonl", ".parquet")
 """Suffixes of the formats that can be written."""
 COLUMNS = ("path", "start_s", "duration_s", "labels", "split", "group")
-_ALIASES = {"start": "start_s", "duration": "duration_s", "label": "labels"}
-_TIMES = ("start_s", "start", "duration_s", "duration")
+_ALIASES = {"start": "start_s", "duration": "duration_s", "end": "end_s", "label": "labels"}
+_TIMES = ("start_s", "start", "duration_s", "duration", "end_s", "end")
+_READ = (*COLUMNS, "end_s")
+"""`end_s`, as in tables of annotations, stands for the duration."""
 LABEL_SEPARATOR = ";"
 """Separates labels in CSV, in manifests as in the tables of evaluation suites."""
 _ROWS_PER_BATCH = 65_536
@@ -76,7 +78,7 @@ def read_clips(path: Path, encoding: str | None = None) -> tuple[list[Clip], lis
     columns, separator, records = _READERS[path.suffix](path, encoding)
     columns = list(columns)
     _check_columns(path, columns)
-    ignored = [name for name in columns if _ALIASES.get(name, name) not in COLUMNS]
+    ignored = [name for name in columns if _ALIASES.get(name, name) not in _READ]
     find = ListedPaths(path.parent, encoding)
     clips = []
     for where, record in records:
@@ -130,7 +132,9 @@ def _clip(find: ListedPaths, record: Mapping[str, Any], separator: str) -> Clip:
         labels = tuple(_name(str(label)) for label in labels)
     else:
         labels = (_name(str(labels)),)
-    start_s, duration_s = seconds("start_s") or 0.0, seconds("duration_s")
+    start_s, duration_s, end_s = seconds("start_s") or 0.0, seconds("duration_s"), seconds("end_s")
+    if end_s is not None and duration_s is None:
+        duration_s = end_s - start_s
     return Clip(find(name), start_s, duration_s, labels, text("split"), text("group"))
 
 
@@ -146,7 +150,7 @@ def _name(text: str) -> str:
 
 
 def _read_csv(path: Path, encoding: str | None) -> Records:
-    table = read_csv(path, [*COLUMNS, *_ALIASES], encoding)
+    table = read_csv(path, [*_READ, *_ALIASES], encoding)
     return table.columns, LABEL_SEPARATOR, _csv_records(table, encoding)
 
 
@@ -207,7 +211,7 @@ def _read_parquet(path: Path, encoding: str | None) -> Records:
             columns = parquet.read_schema(file).names
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: is damaged, or no Parquet file ({error}). Write it again") from None
-    used = [name for name in columns if _ALIASES.get(name, name) in COLUMNS]
+    used = [name for name in columns if _ALIASES.get(name, name) in _READ]
 
     def records() -> Iterator[tuple[str, Mapping[str, Any]]]:
         number = 0

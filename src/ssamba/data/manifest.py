@@ -8,7 +8,7 @@
 |---|---|---|
 | `path` | the recording; relative paths start at the manifest's folder | required |
 | `start_s` (`start`) | where the clip begins in the recording, seconds | empty: 0 |
-| `duration_s` (`duration`) | length of the clip, seconds | empty: to the end |
+| `duration_s` (`duration`) | length of the clip, seconds; or `end_s` (`end`), as in annotations | empty: to the end |
 | `labels` (`label`) | names of its classes | separated by `;` |
 | `split` | `train`, `valid`, `test`, `fold1`, ... | empty: none |
 | `group` | clips of one group must stay in one split: a speaker, a recording, a site | empty: none |
