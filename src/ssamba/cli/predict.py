@@ -24,6 +24,7 @@ from ssamba.cli.app import (
     app,
     out,
     parse_channels,
+    parse_seconds,
     printable,
     show_report,
 )
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     "ssamba predict dawn.flac -c runs/birds\n\n"
     "ssamba predict recordings/ -c runs/birds -o labels.csv --top 1\n\n"
     "ssamba predict night.wav -c runs/birds --per second --format json\n\n"
-    "ssamba predict nights/ -c runs/birds --events -o events.csv --min-length 0.5 --gap 1\n\n"
+    "ssamba predict nights/ -c runs/birds --events -o events.csv --min-length 0.5s --gap 1s\n\n"
     "ssamba predict nights/ -c runs/birds --events -o labels/ --format raven\n\n" + EXIT_CODES
 )
 def predict(
@@ -75,11 +76,14 @@ def predict(
     window: Annotated[
         float | None,
         typer.Option(
-            metavar="SECONDS", help="Length of the windows that are answered alone. Default: of the training clips."
+            parser=parse_seconds,
+            metavar="TIME",
+            help="Length of the windows that are answered alone, such as 2s. Default: of the training clips.",
         ),
     ] = None,
     hop: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Distance of their starts. Default: half a window.")
+        float | None,
+        typer.Option(parser=parse_seconds, metavar="TIME", help="Distance of their starts. Default: half a window."),
     ] = None,
     merge: Annotated[
         Literal["mean", "max"], typer.Option("--merge", help="How windows answer for a second or a clip.")
@@ -92,11 +96,12 @@ def predict(
         typer.Option(help="Probability from which on an event is heard. Default: as stored with the model, or 0.5."),
     ] = None,
     min_length: Annotated[
-        float, typer.Option("--min-length", metavar="SECONDS", help="Leave out shorter events.")
-    ] = 0.0,
+        float | None, typer.Option(parser=parse_seconds, metavar="TIME", help="Leave out shorter events.")
+    ] = None,
     gap: Annotated[
-        float, typer.Option("--gap", metavar="SECONDS", help="Join events of a label with at most this between them.")
-    ] = 0.0,
+        float | None,
+        typer.Option(parser=parse_seconds, metavar="TIME", help="Join events of a label with at most this between."),
+    ] = None,
     channels: ChannelsOption = "mean",
     precision: PrecisionOption = "fp32",
     batch_tokens: BatchTokensOption = None,
@@ -134,8 +139,8 @@ def predict(
                 merge=merge,
                 events=events,
                 threshold=threshold,
-                min_length_s=min_length,
-                gap_s=gap,
+                min_length_s=min_length or 0.0,
+                gap_s=gap or 0.0,
                 style=labels,
                 channels=parse_channels(channels),
                 precision=precision,
