@@ -11,6 +11,7 @@ import soundfile
 
 NOTE = "1 class is tested but not in the training part, so that no model can get its clips right: never (2 test clips)"
 SINGLE = "1 class is in a single clip, which is either trained on or tested, never both: once"
+FEW = "1 class is in fewer than 5 clips, too few to judge: never (2)"
 COUNTS = {("train", "a"): 5, ("train", "b"): 5, ("train", "once"): 1, ("test", "a"): 2, ("test", "b"): 2}
 COUNTS |= {("test", "never"): 2}
 
@@ -30,11 +31,11 @@ def data(tmp_path, second):
 
 
 def test_finetune_names_the_class_at_the_start_and_in_the_report(ssamba, data, tmp_path, ssamba_pth):
-    code, _, err = ssamba("finetune", "d", "-o", "run", "-c", ssamba_pth, "--epochs", "1", "--frozen")
+    code, _, err = ssamba("finetune", "d", "-o", "run", "-c", ssamba_pth, "--epochs", "1", "--frozen", "--no-refit")
     assert code == 0, err
-    assert f"warning: {NOTE}\nwarning: {SINGLE}\n" in err
+    assert f"warning: {NOTE}\nwarning: {SINGLE}\nwarning: {FEW}\n" in err
     notes = json.loads((tmp_path / "run" / "results.json").read_text())["notes"]
-    assert [note for note in notes if "class is" in note] == [NOTE, SINGLE]
+    assert [note for note in notes if "class is" in note] == [NOTE, SINGLE, FEW]
 
 
 def test_evaluate_names_the_class_at_the_start_and_in_the_report(ssamba, data, tmp_path):
@@ -47,8 +48,8 @@ def test_evaluate_names_the_class_at_the_start_and_in_the_report(ssamba, data, t
 
 def test_manifest_names_the_class_at_the_start_and_in_the_report(ssamba, data):
     code, out, err = ssamba("manifest", "d", "--labels", "folder", "-o", "m.csv")
-    assert (code, err) == (0, f"warning: {NOTE}\nwarning: {SINGLE}\n")
-    assert out.endswith(f"m.csv\nnote: {NOTE}\nnote: {SINGLE}\n")
+    assert (code, err) == (0, f"warning: {NOTE}\nwarning: {SINGLE}\nwarning: {FEW}\n")
+    assert out.endswith(f"m.csv\nnote: {NOTE}\nnote: {SINGLE}\nnote: {FEW}\n")
 
 
 def test_a_class_of_one_fold_is_named_with_the_fold(ssamba, tmp_path, second, ssamba_pth):
@@ -64,7 +65,7 @@ def test_a_class_of_one_fold_is_named_with_the_fold(ssamba, tmp_path, second, ss
     assert code == 0, err
     assert err.startswith(f"warning: t: {note}\n")
     (tmp_path / "m.csv").write_text("\n".join(rows).replace("clip,", "path,"))
-    code, _, err = ssamba("finetune", "m.csv", "-o", "run", "-c", ssamba_pth, "--epochs", "1", "--frozen")
+    code, _, err = ssamba("finetune", "m.csv", "-o", "run", "-c", ssamba_pth, "--epochs", "1", "--frozen", "--no-refit")
     assert code == 0, err
     assert f"warning: {note}\n" in err
 
@@ -75,7 +76,10 @@ def test_silence_is_named(ssamba, data, ssamba_pth):
     for command, line in (
         (("manifest", "d", "--labels", "folder", "-o", "m.csv"), "all 17 recordings are silent"),
         (("evaluate", "suite", "-c", "logmel", "--no-cache"), "t: all 17 recordings are silent"),
-        (("finetune", "d", "-o", "run", "-c", ssamba_pth, "--epochs", "1", "--frozen"), "all 17 recordings are silent"),
+        (
+            ("finetune", "d", "-o", "run", "-c", ssamba_pth, "--epochs", "1", "--frozen", "--no-refit"),
+            "all 17 recordings are silent",
+        ),
         (("pretrain", "d", "-o", "pre", "-c", ssamba_pth, "--epochs", "1"), "recordings are silent"),
     ):
         code, _, err = ssamba(*command)

@@ -133,11 +133,12 @@ def test_both_commands_pass_their_options_on(tmp_path, monkeypatch):
     shared = ["--set", "run.epochs=2", "--set", "run.seed=1", "--minutes", "2", "--epochs", "3", "--seed", "1"]
     shared += ["--batch-size", "4", "--device", "cpu", "--overwrite"]
     wanted = {"set": ["run.epochs=2", "run.seed=1"], "minutes": 2, "epochs": 3, "seed": 1, "batch_size": 4}
-    wanted |= {"device": "cpu", "overwrite": True, "encoding": None, "take_over": False}
+    wanted |= {"device": "cpu", "overwrite": True, "encoding": None, "take_over": False, "front_end": None}
     CliRunner().invoke(app, ["pretrain", "a", "b", "-o", "run", "-c", "x", "-r", "official", "--size", "base", *shared])
     CliRunner().invoke(app, ["finetune", "a", "b", "-o", "run", "-c", "x", "-r", "esc50", "--frozen", *shared])
     (one, first), (two, second) = seen
     assert one == two == (["a", "b"], Path("run"), "x")
     first.pop("progress"), second.pop("progress")
     assert first == {**wanted, "recipe": "official", "size": "base"}
-    assert second == {**wanted, "recipe": "esc50", "scratch": False, "frozen": True}
+    own = {"background": None, "labels_from": None, "refit": None}
+    assert second == {**wanted, "recipe": "esc50", "scratch": False, "frozen": True, **own}

@@ -100,8 +100,9 @@ class _Levels:
         """The level of splits, if there is one."""
         others = [k for k in range(self.depth) if k != self.split]
         inside = [parts for parts in folders if others and len(parts) > others[0]]
-        self.complete = [k for k in others if all(len(parts) > k for parts in inside)]
-        """Levels that have a folder for each file that is below any of them."""
+        complete = [k for k in others if all(len(parts) > k for parts in inside)]
+        self.complete = [k for k in complete if len(self.names[k]) > 1] or complete[:1]
+        """Levels that have several names, and a folder for each file that is below any of them."""
 
     def choose(self) -> int:
         """Return the level of the classes."""

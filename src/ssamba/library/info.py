@@ -15,6 +15,7 @@ from ssamba.audio.decode import collect_remarks, probe, stream
 from ssamba.checkpoint import load_checkpoint
 from ssamba.checkpoint.files import CONFIG_FILE
 from ssamba.checkpoint.names import MODEL_FOLDER, ROUNDS_FOLDER, STATES_FOLDER, is_model_name
+from ssamba.config import ClassifierConfig
 from ssamba.files import user_path
 from ssamba.library.tables import read_embeddings
 from ssamba.ops import available_backends, check_backends
@@ -25,6 +26,7 @@ Facts = list[tuple[str, str]]
 
 _EXTRAS = {"codecs": "av", "store": "pyarrow", "hub": "huggingface_hub", "hf": "transformers", "figures": "matplotlib"}
 _TABLES = (".npz", ".parquet", ".csv")
+_LABELS_SHOWN = 40
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".json")
 
 
@@ -114,12 +116,31 @@ def model_facts(checkpoint: str | Path | None) -> Facts:
     if loaded.config.classifier is not None:
         classifier = loaded.config.classifier
         facts.append(("classifier", f"{classifier.num_classes} classes, {classifier.pooling} pooling"))
+        facts += _label_facts(classifier)
     if loaded.config.base is not None:
         facts.append(("trained from", str(loaded.config.base)))
     if loaded.config.origin is not None:
         facts.append(("origin", loaded.config.origin))
     facts += [("ignored", line) for line in loaded.report.ignored_by_reason()]
     return [*facts, *(("note", note) for note in loaded.report.notes)]
+
+
+def _label_facts(classifier: ClassifierConfig) -> Facts:
+    """Return the labels of a classifier, and what its fine-tuning measured."""
+    names = classifier.labels or tuple(map(str, range(classifier.num_classes)))
+    thresholds = [f"{one:.2f}" for one in classifier.thresholds or ()]
+    shown = [" ".join(pair) for pair in zip(names, thresholds, strict=True)] if thresholds else list(names)
+    more = f", and {len(shown) - _LABELS_SHOWN} more" if len(shown) > _LABELS_SHOWN else ""
+    what = f"labels, thresholds for a precision of {classifier.wanted_precision:g}" if thresholds else "labels"
+    facts = [(what, f"{', '.join(shown[:_LABELS_SHOWN])}{more}")]
+    if classifier.background is not None:
+        facts.append(("none of the others", classifier.background))
+    if classifier.temperature is not None:
+        facts.append(("temperature", f"{classifier.temperature:.3g}"))
+    if classifier.clip_lengths_s is not None:
+        low_s, median_s, high_s = classifier.clip_lengths_s
+        facts.append(("training clips", f"{low_s:.3g} to {high_s:.3g} s long (5 to 95 %), median {median_s:.3g} s"))
+    return facts
 
 
 def recording_facts(path: str | Path) -> Facts:

@@ -11,6 +11,7 @@ from ssamba.audio.decode import decode
 from ssamba.checkpoint import load_checkpoint, save_checkpoint
 from ssamba.config import FrontEndConfig
 from ssamba.errors import ConfigError, DataError
+from ssamba.library.info import model_facts
 from ssamba.model import create_encoder
 from ssamba.splits import Fold
 from ssamba.training.finetuning.background import open_background
@@ -86,11 +87,16 @@ def test_background_becomes_a_class_of_independent_labels(classes, nights, start
     head = load_checkpoint(tmp_path / "run").config.classifier
     assert head is not None
     assert (head.background, head.activation, head.wanted_precision) == ("background", "sigmoid", 0.9)
+    assert report.metric == "balanced_accuracy"
     assert report.calibration is not None
     assert head.temperature == report.calibration.temperature
     assert head.thresholds == tuple(round(one.threshold, 4) for one in report.calibration.thresholds)
     written = json.loads((tmp_path / "run" / "results.json").read_text())["calibration"]
     assert written["thresholds"]["drum"]["threshold"] == report.calibration.thresholds[2].threshold
+    facts = dict(model_facts(tmp_path / "run"))
+    assert facts["none of the others"] == "background"
+    assert f"drum {head.thresholds[2]:.2f}, tabla" in facts["labels, thresholds for a precision of 0.9"]
+    assert facts["training clips"].startswith("0.5")
     counts = report.folds[0].clips
     # The clips of test and validation, and those with a label once more with background under them.
     assert counts["valid"] + counts["test"] < written["answers"] < 2 * (counts["valid"] + counts["test"])

@@ -14,7 +14,7 @@ from ssamba.data.manifest import Clip, Manifest
 from ssamba.errors import DataError
 from ssamba.model import create_encoder
 from ssamba.splits import make_folds
-from ssamba.training.finetuning import run as finetuning
+from ssamba.training.finetuning import job
 from ssamba.training.finetuning.data import open_labeled, split_by_class
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 from ssamba.training.finetuning.report import FinetuneReport, FoldResult
@@ -23,6 +23,7 @@ from ssamba.training.finetuning.run import finetune
 SMALL = {
     "clips": {"batch_size": 4, "workers": 0, "frames": 96},
     "run": {"epochs": 1, "log_every": 1, "validate_every": "epoch", "ema_decay": None, "keep_last": 1},
+    "finish": {"refit": False},
 }
 
 
@@ -148,7 +149,7 @@ def test_a_run_whose_labels_changed_is_not_resumed(classes, start, tmp_path, mon
             finetune(Manifest(other), tmp_path / "run", start, recipe=recipe())
     # An unfinished state does not prevent the fit of the classifier.
     fitted = []
-    monkeypatch.setattr(finetuning, "fit_initial_head", lambda task, device: fitted.append(task))
+    monkeypatch.setattr(job, "fit_initial_head", lambda task, device: fitted.append(task))
     (tmp_path / "killed" / "rounds" / "all" / "checkpoints" / ".unfinished-step-00000001").mkdir(parents=True)
     finetune(Manifest(clips), tmp_path / "killed", start, recipe=recipe(start={"fitted_head": True}))
     assert len(fitted) == 1

@@ -11,7 +11,7 @@ from ssamba.config import FrontEndConfig
 from ssamba.embedder import Embedder
 from ssamba.model import create_encoder
 from ssamba.splits import Fold
-from ssamba.training.finetuning import run as finetuning
+from ssamba.training.finetuning import job
 from ssamba.training.finetuning.data import open_labeled
 from ssamba.training.finetuning.head_init import fit_initial_head
 from ssamba.training.finetuning.recipe import FinetuneRecipe
@@ -27,6 +27,7 @@ def recipe(**changes):
         "clips": {"batch_size": 4, "workers": 0, "frames": 96},
         "schedule": {"warmup_steps": 2},
         "run": {"epochs": 1, "log_every": 1, "validate_every": "epoch", "ema_decay": None, "keep_last": 1},
+        "finish": {"refit": False},
     }
     return FinetuneRecipe.parse({**values, **changes}, "test")
 
@@ -82,17 +83,17 @@ def test_the_initial_model_is_kept_if_training_does_not_improve_it(encoder, clas
     settings = recipe(optimizer={"learning_rate": 10.0})  # destroys what was fitted
     settings = settings.with_changes(run=settings.run.with_changes(validate_first=True))
     checkpoint = save_checkpoint(tmp_path / "encoder", encoder)
-    (only,) = finetune(classes, tmp_path / "run", checkpoint, recipe=settings).folds
+    report = finetune(classes, tmp_path / "run", checkpoint, recipe=settings, refit=True)
+    (only,) = report.folds
     assert (only.step, only.epoch) == (0, 0)
+    assert report.refit is None  # of no step
     kept = load_checkpoint(tmp_path / "run" / "model").model.state_dict()
     assert all(torch.equal(kept[f"encoder.{name}"], value) for name, value in encoder.state_dict().items())
 
 
 def test_a_run_fits_its_head_once_and_not_from_scratch(encoder, classes, tmp_path, monkeypatch):
     fitted = []
-    monkeypatch.setattr(
-        finetuning, "fit_initial_head", lambda task, device: fitted.append(fit_initial_head(task, device))
-    )
+    monkeypatch.setattr(job, "fit_initial_head", lambda task, device: fitted.append(fit_initial_head(task, device)))
     checkpoint = save_checkpoint(tmp_path / "encoder", encoder)
     finetune(classes, tmp_path / "run", checkpoint, recipe=recipe())
     assert len(fitted) == 1

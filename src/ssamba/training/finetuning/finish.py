@@ -64,15 +64,15 @@ def calibrate(answers: Sequence[Predictions], task: FinetuneTask) -> Calibration
 
 
 def planned_refit(job: FinetuneJob, folds: Sequence[Fold], results: Sequence[FoldResult]) -> Refit | None:
-    """Return what the refit will do; None if the recipe wants none, or no clip was held out."""
+    """Return what the refit will do; None if the recipe wants none, no clip was held out, or no step was chosen."""
     data, everything = job.data, np.arange(len(job.data.corpus))
     if not job.recipe.finish.refit or all(len(fold.train) == len(everything) for fold in folds):
         return None
     labeled = int((~data.is_background(everything)).sum())
     trained = [int((~data.is_background(fold.train)).sum()) for fold in folds]
     per_clip = float(np.mean([result.step / max(1, count) for result, count in zip(results, trained, strict=True)]))
-    epochs = float(np.mean([result.epoch for result in results]))
-    return Refit(labeled, round(np.mean(trained)), max(1, round(per_clip * labeled)), round(epochs, 1))
+    steps, epochs = round(per_clip * labeled), float(np.mean([result.epoch for result in results]))
+    return Refit(labeled, round(np.mean(trained)), steps, round(epochs, 1)) if steps else None
 
 
 def refit(job: FinetuneJob, plan: Refit, world: World) -> TrainingReport:

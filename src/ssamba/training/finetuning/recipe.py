@@ -109,7 +109,8 @@ class ChoiceSettings(Config):
     state: Literal["best", "last"] = "best"
     """The state with the best validation, or the last (for a fixed length; no validation clips are held out then)."""
     metric: Literal["auto", "accuracy", "balanced_accuracy", "mAP", "loss"] = "auto"
-    """Validation metric: `auto` is accuracy, or mean average precision if clips have several labels."""
+    """Validation metric: `auto` is accuracy, with a background (of which there may be many clips) balanced accuracy, or
+    mean average precision if clips have several labels."""
 
 
 class FinishSettings(Config):

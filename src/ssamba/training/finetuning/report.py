@@ -203,8 +203,9 @@ class Refit:
     done: bool = False
 
     def __str__(self) -> str:
+        epochs = f"{self.epochs:g} epoch{'' if self.epochs == 1 else 's'}"
         return (
-            f"refitted on all {self.clips} labeled clips ({self.epochs:g} epochs); scores, temperature and thresholds "
+            f"refitted on all {self.clips} labeled clips ({epochs}); scores, temperature and thresholds "
             f"are those of the same training on {self.trained_on} of them"
         )
 
@@ -341,7 +342,7 @@ def write_report(
     base: ModelIdentity | None,
     *,
     multi: bool,
-    run: Mapping[str, Any] | None,
+    run: Mapping[str, Any] | None = None,
 ) -> None:
     """Write results, tables and plots of a run into its folder.
 

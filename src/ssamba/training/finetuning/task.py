@@ -104,7 +104,7 @@ class FinetuneTask(PlannedBatches):
             self.model.encoder.requires_grad_(False)
         metric = recipe.choice.metric
         if metric == "auto":
-            metric = "mAP" if data.multi else "accuracy"
+            metric = "mAP" if data.multi else "balanced_accuracy" if data.background else "accuracy"
         if (metric == "mAP") != data.multi and metric != "loss":
             kind = "any number of labels" if data.multi else "one label"
             raise DataError(f"choice.metric is {metric!r}, but each clip has {kind}: leave it at 'auto'")
