@@ -372,6 +372,12 @@ WRONG_USES = {
         (["classifier", "classifier", "-o", "text.wav"], 2, "text.wav is a file"),
         (["classifier", "text.pth", "-o", "c"], 1, "text.pth is damaged or not a PyTorch checkpoint"),
     ],
+    "compare": [
+        ([], 2, "Missing argument 'RUN...'"),
+        (["empty"], 1, "empty holds no run: expected a folder that `ssamba pretrain`"),
+        (["classifier"], 1, "classifier holds no run"),
+        (["empty", "-o", "text.wav"], 2, "text.wav is a file"),
+    ],
     "reconstruct": [
         ([], 2, "Missing argument 'RECORDING'"),
         (["good.flac"], 2, "Missing option '--output'"),

@@ -106,7 +106,7 @@ def test_shell_examples_run(example_folder):
     save_checkpoint("start", small_encoder(variant="ssamba2", patch_size=(128, 4), patch_stride=(128, 4)))
     found = [example for example in examples() if example[0] != "bench"]  # benchmarks take minutes: tests/studies
     assert {example[0] for example in found} == {
-        "average", "convert", "embed", "evaluate", "finetune", "info", "manifest", "predict", "pretrain",
+        "average", "compare", "convert", "embed", "evaluate", "finetune", "info", "manifest", "predict", "pretrain",
         "reconstruct", "shard",
     }  # fmt: skip
     done = CliRunner().invoke(app, ["manifest", "sounds", "-o", "esc50.parquet", "--labels", "folder"])

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ssamba.library.predict import predict_files
     from ssamba.library.tables import read_embeddings
     from ssamba.model import create_encoder
+    from ssamba.training.compare import compare_runs
     from ssamba.training.finetuning.recipe import FinetuneRecipe
     from ssamba.training.finetuning.run import finetune
     from ssamba.training.pretraining.extensions import FeatureAugmentation, Objective, ObjectiveLoss, ObjectiveStep
@@ -61,6 +62,7 @@ _MODULES = {
     "evaluate": "ssamba.evaluation",
     "create_encoder": "ssamba.model",
     "embed_files": "ssamba.library.embed",
+    "compare_runs": "ssamba.training.compare",
     "FinetuneRecipe": "ssamba.training.finetuning.recipe",
     "finetune": "ssamba.training.finetuning.run",
     "FeatureAugmentation": "ssamba.training.pretraining.extensions",
@@ -99,6 +101,7 @@ __all__ = [
     "SSASTConfig",
     "available_models",
     "average_checkpoints",
+    "compare_runs",
     "convert_checkpoint",
     "create_encoder",
     "embed_files",

@@ -151,7 +151,7 @@ class OutputLock:
     def __init__(self, output: Path, folder: bool) -> None:
         self.output = output
         name = secrets.token_hex(8)
-        self._lock = output / _LOCK if folder else output.with_name(f".{shortened_name(output.name)}{_LOCK}")
+        self._lock = _lock_of(output, folder)
         self._prepared = self._lock.with_name(f"{self._lock.name}.{name}")
         self._file = self._lock / name
         self._holder = Holder.this_process()
@@ -324,6 +324,17 @@ def lock_output(output: str | Path, *, folder: bool = False, take_over: bool = F
             yield lock
     finally:
         lock._release()
+
+
+def is_locked(output: str | Path, *, folder: bool = False) -> bool:
+    """Return whether a process is writing an output (see `lock_output`), as far as can be known without writing."""
+    found = _read_lock(_lock_of(Path(output), folder))
+    return found is not None and not found.is_gone(time.time() - found.beat_s)
+
+
+def _lock_of(output: Path, folder: bool) -> Path:
+    """Return the folder that is an output's lock."""
+    return output / _LOCK if folder else output.with_name(f".{shortened_name(output.name)}{_LOCK}")
 
 
 @dataclass(frozen=True)

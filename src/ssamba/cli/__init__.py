@@ -6,6 +6,7 @@ Commands import heavy modules when they run, so that `ssamba --help` is fast.
 # Importing a module registers its commands.
 from ssamba.cli import (  # noqa: F401
     bench,
+    compare,
     convert,
     embed,
     evaluate,

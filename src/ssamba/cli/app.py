@@ -412,6 +412,10 @@ EpochsOption = Annotated[
     int | None,
     typer.Option(help="Number of epochs; replaces the recipe's length. [dim]More lengthens a finished run.[/]"),
 ]
+TensorBoardOption = Annotated[
+    bool,
+    typer.Option("--tensorboard", help="Write curves for TensorBoard. [dim]tensorboard --logdir RUN shows them.[/]"),
+]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 BatchSizeOption = Annotated[int | None, typer.Option(help="Clips in a batch, over all processes.")]
 RunOverwriteOption = Annotated[

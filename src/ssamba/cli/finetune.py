@@ -21,6 +21,7 @@ from ssamba.cli.app import (
     RunOverwriteOption,
     SeedOption,
     TakeOverOption,
+    TensorBoardOption,
     app,
     log,
     no_model_name,
@@ -105,6 +106,7 @@ def finetune(
             show_default=False,
         ),
     ] = None,
+    tensorboard: TensorBoardOption = False,
     overwrite: RunOverwriteOption = False,
     take_over: TakeOverOption = False,
 ) -> None:
@@ -137,6 +139,7 @@ def finetune(
             background=background or None,
             labels_from=labels_from,
             refit=refit,
+            tensorboard=tensorboard,
             overwrite=overwrite,
             take_over=take_over,
             progress=progress,

@@ -20,6 +20,7 @@ from ssamba.cli.app import (
     RunOverwriteOption,
     SeedOption,
     TakeOverOption,
+    TensorBoardOption,
     app,
     no_model_name,
     only_rank_0_prints,
@@ -71,6 +72,7 @@ def pretrain(
     device: DeviceOption = None,
     front_end: FrontEndOption = None,
     encoding: EncodingOption = None,
+    tensorboard: TensorBoardOption = False,
     overwrite: RunOverwriteOption = False,
     take_over: TakeOverOption = False,
 ) -> None:
@@ -97,6 +99,7 @@ def pretrain(
             device=device,
             front_end=front_end,
             encoding=encoding,
+            tensorboard=tensorboard,
             overwrite=overwrite,
             take_over=take_over,
             progress=progress,

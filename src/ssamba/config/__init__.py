@@ -1,6 +1,6 @@
 """Configurations of front ends, encoders, heads and models."""
 
-from ssamba.config.base import RENAMED_KEYS, Config, settings_differences
+from ssamba.config.base import RENAMED_KEYS, Config, flat_settings, settings_differences
 from ssamba.config.front_end import FrontEndConfig
 from ssamba.config.model import (
     ENCODER_CONFIGS,
@@ -33,5 +33,6 @@ __all__ = [
     "PatchOrder",
     "PretrainingConfig",
     "SSASTConfig",
+    "flat_settings",
     "settings_differences",
 ]

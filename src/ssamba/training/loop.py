@@ -222,6 +222,7 @@ class _Trainer:
             if self.states.damaged:
                 _log.warning("%s; resuming from step %d", "; ".join(self.states.damaged), self.step)
             values = {"processes": self.world.size, "device": str(self.world.device), "precision": self.precision}
+            values |= {"settings": self.settings, "data": self.task.state_dict().get("data")}
             self.log.event("start", self.step, {**values, "damaged": self.states.damaged})
         self.session_step, self.session_elapsed_s = self.step, self.progress.elapsed_s
         self.session_started_s = self.window_started_s = self.last_save_s = self.step_began_s = time.monotonic()

@@ -29,6 +29,12 @@ from ssamba.training.task import StepOutcome
 
 LOG_FILE = "log.jsonl"
 SKIPPED_FILE = "skipped.csv"
+_NOT_METRICS = frozenset(
+    (
+        *("event", "step", "time", "epoch", "elapsed_s", "bad_steps", "learning_rate", "grad_norm", "clips_per_s"),
+        *("audio_h_per_s", "data_wait_share", "steps", "peak_memory_bytes"),
+    )
+)
 REPORT_FILE = "report.json"
 _KEYS_SHOWN = 20
 _CURVE_EVENTS = ("train", "validation")
@@ -421,6 +427,22 @@ class RunLog:
         return True
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log, without one that is incomplete."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # is being written, or a killed run or a full disk left it
+    return lines
+
+
+def metrics_of_line(line: Mapping[str, Any]) -> dict[str, float]:
+    """Return the loss and metrics of a `train` or `validation` line; those that were not finite are left out."""
+    return {name: value for name, value in line.items() if name not in _NOT_METRICS and value is not None}
+
+
 def peak_memory_bytes(device: torch.device) -> int | None:
     """Return the peak memory so far: the GPU's, or this process's; None where the system does not report it."""
     if device.type == "cuda":
@@ -436,14 +458,11 @@ def _truncate(path: Path, step: int) -> None:
     """Keep only complete lines, and those of steps up to this one."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a line that a killed run or a full disk left incomplete
-        if record.get("step", 0) <= step and record.get("event") != "end":
-            kept.append(line + "\n")
+    kept = [
+        json_text(record) + "\n"
+        for record in read_log(path)
+        if record.get("step", 0) <= step and record.get("event") != "end"
+    ]
     write_atomically(path, lambda target: target.write_text("".join(kept), encoding="utf-8"))
 
 

@@ -87,6 +87,7 @@ def finetune(
     background: Any = None,
     labels_from: int | None = None,
     refit: bool | None = None,
+    tensorboard: bool = False,
     overwrite: bool = False,
     take_over: bool = False,
     progress: OnProgress | None = None,
@@ -124,6 +125,7 @@ def finetune(
         refit: after the test, train the final classifier on all labeled clips, those of validation and test included,
             for as many epochs as were chosen; scores stay those of the test. None means as the recipe says: True, but
             False in the recipes of public data sets.
+        tensorboard: write curves for TensorBoard to `output`.
         overwrite: start anew; what an earlier run wrote is moved to a folder beside `output`.
         take_over: take `output` away from another process that is writing to it.
         progress: called while recordings are read and after each step, with a `StepProgress`; returning False stops
@@ -137,6 +139,7 @@ def finetune(
             argument is of a wrong kind, arguments contradict each other, or `output` is a file.
         OtherSettingsError: the run in `output` has other settings; every difference is named.
         ModelMismatchError: it started from another model.
+        MissingExtraError: TensorBoard is requested and not installed.
         DataError: there are no labels, the splits leak, or the recordings are not those of the run in `output`.
         CheckpointError: the checkpoint cannot be loaded, or `output` contains something other than a fine-tuning run.
         TrainingError: a run diverged or could not be saved, or there is no such device.
@@ -156,6 +159,7 @@ def finetune(
         epochs=epochs,
         scratch=("start.scratch", scratch or None),
         frozen=("start.frozen", frozen or None),
+        tensorboard=("run.tensorboard", tensorboard or None),
         checkpoint=("start.checkpoint", None if checkpoint is None else str(checkpoint)),
         front_end=("start.front_end", front_end),
         refit=("finish.refit", refit),

@@ -55,6 +55,7 @@ def pretrain(
     device: str | None = None,
     front_end: str | None = None,
     encoding: str | None = None,
+    tensorboard: bool = False,
     overwrite: bool = False,
     take_over: bool = False,
     progress: OnProgress | None = None,
@@ -83,6 +84,7 @@ def pretrain(
         front_end: frequencies that the model hears, `48khz` or `x10` (`FrontEndConfig.named`), in place of the recipe's
             or the checkpoint's.
         encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
+        tensorboard: write curves and pictures for TensorBoard to `output`.
         overwrite: start anew; what an earlier run wrote is moved to a folder beside `output`.
         take_over: take `output` away from another process that is writing to it.
         progress: called while recordings are read and after each step, with a `StepProgress`; returning False stops
@@ -96,6 +98,7 @@ def pretrain(
             arguments contradict each other, or `output` is a file.
         OtherSettingsError: the run in `output` has other settings; every difference is named.
         ModelMismatchError: it started from another model.
+        MissingExtraError: TensorBoard is requested and not installed.
         DataError: a source holds no audio, or the recordings are not those of the run in `output`.
         CheckpointError: the model to start from is unknown or damaged; or `output` holds something else than a
             pretraining run, such as a checkpoint.
@@ -114,6 +117,7 @@ def pretrain(
         minutes=minutes,
         epochs=epochs,
         size=("model.size", size),
+        tensorboard=("run.tensorboard", tensorboard or None),
     )
     own = load_extensions(settings, own)
     settings = settings.with_values(own.changes())
