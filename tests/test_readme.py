@@ -30,7 +30,7 @@ def example_folder(clips, suite, tmp_path, monkeypatch):
     """The working folder, with the recordings and models that the examples name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSAMBA_CACHE", str(tmp_path / "cache"))
-    for folder in ("recordings", "audioset", "librispeech", "nights"):
+    for folder in ("recordings", "audioset", "librispeech", "nights", "bats"):
         shutil.copytree(clips[0].parent, folder, ignore=shutil.ignore_patterns("*.md"))
     for folder in ("sounds", "words"):
         for kind, path in (("drum", clips[6]), ("tabla", clips[11])):
