@@ -137,6 +137,17 @@ def mel_centers(config: FrontEndConfig) -> Tensor:
     return config.time_expansion * slowed_hz
 
 
+def hertz_ticks(config: FrontEndConfig) -> tuple[list[float], list[str]]:
+    """Return places in mel bins (bin i reaches from i to i + 1) and labels for an axis of frequencies in hertz."""
+    high_hz = config.sample_rate_hz / 2 if config.high_hz is None else config.high_hz
+    hertz = [125.0 * 2**octave for octave in range(14) if config.low_hz < 125.0 * 2**octave <= high_hz]
+    hertz = [hz for hz in hertz if hz >= 250 * config.time_expansion]
+    low_mel, step = mel_band(config)
+    places = (hertz_to_mel(torch.tensor(hertz) / config.time_expansion) - low_mel) / step - 0.5
+    places = places.clamp(max=config.num_mel_bins)
+    return places.tolist(), [f"{hz / 1000:g}k" if hz >= 1000 else f"{hz:g}" for hz in hertz]
+
+
 def mel_matrix(config: FrontEndConfig) -> Tensor:
     """Return the triangular filters (F, M) in float32, HTK mel scale 1127 ln(1 + f / 700), f of the slowed recording.
 

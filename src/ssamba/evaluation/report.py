@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +21,16 @@ from ssamba.evaluation.scorecard import Row, Scorecard
 from ssamba.evaluation.task import Task
 from ssamba.events import event_counts
 from ssamba.files import write_csv
+from ssamba.metrics.bootstrap import Interval
 from ssamba.metrics.classification import Array, area_under_curve, average_precision, confusion_counts
-from ssamba.plotting import blank_figure, save_figure
+from ssamba.plotting import GRAY, GREEN, WHITE_TO_BLUE, blank_figure, save_figure, styled
 
 PLOT_FORMATS = (".png", ".pdf", ".svg")
 """Suffixes of plot files."""
-_MARKERS = "osv^Dph<>*X"
+_MEAN = "mean"
+_SQUARE = "\u25a1"  # of `styled`, in place of a character that no font has
 _MAX_TICK_LABELS = 60  # more are unreadable along an axis
-_MAX_CLASSES_WITH_COUNTS = 20  # cells of more classes are too small for numbers
+_MAX_CLASSES_WITH_SHARES = 20  # cells of more classes are too small for numbers
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,7 @@ def write_details(card: Scorecard, tasks: Sequence[Task], folder: str | Path, vi
 def plot_scorecard(
     card: Scorecard, output: str | Path, references: Sequence[ReferenceRow] = (), row: Row | None = None
 ) -> Path:
-    """Plot the score of each task with its confidence interval, beside reference rows, and chance level for accuracies.
+    """Plot a panel of scores for each task, a line for each model; the card's with intervals; chance for accuracies.
 
     Args:
         card: the scorecard.
@@ -209,42 +212,66 @@ def plot_scorecard(
     """
     row = row or card.best()
     tasks = list(card.tasks)
-    shown = [reference for reference in references if any(task in reference.scores for task in tasks)]
-    lines = [*tasks, "mean"]
-    # Cards that were made by hand may not name their metrics.
     metrics = {name: str(card.tasks[name].get("metric", "accuracy")) for name in tasks}
-    figure = blank_figure(8.5, 1.6 + 0.55 * len(lines))
-    axis = figure.subplots()
-    for line, name in enumerate(lines):
-        axis.axhline(line, color="0.92", zorder=0)
-        if metrics.get(name) == "accuracy":
-            chance = 1 / card.tasks[name]["classes"]
-            axis.plot([chance, chance], [line - 0.3, line + 0.3], color="0.6", lw=1)
-    for number, reference in enumerate(shown):
-        points = [(reference.scores[task], line) for line, task in enumerate(tasks) if task in reference.scores]
-        if all(task in reference.scores for task in tasks):
-            points.append((reference.mean(tasks), len(tasks)))
-        marker = _MARKERS[number % len(_MARKERS)]
-        x, y = zip(*points, strict=True)
-        axis.plot(x, y, marker, ms=6, color="0.45", mfc="none", label=reference.name)
-    scores = [*row.scores.values(), row.mean]
-    intervals = [row.intervals[name] for name in lines]
-    spread = np.array([[s - i.low, i.high - s] for s, i in zip(scores, intervals, strict=True)]).T.clip(min=0)
-    axis.errorbar(scores, range(len(lines)), xerr=spread, fmt="o", ms=8, color="C3", capsize=3, label=card.model)
-    axis.plot([], [], color="0.6", lw=1, label="chance")
-    ticks = [f"{name} ({metrics[name]})" if metrics.get(name, "accuracy") != "accuracy" else name for name in lines]
-    axis.set_yticks(range(len(lines)), ticks)
-    axis.invert_yaxis()
-    axis.set_xlim(0, 1)
-    quantity = "accuracy" if set(metrics.values()) == {"accuracy"} else "score (accuracy where none is named)"
-    axis.set_xlabel(f"{quantity}, with its 95 % interval over test clips")
-    axis.set_title(f"{card.model} ({row.view})", loc="left", fontsize=10)
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
-    return save_figure(figure, output)
+    rows = [(card.model, {**row.scores, _MEAN: row.mean})]
+    for reference in references:
+        scores = {task: reference.scores[task] for task in tasks if task in reference.scores}
+        if len(scores) == len(tasks):
+            scores[_MEAN] = reference.mean(tasks)
+        if scores:
+            rows.append((reference.name, scores))
+    # By the mean, the best above; those without one by their scores.
+    rows.sort(key=lambda one: one[1].get(_MEAN, float(np.mean(list(one[1].values())))))
+    panels = [*tasks, *([_MEAN] if len(tasks) > 1 else [])]
+    with styled([name for name, _ in rows] + panels) as show:
+        figure = blank_figure(2.6 + 1.3 * len(panels), 1.3 + 0.24 * len(rows))
+        axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+        for name, axis in zip(panels, axes, strict=True):
+            _plot_scores(axis, rows, name, card.model, row.intervals.get(name))
+            if metrics.get(name) == "accuracy":
+                chance = 1 / card.tasks[name]["classes"]
+                axis.axvline(chance, color="0.6", linewidth=0.8, linestyle=":")
+            metric = metrics.get(name, "accuracy")
+            axis.set_title(show(name) + ("" if metric == "accuracy" else f"\n({metric})"))
+        axes[0].set_yticks(range(len(rows)), [show(name) for name, _ in rows])
+        for label, (name, _) in zip(axes[0].get_yticklabels(), rows, strict=True):
+            label.set(color=GREEN if name == card.model else "0.3", weight="bold" if name == card.model else "normal")
+        axes[0].set_xlim(0, 1)
+        axes[0].set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        figure.supxlabel(
+            f"{'accuracy' if set(metrics.values()) <= {'accuracy'} else 'score'}; bars: 95 % interval over test clips; "
+            "dotted: chance",
+            fontsize=8,
+        )
+        figure.suptitle(show(f"{card.model} ({row.view}){' and other models' if len(rows) > 1 else ''}"))
+        return save_figure(figure, output)
+
+
+def _plot_scores(
+    axis: Any, rows: Sequence[tuple[str, dict[str, float]]], name: str, own: str, interval: Interval | None
+) -> None:
+    """Plot the scores of one task, a line for each model; that of `own` with its interval."""
+    for line, (model, scores) in enumerate(rows):
+        if name not in scores:
+            continue
+        color = GREEN if model == own else GRAY
+        edge = scores[name]
+        if model == own and interval is not None:
+            axis.plot([interval.low, interval.high], [line, line], color=color, linewidth=1.5)
+            edge = interval.high if edge <= 0.75 else interval.low
+        axis.plot(scores[name], line, "o", color=color)
+        side = -1 if scores[name] > 0.75 else 1
+        text = f"{scores[name]:.2f}".lstrip("0") if scores[name] < 1 else "1"
+        axis.annotate(text, (edge, line), (side * 5, 0), textcoords="offset points", va="center", color=color,
+                      fontsize=7, ha="left" if side > 0 else "right",
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # fmt: skip
+    axis.grid(axis="y")
+    axis.tick_params(length=0)
+    axis.spines[["left", "bottom"]].set_color("0.8")
 
 
 def plot_confusion(names: Sequence[str] | Array, counts: Array, output: str | Path, title: str | None = None) -> Path:
-    """Plot a confusion matrix as shares of each true label's clips.
+    """Plot a confusion matrix in percent of each true label's clips, which are counted beside it.
 
     Args:
         names: labels (C,).
@@ -258,23 +285,47 @@ def plot_confusion(names: Sequence[str] | Array, counts: Array, output: str | Pa
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    size = min(14.0, 3.5 + 0.22 * len(names))
-    figure = blank_figure(size + 0.8, size)
-    axis = figure.subplots()
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    image = axis.imshow(shares, cmap="magma", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axis, shrink=0.7, label="share of the true label's clips")
-    if len(names) <= _MAX_TICK_LABELS:
-        # Labels may be in any script; characters that the font lacks are shown by their codes.
-        texts = [str(name) if str(name).isascii() else ascii(str(name))[1:-1] for name in names]
-        axis.set_xticks(range(len(names)), texts, rotation=90, fontsize=7)
-        axis.set_yticks(range(len(names)), texts, fontsize=7)
-    axis.set_xlabel("given label")
-    axis.set_ylabel("true label")
-    if len(names) <= _MAX_CLASSES_WITH_COUNTS:
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            color = "black" if shares[row, column] > 0.6 else "white"
-            axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=color)
-    if title:
-        axis.set_title(title, loc="left", fontsize=10)
-    return save_figure(figure, output)
+    check_plotting()
+    from matplotlib.colors import LinearSegmentedColormap
+
+    names = [str(name) for name in names]
+    clips = counts.sum(1)
+    percent = 100 * counts / np.maximum(clips, 1)[:, None]
+    with styled(names) as show:
+        # A name of squares alone would not tell which class it is.
+        shown = [f"no. {i}" if _SQUARE in show(name) else show(name) for i, name in enumerate(names, 1)]
+        unnamed = any(_SQUARE in show(name) for name in names)
+        longest = max(map(len, shown)) if len(names) <= _MAX_TICK_LABELS else 0
+        cells = min(12.0, (0.34 if len(names) <= _MAX_CLASSES_WITH_SHARES else 0.2) * max(len(names), 4))
+        figure = blank_figure(cells + 0.055 * longest + 1.9, cells + 0.055 * longest + 0.8)
+        axis = figure.subplots()
+        colors = LinearSegmentedColormap.from_list("shares", WHITE_TO_BLUE)
+        image = axis.imshow(percent, cmap=colors, vmin=0, vmax=100, aspect="equal")
+        figure.colorbar(image, ax=axis, shrink=0.8, label="% of the true label's clips")
+        axis.spines[:].set_visible(True)
+        axis.spines[:].set_color("0.7")
+        if len(names) <= _MAX_TICK_LABELS:
+            axis.set_xticks(range(len(names)), shown, rotation=90)
+            rows = [f"{name} ({count:g})" for name, count in zip(shown, clips, strict=True)]
+            axis.set_yticks(range(len(names)), rows)
+            axis.set_ylabel("true label (clips)")
+        else:
+            tens = range(9, len(names), 10)
+            axis.set_xticks(tens, [str(i + 1) for i in tens])
+            axis.set_yticks(tens, [str(i + 1) for i in tens])
+            axis.set_ylabel("true label (line of the table of classes)")
+        axis.set_xlabel("given label" + ("\nno.: line of the table of classes" if unnamed else ""))
+        if len(names) <= _MAX_CLASSES_WITH_SHARES:
+            for row, column in zip(*np.nonzero(counts), strict=True):
+                color = "white" if percent[row, column] > 60 else "black"
+                axis.text(
+                    column, row, _percent(percent[row, column]), ha="center", va="center", fontsize=7, color=color
+                )
+        if title:
+            axis.set_title(show(title))
+        return save_figure(figure, output)
+
+
+def _percent(value: float) -> str:
+    """Return a share above 0 in whole percent."""
+    return f"{value:.0f}" if value >= 0.5 else "<1"

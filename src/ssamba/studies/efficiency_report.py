@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ssamba.plotting import blank_figure, save_figure
+from ssamba.plotting import LineEnd, blank_figure, draw_table, label_lines, save_figure, styled
 from ssamba.studies.efficiency import FRAMES_PER_PATCH, ROWS, SIDES, EfficiencyOptions, Pass, Point, Size, Study
 from ssamba.studies.harness import list_section, machine_name, read_report, report_head, table, write_report
 
@@ -264,71 +264,84 @@ def read_study(folder: str | Path) -> Study:
 
 
 def plot_study(study: Study, batch: int, output: Path) -> Path:
-    """Plot time and memory over patches on logarithmic axes, a column for each size, with labeled crossovers.
+    """Plot time and memory over patches on logarithmic axes, a column for each size, with marked crossovers.
 
-    What an interrupted study did not reach has no panel.
+    What an interrupted study did not reach has no panel. If it has one length alone, the figure is a table.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    reached = [p for p in study.points if p.section == "length" and p.batch == batch]
+    reached = [p for p in study.points if p.section == "length" and p.batch == batch and p.median_s is not None]
     sizes = [size for size in study.options.sizes if any(p.size == size for p in reached)] or study.options.sizes
     passes = [m for m in study.options.passes if any(p.mode == m for p in reached)] or study.options.passes
-    panels = list(product(passes, QUANTITIES))
-    figure = blank_figure(1 + 4.2 * len(sizes), 1 + 2.9 * len(panels))
-    figure.suptitle(f"Cost of a batch of {batch} ({machine_name(study.environment)})", fontsize=11)
-    axes = figure.subplots(len(panels), len(sizes), squeeze=False)
-    crossed = [c for c in crossovers(study) if c.batch == batch]
-    for (mode, quantity), row in zip(panels, axes, strict=True):
-        for size, axis in zip(sizes, row, strict=True):
-            _plot_panel(axis, study, mode, size, batch, quantity)
-            _mark(axis, study, [c for c in crossed if (c.mode, c.size, c.quantity) == (mode, size, quantity)])
-    titles = {side.title for side in SIDES.values()}
-    handles = {h.get_label(): h for axis in axes.flat for h in axis.get_lines() if h.get_label() in titles}
-    if handles:
-        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize=8)
-    return save_figure(figure, output)
+    title = f"Cost of a batch of {batch} ({machine_name(study.environment)})"
+    with styled():
+        if len({p.patches for p in reached}) < 2:
+            figure = blank_figure(6, 0.8 + 0.25 * len(reached))
+            columns = ["side", "size", "pass", "patches", "ms", "peak MB beyond model and input"]
+            draw_table(figure.subplots(), columns, [_table_row(p) for p in reached])
+            figure.suptitle(title)
+            return save_figure(figure, output)
+        panels = list(product(passes, QUANTITIES))
+        figure = blank_figure(0.8 + 4.4 * len(sizes), 0.9 + 2.5 * len(panels))
+        figure.suptitle(title)
+        axes = figure.subplots(len(panels), len(sizes), sharex=True, sharey="row", squeeze=False)
+        crossed = [c for c in crossovers(study) if c.batch == batch]
+        ends = {}
+        for (mode, quantity), row in zip(panels, axes, strict=True):
+            for size, axis in zip(sizes, row, strict=True):
+                ends[axis] = _plot_panel(axis, study, mode, size, batch, quantity)
+                here = [c for c in crossed if (c.mode, c.size, c.quantity) == (mode, size, quantity)]
+                ends[axis] += _mark(axis, study, here)
+            row[0].set_ylabel("ms" if quantity == "time" else "peak MB beyond model and input")
+        lengths = sorted({p.patches for p in reached})
+        for axis in axes[-1]:
+            axis.set_xlabel("patches (circle: from here on SSAMBA is cheaper; hollow: measured once)")
+            axis.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=45)
+            axis.minorticks_off()
+            axis.set_xlim(0.85 * lengths[0], 2.2 * lengths[-1])  # room for the names of the lines
+        label_lines(ends)
+        return save_figure(figure, output)
 
 
-def _plot_panel(axis: Any, study: Study, mode: Pass, size: Size, batch: int, quantity: Quantity) -> None:
+def _table_row(p: Point) -> list[str]:
+    assert p.median_s is not None
+    memory = "-" if p.peak_bytes is None else _three_digits(p.peak_bytes / 2**20)
+    return [SIDES[p.side].title, p.size, p.mode, f"{p.patches:,}", _three_digits(1e3 * p.median_s), memory]
+
+
+def _plot_panel(axis: Any, study: Study, mode: Pass, size: Size, batch: int, quantity: Quantity) -> list[LineEnd]:
+    """Plot the curves of a panel, and return x, y, name and color of their ends."""
+    ends = []
     for name in study.options.sides:
         side = SIDES[name]
         values = curve(study, mode, size, batch, name, quantity, single=True)
         medians = curve(study, mode, size, batch, name, quantity)
         if not values:
             continue
-        shades = _COLORS["unfused" if side.attention == "unfused" else side.variant]
-        axis.plot(
-            list(values),
-            [_SCALES[quantity] * value for value in values.values()],
-            _STYLES[side.precision],
-            color=shades[side.precision == "bf16"],
-            marker="o",
-            markersize=3,
-            linewidth=1.4,
-            label=side.title,
-        )
-        single = {n: _SCALES[quantity] * value for n, value in values.items() if n not in medians}
-        axis.plot(list(single), list(single.values()), "o", markersize=3, markerfacecolor="white", color=shades[0])
+        color = _COLORS["unfused" if side.attention == "unfused" else side.variant][side.precision == "bf16"]
+        scaled = {n: _SCALES[quantity] * value for n, value in values.items()}
+        axis.plot(list(scaled), list(scaled.values()), _STYLES[side.precision] + "o", color=color, markersize=3)
+        single = {n: value for n, value in scaled.items() if n not in medians}
+        axis.plot(list(single), list(single.values()), "o", markersize=3, markerfacecolor="white", color=color)
+        ends.append((float(max(scaled)), scaled[max(scaled)], side.title, color))
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
-    axis.set_xticks(study.options.patches, [f"{n:,}" for n in study.options.patches], fontsize=7, rotation=45)
-    axis.tick_params(axis="y", labelsize=7)
-    axis.grid(alpha=0.25, which="major")
-    axis.set_title(f"{size}, {mode}", fontsize=9, loc="left")
-    axis.set_xlabel("patches", fontsize=8)
-    axis.set_ylabel("ms" if quantity == "time" else "peak MB beyond model and input", fontsize=8)
+    axis.margins(y=0.12)
+    axis.grid()
+    axis.set_title(f"{size}, {mode}: {quantity}")
+    return ends
 
 
-def _mark(axis: Any, study: Study, found: Sequence[Crossover]) -> None:
-    """Circle and letter each crossover that lies between measured lengths; list them in the corner."""
-    names = []
-    for letter, c in zip("ABCDEFGHI", (c for c in found if c.patches and c.patches > c.first), strict=False):
-        assert c.patches is not None
+def _mark(axis: Any, study: Study, found: Sequence[Crossover]) -> list[LineEnd]:
+    """Circle each crossover that lies between measured lengths; return x, y, the number of patches and a color."""
+    marks = []
+    for c in found:
+        if not c.patches or c.patches <= c.first:
+            continue
         values = curve(study, c.mode, c.size, c.batch, c.ours, c.quantity)
         height = np.exp(np.interp(np.log(c.patches), np.log(list(values)), np.log(list(values.values()))))
         height *= _SCALES[c.quantity]
-        axis.plot(c.patches, height, "o", markersize=9, markerfacecolor="none", markeredgecolor="black")
-        axis.annotate(letter, (c.patches, height), (6, -10), textcoords="offset points", fontsize=7, weight="bold")
-        names.append(f"{letter}: {SIDES[c.ours].title} < {SIDES[c.theirs].title} from {_two_digits(c.patches):,}")
-    axis.text(0.02, 0.97, "\n".join(names), transform=axis.transAxes, va="top", fontsize=6.5)
+        axis.plot(c.patches, height, "o", markersize=8, markerfacecolor="none", markeredgecolor="black")
+        marks.append((c.patches, float(height), f"{_two_digits(c.patches):,}", "black"))
+    return marks

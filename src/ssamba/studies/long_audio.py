@@ -30,7 +30,7 @@ from ssamba.config import Config, settings_differences
 from ssamba.embedder import load_model
 from ssamba.errors import OtherSettingsError, SsambaError
 from ssamba.files import soundfile_path
-from ssamba.plotting import blank_figure, save_figure
+from ssamba.plotting import GREEN, RED, LineEnd, blank_figure, draw_table, label_lines, save_figure, styled
 from ssamba.studies.harness import (
     Progress,
     environment,
@@ -49,7 +49,7 @@ from ssamba.studies.recordings import RecordingPool, require_files
 
 Context = Literal["windows", "full"]
 CONTEXTS: tuple[Context, ...] = ("windows", "full")
-_COLORS: dict[Context, str] = {"windows": "#0b6e4f", "full": "#b23a48"}
+_COLORS: dict[Context, str] = {"windows": GREEN, "full": RED}
 _BINS = 300
 _WARM_UP_S = 3.0
 
@@ -118,8 +118,8 @@ class LongStudy:
     options: LongOptions
     environment: dict[str, Any]
     """Date, hardware and versions; `model` and `weights_digest`."""
-    recordings: list[str]
-    """Name and size of each file, in order: with other ones, a study is not resumed."""
+    recordings: list[str] = field(default_factory=list)
+    """Name and size of each file, in order: with other ones, a study is not resumed. Old studies do not have them."""
     passes: list[LongPass] = field(default_factory=list)
     agreements: list[Agreement] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -395,31 +395,53 @@ def read_long(folder: str | Path) -> LongStudy:
 def plot_long(study: LongStudy, output: Path) -> Path:
     """Plot time and memory over duration, and the agreement of the longest recording over its time.
 
+    Where a single duration was measured, time and memory are a table.
+
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure = blank_figure(11, 6)
-    title = f"Long recordings, {study.environment['model']} ({machine_name(study.environment)})"
-    figure.suptitle(title, fontsize=11)
-    grid = figure.add_gridspec(2, 2)
-    _plot_cost(figure.add_subplot(grid[0, 0]), study, "seconds", 1.0, "s")
-    _plot_cost(figure.add_subplot(grid[0, 1]), study, "process_bytes", 2**-20, "MB, whole process")
-    axis = figure.add_subplot(grid[1, :])
+    measured = [p for p in study.passes if p.duration_s and p.seconds]
     longest = max(study.agreements, key=lambda a: a.duration_s, default=None)
-    if longest is not None:
-        at_min = np.array(longest.times_s) / 60
-        axis.plot(at_min, longest.over_time, color="#22577a", linewidth=0.9, label="median")
-        axis.plot(at_min, longest.low_over_time, color="#22577a", linewidth=0.7, alpha=0.5, label="5th percentile")
-        axis.set_title(f"{longest.recording}: centered cosine, windows to full context", fontsize=9, loc="left")
-        axis.set_xlabel("minutes from the start", fontsize=8)
-        axis.set_ylim(min(0.0, *longest.low_over_time), 1.02)
-        axis.legend(fontsize=7, loc="lower left")
-    axis.tick_params(labelsize=7)
-    axis.grid(alpha=0.25)
-    return save_figure(figure, output)
+    with styled([] if longest is None else [longest.recording]) as show:
+        ends: dict[Any, list[LineEnd]] = {}
+        is_single = len({p.duration_s for p in measured}) < 2
+        figure = blank_figure(9, (1.0 if is_single else 2.9) + (0.6 if longest is None else 3.0))
+        figure.suptitle(f"Long recordings, {show(study.environment['model'])} ({machine_name(study.environment)})")
+        ratios = [0.5 if is_single else 1.0, *([] if longest is None else [1.0])]
+        above, *below = figure.subfigures(len(ratios), 1, height_ratios=ratios, squeeze=False)[:, 0]
+        if is_single:
+            columns = ["context", "minutes", "s", "MB, whole process"]
+            rows = [[p.context, f"{p.duration_s / 60:g}", _seconds(p), _megabytes(p.process_bytes)]
+                    for p in measured if p.duration_s]  # fmt: skip
+            draw_table(above.subplots(), columns, rows)
+        else:
+            left, right = above.subplots(1, 2, sharex=True)
+            ends[left] = _plot_cost(left, study, "seconds", 1.0, "s")
+            ends[right] = _plot_cost(right, study, "process_bytes", 2**-20, "MB, whole process")
+        if longest is not None:
+            axis = below[0].subplots()
+            ends[axis] = _plot_agreement(axis, longest, show(longest.recording))
+        label_lines(ends)
+        return save_figure(figure, output)
 
 
-def _plot_cost(axis: Any, study: LongStudy, name: str, scale: float, unit: str) -> None:
+def _plot_agreement(axis: Any, longest: Agreement, name: str) -> list[LineEnd]:
+    at_min = np.array(longest.times_s) / 60
+    axis.plot(at_min, longest.low_over_time, color="#8fb3c7", linewidth=0.9)
+    axis.plot(at_min, longest.over_time, color="#22577a", linewidth=0.9)
+    axis.set_title(f"{name}: centered cosine of windows to full context")
+    axis.set_xlabel("minutes from the start")
+    axis.set_ylabel("cosine")
+    axis.set_xlim(0, 1.12 * at_min[-1])
+    lowest = min(longest.low_over_time)
+    axis.set_ylim(lowest - 0.1 * (1 - lowest) - 0.01, 1 + 0.1 * (1 - lowest))
+    axis.grid()
+    ends = [(longest.low_over_time, "5th percentile", "#8fb3c7"), (longest.over_time, "median", "#22577a")]
+    return [(float(at_min[-1]), values[-1], text, color) for values, text, color in ends]
+
+
+def _plot_cost(axis: Any, study: LongStudy, name: str, scale: float, unit: str) -> list[LineEnd]:
+    ends: list[LineEnd] = []
     for context in CONTEXTS:
         points = sorted(
             (p.duration_s / 60, scale * value)
@@ -428,18 +450,18 @@ def _plot_cost(axis: Any, study: LongStudy, name: str, scale: float, unit: str) 
         )
         if not points:
             continue
-        axis.plot(*zip(*points, strict=True), "o-", ms=4, color=_COLORS[context], label=context)
+        axis.plot(*zip(*points, strict=True), "o-", color=_COLORS[context])
         above = 1 if context == "full" else -1
         for x, y in points:
             axis.annotate(f"{y:,.3g}" if y < 100 else f"{y:,.0f}", (x, y), (0, 7 * above - 3), fontsize=6.5,
                           textcoords="offset points", ha="center", color=_COLORS[context])  # fmt: skip
+        ends.append((*points[-1], context, _COLORS[context]))
         axis.set(xscale="log", yscale="log")
-        axis.legend(fontsize=7, loc="upper left")
     minutes = sorted({round(p.duration_s / 60, 1) for p in study.passes if p.duration_s})
     axis.set_xticks(minutes, [f"{m:g}" for m in minutes])
-    axis.margins(0.12)
+    axis.margins(0.15)
     axis.minorticks_off()
-    axis.set_xlabel("minutes of audio", fontsize=8)
-    axis.set_ylabel(unit, fontsize=8)
-    axis.tick_params(labelsize=7)
-    axis.grid(alpha=0.25)
+    axis.set_xlabel("minutes of audio")
+    axis.set_ylabel(unit)
+    axis.grid()
+    return ends

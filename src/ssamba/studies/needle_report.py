@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssamba.audio.files import Skipped
-from ssamba.plotting import blank_figure, save_figure
+from ssamba.plotting import GRAY, GREEN, RED, LineEnd, blank_figure, label_lines, save_figure, styled
 from ssamba.studies.harness import list_section, read_report, report_head, table, write_report
 from ssamba.studies.needle import RULES, Curve, NeedleOptions, NeedleStudy, Pass, Rule, Side, Trial
 
-_COLORS: dict[Side, str] = {"windows": "#0b6e4f", "full": "#b23a48", "log-mel": "#777777"}
+_COLORS: dict[Side, str] = {"windows": GREEN, "full": RED, "log-mel": GRAY}
 _LINES: dict[Side, str] = {"windows": "o-", "full": "s--", "log-mel": "^:"}
 _RULES: dict[Rule, str] = {
     "frame": "single time steps, compared with the needle's mean",
@@ -177,36 +177,46 @@ def plot_needles(study: NeedleStudy, output: Path) -> Path:
     """
     options = study.options
     levels = options.levels_db
-    figure = blank_figure(3.3 * (len(levels) + 1), 3.4 + 1.5 * len(options.sides))
-    figure.suptitle(f"Needles found by {study.environment['model']}, {len(study.needles)} sounds", fontsize=11)
-    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.0, 1.5 * len(options.sides)))[:, 0]
-    axes = above.subplots(1, len(levels) + 1, sharey=True, squeeze=False)[0]
-    for level_db, axis in zip(levels, axes, strict=False):
-        _plot_durations(axis, study, level_db)
-    _plot_positions(axes[-1], study)
-    axes[0].set_ylabel("found first (pale: chance)", fontsize=8)
-    axes[0].legend(fontsize=7, loc="lower left")
-    axes[0].set_ylim(-0.03, 1.03)
-    _plot_curves(below.subplots(len(options.sides), 1, sharex=True, squeeze=False)[:, 0], study)
-    return save_figure(figure, output)
+    with styled([curve.needle for curve in study.curves]) as show:
+        figure = blank_figure(2.6 * (len(levels) + 1), 3.0 + 1.2 * len(options.sides))
+        figure.suptitle(f"Needles found by {show(study.environment['model'])}, {len(study.needles)} sounds")
+        heights = (2.6, 0.4 + 1.2 * len(options.sides))
+        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
+        axes = above.subplots(1, len(levels) + 1, sharey=True, squeeze=False)[0]
+        axes[0].set_ylim(-0.03, 1.03)
+        axes[0].set_ylabel("found first")
+        ends = [_plot_durations(axis, study, level_db) for level_db, axis in zip(levels, axes, strict=False)]
+        _plot_positions(axes[-1], study)
+        _plot_curves(below.subplots(len(options.sides), 1, sharex=True, squeeze=False)[:, 0], study, show)
+        label_lines(dict(zip(axes, ends, strict=False)))
+        return save_figure(figure, output)
 
 
-def _plot_durations(axis: Any, study: NeedleStudy, level_db: float) -> None:
+def _plot_durations(axis: Any, study: NeedleStudy, level_db: float) -> list[LineEnd]:
+    """Plot the sides at one level, and return x, y, name and color of the ends of their lines."""
+    minutes = sorted(study.options.minutes)
+    ends: list[LineEnd] = []
+    chance: dict[float, float] = {}
     for side in study.options.sides:
         points = {
-            minutes: found
-            for minutes in sorted(study.options.minutes)
-            if (found := score(select(study, side, "matched", minutes=minutes, level_db=level_db)))
+            m: found for m in minutes if (found := score(select(study, side, "matched", minutes=m, level_db=level_db)))
         }
-        axis.plot(list(points), [p.first for p in points.values()], _LINES[side], ms=4, color=_COLORS[side], label=side)
-        axis.plot(list(points), [p.chance for p in points.values()], "-", color="0.8", linewidth=0.8)
+        if not points:
+            continue
+        axis.plot(list(points), [p.first for p in points.values()], _LINES[side], color=_COLORS[side])
+        ends.append((max(points), points[max(points)].first, side, _COLORS[side]))
+        chance |= {m: p.chance for m, p in points.items()}
+    if chance:
+        axis.plot(list(chance), list(chance.values()), "-", color="0.75", linewidth=0.8)
+        ends.append((max(chance), chance[max(chance)], "chance", "0.6"))
     axis.set_xscale("log")
-    axis.set_xticks(sorted(study.options.minutes), [f"{m:g}" for m in sorted(study.options.minutes)], fontsize=7)
+    axis.set_xticks(minutes, [f"{m:g}" for m in minutes])
     axis.minorticks_off()
-    axis.tick_params(axis="y", labelsize=7)
-    axis.set_xlabel("minutes", fontsize=8)
-    axis.set_title(f"needle at {level_db:g} dB", fontsize=9, loc="left")
-    axis.grid(alpha=0.25)
+    axis.set_xlim(0.8 * minutes[0], 1.2 * minutes[-1] * (minutes[-1] / minutes[0]) ** 0.3)  # room for the names
+    axis.set_xlabel("minutes")
+    axis.set_title(f"needle at {level_db:g} dB")
+    axis.grid()
+    return ends
 
 
 def _plot_positions(axis: Any, study: NeedleStudy) -> None:
@@ -215,26 +225,27 @@ def _plot_positions(axis: Any, study: NeedleStudy) -> None:
         heights = [found.first if (found := score(_in_section(study, side, f))) else 0.0 for f in range(_SECTIONS)]
         places = np.arange(_SECTIONS) + 0.8 * ((number + 0.5) / len(sides) - 0.5)
         axis.bar(places, heights, 0.8 / len(sides), color=_COLORS[side])
-    axis.set_xticks(range(_SECTIONS), [f"{(f + 0.5) / _SECTIONS:.1f}" for f in range(_SECTIONS)], fontsize=7)
-    axis.set_xlabel("position (0 start, 1 end)", fontsize=8)
-    axis.set_title("all durations and levels", fontsize=9, loc="left")
-    axis.grid(alpha=0.25, axis="y")
+    axis.set_xticks(range(_SECTIONS), [f"{(f + 0.5) / _SECTIONS:.1f}" for f in range(_SECTIONS)])
+    axis.set_xlabel("position (0 start, 1 end)")
+    axis.set_title("all durations and levels")
+    axis.grid(axis="y")
 
 
-def _plot_curves(axes: Sequence[Any], study: NeedleStudy) -> None:
+def _plot_curves(axes: Sequence[Any], study: NeedleStudy, show: Callable[[str], str]) -> None:
     """Plot the similarity over the time of the longest haystack, one axis for each side."""
     for side, axis in zip(study.options.sides, axes, strict=True):
         curve = next((c for c in study.curves if c.side == side), None)
-        axis.tick_params(labelsize=7)
-        axis.set_ylabel(side, fontsize=8)
+        axis.set_ylabel(side, color=_COLORS[side])
         if curve is None:
             continue
         at_min = np.array(curve.times_s) / 60
         axis.axvspan(curve.start_s / 60, curve.end_s / 60, color="#f2b134", linewidth=3)
         axis.plot(at_min, curve.similarity, color=_COLORS[side], linewidth=0.7)
         best = int(np.argmax(curve.similarity))
-        axis.plot(at_min[best], curve.similarity[best], "x", color="black", ms=6)
+        axis.plot(at_min[best], curve.similarity[best], "x", color="black", markersize=6, clip_on=False)
+        axis.set_xlim(0, at_min[-1])
+        axis.grid(axis="y")
         if axis is axes[0]:
-            title = f"similarity to {curve.needle} at {curve.level_db:g} dB over {curve.minutes:g} min"
-            axis.set_title(f"{title} (yellow: the needle; cross: the best match)", fontsize=9, loc="left")
-    axes[-1].set_xlabel("minutes from the start", fontsize=8)
+            title = f"similarity to {show(curve.needle)} at {curve.level_db:g} dB over {curve.minutes:g} min"
+            axis.set_title(f"{title} (yellow: the needle; cross: the best match)")
+    axes[-1].set_xlabel("minutes from the start")

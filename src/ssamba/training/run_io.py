@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ssamba.errors import MissingExtraError
 from ssamba.files import check_before_replacing, finite, json_text, utf8_cells, utf8_text, write_atomically
+from ssamba.plotting import save_figure, styled
 from ssamba.progress import Progress, counted, format_duration
 from ssamba.training.distributed import World
 from ssamba.training.settings import RunSettings
@@ -404,7 +405,8 @@ class RunLog:
         def write() -> None:
             path = self.out / "pictures" / f"step-{step:08d}-{name}.png"
             path.parent.mkdir(exist_ok=True)
-            write_atomically(path, lambda target: figure.savefig(target, dpi=110, format="png"))
+            with styled():
+                save_figure(figure, path, dpi=110)
             if self._tensorboard is not None:
                 self._tensorboard.add_figure(name, figure, step)
 

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ssamba.audio.decode import decode
-from ssamba.audio.fbank import features_to_waveform, log_mel
+from ssamba.audio.fbank import features_to_waveform, hertz_ticks, log_mel
 from ssamba.checkpoint import load_checkpoint
 from ssamba.config import BaseEncoderConfig, Config, FrontEndConfig
 from ssamba.errors import CheckpointError, ConfigError, DataError, OtherSettingsError
@@ -27,7 +27,7 @@ from ssamba.hashing import digest_of
 from ssamba.model.masking import MaskStyle, draw_mask
 from ssamba.model.patches import order_tokens, patch_values, tokens_to_grid
 from ssamba.model.pretraining import PretrainingModel
-from ssamba.plotting import blank_figure, save_figure
+from ssamba.plotting import blank_figure, save_figure, spectrogram, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,32 +106,38 @@ def _spectrogram(values: Tensor, config: BaseEncoderConfig) -> Tensor:
 
 
 def plot_reconstructions(clips: Sequence[Reconstruction], names: Sequence[str], front_end: FrontEndConfig) -> Figure:
-    """Plot original, masked and filled spectrograms, one clip a row.
+    """Plot a row for each clip: the original, the visible patches, the predicted ones, and the error of these.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure = blank_figure(12, 0.8 + 2.2 * len(clips))
-    axes = figure.subplots(len(clips), 3, squeeze=False)
-    for row, clip, name in zip(axes, clips, names, strict=True):
-        low, high = (float(torch.quantile(clip.original.float(), q)) for q in (0.02, 0.995))
-        seconds = len(clip.original) * front_end.shift_ms / 1000
-        for axis, title, image in zip(row, ("original", "masked", "filled in by the model"), clip, strict=True):
-            axis.set_facecolor("0.6")
-            axis.imshow(
-                image.float().cpu().T.numpy(),
-                origin="lower",
-                aspect="auto",
-                interpolation="nearest",
-                cmap="magma",
-                vmin=low,
-                vmax=max(high, low + 1e-3),
-                extent=(0, seconds, 0, front_end.num_mel_bins),
-            )
-            axis.set_title(title, fontsize=9)
-            axis.set_xlabel("seconds", fontsize=8)
-        row[0].set_ylabel(f"{name[-28:]}\nmel bin", fontsize=8)
-    return figure
+    ticks = hertz_ticks(front_end)
+    with styled(names) as show:
+        figure = blank_figure(12, 0.9 + 1.9 * len(clips))
+        axes = figure.subplots(len(clips), 4, squeeze=False, sharey=True)
+        for row, clip, name in zip(axes, clips, names, strict=True):
+            original, masked, filled = (image.float().cpu() for image in clip)
+            is_masked = masked.isnan()
+            predicted = filled.where(is_masked, torch.nan)
+            error = filled - original
+            low, high = (float(torch.quantile(original, q)) for q in (0.02, 0.995))
+            seconds = len(original) * front_end.shift_samples / front_end.sample_rate_hz
+            levels = {"vmin": low, "vmax": max(high, low + 1e-3)}
+            limit = max(1e-3, float(torch.quantile(error[is_masked].abs(), 0.99)))
+            for axis, image in zip(row, (original, masked, predicted), strict=False):
+                shown = spectrogram(axis, image.numpy(), seconds, ticks, **levels)
+            wrong = error.where(is_masked, torch.nan).numpy()
+            difference = spectrogram(row[3], wrong, seconds, ticks, cmap="RdBu_r", vmin=-limit, vmax=limit)
+            figure.colorbar(shown, ax=row[2], label="normalized log-mel")
+            figure.colorbar(difference, ax=row[3], label="predicted - original")
+            row[3].set_title(f"squared error {float(error[is_masked].square().mean()):.3f}", loc="right", fontsize=7)
+            row[0].set_ylabel(f"{show(name[-28:])}\nHz")
+        titles = ("original", "visible patches", "predicted patches", "their error")
+        for axis, title in zip(axes[0], titles, strict=True):
+            axis.set_title(title)
+        for axis in axes.flat:
+            axis.label_outer()
+        return figure
 
 
 @dataclass(frozen=True)
