@@ -17,6 +17,7 @@ PACKAGE = ROOT / "src" / "ssamba"
 # A package, or a module of its own, may import from rows below its own, and from itself.
 ROWS = {
     "errors": -1,
+    "cores": 0,
     "files": 0,
     "progress": 0,
     "text": 0,

@@ -14,6 +14,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+import ssamba.cores  # noqa: F401 - before PyTorch is loaded, says how its threads wait
+
 if TYPE_CHECKING:
     from ssamba.annotations import Annotation, read_annotations, write_annotations
     from ssamba.checkpoint import (

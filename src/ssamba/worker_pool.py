@@ -40,6 +40,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from ssamba.cores import free_cores
 from ssamba.errors import ConfigError, WorkerDiedError, WorkerStartError
 
 T = TypeVar("T")
@@ -71,8 +72,8 @@ _CRASHES = {
 
 
 def default_workers(most: int = 8) -> int:
-    """Return the number of cores minus one, between 1 and `most`."""
-    return min(most, max(1, (os.cpu_count() or 2) - 1))
+    """Return the number of free cores minus one, between 1 and `most`."""
+    return min(most, max(1, free_cores() - 1))
 
 
 def checked_workers(workers: int | None) -> int | None:

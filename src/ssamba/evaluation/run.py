@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from ssamba.checkpoint import has_default_weights, load_checkpoint
 from ssamba.checkpoint.files import write_json
 from ssamba.config import FrontEndConfig, settings_differences
+from ssamba.cores import free_cores
 from ssamba.embedder import Embedder, load_model
 from ssamba.errors import ConfigError, Interrupted, OtherSettingsError, SsambaError
 from ssamba.evaluation.report import (
@@ -145,7 +145,7 @@ def evaluate(
     if output is not None and output.exists() and not overwrite:
         _check_output(output, models, tasks, options, vectors)
     folder = None if cache is False else cache_folder() if cache in (None, True) else Path(str(cache)).expanduser()
-    threads = workers or os.cpu_count() or 1
+    threads = workers or free_cores()
     try:
         evaluation = Evaluation(
             tuple(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from ssamba.audio.fbank import log_mel
 from ssamba.config import FrontEndConfig
+from ssamba.cores import free_cores, say_if_spinning
 from ssamba.embedding import EmbedOptions
 from ssamba.errors import ConfigError
 from ssamba.inference.accumulators import Accumulator
@@ -183,7 +185,7 @@ class InferenceEngine:
     def _log_mel(self, samples: Array) -> Tensor:
         exact = torch.float64 if self.dtype == torch.float64 else torch.float32
         waveform = torch.from_numpy(np.ascontiguousarray(samples)).to(self.device, exact)
-        with self._autocast(enabled=False):
+        with self._autocast(enabled=False), _on_free_cores():
             return log_mel(waveform, config=self.front_end).to(self.dtype)
 
     def _autocast(self, *, enabled: bool) -> torch.autocast:
@@ -211,7 +213,7 @@ class InferenceEngine:
         for group in group_by_length(batch, _MAX_PADDING_IF_SKIPPED if skips else _MAX_PADDING):
             windows, rows = _distinct([window for _, window in group])
             features = _padded(windows)
-            with self._autocast(enabled=is_bf16):
+            with self._autocast(enabled=is_bf16), _on_free_cores():
                 encoded = self._tokens(features, windows, options.layer, all_layers)
             with self._autocast(enabled=False):
                 thirds = self._thirds(features, windows)
@@ -235,6 +237,22 @@ class InferenceEngine:
         columns, valid_frames = torch.tensor([(one.columns, one.valid_frames) for one in windows], device="cpu").T
         levels = step_levels(features, self.encoder.config, self.front_end, valid_frames)
         return third_weights(levels.cpu().float(), columns)
+
+
+@contextmanager
+def _on_free_cores() -> Iterator[None]:
+    """Use no more of PyTorch's threads than there are free cores: they wait for the slowest of them."""
+    threads = torch.get_num_threads()
+    count = threads if threads == 1 else min(threads, free_cores())
+    if count == threads:
+        yield
+        return
+    say_if_spinning(threads)
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _distinct(windows: Sequence[Window]) -> tuple[list[Window], list[int]]:

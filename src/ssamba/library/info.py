@@ -16,6 +16,7 @@ from ssamba.checkpoint import load_checkpoint
 from ssamba.checkpoint.files import CONFIG_FILE
 from ssamba.checkpoint.names import MODEL_FOLDER, ROUNDS_FOLDER, STATES_FOLDER, is_model_name
 from ssamba.config import ClassifierConfig
+from ssamba.cores import thread_settings
 from ssamba.files import user_path
 from ssamba.library.tables import read_embeddings
 from ssamba.ops import available_backends, check_backends
@@ -71,6 +72,7 @@ def installation_facts() -> Facts:
         ("ssamba", __version__),
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        ("cores", thread_settings()),
         ("GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"),
     ]
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):

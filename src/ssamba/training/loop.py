@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ssamba.checkpoint.files import write_json
 from ssamba.checkpoint.names import MODEL_FOLDER, STATES_FOLDER
+from ssamba.cores import say_if_spinning
 from ssamba.errors import ConfigError, MissingExtraError, SsambaError, TrainingDivergedError, TrainingError
 from ssamba.files import check_before_replacing
 from ssamba.locks import OutputLock
@@ -126,6 +127,8 @@ def train(
     """
     settings = saved_settings(optimizer, schedule, run, recipe or {})
     with init_distributed(device) as world, stop_on_signals() as stop:
+        if world.device.type == "cpu":
+            say_if_spinning(torch.get_num_threads())
         trainer = _Trainer(task, optimizer, schedule, run, Path(out), settings, world, stop, on_progress, lock, notes)
         trainer.start(overwrite and not is_restarted(), task_defaults)
         try:
