@@ -60,6 +60,7 @@ def test_a_finished_run_keeps_two_models_and_no_state(finished):
     kept = sorted(path.parent.relative_to(out).as_posix() for path in out.rglob("*.safetensors"))
     assert kept == ["model", "rounds/all/chosen"]
     assert not list(out.rglob("*.pt"))
+    assert json.loads((out / "refit" / "report.json").read_text())["model"] is None
 
 
 def test_a_finished_run_is_recognized_by_settings_length_and_recordings(finished, classes, start):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ssamba.checkpoint import load_checkpoint, save_checkpoint
-from ssamba.checkpoint.files import read_json
+from ssamba.checkpoint.files import read_json, write_json
 from ssamba.checkpoint.names import MODEL_FOLDER, ROUNDS_FOLDER, STATES_FOLDER
 from ssamba.config import settings_differences
 from ssamba.errors import OtherSettingsError
@@ -40,7 +40,7 @@ from ssamba.training.finetuning.report import (
     write_tables,
 )
 from ssamba.training.finetuning.task import FinetuneTask, Predictions
-from ssamba.training.run_io import TrainingReport
+from ssamba.training.run_io import REPORT_FILE, TrainingReport
 from ssamba.training.settings import FREE_ON_RESUME
 from ssamba.training.state import (
     BEST_FOLDER,
@@ -204,6 +204,8 @@ def remove_states(output: Path) -> None:
     for folder in (output / REFIT_FOLDER, *sorted((output / ROUNDS_FOLDER).glob("*/"))):
         for name in (STATES_FOLDER, BEST_FOLDER, MODEL_FOLDER):
             shutil.rmtree(folder / name, ignore_errors=True)
+        if (folder / REPORT_FILE).is_file():
+            write_json(folder / REPORT_FILE, {**read_json(folder / REPORT_FILE), "last_state": None, "model": None})
 
 
 def _number(value: float | None) -> float:
