@@ -248,7 +248,7 @@ WRONG = [
     ("both", None, {"output": "text.txt"}, 2, "text.txt is a file, or lies below one: expected the name of a folder"),
     ("both", None, {"device": "tpu", "epochs": 1}, 2, "device must be 'cpu', 'cuda', 'cuda:1' or the like, got 'tpu'"),
     ("pretrain", None, {"size": "huge"}, 2, "model.size: Input should be 'tiny', 'small' or 'base'"),
-    ("pretrain", None, {"recipe": "esc50"}, 2, "expected one of laptop, many-nodes, official, one-gpu"),
+    ("pretrain", None, {"recipe": "esc50"}, 2, "expected one of adapt, laptop, many-nodes, official, one-gpu"),
     ("pretrain", None, {"size": "base", "checkpoint": "START"}, 2, "model.encoder.embed_dim is 24 there, and 768"),
     ("pretrain", None, {"set": ["masking.ratio=0.5", "masking.count=9"]}, 2, "exclude each other"),
     ("finetune", "classes/drum", {}, 1, "1 label(s) found (drum), expected at least two"),

@@ -64,6 +64,19 @@ def test_layers_decay_around_a_frozen_encoder():
     assert {group["multiplier"] for group in groups} == {3.0}
 
 
+def test_a_frozen_encoder_starts_later_and_is_not_decayed_before():
+    model = Classifier(CONFIG, ClassifierConfig(num_classes=3))
+    optimizer = build_optimizer(model, OptimizerSettings(weight_decay=0.1, head_multiplier=3.0, frozen_steps=2))
+    model.encoder(torch.randn(1, 64, CONFIG.num_mel_bins)).mean().backward()
+    before = {name: value.clone() for name, value in model.encoder.named_parameters()}
+    for step in range(3):
+        set_learning_rate(optimizer, 0.01, step)
+        assert {group["lr"] for group in optimizer.param_groups} == ({0.0, 0.03} if step < 2 else {0.01, 0.03})
+        optimizer.step()
+        moved = any(not torch.equal(value, before[name]) for name, value in model.encoder.named_parameters())
+        assert moved == (step == 2)
+
+
 def test_settings_that_apply_to_no_parameter_are_refused():
     with pytest.raises(ConfigError, match="head_multiplier is 3"):
         build_optimizer(nn.Linear(2, 2), OptimizerSettings(head_multiplier=3))

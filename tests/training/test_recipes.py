@@ -19,10 +19,10 @@ def test_recipes_are_found_by_name_or_path(tmp_path):
     (tmp_path / "mine.toml").write_text("[run]\nsteps = 3\n")
     assert find_recipe("pretrain", tmp_path / "mine.toml") == tmp_path / "mine.toml"
     with pytest.raises(
-        ConfigError, match="desktop does not exist: expected one of laptop, many-nodes, official, one-gpu"
+        ConfigError, match="desktop does not exist: expected one of adapt, laptop, many-nodes, official, one-gpu"
     ):
         find_recipe("pretrain", "desktop")
-    with pytest.raises(ConfigError, match="expected one of laptop"):
+    with pytest.raises(ConfigError, match="expected one of adapt, laptop"):
         find_recipe("pretrain", "esc50")  # a fine-tuning recipe
 
 
@@ -139,6 +139,6 @@ def test_both_commands_pass_their_options_on(tmp_path, monkeypatch):
     (one, first), (two, second) = seen
     assert one == two == (["a", "b"], Path("run"), "x")
     first.pop("progress"), second.pop("progress")
-    assert first == {**wanted, "recipe": "official", "size": "base"}
-    own = {"background": None, "labels_from": None, "refit": None}
-    assert second == {**wanted, "recipe": "esc50", "scratch": False, "frozen": True, **own}
+    assert first == {**wanted, "recipe": "official", "size": "base", "evaluate": None, "front_end": None}
+    not_given = dict.fromkeys(("background", "front_end", "labels_from", "refit"))
+    assert second == {**wanted, **not_given, "recipe": "esc50", "scratch": False, "frozen": True}

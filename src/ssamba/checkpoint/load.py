@@ -285,7 +285,8 @@ def average_checkpoints(
     loaded = [load_checkpoint(source) for source in checkpoints]
     first = loaded[0]
     for source, other in zip(checkpoints[1:], loaded[1:], strict=True):
-        same = other.config.with_changes(origin=first.config.origin, base=first.config.base) == first.config
+        story = {"origin": first.config.origin, "base": first.config.base, "recipe": first.config.recipe}
+        same = other.config.with_changes(**story) == first.config
         if not same or other.front_end != first.front_end:
             raise CheckpointError(
                 f"{source} is of another structure than {checkpoints[0]} (encoder, heads or front end), so their "

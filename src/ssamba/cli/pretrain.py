@@ -30,10 +30,11 @@ from ssamba.cli.progress import ProgressDisplay
 
 
 @app.command(
-    epilog="[bold]Recipes[/]: laptop, one-gpu, many-nodes, official.\n\n"
+    epilog="[bold]Recipes[/]: laptop, one-gpu, many-nodes, official; adapt, with -c: go on from a model.\n\n"
     "[bold]Examples[/]\n\n"
     "ssamba pretrain recordings/ -o runs/mine --minutes 60\n\n"
     "ssamba pretrain recordings/ -o runs/more -c ssamba2-tiny --epochs 5   (start from a model's weights)\n\n"
+    "ssamba pretrain recordings/ -o runs/adapted -c ssamba2-tiny --recipe adapt --evaluate labeled.csv\n\n"
     "ssamba pretrain audioset/ librispeech/ -o runs/base --recipe official --size base --set masking.count=250\n\n"
     "torchrun --nproc-per-node 8 -m ssamba pretrain shards/ -o runs/eight --recipe one-gpu\n\n" + EXIT_CODES
 )
@@ -71,6 +72,16 @@ def pretrain(
     batch_size: BatchSizeOption = None,
     device: DeviceOption = None,
     front_end: FrontEndOption = None,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(
+            "--evaluate",
+            metavar="TASK.csv",
+            help="Labeled recordings (columns clip, label, split, group): when the run is finished, compare the model "
+            "with the one that it started from by linear probes. Without START, with log-mel statistics.",
+            show_default=False,
+        ),
+    ] = None,
     encoding: EncodingOption = None,
     tensorboard: TensorBoardOption = False,
     overwrite: RunOverwriteOption = False,
@@ -100,6 +111,7 @@ def pretrain(
             front_end=front_end,
             encoding=encoding,
             tensorboard=tensorboard,
+            evaluate=evaluate,
             overwrite=overwrite,
             take_over=take_over,
             progress=progress,

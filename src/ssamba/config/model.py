@@ -361,6 +361,9 @@ class ModelConfig(Config):
     """Provenance of the weights, for human readers."""
     base: ModelIdentity | None = Field(None, json_schema_extra={"since": 2})
     """The model that training started from; None means random weights, or unknown."""
+    recipe: dict[str, Any] | None = Field(None, json_schema_extra={"since": 2})
+    """Objectives, masks, views, augmentation and crops that the model was pretrained with, as sections of a recipe:
+    `ssamba pretrain --recipe adapt` goes on with them. None means unknown."""
 
     @model_validator(mode="before")
     @classmethod

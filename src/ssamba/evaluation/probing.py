@@ -186,7 +186,14 @@ class EventRows(Rows):
         return [find_events(scores[k], self.times_s[rows[k]], self.labels, smoothing, 0.0) for k in own]
 
 
-def probe_labels(kind: ProbeKind, vectors: Array, labels: Array, groups: Array, fold: Fold) -> ProbeResult:
+def probe_labels(
+    kind: ProbeKind,
+    vectors: Array,
+    labels: Array,
+    groups: Array,
+    fold: Fold,
+    settings: Sequence[float] | None = None,
+) -> ProbeResult:
     """Probe a task with one label per clip on one fold.
 
     Args:
@@ -195,6 +202,7 @@ def probe_labels(kind: ProbeKind, vectors: Array, labels: Array, groups: Array, 
         labels: (N,).
         groups: (N,).
         fold: indices in these arrays.
+        settings: settings to choose from; None means `SETTINGS`.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -208,7 +216,7 @@ def probe_labels(kind: ProbeKind, vectors: Array, labels: Array, groups: Array, 
             f"{len(train)} training clips of {len(np.unique(labels[train]))} labels are too few for a probe: a fifth "
             "of their groups is held out, and at least two labels must be left"
         )
-    settings = SETTINGS[kind]
+    settings = settings or SETTINGS[kind]
     scores = [
         fit_one_label(kind, x[fitting], labels[fitting], s).score(x[choosing], labels[choosing]) for s in settings
     ]
@@ -235,7 +243,9 @@ def probe_layers(layers: Array, labels: Array, groups: Array, fold: Fold) -> Pro
     return ProbeResult(fold.test, guesses, correct, scores[best], settings[best], model.weights)
 
 
-def probe_rows(kind: ProbeKind, rows: Rows, fold: Fold, metric_names: Sequence[str]) -> LabelsResult:
+def probe_rows(
+    kind: ProbeKind, rows: Rows, fold: Fold, metric_names: Sequence[str], settings: Sequence[float] | None = None
+) -> LabelsResult:
     """Probe several labels, of clips or seconds, on one fold.
 
     Args:
@@ -243,6 +253,7 @@ def probe_rows(kind: ProbeKind, rows: Rows, fold: Fold, metric_names: Sequence[s
         rows: the labeled vectors.
         fold: training and test clips.
         metric_names: in `LABEL_METRICS`; the first chooses the setting and is the score.
+        settings: settings to choose from; None means `SETTINGS`.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -257,7 +268,7 @@ def probe_rows(kind: ProbeKind, rows: Rows, fold: Fold, metric_names: Sequence[s
         except ValueError:  # no validation clip has a label
             return -np.inf
 
-    settings = SETTINGS[kind]
+    settings = settings or SETTINGS[kind]
     values = [validation(setting) for setting in settings]
     best = int(np.argmax(values))
     test = rows.of(fold.test)
@@ -279,7 +290,12 @@ def probe_rows(kind: ProbeKind, rows: Rows, fold: Fold, metric_names: Sequence[s
 
 
 def probe_events(
-    kind: ProbeKind, rows: EventRows, fold: Fold, metric_names: Sequence[str], smoothings: Sequence[Smoothing]
+    kind: ProbeKind,
+    rows: EventRows,
+    fold: Fold,
+    metric_names: Sequence[str],
+    smoothings: Sequence[Smoothing],
+    settings: Sequence[float] | None = None,
 ) -> EventsResult:
     """Probe events on one fold.
 
@@ -289,6 +305,7 @@ def probe_events(
         fold: training and test clips.
         metric_names: in `EVENT_METRICS`; the first, of which higher must be better, chooses and is the score.
         smoothings: to choose from.
+        settings: settings to choose from; None means `SETTINGS`.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -299,7 +316,7 @@ def probe_events(
     clips = np.unique(rows.clips[choosing])
     true = [rows.events[clip] for clip in clips]
     tried: list[tuple[float, float, Smoothing]] = []
-    for setting in SETTINGS[kind]:
+    for setting in settings or SETTINGS[kind]:
         scores = _fitted(kind, rows, fitting, setting)(rows.vectors[choosing])
         for smoothing in smoothings:
             counts = event_counts(metric_names[0], true, rows.found(scores, choosing, clips, smoothing))
@@ -348,7 +365,14 @@ Job = Callable[[], ProbeResult]
 """One view of a task on one fold."""
 
 
-def clip_jobs(task: Task, views: Mapping[str, Array], used: Array, folds: Sequence[Fold], kind: ProbeKind) -> list[Job]:
+def clip_jobs(
+    task: Task,
+    views: Mapping[str, Array],
+    used: Array,
+    folds: Sequence[Fold],
+    kind: ProbeKind,
+    settings: Sequence[float] | None = None,
+) -> list[Job]:
     """Return the jobs of a task of clips, for each view its folds.
 
     Args:
@@ -357,14 +381,17 @@ def clip_jobs(task: Task, views: Mapping[str, Array], used: Array, folds: Sequen
         used: indices of the clips of the vectors, (n,).
         folds: the task's folds.
         kind: classifier kind.
+        settings: as for `probe_labels`.
     """
     if task.kind == "single":
         whole = [_of_all_clips(vectors, used, len(task.clips)) for vectors in views.values()]
-        return [partial(probe_labels, kind, x, task.labels, task.groups, fold) for x in whole for fold in folds]
+        return [
+            partial(probe_labels, kind, x, task.labels, task.groups, fold, settings) for x in whole for fold in folds
+        ]
     assert task.targets is not None
     targets = task.targets[used].astype(np.float64)
     rows = [Rows(vectors, used, targets, task.groups, task.name) for vectors in views.values()]
-    return [partial(probe_rows, kind, own, fold, task.metrics) for own in rows for fold in folds]
+    return [partial(probe_rows, kind, own, fold, task.metrics, settings) for own in rows for fold in folds]
 
 
 def layer_jobs(task: Task, stacks: Mapping[str, Array], used: Array, folds: Sequence[Fold]) -> list[Job]:
@@ -374,7 +401,12 @@ def layer_jobs(task: Task, stacks: Mapping[str, Array], used: Array, folds: Sequ
 
 
 def timestamp_jobs(
-    task: Task, embeddings: TimestampEmbeddings, used: Array, folds: Sequence[Fold], kind: ProbeKind
+    task: Task,
+    embeddings: TimestampEmbeddings,
+    used: Array,
+    folds: Sequence[Fold],
+    kind: ProbeKind,
+    settings: Sequence[float] | None = None,
 ) -> list[Job]:
     """Return the jobs of a task of seconds or events; see `clip_jobs`."""
     if task.kind == "second":
@@ -390,9 +422,13 @@ def timestamp_jobs(
     views = embeddings.views.values()
     if task.kind == "second":
         rows = [Rows(vectors, *common) for vectors in views]
-        return [partial(probe_rows, kind, own, fold, task.metrics) for own in rows for fold in folds]
+        return [partial(probe_rows, kind, own, fold, task.metrics, settings) for own in rows for fold in folds]
     steps = [EventRows(vectors, *common, embeddings.times_s, task.classes, task.events) for vectors in views]
-    return [partial(probe_events, kind, own, fold, task.metrics, task.smoothings) for own in steps for fold in folds]
+    return [
+        partial(probe_events, kind, own, fold, task.metrics, task.smoothings, settings)
+        for own in steps
+        for fold in folds
+    ]
 
 
 def run_jobs(

@@ -138,7 +138,7 @@ def evaluate(
     if figure is not None or details is not None:
         check_plotting()
     tasks = _read_tasks(suite, task, encoding)
-    models = [_load(one, vectors, device) for one in given]
+    models = [load_clip_model(one, vectors, device) for one in given]
     for one in tasks:
         for note in problems(one, inner=inner):
             _log.warning("%s: %s", one.name, note)
@@ -193,7 +193,7 @@ def _read_tasks(
     return read_suite(suite, wanted, lambda name, reason: _log.warning("left out: %s: %s", name, reason), encoding)
 
 
-def _load(source: Any, options: VectorOptions, device: str | None) -> ClipModel:
+def load_clip_model(source: Any, options: VectorOptions, device: str | None) -> ClipModel:
     """Return a model that can be scored; its name, path or `Embedder` or itself is given."""
     if source == "logmel":
         if options != VectorOptions(readouts=options.readouts):

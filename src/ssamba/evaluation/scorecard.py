@@ -61,6 +61,8 @@ class EvaluateOptions(Config):
     read. For choosing between recipes."""
     probe: ProbeKind = "linear"
     """Logistic regression, nearest neighbors, or a perceptron with one hidden layer."""
+    setting: float | None = None
+    """Setting of the probes (C, neighbors, weight decay); None: validation chooses it."""
     weighted: bool = False
     """Also learn a mixture of all layers with a linear classifier on it, for each pooling."""
     level: float | None = Field(0.9, gt=0)
@@ -329,6 +331,7 @@ def _evaluate_task(
 
         return update
 
+    settings = None if options.setting is None else (options.setting,)
     folds = task.inner_folds() if options.inner else task.folds()
     used = np.unique(np.concatenate([np.concatenate((fold.train_and_valid, fold.test)) for fold in folds]))
 
@@ -340,9 +343,9 @@ def _evaluate_task(
     ranked: dict[str, Rankings] = {}
     if task.kind in ("second", "event"):
         embeddings = TimestampEmbeddings.from_arrays(views)
-        names, jobs = list(embeddings.views), timestamp_jobs(task, embeddings, used, folds, options.probe)
+        names, jobs = list(embeddings.views), timestamp_jobs(task, embeddings, used, folds, options.probe, settings)
     else:
-        names, jobs = list(views), clip_jobs(task, views, used, folds, options.probe)
+        names, jobs = list(views), clip_jobs(task, views, used, folds, options.probe, settings)
         rankings = run_jobs(ranking_jobs(task, views, used), workers, report("ranking", len(views), "views"))
         ranked = dict(zip(views, rankings, strict=True))
         if options.weighted:

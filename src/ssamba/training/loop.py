@@ -277,7 +277,7 @@ class _Trainer:
         self.step_began_s = time.monotonic()
         factor = self.schedule.factor(step, epoch, self.total_steps, self._budget_share())
         learning_rate = self.optimizer_settings.learning_rate * factor
-        set_learning_rate(self.optimizer, learning_rate)
+        set_learning_rate(self.optimizer, learning_rate, step)
         seed_generators(run.seed, step, 0, world.rank)
         batches = self.stream.next_step()
         self.optimizer.zero_grad(set_to_none=True)

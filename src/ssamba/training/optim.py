@@ -4,6 +4,8 @@ The learning rate of a parameter at a step is
 
     learning_rate * factor(step) * head_multiplier (outside the encoder) * layer_decay ** (layers above the parameter)
 
+and 0 inside the encoder in the first `frozen_steps`.
+
 Layers count from 0: the patch projection, tokens and positions are layer 0, the pair of blocks k (block k when blocks
 are sequential) is layer k + 1, and the final norm and the heads are above all of them. `factor` is a `Schedule`:
 
@@ -51,19 +53,21 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
     return kind(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=on_gpu or None)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group to its multiple of `rate`."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, step: int = 0) -> None:
+    """Set the learning rate of every group to its multiple of `rate`; 0 before the step at which the group starts."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["multiplier"]
+        group["lr"] = rate * group["multiplier"] if step >= group.get("first_step", 0) else 0.0
 
 
 def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
     """Group the parameters that require gradients by weight decay and learning rate.
 
-    Each group has `params`, `names`, `weight_decay` and `multiplier` (of the learning rate).
+    Each group has `params`, `names`, `weight_decay` and `multiplier` (of the learning rate); a frozen encoder's also
+    `first_step`.
 
     Raises:
-        ConfigError: the model has no trainable parameters, or none that `head_multiplier` or `layer_decay` applies to.
+        ConfigError: the model has no trainable parameters, or none that `head_multiplier`, `layer_decay` or
+            `frozen_steps` applies to.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
@@ -71,13 +75,14 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     # Encoder and layers are found among all parameters, so that a frozen encoder counts.
     all_names = [name for name, _ in model.named_parameters()]
     in_encoder = {name for name in all_names if "encoder" in name.split(".")[:-1]}
-    if settings.head_multiplier != 1 and (not in_encoder or in_encoder.issuperset(trainable)):
+    different = settings.head_multiplier != 1 or settings.frozen_steps is not None
+    if different and (not in_encoder or in_encoder.issuperset(trainable)):
         raise ConfigError(
-            f"head_multiplier is {settings.head_multiplier:g}, but the model has no parameters outside a part called "
-            "`encoder`"
+            f"head_multiplier is {settings.head_multiplier:g} and frozen_steps {settings.frozen_steps}, but the model "
+            "has no parameters outside a part called `encoder`"
         )
     layer_multipliers = _layer_multipliers(model, all_names, settings.layer_decay)
-    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    groups: dict[tuple[bool, float, int], dict[str, Any]] = {}
     for name, parameter in trainable.items():
         multiplier = layer_multipliers.get(name, 1.0)
         if in_encoder and name not in in_encoder:
@@ -85,8 +90,11 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
         # Only the weight matrices of linear layers and convolutions decay.
         decays = not settings.decay_groups or (parameter.ndim >= 2 and name.rpartition(".")[2].endswith("weight"))
         weight_decay = settings.weight_decay if decays else 0.0
-        new = {"params": [], "names": [], "weight_decay": weight_decay, "multiplier": multiplier}
-        group = groups.setdefault((decays, multiplier), new)
+        new: dict[str, Any] = {"params": [], "names": [], "weight_decay": weight_decay, "multiplier": multiplier}
+        first_step = settings.frozen_steps or 0 if name in in_encoder else 0
+        if first_step:
+            new["first_step"] = first_step
+        group = groups.setdefault((decays, multiplier, first_step), new)
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())

@@ -36,6 +36,8 @@ class OptimizerSettings(Config):
     """Learning rate outside the encoder, as a multiple of the encoder's."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Learning rate of each encoder layer, as a multiple of the one above it (BEiT, 2021, arXiv:2106.08254)."""
+    frozen_steps: int | None = Field(None, gt=0)
+    """Steps at the start in which the encoder stays as it is and only what is outside it learns; None means none."""
 
     @model_validator(mode="after")
     def _check(self) -> OptimizerSettings:

@@ -9,12 +9,13 @@ Shapes: `views` of all clips, L patch tokens, V values of a target.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssamba.config import FrontEndConfig
 from ssamba.model.encoder import PatchEncoder
@@ -35,6 +36,8 @@ from ssamba.model.pretraining import PretrainingModel
 from ssamba.training.pretraining.extensions import Extensions, Inputs, Objective, ObjectiveLoss, ObjectiveStep
 from ssamba.training.pretraining.recipe import ObjectiveSettings, PretrainRecipe
 from ssamba.training.pretraining.targets import RunningScale, SoundUnits, gather_views, scale_gradient_to_rank
+
+_BATCHES_OF_TARGETS = 30  # from which an adaptation standardizes targets
 
 
 class Discriminative(Objective):
@@ -69,6 +72,12 @@ class Regression(Objective):
         self.name, self._target = name, target
         self.scale = RunningScale(values)
 
+    def prepare(self, model: PretrainingModel, recipe: PretrainRecipe, clips: Callable[[], Iterator[Inputs]]) -> None:
+        """When a model is adapted: standardize from the first step on, so that validations compare."""
+        if recipe.adapt is not None:
+            for inputs in itertools.islice(clips(), _BATCHES_OF_TARGETS):
+                self.scale.standardize(self._target(inputs, recipe.front_end), training=True)
+
     def loss(self, step: ObjectiveStep) -> Tensor:
         """Compare the head's prediction with the standardized target."""
         target = self.scale.standardize(self._target(step.inputs, step.front_end), step.training)
@@ -102,6 +111,10 @@ class Units(Objective):
         config = model.encoder.config
         self.units = SoundUnits(self.count, config.patch_size[1], 2 * recipe.front_end.std)
         self.units.fit(((inputs.clean, inputs.frames) for inputs in clips()), recipe.run.seed)
+        if recipe.adapt is not None:  # the heads name other units: from zero they disturb the encoder least
+            for name in ("seen_units", "hidden_units"):
+                for parameter in model.get_submodule(f"{name}_head").parameters():
+                    nn.init.zeros_(parameter)
 
     @torch.no_grad()
     def targets(self, step: ObjectiveStep) -> Tensor:

@@ -11,7 +11,15 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ssamba.audio.augmentation import Augmentation
-from ssamba.config import BaseEncoderConfig, Config, EncoderConfig, FrontEndConfig, PretrainingConfig, SSASTConfig
+from ssamba.config import (
+    BaseEncoderConfig,
+    Config,
+    EncoderConfig,
+    FrontEndConfig,
+    ModelConfig,
+    PretrainingConfig,
+    SSASTConfig,
+)
 from ssamba.data.mixing import Backgrounds
 from ssamba.errors import ConfigError
 from ssamba.model.create import SIZES, encoder_config
@@ -19,6 +27,8 @@ from ssamba.model.masking import DEFAULT_MASK_RATIO, MaskStyle
 from ssamba.training.recipes import Recipe
 from ssamba.training.settings import RunSettings
 
+_RECORDED = ("objectives", "own_objectives", "own_augmentations", "masking", "views", "augmentation")
+_RECORDED_OF_DATA = ("crop_s", "crop", "short_clips", "backgrounds")
 OBJECTIVE_NAMES = ("discriminative", "generative", "clip", "statistics", "profile", "texture", "units", "teacher")
 """The objectives that come with ssamba."""
 
@@ -150,6 +160,15 @@ class ObjectiveSettings(Config):
     """Width of the clip objective's projection."""
 
 
+class AdaptSettings(Config):
+    """Going on from a model with other recordings, without forgetting what it knows. RUN/model is then the model of the
+    best validation."""
+
+    original_objectives: bool = True
+    """Take objectives, masks, views, augmentation and crops from the model that training starts from, as far as it
+    records them (`ModelConfig.recipe`) or has heads for them; settings that are set by `--set` stay."""
+
+
 class PretrainRecipe(Recipe):
     """Every setting of a pretraining run."""
 
@@ -174,6 +193,8 @@ class PretrainRecipe(Recipe):
     """Objectives that do not come with ssamba (`ssamba.Objective`), by name: settings of each."""
     own_augmentations: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Augmentations that do not come with ssamba (`ssamba.FeatureAugmentation`), by name: settings of each."""
+    adapt: AdaptSettings | None = None
+    """Given if the run goes on from a model (`ssamba pretrain -c MODEL --recipe adapt`)."""
     validation_counts: tuple[int, ...] = (250, 300, 400)
     """Masked patches of 512 at which validation is reported."""
     best: Literal["loss", "accuracy"] = "loss"
@@ -263,6 +284,48 @@ class PretrainRecipe(Recipe):
     def task_settings(self) -> dict[str, Any]:
         """Return the settings of the task as plain values; masking is always given by its ratio."""
         return {**super().task_settings(), "masking": {"ratio": self.mask_ratio, "style": self.masking.style}}
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the sections that a checkpoint records (`ModelConfig.recipe`)."""
+        values = self.task_settings()
+        sections = {name: values[name] for name in _RECORDED if values[name]}
+        return sections | {"data": {name: values["data"][name] for name in _RECORDED_OF_DATA}}
+
+    def with_original_objectives(self, start: ModelConfig, given: Collection[str]) -> PretrainRecipe:
+        """Return a copy with the objectives that a model was pretrained with, for `adapt.original_objectives`.
+
+        Of a model that does not record them, the objectives are those that it has heads for, with their usual weights,
+        and all else is this recipe's.
+
+        Args:
+            start: the model that training starts from.
+            given: keys that the user set, which stay.
+        """
+        heads, original = start.pretraining, start.recipe
+        if original is None:
+            if heads is None:
+                return self
+            own: dict[str, Any] = {
+                "encode": heads.encode,
+                "normalize_targets": heads.normalize_targets,
+                **({"decoder_depth": heads.decoder_depth} if heads.decoder_depth else {}),
+                "discriminative": 1.0,
+                "generative": 10.0,
+                "clip": float(heads.clip_dim > 0),
+                **{name: float(bool(getattr(heads, name))) for name in OBJECTIVE_NAMES[3:]},
+            }
+            sizes = {"clip_dim": heads.clip_dim, "profile_segments": heads.profile, "unit_count": heads.units}
+            own |= {name: size for name, size in sizes.items() if size}
+            original = {"objectives": own, "views": {"count": 2} if heads.clip_dim else {}}
+        if "masking.count" in given:
+            given = {*given, "masking.ratio"}
+        changes = {
+            f"{section}.{key}": value
+            for section, values in original.items()
+            for key, value in values.items()
+            if not any(name in (section, f"{section}.{key}") or name.startswith(f"{section}.{key}.") for name in given)
+        }
+        return self.with_values(changes)
 
     def pretraining(self) -> PretrainingConfig:
         """Return the configuration of the heads and the decoder on the encoder."""

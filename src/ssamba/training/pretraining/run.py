@@ -10,13 +10,19 @@ OUTPUT/log.jsonl      losses, rates and validations; `skipped.csv`, `pictures/`,
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ssamba.checkpoint import load_checkpoint
-from ssamba.errors import Interrupted
+from ssamba.checkpoint.files import write_json
+from ssamba.embedder import Embedder
+from ssamba.errors import ConfigError, Interrupted
+from ssamba.evaluation.compare import Comparison, compare_models, read_task
+from ssamba.probes import require_sklearn
 from ssamba.progress import OnProgress, checked_progress
 from ssamba.training.batches import report_decoded
 from ssamba.training.distributed import is_main_process, lock_run
@@ -31,11 +37,27 @@ from ssamba.training.pretraining.extensions import (
 from ssamba.training.pretraining.recipe import PretrainRecipe
 from ssamba.training.pretraining.task import PretrainingTask
 from ssamba.training.recipes import Changes, parse_changes
-from ssamba.training.run_io import StepProgress, TrainingReport
+from ssamba.training.run_io import REPORT_FILE, StepProgress, TrainingReport
 from ssamba.training.settings import saved_settings
-from ssamba.training.state import check_output, check_run, run_folder, start_settings
+from ssamba.training.state import BEST_FOLDER, check_output, check_run, replace_folder, run_folder, start_settings
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class PretrainReport(TrainingReport):
+    """Result of a pretraining run. As text, a summary."""
+
+    comparison: Comparison | None = None
+    """With `evaluate`: the trained model compared with the one that it started from."""
+
+    def __str__(self) -> str:
+        compared = "" if self.comparison is None else f"\n{self.comparison}"
+        return f"{super().__str__()}{compared}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return super().as_json() | {"comparison": None if self.comparison is None else self.comparison.as_json()}
 
 
 def pretrain(
@@ -56,10 +78,11 @@ def pretrain(
     front_end: str | None = None,
     encoding: str | None = None,
     tensorboard: bool = False,
+    evaluate: str | Path | None = None,
     overwrite: bool = False,
     take_over: bool = False,
     progress: OnProgress | None = None,
-) -> TrainingReport:
+) -> PretrainReport:
     """Pretrain an encoder on unlabeled recordings, or resume the run in `output`.
 
     Repeating the call resumes an interrupted run; with more minutes or epochs it also extends a finished one.
@@ -71,7 +94,7 @@ def pretrain(
         checkpoint: model to start from, by name or path as for `ssamba.load_model`; its encoder and front end take the
             place of the recipe's. None means the recipe's `model.start`, or random weights.
         recipe: a `PretrainRecipe`, the path of a TOML file, or the name of a shipped one: laptop, one-gpu, many-nodes,
-            official. None gives the defaults.
+            official; or adapt, which goes on from `checkpoint`. None gives the defaults.
         set: settings of the recipe to change: `{"masking.ratio": 0.75}`, or `["masking.ratio=0.75"]`.
         objectives: objectives of your own, added to the recipe's (docs/own-objective.md).
         augmentations: augmentations of features of your own, applied after the recipe's.
@@ -85,6 +108,8 @@ def pretrain(
             or the checkpoint's.
         encoding: of manifests in CSV and JSON, such as `cp1252`; None is UTF-8.
         tensorboard: write curves and pictures for TensorBoard to `output`.
+        evaluate: a TASK.csv of labeled recordings (docs/evaluation.md): when the run is finished, the report compares
+            the model with the one that it started from (log-mel statistics, if from random weights) by linear probes.
         overwrite: start anew; what an earlier run wrote is moved to a folder beside `output`.
         take_over: take `output` away from another process that is writing to it.
         progress: called while recordings are read and after each step, with a `StepProgress`; returning False stops
@@ -98,8 +123,9 @@ def pretrain(
             arguments contradict each other, or `output` is a file.
         OtherSettingsError: the run in `output` has other settings; every difference is named.
         ModelMismatchError: it started from another model.
-        MissingExtraError: TensorBoard is requested and not installed.
         DataError: a source holds no audio, or the recordings are not those of the run in `output`.
+        SuiteError: the table to evaluate on cannot be used.
+        MissingExtraError: scikit-learn, which `evaluate` needs, or TensorBoard, if requested, is not installed.
         CheckpointError: the model to start from is unknown or damaged; or `output` holds something else than a
             pretraining run, such as a checkpoint.
         TrainingError: the run diverged or could not be saved, or there is no such device.
@@ -119,8 +145,6 @@ def pretrain(
         size=("model.size", size),
         tensorboard=("run.tensorboard", tensorboard or None),
     )
-    own = load_extensions(settings, own)
-    settings = settings.with_values(own.changes())
     if front_end is not None:
         settings = settings.with_changes(front_end=settings.front_end.named(front_end).model_dump())
     start = None
@@ -128,9 +152,22 @@ def pretrain(
         start = load_checkpoint(checkpoint if checkpoint is not None else settings.model.start)
     if start is not None and front_end is not None:
         start = replace(start, front_end=start.front_end.named(front_end))
+    given = {*parse_changes(set), *(() if size is None else ("model.size",))}
+    if settings.adapt is not None:
+        if start is None:
+            raise ConfigError(
+                "a recipe with [adapt] goes on from a model: name it by -c (checkpoint=), as ssamba2-tiny"
+            )
+        if settings.adapt.original_objectives:
+            settings = settings.with_original_objectives(start.config, given)
     if checkpoint is not None and start is not None:
-        given = {*parse_changes(set), *(() if size is None else ("model.size",))}
         settings = settings.starting_from(str(checkpoint), start.config.encoder, start.front_end, given)
+    own = load_extensions(settings, own)
+    settings = settings.with_values(own.changes())
+    labeled = None
+    if evaluate is not None:
+        require_sklearn()
+        labeled = read_task(evaluate, encoding)
     task_settings = {**settings.task_settings(), **start_settings(None if start is None else start.identity)}
     defaults = settings.task_defaults()
     with lock_run(output, take_over) as lock:
@@ -144,7 +181,7 @@ def pretrain(
         for note in notes:
             _log.warning(note)
         task = PretrainingTask(settings, corpora, start, own)
-        report = train(
+        trained = train(
             task,
             settings.optimizer,
             settings.schedule,
@@ -158,9 +195,30 @@ def pretrain(
             task_defaults=defaults,
             on_progress=None if progress is None else lambda state: progress(StepProgress.of(state, "pretraining")),
         )
+        report = PretrainReport(**{one.name: getattr(trained, one.name) for one in fields(trained)})
+        if report.model is not None and is_main_process():
+            if settings.adapt is not None:
+                report = _keep_best(report, output, settings)
+            if labeled is not None:
+                before = "logmel" if start is None else Embedder(start, device=device)
+                compared = compare_models(labeled, before, report.model, device=device, progress=progress)
+                report = replace(report, comparison=compared)
+            write_json(output / REPORT_FILE, report.as_json())
     if report.stopped.startswith("SIG"):
         again = "the command without --overwrite" if overwrite else "the command"
         raise Interrupted(
             f"the state of step {report.step} is saved in {report.last_state}: repeat {again} to resume", report
         )
     return report
+
+
+def _keep_best(report: PretrainReport, output: Path, settings: PretrainRecipe) -> PretrainReport:
+    """Make the model of the best validation that of the run, and say if it is the encoder that the run started from."""
+    if report.best is None or report.model is None:
+        note = "no recording was held out, so that the model is the last one: more recordings, or data.valid_share"
+        return replace(report, notes=(*report.notes, note))
+    replace_folder(report.model, partial(shutil.copytree, output / BEST_FOLDER, dirs_exist_ok=True))
+    if report.best[0] > (settings.optimizer.frozen_steps or 0):
+        return report
+    note = "training the encoder did not lower the held-out loss: the model has the encoder that it started from"
+    return replace(report, notes=(*report.notes, note))

@@ -330,6 +330,10 @@ class PretrainingTask:
         """Write the model with its heads as a checkpoint folder."""
         assert isinstance(model, PretrainingModel)
         config = ModelConfig(
-            kind="pretraining", encoder=model.encoder.config, pretraining=model.pretraining, base=self.base
+            kind="pretraining",
+            encoder=model.encoder.config,
+            pretraining=model.pretraining,
+            base=self.base,
+            recipe=self.recipe.recorded(),
         )
         save_checkpoint(folder, model, config, self.recipe.front_end)

@@ -1,0 +1,1 @@
+"""What adapting the shipped weights to recordings brings: `python -m benchmarks.adapt`."""
