@@ -7,8 +7,9 @@
 For each task: the weights that ship (the start), log-mel statistics, and for each seed `ssamba pretrain --recipe adapt`
 from the start (`adapt`), the mean of both weights (`half`), and the same objectives from random weights (`scratch`),
 each for the same time on all recordings of the task, without labels, those of test clips included: the case of an
-archive that labels a part of itself. Scores are of linear probes; differences to the start have intervals by a paired
-bootstrap.
+archive that labels a part of itself. Scores are of linear probes, as `ssamba evaluate` gives them. Differences to the
+start are those of `compare_models`: both sides have the same probe, chosen for both together, so that they are not
+quite the differences of the scores; their intervals are of a paired bootstrap.
 
 Every arm is a row of benchmarks/results/adapt.json, which is written after each one; existing rows are skipped, and an
 interrupted arm resumes from its saved state, so that the command may be killed and repeated at any time.
