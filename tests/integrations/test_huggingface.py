@@ -18,6 +18,7 @@ from transformers import (
     AutoModel,
     AutoModelForAudioClassification,
     AutoModelForPreTraining,
+    AutoProcessor,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -92,6 +93,7 @@ def test_an_encoder_gives_what_ours_gives_and_goes_both_ways(structure, waves, t
     model, extractor = (auto.from_pretrained(tmp_path / "ours") for auto in (AutoModel, AutoFeatureExtractor))
     assert isinstance(model, SsambaModel)
     assert not model.training
+    assert SsambaFeatureExtractor.from_config(model.config).to_dict() == extractor.to_dict()
     inputs = extractor(waves, sampling_rate=16_000, return_tensors="pt")
     with torch.no_grad():
         out = model(**inputs, output_hidden_states=True)
@@ -121,7 +123,8 @@ def test_an_encoder_gives_what_ours_gives_and_goes_both_ways(structure, waves, t
     again, info = AutoModel.from_pretrained(tmp_path / "theirs", output_loading_info=True)
     assert not any(info.values())
     assert again.front_end == FRONT_END
-    assert AutoFeatureExtractor.from_pretrained(tmp_path / "theirs").to_dict() == extractor.to_dict()
+    for auto in (AutoFeatureExtractor, AutoProcessor):
+        assert auto.from_pretrained(tmp_path / "theirs").to_dict() == extractor.to_dict()
 
 
 def test_the_shipped_folder_loads_as_float32(capfd):
@@ -365,6 +368,10 @@ def test_a_new_head_leaves_the_encoder_and_a_missing_tensor_is_drawn_by_our_rule
     assert model.linear.weight.shape == (7, 32)
     assert 0 < model.linear.weight.abs().max() <= 32**-0.5
     assert torch.equal(model.norm.weight, torch.ones(32))
+    model.save_pretrained(tmp_path / "seven")
+    other = SsambaForAudioClassification.from_pretrained(tmp_path / "seven", num_labels=5, ignore_mismatched_sizes=True)
+    assert torch.equal(other.norm.weight, model.norm.weight)
+    assert other.linear.weight.shape == (5, 32)
     tensors = {name: value for name, value in SsambaModel(model.config).state_dict().items() if "dt_proj" not in name}
     partial = SsambaModel.from_pretrained(None, config=model.config, state_dict=tensors)
     steps = torch.nn.functional.softplus(partial.encoder.blocks[1].mixer.backward_scan.dt_proj.bias)
@@ -412,8 +419,11 @@ def test_feature_extractors_resample_pad_and_truncate(clips, waves):
     assert len(extractor(waves, padding=False)["input_values"][3]) == 96
     with pytest.raises(ValueError, match="max_length, in samples"):
         extractor(waves, truncation=True)
-    with pytest.raises(ValueError, match="channels"):
-        extractor(np.zeros((2, 16_000), np.float32))
+    pair = np.stack((waves[1][:9000], waves[2][:9000]))
+    for both in (pair, torch.from_numpy(pair), list(pair), pair.tolist()):
+        assert np.array_equal(extractor(both)["input_values"], extractor(list(pair))["input_values"])
+    with pytest.raises(ValueError, match="NaN"):
+        extractor([waves[0], waves[1] * np.nan])
 
 
 SCRIPT = """
@@ -454,6 +464,8 @@ def test_convert_writes_folders_for_the_hub(tmp_path, ssast_pth, waves):
         "README.md", "config.json", "model.safetensors", "modeling_ssamba.py", "preprocessor_config.json"
     }  # fmt: skip
     card = (tmp_path / "hf" / "README.md").read_text()
+    assert "\n# hf\n" in card
+    assert 'ssamba.load_model("hf:OWNER/NAME")' in card
     assert "library_name: transformers\npipeline_tag: feature-extraction" in card
     assert "SSAST, 2 blocks, width 24" in card
     model = AutoModelForPreTraining.from_pretrained(tmp_path / "hf")
@@ -462,6 +474,15 @@ def test_convert_writes_folders_for_the_hub(tmp_path, ssast_pth, waves):
     done = invoke("convert", "ssamba2-tiny", "-o", tmp_path / "hf", "--to", "hf")
     assert done.exit_code == 1
     assert "holds another checkpoint" in done.output
+
+
+def test_convert_for_the_hub_names_the_missing_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr("ssamba.cli.convert.find_spec", lambda name: None)
+    done = invoke("convert", "ssamba2-tiny", "-o", tmp_path / "hf", "--to", "hf")
+    assert (done.exit_code, done.output.strip()) == (
+        1,
+        'error: --to hf needs transformers: pip install "ssamba[hf]"',
+    )
 
 
 def test_push_to_hub_uploads_a_folder_with_our_card(tmp_path, monkeypatch):

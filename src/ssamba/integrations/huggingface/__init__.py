@@ -14,6 +14,7 @@ from transformers import (
     AutoModel,
     AutoModelForAudioClassification,
     AutoModelForPreTraining,
+    AutoProcessor,
     AutoTokenizer,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
 
 AutoConfig.register(SsambaConfig.model_type, SsambaConfig, exist_ok=True)
 AutoFeatureExtractor.register(SsambaConfig, SsambaFeatureExtractor, exist_ok=True)
+AutoProcessor.register(SsambaConfig, SsambaFeatureExtractor, exist_ok=True)
 AutoTokenizer.register(SsambaConfig, SsambaPipelineInputs, exist_ok=True)
 AutoModel.register(SsambaConfig, SsambaModel, exist_ok=True)
 AutoModelForPreTraining.register(SsambaConfig, SsambaForPreTraining, exist_ok=True)

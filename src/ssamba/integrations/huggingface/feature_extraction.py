@@ -6,6 +6,7 @@ Shapes: B clips, S samples, T frames, M mel bins.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Number
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -119,8 +120,8 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
         """Compute features of one recording, or of a list of them.
 
         Args:
-            raw_speech: a waveform (S,) or (1, S), a path, or the contents of an audio file, as `Embedder.embed` takes
-                them; or a list of these. A list of numbers is one waveform.
+            raw_speech: a waveform (S,), a path, or the contents of an audio file, as `Embedder.embed` takes them; or a
+                list of these. A list of numbers is one waveform, an array (B, S) is B of them.
             sampling_rate: of waveforms, in Hz: others than the model's are resampled. None means the model's.
             padding: `True` pads to the longest clip of the list, `"max_length"` to `max_length`, `False` not at all.
             max_length: samples at the model's rate.
@@ -140,8 +141,7 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
         if max_length is None and (truncation or padding == "max_length"):
             raise ValueError("truncation and padding='max_length' need max_length, in samples at the model's rate")
         config, clips, valid, pieces = self.front_end, [], [], []
-        sources: Any = raw_speech if _is_list(raw_speech) else [raw_speech]
-        for source in sources:
+        for source in _recordings(raw_speech):
             waveform = np.asarray(source, np.float32) if isinstance(source, list | tuple) else source
             samples = np.concatenate(list(read(waveform, sampling_rate, config)))
             cut, weights = self._pieces(samples[: max_length if truncation else None])
@@ -154,14 +154,13 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
         if padding == "max_length":
             assert max_length is not None
             frames = len(self._filled(torch.empty(max(1, config.num_frames(max_length)), 0)))
-        batch = self.pad(
+        return self.pad(
             BatchFeature({"input_values": clips, "valid_frames": valid, **self._piece_inputs(pieces)}),
             padding=padding,
             max_length=frames,
             return_tensors=return_tensors,
             **{name: kwargs[name] for name in ("return_attention_mask", "pad_to_multiple_of") if name in kwargs},
         )
-        return batch
 
     def pad(self, processed_features: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         """Pad clips, and the frames and weights of their pieces, to equal lengths; as `SequenceFeatureExtractor`."""
@@ -237,9 +236,11 @@ class SsambaPipelineInputs(SsambaFeatureExtractor):
         return BatchFeature({"features": batch.pop("input_values"), **batch})
 
 
-def _is_list(source: Any) -> bool:
-    """Return whether a source is a list of recordings, rather than a list of the samples of one."""
-    return isinstance(source, list | tuple) and not all(isinstance(one, int | float) for one in source[:1])
+def _recordings(given: Any) -> Sequence[Any]:
+    """Return the recordings that were given: a list, the rows of an array, or one."""
+    if isinstance(given, list | tuple) and not all(isinstance(one, Number) for one in given[:1]):
+        return given
+    return list(given) if getattr(given, "ndim", 1) == 2 else [given]
 
 
 def _preprocessor(config: SsambaConfig) -> dict[str, Any]:

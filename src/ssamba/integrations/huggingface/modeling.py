@@ -115,9 +115,10 @@ class SsambaPreTrainedModel(PreTrainedModel):
 
     def _set_front_end(self, values: Mapping[str, Any] | None) -> None:
         """Remember how features are normalized, which readouts depend on."""
-        encoder = self.config.encoder_config
-        fields = {} if values is None else {k: v for k, v in values.items() if k in FrontEndConfig.model_fields}
-        self.front_end = FrontEndConfig(**{"num_mel_bins": encoder.num_mel_bins, **fields})
+        known = {} if values is None else {k: v for k, v in values.items() if k in FrontEndConfig.model_fields}
+        fields = {"num_mel_bins": self.config.encoder_config.num_mel_bins, **known}
+        self.front_end = FrontEndConfig.parse(fields, "front_end")
+        self.config.front_end = None if values is None else self.front_end.model_dump(mode="json")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -181,7 +182,7 @@ class SsambaPreTrainedModel(PreTrainedModel):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size)
             if not api.file_exists(repo_id, CARD_FILE, revision=revision):
-                write_text(Path(folder) / CARD_FILE, model_card(self.config, repo_id, tags=tags or ()))
+                write_text(Path(folder) / CARD_FILE, model_card(self.config, repo_id, repo=repo_id, tags=tags or ()))
             return api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
@@ -384,7 +385,8 @@ class SsambaForAudioClassification(SsambaPreTrainedModel):
         if owners is not None:
             assert piece_frames is not None
             weights = (piece_frames > 0).float() if piece_weights is None else piece_weights.float()
-            logits = self._merged(logits, owners, weights.to(logits.device)[piece_frames > 0], len(input_values))
+            weights = torch.where((weights > 0).any(1, keepdim=True), weights, 1.0)[piece_frames > 0]
+            logits = self._merged(logits, owners, weights.to(logits.device), len(input_values))
         if piece_weights is not None and not self.training:
             is_silent = (piece_weights.to(logits.device) <= 0).all(1, keepdim=True)
             logits = torch.where(is_silent, self._nothing(logits), logits)
@@ -415,7 +417,7 @@ class SsambaForAudioClassification(SsambaPreTrainedModel):
         return logits / (self.config.classifier["temperature"] or 1.0), states
 
     def _merged(self, logits: Tensor, owners: Tensor, weights: Tensor, clips: int) -> Tensor:
-        """Return the logits (B, C) of the mean probabilities of pieces (pieces, C); of silent clips any."""
+        """Return the logits (B, C) of the mean probabilities of pieces (pieces, C)."""
         if self.config.classifier["activation"] == "softmax":
             return _mean_of(logits.float().softmax(-1), owners, weights, clips).log().to(logits.dtype)
         return torch.logit(_mean_of(logits.float().sigmoid(), owners, weights, clips), eps=1e-7).to(logits.dtype)

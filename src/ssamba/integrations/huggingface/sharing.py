@@ -8,7 +8,7 @@ from pathlib import Path
 from ssamba.checkpoint import LoadReport, available_models, convert_checkpoint, load_checkpoint
 from ssamba.checkpoint.files import CONFIG_FILE, write_json
 from ssamba.config import FrontEndConfig
-from ssamba.files import user_path, write_text
+from ssamba.files import folder_name, user_path, write_text
 from ssamba.integrations.huggingface.configuration import CODE_FILE, SsambaConfig
 from ssamba.integrations.huggingface.feature_extraction import SsambaFeatureExtractor
 
@@ -51,12 +51,27 @@ def complete(config: SsambaConfig, front_end: FrontEndConfig) -> None:
     config.auto_map = {auto: f"{Path(CODE_FILE).stem}.{name}" for auto, name in AUTO_CLASSES.items()}
 
 
-def model_card(config: SsambaConfig, name: str, *, tags: Sequence[str] = ()) -> str:
-    """Return the text of a model card: what the model is, where its weights come from, how to use it."""
+def model_card(
+    config: SsambaConfig,
+    title: str,
+    *,
+    repo: str = "OWNER/NAME",
+    source: str | None = None,
+    tags: Sequence[str] = (),
+) -> str:
+    """Return the text of a model card: what the model is, where its weights come from, how to use it.
+
+    Args:
+        config: the model's configuration.
+        title: heading.
+        repo: repository on the hub, for the examples.
+        source: name of the model that it was made from, whose license and data are named if it is a known one.
+        tags: more tags.
+    """
     own, front_end = config.to_model_config(), FrontEndConfig.parse(config.front_end or {}, "front_end")
     known = {model.name: model for model in available_models() if model.where != "cached"}
     base = known.get(own.base.name) if own.base is not None else None
-    known_model = known.get(name)
+    known_model = known.get(source or "")
     task = "audio-classification" if own.kind == "classifier" else "feature-extraction"
     listed = dict.fromkeys(["audio", "ssamba", "mamba", "log-mel", task, *tags])
     license_line = f"license: {known_model.license.lower()}\n" if known_model and known_model.license == "MIT" else ""
@@ -87,7 +102,7 @@ pipeline_tag: {task}
 {chr(10).join(f"- {tag}" for tag in listed)}
 ---
 
-# {name}
+# {title}
 
 A model of [ssamba](https://pypi.org/project/ssamba/): self-supervised audio representations with a bidirectional Mamba
 over spectrogram patches (Shams et al., SLT 2024, [arXiv:2405.11831](https://arxiv.org/abs/2405.11831)).
@@ -105,7 +120,7 @@ over spectrogram patches (Shams et al., SLT 2024, [arXiv:2405.11831](https://arx
 ```python
 from transformers import pipeline
 
-MODEL = "{name}"
+MODEL = "{repo}"
 {use}
 ```
 
@@ -114,7 +129,7 @@ or, without transformers,
 ```python
 import ssamba
 
-model = ssamba.load_model("hf:{name}")
+model = ssamba.load_model("hf:{repo}")
 print(model.{call}("recording.wav"))
 ```
 """
@@ -141,6 +156,6 @@ def convert_to_hf(
     complete(config, loaded.front_end)
     write_code(folder, config)
     if not (folder / CARD_FILE).exists():
-        write_text(folder / CARD_FILE, model_card(config, report.name))
+        write_text(folder / CARD_FILE, model_card(config, folder_name(folder), source=report.name))
     write_json(folder / CONFIG_FILE, config.to_diff_dict())
     return report
