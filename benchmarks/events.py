@@ -43,7 +43,7 @@ from ssamba.studies.harness import environment, table
 Array = np.ndarray[Any, Any]
 RATE_HZ = 16_000
 WORDS = ("yes", "stop", "seven", "happy", "bird", "wow")
-CLIPS, LEVELS_DB = 30, (0, -6, -12)
+CLIPS, EVENTS_OF_A_WORD, LEVELS_DB = 30, 6, (0, -6, -12)
 AMBIENCE = "wind_ambience"
 _AMBIENCE_LEVEL = 0.02
 """Root mean square of every ambience."""
@@ -73,11 +73,13 @@ def split_by_group(rows: Sequence[dict[str, str]], count: int, seed: int = 0) ->
 
 
 def night(words: Sequence[tuple[str, Array]], ambiences: Sequence[Array], level_db: float, seed: int) -> Any:
-    """Return samples of a night and its events, one for each word, 1.5 to 4.5 s apart."""
+    """Return samples of a night and its events, some for each label, 1.5 to 4.5 s apart."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(words))
+    chosen = [[i for i in order if words[i][0] == label][:EVENTS_OF_A_WORD] for label in WORDS]
+    order = rng.permutation(np.concatenate(chosen))
     parts: list[Array] = []
-    length = sum(len(words[i][1]) for i in order) + round(4.5 * RATE_HZ) * (len(words) + 1)
+    length = sum(len(words[i][1]) for i in order) + round(4.5 * RATE_HZ) * (len(order) + 1)
     while sum(map(len, parts)) < length:
         parts += [ambiences[i] for i in rng.permutation(len(ambiences))]
     samples = np.concatenate(parts)
@@ -114,7 +116,7 @@ def found_before(model: Embedder, samples: Array) -> list[Event]:
 def found_in_windows(predictor: Predictor, samples: Array, own_thresholds: bool) -> list[Event]:
     """Return the events in windows as long as the training clips."""
     options = PredictOptions()
-    lengths = predictor.lengths(options, always=True)
+    lengths = predictor.lengths(options, events=True)
     assert lengths is not None
     ((_, windows),) = predictor.windows([(0, [samples])], lengths, options)
     if isinstance(windows, Exception):
@@ -200,7 +202,7 @@ def measure(suite: Path, work: Path, minutes: float) -> dict[str, Any]:
         "environment": environment(torch.device("cpu")),
         "clips": len(labeled),
         "voices": {"labeled": len({r["group"] for r in labeled}), "nights": len({r["group"] for r in held_out})},
-        "events": len(words),
+        "events": EVENTS_OF_A_WORD * len(WORDS),
         "clip_lengths_s": config.clip_lengths_s,
         "thresholds": config.thresholds,
         "found": found,

@@ -70,7 +70,7 @@ class PredictOptions(Config):
     (recordings within their lengths are answered whole). Models trained on the seconds of recordings have none, and
     models that do not know the lengths read their longest windows."""
     hop_s: float | None = Field(None, gt=0)
-    """Distance of the windows' starts; None: half a window."""
+    """Distance of the windows' starts; None: half a window, for events a quarter."""
     merge: Merge = "mean"
     """How the answers of windows become that of a second or of the recording."""
     precision: Precision = "fp32"

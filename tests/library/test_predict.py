@@ -190,7 +190,7 @@ def test_events_are_merged_windows_and_go_on_where_they_stopped(tmp_path, clips,
     model = ssamba.load_model(birds, device="cpu")
     expected = []
     for clip in clips[:2]:
-        windows = model.predict(clip, per="window")
+        windows = model.predict(clip, per="window", hop_s=0.25)
         table = np.stack([one.probabilities.numpy() for one in windows])
         times = (np.array([getattr(one, name) for one in windows]) for name in ("start_s", "end_s"))
         events = merge_windows(table, *times, model.predictor.labels, (0.01, 0.9, 0.0), background="choir")

@@ -83,7 +83,11 @@ def predict(
     ] = None,
     hop: Annotated[
         float | None,
-        typer.Option(parser=parse_seconds, metavar="TIME", help="Distance of their starts. Default: half a window."),
+        typer.Option(
+            parser=parse_seconds,
+            metavar="TIME",
+            help="Distance of their starts. Default: half a window; of events a quarter.",
+        ),
     ] = None,
     merge: Annotated[
         Literal["mean", "max"], typer.Option("--merge", help="How windows answer for a second or a clip.")

@@ -317,19 +317,20 @@ class Predictor:
         """Names of the classes (C): numbers if the checkpoint has none."""
         return self.config.labels or tuple(map(str, range(self.config.num_classes)))
 
-    def lengths(self, options: PredictOptions, *, always: bool = False) -> WindowLengths | None:
+    def lengths(self, options: PredictOptions, *, events: bool = False) -> WindowLengths | None:
         """Return how recordings are cut; None: in the windows of pretraining, whose answers are averaged.
 
         That is so for models trained on seconds, and for those that do not know the lengths of their training clips.
 
         Args:
             options: what was asked for.
-            always: cut in any case, as events need it.
+            events: cut in any case, every quarter of a window unless a hop is given: a sound that lies between two
+                windows is missed more often than one in the middle of a window.
 
         Raises:
             ConfigError: the model was trained on seconds and is asked for windows, or the hop is above the window.
         """
-        asked = options.window_s or options.hop_s or options.merge == "max" or options.per == "window" or always
+        asked = options.window_s or options.hop_s or options.merge == "max" or options.per == "window" or events
         if self.config.label_frames is not None:
             if asked:
                 raise ConfigError(
@@ -346,9 +347,10 @@ class Predictor:
                 )
             return None
         window_s = options.window_s or min(trained[1] if trained else self.window_s, self.window_s)
-        is_clip = options.per in (None, "clip") and options.window_s is None and not always
+        is_clip = options.per in (None, "clip") and options.window_s is None and not events
         whole_s = trained[2] * LENGTH_TOLERANCE if trained and is_clip else 0.0
-        return WindowLengths.parse(window_s, options.hop_s, whole_s, trained[0] if trained else None)
+        hop_s = window_s / 4 if events and options.hop_s is None else options.hop_s
+        return WindowLengths.parse(window_s, hop_s, whole_s, trained[0] if trained else None)
 
     def windows(
         self,
@@ -470,7 +472,7 @@ class Predictor:
             durations_s: lengths of the recordings that were answered.
             events: they were answered by events.
         """
-        trained, lengths = self.config.clip_lengths_s, self.lengths(options, always=events)
+        trained, lengths = self.config.clip_lengths_s, self.lengths(options, events=events)
         if trained is None or lengths is None:
             return None
         low_s, high_s = trained[0] / LENGTH_TOLERANCE, trained[2] * LENGTH_TOLERANCE

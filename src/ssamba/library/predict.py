@@ -136,7 +136,7 @@ def predict_files(
         output: a .csv or .parquet file (a row for each label or event) or a .json file (an object for each segment or
             event); with `style` a folder; None writes nothing.
         top: number of most probable labels to keep; 0 is all.
-        per, window_s, hop_s, merge: as for `Embedder.predict`.
+        per, window_s, hop_s, merge: as for `Embedder.predict`; the hop of events is a quarter of a window by default.
         events: merge the answers of windows to events, instead of `top` labels `per` clip, second or window. A label is
             heard from its threshold on; the background of the model makes no events.
         threshold: the same for all labels, from 0 to 1; None means those that were chosen on held-out clips and stored
@@ -211,7 +211,7 @@ def predict_files(
         decoded = model.decoded(items, model.front_end.sample_rate_hz, channels, damaged)
         found: Iterator[tuple[Path, list[Prediction] | Windows | Exception]]
         if events:
-            lengths = predictor.lengths(options, always=True)
+            lengths = predictor.lengths(options, events=True)
             assert lengths is not None
             found = predictor.windows(decoded, lengths, options, batch_tokens)
         else:
@@ -322,7 +322,7 @@ def _settings(
 ) -> dict[str, Any]:
     """Return what the labels depend on, besides the recordings; raise a ValueError if there is no fit classifier."""
     head = model.predictor.classifier
-    lengths = model.predictor.lengths(options, always=events is not None)
+    lengths = model.predictor.lengths(options, events=events is not None)
     identity = model.identity
     per = ("clip" if head.config.label_frames is None else "second") if options.per is None else options.per
     settings = {
