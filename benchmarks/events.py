@@ -202,10 +202,11 @@ def measure(suite: Path, work: Path, minutes: float) -> dict[str, Any]:
         "environment": environment(torch.device("cpu")),
         "clips": len(labeled),
         "voices": {"labeled": len({r["group"] for r in labeled}), "nights": len({r["group"] for r in held_out})},
-        "events": EVENTS_OF_A_WORD * len(WORDS),
+        "events": len(truth),
         "clip_lengths_s": config.clip_lengths_s,
         "thresholds": config.thresholds,
         "found": found,
+        "joined_clips": len(words),
         "joined": {name: joined(model, words) for name, model in models.items()},
     }
 
