@@ -28,7 +28,7 @@ AS_IT_IS, SPIN, FREE = "two threads, OpenMP as it is", "two threads, short spin"
 ONE = "one thread"
 # Imported in the first order, ssamba finds that PyTorch is loaded, and sets nothing.
 UNPREPARED, PREPARED = "import torch, ssamba", "import ssamba, torch"
-FIXED = "import ssamba.inference.engine as engine; engine.free_cores = lambda: 64"
+FIXED = "from ssamba.inference import engine; engine.FREE_CORES.count = lambda: 64"
 SIDES: dict[str, tuple[str, dict[str, str]]] = {
     AS_IT_IS: (f"{UNPREPARED}; {FIXED}", {"OMP_NUM_THREADS": "2"}),
     SPIN: (f"{PREPARED}; {FIXED}", {"OMP_NUM_THREADS": "2"}),

@@ -73,9 +73,29 @@ def test_a_busy_loop_takes_a_core_and_own_work_does_not(monkeypatch):
     assert others * load.age_s == pytest.approx(1.5 - (time.process_time() - started_s), rel=0.1)
 
 
+def test_free_cores_are_measured_while_this_process_works(monkeypatch):
+    monkeypatch.setattr(cores, "_affinity", lambda: 4)
+    monkeypatch.setattr(cores, "_quota", lambda: float("inf"))
+    monkeypatch.setattr(cores.OtherLoad, "cores", lambda _: 2.6)
+    clock = [0.0]
+    monkeypatch.setattr(cores.time, "monotonic", lambda: clock[0])
+    free, counts = cores.FreeCores(), []
+    for now_s in (0.1, 0.3, 5.0, 5.3):
+        clock[0] = now_s
+        counts.append(free.count())
+        free.worked()
+    assert counts == [4, 1, 1, 1]
+    monkeypatch.setattr(cores.OtherLoad, "cores", lambda _: 0.2)
+    for now_s in (9.0, 9.1, 9.3):  # after a pause, in which others may have worked for this process
+        clock[0] = now_s
+        counts.append(free.count())
+        free.worked()
+    assert counts[4:] == [1, 1, 4]
+
+
 def test_inference_runs_on_the_free_cores(embedder, medley, monkeypatch, caplog):
     counts = []
-    monkeypatch.setattr("ssamba.inference.engine.free_cores", lambda: 1)
+    monkeypatch.setattr("ssamba.inference.engine.FREE_CORES.count", lambda: 1)
     embedder.encoder.register_forward_pre_hook(lambda *_: counts.append(torch.get_num_threads()))
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -24,7 +24,8 @@ SPIN = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
 _WAITING = ("OMP_WAIT_POLICY", *SPIN)
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _SAMPLE_S = 0.1
-_REFRESH_S = 0.5
+_REFRESH_S = 0.2
+_PAUSE_S = 0.5
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 
@@ -63,14 +64,34 @@ def allowed_cores() -> int:
 
 
 def free_cores() -> int:
-    """Return how many of the allowed cores others leave free, at least 1; measured again after half a second.
+    """Return how many of the allowed cores others leave free, at least 1, by what they do in a tenth of a second.
 
-    What others use is known on Linux alone. Elsewhere all allowed cores count as free.
+    What others do is known on Linux alone. Elsewhere all allowed cores count as free.
     """
-    global _load, _others
-    if _others is None or _load.age_s > _REFRESH_S:
-        _others, _load = _load.cores(), OtherLoad()
-    return max(1, int(min(_affinity() - math.floor(_others + 0.5), _quota())))
+    return _without(OtherLoad().cores())
+
+
+def _without(others: float) -> int:
+    return max(1, int(min(_affinity() - math.floor(others + 0.5), _quota())))
+
+
+class FreeCores:
+    """The cores that others leave free while this process works, measured between calls that follow each other."""
+
+    def __init__(self) -> None:
+        self._load, self._others, self._worked_at_s = OtherLoad(), 0.0, time.monotonic()
+
+    def count(self) -> int:
+        """Return their number, at least 1; after a pause it is that of before until it has been measured again."""
+        if time.monotonic() - self._worked_at_s > _PAUSE_S:  # others may have worked for this process meanwhile
+            self._load = OtherLoad()
+        elif self._load.age_s > _REFRESH_S:
+            self._others, self._load = self._load.cores(), OtherLoad()
+        return _without(self._others)
+
+    def worked(self) -> None:
+        """Note that work ends, so that a pause before the next call is known."""
+        self._worked_at_s = time.monotonic()
 
 
 class OtherLoad:
@@ -144,6 +165,4 @@ def thread_settings() -> str:
     return f"{allowed_cores()} allowed, {free_cores()} free; {' '.join(found) or 'OpenMP as it is'}"
 
 
-_others: float | None = None
-_load = OtherLoad()
 _is_prepared = prepare_openmp()

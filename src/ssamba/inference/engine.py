@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ssamba.audio.fbank import log_mel
 from ssamba.config import FrontEndConfig
-from ssamba.cores import free_cores, say_if_spinning
+from ssamba.cores import FreeCores, say_if_spinning
 from ssamba.embedding import EmbedOptions
 from ssamba.errors import ConfigError
 from ssamba.inference.accumulators import Accumulator
@@ -41,6 +41,7 @@ _MAX_PADDING = 1.1
 """Largest number of columns of a padded batch, as a multiple of its windows' own columns."""
 _MAX_PADDING_IF_SKIPPED = 2.0
 """The same for encoders whose blocks skip padding."""
+FREE_CORES = FreeCores()
 
 
 class _Recording(Generic[Key, Result]):
@@ -63,6 +64,22 @@ class _Recording(Generic[Key, Result]):
             return self.accumulator.result(self.cutter.num_columns, self.num_samples)
         except ValueError as error:
             return error
+
+
+@contextmanager
+def _on_free_cores() -> Iterator[None]:
+    """Use no more of PyTorch's threads than there are free cores: they wait for the slowest of them."""
+    threads = torch.get_num_threads()
+    count = min(threads, FREE_CORES.count())
+    if count < threads:
+        say_if_spinning(threads)
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if count < threads:
+            torch.set_num_threads(threads)
+        FREE_CORES.worked()
 
 
 @dataclass(frozen=True)
@@ -200,6 +217,7 @@ class InferenceEngine:
         except (ValueError, OSError) as error:
             recording.error = error
 
+    @_on_free_cores()
     @torch.no_grad()
     def _encode(
         self, batch: list[tuple[_Recording[Key, Result], Window]], options: EmbedOptions, all_layers: bool
@@ -213,7 +231,7 @@ class InferenceEngine:
         for group in group_by_length(batch, _MAX_PADDING_IF_SKIPPED if skips else _MAX_PADDING):
             windows, rows = _distinct([window for _, window in group])
             features = _padded(windows)
-            with self._autocast(enabled=is_bf16), _on_free_cores():
+            with self._autocast(enabled=is_bf16):
                 encoded = self._tokens(features, windows, options.layer, all_layers)
             with self._autocast(enabled=False):
                 thirds = self._thirds(features, windows)
@@ -237,22 +255,6 @@ class InferenceEngine:
         columns, valid_frames = torch.tensor([(one.columns, one.valid_frames) for one in windows], device="cpu").T
         levels = step_levels(features, self.encoder.config, self.front_end, valid_frames)
         return third_weights(levels.cpu().float(), columns)
-
-
-@contextmanager
-def _on_free_cores() -> Iterator[None]:
-    """Use no more of PyTorch's threads than there are free cores: they wait for the slowest of them."""
-    threads = torch.get_num_threads()
-    count = threads if threads == 1 else min(threads, free_cores())
-    if count == threads:
-        yield
-        return
-    say_if_spinning(threads)
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _distinct(windows: Sequence[Window]) -> tuple[list[Window], list[int]]:
