@@ -133,12 +133,19 @@ def test_both_commands_pass_their_options_on(tmp_path, monkeypatch):
     shared = ["--set", "run.epochs=2", "--set", "run.seed=1", "--minutes", "2", "--epochs", "3", "--seed", "1"]
     shared += ["--batch-size", "4", "--device", "cpu", "--overwrite"]
     wanted = {"set": ["run.epochs=2", "run.seed=1"], "minutes": 2, "epochs": 3, "seed": 1, "batch_size": 4}
-    wanted |= {"device": "cpu", "overwrite": True, "encoding": None, "take_over": False, "front_end": None}
+    wanted |= {
+        "device": "cpu",
+        "overwrite": True,
+        "encoding": None,
+        "take_over": False,
+        "front_end": None,
+        "tensorboard": False,
+    }
     CliRunner().invoke(app, ["pretrain", "a", "b", "-o", "run", "-c", "x", "-r", "official", "--size", "base", *shared])
     CliRunner().invoke(app, ["finetune", "a", "b", "-o", "run", "-c", "x", "-r", "esc50", "--frozen", *shared])
     (one, first), (two, second) = seen
     assert one == two == (["a", "b"], Path("run"), "x")
     first.pop("progress"), second.pop("progress")
-    assert first == {**wanted, "recipe": "official", "size": "base", "evaluate": None, "front_end": None}
-    not_given = dict.fromkeys(("background", "front_end", "labels_from", "refit"))
+    assert first == {**wanted, "recipe": "official", "size": "base", "evaluate": None}
+    not_given = dict.fromkeys(("background", "labels_from", "refit"))
     assert second == {**wanted, **not_given, "recipe": "esc50", "scratch": False, "frozen": True}
