@@ -92,6 +92,8 @@ class SsambaConfig(PreTrainedConfig):
                 self.label2id = {name: number for number, name in self.id2label.items()}
             if self.problem_type is None and self.classifier["activation"] == "sigmoid":
                 self.problem_type = "multi_label_classification"
+        for name in _OWN_FIELDS:  # some are not declared above
+            setattr(self, name, kwargs.pop(name, getattr(self, name, ModelConfig.model_fields[name].default)))
         if self.dtype is None:
             self.dtype = "float32"  # as float16 weights are loaded by ssamba, too
         super().__post_init__(**kwargs)
