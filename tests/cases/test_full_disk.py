@@ -27,7 +27,7 @@ def test_vectors_that_could_not_be_written_are_not_said_to_be_kept(rec, tmp_path
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(np, "save", full)
+        patch.setattr(np.lib.format, "write_array_header_1_0", full)
         with pytest.raises(StoreError, match=r"device\. 0 files are embedded and saved"):
             embed_files(rec, tmp_path / "o.npz", embedder, workers=0)
     assert not (tmp_path / "o.npz").exists()

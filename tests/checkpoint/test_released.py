@@ -370,7 +370,7 @@ def test_revisions_and_files_that_are_not_there_say_so(hub, content):
 def test_without_huggingface_hub_the_extra_and_the_page_are_named(monkeypatch):
     monkeypatch.setattr("ssamba.checkpoint.hub.find_spec", lambda name: None)
     with pytest.raises(
-        MissingExtraError, match=r"pip install \"ssamba\[hf\]\", or do it by hand: open https://.*/tree/main"
+        MissingExtraError, match=r"pip install \"ssamba\[hub\]\", or do it by hand: open https://.*/tree/main"
     ):
         ssamba.load_model("ssamba-tiny-400")
     assert [model.where for model in ssamba.available_models()].count("official") == 9
