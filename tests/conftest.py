@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ssamba  # noqa: F401 - before PyTorch, whose threads it tells how to wait
+
+# isort: split
 import csv
 import os
 import tarfile

@@ -257,7 +257,7 @@ WRONG_ARGUMENTS: dict[str, list[tuple[tuple[Any, ...], dict[str, Any], str]]] = 
         (("recs", "x"), {"set": {"seed": 3}}, "unknown key 'seed'; did you mean 'run.seed'?"),
         (("recs", "x"), {"set": {"run.learning_rate": 3}}, "did you mean 'optimizer.learning_rate'?"),
         (("recs", "x"), {"progress": 3}, "progress must be a function"),
-        (("recs", "x"), {"recipe": 3}, "expected a PretrainRecipe, the name of a recipe (laptop,"),
+        (("recs", "x"), {"recipe": 3}, "expected a PretrainRecipe, the name of a recipe (adapt, laptop,"),
     ],
     "finetune": [
         (("recs", None), {}, f"{PATH}NoneType"),

@@ -32,7 +32,7 @@ def example_folder(clips, suite, tmp_path, monkeypatch):
     monkeypatch.setenv("SSAMBA_CACHE", str(tmp_path / "cache"))
     for folder in ("recordings", "audioset", "librispeech", "nights", "bats"):
         shutil.copytree(clips[0].parent, folder, ignore=shutil.ignore_patterns("*.md"))
-    for folder in ("sounds", "words"):
+    for folder in ("sounds", "words", "birds", "surveys/wood/2026-05-01", "surveys/lake/2026-05-02"):
         for kind, path in (("drum", clips[6]), ("tabla", clips[11])):
             write_pieces(f"{folder}/{kind}", path)
     for folder, suffix in (("field/site/day", ".flac"), ("new", ".wav")):
@@ -113,7 +113,12 @@ def test_shell_examples_run(example_folder):
     for example in found:
         done = CliRunner().invoke(app, shortened(example))
         assert done.exit_code == 0, f"ssamba {shlex.join(example)}\n{done.output}"
-        if example[0] not in ("pretrain", "finetune", "evaluate"):  # these name what is small about the test's data
+        if example[0] not in (
+            "pretrain",
+            "finetune",
+            "evaluate",
+            "predict",
+        ):  # these name what is small about the test's data
             assert "warning" not in done.stderr, f"ssamba {shlex.join(example)}\n{done.stderr}"
     for name in (
         "embeddings.npz", "embeddings.parquet", "night.csv", "ssamba-tiny/config.json", "labels.csv", "dawn.png",

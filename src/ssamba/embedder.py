@@ -98,6 +98,7 @@ class Embedder:
             ConfigError: an argument is of a wrong kind, or the front end does not fit the encoder.
             ValueError: the device does not exist.
         """
+        self.follows_load = True  # as of `InferenceEngine`
         self.classifier: Classifier | None = None
         self.report: LoadReport | None = None
         own = FrontEndConfig()
@@ -126,7 +127,7 @@ class Embedder:
         (self.classifier or self.encoder).eval()
 
     def __repr__(self) -> str:
-        millions = sum(parameter.numel() for parameter in (self.classifier or self.encoder).parameters()) / 1e6
+        millions = sum(one.numel() for one in (self.classifier or self.encoder).parameters()) / 1e6
         classes = f", {self.classifier.config.num_classes} classes" if self.classifier else ""
         return f"Embedder({self.name!r}, {millions:.2g} M parameters, dim {self.dim}{classes}, {self.device})"
 
@@ -151,8 +152,7 @@ class Embedder:
 
     @property
     def identity(self) -> ModelIdentity:
-        """Versioned name, digest of the encoder's weights, checksum of a downloaded file: what is made with this model
-        records them."""
+        """Versioned name, digest of the weights, checksum of a downloaded file: what is made with it records them."""
         file_sha256 = None if self.report is None else self.report.file_sha256
         return ModelIdentity(name=self.name, weights_digest=weights_digest(self.encoder), file_sha256=file_sha256)
 
@@ -164,7 +164,7 @@ class Embedder:
     @property
     def engine(self) -> InferenceEngine:
         """Runs the encoder on batches of windows."""
-        return InferenceEngine(self.encoder, self.front_end)
+        return InferenceEngine(self.encoder, self.front_end, follows_load=self.follows_load)
 
     def to(self, device: str | torch.device) -> Embedder:
         """Move the model to a device, in place, and return it.

@@ -45,6 +45,7 @@ def test_a_run_learns_and_leaves_a_loadable_model(experiment, tmp_path):
         assert line[name] >= 0, name
     assert 0 <= line["data_wait_share"] <= 1
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
+        "step-00000020-weights.png",  # of the first validation
         "step-00000030-weights.png",
         "step-00000060-weights.png",
     ]

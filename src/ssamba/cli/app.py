@@ -109,6 +109,7 @@ class _StderrHandler(logging.Handler):
 
 
 HANDLER = _StderrHandler()
+_interrupts: list[int] = []  # signals of this command that ended it, or became an error of C++ code
 
 
 def printable(text: str) -> str:
@@ -151,6 +152,7 @@ def raise_interrupt(signum: int, frame: FrameType | None) -> None:
             again.start()
             return
         frame = frame.f_back
+    _interrupts.append(signum)
     raise KeyboardInterrupt
 
 
@@ -191,6 +193,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
+        _interrupts.clear()
         for signum in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(signum) in (signal.default_int_handler, signal.SIG_DFL):
                 signal.signal(signum, raise_interrupt)
@@ -210,6 +213,9 @@ class Commands(TyperGroup):
             sys.exit(0)
         except (SsambaError, OSError, ValueError) as error:
             log.debug("traceback", exc_info=True)
+            if _interrupts:
+                log.warning("interrupted")
+                sys.exit(EXIT_INTERRUPTED)
             wrong_usage = isinstance(error, ConfigError) and not isinstance(error, OtherSettingsError)
             fail(str(error), EXIT_USAGE if wrong_usage else EXIT_ERROR)
         except KeyboardInterrupt as error:

@@ -181,7 +181,10 @@ class EncoderModel:
         self.embedder, self.options = embedder, options or VectorOptions()
         self.name = name or embedder.name
         # The features of a clip are computed at once, so that its vectors do not depend on the embedder's blocks.
-        self._engine = InferenceEngine(embedder.encoder, embedder.front_end, math.inf, _GPU_TOKENS_PER_BATCH)
+        # And its last bits must not depend on how busy the machine is: near ties of probes would change.
+        self._engine = InferenceEngine(
+            embedder.encoder, embedder.front_end, math.inf, _GPU_TOKENS_PER_BATCH, follows_load=False
+        )
 
     @property
     def sample_rate_hz(self) -> int:

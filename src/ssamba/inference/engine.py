@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -96,6 +96,8 @@ class InferenceEngine:
     """Length of audio whose features are computed at once."""
     gpu_tokens_per_batch: int = 32_768
     """Tokens at which a batch is complete on devices other than the CPU."""
+    follows_load: bool = True
+    """Whether to use no more threads than there are free cores, on which the last bits of results depend."""
 
     @property
     def device(self) -> torch.device:
@@ -217,9 +219,14 @@ class InferenceEngine:
         except (ValueError, OSError) as error:
             recording.error = error
 
-    @_on_free_cores()
-    @torch.no_grad()
     def _encode(
+        self, batch: list[tuple[_Recording[Key, Result], Window]], options: EmbedOptions, all_layers: bool
+    ) -> None:
+        with _on_free_cores() if self.follows_load else nullcontext():
+            self._encode_batch(batch, options, all_layers)
+
+    @torch.no_grad()
+    def _encode_batch(
         self, batch: list[tuple[_Recording[Key, Result], Window]], options: EmbedOptions, all_layers: bool
     ) -> None:
         """Encode windows in groups of similar length and hand their tokens to their recordings' accumulators."""

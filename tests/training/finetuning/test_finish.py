@@ -22,6 +22,15 @@ RECIPE = FinetuneRecipe.parse(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums of several threads differ in their last bits from run to run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     torch.manual_seed(0)

@@ -296,6 +296,7 @@ class FinetuneTask(PlannedBatches):
                 yield i, wave
 
         embedder = Embedder(self.as_checkpoint(model), device=next(model.parameters()).device)
+        embedder.follows_load = False  # a resumed run has the same bits
         found: dict[int, Tensor] = {}
         for i, result in embedder.logits_stream(waves()):
             if isinstance(result, Exception):
