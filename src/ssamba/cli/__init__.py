@@ -21,8 +21,14 @@ from ssamba.cli import (  # noqa: F401
     shard,
     stats,
 )
-from ssamba.cli.app import app
+from ssamba.cli.app import app, ignore_signals
 
 __all__ = ["app", "main"]
 
-main = app
+
+def main() -> None:
+    """Run the command line; a signal that comes when a command is done does not disturb the end of the process."""
+    try:
+        app()
+    finally:
+        ignore_signals()

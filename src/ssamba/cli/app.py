@@ -156,6 +156,13 @@ def raise_interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def ignore_signals() -> None:
+    """Ignore the signals that end a job, where `raise_interrupt` handles them."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(signum) is raise_interrupt:
+            signal.signal(signum, signal.SIG_IGN)
+
+
 def _signal_main_thread(signum: int) -> None:
     """Send a signal that also wakes the main thread from a system call."""
     if sys.platform == "win32":
