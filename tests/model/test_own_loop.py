@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import importlib
 import io
 import os
 import pickle
@@ -389,6 +391,8 @@ SETTINGS = [(0.0, False, False), (0.0, False, True), (0.5, True, False), (0.5, T
 
 def _rank(rank, store, features, folder):
     torch.set_num_threads(1)
+    # As in ssamba.training.distributed: what keeps a process group alive until Python ends can abort the process.
+    importlib.import_module("torch._dynamo")
     torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(store, 2), rank=rank, world_size=2)
     results = {}
     for setting in SETTINGS:
@@ -404,6 +408,8 @@ def _rank(rank, store, features, folder):
     if rank == 0:
         torch.save((results, wrapped.state_dict()), folder / "results.pt")
     torch.distributed.destroy_process_group()
+    del wrapped, model
+    gc.collect()
 
 
 def test_two_processes_average_gradients_with_checkpointing_autocast_and_stochastic_depth(features, tmp_path):
