@@ -24,7 +24,6 @@ from ssamba.model.pretraining import PretrainingModel
 from ssamba.plotting import blank_figure, save_figure, spectrogram, styled
 from ssamba.studies.efficiency_report import plot_study, read_study
 from ssamba.studies.long_audio import plot_long, read_long
-from ssamba.studies.needle_report import plot_needles, read_needles
 from ssamba.training.pretraining.reconstruct import plot_reconstructions, reconstruct
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
@@ -96,8 +95,6 @@ def main() -> None:
         print(plot_study(read_study(path.parent), batch, path))
     for path in sorted(RESULTS.rglob("long.png")):
         print(plot_long(read_long(path.parent), path))
-    for path in sorted(RESULTS.rglob("needle.png")):
-        print(plot_needles(read_needles(path.parent), path))
 
 
 if __name__ == "__main__":

@@ -120,9 +120,28 @@ def read(path: Path) -> Content:
 
 
 def save(content: Content, folder: Path) -> None:
-    """Write scorecard.json, scorecard.md and scorecard.png, each atomically."""
-    write_report(folder, "scorecard", asdict(content), markdown(content) + "\n")
+    """Write scorecard.json, scorecard.md and scorecard.png, each atomically.
+
+    The JSON has five digits, and intervals and P@10 of retrieval by the default similarity alone: below 100 kB.
+    """
+    write_report(folder, "scorecard", _rounded(asdict(content)), markdown(content) + "\n")
     plot(content, folder / "scorecard.png")
+
+
+def _rounded(value: Any) -> Any:
+    """Return JSON's values with shorter floats, and without what no table shows of other similarities."""
+    if isinstance(value, dict):
+        shown = value.get("retrieval", {}).get(SIMILARITY)
+        value = {name: _rounded(own) for name, own in value.items()}
+        if shown is not None:
+            for kind, own in value["retrieval"].items():
+                if kind != SIMILARITY:
+                    own.pop("intervals", None)
+                    own["scores"].pop(PRECISION_AT_10, None)
+        return value
+    if isinstance(value, list | tuple):
+        return [_rounded(own) for own in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def markdown(content: Content) -> str:
