@@ -13,11 +13,12 @@ from ssamba.inference.accumulators import (
     centers_s,
 )
 from ssamba.inference.engine import CPU_TOKENS_PER_BATCH, InferenceEngine, group_by_length
-from ssamba.inference.windows import Window, WindowCutter
+from ssamba.inference.windows import ClipBatch, Window, WindowCutter, clip_batch
 
 __all__ = [
     "CPU_TOKENS_PER_BATCH",
     "Accumulator",
+    "ClipBatch",
     "EmbeddingAccumulator",
     "FrameMerger",
     "GrowingRows",
@@ -30,5 +31,6 @@ __all__ = [
     "Window",
     "WindowCutter",
     "centers_s",
+    "clip_batch",
     "group_by_length",
 ]

@@ -3,19 +3,23 @@
 Windows have the pretraining length and overlap, by half unless asked otherwise; the last one ends where the recording
 ends. Positions are counted in columns (patches along time), so all windows lie on one grid of time steps.
 
-Shapes: T frames, M mel bins.
+Shapes: B clips, S samples, T frames, M mel bins.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from ssamba.config import BaseEncoderConfig
+from ssamba.audio.fbank import log_mel
+from ssamba.config import BaseEncoderConfig, FrontEndConfig
 from ssamba.model.patches import fill_last_patch
 
 
@@ -121,3 +125,25 @@ class WindowCutter:
         span = self.config.frames_spanned(columns)
         valid_frames = min(span, self.num_frames - first_column * self.config.patch_stride[1])
         return Window(self._buffer()[start : start + span], first_column, columns, valid_frames)
+
+
+class ClipBatch(NamedTuple):
+    """Clips as one padded batch of features, each clip whole."""
+
+    features: Tensor
+    """(B, T, M), normalized; zeros after a clip's own."""
+    lengths: Tensor
+    """Frames of each clip with the silence that fills its last patch, (B,)."""
+    valid_frames: Tensor
+    """Frames that belong to the recording, (B,)."""
+
+
+def clip_batch(waves: Sequence[Tensor], config: BaseEncoderConfig, front_end: FrontEndConfig) -> ClipBatch:
+    """Return waveforms, each (S,) at the front end's rate, as the batch that `context="full"` encodes, on their device.
+
+    Unlike `InferenceEngine` it leaves gradients to the caller, for interfaces that train the encoder.
+    """
+    clips = [log_mel(wave, config=front_end) for wave in waves]
+    filled = [fill_last_patch(clip, config, front_end.silent_feature) for clip in clips]
+    counts = [torch.tensor([len(clip) for clip in some], device=filled[0].device) for some in (filled, clips)]
+    return ClipBatch(pad_sequence(filled, batch_first=True), *counts)
