@@ -1,0 +1,170 @@
+"""Work through a queue of short pretraining runs ("arms"), score each on a suite, and tabulate them.
+
+    python -m benchmarks.screening benchmarks/screening/arms.toml -o FOLDER --data first=SHARDS --data more=SHARDS \\
+        --suite SUITE
+    python -m benchmarks.screening benchmarks/screening/arms.toml -o FOLDER --table screening22
+
+An arm is a table of the file of arms: `data` (names of recordings, given by --data), `set` (settings of `ssamba
+pretrain`, beside those of `[base]`), `seed`. The first arm that is neither finished nor in work is next, so several of
+these processes share a queue, each on one core. The file is read again before each arm. A killed process loses at most
+a minute of training: the command goes on where it stopped, with the checkout that an arm began with.
+
+    FOLDER/ARM/run            the run of `ssamba pretrain`
+    FOLDER/ARM/scores.json    scorecards of `ssamba evaluate`, one for each readout
+    FOLDER/ARM/arm.json       settings, checkout, processor time in seconds
+    FOLDER/ARM/log.txt        what the commands said
+
+`--table NAME` writes what is there to benchmarks/results/NAME.json and NAME.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ssamba.checkpoint.files import write_json
+from ssamba.errors import OutputInUseError
+from ssamba.locks import lock_output
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_READOUTS = ("clip", "parts")
+
+
+def read_arms(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the arms of a file in their order, each with the settings of `[base]` and its own."""
+    content = tomllib.loads(path.read_text(encoding="utf-8"))
+    base = content.get("base", {})
+    arms = {}
+    for name, arm in content["arms"].items():
+        for seed in arm.get("seeds", [0]):
+            settings = {**base.get("set", {}), **arm.get("set", {}), "run.seed": seed}
+            one = {"recipe": arm.get("recipe", base.get("recipe")), "data": arm.get("data", base.get("data"))}
+            arms[name if seed == 0 else f"{name}-seed{seed}"] = {**one, "set": settings, "about": arm.get("about", "")}
+    return arms
+
+
+def commands(
+    arm: Mapping[str, Any], folder: Path, data: Mapping[str, str], suite: Path, python: str, checkout: Path
+) -> list[list[str]]:
+    """Return the commands that train and score an arm."""
+    pretrain = [python, "-m", "ssamba", "-q", "pretrain", *(data[name] for name in arm["data"])]
+    pretrain += ["-o", str(folder / "run"), "--recipe", str(checkout / arm["recipe"]), "--device", "cpu"]
+    for key, value in arm["set"].items():
+        pretrain += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    evaluate = [python, "-m", "ssamba", "-q", "evaluate", str(suite), "-c", str(folder / "run"), "--workers", "1"]
+    evaluate += ["--device", "cpu", "-o", str(folder / "scores.json")]
+    return [pretrain, evaluate + [word for readout in _READOUTS for word in ("--readout", readout)]]
+
+
+def work(arm: Mapping[str, Any], folder: Path, data: Mapping[str, str], suite: Path) -> bool:
+    """Train and score an arm, or go on with it; return whether it is finished."""
+    record = folder / "arm.json"
+    state = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    state = {**arm, "checkout": str(_CHECKOUT), "python": sys.executable, "processor_s": 0.0, **state}
+    checkout = Path(state["checkout"])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    for command in commands(state, folder, data, suite, state["python"], checkout):
+        write_json(record, state)
+        is_training = "pretrain" in command
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        with (folder / "log.txt").open("a", encoding="utf-8") as log:
+            print(time.strftime("%F %T"), *command, file=log, flush=True)
+            code = subprocess.run(command, cwd=checkout, env=environment, stdout=log, stderr=log).returncode
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        if is_training:
+            state["processor_s"] += after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            write_json(record, state)
+        if code:
+            print(f"{folder.name}: ended with {code}; see {folder / 'log.txt'}", flush=True)
+            return False
+    shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)  # optimizer states
+    return True
+
+
+def work_through(path: Path, folder: Path, data: Mapping[str, str], suite: Path) -> None:
+    """Work on arms until none is left."""
+    failed: set[str] = set()
+    while True:
+        for name, arm in read_arms(path).items():
+            if name in failed or (folder / name / "scores.json").exists() or not {*arm["data"]} <= data.keys():
+                continue
+            try:
+                with lock_output(folder / name / "arm", folder=True):
+                    if not (folder / name / "scores.json").exists():
+                        print(time.strftime("%F %T"), name, flush=True)
+                        failed |= set() if work(arm, folder / name, data, suite) else {name}
+                break
+            except OutputInUseError:
+                continue
+        else:
+            return
+
+
+def tabulate(path: Path, folder: Path, name: str) -> None:
+    """Write the scores of finished arms, with their distance to the arm `base17`, and where the others stand."""
+    from benchmarks.timing import save
+    from ssamba.studies.harness import environment, table
+
+    rows = []
+    for arm, settings in read_arms(path).items():
+        scores, record = folder / arm / "scores.json", folder / arm / "arm.json"
+        row = {"arm": arm, "about": settings["about"], "data": settings["data"], "set": settings["set"]}
+        if record.exists():
+            row["processor_minutes"] = json.loads(record.read_text(encoding="utf-8"))["processor_s"] / 60
+        if scores.exists():
+            found = json.loads(scores.read_text(encoding="utf-8"))
+            row["scores"] = {best["view"]: {**best["scores"], "mean": best["mean"]} for best in _rows(found)}
+        rows.append(row)
+    reference = next((row["scores"] for row in rows if row["arm"] == "base17" and "scores" in row), {})
+    lines = []
+    for row in rows:
+        for view, scores in row.get("scores", {}).items():
+            difference = f"{scores['mean'] - reference[view]['mean']:+.3f}" if view in reference else ""
+            cells = [f"{value:.3f}" for value in scores.values()]
+            lines.append([row["arm"], view, *cells, difference, f"{row['processor_minutes']:.0f}"])
+    tasks = list(next(iter(reference.values()), {}))
+    text = table(["arm", "readout", *tasks, "to base17", "minutes"], lines)
+    missing = [row["arm"] for row in rows if "scores" not in row]
+    text += f"\n\nNot finished: {', '.join(missing) or 'none'}."
+    save(name, {**environment(), "rows": rows}, text)
+
+
+def _rows(content: Any) -> list[dict[str, Any]]:
+    cards = content if isinstance(content, list) else [content]
+    return [row for card in cards for row in card["rows"]]
+
+
+def main() -> None:
+    """Parse, and work or tabulate."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arms", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=SOURCE")
+    parser.add_argument("--suite", type=Path)
+    parser.add_argument("--table", metavar="NAME", help="only write the table of results")
+    arguments = parser.parse_args()
+    if arguments.table:
+        tabulate(arguments.arms, arguments.output, arguments.table)
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    data = {name: str(Path(source).resolve()) for name, _, source in (one.partition("=") for one in arguments.data)}
+    work_through(arguments.arms, arguments.output.resolve(), data, arguments.suite.resolve())
+
+
+if __name__ == "__main__":
+    main()
