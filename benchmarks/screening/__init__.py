@@ -1,1 +1,1 @@
-"""Screen recipes of pretraining by short runs: `python -m benchmarks.screening ARMS.toml -o FOLDER`; see `runner.py`."""
+"""Screen recipes of pretraining by short runs: `python -m benchmarks.screening` (`runner.py`)."""

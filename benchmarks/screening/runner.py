@@ -5,9 +5,11 @@
     python -m benchmarks.screening benchmarks/screening/arms.toml -o FOLDER --table screening22
 
 An arm is a table of the file of arms: `data` (names of recordings, given by --data), `set` (settings of `ssamba
-pretrain`, beside those of `[base]`), `seed`. The first arm that is neither finished nor in work is next, so several of
-these processes share a queue, each on one core. The file is read again before each arm. A killed process loses at most
-a minute of training: the command goes on where it stopped, with the checkout that an arm began with.
+pretrain`, beside those of `[base]`; `{arms}` in a text is FOLDER), `after` (an arm that must be finished first). The
+first arm that is neither finished nor in work is next, so several of these processes share a queue, each on one core.
+The file is read again before each arm. When all are finished, `base17` and the three best are repeated with another
+seed. A killed process loses at most a minute of training: the command goes on where it stopped, with the checkout that
+an arm began with.
 
     FOLDER/ARM/run            the run of `ssamba pretrain`
     FOLDER/ARM/scores.json    scorecards of `ssamba evaluate`, one for each readout
@@ -43,19 +45,38 @@ else:
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _READOUTS = ("clip", "parts")
+_VIEWS = {"final.mean": "clip", "final.mean.parts": "parts"}
+_REFERENCE = "base17"
+_FINALISTS = 3
 
 
 def read_arms(path: Path) -> dict[str, dict[str, Any]]:
     """Return the arms of a file in their order, each with the settings of `[base]` and its own."""
     content = tomllib.loads(path.read_text(encoding="utf-8"))
-    base = content.get("base", {})
-    arms = {}
-    for name, arm in content["arms"].items():
-        for seed in arm.get("seeds", [0]):
-            settings = {**base.get("set", {}), **arm.get("set", {}), "run.seed": seed}
-            one = {"recipe": arm.get("recipe", base.get("recipe")), "data": arm.get("data", base.get("data"))}
-            arms[name if seed == 0 else f"{name}-seed{seed}"] = {**one, "set": settings, "about": arm.get("about", "")}
-    return arms
+    base = content["base"]
+    return {
+        name: {**base, "after": None, **arm, "set": {**base["set"], **arm.get("set", {})}}
+        for name, arm in content["arms"].items()
+    }
+
+
+def queue(path: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the arms of a file, then, if all are finished, the best and the reference with seed 1."""
+    arms = read_arms(path)
+    means = {name: sum(one["mean"] for one in scores_of(folder / name).values()) for name in arms}
+    if not all(means.values()):
+        return arms
+    best = sorted({*means} - {_REFERENCE}, key=lambda name: -means[name])[:_FINALISTS]
+    again = {f"{name}-seed1": arms[name] for name in (_REFERENCE, *best)}
+    return arms | {name: {**arm, "after": None, "set": {**arm["set"], "run.seed": 1}} for name, arm in again.items()}
+
+
+def scores_of(arm: Path) -> dict[str, dict[str, float]]:
+    """Return the scores of an arm by readout and task, and their `mean`; empty if it is not finished."""
+    if not (arm / "scores.json").exists():
+        return {}
+    rows = json.loads((arm / "scores.json").read_text(encoding="utf-8"))["rows"]
+    return {_VIEWS[row["view"]]: {**row["scores"], "mean": row["mean"]} for row in rows if row["view"] in _VIEWS}
 
 
 def commands(
@@ -65,7 +86,8 @@ def commands(
     pretrain = [python, "-m", "ssamba", "-q", "pretrain", *(data[name] for name in arm["data"])]
     pretrain += ["-o", str(folder / "run"), "--recipe", str(checkout / arm["recipe"]), "--device", "cpu"]
     for key, value in arm["set"].items():
-        pretrain += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+        text = value.replace("{arms}", str(folder.parent)) if isinstance(value, str) else json.dumps(value)
+        pretrain += ["--set", f"{key}={text}"]
     evaluate = [python, "-m", "ssamba", "-q", "evaluate", str(suite), "-c", str(folder / "run"), "--workers", "1"]
     evaluate += ["--device", "cpu", "-o", str(folder / "scores.json")]
     return [pretrain, evaluate + [word for readout in _READOUTS for word in ("--readout", readout)]]
@@ -100,12 +122,13 @@ def work_through(path: Path, folder: Path, data: Mapping[str, str], suite: Path)
     """Work on arms until none is left."""
     failed: set[str] = set()
     while True:
-        for name, arm in read_arms(path).items():
-            if name in failed or (folder / name / "scores.json").exists() or not {*arm["data"]} <= data.keys():
+        for name, arm in queue(path, folder).items():
+            waits = arm["after"] is not None and not scores_of(folder / arm["after"])
+            if waits or name in failed or scores_of(folder / name):
                 continue
             try:
                 with lock_output(folder / name / "arm", folder=True):
-                    if not (folder / name / "scores.json").exists():
+                    if not scores_of(folder / name):
                         print(time.strftime("%F %T"), name, flush=True)
                         failed |= set() if work(arm, folder / name, data, suite) else {name}
                 break
@@ -120,33 +143,24 @@ def tabulate(path: Path, folder: Path, name: str) -> None:
     from benchmarks.timing import save
     from ssamba.studies.harness import environment, table
 
-    rows = []
-    for arm, settings in read_arms(path).items():
-        scores, record = folder / arm / "scores.json", folder / arm / "arm.json"
+    rows: list[dict[str, Any]] = []
+    for arm, settings in queue(path, folder).items():
+        record = folder / arm / "arm.json"
+        begun = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {"processor_s": 0.0}
         row = {"arm": arm, "about": settings["about"], "data": settings["data"], "set": settings["set"]}
-        if record.exists():
-            row["processor_minutes"] = json.loads(record.read_text(encoding="utf-8"))["processor_s"] / 60
-        if scores.exists():
-            found = json.loads(scores.read_text(encoding="utf-8"))
-            row["scores"] = {best["view"]: {**best["scores"], "mean": best["mean"]} for best in _rows(found)}
-        rows.append(row)
-    reference = next((row["scores"] for row in rows if row["arm"] == "base17" and "scores" in row), {})
+        rows.append(row | {"processor_minutes": begun["processor_s"] / 60, "scores": scores_of(folder / arm)})
+    reference = scores_of(folder / _REFERENCE)
     lines = []
     for row in rows:
-        for view, scores in row.get("scores", {}).items():
-            difference = f"{scores['mean'] - reference[view]['mean']:+.3f}" if view in reference else ""
+        for view, scores in row["scores"].items():
+            difference = f"{scores['mean'] - reference[view]['mean']:+.3f}" if reference else ""
             cells = [f"{value:.3f}" for value in scores.values()]
             lines.append([row["arm"], view, *cells, difference, f"{row['processor_minutes']:.0f}"])
-    tasks = list(next(iter(reference.values()), {}))
-    text = table(["arm", "readout", *tasks, "to base17", "minutes"], lines)
-    missing = [row["arm"] for row in rows if "scores" not in row]
-    text += f"\n\nNot finished: {', '.join(missing) or 'none'}."
+    tasks = list(next((scores for row in rows for scores in row["scores"].values()), {}))
+    text = table(["arm", "readout", *tasks, f"to {_REFERENCE}", "minutes"], lines)
+    text += "\n\n" + "\n".join(f"- {row['arm']}: {row['about']}" for row in rows)
+    text += f"\n\nNot finished: {', '.join(row['arm'] for row in rows if not row['scores']) or 'none'}."
     save(name, {**environment(), "rows": rows}, text)
-
-
-def _rows(content: Any) -> list[dict[str, Any]]:
-    cards = content if isinstance(content, list) else [content]
-    return [row for card in cards for row in card["rows"]]
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from scipy.fft import dct
 
 from ssamba.model.objectives import (
+    clip_contrast,
     log_mel_texture,
     profile_bands,
     remove_channel,
@@ -91,3 +92,36 @@ def test_unit_cross_entropy_averages_over_valid_tokens_then_over_clips():
     torch.testing.assert_close(loss, expected)
     right = (scores.argmax(-1) == units).float()
     torch.testing.assert_close(accuracy, (right[0].mean() + right[1, 0]) / 2)
+
+
+def test_a_contrast_has_one_or_several_positives_and_more_negatives():
+    views = F.normalize(torch.randn(6, 4), dim=1)
+    partner = torch.tensor([3, 4, 5, 0, 1, 2])
+    one = clip_contrast(views, partner, 0.1)
+    chances = (views @ views.T / 0.1).fill_diagonal_(-torch.inf).softmax(1)
+    torch.testing.assert_close(one.loss, -chances[torch.arange(6), partner].log().mean())
+    positive = F.one_hot(partner, 6).bool()
+    torch.testing.assert_close(clip_contrast(views, positive, 0.1), one)
+    positive[0, 4] = positive[0, 0] = True  # itself does not count
+    several = clip_contrast(views, positive, 0.1)
+    change = (-chances[0, [3, 4]].log().mean() + chances[0, 3].log()) / 6
+    torch.testing.assert_close(several.loss, one.loss + change)
+    left_out = torch.zeros(6, 6, dtype=torch.bool)
+    left_out[5] = left_out[:, 5] = True
+    without = clip_contrast(views, F.one_hot(partner, 6).bool(), 0.1, left_out)
+    kept = [0, 1, 3, 4]  # views 2 and 5 have no positive, and view 2 is a negative
+    chances = (views[:5] @ views[:5].T / 0.1).fill_diagonal_(-torch.inf).softmax(1)
+    torch.testing.assert_close(without.loss, -chances[kept, partner[kept]].log().mean())
+    queue = F.normalize(torch.randn(3, 4), dim=1)
+    harder = clip_contrast(views, partner, 0.1, negatives=queue)
+    scores = torch.cat(((views @ views.T / 0.1).fill_diagonal_(-torch.inf), views @ queue.T / 0.1), 1)
+    torch.testing.assert_close(harder.loss, F.cross_entropy(scores, partner))
+
+
+def test_left_out_views_have_no_gradient():
+    views = torch.randn(4, 3, requires_grad=True)
+    left_out = torch.zeros(4, 4, dtype=torch.bool)
+    left_out[3] = left_out[:, 3] = True
+    clip_contrast(views, F.one_hot(torch.tensor([1, 0, 3, 2]), 4).bool(), 0.1, left_out).loss.backward()
+    assert views.grad.isfinite().all()
+    assert (views.grad[3] == 0).all()

@@ -252,7 +252,7 @@ class PretrainingConfig(Config):
     teacher: bool = False
     """Whether a head predicts the tokens of an exponential moving average of the encoder that reads the whole clip."""
     heads: tuple[HeadConfig, ...] = Field((), json_schema_extra={"since": 2})
-    """Heads of objectives that do not come with ssamba."""
+    """Other heads: those of objectives that define their own (`Objective.heads`)."""
 
     @model_validator(mode="after")
     def _check(self) -> PretrainingConfig:

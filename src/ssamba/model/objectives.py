@@ -65,22 +65,43 @@ def reconstruction_error(predictions: Tensor, targets: Tensor, valid: Tensor | N
     return _mean((predictions - targets).square().mean(-1), valid)
 
 
-def clip_contrast(views: Tensor, partner: Tensor, temperature: float) -> Contrast:
-    """Compute the contrastive loss of each view and its partner, the other view of the same clip, among all views.
+def clip_contrast(
+    views: Tensor,
+    positive: Tensor,
+    temperature: float,
+    left_out: Tensor | None = None,
+    negatives: Tensor | None = None,
+) -> Contrast:
+    """Compute the contrastive loss of each view and its positives, such as the other view of its clip, among all views.
+
+    With several positives it is their mean (Khosla et al., 2020, arXiv:2004.11362, equation 2); a view without any is a
+    negative of the others alone.
 
     Args:
         views: projections (views, clip_dim).
-        partner: row of each view's partner (views,).
+        positive: row of each view's only positive (views,), or which are positives (views, views), bool.
         temperature: divisor of the cosine similarities.
+        left_out: which are neither positives nor negatives (views, views), bool, besides a view itself.
+        negatives: more negatives (count, clip_dim), normalized.
 
     Returns:
-        The mean loss in nats, and the share of views whose nearest neighbor is their partner.
+        The mean loss in nats, and the share of views whose nearest neighbor is a positive.
     """
     views = F.normalize(views, dim=1)
-    diagonal = torch.eye(len(views), dtype=torch.bool, device=views.device)
-    scores = (views @ views.T / temperature).masked_fill(diagonal, -torch.inf)
-    correct = scores.argmax(1) == partner
-    return Contrast(F.cross_entropy(scores, partner), correct.float().mean())
+    absent = torch.eye(len(views), dtype=torch.bool, device=views.device)
+    absent = absent if left_out is None else absent | left_out
+    scores = (views @ views.T / temperature).masked_fill(absent, -torch.inf)
+    if negatives is not None:
+        scores = torch.cat((scores, views @ negatives.T.to(views) / temperature), dim=1)
+    if positive.ndim == 1:
+        return Contrast(F.cross_entropy(scores, positive), (scores.argmax(1) == positive).float().mean())
+    positive = F.pad(positive & ~absent, (0, scores.shape[1] - len(views)))
+    anchors = positive.any(1)
+    log_probability = F.log_softmax(scores, dim=1).masked_fill(~positive, 0)
+    loss = -log_probability.sum(1) / positive.sum(1).clamp(min=1)
+    correct = positive.gather(1, scores.argmax(1, keepdim=True))[:, 0]
+    count = anchors.sum().clamp(min=1)
+    return Contrast(loss[anchors].sum() / count, correct[anchors].float().sum() / count)
 
 
 def log_mel_statistics(features: Tensor, lengths: Tensor | None = None) -> Tensor:

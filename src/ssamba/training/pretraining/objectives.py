@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssamba.config import FrontEndConfig
+from ssamba.config import BaseEncoderConfig, FrontEndConfig, HeadConfig
 from ssamba.model.encoder import PatchEncoder
 from ssamba.model.objectives import (
     clip_contrast,
@@ -34,8 +34,20 @@ from ssamba.model.objectives import (
 from ssamba.model.patches import column_counts, order_tokens
 from ssamba.model.pretraining import PretrainingModel
 from ssamba.training.pretraining.extensions import Extensions, Inputs, Objective, ObjectiveLoss, ObjectiveStep
+from ssamba.training.pretraining.part_objectives import (
+    PartsContrast,
+    VoiceContrast,
+    means_of_thirds,
+    thirds_of_tokens,
+)
 from ssamba.training.pretraining.recipe import ObjectiveSettings, PretrainRecipe
-from ssamba.training.pretraining.targets import RunningScale, SoundUnits, gather_views, scale_gradient_to_rank
+from ssamba.training.pretraining.targets import (
+    HiddenUnits,
+    RunningScale,
+    SoundUnits,
+    gather_views,
+    scale_gradient_to_rank,
+)
 
 _BATCHES_OF_TARGETS = 30  # from which an adaptation standardizes targets
 
@@ -108,8 +120,11 @@ class Units(Objective):
 
     def prepare(self, model: PretrainingModel, recipe: PretrainRecipe, clips: Callable[[], Iterator[Inputs]]) -> None:
         """Fit the units to the first training clips."""
-        config = model.encoder.config
-        self.units = SoundUnits(self.count, config.patch_size[1], 2 * recipe.front_end.std)
+        config, settings = model.encoder.config, recipe.objectives
+        if settings.units_from is None:
+            self.units = SoundUnits(self.count, config.patch_size[1], 2 * recipe.front_end.std)
+        else:
+            self.units = HiddenUnits(self.count, settings.units_from, settings.units_layer, config, recipe.front_end)
         self.units.fit(((inputs.clean, inputs.frames) for inputs in clips()), recipe.run.seed)
         if recipe.adapt is not None:  # the heads name other units: from zero they disturb the encoder least
             for name in ("seen_units", "hidden_units"):
@@ -144,6 +159,36 @@ class Units(Objective):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
         self.units.load_state_dict(state)
+
+
+class PartUnits(Objective):
+    """Cross entropy of the shares of the sound units among the columns of each third, before augmentation."""
+
+    name = "part_units"
+
+    def __init__(self, weight: float, units: Units):
+        """Args: the weight; the objective that has the units."""
+        super().__init__(weight)
+        self._units = units
+
+    def heads(self, encoder: BaseEncoderConfig) -> Sequence[HeadConfig]:
+        """Return a classifier of tokens, whose outputs are averaged."""
+        return [HeadConfig(name=self.name, reads="visible", outputs=self._units.count)]
+
+    def loss(self, step: ObjectiveStep) -> Tensor:
+        """Compare the mean logits of each third with the shares of the units in it, visible or not."""
+        logits, there = means_of_thirds(step, step.head(self.name))
+        shares = self.shares(step)
+        entropy = -(shares * F.log_softmax(logits, dim=-1)).sum(-1)
+        return torch.where(there, entropy, 0).sum() / there.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def shares(self, step: ObjectiveStep) -> Tensor:
+        """Return the share of each unit in each third (views, 3, U)."""
+        weights = thirds_of_tokens(step)
+        units = self._units.targets(step)[:, None].expand(-1, 3, -1)
+        shares = weights.new_zeros(*weights.shape[:2], self._units.count).scatter_add_(2, units, weights)
+        return shares / shares.sum(2, keepdim=True).clamp(min=1e-6)
 
 
 class Teacher(Objective):
@@ -189,25 +234,69 @@ class Teacher(Objective):
 
 
 class ClipContrast(Objective):
-    """Contrastive loss between two views of each clip, over the clips of all ranks."""
+    """Contrastive loss between two views of each clip, over the clips of all ranks.
+
+    A view that another clip is mixed into has the first views of both as positives. A queue of projections of earlier
+    steps adds negatives (Wang et al., 2020, arXiv:1912.06798).
+    """
 
     name = "clip"
 
-    def __init__(self, weight: float, temperature: float, dim: int):
+    def __init__(self, weight: float, temperature: float, dim: int, queue: int = 0):
         super().__init__(weight)
         self.temperature, self.dim = temperature, dim
+        self._queue = torch.zeros(queue, dim)
+        self._queued = 0  # over the run
 
     def loss(self, step: ObjectiveStep) -> ObjectiveLoss | None:
         """Contrast the views; validation has one view of each clip and leaves it out."""
         if not step.training:
             return None
-        views = gather_views(step.head("clip"))
-        loss, accuracy = clip_contrast(views.projections, views.partner, self.temperature)
+        projections, mixed = step.head("clip"), step.inputs.mixed
+        mixed = torch.zeros(len(projections), device=projections.device) if mixed is None else mixed
+        views = gather_views(torch.cat((projections, mixed[:, None].to(projections)), dim=1))
+        projections, mixed = views.projections[:, :-1], views.projections[:, -1].long()
+        positive = views.partner if step.inputs.mixed is None else positives_of_mixtures(views.partner, mixed)
+        queue = self._queue[: min(self._queued, len(self._queue))]
+        loss, accuracy = clip_contrast(projections, positive, self.temperature, negatives=queue if len(queue) else None)
+        self._append(F.normalize(projections.detach(), dim=1))
         return ObjectiveLoss(scale_gradient_to_rank(loss, views.rank_share), {"clip_accuracy": accuracy})
+
+    def _append(self, projections: Tensor) -> None:
+        """Put projections in place of the oldest of the queue."""
+        if len(self._queue):
+            newest = projections[-len(self._queue) :]
+            place = (self._queued + torch.arange(len(newest), device=newest.device)) % len(self._queue)
+            self._queue = self._queue.to(newest).index_copy(0, place, newest)  # a copy: the loss reads the former one
+            self._queued += len(newest)
 
     def join(self, device: torch.device) -> None:
         """Join the gathering of views."""
-        gather_views(torch.zeros(0, self.dim, device=device))
+        self._append(F.normalize(gather_views(torch.zeros(0, self.dim + 1, device=device)).projections[:, :-1], dim=1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the queue."""
+        return {"queue": self._queue, "queued": self._queued} if len(self._queue) else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore it."""
+        if state:
+            self._queue, self._queued = state["queue"], int(state["queued"])
+
+
+def positives_of_mixtures(partner: Tensor, mixed: Tensor) -> Tensor:
+    """Return which views are positives of each view (A, A), bool: the other view, and views of the clips in a mixture.
+
+    Args:
+        partner: row of the other view of the same clip (A,).
+        mixed: rows from there to the first view of the clip mixed into a view (A,), 0 if none is.
+    """
+    row = torch.arange(len(partner), device=partner.device)
+    positive = partner[:, None] == row
+    is_mixture = mixed != 0
+    mixture, other = row[is_mixture], (partner + mixed)[is_mixture]
+    positive[mixture, other] = positive[other, mixture] = True
+    return positive
 
 
 def build_objectives(recipe: PretrainRecipe, extensions: Extensions) -> list[Objective]:
@@ -217,15 +306,19 @@ def build_objectives(recipe: PretrainRecipe, extensions: Extensions) -> list[Obj
     """
     settings, bins = recipe.objectives, recipe.front_end.num_mel_bins
     profile_values = settings.profile_segments * profile_bands(bins)
+    units = Units(settings.units, settings.unit_count)
     found: list[Objective] = [
         Discriminative(settings.discriminative),
         Generative(settings.generative),
         Regression("statistics", settings.statistics, 3 * bins, _statistics),
         Regression("profile", settings.profile, profile_values, _profile(settings)),
         Regression("texture", settings.texture, texture_values(bins), _texture),
-        Units(settings.units, settings.unit_count),
+        units,
         Teacher(settings.teacher, settings.teacher_decay),
-        ClipContrast(settings.clip, settings.temperature, settings.clip_dim),
+        ClipContrast(settings.clip, settings.temperature, settings.clip_dim, settings.clip_queue),
+        PartsContrast(settings.parts, settings.temperature, settings.clip_dim),
+        PartUnits(settings.part_units, units),
+        VoiceContrast(settings.voice, settings.temperature, settings.clip_dim),
         *extensions.objectives,
     ]
     return found[:2] + [objective for objective in found[2:] if objective.weight]

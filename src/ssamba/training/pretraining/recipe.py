@@ -29,7 +29,8 @@ from ssamba.training.settings import RunSettings
 
 _RECORDED = ("objectives", "own_objectives", "own_augmentations", "masking", "views", "augmentation")
 _RECORDED_OF_DATA = ("crop_s", "crop", "short_clips", "backgrounds")
-OBJECTIVE_NAMES = ("discriminative", "generative", "clip", "statistics", "profile", "texture", "units", "teacher")
+_WITH_MODEL_SETTINGS = ("statistics", "profile", "texture", "units", "teacher")
+OBJECTIVE_NAMES = ("discriminative", "generative", "clip", *_WITH_MODEL_SETTINGS, "parts", "part_units", "voice")
 """The objectives that come with ssamba."""
 
 
@@ -105,6 +106,32 @@ class MaskSettings(Config):
         return self
 
 
+class OtherVoice(Config):
+    """Another voice in the second view of some clips (`ssamba.audio.augmentation.change_voice`)."""
+
+    share: float = Field(0.0, ge=0, le=1)
+    """Share of the clips."""
+    formants: float = Field(0.25, ge=0, le=1)
+    """Largest stretch of the spectral envelope, as in `augmentation`."""
+    pitch: float = Field(0.5, ge=0, le=3)
+    """Largest stretch of the harmonics, as in `augmentation`."""
+
+
+class MixedView(Config):
+    """A second view with another clip of the batch in it: both clips are positives of the clip objective."""
+
+    share: float = Field(0.0, ge=0, le=1)
+    """Share of the clips."""
+    below_db: tuple[float, float] = (0.0, 5.0)
+    """Level of the other clip below the clip's own, by mean power over time, uniform between these, dB."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MixedView:
+        if not self.below_db[0] <= self.below_db[1]:
+            raise ValueError(f"below_db must rise, got {self.below_db}")
+        return self
+
+
 class ViewSettings(Config):
     """The views of a clip that the clip objective compares; one view is the whole crop."""
 
@@ -116,6 +143,10 @@ class ViewSettings(Config):
     """Minimum length of a view, as a share of the clip (or of the longest view)."""
     whole_s: float = Field(0.0, ge=0)
     """Clips up to this many seconds are not cropped, since a hit without its onset is another sound."""
+    other_voice: OtherVoice = OtherVoice()
+    """Another voice in the second view."""
+    mixed: MixedView = MixedView()
+    """Another clip in the second view."""
 
 
 class ObjectiveSettings(Config):
@@ -128,7 +159,16 @@ class ObjectiveSettings(Config):
     clip: float = Field(0.0, ge=0)
     """Contrastive loss between two views of each clip (ours)."""
     temperature: float = Field(0.1, gt=0)
-    """Temperature of the clip objective."""
+    """Temperature of the objectives that contrast views: clip, parts and voice."""
+    clip_queue: int = Field(0, ge=0)
+    """Views of earlier batches that are negatives of the clip objective, too."""
+    parts: float = Field(0.0, ge=0)
+    """Contrastive loss between equal thirds of the sounding region of two views of each clip (ours)."""
+    part_units: float = Field(0.0, ge=0)
+    """Cross entropy of the shares of sound units in each third of the sounding region (ours); needs `units`."""
+    voice: float = Field(0.0, ge=0)
+    """Contrastive loss between the first and the last third of a clip, which a voice has in common and words do not;
+    where a view has another voice, it counts as another clip (ours)."""
     statistics: float = Field(0.0, ge=0)
     """Squared error of the clip's log-mel statistics, predicted from its vector (ours)."""
     profile: float = Field(0.0, ge=0)
@@ -144,6 +184,10 @@ class ObjectiveSettings(Config):
     """Cross entropy of the sound unit of each patch before augmentation (ours, after HuBERT)."""
     unit_count: int = Field(512, gt=1)
     """Number of sound units: k-means clusters of the training clips, computed when a run starts."""
+    units_from: str | None = None
+    """A model whose hidden states are clustered, as in HuBERT's second iteration; None clusters spectra."""
+    units_layer: float = Field(0.5, ge=0, le=1)
+    """Which layer of `units_from`, as a share of its depth."""
     teacher: float = Field(0.0, ge=0)
     """Squared error of the momentum teacher's tokens at the masked patches (ours)."""
     teacher_decay: float = Field(0.99, gt=0, lt=1)
@@ -212,6 +256,11 @@ class PretrainRecipe(Recipe):
             raise ValueError("objectives.clip needs one clip to a sequence: set data.short_clips = 'bucket'")
         if objectives.clip and objectives.passes == 2:
             raise ValueError("objectives.passes = 2 is the original's, which has no clip objective")
+        for name in ("parts", "voice"):
+            if getattr(objectives, name) and not objectives.clip:
+                raise ValueError(f"objectives.{name} goes with objectives.clip: give that a weight above 0")
+        if objectives.part_units and not objectives.units:
+            raise ValueError("objectives.part_units has the units of objectives.units: give that a weight above 0")
         if not (self.own_objectives or any(getattr(objectives, name) for name in OBJECTIVE_NAMES)):
             raise ValueError("every objective has weight 0: nothing would be learned")
         if self.front_end.num_mel_bins != encoder.num_mel_bins:
@@ -312,7 +361,7 @@ class PretrainRecipe(Recipe):
                 "discriminative": 1.0,
                 "generative": 10.0,
                 "clip": float(heads.clip_dim > 0),
-                **{name: float(bool(getattr(heads, name))) for name in OBJECTIVE_NAMES[3:]},
+                **{name: float(bool(getattr(heads, name))) for name in _WITH_MODEL_SETTINGS},
             }
             sizes = {"clip_dim": heads.clip_dim, "profile_segments": heads.profile, "unit_count": heads.units}
             own |= {name: size for name, size in sizes.items() if size}

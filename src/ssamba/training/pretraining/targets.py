@@ -21,7 +21,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from ssamba.checkpoint import load_checkpoint
+from ssamba.config import BaseEncoderConfig, FrontEndConfig
+from ssamba.errors import ConfigError
 from ssamba.model.objectives import remove_channel
+from ssamba.model.patches import column_counts
+from ssamba.model.readouts import time_steps
 
 _MIN_UPDATE = 0.01  # weight of a batch in the running mean and variance; the first batches weigh more
 _BANDS = 32
@@ -126,6 +131,40 @@ class SoundUnits:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.mean, self.projection, self.centers = state["mean"], state["projection"], state["centers"]
+
+
+class HiddenUnits(SoundUnits):
+    """Clusters of a pretrained model's hidden states, for another iteration (HuBERT, section 2.3).
+
+    A moment is a column's hidden state before the final norm, its mean over rows normalized over the channels. The
+    model reads the clip before augmentation, whole.
+    """
+
+    def __init__(self, count: int, source: str, depth: float, config: BaseEncoderConfig, front_end: FrontEndConfig):
+        """Args: U; name or path of the model; its layer, as a share of the depth; encoder and front end of the run.
+
+        Raises:
+            CheckpointError: the model is unknown or damaged.
+            ConfigError: its patches or its front end differ from those of the run.
+        """
+        start = load_checkpoint(source)
+        self.encoder = start.model.encoder.requires_grad_(False).eval()
+        own = self.encoder.config
+        self.layer = round(depth * own.num_layers)
+        if (own.patch_size, own.patch_stride, start.front_end) != (config.patch_size, config.patch_stride, front_end):
+            raise ConfigError(f"objectives.units_from: {source} has other patches or another front end than this run")
+        super().__init__(count, config.patch_size[1], 2 * front_end.std)
+        self.mean, components = torch.zeros(own.embed_dim), self.projection.shape[1]
+        self.projection = torch.zeros(own.embed_dim, components)
+
+    @torch.no_grad()
+    def moments(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """Return the features of each column (B, K, D) of normalized log-mel (B, T, M) with valid frames (B,)."""
+        self.encoder.to(features.device)
+        lengths = -(-lengths // self.column_frames) * self.column_frames
+        tokens = self.encoder(features, lengths, layer=self.layer)
+        steps = time_steps(tokens, self.encoder.config, column_counts(lengths, self.encoder.config))
+        return F.layer_norm(steps, steps.shape[-1:])
 
 
 def _k_means(x: Tensor, count: int, generator: torch.Generator) -> Tensor:

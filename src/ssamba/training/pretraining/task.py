@@ -30,7 +30,8 @@ from ssamba.model.pretraining import PretrainingModel, PretrainingOutput
 from ssamba.training.pretraining.data import Corpora
 from ssamba.training.pretraining.extensions import Extensions, Inputs, ObjectiveStep, load_extensions
 from ssamba.training.pretraining.objectives import build_objectives
-from ssamba.training.pretraining.recipe import PretrainRecipe
+from ssamba.training.pretraining.recipe import OBJECTIVE_NAMES, PretrainRecipe
+from ssamba.training.pretraining.views import change_voices, mix_views
 from ssamba.training.task import StepContext, StepOutcome
 
 if TYPE_CHECKING:
@@ -103,11 +104,13 @@ class PretrainingTask:
             ConfigError: it has another encoder or front end than the recipe, or the recipe names unknown objectives.
         """
         extensions = extensions or load_extensions(recipe)
+        self.objectives = build_objectives(recipe, extensions)
         torch.manual_seed(recipe.run.seed)
         self.recipe = recipe
         self.corpora = corpora
         encoder = recipe.model.config()
-        heads = recipe.pretraining().with_changes(heads=extensions.heads(encoder))
+        built_in = [head for one in self.objectives if one.name in OBJECTIVE_NAMES for head in one.heads(encoder)]
+        heads = recipe.pretraining().with_changes(heads=(*built_in, *extensions.heads(encoder)))
         self.model = PretrainingModel(encoder, heads)
         self.mask_ratio = recipe.mask_ratio
         self.base: ModelIdentity | None = None
@@ -116,7 +119,6 @@ class PretrainingTask:
             load_initial_weights(self.model, start, recipe.front_end)
             self.base = start.identity
         self.augmentations = extensions.augmentations
-        self.objectives = build_objectives(recipe, extensions)
         for objective in self.objectives:
             objective.prepare(self.model, recipe, self._unchanged_clips)
         self.best_metric = ("loss", "min") if recipe.best == "loss" else ("accuracy", "max")
@@ -186,6 +188,10 @@ class PretrainingTask:
             features, lengths = change_speed(features, seeds, recipe.augmentation.speed, lengths, encoder.num_frames)
             features = F.pad(features, (0, 0, 0, -features.shape[1] % patch))
         clean = normalize(features, front_end)
+        other_voice = mixed = None
+        if training and len(crops) == 2:
+            features, other_voice = change_voices(features, seeds, recipe.views.other_voice, front_end)
+            features, mixed = mix_views(features, seeds, lengths, recipe.views.mixed)
         if training:
             features = augment(features, seeds, recipe.augmentation, lengths, front_end)
             for augmentation in self.augmentations:
@@ -193,7 +199,7 @@ class PretrainingTask:
         features = normalize(features, front_end)
         # The last patch of a clip is padded with log-mel 0 and counts as valid, as in `Embedder`.
         keys = batch.keys * len(crops)
-        return Inputs(features, -(-lengths // patch) * patch, lengths, seeds, clean, keys)
+        return Inputs(features, -(-lengths // patch) * patch, lengths, seeds, clean, keys, other_voice, mixed)
 
     def losses(
         self, model: nn.Module, inputs: Inputs, *, training: bool, ratio: float | None = None

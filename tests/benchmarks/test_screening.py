@@ -1,0 +1,50 @@
+"""The queue of short pretraining runs: its order, its commands, goings-on after a failure, finalists."""
+
+import json
+from pathlib import Path
+
+from benchmarks.screening import runner
+from benchmarks.screening.runner import commands, queue, read_arms, scores_of, work_through
+from tests.conftest import invoke
+
+ARMS = Path(runner.__file__).with_name("arms.toml")
+SMALL = {"run.steps": 1, "run.validate_every": "none", "model.encoder.embed_dim": 24, "model.encoder.depth": 2}
+
+
+def test_every_arm_is_a_command_that_pretrains(clips, tmp_path):
+    arms = read_arms(ARMS)
+    assert {"base17", "base10", "voice_warp", "parts", "queue", "mixed", "own_units"} <= arms.keys()
+    for arm in arms.values():
+        assert (arm["set"]["run.steps"], arm["set"]["run.max_minutes"]) == (1365, "none")
+    arm = {**arms["voice_warp"], "set": {**arms["voice_warp"]["set"], **SMALL, "objectives.unit_count": 8}}
+    data = dict.fromkeys(("first", "more"), str(clips[0].parent))
+    pretrain, evaluate = commands(arm, tmp_path / "arm", data, tmp_path / "suite", "python", runner._CHECKOUT)
+    assert pretrain[:3] == evaluate[:3] == ["python", "-m", "ssamba"]
+    assert invoke(*pretrain[3:]).exit_code == 0
+    assert (tmp_path / "arm" / "run" / "model").is_dir()
+    assert evaluate[-4:] == ["--readout", "clip", "--readout", "parts"]
+
+
+def test_a_queue_goes_on_after_a_failure_and_ends_with_the_finalists(tmp_path, monkeypatch, capsys):
+    names = ["base17", "a", "b", "c", "d", "later"]
+    base = {"recipe": "recipe.toml", "data": ["first"], "set": {"run.seed": 0}, "about": ""}
+    arms = {name: {**base, "after": "d" if name == "later" else None} for name in names}
+    monkeypatch.setattr(runner, "read_arms", lambda path: arms)
+    done, broken = [], {"c"}
+
+    def fake_commands(arm, folder, data, suite, python, checkout):
+        done.append((folder.name, arm["set"]["run.seed"]))
+        rows = [{"view": view, "scores": {"words": 0.1}, "mean": 0.1 * len(done)} for view in runner._VIEWS]
+        text = json.dumps({"rows": rows})
+        fails = folder.name in broken
+        return [["sh", "-c", f"echo '{text}' > {folder}/scores.json" if not fails else "exit 3"]]
+
+    monkeypatch.setattr(runner, "commands", fake_commands)
+    work_through(Path("arms.toml"), tmp_path, {}, Path("suite"))
+    assert [name for name, _ in done] == ["base17", "a", "b", "c", "d", "later"]
+    assert "c: ended with 3" in capsys.readouterr().out
+    assert scores_of(tmp_path / "c") == {} != scores_of(tmp_path / "d")
+    broken.clear()
+    work_through(Path("arms.toml"), tmp_path, {}, Path("suite"))
+    assert done[6:] == [("c", 0), ("base17-seed1", 1), ("c-seed1", 1), ("later-seed1", 1), ("d-seed1", 1)]
+    assert list(queue(Path("arms.toml"), tmp_path))[6:] == [name for name, _ in done[7:]]
