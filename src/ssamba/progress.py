@@ -63,6 +63,7 @@ class ProgressReporter:
     def __init__(self, callback: OnProgress | None, step: str, total: float | None = None, unit: str = "files") -> None:
         self.callback, self.step, self.total, self.unit = checked_progress(callback), step, total, unit
         self._started_s = time.monotonic()
+        self._first: tuple[float, float] | None = None  # done and elapsed_s of the first state
 
     @property
     def elapsed_s(self) -> float:
@@ -72,12 +73,18 @@ class ProgressReporter:
     def update(
         self, done: float, *, audio_s: float = 0.0, skipped: int = 0, left_s: float | None = None, detail: str = ""
     ) -> bool:
-        """Report a state and return whether to continue; `left_s` is estimated from the mean rate unless given."""
+        """Report a state and return whether to continue.
+
+        `left_s` is estimated from the mean rate since the first state, which may be late by the start of processes,
+        unless given.
+        """
         if self.callback is None:
             return True
         elapsed_s = self.elapsed_s
-        if left_s is None and self.total is not None and done > 0:
-            left_s = elapsed_s / done * max(self.total - done, 0)
+        self._first = self._first or (done, elapsed_s)
+        since_first = done - self._first[0]
+        if left_s is None and self.total is not None and since_first > 0:
+            left_s = (elapsed_s - self._first[1]) / since_first * max(self.total - done, 0)
         state = Progress(self.step, done, self.total, self.unit, audio_s, skipped, elapsed_s, left_s, detail)
         return self.callback(state) is not False
 

@@ -122,7 +122,7 @@ def test_a_recording_in_two_folds_is_refused_unless_allowed(urbansound8k, sound,
         prepare("urbansound8k", urbansound8k)
     prepared = prepare("urbansound8k", urbansound8k, allow_leaks=True)
     assert [clip.group for clip in prepared.clips if clip.path.name.startswith("100263")] == [None, None]
-    assert any("1 groups are in more than one split" in note for note in prepared.notes)
+    assert any("1 group in more than one split" in note for note in prepared.notes)
     write_prepared(prepared, tmp_path / "m.csv")
     read_manifest(tmp_path / "m.csv")  # refuses groups that are divided
 

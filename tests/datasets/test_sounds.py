@@ -36,6 +36,39 @@ def test_urbansound8k(urbansound8k):
     assert not prepared.skipped
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "group"),
+    [
+        (
+            "esc50",
+            ["2-131943-A-38.wav,2,38,clock_tick,True,131943,A", "3-131943-A-37.wav,3,37,clock_alarm,False,131943,A"],
+            "131943",
+        ),
+        (
+            "urbansound8k",
+            ["77751-4-0-0.wav,77751,0,4,1,2,4,drilling", "77751-7-0-0.wav,77751,0,4,1,7,7,jackhammer"],
+            "77751",
+        ),
+    ],
+)
+def test_recordings_that_are_in_two_folds_as_published_are_no_groups(request, sound, name, rows, group):
+    root = request.getfixturevalue(name)
+    table = next(root.glob("meta*/*.csv"))
+    table.write_text(table.read_text() + "".join(f"{row}\n" for row in rows))
+    for row in rows:
+        file, *columns = row.split(",")
+        sound(root / "audio" / ("" if name == "esc50" else f"fold{columns[4]}") / file)
+    prepared = prepare(name, root)
+    assert [clip.group for clip in prepared.clips[-2:]] == [None, None]
+    assert [clip.group for clip in prepared.clips].count(None) == 2
+    assert any(f"1 group in more than one split ({group})" in note for note in prepared.notes)
+    table.write_text(table.read_text().replace(group, "99999"))
+    for path in root.rglob(f"*{group}*"):
+        path.rename(path.with_name(path.name.replace(group, "99999")))
+    with pytest.raises(DataError, match="99999 is in fold2 and fold"):
+        prepare(name, root)
+
+
 def test_urbansound8k_names_must_agree_with_the_table(urbansound8k):
     table = urbansound8k / "metadata" / "UrbanSound8K.csv"
     table.write_text(table.read_text().replace("1,1,6,gun_shot", "1,1,3,dog_bark"))

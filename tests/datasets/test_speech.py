@@ -32,10 +32,10 @@ def commands(tmp_path, sound, text):
     sound(root / "_background_noise_" / "pink_noise.wav", 3.0)
     test = tmp_path / "speech_commands_test_set_v0.01"
     for name in (
-        "_silence_/0.wav",
-        "_unknown_/0132a06d_nohash_0.wav",
+        "_silence_/1035.wav",
+        "_unknown_/bed_3ff840aa_nohash_0.wav.wav",
         "go/0132a06d_nohash_2.wav",
-        "yes/1a6eca98_nohash_0.wav",
+        "yes/3ff840aa_nohash_0.wav",
     ):
         sound(test / name, 1.0)
     return root
@@ -103,6 +103,8 @@ def test_superb_has_twelve_classes(commands, where):
     assert {clip.path.parent.parent.name for clip in prepared.clips if clip.split == "test"} == {
         "speech_commands_test_set_v0.01"
     }
+    groups = [clip.group for clip in prepared.clips if clip.split == "test"]
+    assert groups == ["test set, _silence_/1035", "3ff840aa", "0132a06d", "3ff840aa"]
     silence = [clip for clip in prepared.clips if clip.labels == ("_silence_",) and clip.split != "test"]
     assert all(clip.duration_s == 1.0 for clip in silence)
     Manifest(prepared.clips).check()

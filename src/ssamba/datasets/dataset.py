@@ -60,6 +60,8 @@ class PublicDataset:
     """Published checksums of the downloads by file name, `md5:...` or `sha256:...`."""
     splits_sharing_groups: frozenset[str] = frozenset()
     """Splits that share groups as published."""
+    shared_groups: frozenset[str] = frozenset()
+    """Groups that are in several splits as published."""
     balanced: bool = False
     """Whether it is usually trained with rare classes sampled more often."""
     render: Render | None = None

@@ -39,7 +39,7 @@ from ssamba.errors import ConfigError, DataError, DatasetStructureError, OtherSe
 from ssamba.files import path_text, user_path, write_csv
 from ssamba.hashing import file_checksum
 from ssamba.locks import lock_output
-from ssamba.progress import OnProgress, ProgressReporter, format_duration
+from ssamba.progress import OnProgress, ProgressReporter, counted, format_duration
 from ssamba.worker_pool import default_workers
 
 DATASETS: dict[str, PublicDataset] = {
@@ -339,16 +339,20 @@ def _without_leaks(clips: list[Clip], dataset: PublicDataset, allow_leaks: bool)
     divided = Manifest(clips).divided_groups()
     if not divided:
         return clips, []
-    refused = [group for group, splits in divided.items() if not dataset.splits_sharing_groups.issuperset(splits)]
+    refused = [
+        group
+        for group, splits in divided.items()
+        if not (group in dataset.shared_groups or dataset.splits_sharing_groups.issuperset(splits))
+    ]
     if refused and not allow_leaks:
         some = "; ".join(f"{group} is in {' and '.join(divided[group])}" for group in refused[:5])
         raise DataError(
-            f"{dataset.title}: {len(refused)} groups are in more than one split, which leaks training data "
-            f"into a test: {some}. As published there are none: were tables or folders changed? "
+            f"{dataset.title}: {counted(len(refused), 'group')} in more than one split, which leaks training data "
+            f"into a test: {some}. None are known in the published data: were tables or folders changed? "
             "--allow-leaks (allow_leaks=True) continues without these groups"
         )
-    some = ", ".join(list(divided)[:3])
-    note = f"{len(divided)} groups are in more than one split ({some}, ...); the manifest omits these groups"
+    some = ", ".join(list(divided)[:5]) + (", ..." if len(divided) > 5 else "")
+    note = f"{counted(len(divided), 'group')} in more than one split ({some}): these clips get no group"
     return [replace(clip, group=None) if clip.group in divided else clip for clip in clips], [note]
 
 

@@ -32,7 +32,7 @@ _OTHERS = (
 _ADDED = ("backward", "follow", "forward", "learn", "visual")
 _UNKNOWN, _SILENCE, _NOISE = "_unknown_", "_silence_", "_background_noise_"
 _HELD_OUT_NOISE = "running_tap"
-_SPEAKER = re.compile(r"([0-9a-f]+)_nohash_\d+")
+_SPEAKER = re.compile(r"(?:[a-z]+_)?([0-9a-f]+)_nohash_\d+(?:\.wav)?")  # bed_3ff840aa_nohash_0.wav.wav in the test set
 
 
 def _list_words(source: Path, words: tuple[str, ...]) -> Listing:

@@ -1,6 +1,7 @@
 """UrbanSound8K (Salamon, Jacoby & Bello, 2014): 8,732 clips of up to 4 s, 10 classes, 10 folds.
 
-The slices of one Freesound recording (`fsID`) are in one fold and form a group.
+The slices of one Freesound recording (`fsID`) are in one fold and form a group; as published, five recordings that gave
+slices of two classes are in two folds, and are no groups.
 
 `urbansound8k-scenes` is dynamic scene labeling as in the SSAMBA paper (its `prep_urban8k.py`): the clips of a fold in
 random order, each zero-padded to whole seconds, are concatenated and cut every 60 s, with a label for each second. Two
@@ -193,6 +194,7 @@ URBANSOUND8K = PublicDataset(
         "street_music": 1000,
     },
     archives={"UrbanSound8K.tar.gz": "md5:9aa69802bbf37fb986f71ec1483a196e"},  # Zenodo, record 1203745
+    shared_groups=frozenset({"77751", "106905", "132016", "176638", "180937"}),
 )
 
 URBANSOUND8K_SCENES = replace(
