@@ -1,4 +1,4 @@
-"""The Python and shell examples of the README run, each in the order in which they stand there."""
+"""The Python and shell examples of the README and the guides run, each in the order in which they stand there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from ssamba.cli import app
 from ssamba.config import ClassifierConfig
 from ssamba.model import Classifier, encoder_config
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = ("pretrain", "models", "embed", "finetune", "events", "quick-start", "studies")
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES)]
 
 
 @pytest.fixture
@@ -60,11 +61,14 @@ def write_pieces(folder, path):
         soundfile.write(f"{folder}/{number}.wav", samples[1600 * number :][:8000], 16_000)
 
 
+def blocks(page, language):
+    """Return the blocks of code of a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
 def test_python_examples_run(example_folder, clips):
     model = Classifier(encoder_config("tiny", embed_dim=32, depth=2), ClassifierConfig(num_classes=4))
     save_checkpoint("runs/birds", model)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
     samples = np.zeros(48_000, np.float32)
     names = {
         "samples": samples,
@@ -73,15 +77,15 @@ def test_python_examples_run(example_folder, clips):
         "files": clips,
         "probe": SimpleNamespace(classes_=np.array(["owl"]), predict_proba=lambda x: np.ones((len(x), 1))),
     }
-    for number, block in enumerate(blocks):
-        exec(compile(block, f"README.md, Python example {number}", "exec"), names)
+    for page in PAGES:
+        for number, block in enumerate(blocks(page, "python")):
+            exec(compile(block, f"{page.name}, Python example {number}", "exec"), names)
     assert len(names["many"]) == 3
 
 
 def examples() -> list[list[str]]:
-    """Return the arguments of the README's `ssamba` commands."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    """Return the arguments of the pages' `ssamba` commands."""
+    lines = "\n".join(block for page in PAGES for block in blocks(page, "bash")).replace("\\\n", " ").splitlines()
     lines = [re.sub(r"\s+# .*", "", re.sub(r"^torchrun .* -m ssamba", "ssamba", line)).strip() for line in lines]
     return [shlex.split(line)[1:] for line in lines if line.startswith("ssamba ")]
 

@@ -292,7 +292,7 @@ def test_curves_go_to_weights_and_biases_when_asked(experiment, tmp_path, monkey
     assert "train/loss" in sent[0][1]
     assert experiment.last_state(tmp_path / "on")["wandb_id"] == "abc"
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(MissingExtraError, match="pip install wandb"):
+    with pytest.raises(MissingExtraError, match=r'pip install "ssamba\[wandb\]'):
         experiment.run(experiment.DemoTask(), tmp_path / "off", steps=2, wandb="birds")
 
 

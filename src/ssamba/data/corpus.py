@@ -473,7 +473,7 @@ def _require_datasets() -> Any:
     try:
         import datasets
     except ImportError:
-        raise MissingExtraError("Hugging Face data sets need the package datasets: pip install datasets") from None
+        raise MissingExtraError('data sets of the hub need datasets: pip install "ssamba[datasets]"') from None
     return datasets
 
 

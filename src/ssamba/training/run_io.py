@@ -488,6 +488,7 @@ def _open_wandb(project: str | None, out: Path, run_id: str | None, recipe: Mapp
         import wandb
     except ImportError:
         raise MissingExtraError(
-            "the client of Weights & Biases is not installed: pip install wandb (or leave `wandb` out of the recipe)"
+            'the client of Weights & Biases is not installed: pip install "ssamba[wandb]" '
+            "(or leave `wandb` out of the recipe)"
         ) from None
     return wandb.init(project=project, dir=str(out), id=run_id, resume="allow", config=dict(recipe), name=out.name)
