@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +14,7 @@ from ssamba.errors import ConfigError, DataError
 NIGHT = [
     Annotation("nights/a.wav", 0.5, 2.25, "Großer Abendsegler", 0.9312),
     Annotation("nights/a.wav", 3.0, 3.0, 'ツグミ, "song"'),
-    Annotation("nights/a.wav", 4.123456, 7200.0, "owl", 0.5, 800.0, 4000.5),
+    Annotation("nights/a.wav", 4.123456, 7200.0, "owl", 0.5, 800.0, 4000.5, "x10"),
 ]
 
 
@@ -21,6 +23,9 @@ def test_what_is_written_is_read_back(tmp_path, suffix):
     path = tmp_path / "new" / f"found{suffix}"
     write_annotations(path, NIGHT)
     found = read_annotations(path, recording="nights/a.wav")
+    if suffix != ".labels.txt":  # which names none: others are found from the folder of the file
+        assert {one.path for one in found} == {str(Path("nights/a.wav").absolute())}
+    found = [replace(one, path="nights/a.wav") for one in found]
     if suffix == ".labels.txt":  # without a column for probabilities
         assert [one.label for one in found] == [one.label for one in NIGHT]
         assert [(one.start_s, one.end_s, one.low_hz, one.high_hz) for one in found] == [
@@ -38,10 +43,41 @@ def test_what_is_written_is_read_back(tmp_path, suffix):
     assert read_annotations(path) == []
 
 
-def test_csv_has_the_mark_that_excel_needs_only_where_it_does(tmp_path):
+def test_paths_start_at_the_folder_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("nights").mkdir()
+    rows = [Annotation("nights/a.wav", 0, 1, "owl"), Annotation("nights/b.wav", 0, 1, "owl")]
+    for name, shown in (
+        ("e.csv", "nights/a.wav"),
+        ("nights/e.csv", "a.wav"),
+        ("out/e.json", str(tmp_path / "nights/a.wav")),
+    ):
+        write_annotations(name, rows)
+        assert shown in Path(name).read_text()
+        for folder, up in ((tmp_path, Path()), (tmp_path / "nights", Path(".."))):
+            monkeypatch.chdir(folder)
+            found = read_annotations(up / name)
+            assert [Path(one.path).resolve() for one in found] == [tmp_path / row.path for row in rows]
+        monkeypatch.chdir(tmp_path)
+    write_annotations("tracks", rows, "audacity")
+    assert [one.path for one in read_annotations("tracks", recording="nights")] == [row.path for row in rows]
+    write_annotations("tables", rows, "raven")
+    assert [one.path for one in read_annotations("tables")] == [str(tmp_path / row.path) for row in rows]
+
+
+def test_selections_of_raven_reach_as_high_as_the_model_heard(tmp_path):
+    for front_end, high_hz in (("x10", 80_000), ("16khz", 8_000), ("50-9000 Hz", 24_000), (None, 24_000)):
+        write_annotations(tmp_path / "a.selections.txt", [Annotation("a.wav", 0, 1, "bat", 0.9, front_end=front_end)])
+        (found,) = read_annotations(tmp_path / "a.selections.txt")
+        assert (found.high_hz, found.front_end) == (high_hz, front_end)
+
+
+def test_csv_has_the_mark_that_excel_needs_only_where_it_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     write_annotations(tmp_path / "a.csv", NIGHT[2:])
     assert (tmp_path / "a.csv").read_bytes() == (
-        b"path,start_s,end_s,label,probability,low_hz,high_hz\nnights/a.wav,4.123456,7200,owl,0.5000,800,4000.5\n"
+        b"path,start_s,end_s,label,probability,low_hz,high_hz,front_end\n"
+        b"nights/a.wav,4.123456,7200,owl,0.5000,800,4000.5,x10\n"
     )
     write_annotations(tmp_path / "b.csv", NIGHT[:2])
     with (tmp_path / "b.csv").open(encoding="utf-8-sig", newline="") as file:
@@ -49,7 +85,9 @@ def test_csv_has_the_mark_that_excel_needs_only_where_it_does(tmp_path):
     assert (tmp_path / "b.csv").read_bytes().startswith(b"\xef\xbb\xbfpath,")
     excel = "path;start_s;end_s;label\nM\u00f6we.wav;1,5;2,75;M\u00f6we\n"  # as Excel saves it in half of the world
     (tmp_path / "c.csv").write_text(excel, encoding="cp1252")
-    assert read_annotations(tmp_path / "c.csv", encoding="cp1252") == [Annotation("Möwe.wav", 1.5, 2.75, "Möwe")]
+    assert read_annotations(tmp_path / "c.csv", encoding="cp1252") == [
+        Annotation(str(tmp_path / "Möwe.wav"), 1.5, 2.75, "Möwe")
+    ]
 
 
 def test_tables_of_raven_are_read(tmp_path):
@@ -70,8 +108,8 @@ def test_tables_of_raven_are_read(tmp_path):
         "2\tSpectrogram 1\t1\t63\t66\t0\t12000\towl\t0.5\tb.wav\t3\n"
     )
     assert read_annotations(several) == [
-        Annotation("a.wav", 3, 6, "wren", 0.81, 0, 12000),
-        Annotation("b.wav", 3, 6, "owl", 0.5, 0, 12000),
+        Annotation(str(tmp_path / "a.wav"), 3, 6, "wren", 0.81, 0, 12000),
+        Annotation(str(tmp_path / "b.wav"), 3, 6, "owl", 0.5, 0, 12000),
     ]
     one.write_text(f"{header}\tSinger\tMood\n1\tSpectrogram 1\t1\t1\t2\t0\t1\twren\tgay\n")
     with pytest.raises(DataError, match=r"which column holds the label\? Name it \(label_column\)\. .* Singer, Mood"):

@@ -66,7 +66,7 @@ def test_writers_never_fail_for_what_a_name_holds(tmp_path):
     name = os.fsdecode(b"caf\xe9 \xf0\x9f\x90\xa6.wav")
     write_csv(tmp_path / "a.csv", ["path"], [[name], [1]])
     write_text(tmp_path / "in" / "a.txt", name)
-    assert (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines() == ["path", "caf\\xe9 🐦.wav", "1"]
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8-sig").splitlines() == ["path", "caf\\xe9 🐦.wav", "1"]
     assert (tmp_path / "in" / "a.txt").read_text(encoding="utf-8") == "caf\\xe9 🐦.wav"
     for options in ({}, {"indent": 1, "ascii_only": False}):
         text = json_text({name: [name, 1, None]}, **options)

@@ -36,11 +36,16 @@ def test_confusions_of_labels_in_any_script_are_plotted(tmp_path, caplog):
     counts = np.array([[5, 1, 0], [0, 0, 0], [2, 0, 9]])
     picture = plot_confusion(["wren $5", "дрозд", "\U0010abcd"], counts, tmp_path / "c.svg", "birds")
     text = picture.read_text(encoding="utf-8")
-    for shown in ("no. 3 (11)", "no.: line of the table of classes", "wren $5 (6)", "% of the true label's clips"):
+    for shown in (
+        "no. 3 (11)",
+        "no.: number in the sorted list of labels",
+        "wren $5 (6)",
+        "% of the true label's clips",
+    ):
         assert shown in text
     assert "squares" in caplog.text
     many = plot_confusion([f"class {i}" for i in range(70)], np.eye(70, dtype=int), tmp_path / "many.svg")
-    assert "line of the table of classes" in many.read_text(encoding="utf-8")
+    assert "number in the sorted list of labels" in many.read_text(encoding="utf-8")
 
 
 def test_names_of_lines_cover_neither_each_other_nor_lines(tmp_path):

@@ -1,6 +1,6 @@
 r"""Annotations of recordings, and the files that hold them: CSV, JSON, Parquet, Raven and Audacity, read and written.
 
-    .csv             path, start_s, end_s, label, probability; opens in Excel, whatever the alphabet of the labels
+    .csv             path, start_s, end_s, label, probability, front_end; opens in Excel, whatever the alphabet
     .json            a list of objects with these keys
     .parquet         the same columns
     .selections.txt  a Raven selection table
@@ -8,6 +8,9 @@ r"""Annotations of recordings, and the files that hold them: CSV, JSON, Parquet,
 
 A table of the first three kinds holds any number of recordings. Raven and Audacity open one beside its recording, so
 there is one for each: `night.wav.selections.txt`, `night.wav.labels.txt`; a folder of them is read as a whole.
+
+Relative paths in a file start at its folder, as those of manifests do: recordings below it are listed so, others (and
+those of Raven, and those that were given so) by absolute paths. In Python paths are those of this process.
 
     found = read_annotations("reviewed/")
     write_annotations("events.csv", found)
@@ -22,12 +25,13 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ssamba.config import FrontEndConfig
 from ssamba.errors import ConfigError, DataError, MissingExtraError
-from ssamba.files import user_path, utf8_text, write_atomically
+from ssamba.files import excel_bytes, listed_path, table_path, user_path, utf8_text, write_atomically
 from ssamba.text_files import CsvTable, read_csv, read_text
 
 Style = Literal["raven", "audacity"]
@@ -40,7 +44,7 @@ _PROBABILITY_COLUMNS = ("probability", "confidence", "score")
 _RAVEN_BEGIN, _RAVEN_END = "Begin Time (s)", "End Time (s)"
 _RAVEN_COLUMNS = (
     *("Selection", "View", "Channel", _RAVEN_BEGIN, _RAVEN_END, "Low Freq (Hz)", "High Freq (Hz)"),
-    *("Begin Path", "File Offset (s)", "Annotation", "Probability"),
+    *("Begin Path", "File Offset (s)", "Annotation", "Probability", "Front End"),
 )
 _NYQUIST_HZ = 24_000.0
 """Upper edge of a selection whose band is unknown: Raven needs one, and shows what the recording has of it."""
@@ -66,6 +70,8 @@ class Annotation:
     """Lower edge of the band that was marked; None if it is unknown."""
     high_hz: float | None = None
     """Upper edge of the band."""
+    front_end: str | None = None
+    """What the model heard with that found it, such as `16khz` or `x10` (`FrontEndConfig.name`); None of a person's."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.start_s) and math.isfinite(self.end_s) and 0 <= self.start_s <= self.end_s):
@@ -73,6 +79,7 @@ class Annotation:
 
 
 _COLUMNS = tuple(field.name for field in fields(Annotation))
+_ALWAYS = _COLUMNS[:5]
 _NUMBERS = ("start_s", "end_s", "probability", "low_hz", "high_hz")
 
 
@@ -101,6 +108,11 @@ def write_annotations(path: str | Path, annotations: Iterable[Annotation], style
             "folder and the style (style='raven' or 'audacity'), or a .csv, .json or .parquet file"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
+    absolute = suffix == SUFFIXES["raven"]
+    rows = [
+        replace(row, path=os.path.abspath(row.path) if absolute else table_path(row.path, target))  # noqa: PTH100
+        for row in rows
+    ]
     write_atomically(target, lambda temporary: write_as(suffix, temporary, rows))
 
 
@@ -146,20 +158,21 @@ def suffix_of(path: Path) -> str:
 
 
 def write_as(suffix: str, path: Path, rows: Sequence[Annotation]) -> None:
-    """Write annotations to a file in the format that `suffix` names."""
+    """Write annotations to a file in the format that `suffix` names, with their paths as they stand."""
     if suffix == ".parquet":
         _write_parquet(path, rows)
     elif suffix == ".csv":
-        path.write_bytes(_excel_bytes(as_csv(rows)))
+        path.write_bytes(excel_bytes(as_csv(rows)))
     else:
         texts = {".json": as_json, SUFFIXES["raven"]: _as_raven, SUFFIXES["audacity"]: _as_audacity}
         path.write_text(utf8_text(texts[suffix](rows)), encoding="utf-8", newline="\n")
 
 
 def as_csv(rows: Iterable[Annotation]) -> str:
-    """Return CSV; columns of bands only if one is known."""
+    """Return CSV; bands and front ends have columns only if one is known."""
     rows = list(rows)
-    columns = _COLUMNS if any(row.low_hz is not None or row.high_hz is not None for row in rows) else _COLUMNS[:5]
+    known = [name for name in _COLUMNS if any(getattr(row, name) is not None for row in rows)]
+    columns = [name for name in _COLUMNS if name in _ALWAYS or name in known]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -177,11 +190,6 @@ def _cell(value: str | float | None, name: str) -> str:
 def _number(value: float) -> str:
     """Return a number with at most six decimals."""
     return f"{value:.6f}".rstrip("0").rstrip(".")
-
-
-def _excel_bytes(text: str) -> bytes:
-    """Return text as UTF-8 that Excel reads: it takes letters beyond ASCII for its own code page without a mark."""
-    return utf8_text(text).encode("utf-8" if text.isascii() else "utf-8-sig")
 
 
 def as_json(rows: Iterable[Annotation]) -> str:
@@ -212,11 +220,20 @@ def _pyarrow() -> tuple[Any, Any]:
 def _as_raven(rows: Iterable[Annotation]) -> str:
     lines = ["\t".join(_RAVEN_COLUMNS)]
     for number, row in enumerate(rows, 1):
-        low, high = row.low_hz or 0.0, _NYQUIST_HZ if row.high_hz is None else row.high_hz
+        low, high = row.low_hz or 0.0, _heard_to(row.front_end) if row.high_hz is None else row.high_hz
         cells = [str(number), "Spectrogram 1", "1", *map(_number, (row.start_s, row.end_s, low, high))]
         cells += [_one_line(row.path), _number(row.start_s), _one_line(row.label)]
-        lines.append("\t".join([*cells, "" if row.probability is None else f"{row.probability:.4f}"]))
+        cells += ["" if row.probability is None else f"{row.probability:.4f}", row.front_end or ""]
+        lines.append("\t".join(cells))
     return "\n".join(lines) + "\n"
+
+
+def _heard_to(front_end: str | None) -> float:
+    """Return the upper edge of a selection whose band is unknown: what the model heard, if that has a name."""
+    try:
+        return FrontEndConfig().named(front_end or "").highest_hz
+    except ConfigError:
+        return _NYQUIST_HZ
 
 
 def _as_audacity(rows: Iterable[Annotation]) -> str:
@@ -249,8 +266,8 @@ def read_annotations(
 
     Args:
         path: a file, or a folder of selection tables and label tracks, which is searched recursively.
-        recording: the recording of a table or track that does not name one; None means the one it is named after
-            (`night.wav.labels.txt`: `night.wav` beside it).
+        recording: the recording of a table or track that does not name one, or a folder, where it has the name that it
+            is listed after; None means beside it (`night.wav.labels.txt`: `night.wav`).
         label_column: column of the label, for tables in which it has a name of its own.
         encoding: of text files, such as `cp1252`; None means UTF-8.
 
@@ -266,8 +283,13 @@ def read_annotations(
         files = sorted(one for suffix in SUFFIXES.values() for one in source.rglob(f"*{suffix}"))
         if not files:
             raise DataError(f"{source}: no file ends in {' or '.join(SUFFIXES.values())}")
-        options: dict[str, Any] = {"recording": recording, "label_column": label_column, "encoding": encoding}
-        return [row for file in files for row in read_annotations(file, **options)]
+        found = []
+        for file in files:
+            beside = recording
+            if recording is not None and (folder := user_path(recording)).is_dir():
+                beside = folder / file.parent.relative_to(source)
+            found += read_annotations(file, recording=beside, label_column=label_column, encoding=encoding)
+        return found
     if not source.is_file():
         raise DataError(f"{source}: no such file. Expected annotations: {', '.join((*TABLES, '.txt'))}, or a folder")
     suffix = source.suffix.lower()
@@ -277,7 +299,10 @@ def read_annotations(
         return _read_json(source, label_column, encoding)
     if suffix not in (".csv", ".tsv", ".txt"):
         raise DataError(f"{source}: expected annotations in a file that ends in {', '.join((*TABLES, '.txt'))}")
-    named_after = _named_after(source) if recording is None else os.fspath(recording)
+    named_after = _named_after(source)
+    if recording is not None:
+        given = user_path(recording)
+        named_after = str(given / Path(named_after).name if given.is_dir() else given)
     first = next(iter(read_text(source, encoding).splitlines()), "")
     if _RAVEN_BEGIN in first:
         return _read_raven(source, named_after, label_column, encoding)
@@ -330,7 +355,9 @@ def _annotation(
         remedy = ": name the column of the label (label_column)" if missing == ["label"] else ""
         raise DataError(f"{path}, {where}: no {missing[0]} (there are: {', '.join(map(str, row)) or 'none'}){remedy}")
     numbers = {name: _parsed(path, where, name, values.get(name), table) for name in _NUMBERS}
-    return _checked(path, where, {**numbers, "path": str(values["path"]), "label": str(values["label"])})
+    name = listed_path(str(values["path"]), path)
+    texts = {"label": str(values["label"]), "front_end": values.get("front_end") or None}
+    return _checked(path, where, {**numbers, "path": name, **texts})
 
 
 def _parsed(path: Path, where: str, name: str, value: Any, table: CsvTable | None = None) -> float | None:
@@ -371,9 +398,11 @@ def _read_raven(path: Path, recording: str, label_column: str | None, encoding: 
         selection = row.get("Selection") or f"line {line}"
         if selection in found and not row.get("View", "").startswith("Spectrogram"):
             continue  # the waveform of a selection that is there
-        values = {"start_s": start_s, "end_s": end_s, "probability": number(probability)}
+        values: dict[str, Any] = {"start_s": start_s, "end_s": end_s, "probability": number(probability)}
+        values["front_end"] = row.get("Front End") or None
         bands = {"low_hz": number("Low Freq (Hz)"), "high_hz": number("High Freq (Hz)")}
-        name = row.get("Begin Path") or row.get("Begin File") or recording
+        listed = row.get("Begin Path") or row.get("Begin File")
+        name = listed_path(listed, path) if listed else recording
         found[selection] = _checked(
             path, f"line {line}", {**values, **bands, "path": name, "label": row[label].strip()}
         )

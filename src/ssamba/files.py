@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from ssamba.errors import ConfigError
 
 _IS_WINDOWS = os.name == "nt"
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_ABSOLUTE = re.compile(r"[\\/]|[A-Za-z]:[\\/]")  # here, or on Windows
 _LITERAL_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
 _ESCAPE = re.compile(r"\\x(5c|[89a-f][0-9a-f])")
 _MAX_NAME_BYTES = 200  # of 255 that most file systems allow; the rest is for the additions to a temporary name
@@ -99,6 +101,32 @@ def path_from_text(text: str) -> str:
         return text
     plain = _ESCAPE.sub(lambda m: "\\" if m[1] == "5c" else chr(0xDC00 + int(m[1], 16)), text)
     return os.fsdecode(os.fsencode(plain))
+
+
+def relative_path(path: Path, folder: Path) -> str:
+    """Return a path as a table in `folder` (absolute) holds it: relative if below the folder, else absolute.
+
+    Links are kept as they are; separators are `/` on every system.
+    """
+    path = path.absolute()
+    if ".." in path.parts:
+        plain = Path(os.path.normpath(path))
+        path = plain if os.path.realpath(plain) == os.path.realpath(path) else Path(os.path.realpath(path))
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+
+
+def table_path(path: str | os.PathLike[str], table: Path) -> str:
+    """Return a path as the file `table` lists it: absolute if it is given so, else as `relative_path`.
+
+    So what is listed is found from the folder of the table, wherever a program that reads it runs (`listed_path`).
+    """
+    given = Path(path)
+    return os.fspath(path) if given.is_absolute() else relative_path(given, table.parent.absolute())
+
+
+def listed_path(listed: str, table: Path) -> str:
+    """Return a path that the file `table` lists, which starts at the folder of the table, as this process finds it."""
+    return listed if _ABSOLUTE.match(listed) else str(table.parent / listed)
 
 
 class RealPaths:
@@ -223,16 +251,21 @@ def _utf8_values(value: Any) -> Any:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    """Write a CSV file atomically; create its folder if necessary. What UTF-8 cannot hold is escaped."""
+    """Write a CSV file that Excel opens, atomically; create its folder if necessary.
 
-    def write(target: Path) -> None:
-        with target.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            writer.writerows(utf8_cells(row) for row in rows)
-
+    What UTF-8 cannot hold is escaped.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(utf8_cells(row) for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, write)
+    write_atomically(path, lambda target: target.write_bytes(excel_bytes(text.getvalue())))
+
+
+def excel_bytes(text: str) -> bytes:
+    """Return text as UTF-8 that Excel reads: it takes letters beyond ASCII for its own code page without a mark."""
+    return utf8_text(text).encode("utf-8" if text.isascii() else "utf-8-sig")
 
 
 def utf8_cells(row: Iterable[object]) -> list[object]:

@@ -196,7 +196,7 @@ def test_events_are_merged_windows_and_go_on_where_they_stopped(tmp_path, clips,
         events = merge_windows(table, *times, model.predictor.labels, (0.01, 0.9, 0.0), background="choir")
         expected += [Annotation(str(clip), *(round(s, 6) for s in one[1:3]), one.label) for one in events]
     assert expected  # of the crow alone
-    assert [replace(one, probability=None) for one in report.events] == expected
+    assert [replace(one, probability=None, front_end=None) for one in report.events] == expected
     assert read_annotations(output) == report.events
     assert predict_files(clips[:2], birds, output, events=True).done == 0
     with pytest.raises(OtherSettingsError, match=r"gap_s was 0\.0, is 1\.0"):
@@ -215,13 +215,15 @@ def test_each_recording_gets_a_selection_table_or_a_label_track(tmp_path, clips,
     done = invoke("predict", clips[0], "-c", birds, "--events", "-o", tmp_path / "a", "--format", "audacity")
     assert done.exit_code == 0, done.output
     tracks = read_annotations(tmp_path / "a", recording=clips[0])
-    assert tracks == [replace(one, probability=None) for one in report.events if one.path == str(clips[0])]
+    assert tracks == [
+        replace(one, probability=None, front_end=None) for one in report.events if one.path == str(clips[0])
+    ]
 
 
 def test_events_are_printed(clips, birds):
     done = invoke("predict", clips[0], "-c", birds, "--events", "--format", "csv", "--window", "1", "--hop", "0.5")
     lines = done.stdout.splitlines()
-    assert lines[0] == "path,start_s,end_s,label,probability"
+    assert lines[0] == "path,start_s,end_s,label,probability,front_end"
     assert lines[1].startswith(f"{clips[0]},0,")
     assert ",crow," in lines[1]
     for arguments, message in (
@@ -241,3 +243,29 @@ def test_lengths_that_were_not_trained_are_said_once_a_job(clips, birds, caplog)
         f"2 of 2 recordings are longer than what {birds} was trained on, clips of 0.5 to 2 s: answered by the mean of "
         "windows of 1 s. Answers per second, and events, say where"
     ]
+
+
+@pytest.mark.parametrize("events", [False, True])
+def test_tables_state_the_front_end_and_paths_from_their_folder(tmp_path, clips, birds, monkeypatch, events):
+    (tmp_path / "nights").mkdir()
+    shutil.copy(clips[0], tmp_path / "nights" / "a.flac")
+    (tmp_path / "nights" / "empty.wav").touch()
+    monkeypatch.chdir(tmp_path)
+    for output, listed in (("p.csv", "nights/a.flac"), ("out/p.csv", str(tmp_path / "nights/a.flac"))):
+        report = predict_files("nights", birds, output, events=events)
+        with Path(output).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert {(row["path"], row["front_end"]) for row in rows} == {(listed, "16khz")}
+        found = report.events if events else report.segments
+        assert {Path(one.path).resolve() for one in found} == {tmp_path / "nights/a.flac"}
+        skipped = Path(f"{output}.skipped.csv").read_text().splitlines()[1]
+        assert skipped.startswith(listed.replace("a.flac", "empty.wav"))
+        assert str(report).endswith(f"x real time), front end 16khz, 1 row in {output}")
+
+
+def test_a_long_recording_reports_progress_while_it_is_read(tmp_path, medley, model, monkeypatch):
+    monkeypatch.setattr("ssamba.audio.decode.LONG_S", 1.0)
+    soundfile.write(tmp_path / "long.wav", np.tile(medley, 3)[: 65 * 16_000], 16_000)
+    states = []
+    predict_files(tmp_path / "long.wav", model, progress=states.append)
+    assert [(state.done, round(state.audio_s)) for state in states] == [(0, 30), (0, 60), (0, 65), (1, 65)]

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import reprlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -61,6 +61,7 @@ __all__ = [
     "probe",
     "remark",
     "stream",
+    "telling_blocks",
 ]
 
 Damaged: TypeAlias = Literal["skip", "keep"]
@@ -150,7 +151,28 @@ def stream(
     if not (math.isfinite(block_s) and round(block_s * out_hz) > 0):
         raise ValueError(f"block_s must be finite and last at least one sample at {out_hz} Hz; got {block_s}")
     pieces = _read(_source(path), out_hz, 0, None, channel, damaged == "keep", on_above_band)
-    return _regrouped(pieces, round(block_s * out_hz))
+    return _told(_regrouped(pieces, round(block_s * out_hz)), out_hz)
+
+
+_on_block: ContextVar[Callable[[float], object] | None] = ContextVar("on block", default=None)
+
+
+@contextmanager
+def telling_blocks(on_block: Callable[[float], object]) -> Iterator[None]:
+    """Call `on_block` with the seconds of each block that `stream` yields in this context, before the next one."""
+    token = _on_block.set(on_block)
+    try:
+        yield
+    finally:
+        _on_block.reset(token)
+
+
+def _told(blocks: Iterator[Samples], rate_hz: int) -> Iterator[Samples]:
+    on_block = _on_block.get()
+    for block in blocks:
+        yield block
+        if on_block is not None:
+            on_block(len(block) / rate_hz)
 
 
 def _source(path: str | Path | AudioBytes) -> AudioSource:

@@ -13,13 +13,13 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from ssamba.errors import AudioDecodeError, ConfigError
-from ssamba.files import RealPaths, user_path, utf8_text, write_csv
+from ssamba.files import RealPaths, table_path, user_path, utf8_text, write_csv
 from ssamba.files import path_text as path_text
 
 _SUFFIXES = """
@@ -165,6 +165,9 @@ class Remark:
         object.__setattr__(self, "reason", utf8_text(self.reason))
 
 
+_Entry = TypeVar("_Entry", Skipped, Remark)
+
+
 def write_remarks(report: Path, remarks: Iterable[Remark]) -> tuple[Remark, ...]:
     """Write remarks, each once, to a CSV file (path, verdict, reason), and return them; no file if there are none."""
     unique = tuple(dict.fromkeys(remarks))
@@ -179,7 +182,7 @@ def read_remarks(report: Path) -> list[Remark]:
     """Read what `write_remarks` wrote; nothing if there is no such file."""
     if not report.is_file():
         return []
-    with report.open(newline="", encoding="utf-8") as file:
+    with report.open(newline="", encoding="utf-8-sig") as file:
         return [Remark(**row) for row in csv.DictReader(file)]
 
 
@@ -189,6 +192,11 @@ def write_skipped(report: Path, skipped: Sequence[Skipped]) -> None:
         report.unlink(missing_ok=True)
         return
     write_csv(report, ("path", "reason"), ((entry.path, entry.reason) for entry in skipped))
+
+
+def listed_in(report: Path, entries: Iterable[_Entry]) -> list[_Entry]:
+    """Return skipped files or remarks with their paths as `report` lists them (`ssamba.files.table_path`)."""
+    return [replace(entry, path=table_path(entry.path, report)) for entry in entries]
 
 
 class FoundAudio(list[Path]):

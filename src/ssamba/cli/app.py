@@ -312,7 +312,13 @@ def _common(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     verbose: Annotated[
-        bool, _global_option(_set_verbose, "--verbose", "-v", help="More messages, and the traceback of an error.")
+        bool,
+        _global_option(
+            _set_verbose,
+            "--verbose",
+            "-v",
+            help="Also what is used, each file or state when it is done, and the traceback of an error.",
+        ),
     ] = False,
     quiet: Annotated[
         bool, _global_option(_set_quiet, "--quiet", "-q", help="Errors only: no progress, no summary.")

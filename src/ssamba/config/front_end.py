@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from ssamba.config.base import Config
 from ssamba.errors import ConfigError
 
+_EXPANSION = "x[0-9]{1,2}"
+
 
 class FrontEndConfig(Config):
     """Computation of normalized log-mel features from waveforms; the default is the official SSAMBA front end."""
@@ -45,7 +47,7 @@ class FrontEndConfig(Config):
         Raises:
             ConfigError: there is no such front end.
         """
-        factor = int(name[1:]) if re.fullmatch("x[0-9]{1,2}", name) else {"16khz": 1, "48khz": 1}.get(name, 0)
+        factor = int(name[1:]) if re.fullmatch(_EXPANSION, name) else {"16khz": 1, "48khz": 1}.get(name, 0)
         if not factor:
             raise ConfigError(
                 "front_end: expected a FrontEndConfig or a name: 16khz, 48khz (the full band, to 24 kHz), or x10 (time "
@@ -61,9 +63,23 @@ class FrontEndConfig(Config):
         )
 
     @property
+    def name(self) -> str:
+        """The name by which `named` finds it, such as `48khz` or `x10`; of others the band, such as `50-8000 Hz`."""
+        factor = f"x{self.time_expansion:g}"
+        for name in ("16khz", "48khz", *([factor] if re.fullmatch(_EXPANSION, factor) else [])):
+            if self.named(name) == self:
+                return name
+        return f"{self.low_hz:g}-{self.highest_hz:g} Hz"
+
+    @property
+    def highest_hz(self) -> float:
+        """Upper edge of the last mel bin: above it nothing is heard."""
+        return self.high_hz or self.sample_rate_hz / 2
+
+    @property
     def summary(self) -> str:
         """One-line description: rate, bins, band, frames, time expansion and normalization."""
-        high_hz = self.high_hz or self.sample_rate_hz / 2
+        high_hz = self.highest_hz
         slowed = f", time expansion {self.time_expansion:g}" if self.time_expansion != 1 else ""
         return (
             f"{self.sample_rate_hz} Hz, {self.num_mel_bins} mel bins from {self.low_hz:g} to {high_hz:g} Hz, frames of "

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ssamba.errors import DataError, MissingExtraError
-from ssamba.files import path_text, utf8_text, write_atomically
+from ssamba.files import path_text, relative_path, utf8_text, write_atomically
 from ssamba.text_files import CsvTable, ListedPaths, read_csv, read_text
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -259,18 +259,6 @@ def _row(clip: Clip, folder: Path) -> Row:
     names = [None if name is None else utf8_text(name) for name in (clip.split, clip.group)]
     labels = list(map(utf8_text, clip.labels))
     return path_text(relative_path(clip.path, folder)), clip.start_s, clip.duration_s, labels, names[0], names[1]
-
-
-def relative_path(path: Path, folder: Path) -> str:
-    """Return a path as a manifest in `folder` (absolute) holds it: relative if below the folder, else absolute.
-
-    Links are kept as they are; separators are `/` on every system.
-    """
-    path = path.absolute()
-    if ".." in path.parts:
-        plain = Path(os.path.normpath(path))
-        path = plain if os.path.realpath(plain) == os.path.realpath(path) else Path(os.path.realpath(path))
-    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
 
 
 def check_labels(labels: Iterable[str], suffix: str) -> None:

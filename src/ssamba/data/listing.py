@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ssamba.audio.decode import Damaged, checked_damaged, collect_remarks, measure_files, remark
-from ssamba.audio.files import Remark, Skipped, find_audio, write_remarks, write_skipped
+from ssamba.audio.files import Remark, Skipped, find_audio, listed_in, write_remarks, write_skipped
 from ssamba.data.corpus import ManifestCorpus, is_all_silent
 from ssamba.data.folders import LabelsFrom, Place, read_places
 from ssamba.data.formats import COLUMNS, FORMATS, Clip, check_labels, read_clips, write_clips
@@ -193,8 +193,8 @@ def _make(
     rows = _merge(old, files, clips, output, prune) if finished else _Rows(old)
     if finished:
         lock.verify()
-        write_skipped(Path(f"{output}.skipped.csv"), skipped)
-        write_remarks(Path(f"{output}.remarks.csv"), remarks)
+        write_skipped(Path(f"{output}.skipped.csv"), listed_in(output, skipped))
+        write_remarks(Path(f"{output}.remarks.csv"), listed_in(output, remarks))
         if rows.clips and rows.clips != old:
             write_clips(output, rows.clips)
             os.utime(output, (began_s, began_s))  # files that changed after their headers were read are newer

@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from ssamba.audio.decode import measure_files
 from ssamba.audio.files import Skipped, write_skipped
-from ssamba.data.formats import relative_path
 from ssamba.data.listing import KeptLengths, check_manifest_name, header_workers
 from ssamba.data.manifest import Clip, Manifest, read_manifest, write_manifest
 from ssamba.datasets.audioset import AUDIOSET_2M, AUDIOSET_20K
@@ -36,7 +35,7 @@ from ssamba.datasets.speech_commands import SPEECH_COMMANDS_V1, SPEECH_COMMANDS_
 from ssamba.datasets.urbansound8k import URBANSOUND8K, URBANSOUND8K_SCENES
 from ssamba.datasets.voxceleb1 import VOXCELEB1
 from ssamba.errors import ConfigError, DataError, DatasetStructureError, OtherSettingsError, SkippedFilesError
-from ssamba.files import path_text, user_path, write_csv
+from ssamba.files import path_text, relative_path, user_path, write_csv
 from ssamba.hashing import file_checksum
 from ssamba.locks import lock_output
 from ssamba.progress import OnProgress, ProgressReporter, counted, format_duration

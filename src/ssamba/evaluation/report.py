@@ -292,9 +292,10 @@ def plot_confusion(names: Sequence[str] | Array, counts: Array, output: str | Pa
     clips = counts.sum(1)
     percent = 100 * counts / np.maximum(clips, 1)[:, None]
     with styled(names) as show:
-        # A name of squares alone would not tell which class it is.
-        shown = [f"no. {i}" if _SQUARE in show(name) else show(name) for i, name in enumerate(names, 1)]
-        unnamed = any(_SQUARE in show(name) for name in names)
+        shown = [show(name) for name in names]
+        # A name of squares alone, or that of several labels, would not tell which label it is.
+        unclear = [not name.strip(_SQUARE + " ") or shown.count(name) > 1 for name in shown]
+        shown = [f"no. {i}" if unclear[i - 1] else name for i, name in enumerate(shown, 1)]
         longest = max(map(len, shown)) if len(names) <= _MAX_TICK_LABELS else 0
         cells = min(12.0, (0.34 if len(names) <= _MAX_CLASSES_WITH_SHARES else 0.2) * max(len(names), 4))
         figure = blank_figure(cells + 0.055 * longest + 1.9, cells + 0.055 * longest + 0.8)
@@ -313,8 +314,8 @@ def plot_confusion(names: Sequence[str] | Array, counts: Array, output: str | Pa
             tens = range(9, len(names), 10)
             axis.set_xticks(tens, [str(i + 1) for i in tens])
             axis.set_yticks(tens, [str(i + 1) for i in tens])
-            axis.set_ylabel("true label (line of the table of classes)")
-        axis.set_xlabel("given label" + ("\nno.: line of the table of classes" if unnamed else ""))
+            axis.set_ylabel("true label (number in the sorted list of labels)")
+        axis.set_xlabel("given label" + ("\nno.: number in the sorted list of labels" if any(unclear) else ""))
         if len(names) <= _MAX_CLASSES_WITH_SHARES:
             for row, column in zip(*np.nonzero(counts), strict=True):
                 color = "white" if percent[row, column] > 60 else "black"

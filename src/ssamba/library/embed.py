@@ -9,6 +9,7 @@ or have changed. Files that cannot be read are left out and listed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, get_args
@@ -27,6 +28,8 @@ from ssamba.locks import lock_output
 from ssamba.model.readouts import PARTS_DEFINITION
 from ssamba.progress import OnProgress, checked_progress
 from ssamba.worker_pool import checked_workers
+
+log = logging.getLogger(__name__)
 
 
 class EmbedReport(JobReport):
@@ -68,7 +71,8 @@ def embed_files(
     temporary name that is renamed. Repeating the call resumes after an interruption. If the table is complete, files
     that are new, or whose size or time has changed, are embedded, the latter in place of their old rows. Rows of files
     that are not named this time stay, as does the row of a file that cannot be read any more; a file that has changed
-    and cannot be decoded loses its row. A file is the same whatever path or link names it; `path` keeps the first name.
+    and cannot be decoded loses its row. A file is the same whatever path or link names it; `path` keeps the first name,
+    absolute or from the folder of the table (`ssamba.files.table_path`).
 
     Args:
         recordings: files, folders (searched recursively) and patterns, or one of them.
@@ -127,6 +131,7 @@ def embed_files(
     check_output(target)
     job = FileJob(recordings, report)
     model = loaded_model(checkpoint, device, front_end)
+    report.front_end = model.front_end.name
     model.check(options)
     if every_s is not None:
         model.span_frames(every_s)
@@ -182,14 +187,16 @@ def loaded_model(
         ConfigError: it is loaded, and a device or a front end is given, too; or there is no such front end.
         CheckpointError: the checkpoint cannot be loaded.
     """
-    if not isinstance(checkpoint, Embedder):
-        return load_model(checkpoint, device=device, front_end=front_end)
-    for name, value in (("device", device), ("front_end", front_end)):
-        if value is not None:
-            raise ConfigError(
-                f"{name} applies only when a checkpoint is loaded, and this model is already loaded: omit it"
-            )
-    return checkpoint
+    if isinstance(checkpoint, Embedder):
+        for name, value in (("device", device), ("front_end", front_end)):
+            if value is not None:
+                raise ConfigError(
+                    f"{name} applies only when a checkpoint is loaded, and this model is already loaded: omit it"
+                )
+        return checkpoint
+    model = load_model(checkpoint, device=device, front_end=front_end)
+    log.debug("model %s on %s, front end %s", model.identity, model.device, model.front_end.summary)
+    return model
 
 
 def _check_readout(readout: str, frames: bool) -> None:

@@ -18,12 +18,12 @@ from typing import ClassVar, TypeVar
 import numpy as np
 
 from ssamba.audio.band import above_band_text, collect_above_band
-from ssamba.audio.decode import Damaged, collect_remarks, decode_files
-from ssamba.audio.files import Remark, Skipped, find_audio, read_remarks, write_remarks, write_skipped
+from ssamba.audio.decode import Damaged, collect_remarks, decode_files, telling_blocks
+from ssamba.audio.files import Remark, Skipped, find_audio, listed_in, read_remarks, write_remarks, write_skipped
 from ssamba.audio.readers import Samples
 from ssamba.audio.sources import PEAK_REMARK, OneChannel, Source, peak_remark
 from ssamba.errors import Interrupted, LockLostError, SkippedFilesError
-from ssamba.files import RealPaths, path_text
+from ssamba.files import RealPaths, path_text, table_path
 from ssamba.library.tables import FileRecord, StoreError
 from ssamba.progress import OnProgress, ProgressReporter, counted, format_duration
 from ssamba.worker_pool import default_workers
@@ -64,6 +64,8 @@ class JobReport:
     """Files that could not be used, with the reasons, as in `skipped_file`."""
     remarks: list[Remark] = field(default_factory=list)
     """What is wrong with files that were used all the same, as in `remarks_file`."""
+    front_end: str = ""
+    """What the model hears with (`FrontEndConfig.name`)."""
     rows: int = 0
     """Rows of the output; 0 if it is not complete."""
     audio_s: float = 0.0
@@ -96,6 +98,7 @@ class JobReport:
             # The noun stays plural: scripts match this line.
             done = f"{self.done} files {self.verb}{changed}{there}{skipped}: "
             done += f"{format_duration(self.audio_s)} of audio in {self.seconds:.1f} s ({speed:.0f}x real time), "
+            done += f"front end {self.front_end}, "
         else:
             nothing = "no new files" if self.pruned else "nothing to do"
             done = f"{nothing}: {counted(self.unchanged, 'file')} already there{skipped}, "
@@ -141,6 +144,7 @@ class FileJob:
         self._num_skipped = 0
         self._undecodable: set[str] = set()
         self._above_band: list[Remark] = []
+        self._read_s = self._shown_s = 0.0
 
     def compare(self, before: Mapping[str, FileRecord]) -> None:
         """Compare the files with those in the output."""
@@ -173,10 +177,17 @@ class FileJob:
             channels: `mean`, or the number of a channel.
             damaged: `skip` leaves out files of which a part is missing, `keep` uses what comes before it.
             workers: decoding processes; None means up to four, if there are more than a few files.
-            progress: called after each file.
+            progress: called after each file, and while a long one is read.
         """
         if workers is None:
             workers = default_workers(4) if len(self.todo) > _FEW_FILES else 0
+        log.debug(
+            "%s to do (%d already there, %d of others), %s",
+            counted(len(self.todo), "file"),
+            self.report.unchanged,
+            self.report.kept,
+            f"decoded by {counted(workers, 'process')}" if workers else "decoded in this process",
+        )
         channel = channels if isinstance(channels, int) else None
         step = ProgressReporter(progress, self.report.step, len(self.todo))
         decoded = decode_files(list(self.todo), sample_rate_hz, workers, damaged, channel)
@@ -184,6 +195,7 @@ class FileJob:
             warnings.catch_warnings(),
             collect_remarks() as self.report.remarks,
             collect_above_band() as self._above_band,
+            telling_blocks(lambda seconds: self._read_on(step, seconds)),
             self._lists(),
         ):
             warnings.filterwarnings("ignore", PEAK_REMARK)  # `_sources` says which file it is
@@ -195,6 +207,7 @@ class FileJob:
                     self.report.done += 1
                     self.report.changed += self.todo[path] in self.before
                     self.report.audio_s += duration_s
+                    log.debug("%s: %s %s", path, format_duration(duration_s), self.report.verb)
                 self._show(step)
 
     @contextmanager
@@ -217,10 +230,10 @@ class FileJob:
             listed = "" if report.remarks_file is None else f". All of them are in {report.remarks_file}"
             log.warning(above_band_text(self._above_band, report.front_end_from, report.done, listed))
         if report.skipped_file is not None and report.remarks_file is not None:
-            write_skipped(report.skipped_file, report.skipped)
+            write_skipped(report.skipped_file, listed_in(report.skipped_file, report.skipped))
             kept = {record.path for key, record in self.before.items() if key not in self.todo.values()}
             earlier = [one for one in read_remarks(report.remarks_file) if one.path in kept]
-            write_remarks(report.remarks_file, [*earlier, *report.remarks])
+            write_remarks(report.remarks_file, [*earlier, *listed_in(report.remarks_file, report.remarks)])
 
     def _sources(
         self, decoded: Iterator[tuple[Path, Samples | Path | Exception]], step: ProgressReporter
@@ -233,13 +246,20 @@ class FileJob:
                 remark = None if isinstance(samples, Path) else peak_remark(float(np.abs(samples).max()))
                 if remark is not None:
                     log.warning("%s: %s", path, remark)
+                self._read_s = self.report.audio_s
                 yield path, samples
             if not self.report.finished:  # what was read before is still worked on
                 return
 
+    def _read_on(self, step: ProgressReporter, seconds: float) -> None:
+        """Report progress within a long file; stopping then ends the job after it."""
+        self._read_s += seconds
+        self._show(step)
+
     def _show(self, step: ProgressReporter) -> None:
         num_done = self.report.done + self._num_skipped
-        go_on = step.update(num_done, audio_s=self.report.audio_s, skipped=self._num_skipped)
+        self._shown_s = max(self._shown_s, self.report.audio_s, self._read_s)
+        go_on = step.update(num_done, audio_s=self._shown_s, skipped=self._num_skipped)
         self.report.finished = (self.report.finished and go_on) or num_done == len(self.todo)
 
     def _skip(self, path: Path, error: Exception) -> None:
@@ -255,9 +275,12 @@ class FileJob:
         self.report.done = sum(1 for _ in kept)
 
     def record(self, path: Path, duration_s: float, rows: int) -> FileRecord:
-        """Return the record of a file; its path is the one that was given first."""
-        key = self.todo[path]
-        name = self.before[key].path if key in self.before else path_text(path)
+        """Return the record of a file; its path is the one that was given first, as the output lists it."""
+        key, output = self.todo[path], self.report.output
+        if key in self.before:
+            name = self.before[key].path
+        else:
+            name = path_text(path if output is None else table_path(path, output))
         return FileRecord(name, *self.stats[key], duration_s, rows, key)
 
     def dropped(self, prune: bool) -> set[str]:

@@ -29,7 +29,7 @@ from ssamba.embedder import Embedder
 from ssamba.embedding import Merge, Per, Precision, Prediction, PredictOptions
 from ssamba.errors import ConfigError
 from ssamba.events import merge_windows
-from ssamba.files import output_folder, path_text, user_path, utf8_text
+from ssamba.files import listed_path, output_folder, path_text, user_path, utf8_text
 from ssamba.hashing import digest_of, digest_of_json
 from ssamba.inference.clip_windows import Predictor, Windows
 from ssamba.library.embed import loaded_model
@@ -71,6 +71,8 @@ class Segment:
     labels: dict[str, float]
     """The most probable labels, the first one first, with their probabilities (of all classes their sum is 1 if a clip
     has one label; they are independent if it may have several)."""
+    front_end: str | None = None
+    """What the model heard with, such as `16khz` or `x10` (`FrontEndConfig.name`)."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def predict_files(
         recordings: files, folders (searched recursively) and patterns, or one of them.
         checkpoint: a fine-tuned classifier: as for `load_model`, or a loaded model.
         output: a .csv or .parquet file (a row for each label or event) or a .json file (an object for each segment or
-            event); with `style` a folder; None writes nothing.
+            event), with paths from its folder (`ssamba.files.table_path`); with `style` a folder; None writes nothing.
         top: number of most probable labels to keep; 0 is all.
         per, window_s, hop_s, merge: as for `Embedder.predict`; the hop of events is a quarter of a window by default.
         events: merge the answers of windows to events, instead of `top` labels `per` clip, second or window. A label is
@@ -187,20 +189,24 @@ def predict_files(
     job = FileJob(recordings, report)
     model = loaded_model(checkpoint, device)
     predictor, options = model.predictor, options.resolved(model.device)
+    report.front_end = model.front_end.name
     settings = _settings(model, top, options, channels, event_options if events else None)
+    for line in _explained(predictor, options, event_options if events else None):
+        log.debug("%s", line)
     journal: Journal | None = None
     records: dict[str, FileRecord] = {}
 
     def add(path: Path, found: _Answer) -> float:
         record = job.record(path, found.duration_s, 0)
+        name = record.path if target is None else listed_path(record.path, target)
         if isinstance(found.of, Windows):
-            new = _events(record.path, found.of, predictor, event_options)
+            new = _events(name, found.of, predictor, event_options)
             report.events += new
-            rows = [asdict(one) for one in new]
+            rows = [{**asdict(one), "path": record.path} for one in new]
         else:
-            segments = [_segment(record.path, one, top) for one in found.of]
+            segments = [_segment(name, one, top, model.front_end.name) for one in found.of]
             report.segments += segments
-            rows = [asdict(segment) for segment in segments]
+            rows = [{**asdict(segment), "path": record.path} for segment in segments]
         record = replace(record, rows=len(rows))
         records[record.key] = record
         if journal is not None:
@@ -261,12 +267,13 @@ def predict_files(
             run()
             if report.finished:
                 rows = journal.finish(list(job.files), job.dropped(prune), write)
+                rows = [{**row, "path": listed_path(row["path"], target)} for row in rows]
                 if events:
                     report.events = [Annotation(**row) for row in rows]
                 else:
                     report.segments = [Segment(**row) for row in rows]
                 if style is not None:
-                    done = [record.path for record in journal.records.values()]
+                    done = [listed_path(record.path, target) for record in journal.records.values()]
                     write_label_files(target.parent, report.events, style, done)
     report.rows = len(report.events) + len(report.segments) if report.finished else 0
     job.check_strict(strict)
@@ -292,29 +299,48 @@ def _target(output: str | Path, style: Style | None) -> Path:
     return folder / TABLE_NAME
 
 
-def _segment(path: str, one: Prediction, top: int) -> Segment:
+def _segment(path: str, one: Prediction, top: int, front_end: str) -> Segment:
     labels = {label: round(probability, 4) for label, probability in one.best(top)}
-    return Segment(path, round(one.start_s, 6), round(one.end_s, 6), labels)
+    return Segment(path, round(one.start_s, 6), round(one.end_s, 6), labels, front_end)
 
 
 def _events(path: str, windows: Windows, predictor: Predictor, options: EventOptions) -> list[Annotation]:
     """Return the events in a recording. In digital silence there are none, whatever the threshold."""
     config = predictor.config
-    thresholds = options.threshold or config.thresholds or _DEFAULT_THRESHOLD
     found = merge_windows(
         np.where(windows.is_silent[:, None], 0.0, predictor.probabilities(windows)),
         windows.starts_s,
         windows.ends_s,
         predictor.labels,
-        thresholds,
+        _thresholds(predictor, options),
         min_length_s=options.min_length_s,
         gap_s=options.gap_s,
         background=config.background,
     )
+    front_end = predictor.engine.front_end.name
     return [
-        Annotation(path, round(one.start_s, 6), round(one.end_s, 6), one.label, round(one.probability, 4))
+        Annotation(
+            path, round(one.start_s, 6), round(one.end_s, 6), one.label, round(one.probability, 4), front_end=front_end
+        )
         for one in found
     ]
+
+
+def _explained(predictor: Predictor, options: PredictOptions, events: EventOptions | None) -> list[str]:
+    """Return how recordings are cut, and from which probabilities on labels are heard."""
+    lengths = predictor.lengths(options, events=events is not None)
+    if lengths is None:
+        return [f"windows of pretraining, {predictor.window_s:g} s"]
+    lines = [f"windows of {lengths.window_s:.4g} s every {lengths.hop_s:.4g} s"]
+    if events is not None:
+        thresholds = np.broadcast_to(_thresholds(predictor, events), len(predictor.labels))
+        heard = zip(predictor.labels, thresholds, strict=True)
+        lines.append("thresholds: " + ", ".join(f"{label} {threshold:.3g}" for label, threshold in heard))
+    return lines
+
+
+def _thresholds(predictor: Predictor, events: EventOptions) -> float | tuple[float, ...]:
+    return events.threshold or predictor.config.thresholds or _DEFAULT_THRESHOLD
 
 
 def _settings(
@@ -344,12 +370,12 @@ def _settings(
 def label_rows(segments: Sequence[Segment]) -> list[Annotation]:
     """Return each label of segments as a row."""
     return [
-        Annotation(one.path, one.start_s, one.end_s, label, probability)
+        Annotation(one.path, one.start_s, one.end_s, label, probability, front_end=one.front_end)
         for one in segments
         for label, probability in one.labels.items()
     ]
 
 
 def as_json(segments: Sequence[Segment]) -> str:
-    """Return a list of objects with path, start_s, end_s and labels (name to probability, the most probable first)."""
+    """Return a list of objects with path, start_s, end_s, labels (by name, the highest first) and front_end."""
     return json.dumps([asdict(one) for one in segments], indent=2, ensure_ascii=False) + "\n"

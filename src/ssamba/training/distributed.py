@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import os
 import signal
 import threading
@@ -28,6 +29,8 @@ from torch.nn.parallel import DistributedDataParallel
 from ssamba.devices import parse_device
 from ssamba.errors import TrainingError
 from ssamba.locks import OutputLock, lock_output
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _TIMEOUT = timedelta(minutes=30)  # validation and saving must also finish within it: other ranks wait for them
@@ -114,6 +117,7 @@ def init_distributed(device: str | torch.device | None = None) -> Iterator[World
         backend = "nccl" if own.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_rendezvous_store(), rank=rank, world_size=size, timeout=_TIMEOUT)
     try:
+        _log.debug("process %d of %d on %s with %d threads", rank + 1, size, own, torch.get_num_threads())
         yield World(rank, size, own)
     finally:
         if init:

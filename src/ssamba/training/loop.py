@@ -422,6 +422,8 @@ class _Trainer:
         self.schedule.validated(value, self.step)
         if self.log is not None:
             self.log.event("validation", self.step, metrics)
+            found = ", ".join(f"{name} {metric:.4f}" for name, metric in metrics.items())
+            _log.debug("step %d, held out in %.1f s: %s", self.step, self.validation_s, found)
         sign = 1 if self.best_mode == "max" else -1
         is_best = self.best is None or sign * value >= sign * self.best[1]  # ties: the later is trained more
         if is_best and not math.isnan(value):
@@ -549,6 +551,7 @@ class _Trainer:
                 return
         self.saved, self.best_saved_step = (self.step, path), best_saved_step
         self.save_s = time.monotonic() - self.last_save_s
+        _log.debug("state of step %d saved in %.1f s: %s", self.step, self.save_s, path)
 
     def _write_model(self, folder: Path) -> None:
         with evaluation_mode(self.averages.released(self.model)) as model:

@@ -151,7 +151,8 @@ class StepProgress(Progress):
     def of(cls, state: TrainingProgress, step: str) -> StepProgress:
         """Return the progress of a run, whose current part is named `step`."""
         shown = [f"{name} {state.metrics[name]:.3f}" for name in _SHOWN_METRICS if name in state.metrics]
-        held = [f"{name} {state.validation[name]:.3f}" for name in _SHOWN_VALIDATION if name in state.validation]
+        known = {name: value for name, value in state.validation.items() if math.isfinite(value)}
+        held = [f"{name} {known[name]:.3f}" for name in _SHOWN_VALIDATION if name in known]
         rate = "" if state.clips_per_s is None else f"{state.clips_per_s:.3g} clips/s"
         detail = [f"step {state.step}", rate, " ".join(shown)]
         detail += [f"held out: {' '.join(held)}"] if held else []
@@ -235,9 +236,10 @@ def why_early(
     total = f" of {run.epochs}" if run.epochs else ""
     after = f"after {counted(state.epoch, 'epoch')}{total} ({counted(state.step, 'step')})"
     if run.patience is not None and stale >= run.patience:
-        return f"{after} {metric} had not been better for {counted(run.patience, 'validation')} (run.patience)"
+        times = counted(run.patience, "validation")
+        return f"{after}: {metric.replace('_', ' ')} had not been better for {times} (run.patience)"
     if run.max_minutes is not None and state.total_steps is not None:
-        return f"{after} the time was up: {run.max_minutes:g} minutes (--minutes, run.max_minutes)"
+        return f"{after}: the time was up, {run.max_minutes:g} minutes (--minutes, run.max_minutes)"
     return None
 
 

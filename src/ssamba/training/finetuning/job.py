@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from ssamba.training.loop import train
 from ssamba.training.run_io import StepProgress, TrainingProgress, TrainingReport
 from ssamba.training.settings import saved_settings
 from ssamba.training.state import has_state, start_settings
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class FinetuneJob:
         """
         recipe = task.recipe
         if recipe.start.fitted_head and self.initial.weights is not None and not has_state(folder):
+            _log.debug("logistic regression on %d clips gives the classifier to start from", len(task.fold.train))
             fit_initial_head(task, world.device)
         progress = self.progress
 
