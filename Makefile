@@ -22,9 +22,14 @@ test: check
 	$(BIN)/python -m pytest
 
 check: $(STAMP)
-	@echo "== lint, format, types"
+	@echo "== lint, format, spelling, schemas, types"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/idea.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(BIN)/mypy
 
 # torch alone and first, so that nothing later replaces the build that the constraint file names.

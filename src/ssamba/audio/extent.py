@@ -289,7 +289,7 @@ def _values(content: bytes, raw: Raw) -> Values:
     order = "<" if raw.endian == "LITTLE" else ">"
     if raw.subtype in ("FLOAT", "DOUBLE"):
         kind = np.dtype(order + ("f4" if raw.subtype == "FLOAT" else "f8"))
-        with np.errstate(invalid="ignore"):  # bytes that are no samples may be signalling NaN
+        with np.errstate(invalid="ignore"):  # bytes that are no samples may be signaling NaN
             return np.frombuffer(content, kind, len(content) // kind.itemsize).astype(np.float64)
     octets = np.frombuffer(content, np.uint8)
     if raw.subtype in ("PCM_U8", "ULAW", "ALAW"):
