@@ -56,9 +56,9 @@ ROWS = {
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 OPTIONAL = (
-    *("av", "datasets", "faiss", "huggingface_hub", "matplotlib", "mir_eval", "onnxruntime", "pandas", "pyarrow"),
-    *("ray", "scipy", "sentence_transformers", "sklearn", "tensorboard", "transformers", "triton", "umap"),
-    "webdataset",
+    *("av", "datasets", "faiss", "huggingface_hub", "matplotlib", "mir_eval", "onnx", "onnxruntime", "pyarrow"),
+    *("pandas", "ray", "scipy", "sentence_transformers", "sklearn", "tensorboard", "transformers", "triton"),
+    *("umap", "webdataset"),
 )
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 

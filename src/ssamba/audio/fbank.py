@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ssamba.config import FrontEndConfig
 
-_PREEMPHASIS = 0.97
-_LOG_FLOOR = torch.finfo(torch.float32).eps
+PREEMPHASIS = 0.97
+LOG_FLOOR = torch.finfo(torch.float32).eps
 _MOMENTUM = 0.99  # of the Griffin-Lim iteration
 
 
@@ -59,9 +59,9 @@ def fbank(waveform: Tensor, lengths: Tensor | None = None, config: FrontEndConfi
     frames = frames - frames.mean(-1, keepdim=True)
     before = torch.cat((frames[..., :1], frames[..., :-1]), -1)
     window, mel = _constants(config, waveform.dtype, waveform.device)
-    spectrum = torch.fft.rfft((frames - _PREEMPHASIS * before) * window, n=_fft_size(config))
+    spectrum = torch.fft.rfft((frames - PREEMPHASIS * before) * window, n=_fft_size(config))
     power: Tensor = spectrum.real.square() + spectrum.imag.square()
-    features: Tensor = (power @ mel).clamp(min=_LOG_FLOOR).log()
+    features: Tensor = (power @ mel).clamp(min=LOG_FLOOR).log()
     if lengths is None:
         return features
     whole = torch.arange(features.shape[1], device=features.device) < frame_lengths(lengths, config)[:, None]
@@ -217,7 +217,7 @@ def _fit_phase(magnitude: Tensor, config: FrontEndConfig, iterations: int) -> Te
 
 def _without_preemphasis(wave: Tensor) -> Tensor:
     """Undo y[t] = x[t] - 0.97 x[t - 1]: convolve (S,) with the truncated inverse impulse response."""
-    response = _PREEMPHASIS ** torch.arange(400.0)
+    response = PREEMPHASIS ** torch.arange(400.0)
     size = len(wave) + len(response)
     spectrum = torch.fft.rfft(wave, n=size) * torch.fft.rfft(response, n=size)
     original: Tensor = torch.fft.irfft(spectrum, n=size)[: len(wave)]

@@ -10,6 +10,7 @@ from ssamba.cli import (  # noqa: F401
     convert,
     embed,
     evaluate,
+    export,
     finetune,
     info,
     manifest,

@@ -108,15 +108,15 @@ def grid_positions(table: Tensor, rows: int, columns: Tensor, longest: int) -> T
     Returns:
         (B, R, K, D); beyond a clip's own columns the values are arbitrary but finite.
     """
-    below, above, weight = _axis_samples(table.shape[1], columns, longest)
+    below, above, weight = axis_samples(table.shape[1], columns, longest)
     in_time = torch.lerp(table[:, below], table[:, above], weight[..., None].to(table.dtype))  # (table rows, B, K, D)
     one_count = torch.full((1,), rows, device=table.device)
-    below, above, weight = _axis_samples(table.shape[0], one_count, rows)
+    below, above, weight = axis_samples(table.shape[0], one_count, rows)
     weight = weight[0, :, None, None, None].to(table.dtype)
     return torch.lerp(in_time[below[0]], in_time[above[0]], weight).transpose(0, 1)
 
 
-def _axis_samples(table_size: int, counts: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+def axis_samples(table_size: int, counts: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
     """For grids of `counts` (B,) entries: lower index, upper index and weight of the upper one, each (B, longest)."""
     step = torch.arange(longest, device=counts.device)
     counts = counts[:, None]
