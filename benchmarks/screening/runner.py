@@ -127,7 +127,7 @@ def work_through(path: Path, folder: Path, data: Mapping[str, str], suite: Path)
             if waits or name in failed or scores_of(folder / name):
                 continue
             try:
-                with lock_output(folder / name / "arm", folder=True):
+                with lock_output(folder / name, folder=True):
                     if not scores_of(folder / name):
                         print(time.strftime("%F %T"), name, flush=True)
                         failed |= set() if work(arm, folder / name, data, suite) else {name}
