@@ -11,13 +11,16 @@ WORKDIR /source
 COPY pyproject.toml CMakeLists.txt README.md LICENSE ./
 COPY src ./src
 RUN pip install ".[codecs,store,eval]"
-RUN ssamba info --check
 
 FROM python:3.11-slim
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends libgomp1 \
+ && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/ssamba /opt/ssamba
 RUN useradd --create-home --uid 1000 ssamba && mkdir /data && chown ssamba /data
 USER ssamba
 ENV PATH=/opt/ssamba/bin:$PATH SSAMBA_CACHE=/tmp/ssamba
+RUN ssamba info --check
 WORKDIR /data
 ENTRYPOINT ["ssamba"]
 CMD ["--help"]

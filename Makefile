@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check figures clean
+.PHONY: demo test check clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -31,6 +31,8 @@ check: $(STAMP)
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/idea.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(BIN)/mypy
+	@echo "== documentation"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # torch alone and first, so that nothing later replaces the build that the constraint file names.
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/ssamba/ops/cpp/csrc/*)

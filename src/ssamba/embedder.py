@@ -335,7 +335,7 @@ class Embedder:
             UserWarning: a float waveform has a peak above 16: integer samples that were converted without scaling.
             AudioWarning: a file's header is wrong, and all of it is read; or a part is missing (see `damaged`).
 
-        Example:
+        Examples:
             >>> model.embed("dog.wav").clip.shape
             torch.Size([192])
             >>> left, right = model.embed(stereo, 48_000, channels="separate")
@@ -464,7 +464,7 @@ class Embedder:
         Warns:
             UserWarning: recordings or windows have lengths that the model was not trained on; or as `embed`.
 
-        Example:
+        Examples:
             >>> model.predict("dog.wav")[0].best(3)
             [('dog', 0.93), ('wolf', 0.04), ('cat', 0.01)]
         """
@@ -535,7 +535,7 @@ class Embedder:
             shortest_s: length of the shortest clips: digital silence at a window's edges is left out down to it.
             readout: `clip` or `parts`, the vector that the probe was fitted to.
 
-        Example:
+        Examples:
             >>> model.embed_windows("night.wav", window_s=2).probe_events(probe, threshold=0.8)
         """
         ((_, blocks),) = self.decoded([(None, source)], sample_rate, channels)
@@ -592,7 +592,7 @@ def load_model(
             not fit; the message says why. Where the hub cannot be reached, it says how to fetch the file by hand.
         MissingExtraError: huggingface_hub is not installed, and official weights or a hub name were given.
 
-    Example:
+    Examples:
         >>> model = load_model("ssamba2-tiny")
         >>> model.embed("dog.wav").clip.shape
         torch.Size([192])

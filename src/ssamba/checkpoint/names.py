@@ -129,7 +129,7 @@ def available_models() -> list[ModelInfo]:
 
     No network is used. Every `name` and alias can be given to `ssamba.load_model`, to `-c` and in recipes.
 
-    Example:
+    Examples:
         >>> [model.name for model in available_models() if model.where == "shipped"]
         ['ssamba2-tiny-1']
     """

@@ -84,7 +84,7 @@ def create_encoder(
     Raises:
         ConfigError: the size, the variant or a field is unknown, or a value is invalid.
 
-    Example:
+    Examples:
         >>> encoder = create_encoder("tiny", patch_stride=(10, 10)).eval()
         >>> transformer = create_encoder("base", "ssast", distillation_token=False).eval()
     """
