@@ -7,6 +7,8 @@ import os
 
 import pytest
 
+from ssamba.training.distributed import warn_if_restarts_fail
+
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills a process by SIGKILL")
 
 # Batches of 13 and 1 clips: the second process gets no clip of an epoch's second batch.
@@ -39,6 +41,17 @@ def assert_same_curve(experiment, out, other):
     for one, other_one in zip(experiment.log(out, "validation"), experiment.log(other, "validation"), strict=True):
         assert one["loss"] == pytest.approx(other_one["loss"], rel=2e-5)
     assert experiment.last_state(out)["clips"] == experiment.last_state(other)["clips"]
+
+
+@pytest.mark.parametrize(
+    ("world", "shared", "warns"), [("4", "True", True), ("4", "False", False), ("2", "True", False)]
+)
+def test_several_machines_that_could_not_be_restarted_are_warned_of(monkeypatch, caplog, world, shared, warns):
+    values = {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": world, "TORCHELASTIC_USE_AGENT_STORE": shared}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    warn_if_restarts_fail()
+    assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in caplog.text) == warns
 
 
 def test_two_processes_train_like_one_which_can_resume_their_run(experiment, tmp_path, launch):

@@ -33,6 +33,7 @@ from ssamba.locks import OutputLock, lock_output
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 _TIMEOUT = timedelta(minutes=30)  # validation and saving must also finish within it: other ranks wait for them
 
 
@@ -114,6 +115,7 @@ def init_distributed(device: str | torch.device | None = None) -> Iterator[World
         # (https://github.com/pytorch/pytorch/issues/190489). DistributedDataParallel imports torch._dynamo, and modules
         # imported while a group exists keep it alive: import it before.
         importlib.import_module("torch._dynamo")
+        warn_if_restarts_fail()
         backend = "nccl" if own.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_rendezvous_store(), rank=rank, world_size=size, timeout=_TIMEOUT)
     try:
@@ -147,6 +149,21 @@ def lock_run(output: Path, take_over: bool = False) -> Iterator[OutputLock | Non
 def is_restarted() -> bool:
     """Return whether `torchrun` restarted this process."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def warn_if_restarts_fail() -> None:
+    """Warn, on the main process, if `torchrun` runs on several machines and could not restart them.
+
+    Its store survives restarts. All processes count the same restarts only on one machine; a machine that is started
+    again looks for keys that the others have not written, and after a minute every `torchrun` ends.
+    """
+    environment = os.environ
+    several = environment.get("LOCAL_WORLD_SIZE") != environment.get("WORLD_SIZE")
+    if several and environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and is_main_process():
+        _log.warning(
+            "this run is on several machines: to restart one of them, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on each "
+            "before torchrun starts"
+        )
 
 
 class _ModelOrZero(nn.Module):
@@ -187,8 +204,8 @@ def _rendezvous_store() -> Any:
     """Return the store that `torchrun` provides, with a key prefix for each restart.
 
     The store survives restarts, and new processes would read the addresses of the old ones from it
-    (https://github.com/pytorch/pytorch/issues/135712). All processes count the same restarts only on one machine; on
-    several, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, with which torchrun provides a new store after each restart.
+    (https://github.com/pytorch/pytorch/issues/135712). On several machines torchrun has to provide a new store after
+    each restart; see `warn_if_restarts_fail`.
     """
     from torch.distributed.rendezvous import rendezvous
 

@@ -139,6 +139,18 @@ def test_a_folder_smaller_than_a_batch_trains_and_too_short_clips_are_listed(rec
     assert "shorter than one frame" in (tmp_path / "run" / "skipped.csv").read_text()
 
 
+def test_one_of_ten_recordings_is_held_out_however_small_the_share(recordings):
+    for path in sorted(recordings.iterdir())[10:]:
+        path.unlink()
+    for share, held in ((0.0001, 1), (0.0, 0)):
+        corpora = open_corpora(recordings, recipe({"data": {"valid_share": share}}))
+        assert [len(corpora.training[0]), sum(map(len, corpora.held_out))] == [10 - held, held]
+        assert not corpora.notes()
+    next(recordings.iterdir()).unlink()
+    (note,) = open_corpora(recordings, recipe({"data": {"valid_share": 0.0001}})).notes()
+    assert "no recording is held out" in note
+
+
 def test_broken_held_out_clips_are_listed(recordings, tmp_path):
     whole = next(recordings.glob("*.flac")).read_bytes()
     for i in range(40):

@@ -27,6 +27,7 @@ from ssamba.training.pretraining.recipe import PretrainRecipe
 
 _VALID_CROP_S = 10.24
 _MAX_VALID_CLIPS = 512
+_ENOUGH_CLIPS = 10  # for one of them to be held out, however small the share
 
 
 class Corpora(PlannedBatches):
@@ -92,9 +93,11 @@ class Corpora(PlannedBatches):
         return lines + [f"{corpus.name} (held out): {len(corpus)} clips" for corpus in self.held_out]
 
     def notes(self) -> list[str]:
-        """Return what is wrong with the recordings as a whole: silence, or sound that the model does not hear."""
+        """Return what is wrong with the recordings as a whole: silence, sound that the model does not hear, too few."""
         if not all(map(is_all_silent, self.training)):
-            return self._notes
+            wanted = self.recipe.data.valid_share > 0 and self.recipe.adapt is None  # adapting says it at the end
+            few = "no recording is held out, so there is no validation: more recordings, or a higher data.valid_share"
+            return [*self._notes, few] if wanted and not self.held_out else self._notes
         return [f"all {sum(map(len, self.training))} recordings are silent: a model can learn nothing from them"]
 
     def check_same(self, fingerprint: str, summary: Sequence[str]) -> None:
@@ -117,7 +120,8 @@ def open_corpora(
     """Open the sources of a run, hold out validation clips, and cache corpora that fit in memory.
 
     A corpus with a `valid` split validates on it and trains on its `train` split (or, without one, on all other clips
-    but `test`). Of other corpora, `data.valid_share` of the clips is held out, chosen by a hash of their keys.
+    but `test`). Of other corpora, `data.valid_share` of the clips is held out, chosen by a hash of their keys; at least
+    one of ten or more.
 
     Args:
         data: a source as for `ssamba.data.corpus.open_corpus`, or a list of them.
@@ -156,5 +160,8 @@ def _split(corpus: Corpus, valid_share: float) -> tuple[Ints, Ints]:
         train = splits == "train" if (splits == "train").any() else (splits != "valid") & (splits != "test")
         return np.flatnonzero(train), np.flatnonzero(splits == "valid")
     usable = splits != "test"
-    held = usable & (corpus.key_hashes % np.uint64(10_000) < valid_share * 10_000)
+    numbers = corpus.key_hashes % np.uint64(10_000)
+    held = usable & (numbers < valid_share * 10_000)
+    if valid_share and not held.any() and usable.sum() >= _ENOUGH_CLIPS:
+        held[np.argmin(np.where(usable, numbers, 10_000))] = True
     return np.flatnonzero(usable & ~held), np.flatnonzero(held)

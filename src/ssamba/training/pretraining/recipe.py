@@ -77,7 +77,7 @@ class DataSettings(Config):
     weights: tuple[float, ...] | None = None
     """Sampling weight of each corpus; None weights corpora by their length."""
     valid_share: float = Field(0.02, ge=0, lt=1)
-    """Share of the clips to hold out for validation where a corpus has no `valid` split."""
+    """Share of the clips to hold out for validation where a corpus has no `valid` split; at least one of ten."""
     backgrounds: Backgrounds = Backgrounds()
     """Other clips mixed under the clips."""
     workers: int = Field(1, ge=0)
