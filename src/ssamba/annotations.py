@@ -79,7 +79,6 @@ class Annotation:
 
 
 _COLUMNS = tuple(field.name for field in fields(Annotation))
-_ALWAYS = _COLUMNS[:5]
 _NUMBERS = ("start_s", "end_s", "probability", "low_hz", "high_hz")
 
 
@@ -169,10 +168,11 @@ def write_as(suffix: str, path: Path, rows: Sequence[Annotation]) -> None:
 
 
 def as_csv(rows: Iterable[Annotation]) -> str:
-    """Return CSV; bands and front ends have columns only if one is known."""
+    """Return CSV; bands have columns only if one is known."""
     rows = list(rows)
-    known = [name for name in _COLUMNS if any(getattr(row, name) is not None for row in rows)]
-    columns = [name for name in _COLUMNS if name in _ALWAYS or name in known]
+    bands = ("low_hz", "high_hz")
+    has_bands = any(getattr(row, name) is not None for row in rows for name in bands)
+    columns = [name for name in _COLUMNS if has_bands or name not in bands]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

@@ -119,9 +119,12 @@ def test_the_command_warns_once_lists_files_and_tables_state_the_front_end(bats,
     assert "time expansion 16" in invoke("info", tmp_path / "x.npz").stdout.replace("\n", " ")
 
 
-def test_training_notes_what_the_model_does_not_hear(bats):
+def test_training_notes_what_the_model_does_not_hear(bats, clips):
     assert "3 of 3 recordings" in above_band_notes([open_corpus(bats)])[0]
     assert above_band_notes([open_corpus(bats, 256_000)]) == []
+    others = open_corpus(clips[0].parent)
+    noted = [above_band_notes([*[others] * count, open_corpus(bats)]) for count in (3, 1)]
+    assert [len(notes) for notes in noted] == [0, 1]  # some of many do not count
 
 
 def test_checkpoints_keep_the_front_end_they_were_trained_with(bats, clips, tmp_path):

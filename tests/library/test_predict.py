@@ -258,6 +258,8 @@ def test_tables_state_the_front_end_and_paths_from_their_folder(tmp_path, clips,
         assert {(row["path"], row["front_end"]) for row in rows} == {(listed, "16khz")}
         found = report.events if events else report.segments
         assert {Path(one.path).resolve() for one in found} == {tmp_path / "nights/a.flac"}
+        none = predict_files("nights", birds, f"{output}.none.csv", events=True, threshold=1.0)
+        assert (none.rows, Path(f"{output}.none.csv").read_text().strip()) == (0, ",".join(rows[0]))
         skipped = Path(f"{output}.skipped.csv").read_text().splitlines()[1]
         assert skipped.startswith(listed.replace("a.flac", "empty.wav"))
         assert str(report).endswith(f"x real time), front end 16khz, 1 row in {output}")

@@ -17,6 +17,8 @@ from ssamba.errors import Interrupted
 from ssamba.progress import OnProgress, Progress
 
 _LOOK_S = 5.0
+_FEW_ABOVE = 0.1
+"""Share of clips above the band that is not worth a warning."""
 
 OnDecoded: TypeAlias = Callable[[str, int, int], None]
 """Called while a corpus is decoded into memory: its name, clips done, clips in total."""
@@ -76,14 +78,17 @@ def cache_if_it_fits(corpus: Corpus, memory_gb: float, workers: int, on_decoded:
 
 
 def above_band_notes(corpora: Sequence[Corpus]) -> list[str]:
-    """Return a line if much of the sound lies above what the model hears; five seconds of up to 24 clips are read."""
+    """Return a line if much of the sound lies above what the model hears; five seconds of up to 24 clips are read.
+
+    Some of many do not count: a short clip of little but noise may stand out by chance.
+    """
     clips = [(corpus, i) for corpus in corpora for i in range(len(corpus))]
     chosen = [clips[i] for i in sorted({round(i) for i in np.linspace(0, len(clips) - 1, min(24, len(clips)))})]
     with collect_above_band() as remarks:
         for corpus, i in chosen:
             seconds = float(corpus.seconds[i])
             read_or_error(corpus, i, max(0.0, (seconds - _LOOK_S) / 2), min(seconds, _LOOK_S))
-    if not remarks:
+    if len(remarks) <= _FEW_ABOVE * len(chosen):
         return []
     more = [one.path for one in remarks[1:4]]
     named = f". Also: {', '.join(more)}" if more else ""

@@ -78,6 +78,13 @@ def test_a_share_of_the_training_is_background_which_is_also_mixed_under_clips(c
     own = {data.corpus.key(i): i for i in range(len(data.corpus))}
     plain = [np.array_equal(wave[:count].numpy(), data.corpus.read(own[key])) for (key,), wave, count in rows]
     assert 0.1 < np.mean(plain) < 0.6  # 70 % have a background
+    fold = Fold(everything, everything[:0], valid=everything[::9])
+    held_out = FinetuneTask(recipe, data, fold, base.config.encoder, FrontEndConfig())
+    parts = held_out.held_out(held_out.model, everything[::9])
+    assert len(parts) == 2  # labeled clips again, with background under them
+    sums = [held_out.metrics(one)["loss"] * len(one.logits) for one in parts]
+    loss = sum(sums) / sum(len(one.logits) for one in parts)
+    assert held_out.validate(held_out.model)["loss"] == pytest.approx(loss)
 
 
 def test_background_becomes_a_class_of_independent_labels(classes, nights, start, tmp_path):
@@ -93,6 +100,7 @@ def test_background_becomes_a_class_of_independent_labels(classes, nights, start
     assert head.thresholds == tuple(round(one.threshold, 4) for one in report.calibration.thresholds)
     written = json.loads((tmp_path / "run" / "results.json").read_text())["calibration"]
     assert written["thresholds"]["drum"]["threshold"] == report.calibration.thresholds[2].threshold
+    assert f"drum            {report.calibration.thresholds[2].threshold:.3f}" in str(report)
     facts = dict(model_facts(tmp_path / "run"))
     assert facts["none of the others"] == "background"
     assert f"drum {head.thresholds[2]:.2f}, tabla" in facts["labels, thresholds for a precision of 0.9"]

@@ -46,6 +46,7 @@ RESULTS_FILE = "results.json"
 CONFUSION_FILE = "confusion.png"
 CLASSES_FILE = "classes.csv"
 _BOOTSTRAP_SAMPLES = 1000
+_LABELS_LISTED = 40
 
 
 def validation_metrics(logits: Array, targets: Array, *, multi: bool, binary_loss: bool) -> dict[str, float]:
@@ -170,6 +171,16 @@ class Calibration:
             f"clips at any threshold: {first_of(below)}"
         ]
 
+    def table(self, classes: Sequence[str]) -> str:
+        """Return the thresholds with precision and recall as a table, of some labels if there are many."""
+        rows = [
+            [name, f"{one.threshold:.3f}", *("-" if x != x else f"{x:.2f}" for x in (one.precision, one.recall))]
+            for name, one in zip(classes, self.thresholds, strict=True)
+        ]
+        left_out = [f"... and {len(rows) - _LABELS_LISTED} more labels"] if len(rows) > _LABELS_LISTED else []
+        table = format_table(["label of events", "threshold", "precision", "recall"], rows[:_LABELS_LISTED])
+        return "\n".join([table, *left_out])
+
     def as_json(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return plain values, with a name for each threshold."""
         thresholds = {
@@ -264,6 +275,7 @@ class FinetuneReport:
     def __str__(self) -> str:
         parts = [self._table_of_folds()] if self.folds else []
         parts += [self._table_of_metrics()] if self.intervals else []
+        parts += [self.calibration.table(self.classes)] if self.calibration else []
         lines = [] if self.moved_to is None else [f"the earlier run is in {self.moved_to}"]
         if self.stopped != "finished":
             tested = f" ({self.model} is the classifier that was tested, not yet refitted)" if self.model else ""

@@ -56,6 +56,17 @@ class Predictions(NamedTuple):
     skipped: tuple[tuple[str, str], ...]
     """Key and reason of clips that could not be read."""
 
+    @classmethod
+    def joined(cls, parts: Sequence[Predictions]) -> Predictions:
+        """Return several predictions as one."""
+        logits, targets, recordings, skipped = zip(*parts, strict=True)
+        return cls(
+            np.concatenate(logits),
+            np.concatenate(targets),
+            np.concatenate(recordings),
+            tuple(entry for part in skipped for entry in part),
+        )
+
 
 class FinetuneTask(PlannedBatches):
     """A classifier and the clips of one fold."""
@@ -237,12 +248,15 @@ class FinetuneTask(PlannedBatches):
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> Mapping[str, float]:
-        """Return metrics on the validation clips, NaN if there are none; ranks divide the clips among them."""
+        """Return metrics on the validation clips, NaN if there are none; ranks divide the clips among them.
+
+        With a background, clips count a second time with it under them: what hears them through it is better.
+        """
         missing = {"loss": float("nan"), self.best_metric[0]: float("nan")}
         if not len(self.fold.valid):
             return missing
         assert isinstance(model, Classifier)
-        predictions = self.predict(model, self.fold.valid)
+        predictions = Predictions.joined(self.held_out(model, self.fold.valid))
         self.unreported = (*self.unreported, *predictions.skipped)  # the log lists each once
         return self.metrics(predictions) if len(predictions.logits) else missing
 
@@ -269,13 +283,7 @@ class FinetuneTask(PlannedBatches):
             return own
         parts: list[Any] = [None] * world_size
         torch.distributed.all_gather_object(parts, own)
-        logits, targets, recordings, skipped = zip(*parts, strict=True)
-        return Predictions(
-            np.concatenate(logits),
-            np.concatenate(targets),
-            np.concatenate(recordings),
-            tuple(entry for part in skipped for entry in part),
-        )
+        return Predictions.joined(parts)
 
     def _predict(self, model: Classifier, clips: Ints, under: Ints | None) -> Predictions:
         skipped: list[tuple[str, str]] = []
