@@ -3,20 +3,24 @@
     python -m benchmarks.screening benchmarks/screening/arms.toml -o FOLDER --data first=SHARDS --data more=SHARDS \\
         --suite SUITE
     python -m benchmarks.screening benchmarks/screening/arms.toml -o FOLDER --table screening22
+    python -m benchmarks.screening benchmarks/screening/candidates.toml -o FOLDER --averages NAME --suite SUITE
 
 An arm is a table of the file of arms: `data` (names of recordings, given by --data), `set` (settings of `ssamba
-pretrain`, beside those of `[base]`; `{arms}` in a text is FOLDER), `after` (an arm that must be finished first). The
-first arm that is neither finished nor in work is next, so several of these processes share a queue, each on one core.
-The file is read again before each arm. When all are finished, `base17` and the three best are repeated with another
-seed. A killed process loses at most a minute of training: the command goes on where it stopped, with the checkout that
-an arm began with.
+pretrain`, beside those of `[base]`; `{arms}` in a text is FOLDER), `after` (an arm that must be finished first),
+`snapshot_steps` (steps after which the model is kept). The first arm that is neither finished nor in work is next, so
+several of these processes share a queue, each on one core. The file is read again before each arm. When all are
+finished, `base17`, if there is one, and the three best are repeated with another seed. A killed process loses at most a
+minute of training: the command goes on where it stopped, with the checkout that an arm began with.
 
     FOLDER/ARM/run            the run of `ssamba pretrain`
     FOLDER/ARM/scores.json    scorecards of `ssamba evaluate`, one for each readout
     FOLDER/ARM/arm.json       settings, checkout, processor time in seconds
     FOLDER/ARM/log.txt        what the commands said
+    FOLDER/ARM/snapshots      models on the way
+    FOLDER/ARM/averages       means of the last snapshots, with the final model, and their scores
 
-`--table NAME` writes what is there to benchmarks/results/NAME.json and NAME.md.
+`--table NAME` writes what is there to benchmarks/results/NAME.json and NAME.md; `--averages ARM` averages the final
+model and the last snapshots of an arm, scores the means on the suite, and prints them.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +53,7 @@ _READOUTS = ("clip", "parts")
 _VIEWS = {"final.mean": "clip", "final.mean.parts": "parts"}
 _REFERENCE = "base17"
 _FINALISTS = 3
+_POLL_S = 20.0
 
 
 def read_arms(path: Path) -> dict[str, dict[str, Any]]:
@@ -55,7 +61,7 @@ def read_arms(path: Path) -> dict[str, dict[str, Any]]:
     content = tomllib.loads(path.read_text(encoding="utf-8"))
     base = content["base"]
     return {
-        name: {**base, "after": None, **arm, "set": {**base["set"], **arm.get("set", {})}}
+        name: {**base, "after": None, "snapshot_steps": None, **arm, "set": {**base["set"], **arm.get("set", {})}}
         for name, arm in content["arms"].items()
     }
 
@@ -64,7 +70,7 @@ def queue(path: Path, folder: Path) -> dict[str, dict[str, Any]]:
     """Return the arms of a file, then, if all are finished, the best and the reference with seed 1."""
     arms = read_arms(path)
     means = {name: sum(one["mean"] for one in scores_of(folder / name).values()) for name in arms}
-    if not all(means.values()):
+    if _REFERENCE not in arms or not all(means.values()):
         return arms
     best = sorted({*means} - {_REFERENCE}, key=lambda name: -means[name])[:_FINALISTS]
     again = {f"{name}-seed1": arms[name] for name in (_REFERENCE, *best)}
@@ -106,16 +112,64 @@ def work(arm: Mapping[str, Any], folder: Path, data: Mapping[str, str], suite: P
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         with (folder / "log.txt").open("a", encoding="utf-8") as log:
             print(time.strftime("%F %T"), *command, file=log, flush=True)
-            code = subprocess.run(command, cwd=checkout, env=environment, stdout=log, stderr=log).returncode
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        if is_training:
-            state["processor_s"] += after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            write_json(record, state)
+            try:
+                with subprocess.Popen(command, cwd=checkout, env=environment, stdout=log, stderr=log) as process:
+                    code = _wait(process, folder, state["snapshot_steps"])
+            finally:
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                if is_training:
+                    state["processor_s"] += after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+                    write_json(record, state)
         if code:
             print(f"{folder.name}: ended with {code}; see {folder / 'log.txt'}", flush=True)
             return False
     shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)  # optimizer states
     return True
+
+
+def _wait(process: subprocess.Popen[bytes], folder: Path, snapshot_steps: int | None) -> int:
+    """Wait for a command, and keep models on the way; return its exit status."""
+    try:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(_POLL_S)
+            if snapshot_steps is not None:
+                keep_snapshot(folder, snapshot_steps)
+    except BaseException:
+        process.terminate()  # it saves its state
+        raise
+
+
+def keep_snapshot(folder: Path, steps: int) -> None:
+    """Copy the model of the newest state of an arm, if that is the first one after another `steps` steps."""
+    saved = sorted((folder / "run" / "checkpoints").glob("step-*/meta.json"))
+    if not saved:
+        return
+    newest, kept = saved[-1].parent, folder / "snapshots"
+    number = int(newest.name.removeprefix("step-")) // steps
+    if number and not (kept / f"{number:03}").exists():
+        with suppress(FileNotFoundError):  # the run has just removed it
+            shutil.copytree(newest / "model", kept / f".{number:03}", dirs_exist_ok=True)
+            (kept / f".{number:03}").rename(kept / f"{number:03}")
+
+
+def score_averages(folder: Path, suite: Path) -> None:
+    """Average the final model of an arm and its last snapshots, score the means, and print a table."""
+    from ssamba.checkpoint import average_checkpoints
+    from ssamba.evaluation import evaluate
+    from ssamba.studies.harness import table
+
+    snapshots = sorted(path for path in (folder / "snapshots").iterdir() if path.name.isdigit())
+    lines = []
+    for count in (0, 1, 2, 4, 6, 8):
+        if count > len(snapshots):
+            break
+        model = folder / "run" / "model" if count == 0 else folder / "averages" / f"last-{count}"
+        if count:
+            average_checkpoints([folder / "run" / "model", *snapshots[-count:]], model)
+        card = evaluate(suite, model, readout=_READOUTS, workers=1, device="cpu").card
+        lines.append([f"final and {count} before", *(f"{card.row(view).mean:.3f}" for view in _VIEWS)])
+    print(table(["mean of", *_READOUTS], lines))
 
 
 def work_through(path: Path, folder: Path, data: Mapping[str, str], suite: Path) -> None:
@@ -171,9 +225,13 @@ def main() -> None:
     parser.add_argument("--data", action="append", default=[], metavar="NAME=SOURCE")
     parser.add_argument("--suite", type=Path)
     parser.add_argument("--table", metavar="NAME", help="only write the table of results")
+    parser.add_argument("--averages", metavar="ARM", help="only average the snapshots of an arm, and score the means")
     arguments = parser.parse_args()
     if arguments.table:
         tabulate(arguments.arms, arguments.output, arguments.table)
+        return
+    if arguments.averages:
+        score_averages(arguments.output / arguments.averages, arguments.suite)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     data = {name: str(Path(source).resolve()) for name, _, source in (one.partition("=") for one in arguments.data)}

@@ -1,14 +1,37 @@
 """The queue of short pretraining runs: its order, its commands, goings-on after a failure, finalists."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.screening import runner
-from benchmarks.screening.runner import commands, queue, read_arms, scores_of, work_through
+from benchmarks.screening.runner import commands, keep_snapshot, queue, read_arms, scores_of, work_through
 from tests.conftest import invoke
+
+from ssamba.training.pretraining.recipe import PretrainRecipe
+from ssamba.training.recipes import parse_changes
 
 ARMS = Path(runner.__file__).with_name("arms.toml")
 SMALL = {"run.steps": 1, "run.validate_every": "none", "model.encoder.embed_dim": 24, "model.encoder.depth": 2}
+
+
+def test_candidates_are_recipes():
+    for arm in read_arms(ARMS.with_name("candidates.toml")).values():
+        words = commands(arm, Path("arm"), {"first": "", "more": ""}, Path(), "", Path())[0]
+        changes = parse_changes([word for before, word in pairwise(words) if before == "--set"])
+        settings = PretrainRecipe.from_arguments(runner._CHECKOUT / arm["recipe"], changes)
+        assert (settings.schedule.kind, settings.run.steps, settings.model.start) == ("wsd", 20_475, None)
+
+
+def test_models_on_the_way_are_kept_once(tmp_path):
+    for step in (90, 110, 140, 210):
+        state = tmp_path / "run" / "checkpoints" / f"step-{step:08}"
+        (state / "model").mkdir(parents=True)
+        (state / "model" / "config.json").write_text(str(step))
+        (state / "meta.json").touch()
+        keep_snapshot(tmp_path, 100)
+    kept = {path.parent.name: path.read_text() for path in (tmp_path / "snapshots").glob("*/config.json")}
+    assert kept == {"001": "110", "002": "210"}
 
 
 def test_every_arm_is_a_command_that_pretrains(clips, tmp_path):
@@ -28,7 +51,7 @@ def test_every_arm_is_a_command_that_pretrains(clips, tmp_path):
 def test_a_queue_goes_on_after_a_failure_and_ends_with_the_finalists(tmp_path, monkeypatch, capsys):
     names = ["base17", "a", "b", "c", "d", "later"]
     base = {"recipe": "recipe.toml", "data": ["first"], "set": {"run.seed": 0}, "about": ""}
-    arms = {name: {**base, "after": "d" if name == "later" else None} for name in names}
+    arms = {name: {**base, "snapshot_steps": None, "after": "d" if name == "later" else None} for name in names}
     monkeypatch.setattr(runner, "read_arms", lambda path: arms)
     done, broken = [], {"c"}
 
