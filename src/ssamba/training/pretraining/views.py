@@ -58,11 +58,11 @@ def mix_views(features: Tensor, seeds: Tensor, lengths: Tensor, settings: MixedV
         The features, and `Inputs.mixed` (2 n,); None if the settings ask for none.
     """
     count = len(features) // 2
-    if not settings.share or count < 2:
+    if not settings.share:
         return features, None
     second = features[count:]
     chosen, which, level = randomness.uniform(seeds[count:], "view.mixed", 3).unbind(1)
-    step = 1 + (which * (count - 1)).long()  # 1 .. n - 1: never the clip itself
+    step = 1 + (which * (count - 1)).long()  # 1 .. n - 1: never the clip itself, unless it is alone
     own = torch.arange(count, device=features.device)
     other = torch.where(chosen < settings.share, (own + step) % count, own)
     low, high = settings.below_db
