@@ -214,7 +214,8 @@ def test_official_files_can_be_exported(tmp_path, ssamba_pth, ssast_pth):
 
 def test_the_page_runs(clips, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "dog.flac").write_bytes(clips[3].read_bytes())
+    for name, path in (("dog", clips[3]), ("crow", clips[8])):
+        (tmp_path / f"{name}.flac").write_bytes(path.read_bytes())
     page = (ROOT / "docs" / "onnx.md").read_text(encoding="utf-8")
     names: dict[str, object] = {}
     for language, block in re.findall(r"^```(bash|python)\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
@@ -224,6 +225,7 @@ def test_the_page_runs(clips, tmp_path, monkeypatch):
         else:
             exec(block, names)
     assert names["clip"].shape == (1, 192)
+    assert len(names["many"]) == 2
 
 
 def test_the_command_names_the_missing_extra(tmp_path, monkeypatch):
