@@ -20,6 +20,8 @@ demo: $(STAMP)
 test: check
 	@echo "== tests"
 	$(BIN)/python -m pytest
+	@echo "== notebooks"
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 examples/notebooks
 
 check: $(STAMP)
 	@echo "== lint, format, spelling, schemas, types"
