@@ -113,7 +113,8 @@ def publish(
         if refitted is None:
             report = replace(report, notes=(*report.notes, f"model/ is the classifier of fold {best.name}"))
         for fold, scores in zip((fold for fold in report.folds if fold.scores), tested, strict=True):
-            title = f"{fold.name}, accuracy {fold.scores.get('accuracy', float('nan')):.3f}"
+            accuracy, balanced = (fold.scores.get(name, math.nan) for name in ("accuracy", "balanced_accuracy"))
+            title = f"{fold.name}, accuracy {accuracy:.3f} ({balanced:.3f} balanced)"
             write_tables(fold_folder(out, fold.name), scores, report.classes, multi=multi, title=title)
     finished = report.refit is None or report.refit.done
     run = {"settings": settings_of(job.recipe, job.initial), "data": dict(states)} if finished else None

@@ -37,6 +37,7 @@ from ssamba.metrics.calibration import ClassThreshold, calibrated, choose_thresh
 from ssamba.metrics.classification import finite_or_none
 from ssamba.splits import first_of
 from ssamba.text import format_table
+from ssamba.training.finetuning.background import BACKGROUND
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 
 Array: TypeAlias = "npt.NDArray[Any]"
@@ -176,9 +177,10 @@ class Calibration:
         rows = [
             [name, f"{one.threshold:.3f}", *("-" if x != x else f"{x:.2f}" for x in (one.precision, one.recall))]
             for name, one in zip(classes, self.thresholds, strict=True)
+            if name != BACKGROUND
         ]
         left_out = [f"... and {len(rows) - _LABELS_LISTED} more labels"] if len(rows) > _LABELS_LISTED else []
-        table = format_table(["label of events", "threshold", "precision", "recall"], rows[:_LABELS_LISTED])
+        table = format_table(["event", "threshold", "precision", "recall"], rows[:_LABELS_LISTED])
         return "\n".join([table, *left_out])
 
     def as_json(self, classes: Sequence[str]) -> dict[str, Any]:
@@ -364,9 +366,11 @@ def write_report(
     notes, confusion = list(report.notes), None
     if tested:
         scores, targets = (np.concatenate([getattr(fold, name) for fold in tested]) for name in ("scores", "targets"))
-        mean = report.scores().get("accuracy", (math.nan, None))[0]
+        mean, balanced = (report.scores().get(name, (math.nan,))[0] for name in ("accuracy", "balanced_accuracy"))
         pooled = FoldTest(scores, targets)
-        notes += write_tables(out, pooled, report.classes, multi=multi, title=f"accuracy {mean:.3f}")
+        notes += write_tables(
+            out, pooled, report.classes, multi=multi, title=f"accuracy {mean:.3f} ({balanced:.3f} balanced)"
+        )
         confusion = None if multi else _confusion(pooled).tolist()
     content = {
         "metric": report.metric,
