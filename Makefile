@@ -1,6 +1,7 @@
 # Two commands, from a bare clone: `make demo` and `make test`. Each makes .venv if it is not there.
 #
-# PYTHON=python3.12 chooses the interpreter, VENV=elsewhere the environment.
+# PYTHON=python3.12 chooses the interpreter, VENV=elsewhere the environment, CHROMIUM=/path/to/it the browser that the
+# tests of `ssamba export --web` drive.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,18 +11,28 @@ STAMP := $(VENV)/.installed
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check clean
+.PHONY: demo test browser check clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
 	@echo "== demo: embedding the recordings in demo/audio"
 	$(BIN)/python demo/demo.py
 
-test: check
+test: browser check
 	@echo "== tests"
 	$(BIN)/python -m pytest
 	@echo "== notebooks"
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 examples/notebooks
+
+# What the tests of the web page need besides Python: Chromium or Chrome, and npm. Debian's, if they are missing and
+# this is root; else the message says what to install.
+browser:
+	@missing=; $(PYTHON) tests/browser.py >/dev/null || missing=chromium; \
+	command -v npm >/dev/null || missing="$$missing npm"; test -z "$$missing" || { \
+	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "== installing:" $$missing && \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null; } || { \
+	  echo "the tests need" $$missing "(Debian: apt install" $$missing"; elsewhere: Chromium or Chrome, CHROMIUM=/path/to/it if" \
+	  "it is not found, and Node.js, which brings npm)"; exit 1; }
 
 check: $(STAMP)
 	@echo "== lint, format, spelling, schemas, types"

@@ -400,6 +400,18 @@ def _busy() -> str:
     return _table(found["environment"], ["ten seconds through the encoder, ms", *medians], rows)
 
 
+def _browser() -> str:
+    found = _read("browser")
+    keys = ("ready", "model", "shown")
+    rows = [
+        [name, f"{one['megabytes']:.0f} MB", *(f"{one[key] / 1000:.2f} s" for key in keys), f"{one['cosine']:.6f}"]
+        for name, one in found["pages"].items()
+    ]
+    rows.append(["PyTorch", "", "", f"{found['torch_ms'] / 1000:.2f} s", "", ""])
+    columns = ["weights", "page", "opened until ready", "10.24 s, model alone", "10.24 s, file to picture", "cosine"]
+    return _table(found["environment"], columns, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "front": _front,
     "embedding": _embedding,
@@ -421,6 +433,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fuzzer": _fuzzer,
     "kills": _kills,
     "busy": _busy,
+    "browser": _browser,
     "encoder-zen5": partial(_encoder, "encoder_zen5", "encoder_zen5_scans", "encoder_zen5_blocks"),
     "encoder-zen5-kept": partial(_encoder, "encoder_zen5_kept"),
     "encoder-zen4": partial(_encoder, "encoder_zen4"),

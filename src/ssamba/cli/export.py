@@ -8,13 +8,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from ssamba.cli.app import EXIT_CODES, FrontEndOption, app, parse_numbers, say
+from ssamba.cli.app import EXIT_CODES, FrontEndOption, UsageError, app, parse_numbers, say
 from ssamba.errors import MissingExtraError
 
 
 @app.command(
     epilog="[bold]Examples[/]\n\nssamba export ssamba2-tiny -o onnx/\n\n"
     "ssamba export runs/birds -o birds/ --input waveform --dtype int8\n\n"
+    "ssamba export runs/birds -o page/ --web --sounds reference/\n\n"
     "ssamba export ssamba2-tiny -o onnx/ --layers 6,-1 --check recordings/\n\n" + EXIT_CODES
 )
 def export(
@@ -40,15 +41,54 @@ def export(
         list[str] | None,
         typer.Option(metavar="RECORDINGS", help="Recordings to compare with PyTorch on, too; may be repeated."),
     ] = None,
+    web: Annotated[
+        bool, typer.Option("--web", help="Write a static web page that runs the model in the browser instead.")
+    ] = False,
+    sounds: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RECORDINGS",
+            help="With --web: recordings that the page compares with and plays; may be repeated. Default: the demo's.",
+        ),
+    ] = None,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="With --web: the unpacked npm package onnxruntime-web. Default: fetched by npm, once.",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another export in the folder.")] = False,
 ) -> None:
     """Write a model as ONNX files, which run in onnxruntime without PyTorch (needs ssamba[onnx]).
 
     The files are compared with PyTorch first, on three recordings that come with ssamba, and on those of --check. If
     they differ by more than rounding explains, nothing is written.
+
+    With --web, the files are a page that needs no server: drop or record a sound, see its spectrogram, and hear which
+    of --sounds are most like it.
     """
     if find_spec("onnx") is None or find_spec("onnxruntime") is None:
         raise MissingExtraError('ssamba export needs onnx and onnxruntime: pip install "ssamba[onnx]"')
+    if web:
+        if input != "both" or layers is not None:
+            raise UsageError("--input and --layers are for files: omit them with --web")
+        from ssamba.integrations.web import export_web
+
+        page = export_web(
+            model,
+            output,
+            sounds=sounds or (),
+            runtime=runtime,
+            dtype=dtype,
+            padding=padding,
+            front_end=front_end,
+            check=check or (),
+            overwrite=overwrite,
+        )
+        return say(str(page))
+    if sounds or runtime:
+        raise UsageError("--sounds and --runtime are for a page: add --web, or omit them")
     from ssamba.integrations.onnx import export_onnx
 
     report = export_onnx(

@@ -111,7 +111,7 @@ def export_onnx(
         raise ConfigError("front_end is for a model that is loaded here: omit it, or give the model's name")
     exporter = Exporter(embedder, dtype, layers, padding)
     common = exporter.metadata()
-    _check_folder(folder, common, overwrite)
+    check_folder(folder, common, overwrite)
 
     kinds = ["waveform", "features"] if inputs == "both" else [inputs]
     files = {f"{kind}.onnx": exporter.encoder_file(kind) for kind in kinds}
@@ -129,7 +129,7 @@ def export_onnx(
     return ExportReport(folder, written, differences)
 
 
-def _check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
+def check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """Raise an OtherSettingsError if the folder holds another export and that is not to be replaced."""
     path = folder / REPORT_FILE
     if overwrite or not path.exists():
