@@ -60,7 +60,7 @@ def test_a_search_over_layers_and_readouts_embeds_each_recording_once_a_layer(mo
     paths, labels = pieces
     calls = []
     whole = ssamba.Embedder.embed
-    monkeypatch.setattr(ssamba.Embedder, "embed", lambda *a, **k: calls.append(a[1]) or whole(*a, **k))
+    monkeypatch.setattr(ssamba.Embedder, "embed", lambda *a, **k: calls.extend(a[1]) or whole(*a, **k))
     audio = AudioEmbedder(model, device="cpu", memory=str(tmp_path / "vectors"))
     pipeline = make_pipeline(audio, StandardScaler(), LogisticRegression())
     grid = {

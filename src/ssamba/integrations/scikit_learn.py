@@ -25,6 +25,8 @@ from ssamba.embedding import Context, Readout
 from ssamba.errors import ConfigError, ModelMismatchError
 
 Array = np.ndarray[Any, Any]
+_AT_ONCE = 256
+"""Recordings whose vectors are kept together."""
 
 
 class AudioEmbedder(TransformerMixin, BaseEstimator):
@@ -101,16 +103,19 @@ class AudioEmbedder(TransformerMixin, BaseEstimator):
                 f"fitted with {self.model} of weights {fitted}, which are now {digest}: set model= to the former "
                 "weights, or fit again"
             )
-        recordings, options = _recordings(X), self._options()
+        recordings = _recordings(X)
         dim = embedder.dim if self.readout == "clip" else 4 * embedder.dim
         if self.memory is None:
-            rate = self.sample_rate if any(isinstance(one, np.ndarray) for one in recordings) else None
-            found = embedder.embed(recordings, rate, frames=False, context=self.context, layer=self.layer)
-            rows = [embedding.parts.numpy() for embedding in found]
+            rows = self._embedded(embedder, recordings)
         else:
-            embed = check_memory(self.memory).cache(_embed_one, ignore=["source", "embedder", "options"])
-            settings = embedder.digest(options)
-            rows = [embed(_key(one, self.sample_rate), settings, one, embedder, options) for one in recordings]
+            keep, rows = check_memory(self.memory).cache(_keep, ignore=["vector"]), []
+            settings = embedder.digest(self._options())
+            for start in range(0, len(recordings), _AT_ONCE):  # what is done is kept, whatever happens to the rest
+                some = recordings[start : start + _AT_ONCE]
+                keys = [_key(one, self.sample_rate) for one in some]
+                new = [i for i, key in enumerate(keys) if not keep.check_call_in_cache(key, settings, None)]
+                found = dict(zip(new, self._embedded(embedder, [some[i] for i in new]), strict=True))
+                rows += [keep(key, settings, found.get(i)) for i, key in enumerate(keys)]
         return np.stack([row[:dim] for row in rows]) if rows else np.empty((0, dim), np.float32)
 
     def get_feature_names_out(self, input_features: Any = None) -> Array:
@@ -123,6 +128,12 @@ class AudioEmbedder(TransformerMixin, BaseEstimator):
         tags.requires_fit = False
         tags.input_tags.two_d_array, tags.input_tags.string = False, True
         return tags
+
+    def _embedded(self, embedder: Embedder, recordings: list[Source]) -> list[Array]:
+        """Return the readout `parts`, (4 * D,), of each recording."""
+        rate = self.sample_rate if any(hasattr(one, "shape") for one in recordings) else None
+        found = embedder.embed(recordings, rate, frames=False, context=self.context, layer=self.layer)
+        return [embedding.parts.numpy() for embedding in found]
 
     def _options(self) -> EmbedOptions:
         return EmbedOptions.parse({"context": self.context, "layer": self.layer}, type(self).__name__)
@@ -171,7 +182,8 @@ def _key(source: Source, sample_rate: int | None) -> Any:
     return source, sample_rate
 
 
-def _embed_one(key: Any, settings: str, source: Source, embedder: Embedder, options: EmbedOptions) -> Array:
-    """Return the readout `parts`, (4 * D,), of one recording."""
-    rate = None if isinstance(source, str | Path) else key[1]
-    return embedder.embed(source, rate, frames=False, context=options.context, layer=options.layer).parts.numpy()
+def _keep(key: Any, settings: str, vector: Array | None) -> Array:
+    """Return the vector: what `joblib.Memory` keeps under the key and the settings."""
+    if vector is None:
+        raise RuntimeError("a vector was removed from the folder `memory` while it was read: repeat the call")
+    return vector
