@@ -38,7 +38,8 @@ def test_every_arm_is_a_command_that_pretrains(clips, tmp_path):
     arms = read_arms(ARMS)
     assert {"base17", "base10", "voice_warp", "parts", "queue", "mixed", "own_units"} <= arms.keys()
     for arm in arms.values():
-        assert (arm["set"]["run.steps"], arm["set"]["run.max_minutes"]) == (1365, "none")
+        assert 1000 < arm["set"]["run.steps"] < 2000
+        assert arm["set"]["run.max_minutes"] == "none"
     arm = {**arms["voice_warp"], "set": {**arms["voice_warp"]["set"], **SMALL, "objectives.unit_count": 8}}
     data = dict.fromkeys(("first", "more"), str(clips[0].parent))
     pretrain, evaluate = commands(arm, tmp_path / "arm", data, tmp_path / "suite", "python", runner._CHECKOUT)
