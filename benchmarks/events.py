@@ -195,7 +195,8 @@ def measure(suite: Path, work: Path, minutes: float) -> dict[str, Any]:
         }
         found[str(level_db)] = {name: scores(truth, events) for name, events in ways.items()}
         for name, events in {"truth": truth, **ways}.items():
-            rows_of = [Annotation("night.wav", one.start_s, one.end_s, one.label, one.probability) for one in events]
+            file = str(work / "night.wav")
+            rows_of = [Annotation(file, one.start_s, one.end_s, one.label, one.probability) for one in events]
             write_annotations(work / f"{level_db}_{name}.csv", rows_of)
     config = models["background"].predictor.config
     return {

@@ -106,7 +106,8 @@ def test_hand_written_csv_and_the_original_json_are_read(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_annotations_are_clips(tmp_path, suffix):
-    rows = [Annotation("a.wav", 1.5, 2.25, "owl", 0.9), Annotation("b.wav", 0.0, 3.0, "fox")]
+    owl, fox = (str(tmp_path / name) for name in ("a.wav", "b.wav"))
+    rows = [Annotation(owl, 1.5, 2.25, "owl", 0.9), Annotation(fox, 0.0, 3.0, "fox")]
     write_annotations(tmp_path / f"found{suffix}", rows)
     assert list(read_manifest(tmp_path / f"found{suffix}")) == [
         Clip(tmp_path / "a.wav", 1.5, 0.75, ("owl",)),
