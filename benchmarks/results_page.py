@@ -393,6 +393,22 @@ def _kills() -> str:
     return _table(facts, columns, rows)
 
 
+def _onnx_speed() -> str:
+    found = _read("onnx")
+    rows = []
+    for row in found["speed"]:
+        what, *times, ratio = row.values()
+        rows.append([what, *map(_digits, times), f"{ratio:.1f}"])
+    facts = {**found, "torch": f"{found['torch'].split('+')[0]}, onnxruntime {found['onnxruntime']}"}
+    return _table(facts, [*list(found["speed"][0])[:3], "ratio"], rows)
+
+
+def _onnx_storage() -> str:
+    found = _read("onnx")
+    rows = [[row["stored as"], *(f"{value:.2g}" for value in list(row.values())[1:])] for row in found["storage"]]
+    return _table(found, list(found["storage"][0]), rows)
+
+
 def _busy() -> str:
     found = _read("busy")
     medians = found["medians_ms"]
@@ -434,6 +450,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "kills": _kills,
     "busy": _busy,
     "browser": _browser,
+    "onnx-speed": _onnx_speed,
+    "onnx-storage": _onnx_storage,
     "encoder-zen5": partial(_encoder, "encoder_zen5", "encoder_zen5_scans", "encoder_zen5_blocks"),
     "encoder-zen5-kept": partial(_encoder, "encoder_zen5_kept"),
     "encoder-zen4": partial(_encoder, "encoder_zen4"),

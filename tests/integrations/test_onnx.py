@@ -147,6 +147,8 @@ def test_the_files_of_a_classifier_say_what_they_are(tmp_path, classifier_folder
     with pytest.raises(OtherSettingsError, match="dtype was 'float16', is 'int8'"):
         export_onnx(classifier_folder, tmp_path, dtype="int8", layers=[-1])
     export_onnx(classifier_folder, tmp_path, dtype="int8", inputs="features", overwrite=True)
+    assert not (tmp_path / "waveform.onnx").exists()
+    assert json.loads((tmp_path / "export.json").read_text("utf-8"))["files"] == ["features.onnx", "head.onnx"]
 
 
 def test_float16_storage_of_float16_weights_loses_nothing(waves):

@@ -152,6 +152,7 @@ def test_errors_say_what_to_do(models, tmp_path, clips, night):
         (np.zeros((2, 16_000), np.float32), "several channels"),
         (np.zeros(16_000, np.int64), "a waveform is float"),
         (7, "expected a recording or a list"),
+        ({"array": night}, "expected a recording or a list"),
     ):
         with pytest.raises(ValueError, match=message):
             onnx.embed(source)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -408,7 +408,7 @@ class OnnxEmbedder:
         if batch and not (isinstance(source, np.ndarray) and source.ndim >= 2):
             raise ValueError("batch=True is for an array (recordings, samples)")
         is_single = is_source(source) and not batch
-        if not is_single and not isinstance(source, Iterable):
+        if not is_single and (isinstance(source, Mapping) or not isinstance(source, Iterable)):
             raise ValueError(f"expected a recording or a list of recordings, got {type(source).__name__}")
         sources = [cast(Source, source)] if is_single else cast("Iterable[Source]", source)
         found = []

@@ -37,6 +37,7 @@ Inputs: TypeAlias = Literal["both", "waveform", "features"]
 
 REPORT_FILE = "export.json"
 HEAD_FILE = "head.onnx"
+_FILES = ("waveform.onnx", "features.onnx", HEAD_FILE)
 FORMAT = 1
 """Version of the files' inputs, outputs and metadata."""
 _SETTINGS = ("model", "weights_digest", "dtype", "padding", "layers", "front_end")
@@ -111,7 +112,7 @@ def export_onnx(
         raise ConfigError("front_end is for a model that is loaded here: omit it, or give the model's name")
     exporter = Exporter(embedder, dtype, layers, padding)
     common = exporter.metadata()
-    check_folder(folder, common, overwrite)
+    replaces = check_folder(folder, common, overwrite)
 
     kinds = ["waveform", "features"] if inputs == "both" else [inputs]
     files = {f"{kind}.onnx": exporter.encoder_file(kind) for kind in kinds}
@@ -124,22 +125,35 @@ def export_onnx(
     for name, content in files.items():
         write_atomically(folder / name, lambda target, content=content: target.write_bytes(content))  # type: ignore[misc]
         written.append(ExportedFile(folder / name, len(content)))
-    report = {"files": list(files), **common, "differences": [one.as_json() for one in differences]}
+    if replaces:  # no file of the other export stays
+        for name in {*_FILES}.difference(files):
+            (folder / name).unlink(missing_ok=True)
+    report = {
+        "files": [name for name in _FILES if (folder / name).exists()],
+        **common,
+        "differences": [one.as_json() for one in differences],
+    }
     write_json(folder / REPORT_FILE, report)
     return ExportReport(folder, written, differences)
 
 
-def check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Raise an OtherSettingsError if the folder holds another export and that is not to be replaced."""
+def check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+    """Return whether the folder holds an export of another model, or with other settings, that is to be replaced.
+
+    Raises:
+        OtherSettingsError: it holds one, and `overwrite` was not given.
+    """
     path = folder / REPORT_FILE
-    if overwrite or not path.exists():
-        return
+    if not path.exists():
+        return False
     before = {key: value for key, value in read_json(path).items() if key in _SETTINGS}
     now = {key: value for key, value in settings.items() if key in _SETTINGS}
-    if different := settings_differences(before, now):
+    different = settings_differences(before, now)
+    if different and not overwrite:
         raise OtherSettingsError(
             f"{folder} holds another export: {'; '.join(different)}. Choose another folder, or --overwrite"
         )
+    return bool(different)
 
 
 class Exporter:
