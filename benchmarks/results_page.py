@@ -428,6 +428,24 @@ def _browser() -> str:
     return _table(found["environment"], columns, rows)
 
 
+def _ray_rates() -> str:
+    found = _read("ray_engine")["rate"]
+    rows = [
+        [name, f"{one['real_time']:.0f}", f"{one['real_time'] / found['environment']['threads']:.0f}",
+         f"{one['start_s']:.0f} s"]
+        for name, one in found["engines"].items()
+    ]  # fmt: skip
+    columns = ["engine", "times real time, two cores", "for each core", "first tenth done after"]
+    return _table(found["environment"], columns, rows)
+
+
+def _ray_faults() -> str:
+    found = _read("ray_engine")["faults"]
+    cases = found["cases"]
+    rows = [[name, *("yes" if one is True else str(one) for one in case.values())] for name, case in cases.items()]
+    return _table(found["environment"], ["case", *next(iter(cases.values()))], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "front": _front,
     "embedding": _embedding,
@@ -448,6 +466,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "above-band": _above_band,
     "fuzzer": _fuzzer,
     "kills": _kills,
+    "ray-rates": _ray_rates,
+    "ray-faults": _ray_faults,
     "busy": _busy,
     "browser": _browser,
     "onnx-speed": _onnx_speed,

@@ -26,7 +26,7 @@ from ssamba.errors import ConfigError
 
 _IS_WINDOWS = os.name == "nt"
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_ABSOLUTE = re.compile(r"[\\/]|[A-Za-z]:[\\/]")  # here, or on Windows
+_ABSOLUTE = re.compile(r"[\\/]|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]+://")  # here, on Windows, or a URL
 _LITERAL_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
 _ESCAPE = re.compile(r"\\x(5c|[89a-f][0-9a-f])")
 _MAX_NAME_BYTES = 200  # of 255 that most file systems allow; the rest is for the additions to a temporary name
@@ -115,13 +115,15 @@ def relative_path(path: Path, folder: Path) -> str:
     return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
 
 
-def table_path(path: str | os.PathLike[str], table: Path) -> str:
+def table_path(path: str | os.PathLike[str], table: Path | str) -> str:
     """Return a path as the file `table` lists it: absolute if it is given so, else as `relative_path`.
 
-    So what is listed is found from the folder of the table, wherever a program that reads it runs (`listed_path`).
+    So what is listed is found from the folder of the table, wherever a program that reads it runs (`listed_path`). URLs
+    stay as they are, and a table at a URL (a string) lists local files by absolute paths.
     """
-    given = Path(path)
-    return os.fspath(path) if given.is_absolute() else relative_path(given, table.parent.absolute())
+    if Path(path).is_absolute() or "://" in os.fspath(path):
+        return os.fspath(path)
+    return relative_path(Path(path), table.parent.absolute() if isinstance(table, Path) else Path(table))
 
 
 def listed_path(listed: str, table: Path) -> str:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import reprlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -58,6 +58,7 @@ __all__ = [
     "duration_or_error",
     "measure",
     "measure_files",
+    "pass_on",
     "probe",
     "remark",
     "stream",
@@ -220,6 +221,15 @@ def remark(found: Remark, stacklevel: int = 2) -> None:
         warnings.warn(found.reason, _WARNINGS[found.verdict], stacklevel=stacklevel + 1)
     else:
         remarks.append(found)
+
+
+def pass_on(remarks: Iterable[Remark], above_band: Iterable[Remark]) -> None:
+    """Hand remarks that were collected elsewhere, as in another process, to what listens in this context."""
+    for found in remarks:
+        remark(found)
+    if (on_above_band := listener()) is not None:
+        for found in above_band:
+            on_above_band(found)
 
 
 def _regrouped(pieces: Iterator[Samples], size: int) -> Iterator[Samples]:
@@ -404,7 +414,7 @@ def _duration(path: Path, result: Measured | WorkerDiedError) -> float | Excepti
 
 
 def decode_files(
-    paths: Sequence[Path],
+    paths: Iterable[Path],
     sample_rate_hz: int,
     workers: int,
     damaged: Damaged = "skip",
@@ -417,7 +427,7 @@ def decode_files(
     Warnings come in this process, and can be collected (`collect_remarks`, `collect_above_band`).
 
     Args:
-        paths: audio files.
+        paths: audio files; consumed some ahead of the work.
         sample_rate_hz: wanted rate.
         workers: number of processes; 0 decodes in this one.
         damaged: see `decode`.
@@ -428,11 +438,7 @@ def decode_files(
         if isinstance(result, WorkerDiedError):
             yield path, _died(path, result)
             continue
-        for found in result.remarks:
-            remark(found)
-        if (on_above_band := listener()) is not None:
-            for found in result.above_band:
-                on_above_band(found)
+        pass_on(result.remarks, result.above_band)
         yield path, result.decoded
 
 

@@ -142,11 +142,12 @@ class Skipped:
         object.__setattr__(self, "reason", utf8_text(self.reason))
 
     @classmethod
-    def because(cls, path: Path, error: Exception | str) -> Skipped:
+    def because(cls, path: str | os.PathLike[str], error: Exception | str) -> Skipped:
         """Return the entry of a file that an error prevents from being used; the reason begins with the file's name."""
         reason = str(error)
         # An error about samples that were decoded elsewhere does not know the file.
-        names_it = reason.replace("://", ":/", 1).startswith(str(path))  # a path has lost one of a URL's slashes
+        # A path has lost one of a URL's slashes.
+        names_it = reason.replace("://", ":/", 1).startswith(str(path)) or reason.startswith(str(path))
         return cls(path_text(path), reason if names_it else f"{path}: {reason}")
 
 
@@ -194,7 +195,7 @@ def write_skipped(report: Path, skipped: Sequence[Skipped]) -> None:
     write_csv(report, ("path", "reason"), ((entry.path, entry.reason) for entry in skipped))
 
 
-def listed_in(report: Path, entries: Iterable[_Entry]) -> list[_Entry]:
+def listed_in(report: Path | str, entries: Iterable[_Entry]) -> list[_Entry]:
     """Return skipped files or remarks with their paths as `report` lists them (`ssamba.files.table_path`)."""
     return [replace(entry, path=table_path(entry.path, report)) for entry in entries]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -35,12 +34,19 @@ from ssamba.cli.progress import ProgressDisplay
     "ssamba embed 'field/**/*.flac' more.mp3 -o embeddings.parquet -c ssamba_tiny.pth\n\n"
     "ssamba embed words/ -o words.npz --readout parts\n\n"
     "ssamba embed night.wav -o night.csv --every 1s\n\n"
-    "ssamba embed bats/ -o bats.parquet --front-end x10   (to 80 kHz, slowed down ten times)\n\n" + EXIT_CODES
+    "ssamba embed bats/ -o bats.parquet --front-end x10   (to 80 kHz, slowed down ten times)\n\n"
+    "ssamba embed archive/ -o archive.parquet --engine ray --address auto   (on a cluster)\n\n" + EXIT_CODES
 )
 def embed(
     recordings: RecordingsArgument,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Table to write: .npz, .parquet or .csv.", show_default=False)
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Table to write: .npz, .parquet or .csv; or a folder of Parquet files, as 'NAME/' or a URL (s3://...).",
+            show_default=False,
+        ),
     ],
     checkpoint: CheckpointOption = None,
     frames: Annotated[
@@ -83,9 +89,23 @@ def embed(
     precision: PrecisionOption = "fp32",
     batch_tokens: BatchTokensOption = None,
     damaged: DamagedOption = "skip",
-    workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes. Default: up to four.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Decoding processes. Default: up to four. With Ray: cores or GPUs. Default: all."),
+    ] = None,
     device: DeviceOption = None,
     front_end: FrontEndOption = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="'local': this process, or 'ray': all cores or GPUs of a Ray cluster, for the same table."),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster: HOST:PORT, or 'auto' for the one of this machine. Default: RAY_ADDRESS, else Ray is "
+            "started on this machine.",
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
     prune: PruneOption = False,
     take_over: TakeOverOption = False,
@@ -117,6 +137,8 @@ def embed(
             workers=workers,
             device=device,
             front_end=front_end,
+            engine=engine,
+            address=address,
             overwrite=overwrite,
             prune=prune,
             take_over=take_over,

@@ -10,21 +10,32 @@ or have changed. Files that cannot be read are left out and listed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 from ssamba.audio.decode import Damaged, checked_damaged
-from ssamba.audio.sources import OneChannel, checked_channels
+from ssamba.audio.sources import OneChannel, Source, checked_channels
 from ssamba.config import FrontEndConfig
+from ssamba.devices import parse_device
 from ssamba.embedder import Embedder, load_model
-from ssamba.embedding import Context, Embedding, EmbedOptions, Padding, Precision, Readout
+from ssamba.embedding import Context, EmbedOptions, Padding, Precision, Readout
 from ssamba.errors import ConfigError
 from ssamba.files import user_path
 from ssamba.hashing import digest_of
+from ssamba.library.engines import Engine, LocalEngine
 from ssamba.library.jobs import FileJob, JobReport
+from ssamba.library.parts import PartsStore
+from ssamba.library.ray_engine import RayEngine
+from ssamba.library.remote import Recording
+from ssamba.library.storage import url_of
 from ssamba.library.store import Store, check_output
-from ssamba.locks import lock_output
+from ssamba.library.tables import Array, parts_folder
+from ssamba.library.url_locks import UrlLock, lock_url
+from ssamba.locks import OutputLock, lock_output
 from ssamba.model.readouts import PARTS_DEFINITION
 from ssamba.progress import OnProgress, checked_progress
 from ssamba.worker_pool import checked_workers
@@ -59,6 +70,8 @@ def embed_files(
     workers: int | None = None,
     device: str | None = None,
     front_end: FrontEndConfig | str | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
     overwrite: bool = False,
     prune: bool = False,
     take_over: bool = False,
@@ -74,9 +87,14 @@ def embed_files(
     and cannot be decoded loses its row. A file is the same whatever path or link names it; `path` keeps the first name,
     absolute or from the folder of the table (`ssamba.files.table_path`).
 
+    A folder of Parquet files gets a further one every half minute, which is never written again unless files change;
+    rows are in no order there, and `overwrite` removes the earlier ones first.
+
     Args:
-        recordings: files, folders (searched recursively) and patterns, or one of them.
-        output: .npz, .parquet or .csv (the latter two need the `store` extra).
+        recordings: files, folders (searched recursively) and patterns, or one of them; also URLs of storage that
+            fsspec reads (`s3://bucket/folder/`).
+        output: .npz, .parquet or .csv (the latter two need the `store` extra); or a folder of Parquet files, a name
+            that ends in a slash, or a URL (`s3://bucket/table`), for tables that are too large for one.
         checkpoint: as for `load_model`; or a loaded model.
         frames: rows are time steps, with a column `time_s`.
         every_s: rows are means over stretches of so many seconds, with a column `time_s` of their centers; whole frames
@@ -92,9 +110,13 @@ def embed_files(
         damaged: `skip` leaves out files of which a part is missing; `keep` uses what comes before it, and lists them in
             `OUTPUT.remarks.csv` with files that were read whole although their header is wrong.
         workers: processes that decode while the model runs; 0 decodes in this one. None means up to four, if there are
-            more than a few files.
+            more than a few files. With `ray`, the processes that embed, one for each core or GPU; None means all.
         device: where the model runs; None means a GPU if available.
         front_end: how waveforms become features, instead of the checkpoint's own, as for `load_model`: `48khz`, `x10`.
+        engine: `local`: this process and its decoding processes; `ray`: the cores or GPUs of a Ray cluster, which all
+            must see the recordings and have this version of ssamba. The table is the same. Needs the `ray` extra.
+        address: with `ray`, of the cluster: `HOST:PORT`, or `auto` for the one that this machine belongs to. None means
+            what `RAY_ADDRESS` says, else Ray is started on this machine for this call.
         overwrite: start anew; an existing table stays until the new one is complete.
         prune: remove the rows of files that are not named this time.
         take_over: take the output away from another process that is writing it.
@@ -115,7 +137,8 @@ def embed_files(
             another suffix.
         DataError: a pattern matches nothing, or a folder holds no audio.
         CheckpointError: the checkpoint cannot be loaded.
-        MissingExtraError: the format needs pyarrow.
+        MissingExtraError: the format needs pyarrow, or the engine Ray.
+        WorkerStartError, WorkerDiedError: the cluster has no worker that can start, or was lost; what is done is kept.
         Interrupted: a KeyboardInterrupt; what is done is kept.
     """
     values = {"context": context, "layer": layer, "padding": padding, "overlap": overlap, "precision": precision}
@@ -126,47 +149,49 @@ def embed_files(
     checked_damaged(damaged)
     checked_workers(workers)
     checked_progress(progress)
-    target = user_path(output)
+    folder = parts_folder(output)
+    target = url_of(output) or user_path(output)
+    if folder is None:
+        check_output(Path(target))
+    elif Path(target).suffix in (".npz", ".csv"):
+        raise ConfigError(f"{target}: a URL, or a name with a slash, is a folder of Parquet files: omit the suffix")
     report = EmbedReport(output=target)
-    check_output(target)
     job = FileJob(recordings, report)
-    model = loaded_model(checkpoint, device, front_end)
+    _check_engine(engine, address)
+    if engine == "local":
+        model = loaded_model(checkpoint, device, front_end)
+    else:
+        options = _resolved_for_ray(options, device)
+        model = loaded_model(checkpoint, None if isinstance(checkpoint, Embedder) else "cpu", front_end)
+        model = model if model.device.type == "cpu" else deepcopy(model).to("cpu")
     report.front_end = model.front_end.name
     model.check(options)
     if every_s is not None:
         model.span_frames(every_s)
-    with lock_output(target, take_over=take_over) as lock, job.kept():
-        store = Store(target, embed_settings(model, options, channels, readout, every_s), per_time, lock.verify)
+    stream = EmbedStream(model, options, readout, frames, every_s, channels, batch_tokens, damaged)
+    local = LocalEngine[EmbeddedRows](stream, model.front_end.sample_rate_hz, channels, damaged, workers)
+    runner: Engine[EmbeddedRows] = local
+    if engine == "ray":
+        runner = RayEngine[EmbeddedRows](local, model, address, workers, device)
+    settings = embed_settings(model, options, channels, readout, every_s)
+    locked: AbstractContextManager[OutputLock | UrlLock]
+    locked = lock_url(target, take_over) if isinstance(target, str) else lock_output(target, take_over=take_over)
+    with locked as lock, job.kept():
+        store: Store | PartsStore
+        if folder is None:
+            store = Store(target, settings, per_time, lock.verify)
+        else:
+            store = PartsStore(target, folder, settings, per_time, lock.verify)
         store.open(overwrite)
         job.compare(store.records)
 
-        def add(path: Path, result: Embedding) -> float:
+        def add(path: Recording, result: EmbeddedRows) -> float:
             lock.check()
-            rows = result.frames if per_time else (result.clip if readout == "clip" else result.parts)[None]
-            times_s = result.times_s.numpy() if per_time else None
-            store.add(job.record(path, result.duration_s, len(rows)), rows.numpy(), times_s)
+            store.add(job.record(path, result.duration_s, len(result.vectors)), result.vectors, result.times_s)
             return result.duration_s
 
-        rate_hz = model.front_end.sample_rate_hz
         try:
-            job.run(
-                lambda items: model.embed_stream(
-                    items,
-                    rate_hz,
-                    options,
-                    frames=per_time,
-                    every_s=every_s,
-                    channels=channels,
-                    batch_tokens=batch_tokens,
-                    damaged=damaged,
-                ),
-                add,
-                sample_rate_hz=rate_hz,
-                channels=channels,
-                damaged=damaged,
-                workers=workers,
-                progress=progress,
-            )
+            job.run(runner, add, progress)
         finally:
             try:
                 store.flush()  # also if interrupted, so that nothing computed is lost
@@ -176,6 +201,57 @@ def embed_files(
             report.rows = store.finish(list(job.files), job.dropped(prune))
     job.check_strict(strict)
     return report
+
+
+class EmbeddedRows(NamedTuple):
+    """Rows of a file."""
+
+    vectors: Array
+    """(rows, D) float32."""
+    times_s: Array | None
+    """(rows,), of time steps and stretches."""
+    duration_s: float
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the vectors."""
+        return self.vectors.nbytes
+
+
+@dataclass(frozen=True)
+class EmbedStream:
+    """Embeds recordings as they come; picklable, so that other machines can do so."""
+
+    model: Embedder
+    options: EmbedOptions
+    readout: Readout
+    frames: bool
+    every_s: float | None
+    channels: OneChannel
+    batch_tokens: int | None
+    damaged: Damaged
+
+    def __call__(self, items: Iterator[tuple[Path, Source]]) -> Iterator[tuple[Path, EmbeddedRows | Exception]]:
+        """Yield files with their rows or errors, as `Embedder.embed_stream` does."""
+        per_time = self.frames or self.every_s is not None
+        found = self.model.embed_stream(
+            items,
+            self.model.front_end.sample_rate_hz,
+            self.options,
+            frames=per_time,
+            every_s=self.every_s,
+            channels=self.channels,
+            batch_tokens=self.batch_tokens,
+            damaged=self.damaged,
+        )
+        for path, one in found:
+            if isinstance(one, Exception):
+                yield path, one
+            elif per_time:
+                yield path, EmbeddedRows(one.frames.numpy(), one.times_s.numpy(), one.duration_s)
+            else:
+                vector = one.clip if self.readout == "clip" else one.parts
+                yield path, EmbeddedRows(vector[None].numpy(), None, one.duration_s)
 
 
 def loaded_model(
@@ -197,6 +273,20 @@ def loaded_model(
     model = load_model(checkpoint, device=device, front_end=front_end)
     log.debug("model %s on %s, front end %s", model.identity, model.device, model.front_end.summary)
     return model
+
+
+def _check_engine(engine: str, address: str | None) -> None:
+    if engine not in ("local", "ray"):
+        raise ConfigError(f"engine must be one of local, ray; got {engine!r}")
+    if address is not None and engine != "ray":
+        raise ConfigError("address is of a Ray cluster: add --engine ray (engine='ray'), or leave it out")
+
+
+def _resolved_for_ray(options: EmbedOptions, device: str | None) -> EmbedOptions:
+    """Return the options as they are on the device of Ray's workers, which this process does not know by itself."""
+    if options.precision == "auto" and device is None:
+        raise ConfigError("precision='auto' depends on the device of Ray's workers: name it (--device cuda), or fp32")
+    return options if device is None else options.resolved(parse_device(device))
 
 
 def _check_readout(readout: str, frames: bool) -> None:

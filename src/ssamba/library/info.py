@@ -18,14 +18,21 @@ from ssamba.checkpoint.names import MODEL_FOLDER, ROUNDS_FOLDER, STATES_FOLDER, 
 from ssamba.config import ClassifierConfig
 from ssamba.cores import thread_settings
 from ssamba.files import user_path
-from ssamba.library.tables import read_embeddings
+from ssamba.library.tables import parts_folder, read_embeddings
 from ssamba.ops import available_backends, check_backends
 from ssamba.ops.matmul import library
 from ssamba.progress import counted, format_duration
 
 Facts = list[tuple[str, str]]
 
-_EXTRAS = {"codecs": "av", "store": "pyarrow", "hub": "huggingface_hub", "hf": "transformers", "figures": "matplotlib"}
+_EXTRAS = {
+    "codecs": "av",
+    "store": "pyarrow",
+    "ray": "ray",
+    "hub": "huggingface_hub",
+    "hf": "transformers",
+    "figures": "matplotlib",
+}
 _TABLES = (".npz", ".parquet", ".csv")
 _LABELS_SHOWN = 40
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".json")
@@ -45,8 +52,11 @@ def is_model(text: str) -> bool:
 
 
 def is_table(text: str) -> bool:
-    """Return whether a string names a file that may be a table of embeddings, by its ending."""
-    return user_path(text).suffix in _TABLES
+    """Return whether a string names what may be a table of embeddings: a file, by its ending, or a folder of parts."""
+    if user_path(text).suffix in _TABLES:
+        return True
+    folder = parts_folder(text)
+    return folder is not None and bool(folder.parts())
 
 
 def table_facts(path: str | Path) -> Facts:

@@ -8,31 +8,35 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-import numpy as np
-
 from ssamba.audio.band import above_band_text, collect_above_band
-from ssamba.audio.decode import Damaged, collect_remarks, decode_files, telling_blocks
-from ssamba.audio.files import Remark, Skipped, find_audio, listed_in, read_remarks, write_remarks, write_skipped
-from ssamba.audio.readers import Samples
-from ssamba.audio.sources import PEAK_REMARK, OneChannel, Source, peak_remark
+from ssamba.audio.decode import collect_remarks, telling_blocks
+from ssamba.audio.files import (
+    FoundAudio,
+    Remark,
+    Skipped,
+    find_audio,
+    listed_in,
+    read_remarks,
+    write_remarks,
+    write_skipped,
+)
 from ssamba.errors import Interrupted, LockLostError, SkippedFilesError
 from ssamba.files import RealPaths, path_text, table_path
+from ssamba.library.engines import Engine
+from ssamba.library.remote import Recording, RemoteFile, find_remote
+from ssamba.library.storage import local_copy, without_urls
 from ssamba.library.tables import FileRecord, StoreError
 from ssamba.progress import OnProgress, ProgressReporter, counted, format_duration
-from ssamba.worker_pool import default_workers
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-_FEW_FILES = 8
-"""A worker process takes longer to start than this many files take to decode."""
 _ABSENT = 0, 0
 """Size and time of a file that is not there."""
 
@@ -48,8 +52,8 @@ class JobReport:
     front_end_from: ClassVar[str]
     """What chooses the front end of the model."""
 
-    output: Path | None
-    """The file that was written."""
+    output: Path | str | None
+    """The file that was written, or the URL."""
     done: int = 0
     """Files that this call worked on, new and changed ones."""
     changed: int = 0
@@ -78,14 +82,18 @@ class JobReport:
     """False if `progress` stopped the job: what is done is kept, and repeating the call resumes."""
 
     @property
-    def skipped_file(self) -> Path | None:
+    def skipped_file(self) -> Path | str | None:
         """The list of skipped files, if there are any."""
-        return None if self.output is None else Path(f"{self.output}.skipped.csv")
+        return self._beside("skipped.csv")
 
     @property
-    def remarks_file(self) -> Path | None:
+    def remarks_file(self) -> Path | str | None:
         """The list of remarks, if there are any."""
-        return None if self.output is None else Path(f"{self.output}.remarks.csv")
+        return self._beside("remarks.csv")
+
+    def _beside(self, suffix: str) -> Path | str | None:
+        name = f"{self.output}.{suffix}"
+        return None if self.output is None else Path(name) if isinstance(self.output, Path) else name
 
     def __str__(self) -> str:
         if not self.finished:
@@ -130,20 +138,23 @@ class FileJob:
         Raises:
             ValueError: a pattern matches nothing, or a folder holds no audio.
         """
-        found = find_audio(recordings)
+        recordings, urls = without_urls(recordings)
+        found = FoundAudio() if urls and not recordings else find_audio(recordings)
         if found.other_names:
             first, other = found.other_names[0]
             log.info("%d other names of the same files are left out, as %s (%s)", len(found.other_names), other, first)
         real_path = RealPaths()
-        self.files = {path_text(real_path(path)): path for path in found}
+        self.files: dict[str, Recording] = {path_text(real_path(path)): path for path in found}
+        self.files |= {file.url: file for url in urls for file in find_remote(url)}
         self.report = report
         report.skipped = list(found.skipped)
         self.stats = {key: _stat(path) for key, path in self.files.items()}
         self.before: Mapping[str, FileRecord] = {}
-        self.todo: dict[Path, str] = {}
+        self.todo: dict[Recording, str] = {}
         self._num_skipped = 0
         self._undecodable: set[str] = set()
         self._above_band: list[Remark] = []
+        self._step = ProgressReporter(None, report.step)
         self._read_s = self._shown_s = 0.0
 
     def compare(self, before: Mapping[str, FileRecord]) -> None:
@@ -158,57 +169,36 @@ class FileJob:
         self.report.kept = len(before.keys() - self.files.keys())
 
     def run(
-        self,
-        stream: Callable[[Iterator[tuple[Path, Source]]], Iterator[tuple[Path, Result | Exception]]],
-        add: Callable[[Path, Result], float],
-        *,
-        sample_rate_hz: int,
-        channels: OneChannel,
-        damaged: Damaged,
-        workers: int | None,
-        progress: OnProgress | None,
+        self, engine: Engine[Result], add: Callable[[Recording, Result], float], progress: OnProgress | None
     ) -> None:
         """Work on the files that are to do, until that is done or `progress` stops it.
 
         Args:
-            stream: turns recordings into results.
+            engine: turns recordings into results.
             add: keeps the result of a file, and returns the duration of the recording.
-            sample_rate_hz: rate at which recordings are decoded.
-            channels: `mean`, or the number of a channel.
-            damaged: `skip` leaves out files of which a part is missing, `keep` uses what comes before it.
-            workers: decoding processes; None means up to four, if there are more than a few files.
             progress: called after each file, and while a long one is read.
         """
-        if workers is None:
-            workers = default_workers(4) if len(self.todo) > _FEW_FILES else 0
-        log.debug(
-            "%s to do (%d already there, %d of others), %s",
-            counted(len(self.todo), "file"),
-            self.report.unchanged,
-            self.report.kept,
-            f"decoded by {counted(workers, 'process')}" if workers else "decoded in this process",
-        )
-        channel = channels if isinstance(channels, int) else None
-        step = ProgressReporter(progress, self.report.step, len(self.todo))
-        decoded = decode_files(list(self.todo), sample_rate_hz, workers, damaged, channel)
+        counts = self.report.unchanged, self.report.kept
+        log.debug("%s to do (%d already there, %d of others)", counted(len(self.todo), "file"), *counts)
+        self._step = ProgressReporter(progress, self.report.step, len(self.todo))
         with (
-            warnings.catch_warnings(),
             collect_remarks() as self.report.remarks,
             collect_above_band() as self._above_band,
-            telling_blocks(lambda seconds: self._read_on(step, seconds)),
+            telling_blocks(self._read_on),
             self._lists(),
+            closing(engine.run(list(self.todo), self)) as results,
         ):
-            warnings.filterwarnings("ignore", PEAK_REMARK)  # `_sources` says which file it is
-            for path, result in stream(self._sources(decoded, step)):
+            for path, result in results:
                 if isinstance(result, Exception):
-                    self._skip(path, result)
+                    self.skip(path, result)
                 else:
                     duration_s = add(path, result)
                     self.report.done += 1
                     self.report.changed += self.todo[path] in self.before
                     self.report.audio_s += duration_s
                     log.debug("%s: %s %s", path, format_duration(duration_s), self.report.verb)
-                self._show(step)
+                    self._read_s = self.report.audio_s
+                    self._show()
 
     @contextmanager
     def _lists(self) -> Iterator[None]:
@@ -230,51 +220,52 @@ class FileJob:
             listed = "" if report.remarks_file is None else f". All of them are in {report.remarks_file}"
             log.warning(above_band_text(self._above_band, report.front_end_from, report.done, listed))
         if report.skipped_file is not None and report.remarks_file is not None:
-            write_skipped(report.skipped_file, listed_in(report.skipped_file, report.skipped))
-            kept = {record.path for key, record in self.before.items() if key not in self.todo.values()}
-            earlier = [one for one in read_remarks(report.remarks_file) if one.path in kept]
-            write_remarks(report.remarks_file, [*earlier, *listed_in(report.remarks_file, report.remarks)])
+            with local_copy(report.skipped_file) as file:
+                write_skipped(file, listed_in(report.skipped_file, report.skipped))
+            todo = set(self.todo.values())
+            kept = {record.path for key, record in self.before.items() if key not in todo}
+            with local_copy(report.remarks_file) as file:
+                earlier = [one for one in read_remarks(file) if one.path in kept]
+                write_remarks(file, [*earlier, *listed_in(report.remarks_file, report.remarks)])
 
-    def _sources(
-        self, decoded: Iterator[tuple[Path, Samples | Path | Exception]], step: ProgressReporter
-    ) -> Iterator[tuple[Path, Source]]:
-        for path, samples in decoded:
-            if isinstance(samples, Exception):
-                self._skip(path, samples)
-                self._show(step)
-            else:
-                remark = None if isinstance(samples, Path) else peak_remark(float(np.abs(samples).max()))
-                if remark is not None:
-                    log.warning("%s: %s", path, remark)
-                self._read_s = self.report.audio_s
-                yield path, samples
-            if not self.report.finished:  # what was read before is still worked on
-                return
-
-    def _read_on(self, step: ProgressReporter, seconds: float) -> None:
-        """Report progress within a long file; stopping then ends the job after it."""
-        self._read_s += seconds
-        self._show(step)
-
-    def _show(self, step: ProgressReporter) -> None:
-        num_done = self.report.done + self._num_skipped
-        self._shown_s = max(self._shown_s, self.report.audio_s, self._read_s)
-        go_on = step.update(num_done, audio_s=self._shown_s, skipped=self._num_skipped)
-        self.report.finished = (self.report.finished and go_on) or num_done == len(self.todo)
-
-    def _skip(self, path: Path, error: Exception) -> None:
+    def skip(self, path: Recording, error: Exception) -> None:
+        """Leave a file out, and show that."""
         self._num_skipped += 1
         self.report.skipped.append(Skipped.because(path, error))
         key = self.todo[path]
         if isinstance(error, ValueError) and self.stats[key] != _ABSENT:
             self._undecodable.add(key)
+        self._show()
+
+    def note(self, text: str) -> None:
+        """Log a warning about a file that is used all the same."""
+        log.warning("%s", text)
+
+    def goes_on(self) -> bool:
+        """Return False once `progress` has stopped the job."""
+        return self.report.finished
+
+    def file_bytes(self, path: Recording) -> int:
+        """Return the size of a file."""
+        return self.stats[self.todo[path]][0]
+
+    def _read_on(self, seconds: float) -> None:
+        """Report progress within a long file; stopping then ends the job after it."""
+        self._read_s += seconds
+        self._show()
+
+    def _show(self) -> None:
+        num_done = self.report.done + self._num_skipped
+        self._shown_s = max(self._shown_s, self.report.audio_s, self._read_s)
+        go_on = self._step.update(num_done, audio_s=self._shown_s, skipped=self._num_skipped)
+        self.report.finished = (self.report.finished and go_on) or num_done == len(self.todo)
 
     def recount(self, records: Mapping[str, FileRecord]) -> None:
         """Count the files that are done by what is kept: an interrupt may come between the two."""
         kept = (key for key in self.todo.values() if key in records and records[key].is_unchanged(*self.stats[key]))
         self.report.done = sum(1 for _ in kept)
 
-    def record(self, path: Path, duration_s: float, rows: int) -> FileRecord:
+    def record(self, path: Recording, duration_s: float, rows: int) -> FileRecord:
         """Return the record of a file; its path is the one that was given first, as the output lists it."""
         key, output = self.todo[path], self.report.output
         if key in self.before:
@@ -329,7 +320,9 @@ class FileJob:
             raise SkippedFilesError(f"skipped {counted(len(self.report.skipped), 'file')}", self.report)
 
 
-def _stat(path: Path) -> tuple[int, int]:
+def _stat(path: Recording) -> tuple[int, int]:
+    if isinstance(path, RemoteFile):
+        return path.file_bytes, path.modified_ns
     try:
         stat = path.stat()
     except (OSError, ValueError):  # ValueError: a zero byte in the name

@@ -33,8 +33,10 @@ from ssamba.files import listed_path, output_folder, path_text, user_path, utf8_
 from ssamba.hashing import digest_of, digest_of_json
 from ssamba.inference.clip_windows import Predictor, Windows
 from ssamba.library.embed import loaded_model
+from ssamba.library.engines import LocalEngine
 from ssamba.library.jobs import FileJob, JobReport
 from ssamba.library.journal import Entry, Journal
+from ssamba.library.remote import Recording
 from ssamba.library.tables import FileRecord
 from ssamba.locks import lock_output
 from ssamba.progress import OnProgress, checked_progress
@@ -196,7 +198,7 @@ def predict_files(
     journal: Journal | None = None
     records: dict[str, FileRecord] = {}
 
-    def add(path: Path, found: _Answer) -> float:
+    def add(path: Recording, found: _Answer) -> float:
         record = job.record(path, found.duration_s, 0)
         name = record.path if target is None else listed_path(record.path, target)
         if isinstance(found.of, Windows):
@@ -226,15 +228,7 @@ def predict_files(
 
     def run() -> None:
         try:
-            job.run(
-                stream,
-                add,
-                sample_rate_hz=model.front_end.sample_rate_hz,
-                channels=channels,
-                damaged=damaged,
-                workers=workers,
-                progress=progress,
-            )
+            job.run(LocalEngine(stream, model.front_end.sample_rate_hz, channels, damaged, workers), add, progress)
         finally:
             job.recount(records if journal is None else journal.records)
         if note := predictor.note(options, [record.duration_s for record in records.values()], events=events):

@@ -13,17 +13,22 @@ Shapes: D channels.
 from __future__ import annotations
 
 import json
+import os
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from ssamba.errors import MissingExtraError, SsambaError
 from ssamba.files import RealPaths, json_text, path_from_text, path_text, user_path
+from ssamba.library.storage import Place, reading, url_of
 
 Array = np.ndarray[Any, Any]
 FORMATS = (".npz", ".parquet", ".csv")
@@ -35,6 +40,9 @@ _BATCH_BYTES = 1 << 24
 _ARROW_ROWS = 16_384
 _PER_FILE = ("path", "absolute_path", "file_bytes", "modified_ns", "duration_s")
 _PER_TABLE = ("model", "weights_digest", "window_s", "config_hash")
+_PART = re.compile(r"part-\d{6,}-[0-9a-f]+\.parquet")
+_READERS = 16
+"""Parts that are read at the same time."""
 
 
 class StoreError(SsambaError, ValueError):
@@ -174,38 +182,49 @@ def _write_arrow(target: Path, rows: Sequence[Rows], settings: Mapping[str, Any]
     pa = require_pyarrow()
     from pyarrow import csv, parquet
 
-    dim, as_json = _dim(rows), json_text(settings)
+    dim = _dim(rows)
+    schema = arrow_schema(dim, settings, frames)
+    open_writer: Any = parquet.ParquetWriter
+    if target.suffix == ".csv":
+        vectors = (pa.field(f"e{index}", pa.float32()) for index in range(dim))
+        named = [schema.field(name) for name in schema.names if name != "embedding"]
+        schema, open_writer = pa.schema([*named, pa.field("settings", pa.string()), *vectors]), csv.CSVWriter
+    with target.open("wb") as file, open_writer(file, schema) as writer:  # pyarrow takes no path that is not UTF-8
+        for group in batches(rows, dim):
+            records = [entry.record for entry in group for _ in range(entry.count)]
+            times_s = np.concatenate([entry.times_s() for entry in group]) if frames else None
+            embedding = np.concatenate([entry.embedding() for entry in group])
+            writer.write_table(arrow_table(schema, records, settings, embedding, times_s))
+
+
+def arrow_schema(dim: int, settings: Mapping[str, Any], frames: bool) -> Any:
+    """Return the schema of a Parquet table: columns, and settings as its metadata."""
+    pa = require_pyarrow()
     fields = [("path", pa.string()), *([("time_s", pa.float32())] if frames else [])]
     fields += [("duration_s", pa.float64()), ("window_s", pa.float64()), ("model", pa.string())]
     fields += [("weights_digest", pa.string()), ("config_hash", pa.string())]
     fields += [("file_bytes", pa.int64()), ("modified_ns", pa.int64()), ("absolute_path", pa.string())]
-    per_table = {name: settings[name] for name in _PER_TABLE}
-    if target.suffix == ".parquet":
-        schema = pa.schema([*fields, ("embedding", pa.list_(pa.float32(), dim))])
-        schema, open_writer = schema.with_metadata({"settings": as_json}), parquet.ParquetWriter
+    schema = pa.schema([*fields, ("embedding", pa.list_(pa.float32(), dim))])
+    return schema.with_metadata({"settings": json_text(settings)})
+
+
+def arrow_table(
+    schema: Any, records: Sequence[FileRecord], settings: Mapping[str, Any], embedding: Array, times_s: Array | None
+) -> Any:
+    """Return rows as an Arrow table, a record for each of the embeddings (rows, D); as lists, or as columns in CSV."""
+    pa = require_pyarrow()
+    embedding = embedding.astype(np.float32, copy=False)
+    columns: dict[str, Any] = {name: [settings[name]] * len(records) for name in _PER_TABLE}
+    columns |= {name: [getattr(record, name) for record in records] for name in _PER_FILE}
+    if times_s is not None:
+        columns["time_s"] = times_s.astype(np.float32)
+    if "embedding" in schema.names:
+        dim = embedding.shape[1]
+        columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), dim)
     else:
-        fields.append(("settings", pa.string()))
-        per_table["settings"] = as_json
-        schema = pa.schema([*fields, *((f"e{index}", pa.float32()) for index in range(dim))])
-        open_writer = csv.CSVWriter
-    with target.open("wb") as file, open_writer(file, schema) as writer:  # pyarrow takes no path that is not UTF-8
-        for group in batches(rows, dim):
-            records = [entry.record for entry in group for _ in range(entry.count)]
-            columns: dict[str, Any] = {
-                name: [per_table[name]] * len(records)
-                if name in per_table
-                else [getattr(record, name) for record in records]
-                for name, _ in fields
-                if name != "time_s"
-            }
-            if frames:
-                columns["time_s"] = np.concatenate([entry.times_s() for entry in group]).astype(np.float32)
-            embedding = np.concatenate([entry.embedding() for entry in group]).astype(np.float32)
-            if target.suffix == ".parquet":
-                vectors = [pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), dim)]
-            else:
-                vectors = [pa.array(np.ascontiguousarray(column)) for column in embedding.T]
-            writer.write_table(pa.table([*(columns[name] for name, _ in fields), *vectors], schema=schema))
+        columns["settings"] = [json_text(settings)] * len(records)
+        columns |= {f"e{index}": np.ascontiguousarray(column) for index, column in enumerate(embedding.T)}
+    return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 def _dim(rows: Sequence[Rows]) -> int:
@@ -226,6 +245,9 @@ def require_pyarrow() -> Any:
 def read_embeddings(path: str | Path) -> dict[str, Array]:
     """Read a table that `ssamba embed` wrote, in any of its formats, as arrays.
 
+    Args:
+        path: a file, or the folder or the URL of a table in parts.
+
     Returns:
         `embedding` (rows, D); `path`, `absolute_path`, `duration_s`, `file_bytes`, `modified_ns` (files,); `file`
         (rows,), each row's index into these; `time_s` (rows,) if rows are time steps; and the scalars `model`,
@@ -235,6 +257,9 @@ def read_embeddings(path: str | Path) -> dict[str, Array]:
     Raises:
         StoreError: the file is missing or was not written by `ssamba embed`.
     """
+    if (folder := parts_folder(path)) is not None:
+        with reading(str(path)):
+            return folder.read()
     path = user_path(path)
     with _reading(path):
         if path.suffix == ".npz":
@@ -260,6 +285,10 @@ def read_listing(path: Path) -> Listing:
                 table = _with_file_index({name: archive[name] for name in archive.files if name != "embedding"})
         else:
             table = _read_columns(path)
+    return _listing(table)
+
+
+def _listing(table: dict[str, Array]) -> Listing:
     names = table["path"].tolist()
     counts = np.bincount(table["file"], minlength=len(names)).tolist()
     columns = {name: table[name].tolist() for name in _PER_FILE if name in table}
@@ -362,6 +391,11 @@ def _read_columns(path: Path) -> dict[str, Array]:
     else:
         with _open_csv(path, vectors=False) as reader:
             rows = reader.read_all()
+    return _columns(rows, settings)
+
+
+def _columns(rows: Any, settings: bytes | None) -> dict[str, Array]:
+    """Return the columns of an Arrow table except embeddings, one value for each file."""
     paths = rows["path"].to_pylist()
     # Files of one relative path, as seen from several folders, differ in the absolute one.
     keys = rows["absolute_path"].to_pylist() if "absolute_path" in rows.column_names else paths
@@ -398,6 +432,78 @@ def _arrow_batches(path: Path) -> Iterator[tuple[Array, Array | None]]:
             columns = [batch[name].to_numpy(zero_copy_only=False) for name in names]
             times = batch["time_s"].to_numpy(zero_copy_only=False) if "time_s" in batch.schema.names else None
             yield np.stack(columns, axis=1).astype(np.float32), times
+
+
+class PartsFolder(NamedTuple):
+    """A table in parts: the Parquet files `part-N-TOKEN.parquet` in a folder or at a URL."""
+
+    place: Place
+
+    def parts(self) -> list[str]:
+        """Return the names of the parts, in order; none if there is no folder."""
+        names = self.others_and_parts()
+        return [name for name in names if _PART.fullmatch(name)]
+
+    def others_and_parts(self) -> list[str]:
+        """Return the names of all files and folders that are not hidden, in order."""
+        try:
+            found = self.place.fs.ls(self.place.path, detail=False)
+        except FileNotFoundError:
+            return []
+        names = sorted(name.rstrip("/").rpartition("/")[2] for name in found if name.rstrip("/") != self.place.path)
+        return [name for name in names if name and not name.startswith(".")]
+
+    def listings(self) -> Iterator[tuple[str, Listing]]:
+        """Yield each part with everything in it but its embeddings."""
+        names = self.parts()
+        with ThreadPoolExecutor(_READERS) as pool:  # storage takes its time to answer
+            for name, (table, _) in zip(names, pool.map(self._read_part, names, repeat(False)), strict=True):
+                yield name, _listing(table)
+
+    def read(self) -> dict[str, Array]:
+        """Read all parts as `read_embeddings` does one file."""
+        names = self.parts()
+        if not names:
+            raise StoreError(f"{self.place.path}: holds no part of a table that `ssamba embed -o` wrote")
+        with ThreadPoolExecutor(_READERS) as pool:
+            tables, vectors = zip(*pool.map(self._read_part, names, repeat(True)), strict=True)
+        joined: dict[str, Array] = dict(tables[-1])
+        joined |= {key: np.concatenate([one[key] for one in tables]) for key in (*_PER_FILE, "time_s") if key in joined}
+        starts = np.cumsum([0, *(len(one["path"]) for one in tables[:-1])])
+        joined["file"] = np.concatenate([one["file"] + start for one, start in zip(tables, starts, strict=True)])
+        joined["embedding"] = np.concatenate(vectors)
+        return joined
+
+    def read_arrow(self, name: str, vectors: bool = True) -> Any:
+        """Read a part as an Arrow table, with or without embeddings."""
+        require_pyarrow()
+        from pyarrow import parquet
+
+        place = self.place.below(name)
+        try:
+            with place.fs.open(place.path, "rb") as opened, parquet.ParquetFile(opened) as file:
+                return file.read([one for one in file.schema_arrow.names if vectors or one != "embedding"])
+        except ValueError as error:
+            remedy = "Remove it, and its files are embedded again"
+            raise StoreError(f"{place.path}: is no whole part of a table ({error}). {remedy}") from None
+
+    def _read_part(self, name: str, vectors: bool) -> tuple[dict[str, Array], Array]:
+        rows = self.read_arrow(name, vectors)
+        table = _columns(rows, (rows.schema.metadata or {}).get(b"settings"))
+        if not vectors:
+            return table, np.zeros((0, 0), np.float32)
+        column = rows["embedding"].combine_chunks()
+        return table, column.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), column.type.list_size)
+
+
+def parts_folder(name: str | Path) -> PartsFolder | None:
+    """Return the folder of a table in parts that a name stands for: a URL, a name that ends in a slash, or a folder."""
+    if (url := url_of(name)) is not None:
+        return PartsFolder(Place.of(url))
+    path = user_path(name)
+    if str(name).endswith(("/", os.sep)) or any(_PART.fullmatch(one.name) for one in path.glob("part-*.parquet")):
+        return PartsFolder(Place.of(path.absolute().as_uri()))
+    return None
 
 
 @contextmanager
