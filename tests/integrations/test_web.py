@@ -161,6 +161,9 @@ def test_parts_of_long_recordings_are_chosen_by_keyboard(page, medley, tmp_path)
         part = decode(tmp_path / "long.wav", start_s=1.5, duration_s=10.24)
         assert cosine(result["clip"], model.embed(part, sample_rate=16_000).clip) > 0.9999
         assert page.get_attribute("#start", "aria-valuetext") == f"1.5 to 11.7 of {len(medley) / 16_000 + 1e-6:.1f} s"
+        page.keyboard.press("End")  # the last part ends with the recording
+        until(page, "ssamba.result.start_s > 15")
+        assert settled(page)["start_s"] == pytest.approx(len(medley) / 16_000 - 10.24, abs=1e-3)
 
 
 def test_what_cannot_be_read_is_said_and_the_page_goes_on(page, clips, tmp_path):

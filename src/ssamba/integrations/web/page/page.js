@@ -135,8 +135,8 @@ async function analyze(opened, start_s) {
   const rate = page.sample_rate_hz, whole = opened.length / opened.rate;
   const total = Math.round((opened.length * rate) / opened.rate);
   const isWhole = whole <= page.whole_s;
-  const first = Math.min(Math.round(start_s * rate), total);
-  const count = isWhole ? total : Math.min(Math.round(page.window_s * rate), total - first);
+  const count = isWhole ? total : Math.min(Math.round(page.window_s * rate), total);
+  const first = Math.min(Math.round(start_s * rate), total - count); // the last part ends with the recording
   show("working", `Listening to ${spoken(opened.name)} …`);
   const wave = await readResampled(opened, rate, first, count);
   if (!wave.every(Number.isFinite)) throw new SoundError(`${opened.name} holds values that are no numbers (NaN or infinity).`);
@@ -166,8 +166,9 @@ async function analyze(opened, start_s) {
 function showPart(isWhole, whole, start_s, seconds, isNew) {
   $("part").hidden = isWhole;
   const slider = $("start"), text = `${clock(start_s, whole)} to ${clock(start_s + seconds, whole)} of ${clockWithUnit(whole)}`;
-  slider.max = Math.max(0, whole - page.window_s);
-  slider.step = whole > 600 ? 5 : 0.5;
+  const step = whole > 600 ? 5 : 0.5;
+  slider.step = step;
+  slider.max = Math.ceil(Math.max(0, whole - page.window_s) / step) * step;
   if (isNew) slider.value = start_s; // else somebody may be moving it
   slider.setAttribute("aria-valuetext", text);
   $("part-text").textContent = text;

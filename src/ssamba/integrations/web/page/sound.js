@@ -84,7 +84,12 @@ function pcmReader({ code, isFloat, bits }) {
 
 // The browser decodes other formats as a whole, at the file's own rate, so that it does not resample.
 async function decodeWhole(blob, name) {
-  const { rate, channels } = sniff(new DataView(await blob.slice(0, 65536).arrayBuffer()));
+  let head = new DataView(await blob.slice(0, 65536).arrayBuffer());
+  if (head.byteLength > 10 && tag(head, 0).startsWith("ID3")) {
+    const pictures = 10 + [6, 7, 8, 9].reduce((size, i) => (size << 7) | head.getUint8(i), 0);
+    head = new DataView(await blob.slice(pictures, pictures + 65536).arrayBuffer());
+  }
+  const { rate, channels } = sniff(head);
   const seconds = await mediaSeconds(blob);
   const most = MAX_SAMPLES / rate / channels;
   if (seconds > most || (!Number.isFinite(seconds) && blob.size > 100e6)) {
@@ -118,7 +123,7 @@ function fromChannels(channels, rate) {
   };
 }
 
-// Rate and channels as headers state them: FLAC, Ogg (Vorbis, Opus, FLAC), MP3; a guess for others.
+// Rate and channels as headers state them: FLAC, Ogg (Vorbis, Opus, FLAC), WAV, MP3; a guess for others.
 function sniff(view) {
   const guess = { rate: 48000, channels: 2 };
   if (view.byteLength < 64) return guess;
@@ -135,9 +140,9 @@ function sniff(view) {
     if (tag(view, packet + 1) === "FLAC") return flac(packet + 27);
     return guess;
   }
-  const isId3 = tag(view, 0).startsWith("ID3");
-  let at = isId3 ? 10 + [6, 7, 8, 9].reduce((size, i) => (size << 7) | view.getUint8(i), 0) : 0;
-  for (const end = Math.min(view.byteLength - 4, at + 4096); at < end; at++) {
+  if (tag(view, 0) === "RIFF" && tag(view, 12) === "fmt ") // of other codings than PCM
+    return { rate: view.getUint32(24, true) || guess.rate, channels: view.getUint16(22, true) || guess.channels };
+  for (let at = 0; at < Math.min(view.byteLength - 4, 4096); at++) {
     const word = view.getUint32(at);
     const version = (word >> 19) & 3, layer = (word >> 17) & 3, index = (word >> 10) & 3;
     if (word >>> 21 !== 0x7ff || version === 1 || layer === 0 || index === 3 || ((word >> 12) & 15) === 15) continue;
