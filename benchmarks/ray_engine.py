@@ -56,15 +56,17 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ray-engine-") as folder:
         if arguments.what == "faults":
-            found = faults(Path(folder), arguments.files or 240)
+            faults(Path(folder), arguments.files or 240)
         else:
-            found = rate(Path(folder), arguments.files or 1000, arguments.turns)
+            save("rate", rate(Path(folder), arguments.files or 1000, arguments.turns))
+
+
+def save(what: str, found: dict[str, Any]) -> None:
+    """Write what was found beside what the other command found."""
     path = RESULTS / "ray_engine.json"
     data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    data[arguments.what] = {**found, "ray": version("ray"), "environment": environment()}
-    text = as_markdown(data)
-    print(text)
-    write_report(RESULTS, "ray_engine", data, text)
+    data[what] = {**found, "ray": version("ray"), "environment": environment()}
+    write_report(RESULTS, "ray_engine", data, as_markdown(data))
 
 
 def as_markdown(data: dict[str, Any]) -> str:
@@ -94,8 +96,8 @@ def as_markdown(data: dict[str, Any]) -> str:
 # Faults.
 
 
-def faults(folder: Path, files: int) -> dict[str, Any]:
-    """Disturb the Ray engine in every way, and return how its tables compare with the local engine's."""
+def faults(folder: Path, files: int) -> None:
+    """Disturb the Ray engine in every way, and save after each how its table compares with the local engine's."""
     recordings = make_recordings(folder / "recordings", files)
     expected = Outcome.of(run_command(recordings, folder / "local.parquet"), folder / "local.parquet")
     cases: dict[str, dict[str, Any]] = {}
@@ -103,6 +105,7 @@ def faults(folder: Path, files: int) -> dict[str, Any]:
     def case(name: str, outcome: Outcome, deaths: int = 0, reference: Outcome = expected) -> None:
         cases[name] = {**outcome.compared(reference), "processes killed": deaths, "Ray processes left": ray_processes()}
         print(f"{name}: {inline(cases[name])}", flush=True)
+        save("faults", {"files": len(list(recordings.iterdir())), "cases": cases})
 
     out = folder / "ray.parquet"
     case("undisturbed", Outcome.of(run_command(recordings, out, "--engine", "ray"), out))
@@ -135,7 +138,6 @@ def faults(folder: Path, files: int) -> dict[str, Any]:
         case("job killed, all in S3", Outcome.of("", f"{url}/table"), deaths)
         case("local engine, all in S3", Outcome.of(run_command(f"{url}/recordings/", f"{url}/other"), f"{url}/other"))
         case("second job refused", second_job(f"{url}/recordings/", f"{url}/twice"))
-    return {"files": len(list(recordings.iterdir())), "cases": cases}
 
 
 def make_recordings(folder: Path, count: int) -> Path:
@@ -364,7 +366,7 @@ def rate(folder: Path, files: int, turns: int) -> dict[str, Any]:
     for _ in range(turns):
         for engine, found in rates.items():
             found.append(one_rate(folder, model, engine, files))
-            print(engine, found[-1], flush=True)
+            print(f"{engine}: {found[-1][0]:.0f} times real time, first tenth after {found[-1][1]:.1f} s", flush=True)
     medians = {name: statistics.median(one for one, _ in found) for name, found in rates.items()}
     engines = {
         name: {
