@@ -41,7 +41,7 @@ from ssamba.checkpoint import save_checkpoint
 from ssamba.model import create_encoder
 from ssamba.studies.harness import table
 from ssamba.training import loop
-from ssamba.training.state import StateFolder
+from ssamba.training.state import StateFolder, has_state
 
 _LIMIT_S = 600.0
 _SMALL = {"model.encoder": {"embed_dim": 64, "depth": 2}, "data.crop_s": 1.0, "data.batch_s": 4.0, "data.workers": 0}
@@ -60,7 +60,8 @@ class Run:
 
     @property
     def steps_file(self) -> Path:
-        """A line for each step: the monotonic clock, which all processes share, and the number of steps done."""
+        """A line for each step: the monotonic clock, which all processes share, the number of steps done, and 1 if the
+        step is of the refit on all clips, which is a training of its own."""
         return self.folder / f"steps-{self.pid}"
 
     @property
@@ -72,11 +73,17 @@ class Run:
     def log_file(self) -> Path:
         return self.folder / f"log-{self.pid}"
 
-    @property
-    def states(self) -> StateFolder:
-        """The folder of the states; fine-tuning has one for each fold."""
+    def newest(self) -> int:
+        """Return the step of the newest state of what is trained: of the run, of its fold, or of its refit; or 0."""
         run = self.output if self.kind == "pretrain" else next(iter((self.output / "rounds").glob("*")), self.output)
-        return StateFolder(run / "checkpoints", 1)
+        if self.trained()[1]:
+            run = self.output / "refit"
+        states = StateFolder(run / "checkpoints", 1).complete()
+        return states[-1].step if states else 0
+
+    def is_unfinished(self) -> bool:
+        """Return whether a training has begun that has no state."""
+        return any(not has_state(log.parent) for log in self.output.rglob("log.jsonl"))
 
     def start(self) -> None:
         """Fork, and train in the new process."""
@@ -114,7 +121,7 @@ class Run:
 
         def note(state: Any) -> None:
             if hasattr(state, "steps"):
-                steps.write(f"{time.monotonic()} {state.steps}\n")
+                steps.write(f"{time.monotonic()} {state.steps} {int(state.step.startswith('refit'))}\n")
                 steps.flush()
 
         if self.kind == "pretrain":
@@ -137,12 +144,12 @@ class Run:
         self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return at_s
 
-    def steps(self) -> list[tuple[float, int]]:
-        """Return clock and number of each step."""
-        if not self.steps_file.exists():
-            return []
-        lines = self.steps_file.read_text().splitlines(keepends=True)
-        return [(float(at), int(step)) for at, step in (line.split() for line in lines if line.endswith("\n"))]
+    def trained(self) -> tuple[list[tuple[float, int]], bool]:
+        """Return clock and number of each step of the training that the process was in, and if it is the refit."""
+        text = self.steps_file.read_text() if self.steps_file.exists() else ""
+        lines = [line.split() for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        last = lines[-1][2] if lines else "0"
+        return [(float(at), int(step)) for at, step, part in lines if part == last], last == "1"
 
     def said(self) -> str:
         """Return its output."""
@@ -192,7 +199,7 @@ class Kills:
             self.wait(run)
             self.duration_s[kind] = time.monotonic() - started_s
             self.reference[kind] = self.model(run)
-            print(f"{kind}: {run.steps()[-1][1]} steps in {self.duration_s[kind]:.1f} s", flush=True)
+            print(f"{kind}: {run.trained()[0][-1][1]} steps in {self.duration_s[kind]:.1f} s", flush=True)
 
     def new(self, kind: str, name: str) -> Run:
         """Return a run that is not started."""
@@ -232,7 +239,7 @@ class Kills:
     def start_and_kill(self, run: Run) -> str:
         """Start a run and kill it at some moment; check its newest state, and return what happened."""
         logs = len([*run.output.rglob("log-*.jsonl")])
-        unfinished = bool([*run.output.rglob("log.jsonl")]) and not run.states.complete()
+        unfinished = run.is_unfinished()
         is_time, kind = self.some_moment(run)
         run.start()
         while run.is_alive() and not is_time():
@@ -244,7 +251,7 @@ class Kills:
         killed_s = run.kill()
         self.counts["kills"] += 1
         self.counts[f"killed {kind}"] += 1
-        steps = run.steps()
+        steps, _ = run.trained()
         if unfinished and "no saved state to resume from" in run.said():
             self.counts["kept logs"] += 1
             assert len([*run.output.rglob("log-*.jsonl")]) == logs + 1, "the earlier log is kept"
@@ -254,8 +261,7 @@ class Kills:
             self.counts["before the first step"] += 1
             return f"{kind} before the first step"
         done = {step: at for at, step in reversed(steps)}  # the first time that this process had done them
-        states = run.states.complete()
-        newest = states[-1].step if states else 0
+        newest = run.newest()
         # The newest state may be from before this process, or of the step that it was about to report.
         began_s = killed_s if newest > steps[-1][1] else done.get(newest, steps[0][0])
         # What the last step takes is lost in any case, and on a busy machine it may take any time.
@@ -266,7 +272,7 @@ class Kills:
         allowed_s = self.interval_s + longest_step_s + longest_save_s + unfinished_s
         self.lost_s.append(lost_s)
         self.allowed_s.append(allowed_s)
-        self.counts["without a state"] += not states
+        self.counts["without a state"] += not newest
         before = ", ".join(f"{step} at {at - killed_s:.2f}" for at, step in steps[-20:])
         told = f"state {newest}, saves {run.saves_file.read_text().split()}, steps {before} s; {run.said()}"
         assert lost_s <= allowed_s, f"{run.output}: {lost_s:.2f} s lost, {allowed_s:.2f} s allowed; {told}"
@@ -284,7 +290,7 @@ class Kills:
             if kind == "at a random moment":
                 return time.monotonic() - started_s > wait_s
             pattern = ".unfinished-step-*" if kind == "while saving" else "step-*"
-            new = {path.name for path in run.states.folder.glob(pattern)} - seen
+            new = {path.name for path in run.output.rglob(pattern)} - seen
             if new:
                 seen.update(new)
                 skip -= 1

@@ -409,6 +409,20 @@ def _onnx_storage() -> str:
     return _table(found, list(found["storage"][0]), rows)
 
 
+def _nodes() -> str:
+    found = _read("nodes")
+    killed = {"none": "none", "second": "the second", "first": "the first, with the rendezvous",
+              "elastic": "the second, `--nnodes 1:2`"}  # fmt: skip
+    rows = [
+        [killed[name], ", ".join(f"{session['step']} ({session['processes']})" for session in run["sessions"]),
+         f"{run['held_out_loss']:.4f}", f"{run['relative_difference']:.1g}", f"{run['seconds']:.0f}"]
+        for name, run in found["runs"].items()
+    ]  # fmt: skip
+    columns = ["killed", "sessions began at step (processes)", "held-out loss", "largest difference of a weight", "s"]
+    facts = {"processor": "AMD EPYC", "threads": 1, "torch": "2.13.0", "date": "2026-11-30", **found}
+    return _table(facts, columns, rows)
+
+
 def _busy() -> str:
     found = _read("busy")
     medians = found["medians_ms"]
@@ -468,6 +482,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "kills": _kills,
     "ray-rates": _ray_rates,
     "ray-faults": _ray_faults,
+    "nodes": _nodes,
     "busy": _busy,
     "browser": _browser,
     "onnx-speed": _onnx_speed,

@@ -54,6 +54,17 @@ def test_settings_figures_and_curves_stand_side_by_side(runs, experiment, tmp_pa
     assert table["status"] == ["finished", "interrupted"]
 
 
+def test_names_of_runs_and_lists_are_printed_as_they_are(runs, tmp_path):
+    for name, sources in (("r_1", ["birds: 3 clips", "bats: 2 clips"]), ("r_2", ["birds: 3 clips"])):
+        (tmp_path / name).mkdir()
+        start = {"event": "start", "step": 0, "settings": {}, "data": sources}
+        (tmp_path / name / "log.jsonl").write_text(json.dumps(start) + "\n")
+    head, _, data, *_ = str(compare_runs([tmp_path / "r_1", tmp_path / "r_2"])).splitlines()
+    assert head.split() == ["r_1", "r_2"]
+    assert data.startswith("data")
+    assert "birds: 3 clips; bats: 2 clips" in data
+
+
 def test_a_run_that_trains_is_compared_as_far_as_it_is(runs, tmp_path):
     log = (runs / "first" / "log.jsonl").read_text()
     (tmp_path / "now").mkdir()

@@ -74,16 +74,13 @@ class Comparison:
 
     def rows(self) -> list[list[str]]:
         """Return a row for each setting that differs and each figure: its name, and a cell for each run."""
-        rows = [
-            [name, *("-" if value is None else str(value) for value in values)]
-            for name, values in self.settings.items()
-        ]
+        rows = [[name, *map(_setting, values)] for name, values in self.settings.items()]
         names = dict.fromkeys(name for run in self.runs for name in run.figures)
         rows += [["status", *(run.status for run in self.runs)]]
         return rows + [[name, *(_cell(run, name) for run in self.runs)] for name in names]
 
     def __str__(self) -> str:
-        return format_table(["", *(run.name for run in self.runs)], self.rows())
+        return format_table(["", *(run.name for run in self.runs)], self.rows(), wrap=False)
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain values."""
@@ -267,6 +264,12 @@ def _mean(values: Iterable[float]) -> float | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "; ".join(map(str, value))
+    return "-" if value is None else str(value)
 
 
 def _cell(run: ComparedRun, name: str) -> str:
