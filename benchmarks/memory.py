@@ -1,10 +1,10 @@
 """Measure memory and time of the commands over the length of a recording: `python -m benchmarks.memory`.
 
-`ssamba embed` (a vector, a row for each second, a row for each time step) and `ssamba predict --per-second` run in
-processes of their own on recordings of 0.1 to 10 hours, which are the demo's recordings joined in random order, 16 kHz,
-in a temporary folder: real sound throughout, so that no window is skipped as digital silence. The classifier has random
-weights in its head. Writes benchmarks/results/memory.json and memory.md after each measurement; what is there is not
-measured again.
+`ssamba embed` (a vector, a row for each second, a row for each time step), `ssamba predict --per second` and Python's
+`Embedder.embed` (with and without frames) run in processes of their own on recordings of 0.1 to 10 hours, which are the
+demo's recordings joined in random order, 16 kHz, in a temporary folder: real sound throughout, so that no window is
+skipped as digital silence. The classifier has random weights in its head. Writes benchmarks/results/memory.json and
+memory.md after each measurement; what is there is not measured again.
 
 The peak is that of all resident memory of the process, pages of libraries included, as the system counts it. With
 `--depth` the encoder has fewer blocks and random weights: its memory is almost the same, its time much shorter.
@@ -34,12 +34,17 @@ from ssamba.model.heads import Classifier
 from ssamba.studies.harness import environment, table
 
 RATE_HZ = 16_000
+CALL = "import sys, ssamba; e = ssamba.load_model(sys.argv[3]).embed(sys.argv[1], frames={}); print(e.clip.shape)"
+SSAMBA = ["-m", "ssamba", "-q"]
 COMMANDS: dict[str, list[str]] = {
-    "embed": ["embed", "-o", "e.npz"],
-    "predict --per-second": ["predict", "-o", "p.csv", "--per-second"],
-    "embed --frames": ["embed", "-o", "f.npz", "--frames"],
-    "embed --every 1s": ["embed", "-o", "s.csv", "--every", "1s"],
+    "embed": [*SSAMBA, "embed", "-o", "e.npz"],
+    "predict --per second": [*SSAMBA, "predict", "-o", "p.csv", "--per", "second"],
+    "embed --every 1s": [*SSAMBA, "embed", "-o", "s.csv", "--every", "1s"],
+    "embed --frames": [*SSAMBA, "embed", "-o", "f.npz", "--frames"],
+    "Embedder.embed(frames=False)": ["-c", CALL.format(False)],
+    "Embedder.embed(frames=True)": ["-c", CALL.format(True)],
 }
+"""Arguments of Python; the recording and `-c CLASSIFIER` follow."""
 
 
 def write_recording(path: Path, hours: float) -> None:
@@ -65,15 +70,15 @@ def write_classifier(folder: Path, depth: int | None) -> None:
 
 
 def measure(arguments: list[str], folder: Path, limit_s: float) -> dict[str, float]:
-    """Run `ssamba` in a process of its own in a folder; return its peak in MB, its seconds, and those of processors."""
+    """Run Python in a process of its own in a folder; return its peak in MB, its seconds, and those of processors."""
     started = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "ssamba", "-q", *arguments], cwd=folder)
+    process = subprocess.Popen([sys.executable, *arguments], cwd=folder)
     while not (done := os.wait4(process.pid, os.WNOHANG))[0]:
         if time.monotonic() - started > limit_s:
             process.kill()
         time.sleep(0.1)
     if done[1]:
-        raise SystemExit(f"ssamba {' '.join(arguments)} ended with status {done[1]}")
+        raise SystemExit(f"python {' '.join(arguments)} ended with status {done[1]}")
     process.returncode = 0
     seconds = time.monotonic() - started
     return {"peak_mb": done[2].ru_maxrss / 1024, "seconds": seconds, "cpu_s": done[2].ru_utime + done[2].ru_stime}
