@@ -1,7 +1,7 @@
 """Measure memory and time of the commands over the length of a recording: `python -m benchmarks.memory`.
 
 `ssamba embed` (a vector, a row for each second, a row for each time step), `ssamba predict --per second` and Python's
-`Embedder.embed` (with and without frames) run in processes of their own on recordings of 0.1 to 10 hours, which are the
+`Embedder.embed` run in processes of their own on recordings of 0.1 to 10 hours, which are the
 demo's recordings joined in random order, 16 kHz, in a temporary folder: real sound throughout, so that no window is
 skipped as digital silence. The classifier has random weights in its head. Writes benchmarks/results/memory.json and
 memory.md after each measurement; what is there is not measured again.
@@ -34,15 +34,14 @@ from ssamba.model.heads import Classifier
 from ssamba.studies.harness import environment, table
 
 RATE_HZ = 16_000
-CALL = "import sys, ssamba; e = ssamba.load_model(sys.argv[3]).embed(sys.argv[1], frames={}); print(e.clip.shape)"
+CALL = "import sys, ssamba; ssamba.load_model(sys.argv[3]).embed(sys.argv[1], frames=False)"
 SSAMBA = ["-m", "ssamba", "-q"]
 COMMANDS: dict[str, list[str]] = {
     "embed": [*SSAMBA, "embed", "-o", "e.npz"],
     "predict --per second": [*SSAMBA, "predict", "-o", "p.csv", "--per", "second"],
     "embed --every 1s": [*SSAMBA, "embed", "-o", "s.csv", "--every", "1s"],
     "embed --frames": [*SSAMBA, "embed", "-o", "f.npz", "--frames"],
-    "Embedder.embed(frames=False)": ["-c", CALL.format(False)],
-    "Embedder.embed(frames=True)": ["-c", CALL.format(True)],
+    "Embedder.embed(frames=False)": ["-c", CALL],
 }
 """Arguments of Python; the recording and `-c CLASSIFIER` follow."""
 

@@ -111,7 +111,10 @@ def _memory() -> str:
     found = _read("memory")
     hours = sorted({hours for run in found["runs"].values() for hours in run}, key=float)
     rows = [
-        [f"`{name}`" if name[0].isupper() else f"`ssamba {name}`", *(f"{run[h]['peak_mb']:.0f}" if h in run else "-" for h in hours)]
+        [
+            f"`{name}`" if name[0].isupper() else f"`ssamba {name}`",
+            *(f"{run[h]['peak_mb']:.0f}" if h in run else "-" for h in hours),
+        ]
         for name, run in found["runs"].items()
     ]
     return _table(found["environment"], ["peak of the process, MB", *(f"{h} h" for h in hours)], rows)
