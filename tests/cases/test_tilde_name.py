@@ -24,7 +24,7 @@ def test_a_file_named_by_its_tilde(ssamba, rec, monkeypatch, ssamba_pth):
     code, out, err = ssamba("embed", "~a.wav", "-o", "../o.npz", "-c", ssamba_pth)
     assert (code, err) == (0, "")
     assert out.startswith("1 files embedded: 1.0 s of audio")
-    assert read_embeddings("../o.npz")["path"].tolist() == ["~a.wav"]
+    assert read_embeddings("../o.npz")["path"].tolist() == ["rec/~a.wav"]  # from the table
 
 
 def test_a_folder_with_tildes(ssamba, rec, monkeypatch, ssamba_pth):
@@ -32,7 +32,7 @@ def test_a_folder_with_tildes(ssamba, rec, monkeypatch, ssamba_pth):
     code, out, err = ssamba("embed", ".", "-o", "../o.npz", "-c", ssamba_pth)
     assert (code, err) == (0, "")
     assert out.startswith("3 files embedded: 5.0 min of audio")
-    assert read_embeddings("../o.npz")["path"].tolist() == ["b.wav", "~a.wav", "~long.wav"]
+    assert read_embeddings("../o.npz")["path"].tolist() == ["rec/b.wav", "rec/~a.wav", "rec/~long.wav"]
 
 
 def test_a_home_is_a_home(ssamba, rec, tmp_path, ssamba_pth):

@@ -391,7 +391,7 @@ SETTINGS = [(0.0, False, False), (0.0, False, True), (0.5, True, False), (0.5, T
 
 def _rank(rank, store, features, folder):
     torch.set_num_threads(1)
-    # As in ssamba.training.distributed: what keeps a process group alive until Python ends can abort the process.
+    # As in ssamba.training.distributed: modules imported while a group exists keep it alive.
     importlib.import_module("torch._dynamo")
     torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(store, 2), rank=rank, world_size=2)
     results = {}
@@ -407,9 +407,10 @@ def _rank(rank, store, features, folder):
         results[setting] = [p.grad.clone() for p in model.parameters()]
     if rank == 0:
         torch.save((results, wrapped.state_dict()), folder / "results.pt")
-    torch.distributed.destroy_process_group()
+    # In this order: DistributedDataParallel frees a group with the GIL held, which its threads may be waiting for.
     del wrapped, model
     gc.collect()
+    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_average_gradients_with_checkpointing_autocast_and_stochastic_depth(features, tmp_path):

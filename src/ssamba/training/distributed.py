@@ -123,8 +123,11 @@ def init_distributed(device: str | torch.device | None = None) -> Iterator[World
         yield World(rank, size, own)
     finally:
         if init:
+            # The DDP model is part of reference cycles and holds the group, too. If it were the last to do so, its
+            # destructor would wait for the group's threads with the GIL held, which they may need to end.
+            gc.collect()
             dist.destroy_process_group()
-            gc.collect()  # the DDP model is part of reference cycles and holds the group, too
+            gc.collect()
 
 
 def is_main_process() -> bool:
