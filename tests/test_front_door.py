@@ -348,7 +348,7 @@ def test_wrong_devices_say_what_was_expected(embedder):
         (["embed", "recs", "--out", "x.npz"], "No such option: --out: use -o, --output"),
         (
             ["embed", "recs"],
-            "Missing option '--output' / '-o' (Table to write: .npz, .parquet or .csv). See `ssamba em",
+            "Missing option '--output' / '-o' (Table to write: .npz, .parquet or .csv; or a folder of Parquet",
         ),
         (["reconstruct", "-o", "x.png"], "Missing argument 'RECORDING' (Audio file; 10.24 s of it are used)"),
         (["embed", "recs", "-o"], "Option '-o' requires an argument. See `ssamba embed --help`"),
@@ -388,7 +388,7 @@ def test_a_wrong_command_line_says_what_is_meant(folder, monkeypatch, arguments,
             "ssamba.embedder.InferenceEngine.run",
             "0 files are embedded and saved: repeat the command",
         ),
-        (["predict", "recs", "-c", "classifier"], "ssamba.library.jobs.decode_files", "0 files are classified"),
+        (["predict", "recs", "-c", "classifier"], "ssamba.library.engines.decode_files", "0 files are classified"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
