@@ -108,11 +108,16 @@ def relative_path(path: Path, folder: Path) -> str:
 
     Links are kept as they are; separators are `/` on every system.
     """
-    path = path.absolute()
-    if ".." in path.parts:
-        plain = Path(os.path.normpath(path))
-        path = plain if os.path.realpath(plain) == os.path.realpath(path) else Path(os.path.realpath(path))
+    path, folder = _without_dots(path.absolute()), _without_dots(folder)
     return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+
+
+def _without_dots(path: Path) -> Path:
+    """Return an absolute path without `..`; where a link decides what that means, the real path."""
+    if ".." not in path.parts:
+        return path
+    plain = Path(os.path.normpath(path))
+    return plain if os.path.realpath(plain) == os.path.realpath(path) else Path(os.path.realpath(path))
 
 
 def table_path(path: str | os.PathLike[str], table: Path | str) -> str:
