@@ -156,7 +156,7 @@ def test_a_killed_process_loses_little_and_leaves_no_worker(folder, tmp_path, ss
         sf.write(extra, np.tile(sf.read(folder / "naïve (1)" / "drum_cymbal_open.ogg")[0], 8), 44_100)
     process = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
-    while not Path(f"{tmp_path / 'k.npz'}.partial").exists() and time.monotonic() < deadline:
+    while not Path(f"{tmp_path / 'k.npz'}.partial").exists() and process.poll() is None:
         time.sleep(0.02)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     workers = children.read_text().split() if children.exists() else []
