@@ -166,7 +166,7 @@ def make_recordings(folder: Path, count: int) -> Path:
 
 @dataclass
 class Outcome:
-    """What a job wrote: rows by file name, and its lists."""
+    """Holds the rows that a job wrote, by file name, and its lists."""
 
     rows: dict[str, Any]
     columns: list[str]

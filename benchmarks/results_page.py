@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"(?<=<!-- figures: )([\w-]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 _SIDES = ("ssamba-fp32", "ssast-fp32", "ssast-unfused-fp32", "ssamba-bf16", "ssast-bf16")
 _SECONDS_A_PATCH = 0.02
-"""Of the official structure: 512 patches for 10.24 s."""
+"""Duration of a patch of the official structure, of which 512 make 10.24 s."""
 
 
 def pages() -> list[Path]:

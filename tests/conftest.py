@@ -42,6 +42,15 @@ def invoke(*arguments):
     return done
 
 
+@pytest.fixture
+def one_thread():
+    """Computes with one thread of PyTorch."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Loads a golden file by its name under tests/golden."""

@@ -71,7 +71,7 @@ class Annotation:
     high_hz: float | None = None
     """Upper edge of the band."""
     front_end: str | None = None
-    """What the model heard with that found it, such as `16khz` or `x10` (`FrontEndConfig.name`); None of a person's."""
+    """Front end of the model that found it, such as `16khz` or `x10` (`FrontEndConfig.name`); None for a person's."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.start_s) and math.isfinite(self.end_s) and 0 <= self.start_s <= self.end_s):

@@ -25,6 +25,11 @@ Merge: TypeAlias = Literal["mean", "max"]
 _DEFAULT_OVERLAP = 0.5
 
 
+def readout_dim(dim: int, readout: Readout) -> int:
+    """Return the length of a readout, of embeddings of length `dim`."""
+    return dim if readout == "clip" else 4 * dim
+
+
 class EmbedOptions(Config):
     """What an embedding depends on besides the recording and the model; the defaults suit most uses."""
 

@@ -230,6 +230,12 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda target: target.write_text(utf8_text(text), encoding="utf-8"))
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically; create its folder if necessary."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda target: target.write_bytes(content))
+
+
 def json_text(content: Any, *, indent: int | None = None, ascii_only: bool = True) -> str:
     """Return JSON without lone surrogates, which many programs refuse: bytes of file names are escaped."""
     text = json.dumps(content, indent=indent, ensure_ascii=False)

@@ -40,6 +40,7 @@ from ssamba.integrations.huggingface import (
 from ssamba.model import Classifier, PretrainingModel, create_encoder, info_nce, reconstruction_error
 from ssamba.model.masking import draw_mask
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STRUCTURES = {
     "official": {"embed_dim": 32, "depth": 4},
     "ssamba2": {"variant": "ssamba2", "embed_dim": 32, "depth": 4, "num_frames": 256},
@@ -57,14 +58,6 @@ def classifier_of(structure="official", **head):
     with torch.no_grad():
         classifier.linear.weight.mul_(20)  # probabilities that differ
     return classifier
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from ssamba.integrations.onnx.export import Exporter
 from ssamba.integrations.onnx.stages import spectral_filters
 from ssamba.model import Classifier
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STRUCTURES = {
     "official": {},
     "sequential": {"block_layout": "sequential", "depth": 3, "conv_kernel": 3, "state_size": 5, "delta_rank": 3},
@@ -33,14 +34,6 @@ STRUCTURES = {
     "whole-frames": {"patch_size": (128, 2), "patch_stride": (128, 2)},
     "one-row-time-major": {"patch_order": "time_major", "patch_size": (128, 5), "patch_stride": (128, 3), "depth": 2},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(content, clips, names=None):

@@ -20,16 +20,9 @@ from ssamba.integrations.onnx import check, export_onnx
 from ssamba.model import Classifier
 from ssamba_onnx import AudioError, OnnxEmbedder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SRC = ROOT / "packages" / "ssamba-onnx" / "src"
 LABELS = ("crow", "drum", "choir")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def exported(folder, monkeypatch=None, head=None, **encoder):

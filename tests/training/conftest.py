@@ -11,7 +11,6 @@ from types import ModuleType
 
 import pytest
 import soundfile
-import torch
 
 from ssamba.audio.decode import decode
 
@@ -59,8 +58,5 @@ def launch():
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread):
+    pass

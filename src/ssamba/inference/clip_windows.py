@@ -204,7 +204,7 @@ class Piece(NamedTuple):
     """First sample."""
     stop: int
     samples: Array
-    """What is encoded: without digital silence at the edges."""
+    """The samples to encode, without digital silence at the edges."""
     is_silent: bool
     """Whether the time that it answers for is digital silence."""
     is_last: bool

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ssamba.embedder import Embedder
 from ssamba.embedder import load_model as load_embedder
-from ssamba.embedding import Readout
+from ssamba.embedding import Readout, readout_dim
 
 
 class HearModel(nn.Module):
@@ -30,7 +30,7 @@ class HearModel(nn.Module):
         self.encoder = embedder.encoder
         self.sample_rate = embedder.front_end.sample_rate_hz
         self.timestamp_embedding_size = embedder.dim
-        self.scene_embedding_size = embedder.dim * (1 if readout == "clip" else 4)
+        self.scene_embedding_size = readout_dim(embedder.dim, readout)
 
 
 def load_model(model_file_path: str = "", readout: Readout = "clip") -> HearModel:

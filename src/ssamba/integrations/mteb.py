@@ -17,7 +17,7 @@ from mteb.models.abs_encoder import AbsEncoder
 from ssamba.audio.readers import Samples
 from ssamba.audio.sources import read
 from ssamba.embedder import load_model
-from ssamba.embedding import Readout
+from ssamba.embedding import Readout, readout_dim
 
 
 class SsambaEncoder(AbsEncoder):
@@ -54,7 +54,7 @@ class SsambaEncoder(AbsEncoder):
             n_parameters=parameters,
             memory_usage_mb=round(4 * parameters / 2**20, 1),
             max_tokens=None,
-            embed_dim=self.model.dim * (1 if readout == "clip" else 4),
+            embed_dim=readout_dim(self.model.dim, readout),
             license=None,
             open_weights=True,
             public_training_code=None,

@@ -12,7 +12,7 @@ import numpy as np
 from perch_hoplite.zoo.zoo_interface import EmbeddingModel, InferenceOutputs, embed_from_batch_embed_fn
 
 from ssamba.embedder import load_model
-from ssamba.embedding import Readout
+from ssamba.embedding import Readout, readout_dim
 
 Array = np.ndarray[Any, Any]
 
@@ -44,7 +44,7 @@ class SsambaEmbeddingModel(EmbeddingModel):
     def __post_init__(self) -> None:
         self.embedder = load_model(self.model, front_end=self.front_end)
         self.sample_rate = self.sample_rate or self.embedder.front_end.sample_rate_hz
-        self.embedding_dim = self.embedder.dim * (1 if self.readout == "clip" else 4)
+        self.embedding_dim = readout_dim(self.embedder.dim, self.readout)
 
     def embed(self, audio_array: Array) -> InferenceOutputs:
         """Return the embeddings (F, 1, D) of a recording (S,), float in [-1, 1]."""

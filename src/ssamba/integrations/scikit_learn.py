@@ -21,7 +21,7 @@ from ssamba.checkpoint.files import WEIGHTS_FILE
 from ssamba.checkpoint.names import find_model, is_model_name
 from ssamba.config import FrontEndConfig
 from ssamba.embedder import Embedder, EmbedOptions, Source, load_model
-from ssamba.embedding import Context, Readout
+from ssamba.embedding import Context, Readout, readout_dim
 from ssamba.errors import ConfigError, ModelMismatchError
 
 Array = np.ndarray[Any, Any]
@@ -104,7 +104,7 @@ class AudioEmbedder(TransformerMixin, BaseEstimator):
                 "weights, or fit again"
             )
         recordings = _recordings(X)
-        dim = embedder.dim if self.readout == "clip" else 4 * embedder.dim
+        dim = readout_dim(embedder.dim, self.readout)
         if self.memory is None:
             rows = self._embedded(embedder, recordings)
         else:
@@ -120,8 +120,8 @@ class AudioEmbedder(TransformerMixin, BaseEstimator):
 
     def get_feature_names_out(self, input_features: Any = None) -> Array:
         """Return the names of the dimensions, `e0`, `e1`, ..., as in the CSV tables of `ssamba embed`."""
-        dim = self._loaded()[0].dim
-        return np.array([f"e{k}" for k in range(dim if self.readout == "clip" else 4 * dim)], dtype=object)
+        dim = readout_dim(self._loaded()[0].dim, self.readout)
+        return np.array([f"e{k}" for k in range(dim)], dtype=object)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ssamba.audio.sources import read
 from ssamba.checkpoint import save_checkpoint
 from ssamba.embedder import Embedder, load_model
-from ssamba.embedding import Readout
+from ssamba.embedding import Readout, readout_dim
 from ssamba.inference import clip_batch
 from ssamba.model.readouts import parts
 
@@ -53,7 +53,7 @@ class SsambaModule(InputModule):
 
     def get_embedding_dimension(self) -> int:
         """Return the length of an embedding."""
-        return self.embedder.dim * (1 if self.readout == "clip" else 4)
+        return readout_dim(self.embedder.dim, self.readout)
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Decode recordings whole, at the model's rate.

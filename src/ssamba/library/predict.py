@@ -74,7 +74,7 @@ class Segment:
     """The most probable labels, the first one first, with their probabilities (of all classes their sum is 1 if a clip
     has one label; they are independent if it may have several)."""
     front_end: str | None = None
-    """What the model heard with, such as `16khz` or `x10` (`FrontEndConfig.name`)."""
+    """Front end of the model, such as `16khz` or `x10` (`FrontEndConfig.name`)."""
 
 
 @dataclass(frozen=True)

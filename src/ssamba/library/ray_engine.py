@@ -43,14 +43,14 @@ from ssamba.devices import parse_device
 from ssamba.embedder import Embedder
 from ssamba.errors import AudioDecodeError, ConfigError, MissingExtraError, WorkerDiedError, WorkerStartError
 from ssamba.library.engines import LocalEngine
-from ssamba.library.remote import Job, Recording
+from ssamba.library.remote import Job, Recording, file_error
 from ssamba.progress import counted
 
 _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _CHUNK_FILES, _CHUNK_BYTES = 64, 1 << 25
-"""A chunk holds at most so many files, and bytes of files (5 s of 44.1 kHz stereo are 0.9 MB): seconds of work."""
+"""Most files of a chunk, and most bytes of these files: seconds of work (5 s of 44.1 kHz stereo are 0.9 MB)."""
 _GPU_CHUNKS = 8
 """How many times larger chunks are for a GPU, whose decoding processes start with each of them."""
 _MOST_CPUS_A_GPU = 8
@@ -137,7 +137,7 @@ class RayEngine(Generic[Result]):
                 yield path, OSError(f"{path}: its result was lost in the cluster: run the command again")
 
     def _tell(self, outcome: _Outcome, count: int, job: Job) -> None:
-        """Tell the job what is to be said about a chunk of which so many results are new."""
+        """Pass the remarks about a chunk on to the job; `count` of its results are new."""
         pass_on(outcome.remarks, outcome.above_band)
         if outcome.attempt > 1:
             of, attempt = counted(count, "file"), outcome.attempt
@@ -288,8 +288,7 @@ class _Outcome:
 
     def skip(self, path: Recording, error: Exception) -> None:
         """Add the error of a file, of which its kind and its text matter."""
-        kind = AudioDecodeError if isinstance(error, ValueError) else OSError
-        self.results.append((path, kind(str(error))))
+        self.results.append((path, file_error(error, str(error))))
 
     def note(self, text: str) -> None:
         """Add what is to be said about a file."""

@@ -65,6 +65,14 @@ class Job(Protocol):
         """Return the size of a file."""
 
 
+def file_error(error: Exception, text: str) -> Exception:
+    """Return an error about a file with another text, of the kind that jobs tell apart: of its content, or of access.
+
+    Its text alone makes it, so that it can be pickled.
+    """
+    return AudioDecodeError(text) if isinstance(error, ValueError) else OSError(text)
+
+
 def find_remote(url: str) -> list[RemoteFile]:
     """Return the recordings that a URL stands for: a file, all audio files below a folder, or what matches a pattern.
 
@@ -133,8 +141,7 @@ class _Copies:
 
     def error(self, error: Exception) -> Exception:
         """Return an error about a copy as one about its recording."""
-        kind = AudioDecodeError if isinstance(error, ValueError) else OSError
-        return kind(self.text(str(error)))
+        return file_error(error, self.text(str(error)))
 
     def remark(self, found: Remark) -> Remark:
         """Return a remark about a copy as one about its recording."""

@@ -37,8 +37,9 @@ def without_urls(names: Names) -> tuple[Names, list[str]]:
     if not isinstance(names, str | os.PathLike) and isinstance(names, Iterable):
         names = list(names)
     listed = names if isinstance(names, list) else [names]
-    urls = [url for url in map(url_of, listed) if url is not None]
-    return (names if not urls else [one for one in listed if url_of(one) is None]), urls
+    found = [(one, url_of(one)) for one in listed]
+    urls = [url for _, url in found if url is not None]
+    return (names if not urls else [one for one, url in found if url is None]), urls
 
 
 class Place(NamedTuple):

@@ -44,7 +44,7 @@ class Peaks:
 
 
 class Answers:
-    """What a classifier answers, from its configuration."""
+    """Turns the logits of a classifier into predictions, by its configuration."""
 
     def __init__(self, config: dict[str, Any], labels: Sequence[str], window_s: float, name: str):
         """Start; `window_s` is the model's longest window."""

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import onnx
 import torch
@@ -28,7 +28,7 @@ from ssamba.config.base import settings_differences
 from ssamba.embedder import Embedder, load_model
 from ssamba.embedding import Padding
 from ssamba.errors import ConfigError, OtherSettingsError
-from ssamba.files import output_folder, write_atomically
+from ssamba.files import output_folder, write_bytes
 from ssamba.integrations.onnx.check import Difference, check_files
 from ssamba.integrations.onnx.graph import Dtype, Graph
 from ssamba.integrations.onnx.stages import add_classifier, add_encoder, add_front_end, add_head, add_readouts
@@ -101,16 +101,10 @@ def export_onnx(
             written.
     """
     folder = output_folder(output)
-    for name, value, choices in (("inputs", inputs, Inputs), ("dtype", dtype, Dtype)):
-        if value not in choices.__args__:  # type: ignore[attr-defined]
-            raise ConfigError(f"{name} must be one of {', '.join(choices.__args__)}; got {value!r}")  # type: ignore[attr-defined]
-    if padding not in (None, "patch", "official"):
-        raise ConfigError(f"padding must be 'patch' or 'official'; got {padding!r}")
+    _check_choice("inputs", inputs, Inputs)
     recordings = list(find_audio(check)) if check else []
-    embedder = model if isinstance(model, Embedder) else load_model(model, device="cpu", front_end=front_end)
-    if isinstance(model, Embedder) and front_end is not None:
-        raise ConfigError("front_end is for a model that is loaded here: omit it, or give the model's name")
-    exporter = Exporter(embedder, dtype, layers, padding)
+    exporter = Exporter.of(model, dtype, layers, padding, front_end)
+    embedder = exporter.embedder
     common = exporter.metadata()
     replaces = check_folder(folder, common, overwrite)
 
@@ -120,10 +114,9 @@ def export_onnx(
         files[HEAD_FILE] = exporter.head_file()
     differences = check_files(embedder, files, recordings, exporter.padding, dtype)
 
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, content in files.items():
-        write_atomically(folder / name, lambda target, content=content: target.write_bytes(content))  # type: ignore[misc]
+        write_bytes(folder / name, content)
         written.append(ExportedFile(folder / name, len(content)))
     if replaces:  # no file of the other export stays
         for name in {*_FILES}.difference(files):
@@ -135,6 +128,11 @@ def export_onnx(
     }
     write_json(folder / REPORT_FILE, report)
     return ExportReport(folder, written, differences)
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ConfigError(f"{name} must be one of {', '.join(get_args(choices))}; got {value!r}")
 
 
 def check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
@@ -165,6 +163,25 @@ class Exporter:
         classifier, encoder = embedder.classifier, embedder.encoder
         self.padding: Padding = padding or (classifier.config.padding if classifier else "patch")
         self.layers = sorted({encoder.layer_index(layer) for layer in layers})
+
+    @classmethod
+    def of(
+        cls,
+        model: str | Path | Embedder | None,
+        dtype: Dtype,
+        layers: Sequence[int],
+        padding: Padding | None,
+        front_end: FrontEndConfig | str | None,
+    ) -> Exporter:
+        """Check the arguments and load the model; they and the errors are those of `export_onnx`."""
+        _check_choice("dtype", dtype, Dtype)
+        if padding not in (None, "patch", "official"):
+            raise ConfigError(f"padding must be 'patch' or 'official'; got {padding!r}")
+        if not isinstance(model, Embedder):
+            model = load_model(model, device="cpu", front_end=front_end)
+        elif front_end is not None:
+            raise ConfigError("front_end is for a model that is loaded here: omit it, or give the model's name")
+        return cls(model, dtype, layers, padding)
 
     def encoder_file(self, kind: str) -> bytes:
         """Return the file of the encoder, with its classifier if it has one, for input `kind`."""

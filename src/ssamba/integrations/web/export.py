@@ -28,13 +28,14 @@ from ssamba import __version__
 from ssamba.audio.decode import decode, probe
 from ssamba.audio.fbank import hertz_ticks, log_mel
 from ssamba.audio.files import find_audio
+from ssamba.checkpoint.files import write_json
 from ssamba.config import FrontEndConfig
-from ssamba.embedder import Embedder, load_model
+from ssamba.embedder import Embedder
 from ssamba.embedding import Padding, PredictOptions
 from ssamba.errors import ConfigError
-from ssamba.files import json_text, output_folder, write_atomically, write_text
+from ssamba.files import json_text, output_folder, write_bytes
 from ssamba.integrations.onnx.check import Difference, check_files
-from ssamba.integrations.onnx.export import Exporter, check_folder
+from ssamba.integrations.onnx.export import REPORT_FILE, Exporter, check_folder
 from ssamba.integrations.onnx.graph import Dtype
 from ssamba.integrations.web.runtime import NAME, Runtime, read_runtime
 from ssamba.similarity import fit_similarity
@@ -118,11 +119,9 @@ def export_web(
     if not 2 <= len(found) <= MAX_SOUNDS:
         raise ConfigError(f"a page compares with 2 to {MAX_SOUNDS:,} sounds; got {len(found):,}")
     recordings = list(find_audio(check)) if check else []
-    if isinstance(model, Embedder) and front_end is not None:
-        raise ConfigError("front_end is for a model that is loaded here: omit it, or give the model's name")
     used = read_runtime(runtime)
-    embedder = model if isinstance(model, Embedder) else load_model(model, device="cpu", front_end=front_end)
-    exporter = Exporter(embedder, dtype, (), padding)
+    exporter = Exporter.of(model, dtype, (), padding, front_end)
+    embedder = exporter.embedder
     common = exporter.metadata()
     check_folder(folder, common, overwrite)
 
@@ -139,14 +138,13 @@ def export_web(
         "data/page.js": _script("page", page),
         "index.html": index,
     }
-    (folder / "data").mkdir(parents=True, exist_ok=True)
     for name, one in files.items():
-        write_atomically(folder / name, lambda target, one=one: target.write_bytes(one))  # type: ignore[misc]
+        write_bytes(folder / name, one)
     for path in (folder / "data").glob("sound_*.js"):
         if f"data/{path.name}" not in files:  # of an earlier page
             path.unlink()
     report = {"files": list(files), **common, "differences": [one.as_json() for one in differences]}
-    write_text(folder / "export.json", json_text(report, indent=2) + "\n")
+    write_json(folder / REPORT_FILE, report)
     return WebReport(folder, sum(map(len, files.values())), len(found), differences)
 
 

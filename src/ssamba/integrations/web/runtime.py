@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssamba.errors import ConfigError, MissingExtraError, SsambaError
-from ssamba.files import cache_folder, user_path, write_atomically
+from ssamba.files import cache_folder, user_path, write_bytes
 
 NAME, VERSION = "onnxruntime-web", "1.30.0"
 SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
@@ -92,11 +92,8 @@ def _fetch(target: Path) -> None:
         digest = base64.b64encode(hashlib.sha512(packed.read_bytes()).digest()).decode()
         if digest != SHA512:
             raise SsambaError(f"npm fetched another {NAME} {VERSION} than ssamba knows: SHA-512 {digest}. {elsewhere}")
-        target.mkdir(parents=True, exist_ok=True)
         with tarfile.open(packed) as archive:
             for name in (*(f"dist/{name}" for name in _FILES), "package.json"):
                 file = archive.extractfile(f"package/{name}")
                 assert file is not None
-                content = file.read()
-                path = target / Path(name).name
-                write_atomically(path, lambda target, content=content: target.write_bytes(content))  # type: ignore[misc]
+                write_bytes(target / Path(name).name, file.read())
