@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import unicodedata
 from collections import Counter
@@ -47,6 +48,28 @@ def test_links_lead_to_files_and_headings_that_exist(page):
         assert file.exists(), f"{page.name} links to {target}"
         if anchor:
             assert anchor in anchors(file), f"{page.name} links to {target}; {file.name} has {sorted(anchors(file))}"
+
+
+def test_the_reference_has_every_public_name_once():
+    public = ["", ".training", ".evaluation", ".model", ".checkpoint", ".config", ".ops", ".inference", ".datasets"]
+    public += [".integrations.huggingface", ".integrations.onnx", ".integrations.web"]
+    modules = [*(importlib.import_module(f"ssamba{name}") for name in public), importlib.import_module("ssamba_onnx")]
+    pages = sorted((ROOT / "docs" / "api").glob("*.md"))
+    shown = [name for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text("utf-8"), re.MULTILINE)]
+    assert max(Counter(shown).values()) == 1
+    listed = {(name.partition(".")[0], name.rpartition(".")[2]) for name in shown}
+    missing = [
+        f"{module.__name__}.{name}"
+        for module in modules
+        for name in module.__all__
+        if not name.startswith("__") and (module.__name__.partition(".")[0], name) not in listed
+    ]
+    assert not missing, f"in no page of docs/api: {missing}"
+
+
+def test_hooks_of_commits_take_the_linter_of_the_checks():
+    (version,) = re.findall(r'"(ruff==[\d.]+)"', (ROOT / "pyproject.toml").read_text("utf-8"))
+    assert set(re.findall(r"ruff==[\d.]+", (ROOT / ".pre-commit-config.yaml").read_text("utf-8"))) == {version}
 
 
 @each_page

@@ -13,7 +13,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssamba.errors import ConfigError, SuiteError
+from ssamba.data.manifest import read_manifest
+from ssamba.errors import ConfigError, DataError, SuiteError
 from ssamba.evaluation.clips import read_waves
 from ssamba.evaluation.suite import read_suite
 from ssamba.evaluation.task import Task
@@ -136,7 +137,7 @@ def test_inner_folds_never_see_a_test_clip_nor_tear_a_group(data):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("clip,label,split\na,b,c\n", "no column 'group'"),
+        ("clip,label,group\na,b,c\n", "no column 'split'"),
         ("clip,label,split,group\na,x,train,1\na,y,test,1\n", "names a clip twice"),
         ("clip,label,split,group\na,x,train,1\nb,y,test\n", r"task\.csv, line 3: 3 values for 4 columns"),
         ("clip,label,split,group\na,x,train,1,2\nb,y,test,2\n", r"task\.csv, line 2: more values than the 4"),
@@ -153,6 +154,23 @@ def test_tables_that_do_not_fit_are_refused(tmp_path, table, message):
     (tmp_path / "task.csv").write_text(table)
     with pytest.raises(SuiteError, match=message):
         read_suite(tmp_path)
+
+
+def test_one_table_is_a_task_and_a_manifest_for_training(suite, tmp_path):
+    (kinds,) = read_suite(suite / "kinds.csv")
+    manifest = tmp_path / "kinds.csv"
+    manifest.write_text((suite / "kinds.csv").read_text().replace("clip,label", "path,labels", 1))
+    shutil.copytree(suite / "kinds", tmp_path / "kinds")
+    (same,) = read_suite(tmp_path)
+    listed = read_manifest(suite / "kinds.csv")
+    for clips in (same.clips, [clip.path.relative_to(suite).as_posix() for clip in listed]):
+        assert list(clips) == list(kinds.clips)
+    assert [clip.labels for clip in listed] == [(label,) for label in same.labels]
+    shutil.rmtree(tmp_path / "kinds")
+    table = shutil.copy(suite / "drum8.csv", tmp_path)
+    shutil.copy(suite / "drum8.tar", tmp_path)
+    with pytest.raises(DataError, match=r"are in drum8\.tar.*tar -xf"):
+        read_manifest(table)
 
 
 def test_missing_things_are_named(suite, tmp_path):

@@ -27,7 +27,7 @@ def evaluate(
         typer.Argument(
             metavar="SUITE",
             callback=no_model_name,
-            help="Folder of tasks: TASK.csv and TASK.tar each, or tasks of HEAR.",
+            help="Folder of tasks: TASK.csv and TASK.tar each, or tasks of HEAR. Or one TASK.csv.",
             show_default=False,
         ),
     ],

@@ -24,6 +24,8 @@ FORMATS = (".csv", ".jsonl", ".parquet")
 """Suffixes of the formats that can be written."""
 COLUMNS = ("path", "start_s", "duration_s", "labels", "split", "group")
 _ALIASES = {"start": "start_s", "duration": "duration_s", "end": "end_s", "label": "labels"}
+SUITE_PATH = "clip"
+"""The column of paths in the tables of evaluation suites; a table without `path` is read by it."""
 _TIMES = ("start_s", "start", "duration_s", "duration", "end_s", "end")
 _READ = (*COLUMNS, "end_s")
 """`end_s`, as in tables of annotations, stands for the duration."""
@@ -77,32 +79,39 @@ def read_clips(path: Path, encoding: str | None = None) -> tuple[list[Clip], lis
         raise DataError(f"{path}: no such file. Expected a manifest; `ssamba manifest FOLDER -o FILE` makes one")
     columns, separator, records = _READERS[path.suffix](path, encoding)
     columns = list(columns)
-    _check_columns(path, columns)
-    ignored = [name for name in columns if _ALIASES.get(name, name) not in _READ]
+    path_column = SUITE_PATH if SUITE_PATH in columns and "path" not in columns else "path"
+    _check_columns(path, columns, path_column)
+    ignored = [name for name in columns if name != path_column and _ALIASES.get(name, name) not in _READ]
     find = ListedPaths(path.parent, encoding)
     clips = []
     for where, record in records:
         try:
-            clips.append(_clip(find, record, separator))
+            clips.append(_clip(find, record, separator, path_column))
         except DataError as error:
             raise DataError(f"{path}, {where}: {error}") from None
+    archive = path.with_suffix(".tar")
+    if path_column == SUITE_PATH and clips and archive.is_file() and not clips[0].path.exists():
+        raise DataError(
+            f"{path}: expected its recordings as files beside it; they are in {archive.name}, which only `ssamba "
+            f"evaluate` reads. Unpack it: tar -xf {archive} -C {path.parent}"
+        )
     return clips, ignored
 
 
-def _check_columns(path: Path, columns: list[str]) -> None:
+def _check_columns(path: Path, columns: list[str], path_column: str) -> None:
     for name in _ALIASES:
         if name in columns and _ALIASES[name] in columns:
             raise DataError(f"{path}: has both a column {name!r} and {_ALIASES[name]!r}: remove one of them")
-    if "path" in columns:
+    if path_column in columns:
         return
     near = difflib.get_close_matches("path", columns, n=1) or [
-        n for n in columns if n.lower() in ("file", "filename", "file_name", "wav", "audio", "clip", "filepath")
+        n for n in columns if n.lower() in ("file", "filename", "file_name", "wav", "audio", "filepath")
     ]
     hint = f": rename {near[0]!r}?" if near else ""
     raise DataError(f"{path}: no column 'path' (there are: {', '.join(map(str, columns)) or 'none'}){hint}")
 
 
-def _clip(find: ListedPaths, record: Mapping[str, Any], separator: str) -> Clip:
+def _clip(find: ListedPaths, record: Mapping[str, Any], separator: str, path_column: str) -> Clip:
     values = {_ALIASES.get(name, name): value for name, value in record.items()}
 
     def seconds(name: str) -> float | None:
@@ -118,7 +127,7 @@ def _clip(find: ListedPaths, record: Mapping[str, Any], separator: str) -> Clip:
         value = values.get(name)
         return None if value is None else _name(str(value)) or None
 
-    name = values.get("path")
+    name = values.get(path_column)
     if isinstance(name, bytes):
         name = os.fsdecode(name)
     if not isinstance(name, str):
@@ -150,7 +159,7 @@ def _name(text: str) -> str:
 
 
 def _read_csv(path: Path, encoding: str | None) -> Records:
-    table = read_csv(path, [*_READ, *_ALIASES], encoding)
+    table = read_csv(path, [*_READ, *_ALIASES, SUITE_PATH], encoding)
     return table.columns, LABEL_SEPARATOR, _csv_records(table, encoding)
 
 
@@ -159,7 +168,8 @@ def _csv_records(table: CsvTable, encoding: str | None) -> Iterator[tuple[str, M
 
     def is_name(row: Mapping[str, str]) -> bool:
         """Return whether the path of a row over several lines is that of a file, whose name holds a line break."""
-        return "\n" in row.get("path", "") and os.path.lexists(find(row["path"]))
+        name = row.get("path", row.get(SUITE_PATH, ""))
+        return "\n" in name and os.path.lexists(find(name))
 
     for line, row in table.rows(short=True, accept=is_name):
         times = {name: table.decimal_point(row[name]) for name in _TIMES if name in row}
@@ -211,7 +221,7 @@ def _read_parquet(path: Path, encoding: str | None) -> Records:
             columns = parquet.read_schema(file).names
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: is damaged, or no Parquet file ({error}). Write it again") from None
-    used = [name for name in columns if _ALIASES.get(name, name) in _READ]
+    used = [name for name in columns if _ALIASES.get(name, name) in _READ or name == SUITE_PATH]
 
     def records() -> Iterator[tuple[str, Mapping[str, Any]]]:
         number = 0

@@ -6,12 +6,15 @@
 
 | column | meaning | in CSV |
 |---|---|---|
-| `path` | the recording; relative paths start at the manifest's folder | required |
+| `path` (`clip`) | the recording; relative paths start at the manifest's folder | required |
 | `start_s` (`start`) | where the clip begins in the recording, seconds | empty: 0 |
 | `duration_s` (`duration`) | length of the clip, seconds; or `end_s` (`end`), as in annotations | empty: to the end |
 | `labels` (`label`) | names of its classes | separated by `;` |
 | `split` | `train`, `valid`, `test`, `fold1`, ... | empty: none |
 | `group` | clips of one group must stay in one split: a speaker, a recording, a site | empty: none |
+
+The tables of evaluation suites (`clip`, `label`, `split`, `group`; `ssamba evaluate`) are manifests, too, where their
+recordings lie beside them.
 
 Formats: `.csv`, `.jsonl`, `.parquet` (the `store` extra) and the original's `.json` (`formats.py` reads and writes
 them). No torch here, so that worker processes that read headers start quickly.

@@ -81,7 +81,7 @@ def read_task(table: str | Path, encoding: str | None = None) -> Task:
     path = user_path(table)
     if path.suffix.lower() != ".csv" or not path.is_file():
         raise SuiteError(f"{path}: expected a table TASK.csv with the columns clip, label, split, group")
-    return read_suite(path.parent, [path.stem], encoding=encoding)[0]
+    return read_suite(path, encoding=encoding)[0]
 
 
 def compare_models(

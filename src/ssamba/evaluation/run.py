@@ -74,7 +74,8 @@ def evaluate(
     """Score the frozen embeddings of one or several models on a suite of labeled tasks, by probes and by retrieval.
 
     Args:
-        suite: folder of TASK.csv files with TASK.tar beside each, or of tasks of HEAR; or tasks from `read_suite`.
+        suite: folder of TASK.csv files with TASK.tar beside each, or of tasks of HEAR; one such table; or tasks from
+            `read_suite`.
         checkpoint: the model: a name or path as for `ssamba.load_model`, an `Embedder` or another `ClipModel`; or a
             baseline: `random` (the default model's structure, untrained) or `logmel` (log-mel statistics). A list
             scores several models. None means the default model.

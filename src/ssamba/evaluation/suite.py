@@ -6,7 +6,8 @@
                    scored in both directions
 
 `clip` is a path inside the archive (or relative to the folder). `group` names what must not be divided between splits
-(a voice, a game, a drum kit) and may be empty. A group in several splits is an error, since it would inflate scores.
+(a voice, a game, a drum kit) and may be empty or missing. A group in several splits is an error, since it would inflate
+scores. Manifests (`ssamba.data.manifest`), whose columns are `path` and `labels`, are tables of tasks, too.
 Columns are separated by commas, semicolons or tabs (`ssamba.text_files`).
 Folders of the HEAR benchmark (`hear.py`) are suites, too.
 
@@ -33,10 +34,11 @@ from ssamba.evaluation.task import Task
 from ssamba.events import Event
 from ssamba.files import RealPaths, user_path
 from ssamba.splits import groups_in_several_splits
-from ssamba.text_files import ListedPaths, read_csv, read_text
+from ssamba.text_files import CsvTable, ListedPaths, read_csv, read_text
 
 METADATA_FILE = "suite.json"
 _COLUMNS = ("clip", "label", "split", "group")
+_IN_MANIFESTS = {"path": "clip", "labels": "label"}
 _TIMES = ("start_s", "start", "duration_s", "duration")
 
 Row: TypeAlias = "tuple[int, dict[str, str]]"
@@ -89,7 +91,7 @@ def read_suite(
     """Return the tasks of a suite, those that its metadata names first and in that order, others by name.
 
     Args:
-        folder: TASK.csv files and their recordings, or a task of HEAR, or a folder of such tasks.
+        folder: TASK.csv files and their recordings, or one such file; or a task of HEAR, or a folder of such tasks.
         names: tasks to read; None means all.
         on_left_out: called with the name of each task of HEAR that cannot be scored, and the reason. If the task is in
             `names`, it is an error instead.
@@ -100,9 +102,11 @@ def read_suite(
         SuiteError: there is no such folder or task, or a table cannot be used; the message says why.
     """
     folder = user_path(folder)
+    if folder.suffix == ".csv" and folder.is_file():
+        folder, names = folder.parent, [folder.stem]
     if not folder.is_dir():
         raise SuiteError(
-            f"{folder} is not a folder: expected TASK.csv files with TASK.tar beside each, or tasks of HEAR"
+            f"{folder} is not a folder: expected TASK.csv files with TASK.tar beside each, one table, or tasks of HEAR"
         )
     hear = find_hear(folder)
     # Tasks of HEAR hold a CSV file, too: their vocabulary.
@@ -134,10 +138,10 @@ def _read_task(table: Path, metadata: TaskMetadata, encoding: str | None) -> Tas
     archive = table.with_suffix(".tar")
     audio = archive if archive.exists() else table.parent
     try:
-        found = read_csv(table, [*_COLUMNS, *_TIMES], encoding)
-        found.require(*_COLUMNS)
+        found = _with_names_of_suites(read_csv(table, [*_COLUMNS, *_IN_MANIFESTS, *_TIMES], encoding))
+        found.require(*_COLUMNS[:3])
         rows = [
-            (line, {name: value if name == "clip" else value.strip() for name, value in row.items()})
+            (line, {"group": "", **{name: value if name == "clip" else value.strip() for name, value in row.items()}})
             for line, row in found.rows()
         ]
         has_times = any(name in found.columns for name in _TIMES)
@@ -168,6 +172,13 @@ def _read_task(table: Path, metadata: TaskMetadata, encoding: str | None) -> Tas
     if empty.any() and not empty.all():  # validation takes whole groups, so that each clip needs one
         groups = np.where(empty, np.char.add("clip ", task.clips), groups)
     return replace(task, groups=groups, both_directions=metadata.both_directions)
+
+
+def _with_names_of_suites(table: CsvTable) -> CsvTable:
+    """Return a table whose columns have the names of suites where they have those of manifests."""
+    used = {manifest: own for manifest, own in _IN_MANIFESTS.items() if own not in table.columns}
+    columns, names = (tuple(used.get(name, name) for name in old) for old in (table.columns, table.names))
+    return replace(table, columns=columns, names=names)
 
 
 def _with_found_clips(table: Path, rows: Sequence[Row], encoding: str | None, *, allow_twice: bool) -> list[Row]:

@@ -15,7 +15,9 @@ from pathlib import Path
 from ssamba.errors import ConfigError, MissingExtraError, SsambaError
 from ssamba.files import cache_folder, user_path, write_bytes
 
-NAME, VERSION = "onnxruntime-web", "1.30.0"
+NAME = "onnxruntime-web"
+VERSION = "1.30.0"
+"""Version of the npm package onnxruntime-web that a page runs in."""
 SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 """Of the package, in base64 as registries state it."""
 SCRIPT, MODULE, WASM = "ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"
