@@ -91,6 +91,12 @@ def test_pages_stay_short():
         assert file.is_dir() or file.suffix == ".png" or file.stat().st_size <= 100_000, summary
 
 
+def test_entries_of_the_log_have_ten_lines():
+    for entry in re.split(r"^## ", (ROOT / "docs" / "log.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        title, *lines = [line for line in entry.splitlines() if line.strip()]
+        assert len(lines) <= 10, f"{title}: {len(lines)} lines"
+
+
 @pytest.mark.parametrize("page", RESULT_PAGES, ids=lambda page: page.name)
 def test_results_speak_of_no_targets(page):
     found = re.search(r"\b(wanted|must|aimed|not met|issue \d+)\b", prose(page), re.IGNORECASE)
