@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := $(VENV)/.installed
+comma := ,
 
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -14,7 +15,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: demo test browser check clean
 .DELETE_ON_ERROR:
 
-demo: $(STAMP)
+# The environment of the tests if it is there, else one without what only they need.
+demo: $(or $(wildcard $(STAMP)),$(VENV)/.installed-demo)
 	@echo "== demo: embedding the recordings in demo/audio"
 	$(BIN)/python demo/demo.py
 
@@ -48,16 +50,25 @@ check: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # torch alone and first, so that nothing later replaces the build that the constraint file names.
-$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/ssamba/ops/cpp/csrc/*)
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "ssamba needs Python 3.10 or later, this is " + sys.version.split()[0])'
 	@echo "== environment: $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 	  echo "cannot make a virtual environment with $(PYTHON): install its venv module (Debian: apt install python3-venv)"; exit 1; }
 	@echo "== installing torch (a few hundred megabytes)"
 	$(BIN)/python -m pip install --quiet --retries 5 "torch==2.13.0"
-	@echo "== building ssamba's kernels and installing it with everything the demo and the tests use"
-	$(BIN)/python -m pip install --quiet --retries 5 --editable ".[all,dev]"
+	@echo "== building ssamba's kernels and installing it with $(1)"
+	$(BIN)/python -m pip install --quiet --retries 5 --editable "$(2)"
 	@touch $@
+endef
+
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/ssamba/ops/cpp/csrc/*)
+
+$(STAMP): $(SOURCES)
+	$(call install,all that the tests use,.[all$(comma)dev])
+
+$(VENV)/.installed-demo: $(SOURCES)
+	$(call install,what the demo uses,.[figures])
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

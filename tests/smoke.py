@@ -12,7 +12,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import ssamba
@@ -31,7 +30,7 @@ def main() -> None:
     if ssamba.__version__ != version("ssamba"):
         sys.exit(f"the version is {ssamba.__version__}, the package's is {version('ssamba')}")
     embedding = ssamba.load_model().embed(arguments.recording)
-    if embedding.clip.shape != (192,) or not np.isfinite(embedding.clip).all():
+    if embedding.clip.shape != (192,) or not torch.isfinite(embedding.clip).all():
         sys.exit(f"the embedding is {embedding.clip}")
     kernels = next(status for status in available_backends() if status.name == "cpp")
     if not (kernels.available or arguments.plain):

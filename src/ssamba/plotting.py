@@ -206,7 +206,8 @@ def _label_lines(axis: Any, ends: Sequence[LineEnd]) -> None:
             ((taken > corner - 1) & (taken < corner + size + 1)).all(1).sum()
             + 0.4 * abs(dy)
             + (dx < 0)
-            + 9 * (max(0.0, corner[1] + size[1] - top) + max(0.0, left - corner[0]))
+            + 9 * max(0.0, corner[1] + size[1] - top)
+            + 99 * max(0.0, left + 2 - corner[0])  # the axis has names of its own
             for corner, (dx, dy) in zip(corners, offsets, strict=True)
         ]
         best = int(np.argmin(costs))

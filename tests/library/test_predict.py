@@ -227,11 +227,11 @@ def test_events_are_printed(clips, birds):
     assert lines[1].startswith(f"{clips[0]},0,")
     assert ",crow," in lines[1]
     for arguments, message in (
-        (("--gap", "1"), "are for events: add --events"),
+        (("--gap", "1"), "--min-length, --gap and style (--format) are for events: add --events"),
         (("--format", "raven"), "raven is for events: add --events and --output FOLDER"),
         (("--events", "--per", "second"), "events come from windows: omit per and merge"),
         (("--events", "-o", "x.csv", "--format", "raven"), "has a file for each recording"),
-        (("--hop", "0"), "hop_s"),
+        (("--hop", "0"), "predict: --hop: "),
     ):
         done = invoke("predict", clips[0], "-c", birds, *arguments)
         assert (done.exit_code, message in done.output) == (2, True), done.output

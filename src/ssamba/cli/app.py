@@ -224,7 +224,8 @@ class Commands(TyperGroup):
                 log.warning("interrupted")
                 sys.exit(EXIT_INTERRUPTED)
             wrong_usage = isinstance(error, ConfigError) and not isinstance(error, OtherSettingsError)
-            fail(str(error), EXIT_USAGE if wrong_usage else EXIT_ERROR)
+            message = _with_options(str(error), self.commands.get(ctx.invoked_subcommand))
+            fail(message, EXIT_USAGE if wrong_usage else EXIT_ERROR)
         except KeyboardInterrupt as error:
             log.warning(f"interrupted{f': {error}' if str(error) else ''}")
             sys.exit(EXIT_INTERRUPTED)
@@ -261,6 +262,13 @@ def _usage_message(error: Any) -> str:
     got = problems()[0]["input"]
     shortened = re.sub(", unable to parse string as an? [a-z]+", "", message)
     return f"{shortened.rstrip('.')} (got {got!r})"
+
+
+def _with_options(message: str, command: Any) -> str:
+    """Return a message of a Python function with the command's options in place of arguments in seconds (`gap_s`)."""
+    for option in getattr(command, "params", ()):
+        message = re.sub(rf"\b{option.name}_s\b", option.opts[0], message)
+    return message
 
 
 def _log_warning(message: Warning | str, *_: object, **__: object) -> None:

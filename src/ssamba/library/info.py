@@ -31,7 +31,12 @@ _EXTRAS = {
     "ray": "ray",
     "hub": "huggingface_hub",
     "hf": "transformers",
+    "onnx": "onnxruntime",
     "figures": "matplotlib",
+    "train": "tensorboard",
+    "eval": "sklearn",
+    "datasets": "datasets",
+    "wandb": "wandb",
 }
 _TABLES = (".npz", ".parquet", ".csv")
 _LABELS_SHOWN = 40
@@ -91,8 +96,9 @@ def installation_facts() -> Facts:
             facts.append((f"scan on {device}", f"{status.name}: {mark} ({status.reason})"))
     facts.append(("float32 matmul on cpu", {"mkl": "PyTorch's own", "onednn": "oneDNN"}[library()]))
     for extra, module in _EXTRAS.items():
-        state = "installed" if find_spec(module) else f'not installed: pip install "ssamba[{extra}]"'
-        facts.append((f"extra {extra}", state))
+        found = find_spec(module)  # without an origin it is a folder of that name that happens to lie here
+        there = found is not None and found.origin is not None
+        facts.append((f"extra {extra}", "installed" if there else f'not installed: pip install "ssamba[{extra}]"'))
     return facts
 
 

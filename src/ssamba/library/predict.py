@@ -183,7 +183,9 @@ def predict_files(
     merging = {"threshold": threshold, "min_length_s": min_length_s, "gap_s": gap_s}
     event_options = EventOptions.parse(merging, "predict")
     if not events and (event_options != EventOptions() or style is not None):
-        raise ConfigError("threshold, min_length_s, gap_s and style are for events: add --events (events=True)")
+        raise ConfigError(
+            "threshold, min_length_s, gap_s and style (--format) are for events: add --events (events=True)"
+        )
     if events and (per is not None or merge != "mean"):
         raise ConfigError("events come from windows: omit per and merge")
     target = None if output is None else _target(output, style)
