@@ -230,6 +230,17 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
             pass
 
 
+def test_a_url_is_no_path_to_lock_unless_a_folder_is_named_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    url = Path("s3://b/x.csv")
+    with pytest.raises(ConfigError, match=r"s3:/b/x.csv is a URL, and this .* written to a disk"), lock_output(url):
+        pass
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "s3:").mkdir()
+    with lock_output("s3:/x.csv"):
+        pass
+
+
 def test_a_file_system_that_cannot_rename_folders_is_named(tmp_path, monkeypatch, caplog):
     def refuse(self, target):
         raise OSError(locks._NO_RENAME[0], "Function not implemented")

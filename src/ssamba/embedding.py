@@ -6,13 +6,14 @@ Shapes: D channels, K time steps, C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias, get_args
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from ssamba.config import Config
+from ssamba.errors import ConfigError
 from ssamba.hints import EMBEDDING, PREDICTION, no_attribute
 
 Context: TypeAlias = Literal["windows", "full"]
@@ -26,7 +27,13 @@ _DEFAULT_OVERLAP = 0.5
 
 
 def readout_dim(dim: int, readout: Readout) -> int:
-    """Return the length of a readout, of embeddings of length `dim`."""
+    """Return the length of a readout, of embeddings of length `dim`.
+
+    Raises:
+        ConfigError: there is no such readout.
+    """
+    if readout not in get_args(Readout):
+        raise ConfigError(f"readout: expected {' or '.join(map(repr, get_args(Readout)))}, got {readout!r}")
     return dim if readout == "clip" else 4 * dim
 
 

@@ -28,6 +28,7 @@ import glob
 import json
 import logging
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -54,6 +55,7 @@ STALE_S = 120.0
 """Age of a heartbeat at which a process of another machine counts as gone."""
 
 _LOCK = ".lock"
+_PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _RACE_S = 20.0
 """How long to try again while others acquire, release or take over the same lock."""
 _RACE_PAUSE_S = 0.02
@@ -314,9 +316,15 @@ def lock_output(output: str | Path, *, folder: bool = False, take_over: bool = F
 
     Raises:
         OutputInUseError: another process, or another thread of this one, is writing it; the message says which.
-        ConfigError: the folder is a file.
+        ConfigError: the folder is a file, or the output a URL.
         OSError: the folder cannot be written.
     """
+    first = Path(output).parts[:1]
+    if first and _PROTOCOL.fullmatch(first[0]) and not Path(first[0]).exists():
+        raise ConfigError(
+            f"{output} is a URL, and this output is written to a disk: expected a path. Only tables of embeddings "
+            "(`ssamba embed`) are written to URLs, those of storage that fsspec knows, such as s3://bucket/table"
+        )
     lock = OutputLock(Path(os.path.abspath(output)), folder)  # noqa: PTH100 - `resolve` would follow links
     try:
         lock._acquire(take_over)

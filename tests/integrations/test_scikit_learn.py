@@ -47,6 +47,7 @@ def test_vectors_are_those_of_embed_however_recordings_are_given(model, clips):
     for given in (list(map(str, paths)), np.array(list(map(str, paths))), table["path"], table[["path"]], waves):
         np.testing.assert_allclose(one.transform(given), vectors, atol=1e-5)
     np.testing.assert_allclose(one.transform(wide), one.transform(list(wide)), atol=1e-5)
+    np.testing.assert_allclose(one.transform([np.stack((wide[0], wide[0]))]), one.transform(wide[:1]), atol=1e-5)
     parts = AudioEmbedder(model, readout="parts", layer=2, device="cpu").transform(paths)
     expected = ssamba.load_model(model, device="cpu").embed(paths, layer=2)
     np.testing.assert_allclose(parts, np.stack([e.parts for e in expected]), atol=1e-5)
@@ -59,8 +60,8 @@ def test_vectors_are_those_of_embed_however_recordings_are_given(model, clips):
 def test_a_search_over_layers_and_readouts_embeds_each_recording_once_a_layer(model, pieces, tmp_path, monkeypatch):
     paths, labels = pieces
     calls = []
-    whole = ssamba.Embedder.embed
-    monkeypatch.setattr(ssamba.Embedder, "embed", lambda *a, **k: calls.extend(a[1]) or whole(*a, **k))
+    whole = ssamba.Embedder.embed_stream
+    monkeypatch.setattr(ssamba.Embedder, "embed_stream", lambda *a, **k: calls.extend(a[1]) or whole(*a, **k))
     audio = AudioEmbedder(model, device="cpu", memory=str(tmp_path / "vectors"))
     pipeline = make_pipeline(audio, StandardScaler(), LogisticRegression())
     grid = {
@@ -99,11 +100,18 @@ def test_wrong_parameters_and_recordings_are_named(model, clips, embedder, tmp_p
         with pytest.raises(ValueError, match=message):
             AudioEmbedder(**{"model": model, **parameters}).fit()
     one = AudioEmbedder(embedder)
-    for recordings, message in (("a.wav", "a list"), (np.zeros(16_000), r"\(n, S\)"), ([clips[0], np.nan], "number 1")):
+    for recordings, message in (
+        ("a.wav", "a list"),
+        ({"path": clips}, "got dict"),
+        (np.zeros(16_000), r"\(n, S\)"),
+        ([clips[0], np.nan], "recording 1 .*got float"),
+    ):
         with pytest.raises(ValueError, match=message):
             one.transform(recordings)
     with pytest.raises(AudioDecodeError, match=r"recording 1 .*missing.wav"):
         one.transform([clips[0], "missing.wav"])
-    with pytest.raises(AudioDecodeError, match=r"missing.wav"):
-        AudioEmbedder(embedder, memory=str(tmp_path)).transform(["missing.wav"])
+    kept = AudioEmbedder(embedder, memory=str(tmp_path))
+    kept.transform(clips[:1])
+    with pytest.raises(AudioDecodeError, match=r"recording 1 .*missing.wav"):
+        kept.transform([clips[0], "missing.wav"])
     assert one.transform([]).shape == (0, 32)

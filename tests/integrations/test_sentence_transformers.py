@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Audio, Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from tests.conftest import small_encoder
@@ -41,6 +43,18 @@ def test_it_encodes_what_embed_embeds_and_its_folder_is_a_checkpoint(model, clip
     assert similar.shape == (5, 5)
     np.testing.assert_allclose(similar.diagonal(), 1, atol=1e-5)
     assert model.encode(paths, normalize_embeddings=True, truncate_dim=32).shape == (3, 32)
+
+
+def test_recordings_of_datasets_are_taken_decoded_or_not(model, clips):
+    stereo = torch.from_numpy(decode(clips[0]))[None].expand(2, -1)
+    decoder = SimpleNamespace(get_all_samples=lambda: SimpleNamespace(data=stereo, sample_rate=16_000))  # torchcodec's
+    files = Dataset.from_dict({"audio": [str(clips[0])]}).cast_column("audio", Audio(decode=False))
+    forms = [files[0]["audio"], files[0], {"bytes": clips[0].read_bytes(), "path": None}, decoder, {"audio": decoder}]
+    np.testing.assert_allclose(model.encode(forms), np.stack([model.encode(str(clips[0]))] * len(forms)), atol=1e-5)
+    with pytest.raises(ValueError, match=r"\{'path': path\}, got a dictionary of 'array'"):
+        model.encode([{"array": decode(clips[0])}])
+    with pytest.raises(ValueError, match="'clip' or 'parts', got 'cls'"):
+        SsambaModule(model[0].embedder, readout="cls")
 
 
 def test_gradients_are_those_of_the_same_vectors_and_long_clips_are_not_trained_on(model, clips, medley):

@@ -254,7 +254,7 @@ def test_tables_hold_the_readout_that_was_asked_for(clips, tmp_path, embedder, s
         check_settings(before, now, "It was made")
     with pytest.raises(ConfigError, match="the readout 'parts' is one vector of a file: leave one out"):
         embed_files(clips[:2], output, embedder, frames=True, readout="parts")
-    with pytest.raises(ConfigError, match="readout must be one of clip, parts; got 'thirds'"):
+    with pytest.raises(ConfigError, match="readout: expected 'clip' or 'parts', got 'thirds'"):
         embed_files(clips[:2], output, embedder, readout="thirds")
 
 

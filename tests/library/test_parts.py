@@ -152,13 +152,30 @@ def test_remarks_about_recordings_at_urls_name_them(bucket, clips, embedder, cap
     assert b"memory:///bucket/cut/a.flac,cut" in bucket.cat("/bucket/t.remarks.csv")
 
 
+def test_a_recording_that_is_not_at_its_url_is_skipped_and_others_may_have_names_like_patterns(
+    bucket, clips, tmp_path, embedder
+):
+    name = "/bucket/in/what [1]?.flac"
+    bucket.put_file(os.fspath(clips[3]), name)
+    urls = [f"memory://{name}", "memory://bucket/in/none.flac", f"memory://bucket/in/{clips[1].name}"]
+    report = embed_files(urls, tmp_path / "x.npz", embedder, workers=0)
+    assert (report.done, [one.reason for one in report.skipped]) == (
+        2, ["memory:///bucket/in/none.flac: no such file. Check the URL"],
+    )  # fmt: skip
+    assert set(rows_of(tmp_path / "x.npz")) == {"what [1]?.flac", clips[1].name}
+    # A row whose recording has gone stays.
+    bucket.rm(f"/bucket/in/{clips[1].name}")
+    assert embed_files(urls, tmp_path / "x.npz", embedder, workers=0).rows == 2
+
+
 def test_urls_that_lead_nowhere_say_so(bucket, tmp_path, embedder, clips):
-    with pytest.raises(DataError, match=r"memory://bucket/none: no audio file there"):
-        embed_files("memory://bucket/none", tmp_path / "x.npz", embedder)
+    for url in ("memory://bucket/none", "memory://bucket/*.mp3"):
+        with pytest.raises(DataError, match=r"no audio file there. Expected a file, a folder or a pattern"):
+            embed_files(url, tmp_path / "x.npz", embedder)
     with pytest.raises(ValueError, match="nothing is read over the network"):
         embed_files("https://example.org/*.wav", tmp_path / "x.npz", embedder)
     assert url_of(tmp_path / "s3:") is None
-    assert url_of("s3:/bucket/x") == "s3://bucket/x"
+    assert url_of("s3:/bucket/x") == url_of("s3://bucket/x/") == "s3://bucket/x"  # one output, one lock
     assert invoke("embed", "nosuch://b/c.wav", "-o", tmp_path / "x.npz").exit_code == 1
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     "ssamba predict dawn.flac -c runs/birds\n\n"
     "ssamba predict recordings/ -c runs/birds -o labels.csv --top 1\n\n"
     "ssamba predict night.wav -c runs/birds --per second --format json\n\n"
+    "ssamba predict s3://bucket/nights/ -c runs/birds -o labels.csv   (recordings in storage that fsspec reads)\n\n"
     "ssamba predict nights/ -c runs/birds --events -o events.csv --min-length 0.5s --gap 1s\n\n"
     "ssamba predict nights/ -c runs/birds --events -o labels/ --format raven\n\n" + EXIT_CODES
 )

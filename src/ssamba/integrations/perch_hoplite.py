@@ -51,7 +51,14 @@ class SsambaEmbeddingModel(EmbeddingModel):
         return embed_from_batch_embed_fn(self.batch_embed, audio_array)
 
     def batch_embed(self, audio_batch: Array) -> InferenceOutputs:
-        """Return the embeddings (B, F, 1, D) of recordings (B, S); what is left after the last window is omitted."""
+        """Return the embeddings (B, F, 1, D) of recordings (B, S); what is left after the last window is omitted.
+
+        Raises:
+            ValueError: recordings have several channels.
+        """
+        if np.ndim(audio_batch) != 2:
+            shape = np.shape(audio_batch)[1:]
+            raise ValueError(f"expected the samples of one channel, (S,), got an array of the shape {shape}")
         windows = self.frame_audio(np.asarray(audio_batch, np.float32), self.window_size_s, self.hop_size_s)
         found = self.embedder.embed(windows.reshape(-1, windows.shape[-1]), self.sample_rate, batch=True, frames=False)
         vectors = np.stack([getattr(embedding, self.readout).numpy() for embedding in found])

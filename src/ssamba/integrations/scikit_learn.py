@@ -8,10 +8,10 @@ Shapes: n recordings, S samples, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -25,16 +25,14 @@ from ssamba.embedding import Context, Readout, readout_dim
 from ssamba.errors import ConfigError, ModelMismatchError
 
 Array = np.ndarray[Any, Any]
-_AT_ONCE = 256
-"""Recordings whose vectors are kept together."""
 
 
 class AudioEmbedder(TransformerMixin, BaseEstimator):
     """Turns recordings into their embeddings; `fit` only loads the model.
 
-    Recordings are a list, an array or a column of paths, or waveforms: a list of (S,), or an array (n, S). Copies and
-    pickles hold the name of the model, not its weights: whoever loads one needs the same model under that name, and is
-    told if it is another.
+    Recordings are a list, an array or a column of paths, or waveforms: a list of (S,), or an array (n, S). Several
+    channels, as in files or a list of (2, S), are averaged. Copies and pickles hold the name of the model, not its
+    weights: whoever loads one needs the same model under that name, and is told if it is another.
 
     Attributes:
         weights_digest_: identifies the weights of the model that it was fitted with.
@@ -82,8 +80,7 @@ class AudioEmbedder(TransformerMixin, BaseEstimator):
             ValueError: a parameter is wrong, or the model cannot be loaded.
         """
         embedder, digest = self._loaded()
-        if self.readout not in get_args(Readout):
-            raise ConfigError(f"readout: expected {' or '.join(map(repr, get_args(Readout)))}, got {self.readout!r}")
+        readout_dim(embedder.dim, self.readout)
         embedder.check(self._options())
         self.weights_digest_ = digest
         return self
@@ -106,17 +103,16 @@ class AudioEmbedder(TransformerMixin, BaseEstimator):
         recordings = _recordings(X)
         dim = readout_dim(embedder.dim, self.readout)
         if self.memory is None:
-            rows = self._embedded(embedder, recordings)
+            rows = dict(self._embedded(embedder, dict(enumerate(recordings))))
         else:
-            keep, rows = check_memory(self.memory).cache(_keep, ignore=["vector"]), []
+            keep = check_memory(self.memory).cache(_keep, ignore=["vector"])
             settings = embedder.digest(self._options())
-            for start in range(0, len(recordings), _AT_ONCE):  # what is done is kept, whatever happens to the rest
-                some = recordings[start : start + _AT_ONCE]
-                keys = [_key(one, self.sample_rate) for one in some]
-                new = [i for i, key in enumerate(keys) if not keep.check_call_in_cache(key, settings, None)]
-                found = dict(zip(new, self._embedded(embedder, [some[i] for i in new]), strict=True))
-                rows += [keep(key, settings, found.get(i)) for i, key in enumerate(keys)]
-        return np.stack([row[:dim] for row in rows]) if rows else np.empty((0, dim), np.float32)
+            keys = [_key(one, self.sample_rate) for one in recordings]
+            new = {i: recordings[i] for i, key in enumerate(keys) if not keep.check_call_in_cache(key, settings, None)}
+            # What is done is kept, whatever happens to the rest.
+            rows = {i: keep(keys[i], settings, row) for i, row in self._embedded(embedder, new)}
+            rows |= {i: keep(key, settings, None) for i, key in enumerate(keys) if i not in rows}
+        return np.stack([rows[i][:dim] for i in range(len(rows))]) if rows else np.empty((0, dim), np.float32)
 
     def get_feature_names_out(self, input_features: Any = None) -> Array:
         """Return the names of the dimensions, `e0`, `e1`, ..., as in the CSV tables of `ssamba embed`."""
@@ -129,11 +125,14 @@ class AudioEmbedder(TransformerMixin, BaseEstimator):
         tags.input_tags.two_d_array, tags.input_tags.string = False, True
         return tags
 
-    def _embedded(self, embedder: Embedder, recordings: list[Source]) -> list[Array]:
-        """Return the readout `parts`, (4 * D,), of each recording."""
-        rate = self.sample_rate if any(hasattr(one, "shape") for one in recordings) else None
-        found = embedder.embed(recordings, rate, frames=False, context=self.context, layer=self.layer)
-        return [embedding.parts.numpy() for embedding in found]
+    def _embedded(self, embedder: Embedder, recordings: dict[int, Source]) -> Iterator[tuple[int, Array]]:
+        """Yield the readout `parts`, (4 * D,), of each recording, with its number."""
+        rate = self.sample_rate if any(hasattr(one, "shape") for one in recordings.values()) else None
+        found = embedder.embed_stream(recordings.items(), rate, self._options(), frames=False, channels="mean")
+        for i, embedding in found:
+            if isinstance(embedding, Exception):
+                raise type(embedding)(f"recording {i} (from 0): {embedding}")
+            yield i, embedding.parts.numpy()
 
     def _options(self) -> EmbedOptions:
         return EmbedOptions.parse({"context": self.context, "layer": self.layer}, type(self).__name__)
@@ -162,7 +161,7 @@ def _load(
 
 def _recordings(X: Any) -> list[Source]:
     """Return the recordings of a list, an array, or a column of a table."""
-    if isinstance(X, str | bytes | Path) or not isinstance(X, Iterable):
+    if isinstance(X, str | bytes | Path | Mapping) or not isinstance(X, Iterable):
         raise ValueError(f"expected a list, an array or a column of recordings, got {type(X).__name__}")
     if hasattr(X, "to_numpy") or isinstance(X, np.ndarray):
         X = np.asarray(X)

@@ -42,9 +42,10 @@ class SsambaModule(InputModule):
             readout: `clip` (D,) or `parts` (4 * D,), as in `Embedding`.
         """
         super().__init__()
+        self.readout = readout
         self.embedder = model if isinstance(model, Embedder) else load_model(model, device="cpu")
         self.encoder = self.embedder.encoder
-        self.readout = readout
+        self.get_embedding_dimension()  # checks the readout
 
     @property
     def modalities(self) -> list[Any]:
@@ -60,7 +61,7 @@ class SsambaModule(InputModule):
 
         Args:
             inputs: paths; waveforms (S,) or of several channels, which are averaged, at the model's rate or as
-                `{"array": ..., "sampling_rate": ...}`.
+                `{"array": ..., "sampling_rate": ...}`; `{"bytes": ...}` or `{"path": ...}`; decoders of torchcodec.
             prompt: not for audio.
             kwargs: ignored.
 
@@ -76,8 +77,21 @@ class SsambaModule(InputModule):
         rate_hz = None
         if isinstance(given, Mapping):
             given = given.get("audio", given)
-        if isinstance(given, Mapping):
-            given, rate_hz = np.asarray(given["array"]), given["sampling_rate"]
+        match given:
+            case {"array": samples, "sampling_rate": rate_hz}:
+                given = np.asarray(samples)
+            case {"bytes": bytes(content)}:  # of `datasets`, with Audio(decode=False)
+                given = content
+            case {"path": str(path)}:
+                given = path
+            case Mapping():
+                raise ValueError(
+                    "expected a recording as {'array': samples, 'sampling_rate': hertz}, {'bytes': file} or "
+                    f"{{'path': path}}, got a dictionary of {', '.join(map(repr, given))}"
+                )
+            case _ if hasattr(given, "get_all_samples"):  # a decoder of torchcodec, as `datasets` gives
+                decoded = given.get_all_samples()
+                given, rate_hz = decoded.data, decoded.sample_rate
         return np.concatenate(list(read(given, rate_hz, self.embedder.front_end, "mean")))
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:

@@ -15,14 +15,14 @@ from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from ssamba.audio.decode import Damaged, checked_damaged
 from ssamba.audio.sources import OneChannel, Source, checked_channels
 from ssamba.config import FrontEndConfig
 from ssamba.devices import parse_device
 from ssamba.embedder import Embedder, load_model
-from ssamba.embedding import Context, EmbedOptions, Padding, Precision, Readout
+from ssamba.embedding import Context, EmbedOptions, Padding, Precision, Readout, readout_dim
 from ssamba.errors import ConfigError
 from ssamba.files import user_path
 from ssamba.hashing import digest_of
@@ -289,9 +289,8 @@ def _resolved_for_ray(options: EmbedOptions, device: str | None) -> EmbedOptions
     return options if device is None else options.resolved(parse_device(device))
 
 
-def _check_readout(readout: str, frames: bool) -> None:
-    if readout not in get_args(Readout):
-        raise ConfigError(f"readout must be one of {', '.join(get_args(Readout))}; got {readout!r}")
+def _check_readout(readout: Readout, frames: bool) -> None:
+    readout_dim(1, readout)
     if frames and readout != "clip":
         raise ConfigError(
             f"frames and every_s give each time step or stretch a row, and the readout {readout!r} is one vector of a "

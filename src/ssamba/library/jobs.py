@@ -145,7 +145,7 @@ class FileJob:
             log.info("%d other names of the same files are left out, as %s (%s)", len(found.other_names), other, first)
         real_path = RealPaths()
         self.files: dict[str, Recording] = {path_text(real_path(path)): path for path in found}
-        self.files |= {file.url: file for url in urls for file in find_remote(url)}
+        self.files |= {file.url: file for file in find_remote(urls)}
         self.report = report
         report.skipped = list(found.skipped)
         self.stats = {key: _stat(path) for key, path in self.files.items()}

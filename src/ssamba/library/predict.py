@@ -135,10 +135,11 @@ def predict_files(
     resumes after an interruption, and adds new and changed files to a finished output, as in `embed_files`.
 
     Args:
-        recordings: files, folders (searched recursively) and patterns, or one of them.
+        recordings: files, folders (searched recursively) and patterns, or one of them; also URLs, as in `embed_files`.
         checkpoint: a fine-tuned classifier: as for `load_model`, or a loaded model.
         output: a .csv or .parquet file (a row for each label or event) or a .json file (an object for each segment or
             event), with paths from its folder (`ssamba.files.table_path`); with `style` a folder; None writes nothing.
+            It is on a disk, not at a URL.
         top: number of most probable labels to keep; 0 is all.
         per, window_s, hop_s, merge: as for `Embedder.predict`; the hop of events is a quarter of a window by default.
         events: merge the answers of windows to events, instead of `top` labels `per` clip, second or window. A label is
@@ -167,7 +168,7 @@ def predict_files(
     Raises:
         OtherSettingsError: the output, or an interrupted run, was made with another model or other options.
         StoreError: the output was not written by this function, or no file could be classified.
-        ConfigError: an argument has a wrong type or an unknown value, or the output another suffix.
+        ConfigError: an argument has a wrong type or an unknown value, or the output another suffix, or is a URL.
         ValueError: the checkpoint has no classifier, or one that cannot answer so.
         SkippedFilesError, OutputInUseError, CheckpointError, Interrupted: as for `embed_files`.
     """

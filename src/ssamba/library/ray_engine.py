@@ -199,7 +199,8 @@ def _start_attempts(ray: Any) -> Any:
         def ended(self, what: str) -> None:
             self._counts.pop(what, None)
 
-    return ray.remote(num_cpus=0, max_restarts=-1)(Attempts).remote()
+    # If it dies, it begins anew, and a call that it did not answer is made again.
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
 
 
 class _Worker:

@@ -1,6 +1,6 @@
 """Recordings in storage that has a URL, copied to the machine that works on them.
 
-    find_remote("s3://bucket/recordings/")               # all audio files below it, with sizes and times
+    find_remote(["s3://bucket/recordings/"])             # all audio files below it, with sizes and times
 
 Copies lie in a temporary folder, some ahead of the work, and are removed after it: so hours of audio are streamed in
 constant memory like files of this machine.
@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,7 @@ from ssamba.library.tables import UNKNOWN
 Result = TypeVar("Result")
 
 _AHEAD, _DOWNLOADS, _ATTEMPTS = 32, 8, 3
+_LOOKUPS = 32
 
 
 @dataclass(frozen=True)
@@ -73,22 +75,31 @@ def file_error(error: Exception, text: str) -> Exception:
     return AudioDecodeError(text) if isinstance(error, ValueError) else OSError(text)
 
 
-def find_remote(url: str) -> list[RemoteFile]:
-    """Return the recordings that a URL stands for: a file, all audio files below a folder, or what matches a pattern.
+def find_remote(urls: Sequence[str]) -> list[RemoteFile]:
+    """Return the recordings that URLs stand for: files, all audio files below folders, and what matches patterns.
+
+    What has the name of a recording and is not there is one, too: to copy it is an error of that file.
 
     Raises:
-        DataError: there is none, or it cannot be listed.
+        DataError: a folder or a pattern has none, or cannot be listed.
         MissingExtraError: as `Place.of`.
     """
+    with ThreadPoolExecutor(_LOOKUPS) as pool:
+        return [file for files in pool.map(_find, urls) for file in files]
+
+
+def _find(url: str) -> list[RemoteFile]:
     fs, path = Place.of(url)
+    is_pattern = any(sign in path for sign in "*?[")
     with reading(url):
-        if any(sign in path for sign in "*?["):
-            found = fs.glob(path, detail=True)
-        elif fs.isfile(path):
-            return [_remote_file(fs, fs.info(path))]
-        else:
-            found = fs.find(path, detail=True)
+        with suppress(FileNotFoundError):
+            info = fs.info(path)
+            if info["type"] == "file":
+                return [_remote_file(fs, info)]
+        found = fs.glob(path, detail=True) if is_pattern else fs.find(path, detail=True)
     files = [_remote_file(fs, found[name]) for name in sorted(found) if _is_audio(found[name])]
+    if not files and not is_pattern and Path(path).suffix.lower() in AUDIO_SUFFIXES:
+        return [RemoteFile(fs.unstrip_protocol(path), UNKNOWN, 0)]
     if not files:
         raise DataError(f"{url}: no audio file there. Expected a file, a folder or a pattern")
     return files
@@ -126,6 +137,8 @@ class _Copies:
                 copied.result()
             except (MissingExtraError, ConfigError):
                 raise
+            except FileNotFoundError:
+                self._job.skip(self.of(path), OSError(f"{self.of(path)}: no such file. Check the URL"))
             except Exception as error:  # each service has errors of its own, and they must not cost the other files
                 self._job.skip(self.of(path), OSError(f"{self.of(path)}: cannot be copied ({one_line(error)})"))
             else:

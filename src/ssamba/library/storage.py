@@ -23,13 +23,16 @@ _NOT_STORAGE = ("file", "local", "http", "https", "hf")
 
 
 def url_of(name: object) -> str | None:
-    """Return the URL that a name is, also as a `Path`, which loses one of two slashes; None if it is a local path."""
+    """Return the URL that a name is, without slashes at its end; None if it is a local path.
+
+    A `Path` has lost one of two slashes.
+    """
     match = _URL.fullmatch(str(name))
     if match is None or match[1].lower() in _NOT_STORAGE or Path(str(name)).exists():
         return None
     from fsspec import available_protocols
 
-    return f"{match[1].lower()}://{match[2]}" if match[1].lower() in available_protocols() else None
+    return f"{match[1].lower()}://{match[2].rstrip('/')}" if match[1].lower() in available_protocols() else None
 
 
 def without_urls(names: Names) -> tuple[Names, list[str]]:

@@ -128,8 +128,11 @@ def lock_url(url: str, take_over: bool = False) -> Iterator[UrlLock]:
 
     Raises:
         OutputInUseError: another process is writing there.
+        ConfigError: the URL is a bucket.
         StoreError: nothing can be written there.
     """
+    if "/" not in Place.of(url).path:
+        raise ConfigError(f"{url}: expected the name of a folder in it, such as {url}/table")
     lock = UrlLock(url)
     try:
         try:
