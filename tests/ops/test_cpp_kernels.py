@@ -499,11 +499,15 @@ def test_ssamba_imports_without_its_extension_and_with_a_broken_one(tmp_path, co
         "import sys;"
         "sys.meta_path[:] = [f for f in sys.meta_path if f.__class__.__name__ != 'ScikitBuildRedirectingFinder'];"
         f"sys.path.insert(0, {str(tmp_path)!r}); from ssamba.ops import available_backends;"
-        "print([s for s in available_backends() if s.name == 'cpp'][0])"
+        "print([s for s in available_backends() if s.name == 'cpp'][0]);"
+        "import logging; logging.basicConfig(); from ssamba.ops.dispatch import warn_without_kernels;"
+        "warn_without_kernels(); warn_without_kernels()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "available=False" in done.stdout
-    assert ("cannot be loaded" if content else "was not built") in done.stdout
+    reason = "cannot be loaded" if content else "was not built"
+    assert reason in done.stdout
+    assert (done.stderr.count("several times slower"), done.stderr.count(reason)) == (1, 1)
 
 
 def test_the_compiled_code_is_small():

@@ -10,6 +10,7 @@ from ssamba.config import BaseEncoderConfig, EncoderConfig, SSASTConfig
 from ssamba.errors import ConfigError
 from ssamba.model.encoder import AlternatingBlocks, PatchEncoder, SSAMBAEncoder
 from ssamba.model.ssast import AttentionBlocks, SSASTEncoder
+from ssamba.ops.dispatch import warn_without_kernels
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"embed_dim": 192},
@@ -32,6 +33,7 @@ def build_encoder(config: BaseEncoderConfig) -> PatchEncoder:
     if isinstance(config, SSASTConfig):
         return SSASTEncoder(config)
     assert isinstance(config, EncoderConfig), type(config)
+    warn_without_kernels()
     return SSAMBAEncoder(config)
 
 

@@ -8,7 +8,9 @@ operators take `backend=`; models always use `auto`. Requesting a backend that c
 from __future__ import annotations
 
 import itertools
+import logging
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -20,6 +22,8 @@ from ssamba.ops.cpp import mixer as cpp_mixer
 from ssamba.ops.cpp import scan as cpp_scan
 from ssamba.ops.operators import Backend
 from ssamba.ops.triton import operators as triton
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,14 @@ def available_backends(device: torch.device | str = "cpu", dtype: torch.dtype = 
             note = f"can run; {chosen} is preferred"
         statuses.append(BackendStatus(backend.name, reason is None, backend.name == chosen, note))
     return statuses
+
+
+@cache
+def warn_without_kernels() -> None:
+    """Log once that the C++ kernels are missing, and why, unless there is a GPU, which does without them."""
+    reason = cpp_scan.why_not(torch.device("cpu"), torch.float32)
+    if reason is not None and not torch.cuda.is_available():
+        _log.warning("plain PyTorch computes, several times slower than the kernels of ssamba: %s", reason)
 
 
 @dataclass(frozen=True)
