@@ -1,5 +1,5 @@
 # A CPU image of ssamba whose process is not root: docker build -t ssamba .
-#   docker run --rm -v "$PWD":/data ssamba embed recordings/ -o embeddings.npz
+#   docker run --rm --user "$(id -u)" -v "$PWD":/data ssamba embed recordings/ -o embeddings.npz
 FROM python:3.11-slim AS build
 RUN apt-get update \
  && apt-get install -y --no-install-recommends g++ \
