@@ -91,6 +91,12 @@ def test_pages_stay_short():
         assert file.is_dir() or file.suffix == ".png" or file.stat().st_size <= 100_000, summary
 
 
+def test_lines_of_the_changelog_have_120_characters():
+    lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
+    long = [number for number, line in enumerate(lines, 1) if len(line) > 120]
+    assert not long, f"CHANGELOG.md: lines {long} are longer than 120 characters"
+
+
 def test_entries_of_the_log_have_ten_lines():
     for entry in re.split(r"^## ", (ROOT / "docs" / "log.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
         title, *lines = [line for line in entry.splitlines() if line.strip()]
