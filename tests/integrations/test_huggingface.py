@@ -29,7 +29,7 @@ import ssamba
 from ssamba.audio.decode import decode
 from ssamba.checkpoint import weights_digest
 from ssamba.config import ClassifierConfig, FrontEndConfig, PretrainingConfig
-from ssamba.errors import ConfigError
+from ssamba.errors import CheckpointError, ConfigError
 from ssamba.integrations.huggingface import (
     SsambaConfig,
     SsambaFeatureExtractor,
@@ -396,6 +396,13 @@ def test_labels_follow_id2label_and_back(tmp_path):
     )
     with pytest.raises(ValueError, match="attention_mask must be ones, then zeros"):
         model(torch.zeros(1, 64, 128), torch.tensor([[0] * 16 + [1] * 48]))
+    with pytest.raises(ValueError, match=r"attention_mask must be \(1, 64\), as input_values are; got \(1, 60\)"):
+        model(torch.zeros(1, 64, 128), torch.ones(1, 60))
+    with pytest.raises(ValueError, match=r"features \(batch, frames, mel bins\), as AutoFeatureExtractor makes them"):
+        model(torch.zeros(1, 16_000))
+    model.save_pretrained(tmp_path / "split", max_shard_size="50KB")
+    with pytest.raises(CheckpointError, match=r"holds its weights in several files, expected model\.safetensors"):
+        ssamba.load_model(tmp_path / "split")
 
 
 def test_feature_extractors_resample_pad_and_truncate(clips, waves):
@@ -417,6 +424,11 @@ def test_feature_extractors_resample_pad_and_truncate(clips, waves):
         assert np.array_equal(extractor(both)["input_values"], extractor(list(pair))["input_values"])
     with pytest.raises(ValueError, match="NaN"):
         extractor([waves[0], waves[1] * np.nan])
+    mean = extractor(pair.mean(0))["input_values"]
+    for stereo in (pair, pair.T, [pair.T]):  # (samples, channels), as soundfile reads them
+        np.testing.assert_allclose(extractor(stereo, channels="mean")["input_values"], mean, atol=1e-4)
+    with pytest.raises(ValueError, match=r"looks like \(samples, channels\), as soundfile does"):
+        extractor(pair.T)
 
 
 SCRIPT = """

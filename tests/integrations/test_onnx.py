@@ -114,6 +114,8 @@ def test_the_files_of_a_classifier_say_what_they_are(tmp_path, classifier_folder
     done = invoke("export", classifier_folder, "-o", tmp_path, "--dtype", "float16", "--check", clips[0], "--layers=-1")
     assert done.exit_code == 0
     assert "waveform.onnx clip" in done.output
+    assert "waveform.onnx probabilities: difference" in done.output
+    assert "head.onnx logits: difference" in done.output
     assert {path.name for path in tmp_path.iterdir()} == {
         "waveform.onnx",
         "features.onnx",

@@ -133,6 +133,10 @@ def test_errors_say_what_to_do(models, tmp_path, clips, night):
     _, onnx = models
     cut = tmp_path / "cut.flac"
     cut.write_bytes(clips[4].read_bytes()[:60_000])
+    soundfile.write(tmp_path / "cut.wav", night, 16_000)
+    soundfile.write(tmp_path / "cut.mp3", night, 16_000)
+    for name in ("cut.wav", "cut.mp3"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:20_000])
     (tmp_path / "text.wav").write_text("no audio")
     (tmp_path / "empty.wav").touch()
     for source, message in (
@@ -140,6 +144,9 @@ def test_errors_say_what_to_do(models, tmp_path, clips, night):
         (tmp_path / "text.wav", "libsndfile cannot read it"),
         (tmp_path / "empty.wav", "libsndfile cannot read it"),
         (cut, "truncated or damaged|cannot read it"),
+        (tmp_path / "cut.mp3", r"truncated or damaged, 6\.\d\d of 9\.00 s can be read"),
+        (tmp_path / "cut.wav", r"truncated, 19,956 of the 288,\d+ bytes in its header are there"),
+        (tmp_path, "is a folder: give its recordings"),
         (night[:100], "6.2 ms long, shorter than one frame of 25 ms"),
         (np.full(16_000, np.nan, np.float32), "NaN or infinity"),
         (np.zeros((2, 16_000), np.float32), "several channels"),
@@ -153,6 +160,12 @@ def test_errors_say_what_to_do(models, tmp_path, clips, night):
         onnx.embed([clips[0], "nowhere.wav"])
     found = dict(onnx.embed_stream([("bad", cut), ("good", clips[0]), ("short", night[:9])]))
     assert [isinstance(one, ValueError) for one in found.values()] == [True, False, True]
+    for channels in ("left", True, 2.0):
+        with pytest.raises(AudioError, match="channels is 'mean' or the number of a channel"):
+            onnx.embed(clips[0], channels=channels)
+    assert onnx.embed(night[:8000], np.int64(8000)).duration_s == 1
+    with pytest.raises(ValueError, match="threads is a whole number from 1 on, got '2'"):
+        OnnxEmbedder(onnx._model.file, threads="2")
     with pytest.raises(ValueError, match="small has no classifier"):
         onnx.predict(clips[0])
 

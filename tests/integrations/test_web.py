@@ -14,12 +14,14 @@ import pytest
 import soundfile
 from playwright.sync_api import Error, sync_playwright
 from tests.browser import find_browser
-from tests.conftest import ROOT, invoke
+from tests.conftest import ROOT, invoke, small_encoder
 
 from ssamba.audio.decode import decode
-from ssamba.embedder import load_model
-from ssamba.errors import ConfigError, MissingExtraError, SsambaError
-from ssamba.integrations.web import runtime
+from ssamba.checkpoint.files import read_json, write_json
+from ssamba.embedder import Embedder, load_model
+from ssamba.errors import ConfigError, MissingExtraError, OtherSettingsError, SsambaError
+from ssamba.integrations.onnx import export_onnx
+from ssamba.integrations.web import export_web, runtime
 from ssamba.library.search import nearest_neighbors
 
 
@@ -288,6 +290,22 @@ def test_options_of_the_page_need_web(tmp_path, clips):
     done = invoke("export", "ssamba2-tiny", "-o", tmp_path / "x", "--web", "--sounds", clips[0])
     assert "a page compares with 2 to 1,000 sounds; got 1" in done.output
     assert not (tmp_path / "x").exists()
+
+
+def test_a_page_replaces_files_and_files_a_page(tmp_path, clips):
+    model, folder = Embedder(small_encoder(depth=2), device="cpu"), tmp_path / "export"
+    (tmp_path / "kept.txt").touch()
+    export_onnx(model, folder, inputs="features")
+    report = read_json(folder / "export.json")
+    write_json(folder / "export.json", {**report, "files": [*report["files"], "../kept.txt"]})
+    with pytest.raises(OtherSettingsError, match="page was False, is True"):
+        export_web(model, folder, sounds=clips[:2])
+    export_web(model, folder, sounds=clips[:2], overwrite=True)
+    assert {path.name for path in folder.iterdir()} >= {"index.html", "data", "export.json"}
+    assert not list(folder.glob("*.onnx"))
+    export_onnx(model, folder, inputs="features", overwrite=True)
+    assert {path.name for path in folder.iterdir()} == {"features.onnx", "export.json"}
+    assert (tmp_path / "kept.txt").exists()
 
 
 def test_the_packaged_sounds_are_those_of_the_demo(clips):

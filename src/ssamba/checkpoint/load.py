@@ -396,7 +396,13 @@ def _read_folder(folder: Path, notes: list[str]) -> tuple[ModelConfig, FrontEndC
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     if not (folder / WEIGHTS_FILE).exists():
-        raise CheckpointError(f"{folder / WEIGHTS_FILE} is missing: expected it beside {CONFIG_FILE}")
+        is_split = (folder / f"{WEIGHTS_FILE}.index.json").exists()
+        raise CheckpointError(
+            f"{folder} holds its weights in several files, expected {WEIGHTS_FILE}: load it with transformers, and "
+            "save it with save_pretrained(..., max_shard_size='50GB')"
+            if is_split
+            else f"{folder / WEIGHTS_FILE} is missing: expected it beside {CONFIG_FILE}"
+        )
     return config, front_end, read_tensors(folder / WEIGHTS_FILE)
 
 

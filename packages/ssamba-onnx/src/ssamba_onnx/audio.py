@@ -1,7 +1,7 @@
 """Read recordings as blocks of mono samples at a model's rate: files by libsndfile, waveforms as arrays.
 
 WAV, FLAC, MP3, Ogg, Opus, AIFF, CAF and similar. Files of other formats (M4A, WebM) and damaged ones are for `ssamba`,
-which knows them; here a file that ends before the length in its header is an error.
+which knows them; here a file that ends before the length in its header is an error (Ogg states none).
 
 Shapes: S samples, C channels.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal, TypeAlias
 
@@ -26,6 +27,10 @@ _BLOCK_S = 30.0
 _MAX_CHANNELS = 64
 _PCM = {"int8", "int16", "int32"}
 _QUALITY = "HQ"
+_CUT = re.compile(r"^\s*(?:data|SSND|riff|Riff size) : (\d+) \(should be (\d+)\)", re.MULTILINE)
+"""How libsndfile notes bytes that a header of WAV, AIFF, W64 or RF64 states, and those that are there."""
+_UNKNOWN_SIZES = (range(0x7FFFF000, 0x80000000), range(0xFFFFF000, 0x100000000))
+"""What programs that do not know the length yet write in its place."""
 
 
 class AudioError(ValueError):
@@ -43,6 +48,8 @@ def read(source: Source, sample_rate: int | None, rate_hz: int, channels: Channe
     Raises:
         AudioError: the recording cannot be read, is not finite or is empty; or an array has a wrong shape or type.
     """
+    if channels not in (None, "mean") and (isinstance(channels, bool) or not isinstance(channels, int | np.integer)):
+        raise AudioError(f"channels is 'mean' or the number of a channel (from 0), got {channels!r}")
     if isinstance(source, np.ndarray):
         samples = _mono(source, channels)
         if sample_rate is not None and sample_rate != rate_hz:
@@ -65,27 +72,38 @@ def read(source: Source, sample_rate: int | None, rate_hz: int, channels: Channe
         with soundfile.SoundFile(file) as sound:
             yield from _resampled(_blocks(sound, channels, name), sound.samplerate, rate_hz)
     except soundfile.LibsndfileError as error:
-        missing = isinstance(source, str | os.PathLike) and not os.path.exists(file)  # noqa: PTH110
-        cause = "no such file" if missing else f"libsndfile cannot read it ({error.error_string.rstrip('.')})"
+        cause = (
+            f"libsndfile cannot read it ({error.error_string.rstrip('. ')}). It reads WAV, FLAC, MP3, Ogg, Opus, AIFF "
+            "and CAF: convert others, or use `ssamba`"
+        )
+        if isinstance(source, str | os.PathLike):
+            if not os.path.exists(file):  # noqa: PTH110
+                cause = "no such file"
+            elif os.path.isdir(file):  # noqa: PTH112
+                cause = "is a folder: give its recordings, such as Path(...).rglob('*.wav')"
         raise AudioError(f"{name}: {cause}") from None
 
 
 def _blocks(sound: soundfile.SoundFile, channels: Channels, name: str) -> Iterator[Array]:
     """Yield mono blocks at the file's rate."""
-    if isinstance(channels, int) and not 0 <= channels < sound.channels:
+    if isinstance(channels, int | np.integer) and not 0 <= channels < sound.channels:
         raise AudioError(f"{name}: channel {channels} does not exist: the file has {sound.channels}, counted from 0")
-    stated, count = sound.frames, 0
-    for block in sound.blocks(round(_BLOCK_S * sound.samplerate), dtype="float32", always_2d=True):
-        mono = block[:, channels] if isinstance(channels, int) else block.mean(1)
+    for stated, there in _CUT.findall(sound.extra_info):
+        if int(stated) > int(there) and not any(int(stated) in sizes for sizes in _UNKNOWN_SIZES):
+            raise AudioError(f"{name}: truncated, {int(there):,} of the {int(stated):,} bytes in its header are there")
+    frames, count = sound.frames, 0
+    # Not `sound.blocks`, which returns what memory held where a file ends too early.
+    while len(block := sound.read(round(_BLOCK_S * sound.samplerate), dtype="float32", always_2d=True)):
+        mono = block[:, channels] if isinstance(channels, int | np.integer) else block.mean(1)
         if not np.isfinite(mono.sum(dtype=np.float64)):
             raise AudioError(f"{name}: holds samples that are NaN or infinite: repair it, or export it again")
         count += len(mono)
         yield np.ascontiguousarray(mono)
     if not count:
         raise AudioError(f"{name}: holds no audio")
-    if count < stated:
+    if count < frames:
         rate_hz = sound.samplerate
-        raise AudioError(f"{name}: truncated or damaged, {count / rate_hz:.2f} of {stated / rate_hz:.2f} s can be read")
+        raise AudioError(f"{name}: truncated or damaged, {count / rate_hz:.2f} of {frames / rate_hz:.2f} s can be read")
 
 
 def _resampled(blocks: Iterator[Array], in_hz: int, rate_hz: int) -> Iterator[Array]:
@@ -99,9 +117,9 @@ def _resampled(blocks: Iterator[Array], in_hz: int, rate_hz: int) -> Iterator[Ar
 
 
 def _checked_rate(sample_rate: int) -> int:
-    if not (isinstance(sample_rate, int) and sample_rate > 0):
+    if not (isinstance(sample_rate, int | np.integer) and sample_rate > 0):
         raise AudioError(f"a sample rate is a whole number of hertz above 0, got {sample_rate!r}")
-    return sample_rate
+    return int(sample_rate)
 
 
 def _mono(waveform: Array, channels: Channels) -> Array:
@@ -118,7 +136,7 @@ def _mono(waveform: Array, channels: Channels) -> Array:
             f"a waveform of shape {waveform.shape} has several channels: give channels='mean' or a number, or "
             "batch=True if each row is a recording"
         )
-    if isinstance(channels, int):
+    if isinstance(channels, int | np.integer):
         if not 0 <= channels < len(rows):
             raise AudioError(f"channel {channels} does not exist: the waveform has {len(rows)}, counted from 0")
         rows = rows[channels, None]

@@ -168,7 +168,7 @@ class OnnxEmbedder:
         Raises:
             ValueError: there is no such file, it is another kind of file, or `threads` is below 1.
         """
-        if threads is not None and threads < 1:
+        if threads is not None and not (isinstance(threads, int) and threads >= 1):
             raise ValueError(f"threads is a whole number from 1 on, got {threads!r}")
         self.threads = threads or _cores()
         self._model = ExportedModel(path)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import BatchFeature, SequenceFeatureExtractor
 
 from ssamba.audio.fbank import log_mel
-from ssamba.audio.sources import read
+from ssamba.audio.sources import OneChannel, read
 from ssamba.config import FrontEndConfig
 from ssamba.events import window_edges
 from ssamba.inference.clip_windows import LENGTH_TOLERANCE, WindowLengths, pieces_of
@@ -115,6 +115,7 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
         max_length: int | None = None,
         truncation: bool = False,
         return_tensors: str | None = None,
+        channels: OneChannel = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Compute features of one recording, or of a list of them.
@@ -127,6 +128,8 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
             max_length: samples at the model's rate.
             truncation: cut recordings after `max_length`.
             return_tensors: `"pt"` or `"np"`; None returns arrays, in a list for each unless they are padded.
+            channels: `"mean"` averages the channels (files: the default), a number takes one of them (from 0); an array
+                (channels, samples) or (samples, channels) is then one recording.
             kwargs: `return_attention_mask` and `pad_to_multiple_of` (frames), as of other feature extractors.
 
         Returns:
@@ -141,9 +144,9 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
         if max_length is None and (truncation or padding == "max_length"):
             raise ValueError("truncation and padding='max_length' need max_length, in samples at the model's rate")
         config, clips, valid, pieces = self.front_end, [], [], []
-        for source in _recordings(raw_speech):
+        for source in _recordings(raw_speech, channels):
             waveform = np.asarray(source, np.float32) if isinstance(source, list | tuple) else source
-            samples = np.concatenate(list(read(waveform, sampling_rate, config)))
+            samples = np.concatenate(list(read(waveform, sampling_rate, config, channels)))
             cut, weights = self._pieces(samples[: max_length if truncation else None])
             features = [self._features(piece, config) for piece in cut]
             valid.append(sum(map(len, features)))
@@ -236,11 +239,13 @@ class SsambaPipelineInputs(SsambaFeatureExtractor):
         return BatchFeature({"features": batch.pop("input_values"), **batch})
 
 
-def _recordings(given: Any) -> Sequence[Any]:
+def _recordings(given: Any, channels: OneChannel) -> Sequence[Any]:
     """Return the recordings that were given: a list, the rows of an array, or one."""
     if isinstance(given, list | tuple) and not all(isinstance(one, Number) for one in given[:1]):
         return given
-    return list(given) if getattr(given, "ndim", 1) == 2 else [given]
+    # Rows that are shorter than there are of them are moments of several channels, about which `read` asks.
+    is_batch = channels is None and getattr(given, "ndim", 1) == 2 and given.shape[0] <= given.shape[1]
+    return list(given) if is_batch else [given]
 
 
 def _preprocessor(config: SsambaConfig) -> dict[str, Any]:

@@ -198,10 +198,18 @@ class SsambaPreTrainedModel(PreTrainedModel):
 
     def _inputs(self, input_values: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return features in the dtype of the weights, and the valid frames of each clip (B,), None if all are."""
+        if input_values.ndim != 3:
+            raise ValueError(
+                "input_values must be features (batch, frames, mel bins), as AutoFeatureExtractor makes them of "
+                f"waveforms and files; got the shape {tuple(input_values.shape)}"
+            )
         features = input_values.to(self.encoder.cls_token.dtype)
         if attention_mask is None:
             return features, None
         mask = attention_mask.bool()
+        if mask.shape != features.shape[:2]:
+            wanted = tuple(features.shape[:2])
+            raise ValueError(f"attention_mask must be {wanted}, as input_values are; got {tuple(mask.shape)}")
         if mask.device.type == "cpu" and not torch.compiler.is_compiling() and (mask[:, 1:] > mask[:, :-1]).any():
             raise ValueError("attention_mask must be ones, then zeros for padding: pad clips at their end")
         return features, mask.sum(1)

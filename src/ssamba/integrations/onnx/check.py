@@ -2,13 +2,13 @@
 
 | what | compared with | allowed, float32 |
 |---|---|---|
-| features in: every output | PyTorch | 1e-5 |
+| features in, and the head: every output | PyTorch | 1e-5 |
 | waveform in: `clip`, logits | PyTorch | 1e-4 |
 | waveform in: log-mel features | float64 | 5e-4, or what PyTorch's float32 differs by |
-| a batch of clips | each clip alone | 1e-5 |
+| a batch of clips | each clip alone | 1e-5; waveform in 1e-4 |
 
 Differences are the largest of any value, divided by the largest value where that is above 1. Files of float16 and int8
-are compared by the cosine of `clip`, which must reach .999 and .99.
+are compared by the cosine of `clip`, which must reach .999 and .99; what their logits differ by is told.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from ssamba.model.readouts import parts, time_steps
 CLIPS = Path(__file__).parent / "clips"
 FEATURES_IN, WAVEFORM_IN, LOG_MEL = 1e-5, 1e-4, 5e-4
 COSINES = {"float16": 0.999, "int8": 0.99}
+_BATCH = 5
+"""Recordings of a ragged batch."""
 
 
 class ExportError(SsambaError, ValueError):
@@ -105,6 +107,8 @@ def check_files(
     for name in ("features.onnx", "waveform.onnx"):
         if name in files:
             _compare(name, session(files[name]), embedder, waves, padding, dtype, largest)
+    if "head.onnx" in files:
+        _compare_head(session(files["head.onnx"]), embedder, dtype, largest)
     found = list(largest.found.values())
     for one in found:
         if not one.largest <= one.allowed:
@@ -125,17 +129,15 @@ def _compare(
     dtype: str,
     largest: _Largest,
 ) -> None:
-    """Compare one file on every recording, alone and in a batch."""
+    """Compare one file on every recording, alone and in batches."""
     names = [one.name for one in run.get_outputs()]
-    given, alone = [], []
+    batch: list[tuple[str, Array, dict[str, Array]]] = []
     is_waveform = file == "waveform.onnx"
-    for recording, wave in waves.items():
+    for number, (recording, wave) in enumerate(waves.items(), 1):
         wave = wave if len(wave) >= embedder.front_end.frame_samples else np.pad(wave, (0, 4000))
         features = log_mel(torch.from_numpy(wave), config=embedder.front_end)
         inputs = wave if is_waveform else features.numpy()
         outputs = _run(run, [inputs], names)
-        given.append(inputs)
-        alone.append(outputs)
         for name, wanted in expected(embedder, features, padding, names).items():
             got = outputs[name][0]
             if dtype == "float32":
@@ -143,8 +145,9 @@ def _compare(
                 if is_waveform and name not in ("clip", "logits", "probabilities", "columns"):
                     allowed = float("inf")  # single frames follow the rounding of quiet bins
                 largest.add(file, name, difference(got, wanted), allowed, recording, "difference")
-            elif name == "clip":
+            elif name in ("clip", "logits", "probabilities"):
                 largest.add(file, name, difference(got, wanted), float("inf"), recording, "difference")
+            if dtype != "float32" and name == "clip":
                 cosine = float(got @ wanted / np.linalg.norm(got) / np.linalg.norm(wanted))
                 largest.add(file, "clip", 1 - cosine, 1 - COSINES[dtype], recording, "1 - cosine")
         if is_waveform:
@@ -152,11 +155,26 @@ def _compare(
             allowed = max(LOG_MEL, float(np.abs(features.numpy() - exact).max()))
             got = outputs["features"][0]
             largest.add(file, "features", float(np.abs(got - exact).max()), allowed, recording, "difference")
-    together = _run(run, given, names)
-    for row, (recording, outputs) in enumerate(zip(waves, alone, strict=True)):
-        for name in ("clip", "parts"):
-            value = difference(together[name][row], outputs[name][0])
-            largest.add(file, f"{name}, in a batch", value, FEATURES_IN, recording, "difference")
+        batch.append((recording, inputs, {name: outputs[name][0] for name in ("clip", "parts")}))
+        if len(batch) == _BATCH or number == len(waves):
+            together = _run(run, [inputs for _, inputs, _ in batch], ("clip", "parts"))
+            for row, (one, _, alone) in enumerate(batch):
+                for name, wanted in alone.items():
+                    value = difference(together[name][row], wanted)
+                    allowed = WAVEFORM_IN if is_waveform else FEATURES_IN
+                    largest.add(file, f"{name}, in a batch", value, allowed, one, "difference")
+            batch = []
+
+
+@torch.no_grad()
+def _compare_head(run: onnxruntime.InferenceSession, embedder: Embedder, dtype: str, largest: _Largest) -> None:
+    """Compare the head alone, on random vectors."""
+    assert embedder.classifier is not None
+    vectors = np.random.default_rng(0).standard_normal((64, embedder.dim), np.float32)
+    wanted = embedder.classifier.classify(torch.from_numpy(vectors)).numpy()
+    value = difference(run.run(["logits"], {"vectors": vectors})[0], wanted)
+    allowed = FEATURES_IN if dtype == "float32" else float("inf")
+    largest.add("head.onnx", "logits", value, allowed, "random vectors", "difference")
 
 
 def difference(got: Array, wanted: Array) -> float:

@@ -11,7 +11,7 @@ Shapes: B clips, S samples, T frames, M mel bins, K time steps, P prefix tokens,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -40,7 +40,7 @@ HEAD_FILE = "head.onnx"
 _FILES = ("waveform.onnx", "features.onnx", HEAD_FILE)
 FORMAT = 1
 """Version of the files' inputs, outputs and metadata."""
-_SETTINGS = ("model", "weights_digest", "dtype", "padding", "layers", "front_end")
+_SETTINGS = ("page", "model", "weights_digest", "dtype", "padding", "layers", "front_end")
 _DYNAMIC = "batch"
 
 
@@ -105,8 +105,8 @@ def export_onnx(
     recordings = list(find_audio(check)) if check else []
     exporter = Exporter.of(model, dtype, layers, padding, front_end)
     embedder = exporter.embedder
-    common = exporter.metadata()
-    replaces = check_folder(folder, common, overwrite)
+    common = {"page": False, **exporter.metadata()}
+    replaced = check_folder(folder, common, overwrite)
 
     kinds = ["waveform", "features"] if inputs == "both" else [inputs]
     files = {f"{kind}.onnx": exporter.encoder_file(kind) for kind in kinds}
@@ -118,9 +118,7 @@ def export_onnx(
     for name, content in files.items():
         write_bytes(folder / name, content)
         written.append(ExportedFile(folder / name, len(content)))
-    if replaces:  # no file of the other export stays
-        for name in {*_FILES}.difference(files):
-            (folder / name).unlink(missing_ok=True)
+    remove_files(folder, replaced, files)
     report = {
         "files": [name for name in _FILES if (folder / name).exists()],
         **common,
@@ -135,23 +133,34 @@ def _check_choice(name: str, value: str, choices: Any) -> None:
         raise ConfigError(f"{name} must be one of {', '.join(get_args(choices))}; got {value!r}")
 
 
-def check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
-    """Return whether the folder holds an export of another model, or with other settings, that is to be replaced.
+def check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> list[str]:
+    """Return the files of an export of another model, or with other settings, that is to be replaced.
 
     Raises:
         OtherSettingsError: it holds one, and `overwrite` was not given.
     """
     path = folder / REPORT_FILE
     if not path.exists():
-        return False
-    before = {key: value for key, value in read_json(path).items() if key in _SETTINGS}
+        return []
+    report = read_json(path)
+    before = {key: value for key, value in report.items() if key in _SETTINGS}
     now = {key: value for key, value in settings.items() if key in _SETTINGS}
     different = settings_differences(before, now)
     if different and not overwrite:
         raise OtherSettingsError(
             f"{folder} holds another export: {'; '.join(different)}. Choose another folder, or --overwrite"
         )
-    return bool(different)
+    return list(report.get("files", ())) if different else []
+
+
+def remove_files(folder: Path, replaced: Iterable[str], written: Collection[str]) -> None:
+    """Remove the files of the export that was replaced, other than those written again, and folders left empty."""
+    for name in set(replaced).difference(written):
+        path = folder / name
+        if path.resolve().is_relative_to(folder.resolve()):
+            path.unlink(missing_ok=True)
+            if path.parent != folder and path.parent.is_dir() and not any(path.parent.iterdir()):
+                path.parent.rmdir()
 
 
 class Exporter:

@@ -35,7 +35,7 @@ from ssamba.embedding import Padding, PredictOptions
 from ssamba.errors import ConfigError
 from ssamba.files import json_text, output_folder, write_bytes
 from ssamba.integrations.onnx.check import Difference, check_files
-from ssamba.integrations.onnx.export import REPORT_FILE, Exporter, check_folder
+from ssamba.integrations.onnx.export import REPORT_FILE, Exporter, check_folder, remove_files
 from ssamba.integrations.onnx.graph import Dtype
 from ssamba.integrations.web.runtime import NAME, Runtime, read_runtime
 from ssamba.similarity import fit_similarity
@@ -122,8 +122,8 @@ def export_web(
     used = read_runtime(runtime)
     exporter = Exporter.of(model, dtype, (), padding, front_end)
     embedder = exporter.embedder
-    common = exporter.metadata()
-    check_folder(folder, common, overwrite)
+    common = {"page": True, **exporter.metadata()}
+    replaced = check_folder(folder, common, overwrite)
 
     content = exporter.encoder_file("waveform")
     differences = check_files(embedder, {"waveform.onnx": content}, recordings, exporter.padding, dtype)
@@ -143,6 +143,7 @@ def export_web(
     for path in (folder / "data").glob("sound_*.js"):
         if f"data/{path.name}" not in files:  # of an earlier page
             path.unlink()
+    remove_files(folder, replaced, files)
     report = {"files": list(files), **common, "differences": [one.as_json() for one in differences]}
     write_json(folder / REPORT_FILE, report)
     return WebReport(folder, sum(map(len, files.values())), len(found), differences)

@@ -26,7 +26,8 @@ const clock = (seconds, whole = seconds) => {
   const tenths = Math.round(seconds * 10), h = Math.floor(tenths / 36000), m = Math.floor(tenths / 600) % 60;
   return `${h ? `${h}:${String(m).padStart(2, "0")}` : m}:${((tenths % 600) / 10).toFixed(1).padStart(4, "0")}`;
 };
-const clockWithUnit = (seconds) => clock(seconds) + (seconds < 59.95 ? " s" : "");
+const clockWithUnit = (seconds) =>
+  seconds < 0.95 ? `${Math.round(seconds * 1000)} ms` : clock(seconds) + (seconds < 59.95 ? " s" : "");
 const spoken = (name) => name.replaceAll("_", " ");
 
 function show(state, message = "") {
@@ -141,6 +142,8 @@ async function analyze(opened, start_s) {
   const wave = await readResampled(opened, rate, first, count);
   if (!wave.every(Number.isFinite)) throw new SoundError(`${opened.name} holds values that are no numbers (NaN or infinity).`);
   const found = await engine.run(wave);
+  if (!found.clip.values.every(Number.isFinite))
+    throw new SoundError(`${opened.name} holds values far outside [-1, 1], of which the model makes nothing.`);
   const isNew = sound !== opened;
   sound = opened;
   const seconds = count / rate;
@@ -154,13 +157,13 @@ async function analyze(opened, start_s) {
   $("result").hidden = false;
   $("name").textContent = spoken(opened.name);
   const kind = `${(opened.rate / 1000).toLocaleString("en")} kHz, ${opened.channels === 1 ? "mono" : `${opened.channels} channels`}`;
-  $("facts").textContent = `${clockWithUnit(whole)} · ${kind}${silent ? " · this part is silent" : ""}`;
+  $("facts").textContent = `${clockWithUnit(whole)} · ${kind}${silent ? " · this part is silent" : ""}${opened.isCut ? " · the file is cut off" : ""}`;
   showPart(isWhole, whole, first / rate, seconds, isNew);
   drawFeatures();
   drawLabels(found.probabilities);
   drawNearest(nearest);
   const spent = found.ms < 1000 ? `${found.ms.toFixed(0)} ms` : `${(found.ms / 1000).toFixed(1)} s`;
-  show("done", `${seconds.toFixed(1)} s of sound, computed in ${spent}.`);
+  show("done", `${clockWithUnit(seconds)} of sound, computed in ${spent}.`);
 }
 
 function showPart(isWhole, whole, start_s, seconds, isNew) {
@@ -222,7 +225,7 @@ function drawFeatures() {
   const sorted = Float32Array.from(values).sort(), at = (share) => sorted[Math.floor(share * (sorted.length - 1))];
   const low = at(0.1), scale = 255 / Math.max(at(0.998) - low, 1e-6);
   draw($("spectrogram"), frames, bins, Uint8ClampedArray.from(values, (value) => (value - low) * scale));
-  $("spectrogram").setAttribute("aria-label", `Spectrogram of ${spoken(name)}, ${seconds.toFixed(1)} seconds`);
+  $("spectrogram").setAttribute("aria-label", `Spectrogram of ${spoken(name)}, ${clockWithUnit(seconds)}`);
   $("hertz").replaceChildren(...page.ticks.map(([bin, text]) => {
     const tick = element("span", { textContent: text });
     tick.style.bottom = `${(Math.min(bin + 0.5, bins) / bins) * 100}%`;
@@ -243,10 +246,12 @@ function drawLabels(probabilities) {
   $("labels").hidden = !page.labels || !probabilities;
   if ($("labels").hidden) return;
   const { values, shape } = probabilities, classes = page.labels.length, spans = shape.length === 3 ? shape[1] : 1;
+  const { start_s } = window.ssamba.result, whole = sound.length / sound.rate;
+  const time = (second) => clock(Math.floor(start_s + second), whole).replace(/\.0$/, "") + (whole < 59.95 ? " s" : "");
   const all = page.labels.map((label, c) => {
     let best = 0;
     for (let s = 1; s < spans; s++) if (values[s * classes + c] > values[best * classes + c]) best = s;
-    return { label, value: values[best * classes + c], when: spans > 1 ? ` at ${best} s` : "" };
+    return { label, value: values[best * classes + c], when: spans > 1 ? ` at ${time(best)}` : "" };
   });
   all.sort((a, b) => b.value - a.value);
   $("bars").replaceChildren(...all.slice(0, LABELS).map(({ label, value, when }) => {

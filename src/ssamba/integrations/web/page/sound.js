@@ -51,6 +51,7 @@ async function openWav(blob) {
       const bytes = Math.min(size, blob.size - place - 8); // 0xffffffff stands for "to the end"
       const start = place + 8;
       return {
+        isCut: bytes < size && size < 0x7ffff000, // programs that do not know the length yet write more
         rate: format.rate,
         channels: format.channels,
         length: Math.floor(bytes / frameBytes),
