@@ -298,7 +298,7 @@ def test_a_page_replaces_files_and_files_a_page(tmp_path, clips):
     export_onnx(model, folder, inputs="features")
     report = read_json(folder / "export.json")
     write_json(folder / "export.json", {**report, "files": [*report["files"], "../kept.txt"]})
-    with pytest.raises(OtherSettingsError, match="page was False, is True"):
+    with pytest.raises(OtherSettingsError, match="kind was 'ONNX files', is 'web page'"):
         export_web(model, folder, sounds=clips[:2])
     export_web(model, folder, sounds=clips[:2], overwrite=True)
     assert {path.name for path in folder.iterdir()} >= {"index.html", "data", "export.json"}

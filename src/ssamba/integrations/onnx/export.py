@@ -40,7 +40,7 @@ HEAD_FILE = "head.onnx"
 _FILES = ("waveform.onnx", "features.onnx", HEAD_FILE)
 FORMAT = 1
 """Version of the files' inputs, outputs and metadata."""
-_SETTINGS = ("page", "model", "weights_digest", "dtype", "padding", "layers", "front_end")
+_SETTINGS = ("kind", "model", "weights_digest", "dtype", "padding", "layers", "front_end")
 _DYNAMIC = "batch"
 
 
@@ -105,7 +105,7 @@ def export_onnx(
     recordings = list(find_audio(check)) if check else []
     exporter = Exporter.of(model, dtype, layers, padding, front_end)
     embedder = exporter.embedder
-    common = {"page": False, **exporter.metadata()}
+    common = {"kind": "ONNX files", **exporter.metadata()}
     replaced = check_folder(folder, common, overwrite)
 
     kinds = ["waveform", "features"] if inputs == "both" else [inputs]

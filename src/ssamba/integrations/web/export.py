@@ -122,7 +122,7 @@ def export_web(
     used = read_runtime(runtime)
     exporter = Exporter.of(model, dtype, (), padding, front_end)
     embedder = exporter.embedder
-    common = {"page": True, **exporter.metadata()}
+    common = {"kind": "web page", **exporter.metadata()}
     replaced = check_folder(folder, common, overwrite)
 
     content = exporter.encoder_file("waveform")
