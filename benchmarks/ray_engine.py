@@ -53,20 +53,27 @@ def main() -> None:
     parser.add_argument("what", choices=("faults", "rate"))
     parser.add_argument("--files", type=int, help="number of recordings (faults: 240, rate: 1000)")
     parser.add_argument("--turns", type=int, default=1, help="rate: how often each engine has its turn")
+    parser.add_argument("--more", action="store_true", help="rate: add to the turns on record")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ray-engine-") as folder:
         if arguments.what == "faults":
             faults(Path(folder), arguments.files or 240)
         else:
-            save("rate", rate(Path(folder), arguments.files or 1000, arguments.turns))
+            before = stored().get("rate") if arguments.more else None
+            save("rate", rate(Path(folder), arguments.files or 1000, arguments.turns, before))
 
 
 def save(what: str, found: dict[str, Any]) -> None:
     """Write what was found beside what the other command found."""
-    path = RESULTS / "ray_engine.json"
-    data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    data = stored()
     data[what] = {**found, "ray": version("ray"), "environment": environment()}
     write_report(RESULTS, "ray_engine", data, as_markdown(data))
+
+
+def stored() -> dict[str, Any]:
+    """Return what was found before."""
+    path = RESULTS / "ray_engine.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def as_markdown(data: dict[str, Any]) -> str:
@@ -349,8 +356,17 @@ def s3(recordings: Path) -> Iterator[str]:
 # Rates.
 
 
-def rate(folder: Path, files: int, turns: int) -> dict[str, Any]:
-    """Measure both engines in turns on recordings of 5 to 8 s."""
+def rate(folder: Path, files: int, turns: int, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Measure both engines in turns on recordings of 5 to 8 s, each beginning every other turn.
+
+    Args:
+        folder: is written to.
+        files: number of recordings.
+        turns: of each engine.
+        before: what was measured earlier, to which these turns are added.
+    """
+    if before is not None and before["files"] != files:
+        raise SystemExit(f"--more: the turns on record are of {before['files']} files, not of {files}")
     samples, draw = demo_samples(), random.Random(1)
     for number in range(files):
         length = round(16_000 * draw.uniform(5, 8))
@@ -362,21 +378,18 @@ def rate(folder: Path, files: int, turns: int) -> dict[str, Any]:
         path.read_bytes()  # both engines find them in memory
     decode(path)
     model = load_model(device="cpu")
-    rates: dict[str, list[tuple[float, float]]] = {"local": [], "ray": []}
+    earlier = before["engines"] if before else {name: {"turns": [], "starts_s": []} for name in ("local", "ray")}
+    engines = {name: {"turns": one["turns"], "starts_s": one["starts_s"]} for name, one in earlier.items()}
     for _ in range(turns):
-        for engine, found in rates.items():
-            found.append(one_rate(folder, model, engine, files))
-            print(f"{engine}: {found[-1][0]:.0f} times real time, first tenth after {found[-1][1]:.1f} s", flush=True)
-    medians = {name: statistics.median(one for one, _ in found) for name, found in rates.items()}
-    engines = {
-        name: {
-            "real_time": medians[name],
-            "start_s": statistics.median(start for _, start in found),
-            "turns": [round(one, 1) for one, _ in found],
-        }
-        for name, found in rates.items()
-    }
-    ratio = medians["ray"] / medians["local"]
+        done = len(engines["local"]["turns"])
+        for engine in ("local", "ray")[:: -1 if done % 2 else 1]:
+            real_time, start_s = one_rate(folder, model, engine, files)
+            engines[engine]["turns"].append(round(real_time, 1))
+            engines[engine]["starts_s"].append(round(start_s, 1))
+            print(f"{engine}: {real_time:.0f} times real time, first tenth after {start_s:.1f} s", flush=True)
+    for one in engines.values():
+        one |= {"real_time": statistics.median(one["turns"]), "start_s": statistics.median(one["starts_s"])}
+    ratio = engines["ray"]["real_time"] / engines["local"]["real_time"]
     return {"files": files, "engines": engines, "ratio": ratio}
 
 

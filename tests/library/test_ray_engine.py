@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -30,6 +31,9 @@ class StandIn(ModuleType):
     def __init__(self, monkeypatch, resources):
         super().__init__("ray")
         self.resources, self.initialized, self.shut_down, self.twice = resources, None, 0, False
+        self.server = socket.create_server(("127.0.0.1", 0))
+        address = f"127.0.0.1:{self.server.getsockname()[1]}"
+        self.get_runtime_context = lambda: SimpleNamespace(gcs_address=address)
         self.exceptions = SimpleNamespace(RayError=RayError)
         self.data = ModuleType("ray.data")
         context = SimpleNamespace(enable_progress_bars=True)
@@ -96,7 +100,9 @@ class _Data:
 
 @pytest.fixture
 def ray(monkeypatch):
-    return StandIn(monkeypatch, {"CPU": 2.0})
+    stand_in = StandIn(monkeypatch, {"CPU": 2.0})
+    with stand_in.server:
+        yield stand_in
 
 
 @pytest.fixture
@@ -214,6 +220,24 @@ def test_errors_of_workers_and_of_the_cluster_are_one_message(ray, recordings, t
         patch.setattr("ssamba.library.ray_engine._Worker", lambda version, *_: pytest.fail(version))
         with pytest.raises(pytest.fail.Exception, match=r"0\.0"):
             embed_files(recordings, output, embedder, engine="ray")
+
+
+def test_a_cluster_that_does_not_answer_any_more_is_one_message(ray, recordings, tmp_path, embedder, monkeypatch):
+    whole = _Data.iter_batches
+
+    def stops(self, **options):
+        yield next(whole(self, **options))
+        ray.server.close()
+        threading.Event().wait(30)
+
+    monkeypatch.setattr("ssamba.library.ray_engine._CONNECT_S", 0.05)
+    monkeypatch.setattr("ssamba.library.ray_engine._LOST_S", 0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Data, "iter_batches", stops)
+        with pytest.raises(WorkerDiedError, match=r"127\.0\.0\.1:\d+ does not answer any more.*repeat the command"):
+            embed_files(recordings, tmp_path / "ray.npz", embedder, engine="ray", workers=1)
+    assert ray.shut_down == 0
+    assert embed_files(recordings, tmp_path / "ray.npz", embedder, workers=0).unchanged > 0
 
 
 def test_without_ray_the_message_says_what_to_install(recordings, tmp_path, embedder, monkeypatch):

@@ -86,6 +86,7 @@ _GUESSED_OPTIONS = {
     **dict.fromkeys(("--num-workers", "--num_workers", "--jobs"), ("--workers", "use --workers")),
     **dict.fromkeys(("--lr", "--learning-rate"), ("--set", "use --set optimizer.learning_rate=VALUE")),
     "--config": ("--recipe", "use --recipe"),
+    "--engine": ("--merge", "embed alone runs on Ray; divide the recordings among the machines"),
 }
 """Options of other tools: an option that the command must have, and what to use."""
 _STYLES = {"ERROR": "bold red", "WARNING": "yellow", "DEBUG": "dim"}

@@ -27,9 +27,11 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -62,6 +64,8 @@ _SENT_BYTES = 1 << 26
 _QUICK_ATTEMPTS = 2
 _ERROR_LINE = re.compile(r"^[\w.]+(?:Error|Exception): .*", re.MULTILINE)
 _CONNECT_S = 5.0
+_LOST_S = 40.0
+"""Time without an answer of the cluster after which it is lost; after 60 s Ray ends this process, without a word."""
 _PATIENCE_S = 60.0
 
 
@@ -153,7 +157,7 @@ class RayEngine(Generic[Result]):
         local = self._local.with_workers(plan.cpus - 1)
         attempts = _start_attempts(ray)
         rows = [{"number": number, "files": pickle.dumps(chunk)} for number, chunk in enumerate(chunks)]
-        with _quiet(ray), _patience(ray) as waiting:
+        with _quiet(ray), _patience(ray) as waiting, _unless_lost(ray):
             data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 _Worker,
                 fn_constructor_args=(__version__, pickle.dumps((local, self._model)), plan.device, attempts),
@@ -384,7 +388,8 @@ def _connected(address: str | None) -> Iterator[Any]:
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray would end the process
         yield ray
     finally:
-        ray.shutdown()
+        if _answers(ray.get_runtime_context().gcs_address):  # else it would wait, and end this process
+            ray.shutdown()
 
 
 @contextmanager
@@ -413,11 +418,68 @@ def _check_answers(address: str) -> None:
 
 
 def _unreachable(address: str, reason: str) -> str:
-    where = "no cluster runs on this machine" if address == "auto" else "no cluster can be reached there"
-    return (
-        f"address {address}: {where} ({reason}). Start one with `ray start --head`, which prints its address, or omit "
-        "--address (address=) to use this machine alone"
-    )
+    start = "Start one with `ray start --head`, which prints its address"
+    if address == "auto":
+        where = "no cluster runs on this machine"
+    else:
+        where = "no cluster can be reached there"
+        start += "; if one runs there, it may want its token (RAY_AUTH_MODE=token; on its machines use auto)"
+    return f"address {address}: {where} ({reason}). {start}; or omit --address (address=) to use this machine alone"
+
+
+def _answers(address: str) -> bool:
+    """Return whether something listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _unless_lost(ray: Any) -> Iterator[None]:
+    """Interrupt what waits for the cluster in the main thread once it has not answered for a while.
+
+    Raises:
+        WorkerDiedError: the cluster was lost.
+    """
+    address = ray.get_runtime_context().gcs_address
+    stop, is_lost = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        answered_s = time.monotonic()
+        while not stop.wait(_CONNECT_S):
+            if _answers(address):
+                answered_s = time.monotonic()
+            elif time.monotonic() - answered_s > _LOST_S:
+                is_lost.set()
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                return
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        if is_lost.is_set():
+            raise KeyboardInterrupt
+        if callable(on_sigint):
+            on_sigint(signum, frame)
+
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_kill"):
+        yield
+        return
+    on_sigint = signal.signal(signal.SIGINT, interrupt)
+    threading.Thread(target=watch, name="cluster", daemon=True).start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not is_lost.is_set():
+            raise
+        raise WorkerDiedError(
+            f"the cluster at {address} does not answer any more: Ray has stopped on its first machine. What is done is "
+            "kept: repeat the command to resume"
+        ) from None
+    finally:
+        stop.set()
+        signal.signal(signal.SIGINT, on_sigint)
 
 
 @contextmanager
