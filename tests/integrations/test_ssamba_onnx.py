@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -79,6 +80,7 @@ def test_embed_gives_what_ssamba_gives(models, clips, night):
     assert_same(onnx.embed(stereo.T, channels="mean"), model.embed(stereo.T, channels="mean"))
     assert len(onnx.embed(stereo, batch=True)) == 2
     assert onnx.embed(night, frames=False).frames is None
+    assert np.array_equal(pickle.loads(pickle.dumps(onnx)).embed(clips[8]).clip, onnx.embed(clips[8]).clip)
 
 
 @pytest.mark.parametrize("extra", [-700, -1, 0, 1, 159, 160, 2559, 2560, 20_000])

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
@@ -147,7 +148,7 @@ def _finite(logits: Array) -> Array:
 
 
 class OnnxEmbedder:
-    """An exported model, ready to embed recordings. Threads may share it.
+    """An exported model, ready to embed recordings. Threads may share it; pickled, it is the path of its file.
 
     Attributes:
         metadata: what the file says about the model: `model`, `license`, `labels`, `front_end`, ...
@@ -179,6 +180,9 @@ class OnnxEmbedder:
         self.window_s: float = self.metadata["window_s"]
         labels = self.metadata["labels"]
         self.labels: tuple[str, ...] | None = None if labels is None else tuple(labels)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(OnnxEmbedder, self._model.file.absolute(), threads=self.threads), ()
 
     def __repr__(self) -> str:
         classes = "" if self.labels is None else f", {len(self.labels)} classes"
