@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import soundfile
@@ -16,7 +18,7 @@ from tests.conftest import invoke
 import ssamba
 from ssamba.annotations import Annotation, read_annotations
 from ssamba.checkpoint import load_checkpoint, save_checkpoint
-from ssamba.errors import ModelMismatchError, OtherSettingsError, OutputInUseError, SkippedFilesError
+from ssamba.errors import ConfigError, ModelMismatchError, OtherSettingsError, OutputInUseError, SkippedFilesError
 from ssamba.events import merge_windows
 from ssamba.library.predict import predict_files
 from ssamba.library.tables import StoreError
@@ -52,6 +54,19 @@ def test_rows_are_the_models_own_predictions(tmp_path, clips, model, suffix):
         pytest.approx(soundfile.info(clip).duration, abs=1e-4) for clip in clips[:3]
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"p{suffix}", f"p{suffix}.run.jsonl"]
+
+
+def test_recordings_may_lie_at_urls_and_the_output_may_not(tmp_path, clips, model):
+    storage = fsspec.filesystem("memory")
+    storage.put_file(os.fspath(clips[0]), "/labels/a.flac")
+    report = predict_files("memory://labels/", model, tmp_path / "p.csv", top=1, workers=0)
+    (label,) = (one.labels for one in report.segments)
+    assert rows_of(tmp_path / "p.csv") == [("memory:///labels/a.flac", name, value) for name, value in label.items()]
+    assert label == {name: pytest.approx(value, abs=1e-4) for name, value in model.predict(clips[0])[0].best(1)}
+    assert predict_files("memory://labels/", model, tmp_path / "p.csv", top=1).unchanged == 1
+    with pytest.raises(ConfigError, match="is a URL, and this output is written to a disk"):
+        predict_files("memory://labels/", model, "memory://labels/p.csv")
+    storage.rm("/labels", recursive=True)
 
 
 def test_seconds_have_rows_of_their_own(tmp_path, clips, model):
