@@ -1,4 +1,4 @@
-"""Events in long recordings: `python -m benchmarks.events SUITE [--work FOLDER] [--minutes 3]`.
+"""Events in long recordings: `python -m benchmarks.events SUITE [--work FOLDER] [--epochs 24]`.
 
 SUITE is the folder that `python -m benchmarks.open_suite` writes. Six words of `kws35` stand for species, their voices
 for individuals: 30 clips of each are labeled, and the clips of other voices are events, placed in nights at 0, -6 and
@@ -88,14 +88,15 @@ def night(words: Sequence[tuple[str, Array]], ambiences: Sequence[Array], level_
         label, wave = words[i]
         start += round(rng.uniform(1.5, 4.5) * RATE_HZ)
         under = samples[start : start + len(wave)]
-        gain = 10 ** (level_db / 20) * _level(under) / _level(wave)
+        gain = 10 ** (level_db / 20) * level(under) / level(wave)
         under += np.float32(gain) * wave
         events.append(Event(label, start / RATE_HZ, (start + len(wave)) / RATE_HZ))
         start += len(wave)
     return samples[: start + 2 * RATE_HZ], events
 
 
-def _level(samples: Array) -> float:
+def level(samples: Array) -> float:
+    """Return the root mean square of samples."""
     return float(np.sqrt(np.mean(np.square(samples), dtype=np.float64)))
 
 
@@ -168,7 +169,7 @@ def scores(truth: Sequence[Event], found: Sequence[Event]) -> dict[str, float]:
     return {"precision": right / max(1, len(found)), "recall": right / len(truth), "found": len(found), "right": right}
 
 
-def measure(suite: Path, work: Path, minutes: float) -> dict[str, Any]:
+def measure(suite: Path, work: Path, epochs: int) -> dict[str, Any]:
     """Train, find and score."""
     work.mkdir(parents=True, exist_ok=True)
     rows = [row for row in read_rows(suite, "kws35", work) if row["label"] in WORDS and row["split"] == "train"]
@@ -180,11 +181,11 @@ def measure(suite: Path, work: Path, minutes: float) -> dict[str, Any]:
     write_csv(background, ("path", "group"), ((r["clip"], r["group"]) for r in of_training))
     models = {}
     for name, nights in (("plain", None), ("background", background)):
-        ssamba.finetune(manifest, work / name, recipe="cpu-speech", minutes=minutes, device="cpu", background=nights)
+        ssamba.finetune(manifest, work / name, recipe="cpu-speech", epochs=epochs, device="cpu", background=nights)
         models[name] = ssamba.load_model(work / name, device="cpu")
     words = [(row["label"], decode(work / row["clip"], sample_rate_hz=RATE_HZ)) for row in held_out]
     waves = [decode(work / row["clip"], sample_rate_hz=RATE_HZ) for row in of_nights]
-    waves = [np.float32(_AMBIENCE_LEVEL / _level(wave)) * wave for wave in waves if _level(wave) > 1e-5]
+    waves = [np.float32(_AMBIENCE_LEVEL / level(wave)) * wave for wave in waves if level(wave) > 1e-5]
     found: dict[str, dict[str, dict[str, float]]] = {}
     for level_db in LEVELS_DB:
         samples, truth = night(words, waves, level_db, seed=-level_db)
@@ -238,10 +239,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("suite", type=Path)
     parser.add_argument("--work", type=Path, default=Path("runs/events"), help="folder for clips and classifiers")
-    parser.add_argument("--minutes", type=float, default=3.0, help="of each training")
+    parser.add_argument("--epochs", type=int, default=24, help="of each training")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    data = measure(arguments.suite, arguments.work, arguments.minutes)
+    data = measure(arguments.suite, arguments.work, arguments.epochs)
     save("events", data, report(data))
 
 

@@ -5,7 +5,7 @@ import pytest
 from tests.data.corpora import NoiseCorpus
 
 from ssamba.data.loader import WaveLoader, read_batch
-from ssamba.data.mixing import Mixup
+from ssamba.data.mixing import BackgroundsFrom, Mixup
 from ssamba.data.plan import Plan, PlanConfig
 
 ALWAYS = Mixup(share=1.0)
@@ -61,3 +61,48 @@ def test_a_broken_partner_is_left_out():
     batch = read_batch(corpora, epoch[0], epoch.padded_samples(0), mixup=ALWAYS)
     assert [key for keys in batch.keys for key in keys] == ["noise-0"]
     assert batch.mixed[0] is None or batch.mixed[0].key == "noise-0"
+
+
+def test_clips_become_windows_of_a_background():
+    corpora = [NoiseCorpus([0.2, 0.3, 0.5, 1.0] * 10), NoiseCorpus([3.0] * 5, name="night")]
+    settings = BackgroundsFrom(share=1.0, below_db=(120.0, 120.0), corpus=1, window_s=0.5)
+    window = round(0.5 * corpora[0].sample_rate_hz)
+    epoch = planned(corpora[:1]).batches(0)
+    places = []
+    for k in range(len(epoch)):
+        batch = read_batch(corpora, epoch[k], epoch.padded_samples(k), backgrounds=settings)
+        assert set(batch.samples.tolist()) == {window}
+        for wave, (key,) in zip(batch.waves.numpy(), batch.keys, strict=True):
+            i = int(key.removeprefix("noise-"))
+            clip, heard = corpora[0].read(i), np.flatnonzero(wave > 0.7 * (i + 0.1))
+            if i and len(clip) < window:
+                assert len(heard) == len(clip)
+                assert wave[heard] == pytest.approx(clip, abs=0.01 * (i + 1))
+                places.append(heard[0] / (window - len(clip)))
+            elif len(clip) > window:  # it rises from i to i + 1
+                start = min(max(0, round((float(wave[0]) - i) * len(clip))), len(clip) - window)
+                assert wave[:window] == pytest.approx(clip[start : start + window], abs=0.01 * (i + 1))
+                places.append(start / (len(clip) - window))
+    assert 0.3 < np.mean(places) < 0.7
+    assert np.std(places) > 0.2
+    settings = settings.model_copy(update={"window_share": 0.0})
+    whole = [read_batch(corpora, epoch[k], epoch.padded_samples(k), backgrounds=settings) for k in range(len(epoch))]
+    assert len({count for batch in whole for count in batch.samples.tolist()}) == 4
+
+
+class _Hit(NoiseCorpus):
+    """A short hit and its quiet tail."""
+
+    def read(self, i, start_s=0.0, seconds=None):
+        wave = np.full(round(2.0 * self.sample_rate_hz), 1e-3, np.float32)
+        wave[: self.sample_rate_hz // 10] = 0.5
+        return wave
+
+
+def test_the_part_of_a_longer_clip_is_not_its_quiet_tail():
+    corpora = [_Hit([2.0] * 20), NoiseCorpus([3.0] * 5, name="night")]
+    settings = BackgroundsFrom(share=1.0, below_db=(120.0, 120.0), corpus=1, window_s=0.5)
+    epoch = planned(corpora[:1]).batches(0)
+    for k in range(len(epoch)):
+        for wave in read_batch(corpora, epoch[k], epoch.padded_samples(k), backgrounds=settings).waves.numpy():
+            assert (wave[: wave.size] > 0.4).sum() >= 0.04 * corpora[0].sample_rate_hz

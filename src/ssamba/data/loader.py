@@ -104,14 +104,13 @@ def read_batch(
     Args:
         corpora: as the plan numbers them.
         rows: the sequences.
-        padded_samples: S.
+        padded_samples: S, unless backgrounds make a sequence longer.
         unusable: clips (corpus, index) that must not be read, with the reasons.
         backgrounds: backgrounds to mix under the sequences, if any.
         mixup: mixup of waves and labels, if any.
     """
     unusable = unusable or {}
-    waves = np.zeros((len(rows), padded_samples), np.float32)
-    samples: list[int] = []
+    sequences: list[Samples] = []
     seeds: list[int] = []
     keys: list[tuple[str, ...]] = []
     pieces: list[tuple[int, ...]] = []
@@ -140,14 +139,17 @@ def read_batch(
         if mixup is not None:
             joined, other = mix(joined, sequence[0], corpora, mixup, unusable)
             mixed.append(other)
-        waves[len(samples), : len(joined)] = joined
-        samples.append(len(joined))
+        sequences.append(joined)
         seeds.append(sequence[0].seed)
         keys.append(tuple(clip.key for clip in clips))
         pieces.append(tuple(map(len, parts)))
         labels.append(tuple(dict.fromkeys(label for clip in clips for label in clip.labels)))
+    samples = [len(wave) for wave in sequences]
+    waves = np.zeros((len(sequences), max(padded_samples, *samples, 0)), np.float32)
+    for row, wave in zip(waves, sequences, strict=True):
+        row[: len(wave)] = wave
     return WaveBatch(
-        torch.from_numpy(waves)[: len(samples)],
+        torch.from_numpy(waves),
         torch.tensor(samples, dtype=torch.int64),
         torch.tensor(seeds, dtype=torch.int64),
         tuple(keys),

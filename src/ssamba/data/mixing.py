@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from ssamba.config import Config
@@ -40,6 +41,11 @@ class BackgroundsFrom(Backgrounds):
 
     corpus: int = Field(ge=0)
     """Index of the corpus."""
+    window_s: float | None = Field(None, gt=0)
+    """Length of the windows that long recordings are read in; None: sequences keep their length."""
+    window_share: float = Field(1.0, ge=0, le=1)
+    """Share of these sequences that become such a window: a shorter one lies somewhere in it, of a longer one a part is
+    left that holds at least half of the energy that such a part can hold."""
 
 
 class Mixup(Config):
@@ -106,7 +112,7 @@ def add_background(
     """Mix a part of another clip under a sequence, unless its seed chooses none.
 
     A background shorter than the sequence is placed somewhere in it. One that cannot be read is left out; it is
-    reported when the plan reaches that clip itself.
+    reported when the plan reaches that clip itself. With `window_s` the mixture may have another length.
 
     Args:
         wave: the sequence (samples,).
@@ -119,16 +125,41 @@ def add_background(
         The mixture (samples,).
     """
     chosen = choose_background(crop, corpora, settings)
-    other = None if chosen is None or chosen[:2] in unusable else _read(chosen, corpora, len(wave))
-    if chosen is None or other is None:
+    if chosen is None or chosen[:2] in unusable:
         return wave
-    level, other_level = _rms(wave), _rms(other)
+    sound, place, samples = _place(wave, crop, corpora[chosen.corpus].sample_rate_hz, settings)
+    other = _read(chosen, corpora, samples)
+    if other is None:
+        return wave
+    level, other_level = _rms(sound), _rms(other)
     if level == 0 or other_level == 0:
         return wave
-    mixed: Samples = wave.copy()
-    start = int((len(wave) - len(other)) * chosen.position)
+    mixed = np.zeros(samples, np.float32)
+    mixed[place : place + len(sound)] = sound
+    start = int((samples - len(other)) * chosen.position)
     mixed[start : start + len(other)] += other * np.float32(level / other_level * 10 ** (-chosen.amount / 20))
     return mixed
+
+
+def _place(wave: Samples, crop: Crop, rate_hz: int, settings: Backgrounds) -> tuple[Samples, int, int]:
+    """Return the part of a sequence that is used, where it lies in the mixture, and the mixture's samples."""
+    if not isinstance(settings, BackgroundsFrom) or settings.window_s is None:
+        return wave, 0, len(wave)
+    random = np.random.default_rng([crop.seed, 0x77696E])
+    samples = round(settings.window_s * rate_hz)
+    if random.random() >= settings.window_share:
+        return wave, 0, len(wave)
+    if len(wave) <= samples:
+        return wave, int(random.integers(samples - len(wave) + 1)), samples
+    start = int(random.choice(_sounding_starts(wave, samples)))
+    return wave[start : start + samples], 0, samples
+
+
+def _sounding_starts(wave: Samples, samples: int) -> npt.NDArray[np.int64]:
+    """Return first samples of the parts of a sequence that hold at least half of the energy that a part can hold."""
+    energy = np.concatenate(([0.0], np.cumsum(np.square(wave, dtype=np.float64))))
+    held = energy[samples:] - energy[:-samples]
+    return np.flatnonzero(held >= 0.5 * held.max())
 
 
 def mix(

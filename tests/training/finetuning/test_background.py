@@ -11,6 +11,7 @@ from ssamba.audio.decode import decode
 from ssamba.checkpoint import load_checkpoint, save_checkpoint
 from ssamba.config import FrontEndConfig
 from ssamba.errors import ConfigError, DataError
+from ssamba.events import Event
 from ssamba.library.info import model_facts
 from ssamba.model import create_encoder
 from ssamba.splits import Fold
@@ -18,6 +19,7 @@ from ssamba.training.finetuning.background import open_background
 from ssamba.training.finetuning.data import open_labeled
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 from ssamba.training.finetuning.run import finetune
+from ssamba.training.finetuning.scenes import LEVELS_DB, Scene, event_thresholds, lay, read_scenes
 from ssamba.training.finetuning.task import FinetuneTask
 
 RECIPE = {
@@ -85,6 +87,43 @@ def test_a_share_of_the_training_is_background_which_is_also_mixed_under_clips(c
     sums = [held_out.metrics(one)["loss"] * len(one.logits) for one in parts]
     loss = sum(sums) / sum(len(one.logits) for one in parts)
     assert held_out.validate(held_out.model)["loss"] == pytest.approx(loss)
+
+
+def test_scenes_hold_one_call_each_and_choose_thresholds_of_events(classes, nights, start):
+    recipe = FinetuneRecipe.parse(RECIPE, "test")
+    data = open_labeled(classes, recipe, FrontEndConfig(), 0.96, background=nights)
+    everything = np.arange(len(data.corpus))
+    fold = Fold(everything, everything[:0])
+    task = FinetuneTask(recipe, data, fold, load_checkpoint(start).config.encoder, FrontEndConfig())
+    labeled, background = everything[~data.is_background(everything)], everything[data.is_background(everything)]
+    assert read_scenes(task, task.model, labeled) == []
+    scenes = read_scenes(task, task.model, np.concatenate((labeled[:2], background)))
+    assert len(scenes) == 2 * len(LEVELS_DB)
+    for scene in scenes:
+        assert 0 <= scene.event.start_s < scene.event.end_s <= scene.ends_s[-1] + 1e-6
+        assert scene.logits.shape == (len(scene.starts_s), len(data.classes))
+        assert scene.ends_s[-1] == pytest.approx(2.0)  # as long as the stretch
+    # Windows of 1 s: calls of "a" are heard at .8, one of "b" at .3; "a" is also heard in the last window, at .4.
+    edges = np.arange(4.0)
+    answers = np.full((2, 3, 3), 0.01)
+    answers[0, 0, 0], answers[0, 2, 0], answers[1, 0, 1] = 0.8, 0.4, 0.3
+    seen = [
+        Scene(np.log(p / (1 - p)), edges[:3], edges[1:], np.zeros(3, bool), Event(label, 0.0, 1.0))
+        for label, p in zip("ab", answers, strict=True)
+    ]
+    a, b, nothing = event_thresholds(seen, ["a", "b", "c"], None, 1.0, 0.9, independent=True)
+    assert (0.4 < a.threshold <= 0.45, a.precision, a.recall, a.positives) == (True, 1.0, 1.0, 1)
+    assert (b.recall, b.positives, nothing.positives) == (1.0, 1, 0)  # "a" alone is wrong: F0.5 is highest
+    assert event_thresholds(seen, ["a", "b", "c"], None, 1.0, 0.5, independent=True)[0].threshold == 0.05
+
+
+def test_a_clip_is_laid_into_a_background_at_its_level():
+    background, clip = np.full(100, 0.1, np.float32), np.ones(50, np.float32)
+    mixed, start = lay(clip, background, -6.0, 0.5)
+    assert (len(mixed), start) == (100, 25)
+    assert mixed[25:75] == pytest.approx(0.1 + 0.1 * 10 ** (-6 / 20))
+    assert mixed[:25] == pytest.approx(background[:25])
+    assert len(lay(clip, background[:20], 0.0, 0.5)[0]) == 50
 
 
 def test_background_becomes_a_class_of_independent_labels(classes, nights, start, tmp_path):

@@ -30,13 +30,14 @@ _FEWEST_WINDOWS, _MOST_WINDOWS = 300, 5000
 class BackgroundCorpus(ManifestCorpus):
     """Windows of recordings; `file` names the stretch of time that a window comes from."""
 
-    def __init__(self, windows: Sequence[Clip], stretches: Sequence[str], sample_rate_hz: int):
+    def __init__(self, windows: Sequence[Clip], stretches: Sequence[tuple[Clip, str]], sample_rate_hz: int):
         super().__init__(Manifest(windows), sample_rate_hz, BACKGROUND)
-        self._stretches = list(stretches)
+        self.stretches = [clip for clip, _ in stretches]
+        self._files = [file for _, file in stretches]
 
     def file(self, i: int) -> str:
         """Return the recording of window `i`, followed by the number of the stretch if it is divided."""
-        return self._stretches[i]
+        return self._files[i]
 
 
 def open_background(
@@ -84,15 +85,15 @@ def open_background(
     count = min(max(_FEWEST_WINDOWS, len(seconds)), _MOST_WINDOWS, max(1, int(durations_s.sum() / lengths_s.mean())))
     random = np.random.default_rng(0)
     sides = _sides(len(stretches), splits, random)
-    windows, names = [], []
+    windows, drawn = [], []
     for number in np.sort(random.choice(len(stretches), size=count, p=durations_s / durations_s.sum())):
-        stretch, name = stretches[number]
+        stretch, _ = stretches[number]
         own_s = float(stretch.duration_s or 0.0)
         length_s = min(float(random.choice(lengths_s)), own_s)
         start_s = round(stretch.start_s + random.uniform(0.0, own_s - length_s), 3)
         windows.append(Clip(stretch.path, start_s, length_s, (label,), sides[number]))
-        names.append(name)
-    corpus = BackgroundCorpus(windows, names, sample_rate_hz)
+        drawn.append(stretches[number])
+    corpus = BackgroundCorpus(windows, drawn, sample_rate_hz)
     corpus.skipped = tuple(skipped)
     return corpus
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from ssamba.audio.decode import decode
 from ssamba.audio.files import Skipped
 from ssamba.config import FrontEndConfig
-from ssamba.data.corpus import Corpus, ManifestCorpus, Subset, find_copies, open_corpus
+from ssamba.data.corpus import Corpus, ManifestCorpus, Samples, Subset, find_copies, open_corpus
 from ssamba.data.joined import join_corpora
 from ssamba.data.manifest import MANIFEST_SUFFIXES, Clip, Manifest, as_sources, read_manifest, with_durations
 from ssamba.errors import ConfigError, DataError
@@ -53,6 +54,24 @@ class LabeledData:
     """The class that means "none of the others", if there is one."""
     notes: tuple[str, ...] = ()
     """What users should know about the recordings."""
+    stretches: Mapping[str, Clip] = field(default_factory=dict)
+    """By key of a window of a background, the part of its recording that is on its side of every split."""
+
+    def background_around(self, i: int, seconds: float, position: float) -> Samples:
+        """Return a part of the recording that window `i` of a background comes from, of its side of every split.
+
+        Args:
+            i: number of the clip; of a background that has no longer recording, the clip itself is returned.
+            seconds: length; less if there is less.
+            position: where the part begins, as a fraction of the possible range.
+        """
+        stretch = self.stretches.get(self.corpus.key(i))
+        if stretch is None or stretch.duration_s is None:
+            return self.corpus.read(i)
+        seconds = min(seconds, stretch.duration_s)
+        start_s = stretch.start_s + position * (stretch.duration_s - seconds)
+        rate_hz = self.corpus.sample_rate_hz
+        return decode(stretch.path, sample_rate_hz=rate_hz, start_s=start_s, duration_s=seconds)
 
     def is_background(self, clips: Ints) -> npt.NDArray[np.bool_]:
         """Return which clips (n,) have the label of the background alone."""
@@ -109,6 +128,7 @@ def open_labeled(
         DataError: there are no labels, fewer than two classes, or the labels are not of the kind the recipe states.
     """
     settings, sample_rate_hz = recipe.clips, front_end.sample_rate_hz
+    stretches: dict[str, Clip] = {}
     if recipe.labels.unit == "second":
         if background is not None:
             raise ConfigError(
@@ -125,7 +145,7 @@ def open_labeled(
         ]
         corpus, files = _usable(join_corpora(corpora), front_end, skip_unlabeled=recipe.labels.kind != "multi")
         if background is not None:
-            corpus, files = _with_background(corpus, files, background, window_s, settings.workers, encoding)
+            corpus, files, stretches = _with_background(corpus, files, background, window_s, settings.workers, encoding)
         classes = tuple(sorted({label for i in range(len(corpus)) for label in corpus.clip(i).labels}))
         targets = {corpus.key(i): _multi_hot(corpus.clip(i).labels, classes)[None] for i in range(len(corpus))}
     if len(classes) < 2:
@@ -152,7 +172,7 @@ def open_labeled(
     corpus = cache_if_it_fits(corpus, settings.cache_gb, settings.workers, on_decoded)
     files = tuple(file_of[corpus.key(i)] for i in range(len(corpus)))
     copies = find_copies(corpus, files)
-    return LabeledData(corpus, classes, targets, files, multi, copies, _background(classes), notes)
+    return LabeledData(corpus, classes, targets, files, multi, copies, _background(classes), notes, stretches)
 
 
 def split_by_class(data: LabeledData, clips: Ints) -> list[Subset]:
@@ -203,8 +223,8 @@ def _background(labels: Iterable[str]) -> str | None:
 
 def _with_background(
     corpus: Corpus, files: tuple[str, ...], background: Any, window_s: float, workers: int, encoding: str | None
-) -> tuple[Corpus, tuple[str, ...]]:
-    """Return the corpus followed by windows of the background, and the audio file of each clip."""
+) -> tuple[Corpus, tuple[str, ...], dict[str, Clip]]:
+    """Return the corpus followed by windows of the background, the audio file of each clip, and the stretches."""
     clips = [corpus.clip(i) for i in range(len(corpus))]
     label = _background(label for clip in clips for label in clip.labels) or BACKGROUND
     splits = [clip.split for clip in clips]
@@ -212,7 +232,9 @@ def _with_background(
         background, corpus.seconds, window_s, splits, corpus.sample_rate_hz,
         label=label, workers=workers, encoding=encoding,
     )  # fmt: skip
-    return join_corpora([corpus, windows]), (*files, *(windows.file(i) for i in range(len(windows))))
+    joined, numbers = join_corpora([corpus, windows]), range(len(windows))
+    stretches = {joined.key(len(corpus) + i): windows.stretches[i] for i in numbers}
+    return joined, (*files, *map(windows.file, numbers)), stretches
 
 
 def _some(keys: Iterable[str]) -> str:

@@ -39,6 +39,7 @@ from ssamba.training.finetuning.report import (
     write_report,
     write_tables,
 )
+from ssamba.training.finetuning.scenes import Scene, event_thresholds
 from ssamba.training.finetuning.task import FinetuneTask, Predictions
 from ssamba.training.run_io import REPORT_FILE, TrainingReport
 from ssamba.training.settings import FREE_ON_RESUME
@@ -55,12 +56,23 @@ _LENGTH = {f"run.{name}" for name in ("steps", "epochs", "max_minutes", "patienc
 _FINISH = {"task.finish.refit", "task.finish.precision"}
 
 
-def calibrate(answers: Sequence[Predictions], task: FinetuneTask) -> Calibration | None:
-    """Return temperature and thresholds from answers for held-out clips; None if there are none."""
+def calibrate(answers: Sequence[Predictions], scenes: Sequence[Scene], task: FinetuneTask) -> Calibration | None:
+    """Return temperature and thresholds from answers for held-out clips, and from scenes of them; None without any."""
     if not sum(len(one.logits) for one in answers):
         return None
     logits, targets = (np.concatenate([getattr(one, name) for one in answers]) for name in ("logits", "targets"))
-    return Calibration.fit(logits, targets, task.recipe.finish.precision, binary_loss=task.binary)
+    found = Calibration.fit(logits, targets, task.recipe.finish.precision, binary_loss=task.binary)
+    if not scenes:
+        return found
+    thresholds = event_thresholds(
+        scenes,
+        task.data.classes,
+        task.data.background,
+        found.temperature,
+        found.wanted_precision,
+        independent=task.binary,
+    )
+    return replace(found, thresholds=tuple(thresholds), scenes=len(scenes))
 
 
 def planned_refit(job: FinetuneJob, folds: Sequence[Fold], results: Sequence[FoldResult]) -> Refit | None:

@@ -101,6 +101,10 @@ class BackgroundSettings(Config):
     """Share of the training sequences that are background alone."""
     mixed: Backgrounds = Backgrounds(share=0.7, below_db=(-6.0, 20.0))
     """Background mixed under the training clips, whose labels do not change."""
+    windows: float = Field(0.5, ge=0, le=1)
+    """Share of the clips with background under them that become a window as `predict --events` reads it, of the clips'
+    median length: a shorter clip lies somewhere in the background, of a longer one a part with much of its sound is
+    left."""
 
 
 class ChoiceSettings(Config):
@@ -117,7 +121,8 @@ class FinishSettings(Config):
     """What happens after the test."""
 
     precision: float = Field(0.9, gt=0, le=1)
-    """Precision on held-out clips that the threshold of each class is chosen for."""
+    """Precision that the threshold of each class is chosen for: of held-out clips, with a background of the events in
+    scenes of these."""
     refit: bool = True
     """Train the final classifier on all labeled clips, for as many steps a clip as the chosen epochs were."""
 

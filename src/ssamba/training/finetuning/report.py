@@ -149,6 +149,8 @@ class Calibration:
     """Of each class."""
     answers: int
     """Number of answers: clips, or seconds; with a background, clips count again with background under them."""
+    scenes: int = 0
+    """Number of scenes that the thresholds were chosen on (`ssamba.training.finetuning.scenes`); 0: on the answers."""
 
     @classmethod
     def fit(cls, logits: Array, targets: Array, precision: float, *, binary_loss: bool) -> Calibration:
@@ -168,8 +170,8 @@ class Calibration:
         if not below:
             return []
         return [
-            f"{len(below)} of {len(classes)} labels do not reach a precision of {self.wanted_precision:g} on held-out "
-            f"clips at any threshold: {first_of(below)}"
+            f"{len(below)} of {len(classes)} labels do not have a precision of {self.wanted_precision:g} on held-out "
+            f"{'scenes' if self.scenes else 'clips'}: {first_of(below)}"
         ]
 
     def table(self, classes: Sequence[str]) -> str:

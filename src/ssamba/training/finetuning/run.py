@@ -20,6 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ssamba.checkpoint import Checkpoint, has_default_weights, load_checkpoint
 from ssamba.checkpoint.names import MODEL_FOLDER, ROUNDS_FOLDER
 from ssamba.config import BaseEncoderConfig, FrontEndConfig
@@ -45,6 +47,7 @@ from ssamba.training.finetuning.report import (
     mean_intervals,
     metrics_of_test,
 )
+from ssamba.training.finetuning.scenes import Scene, read_scenes
 from ssamba.training.finetuning.task import FinetuneTask, Predictions, window_s
 from ssamba.training.pretraining.recipe import ModelSettings
 from ssamba.training.recipes import Changes, parse_changes
@@ -230,6 +233,7 @@ def _train_and_test(
     results: list[FoldResult] = []
     tested: list[FoldTest] = []
     answers: list[Predictions] = []
+    scenes: list[Scene] = []
     states: dict[str, dict[str, Any]] = {}
     again = "the command without --overwrite" if overwrite else "the command"
     notes = list(notes)
@@ -243,16 +247,17 @@ def _train_and_test(
         final = replace(final, stopped=report.stopped, metric=task.best_metric[0])
         if report.stopped != "finished":
             return _stopped(final, f"the state of step {report.step} of {fold.name} is saved: repeat {again} to resume")
-        result, test, held_out = _test(task, report, folder, world, with_validation=len(folds) == 1)
+        result, test, held_out, seen = _test(task, report, folder, world, with_validation=len(folds) == 1)
         if report.ended_early:
             where = "" if len(folds) == 1 else f"{fold.name}: "
             notes.append(f"{where}training ended {report.ended_early}; its epoch {result.epoch} is used")
         results.append(result)
         answers += held_out
+        scenes += seen
         if test is not None:
             tested.append(test)
         final = replace(final, folds=tuple(results), intervals=mean_intervals(tested))
-    calibration = finish.calibrate(answers, task)
+    calibration = finish.calibrate(answers, scenes, task)
     notes += final.partly_scored()
     notes += calibration.notes(job.data.classes, job.data.background) if calibration else []
     plan = finish.planned_refit(job, folds, results)
@@ -360,12 +365,12 @@ def _make_folds(data: LabeledData, recipe: FinetuneRecipe) -> tuple[list[Fold], 
 
 def _test(
     task: FinetuneTask, report: TrainingReport, folder: Path, world: World, *, with_validation: bool
-) -> tuple[FoldResult, FoldTest | None, list[Predictions]]:
+) -> tuple[FoldResult, FoldTest | None, list[Predictions], list[Scene]]:
     """Copy the model that the recipe chooses to `chosen/`, and test it.
 
     Returns:
-        The result; the test, None if no test clip can be read; and answers for held-out clips, to calibrate with: those
-        of the test, and of the validation where that is asked for.
+        The result; the test, None if no test clip can be read; answers for held-out clips, to calibrate with: those of
+        the test, and of the validation where that is asked for; and scenes of these clips.
     """
     fold, test, held_out = task.fold, None, list[Predictions]()
     scores: dict[str, float] = {}
@@ -404,7 +409,9 @@ def _test(
         skipped,
         {} if test is None else test.intervals,
     )
-    return result, test, held_out
+    clips = np.concatenate((fold.valid, fold.test)) if with_validation else fold.test
+    scenes = world.broadcast(read_scenes(task, model, clips) if world.is_main else [])
+    return result, test, held_out, scenes
 
 
 def _epoch(task: FinetuneTask, step: int) -> int:

@@ -126,7 +126,7 @@ class FinetuneTask(PlannedBatches):
         corpora = split_by_class(data, labeled) if clips.balanced else [Subset(data.corpus, labeled)]
         backgrounds = clips.backgrounds
         if len(background):
-            backgrounds = BackgroundsFrom(**recipe.background.mixed.model_dump(), corpus=len(corpora))
+            backgrounds = self._backgrounds(len(corpora), recipe.background.mixed.share, recipe.background.windows)
             corpora.append(Subset(data.corpus, background))
         super().__init__(
             corpora,
@@ -136,6 +136,20 @@ class FinetuneTask(PlannedBatches):
             mixup=clips.mixup if clips.mixup.share else None,
         )
         self.unreported = tuple((entry.path, entry.reason) for entry in data.corpus.skipped)
+
+    def _backgrounds(self, corpus: int, share: float, window_share: float) -> BackgroundsFrom:
+        """Return how a corpus is mixed under clips, at the recipe's levels."""
+        lengths_s, longest_s = (
+            self.model.config.clip_lengths_s,
+            window_s(self.model.encoder.config.num_frames, self.front_end),
+        )
+        return BackgroundsFrom(
+            share=share,
+            below_db=self.recipe.background.mixed.below_db,
+            corpus=corpus,
+            window_s=None if lengths_s is None else min(lengths_s[1], longest_s),
+            window_share=window_share,
+        )
 
     def _plan_config(self, corpora: Sequence[Corpus], labeled: int | None) -> PlanConfig:
         """Return the plan; `labeled` is the number of clips before the last corpus if that one is background."""
@@ -289,7 +303,7 @@ class FinetuneTask(PlannedBatches):
         skipped: list[tuple[str, str]] = []
         corpus = self.data.corpus
         backgrounds = None if under is None else Subset(corpus, under)
-        levels = BackgroundsFrom(share=1.0, below_db=self.recipe.background.mixed.below_db, corpus=0)
+        levels = self._backgrounds(0, share=1.0, window_share=1.0)
 
         def waves() -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
             for i in map(int, clips):
