@@ -14,6 +14,7 @@ Runs are forked from this process, which has loaded everything. POSIX only. Writ
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import itertools
 import logging
 import os
@@ -84,6 +85,10 @@ class Run:
     def is_unfinished(self) -> bool:
         """Return whether a training has begun that has no state."""
         return any(not has_state(log.parent) for log in self.output.rglob("log.jsonl"))
+
+    def states(self, pattern: str) -> set[str]:
+        """Return the names of states, unfinished ones or others; a running training removes some meanwhile."""
+        return {name for _, folders, _ in os.walk(self.output) for name in fnmatch.filter(folders, pattern)}
 
     def start(self) -> None:
         """Fork, and train in the new process."""
@@ -282,7 +287,7 @@ class Kills:
         """Choose when a run is killed: at some time, or in or after a save."""
         kind = self.rng.choice(["at a random moment", "at a random moment", "while saving", "after saving"])
         started_s, wait_s = time.monotonic(), self.rng.random() * 1.1 * self.duration_s[run.kind]
-        skip, seen = self.rng.randint(0, 3), {path.name for path in run.output.rglob("step-*")}
+        skip, seen = self.rng.randint(0, 3), run.states("step-*")
         moment_s = self.rng.random() * 0.01
 
         def is_time() -> bool:
@@ -290,7 +295,7 @@ class Kills:
             if kind == "at a random moment":
                 return time.monotonic() - started_s > wait_s
             pattern = ".unfinished-step-*" if kind == "while saving" else "step-*"
-            new = {path.name for path in run.output.rglob(pattern)} - seen
+            new = run.states(pattern) - seen
             if new:
                 seen.update(new)
                 skip -= 1

@@ -6,10 +6,10 @@
 
 For each task: the weights that ship (the start), log-mel statistics, and for each seed `ssamba pretrain --recipe adapt`
 from the start (`adapt`), the mean of both weights (`half`), and the same objectives from random weights (`scratch`),
-each for the same time on all recordings of the task, without labels, those of test clips included: the case of an
-archive that labels a part of itself. Scores are of linear probes, as `ssamba evaluate` gives them. Differences to the
-start are those of `compare_models`: both sides have the same probe, chosen for both together, so that they are not
-quite the differences of the scores; their intervals are of a paired bootstrap.
+each for at most `--steps` steps (equal clips) on all recordings of the task, without labels, those of test clips
+included: the case of an archive that labels a part of itself. Scores are of linear probes, as `ssamba evaluate` gives
+them. Differences to the start are those of `compare_models`: both sides have the same probe, chosen for both together,
+so that they are not quite the differences of the scores; their intervals are of a paired bootstrap.
 
 Every arm is a row of benchmarks/results/adapt.json, which is written after each one; existing rows are skipped, and an
 interrupted arm resumes from its saved state, so that the command may be killed and repeated at any time.
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="+", type=Path, help="TASK.csv, with the recordings beside it")
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs and of cached vectors")
-    parser.add_argument("--minutes", type=float, default=60.0, help="time of each training")
+    parser.add_argument("--steps", type=int, default=5400, help="of each training; 1,800 take 20 minutes of a core")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=("start", "logmel", "adapt", "scratch"), help="only these arms")
     parser.add_argument("--arms", type=int, help="stop after this many arms")
@@ -53,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     path = RESULTS / f"{options.name}.json"
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": {}}
-    where = {"minutes": options.minutes, **environment()}
-    if content["rows"] and content["where"]["minutes"] != options.minutes:
-        raise SystemExit(f"{path} holds runs of {content['where']['minutes']:g} minutes: give --minutes or --name")
+    where = {"steps": options.steps, **environment()}
+    if content["rows"] and content["where"]["steps"] != options.steps:
+        raise SystemExit(f"{path} holds runs of {content['where']['steps']} steps: give --steps or --name")
     content.setdefault("where", where)
     tasks = {task.name: task for task in map(read_task, options.tasks)}
     done = 0
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         if options.arms is not None and done >= options.arms:
             break
-        content["rows"] |= run_arm(key, tasks[name], arm, seed, options.work, options.minutes)
+        content["rows"] |= run_arm(key, tasks[name], arm, seed, options.work, options.steps)
         save(options.name, content, report(content))
         done += 1
 
@@ -81,16 +81,17 @@ def arms(tasks: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, str,
             yield name, "scratch", seed
 
 
-def run_arm(key: str, task: Task, arm: str, seed: int | None, work: Path, minutes: float) -> dict[str, Values]:
+def run_arm(key: str, task: Task, arm: str, seed: int | None, work: Path, steps: int) -> dict[str, Values]:
     """Train, if it is an arm that trains, and score; return the rows by key."""
     if seed is None:
         return {key: scores(task, START if arm == "start" else "logmel", work)}
     run = work / key
+    length = {"run.steps": steps, "run.max_minutes": None}
     if arm == "adapt":
-        trained = pretrain(task.audio, run, START, recipe="adapt", minutes=minutes, seed=seed)
+        trained = pretrain(task.audio, run, START, recipe="adapt", set=length, seed=seed)
     else:
         same = {"model.start": None, "data.batch_s": 64.0, "data.valid_share": 0.1, "run.picture_every": None}
-        trained = pretrain(task.audio, run, recipe=SCRATCH, set=same, minutes=minutes, seed=seed)
+        trained = pretrain(task.audio, run, recipe=SCRATCH, set={**length, **same}, seed=seed)
     held_out = {name: round(value, 4) for name, value in trained.validation.items() if "@" not in name}
     facts = {"steps": trained.step, "hours": round(trained.audio_s / 3600, 2), "best": trained.best, **held_out}
     rows = {key: {**scores(task, run, work), **facts}}
