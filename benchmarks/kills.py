@@ -267,6 +267,9 @@ class Kills:
             return f"{kind} before the first step"
         done = {step: at for at, step in reversed(steps)}  # the first time that this process had done them
         newest = run.newest()
+        if not newest and (run.output / "model").is_dir() and self.model(run) == self.reference[run.kind]:
+            self.counts["killed when done"] += 1  # results written, states removed, the process about to end
+            return f"{kind} when done"
         # The newest state may be from before this process, or of the step that it was about to report.
         began_s = killed_s if newest > steps[-1][1] else done.get(newest, steps[0][0])
         # What the last step takes is lost in any case, and on a busy machine it may take any time.
