@@ -1,10 +1,11 @@
-"""Events in long recordings: `python -m benchmarks.events SUITE [--work FOLDER] [--epochs 24]`.
+"""Events in long recordings: `python -m benchmarks.events SUITE [--work FOLDER] [--epochs 24] [--seeds 3]`.
 
 SUITE is the folder that `python -m benchmarks.open_suite` writes. Six words of `kws35` stand for species, their voices
 for individuals: 30 clips of each are labeled, and the clips of other voices are events, placed in nights at 0, -6 and
 -12 dB. A night is made of ambiences (`wind_ambience` of `sfx14`) of games whose other ambiences are in no training; an
 event's level is that of the word over that of the ambience under it. Two classifiers are fine-tuned on one thread, with
-`--background` (the ambiences that no night holds) and without.
+`--background` (the ambiences that no night holds) and without, `--seeds` times; each time has nights of its own, and
+events are counted over all.
 
     before       seconds of the classifier without background, read in windows of 10.24 s, from a probability of 0.5 on
     windows      the same classifier, asked by windows as long as its clips, from 0.5 on
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,6 +47,7 @@ RATE_HZ = 16_000
 WORDS = ("yes", "stop", "seven", "happy", "bird", "wow")
 CLIPS, EVENTS_OF_A_WORD, LEVELS_DB = 30, 6, (0, -6, -12)
 AMBIENCE = "wind_ambience"
+WAYS = {"before": "before", "windows": "windows", "background": "windows and background"}
 _AMBIENCE_LEVEL = 0.02
 """Root mean square of every ambience."""
 
@@ -163,13 +166,12 @@ def joined(model: Embedder, words: Sequence[tuple[str, Array]], seed: int = 0) -
     return result
 
 
-def scores(truth: Sequence[Event], found: Sequence[Event]) -> dict[str, float]:
+def scores(right: int, found: int, events: int) -> dict[str, float]:
     """Return precision and recall of events."""
-    right = count_overlaps(truth, found)
-    return {"precision": right / max(1, len(found)), "recall": right / len(truth), "found": len(found), "right": right}
+    return {"precision": right / max(1, found), "recall": right / events, "found": found, "right": right}
 
 
-def measure(suite: Path, work: Path, epochs: int) -> dict[str, Any]:
+def measure(suite: Path, work: Path, epochs: int, seeds: int) -> dict[str, Any]:
     """Train, find and score."""
     work.mkdir(parents=True, exist_ok=True)
     rows = [row for row in read_rows(suite, "kws35", work) if row["label"] in WORDS and row["split"] == "train"]
@@ -180,44 +182,56 @@ def measure(suite: Path, work: Path, epochs: int) -> dict[str, Any]:
     write_csv(manifest, ("path", "labels", "group"), ((r["clip"], r["label"], r["group"]) for r in labeled))
     write_csv(background, ("path", "group"), ((r["clip"], r["group"]) for r in of_training))
     models = {}
-    for name, nights in (("plain", None), ("background", background)):
-        ssamba.finetune(manifest, work / name, recipe="cpu-speech", epochs=epochs, device="cpu", background=nights)
-        models[name] = ssamba.load_model(work / name, device="cpu")
+    for seed in range(seeds):
+        for name, nights in (("plain", None), ("background", background)):
+            run = work / f"{name}-{seed}"
+            ssamba.finetune(
+                manifest, run, recipe="cpu-speech", epochs=epochs, device="cpu", background=nights, seed=seed
+            )
+            models[name, seed] = ssamba.load_model(run, device="cpu")
     words = [(row["label"], decode(work / row["clip"], sample_rate_hz=RATE_HZ)) for row in held_out]
     waves = [decode(work / row["clip"], sample_rate_hz=RATE_HZ) for row in of_nights]
     waves = [np.float32(_AMBIENCE_LEVEL / level(wave)) * wave for wave in waves if level(wave) > 1e-5]
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for level_db in LEVELS_DB:
-        samples, truth = night(words, waves, level_db, seed=-level_db)
+    counts = {str(level_db): {way: np.zeros(3, int) for way in WAYS} for level_db in LEVELS_DB}
+    for level_db, seed in itertools.product(LEVELS_DB, range(seeds)):
+        samples, truth = night(words, waves, level_db, seed=100 * seed - level_db)
+        plain, model = models["plain", seed], models["background", seed]
         ways = {
-            "before": found_before(models["plain"], samples),
-            "windows": found_in_windows(models["plain"].predictor, samples, own_thresholds=False),
-            "background": found_in_windows(models["background"].predictor, samples, own_thresholds=True),
+            "before": found_before(plain, samples),
+            "windows": found_in_windows(plain.predictor, samples, own_thresholds=False),
+            "background": found_in_windows(model.predictor, samples, own_thresholds=True),
         }
-        found[str(level_db)] = {name: scores(truth, events) for name, events in ways.items()}
+        for name, events in ways.items():
+            counts[str(level_db)][name] += (count_overlaps(truth, events), len(events), len(truth))
         for name, events in {"truth": truth, **ways}.items():
             file = str(work / "night.wav")
             rows_of = [Annotation(file, one.start_s, one.end_s, one.label, one.probability) for one in events]
-            write_annotations(work / f"{level_db}_{name}.csv", rows_of)
-    config = models["background"].predictor.config
+            write_annotations(work / f"{level_db}_{seed}_{name}.csv", rows_of)
+    joins = {name: [joined(models[name, seed], words) for seed in range(seeds)] for name in ("plain", "background")}
     return {
         "environment": environment(torch.device("cpu")),
         "clips": len(labeled),
         "voices": {"labeled": len({r["group"] for r in labeled}), "nights": len({r["group"] for r in held_out})},
         "events": len(truth),
-        "clip_lengths_s": config.clip_lengths_s,
-        "thresholds": config.thresholds,
-        "found": found,
+        "trainings": seeds,
+        "clip_lengths_s": models["background", 0].predictor.config.clip_lengths_s,
+        "thresholds": [models["background", seed].predictor.config.thresholds for seed in range(seeds)],
+        "found": {
+            level: {way: scores(*map(int, count)) for way, count in of_level.items()}
+            for level, of_level in counts.items()
+        },
         "joined_clips": len(words),
-        "joined": {name: joined(model, words) for name, model in models.items()},
+        "joined": {
+            name: {column: float(np.mean([one[column] for one in each])) for column in each[0]}
+            for name, each in joins.items()
+        },
     }
 
 
 def report(data: Mapping[str, Any]) -> str:
     """Return the tables."""
-    ways = {"before": "before", "windows": "windows", "background": "windows and background"}
     levels = [
-        [f"{level} dB", *(f"{one[way]['precision']:.2f} / {one[way]['recall']:.2f}" for way in ways)]
+        [f"{level} dB", *(f"{one[way]['precision']:.2f} / {one[way]['recall']:.2f}" for way in WAYS)]
         for level, one in data["found"].items()
     ]
     columns = list(next(iter(data["joined"].values())))
@@ -226,8 +240,9 @@ def report(data: Mapping[str, Any]) -> str:
         (
             "# Events in long recordings\n",
             f"`python -m benchmarks.events SUITE`; {data['clips']} labeled clips of {len(WORDS)} words, "
-            f"{data['events']} events of other voices in each night. Precision / recall:\n",
-            table(["level", *ways.values()], levels),
+            f"{data['events']} events of other voices in each night, {data['trainings']} trainings of each classifier "
+            "with nights of their own. Precision / recall:\n",
+            table(["level", *WAYS.values()], levels),
             "\nHeld-out clips joined with 0 to 3 s of silence between:\n",
             table(["classifier", *columns], silence),
         )
@@ -240,9 +255,10 @@ def main() -> None:
     parser.add_argument("suite", type=Path)
     parser.add_argument("--work", type=Path, default=Path("runs/events"), help="folder for clips and classifiers")
     parser.add_argument("--epochs", type=int, default=24, help="of each training")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each classifier, and nights of each level")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    data = measure(arguments.suite, arguments.work, arguments.epochs)
+    data = measure(arguments.suite, arguments.work, arguments.epochs, arguments.seeds)
     save("events", data, report(data))
 
 

@@ -1,6 +1,7 @@
 """Windows of recordings without the classes: lengths, splits, training with them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def nights(tmp_path_factory, clips):
     return folder
 
 
-def test_windows_have_the_lengths_of_clips_and_no_split_divides_a_stretch(nights):
+def test_windows_have_the_lengths_of_clips_and_no_split_divides_a_stretch(nights, tmp_path):
     seconds, splits = np.array([0.5, 0.7, 3.0]), ["train", "test", "train"]
     corpus = open_background(nights, seconds, 1.0, splits, 16_000)
     assert len(corpus) == 24 / np.mean([0.5, 0.7, 1.0]) // 1
@@ -58,7 +59,8 @@ def test_windows_have_the_lengths_of_clips_and_no_split_divides_a_stretch(nights
     assert sorted(side for sides in of_stretch.values() for side in sides).count("test") == pytest.approx(
         len(of_stretch) / 3, abs=1
     )
-    again = open_background([nights], seconds, 1.0, splits, 16_000)
+    moved = shutil.copytree(nights, tmp_path / "moved")
+    again = open_background([moved], seconds, 1.0, splits, 16_000)
     assert [again.key(i) for i in range(len(again))] == [corpus.key(i) for i in range(len(corpus))]
     with pytest.raises(DataError, match=r"no recording can be used.*shorter than the shortest labeled clip"):
         open_background(nights, np.array([20.0]), 20.0, [None], 16_000)

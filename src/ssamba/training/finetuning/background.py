@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,11 @@ class BackgroundCorpus(ManifestCorpus):
     """Windows of recordings; `file` names the stretch of time that a window comes from."""
 
     def __init__(self, windows: Sequence[Clip], stretches: Sequence[tuple[Clip, str]], sample_rate_hz: int):
-        super().__init__(Manifest(windows), sample_rate_hz, BACKGROUND)
+        windows = [replace(clip, path=clip.path.absolute()) for clip in windows]
+        one_drive = len({clip.path.anchor for clip in windows}) == 1
+        # Keys, and so what is random, do not depend on where the recordings' folder is.
+        folder = Path(os.path.commonpath([clip.path.parent for clip in windows])) if one_drive else None
+        super().__init__(Manifest(windows, folder), sample_rate_hz, BACKGROUND)
         self.stretches = [clip for clip, _ in stretches]
         self._files = [file for _, file in stretches]
 
