@@ -8,7 +8,6 @@ command goes on. benchmarks/results/finetuning.json is written when all tasks ar
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import tarfile
 import time
@@ -20,6 +19,7 @@ import ssamba
 from benchmarks.timing import RESULTS
 from ssamba.checkpoint.files import write_json
 from ssamba.evaluation import Task, read_suite
+from ssamba.files import write_csv
 from ssamba.studies.harness import environment
 
 _EXCHANGED = {"train": "test", "test": "train"}
@@ -30,7 +30,7 @@ class Plan(NamedTuple):
 
     recipe: str
     minutes: float
-    """Of a fold, or of a direction."""
+    """Time to train for a fold, or for a direction."""
     seeds: int = 1
 
 
@@ -57,8 +57,7 @@ def tables(task: Task, folder: Path) -> Iterator[Path]:
         table = folder / f"{task.name}{'-back' if back else ''}.csv"
         splits = [_EXCHANGED.get(split, split) if back else split for split in task.splits.tolist()]
         rows = zip((root / clip for clip in task.clips.tolist()), task.labels, splits, task.groups, strict=True)
-        with table.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("clip", "label", "split", "group"), *rows])
+        write_csv(table, ("clip", "label", "split", "group"), rows)
         yield table
 
 

@@ -26,15 +26,24 @@ Merge: TypeAlias = Literal["mean", "max"]
 _DEFAULT_OVERLAP = 0.5
 
 
-def readout_dim(dim: int, readout: Readout) -> int:
-    """Return the length of a readout, of embeddings of length `dim`.
+def checked_readout(readout: Readout) -> Readout:
+    """Return a readout.
 
     Raises:
         ConfigError: there is no such readout.
     """
     if readout not in get_args(Readout):
         raise ConfigError(f"readout: expected {' or '.join(map(repr, get_args(Readout)))}, got {readout!r}")
-    return dim if readout == "clip" else 4 * dim
+    return readout
+
+
+def readout_dim(dim: int, readout: Readout) -> int:
+    """Return the length of a readout, of embeddings of length `dim`.
+
+    Raises:
+        ConfigError: there is no such readout.
+    """
+    return dim if checked_readout(readout) == "clip" else 4 * dim
 
 
 class EmbedOptions(Config):

@@ -26,7 +26,9 @@ from ssamba.errors import ConfigError
 
 _IS_WINDOWS = os.name == "nt"
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_ABSOLUTE = re.compile(r"[\\/]|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]+://")  # here, on Windows, or a URL
+SCHEME = r"[A-Za-z][A-Za-z0-9+.-]+"
+"""Pattern of a URL's scheme, `s3` or `https`; one letter before a colon is a drive of Windows."""
+_ABSOLUTE = re.compile(rf"[\\/]|[A-Za-z]:[\\/]|{SCHEME}://")  # here, on Windows, or a URL
 _LITERAL_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
 _ESCAPE = re.compile(r"\\x(5c|[89a-f][0-9a-f])")
 _MAX_NAME_BYTES = 200  # of 255 that most file systems allow; the rest is for the additions to a temporary name

@@ -47,7 +47,7 @@ from pathlib import Path
 from typing import Any
 
 from ssamba.errors import ConfigError, LockLostError, OutputInUseError
-from ssamba.files import checking_before_replacing, shortened_name, utf8_text
+from ssamba.files import SCHEME, checking_before_replacing, shortened_name, utf8_text
 
 HEARTBEAT_S = 15.0
 """Time between two heartbeats."""
@@ -55,7 +55,6 @@ STALE_S = 120.0
 """Age of a heartbeat at which a process of another machine counts as gone."""
 
 _LOCK = ".lock"
-_PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _RACE_S = 20.0
 """How long to try again while others acquire, release or take over the same lock."""
 _RACE_PAUSE_S = 0.02
@@ -320,7 +319,7 @@ def lock_output(output: str | Path, *, folder: bool = False, take_over: bool = F
         OSError: the folder cannot be written.
     """
     first = Path(output).parts[:1]
-    if first and _PROTOCOL.fullmatch(first[0]) and not Path(first[0]).exists():
+    if first and re.fullmatch(f"{SCHEME}:", first[0]) and not Path(first[0]).exists():
         raise ConfigError(
             f"{output} is a URL, and this output is written to a disk: expected a path. Only tables of embeddings "
             "(`ssamba embed`) are written to URLs, those of storage that fsspec knows, such as s3://bucket/table"

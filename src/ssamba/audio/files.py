@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from ssamba.errors import AudioDecodeError, ConfigError
-from ssamba.files import RealPaths, table_path, user_path, utf8_text, write_csv
+from ssamba.files import SCHEME, RealPaths, table_path, user_path, utf8_text, write_csv
 from ssamba.files import path_text as path_text
 
 _SUFFIXES = """
@@ -116,8 +116,7 @@ def memory_map(source: AudioSource) -> Iterator[Bytes]:
 
 def refuse_url(path: Path) -> None:
     """Raise AudioDecodeError if `path`, which is no file, is a URL."""
-    # A path has lost one of the two slashes. One letter before the colon is a drive of Windows.
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path), re.DOTALL)
+    match = re.match(rf"({SCHEME}):/+(.*)", str(path), re.DOTALL)  # a path has lost one of the two slashes
     if match is None:
         return
     scheme, rest = match.groups()

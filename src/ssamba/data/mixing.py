@@ -131,7 +131,7 @@ def add_background(
     other = _read(chosen, corpora, samples)
     if other is None:
         return wave
-    level, other_level = _rms(sound), _rms(other)
+    level, other_level = rms(sound), rms(other)
     if level == 0 or other_level == 0:
         return wave
     mixed = np.zeros(samples, np.float32)
@@ -197,5 +197,6 @@ def _read(chosen: OtherClip, corpora: Sequence[Corpus], num_samples: int) -> Sam
         return None
 
 
-def _rms(x: Samples) -> float:
+def rms(x: Samples) -> float:
+    """Return the root mean square of samples; 0 of none."""
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if len(x) else 0.0

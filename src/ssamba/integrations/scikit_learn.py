@@ -21,7 +21,7 @@ from ssamba.checkpoint.files import WEIGHTS_FILE
 from ssamba.checkpoint.names import find_model, is_model_name
 from ssamba.config import FrontEndConfig
 from ssamba.embedder import Embedder, EmbedOptions, Source, load_model
-from ssamba.embedding import Context, Readout, readout_dim
+from ssamba.embedding import Context, Readout, checked_readout, readout_dim
 from ssamba.errors import ConfigError, ModelMismatchError
 
 Array = np.ndarray[Any, Any]
@@ -80,7 +80,7 @@ class AudioEmbedder(TransformerMixin, BaseEstimator):
             ValueError: a parameter is wrong, or the model cannot be loaded.
         """
         embedder, digest = self._loaded()
-        readout_dim(embedder.dim, self.readout)
+        checked_readout(self.readout)
         embedder.check(self._options())
         self.weights_digest_ = digest
         return self

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ssamba.audio.sources import read
 from ssamba.checkpoint import save_checkpoint
 from ssamba.embedder import Embedder, load_model
-from ssamba.embedding import Readout, readout_dim
+from ssamba.embedding import Readout, checked_readout, readout_dim
 from ssamba.inference import clip_batch
 from ssamba.model.readouts import parts
 
@@ -42,10 +42,9 @@ class SsambaModule(InputModule):
             readout: `clip` (D,) or `parts` (4 * D,), as in `Embedding`.
         """
         super().__init__()
-        self.readout = readout
+        self.readout = checked_readout(readout)
         self.embedder = model if isinstance(model, Embedder) else load_model(model, device="cpu")
         self.encoder = self.embedder.encoder
-        self.get_embedding_dimension()  # checks the readout
 
     @property
     def modalities(self) -> list[Any]:

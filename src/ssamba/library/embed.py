@@ -22,7 +22,7 @@ from ssamba.audio.sources import OneChannel, Source, checked_channels
 from ssamba.config import FrontEndConfig
 from ssamba.devices import parse_device
 from ssamba.embedder import Embedder, load_model
-from ssamba.embedding import Context, EmbedOptions, Padding, Precision, Readout, readout_dim
+from ssamba.embedding import Context, EmbedOptions, Padding, Precision, Readout, checked_readout
 from ssamba.errors import ConfigError
 from ssamba.files import user_path
 from ssamba.hashing import digest_of
@@ -290,7 +290,7 @@ def _resolved_for_ray(options: EmbedOptions, device: str | None) -> EmbedOptions
 
 
 def _check_readout(readout: Readout, frames: bool) -> None:
-    readout_dim(1, readout)
+    checked_readout(readout)
     if frames and readout != "clip":
         raise ConfigError(
             f"frames and every_s give each time step or stretch a row, and the readout {readout!r} is one vector of a "

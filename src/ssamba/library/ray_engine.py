@@ -412,7 +412,7 @@ def _check_answers(address: str) -> None:
     if not (colon and host and port.isdigit()):
         raise ConfigError(f"address {address}: expected HOST:PORT, as `ray start --head` prints it, or auto")
     try:
-        socket.create_connection((host, int(port)), _CONNECT_S).close()
+        _connect(address)
     except (OSError, OverflowError) as error:
         raise ConfigError(_unreachable(address, str(error))) from None
 
@@ -429,12 +429,17 @@ def _unreachable(address: str, reason: str) -> str:
 
 def _answers(address: str) -> bool:
     """Return whether something listens at HOST:PORT."""
-    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+        _connect(address)
     except OSError:
         return False
     return True
+
+
+def _connect(address: str) -> None:
+    """Connect to HOST:PORT and end the connection."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
 
 
 @contextmanager

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from ssamba.errors import ConfigError, DataError, MissingExtraError, SsambaError
+from ssamba.files import SCHEME
 
 Names: TypeAlias = "str | Path | Iterable[str | Path]"
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)", re.DOTALL)
+_URL = re.compile(rf"({SCHEME}):/+(.+)", re.DOTALL)
 _NOT_STORAGE = ("file", "local", "http", "https", "hf")
 
 

@@ -30,7 +30,7 @@ _QUALITY = "HQ"
 _CUT = re.compile(r"^\s*(?:data|SSND|riff|Riff size) : (\d+) \(should be (\d+)\)", re.MULTILINE)
 """How libsndfile notes bytes that a header of WAV, AIFF, W64 or RF64 states, and those that are there."""
 _UNKNOWN_SIZES = (range(0x7FFFF000, 0x80000000), range(0xFFFFF000, 0x100000000))
-"""What programs that do not know the length yet write in its place."""
+"""Sizes that programs write while they do not know the length yet."""
 
 
 class AudioError(ValueError):

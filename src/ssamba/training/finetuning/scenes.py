@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ssamba.data.corpus import Samples
+from ssamba.data.mixing import rms
 from ssamba.embedder import Embedder
 from ssamba.embedding import PredictOptions
 from ssamba.events import Event, count_overlaps, merge_windows
@@ -107,8 +108,8 @@ def lay(clip: Samples, background: Samples, level_db: float, place: float) -> tu
     mixed: Samples = np.pad(background, (0, missing), "symmetric") if missing > 0 else background.copy()
     start = round((len(mixed) - len(clip)) * place)
     under = mixed[start : start + len(clip)]
-    levels = [float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) for x in (under, clip)]
-    gain = 10 ** (level_db / 20) * levels[0] / levels[1] if all(levels) else 1.0
+    level, clip_level = rms(under), rms(clip)
+    gain = 10 ** (level_db / 20) * level / clip_level if level and clip_level else 1.0
     under += np.float32(gain) * clip
     return mixed, start
 

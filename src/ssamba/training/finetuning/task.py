@@ -139,10 +139,8 @@ class FinetuneTask(PlannedBatches):
 
     def _backgrounds(self, corpus: int, share: float, window_share: float) -> BackgroundsFrom:
         """Return how a corpus is mixed under clips, at the recipe's levels."""
-        lengths_s, longest_s = (
-            self.model.config.clip_lengths_s,
-            window_s(self.model.encoder.config.num_frames, self.front_end),
-        )
+        lengths_s = self.model.config.clip_lengths_s
+        longest_s = window_s(self.model.encoder.config.num_frames, self.front_end)
         return BackgroundsFrom(
             share=share,
             below_db=self.recipe.background.mixed.below_db,
