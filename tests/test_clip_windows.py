@@ -170,6 +170,12 @@ def test_probes_hear_in_long_recordings_what_they_were_taught_by_clips(clips):
     assert not any(one.start_s < windows.edges_s[k] + 0.01 < one.end_s for one in found for k in silent)
 
 
+def test_windows_have_no_readout_but_those_of_clips(clips):
+    model = ssamba.load_model(device="cpu")
+    with pytest.raises(ConfigError, match="readout: expected 'clip' or 'parts', got 'part'"):
+        model.embed_windows(clips[0], window_s=1.2, readout="part")
+
+
 def test_silence_at_the_edges_is_left_out_down_to_the_shortest_clip():
     for first, stop, shortest, expected in (
         (4, 8, 4, (4, 8)),

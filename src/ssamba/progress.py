@@ -63,7 +63,7 @@ class ProgressReporter:
     def __init__(self, callback: OnProgress | None, step: str, total: float | None = None, unit: str = "files") -> None:
         self.callback, self.step, self.total, self.unit = checked_progress(callback), step, total, unit
         self._started_s = time.monotonic()
-        self._first: tuple[float, float] | None = None  # done and elapsed_s of the first state
+        self._first: tuple[float, float] | None = None  # work and elapsed_s of the first state
 
     @property
     def elapsed_s(self) -> float:
@@ -71,20 +71,37 @@ class ProgressReporter:
         return time.monotonic() - self._started_s
 
     def update(
-        self, done: float, *, audio_s: float = 0.0, skipped: int = 0, left_s: float | None = None, detail: str = ""
+        self,
+        done: float,
+        *,
+        audio_s: float = 0.0,
+        skipped: int = 0,
+        left_s: float | None = None,
+        work: tuple[float, float] | None = None,
+        detail: str = "",
     ) -> bool:
         """Report a state and return whether to continue.
 
         `left_s` is estimated from the mean rate since the first state, which may be late by the start of processes,
         unless given.
+
+        Args:
+            done: items that are finished.
+            audio_s: audio processed so far.
+            skipped: items that could not be used.
+            left_s: the time left, if known better.
+            work: what is done and all there is to do, in a unit that takes equal time (such as seconds of audio), for
+                that estimate; None: in items.
+            detail: anything else worth showing.
         """
         if self.callback is None:
             return True
         elapsed_s = self.elapsed_s
-        self._first = self._first or (done, elapsed_s)
-        since_first = done - self._first[0]
-        if left_s is None and self.total is not None and since_first > 0:
-            left_s = (elapsed_s - self._first[1]) / since_first * max(self.total - done, 0)
+        worked, all_work = work or (done, self.total)
+        self._first = self._first or (worked, elapsed_s)
+        since_first = worked - self._first[0]
+        if left_s is None and all_work is not None and since_first > 0:
+            left_s = (elapsed_s - self._first[1]) / since_first * max(all_work - worked, 0)
         state = Progress(self.step, done, self.total, self.unit, audio_s, skipped, elapsed_s, left_s, detail)
         return self.callback(state) is not False
 

@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,8 +26,9 @@ from ssamba.cli import app
 from ssamba.embedder import Embedder
 from ssamba.embedding import EmbedOptions
 from ssamba.errors import ConfigError, ModelMismatchError, OtherSettingsError, OutputInUseError, SkippedFilesError
-from ssamba.library.embed import embed_files, embed_settings
+from ssamba.library.embed import EmbedReport, embed_files, embed_settings
 from ssamba.library.info import table_facts
+from ssamba.library.jobs import FileJob
 from ssamba.library.store import Store, check_settings
 from ssamba.library.tables import FileRecord, StoreError, read_embeddings
 
@@ -434,6 +436,27 @@ def test_progress_that_returns_false_stops_and_keeps_what_is_done(tmp_path, embe
     assert (report.rows, output.exists()) == (0, False)
     again = embed_files(clips, output, embedder, progress=lambda state: state.done < state.total)
     assert (again.unchanged, again.done, again.finished) == (report.done, len(clips) - report.done, True)
+
+
+def test_the_time_left_counts_audio_and_not_files(tmp_path, monkeypatch):
+    lengths_s = {f"{i}.wav": 60.0 for i in range(6)} | {"6.flac": 60.0, "7.wav": 1440.0}
+    for name, seconds in lengths_s.items():
+        (tmp_path / name).write_bytes(bytes(int(seconds) * (16 if name.endswith(".flac") else 32)))
+    clock = SimpleNamespace(monotonic=lambda: clock.now_s, now_s=0.0)
+    monkeypatch.setattr("ssamba.progress.time", clock)
+
+    class Engine:  # twenty times real time, and three seconds to start
+        def run(self, paths, job):
+            clock.now_s += 3
+            for path in sorted(paths, key=lambda path: path.name):
+                clock.now_s += lengths_s[path.name] / 20
+                yield path, "result"
+
+    job, states = FileJob([tmp_path], EmbedReport(output=None)), []
+    job.compare({})
+    job.run(Engine(), lambda path, result: lengths_s[path.name], states.append)
+    left_s = [state.left_s for state in states]
+    assert left_s[1:] == pytest.approx([(1440 + 60 * k) / 20 for k in (4.5, 3.5, 2.5, 1.5, 0.5, 0)] + [0.0])
 
 
 def test_a_second_writer_is_refused(tmp_path, embedder, clips):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ssamba.config import ClassifierConfig
-from ssamba.embedding import EmbedOptions, Merge, Per, Prediction, PredictOptions, Readout
+from ssamba.embedding import EmbedOptions, Merge, Per, Prediction, PredictOptions, Readout, checked_readout
 from ssamba.errors import ConfigError
 from ssamba.events import Event, merge_windows, window_edges
 from ssamba.inference import (
@@ -283,13 +283,14 @@ def window_vectors(
     engine: InferenceEngine, blocks: Iterable[Array], lengths: WindowLengths, readout: Readout
 ) -> Windows:
     """Return the vector of each window of a recording; raise the error of a recording that cannot be read."""
+    is_clip = checked_readout(readout) == "clip"
     ((_, found),) = run_windows(
         engine,
         [(None, blocks)],
         lengths,
         EmbedOptions(),
         lambda: EmbeddingAccumulator(engine.encoder.config, engine.front_end),
-        lambda embedding: embedding.clip if readout == "clip" else embedding.parts,
+        lambda embedding: embedding.clip if is_clip else embedding.parts,
     )
     if isinstance(found, Exception):
         raise found

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import ClassVar, TypeVar
 
 from ssamba.audio.band import above_band_text, collect_above_band
@@ -118,6 +119,40 @@ class JobReport:
         return "\n".join(lines)
 
 
+class _ExpectedAudio:
+    """Estimates how much audio files hold from those that are read: a second of one format has about equal bytes."""
+
+    def __init__(self, file_bytes: Mapping[Recording, int]) -> None:
+        self._file_bytes = file_bytes
+        self._unread: Counter[str] = Counter()  # bytes by format
+        self._read: Counter[str] = Counter()
+        self._read_s: dict[str, float] = {}
+        for path, size in file_bytes.items():
+            self._unread[_format(path)] += size
+
+    def read(self, path: Recording, duration_s: float) -> None:
+        """Take the length of a file for the estimate; 0 for one that is left out."""
+        name, size = _format(path), self._file_bytes[path]
+        self._unread[name] -= size
+        if duration_s:
+            self._read[name] += size
+            self._read_s[name] = self._read_s.get(name, 0.0) + duration_s
+
+    @property
+    def unread_s(self) -> float | None:
+        """Audio of the files that are not read yet; None before one is."""
+        if not self._read.total():
+            return None
+        of_all = sum(self._read_s.values()) / self._read.total()
+        seconds_per_byte = {name: self._read_s[name] / size for name, size in self._read.items() if size}
+        return sum(size * seconds_per_byte.get(name, of_all) for name, size in self._unread.items())
+
+
+def _format(path: Recording) -> str:
+    """Return the suffix of a recording's name."""
+    return PurePath(str(path)).suffix.lower()
+
+
 class FileJob:
     """The files that one call works on.
 
@@ -155,6 +190,7 @@ class FileJob:
         self._undecodable: set[str] = set()
         self._above_band: list[Remark] = []
         self._step = ProgressReporter(None, report.step)
+        self._expected = _ExpectedAudio({})
         self._read_s = self._shown_s = 0.0
 
     def compare(self, before: Mapping[str, FileRecord]) -> None:
@@ -181,6 +217,7 @@ class FileJob:
         counts = self.report.unchanged, self.report.kept
         log.debug("%s to do (%d already there, %d of others)", counted(len(self.todo), "file"), *counts)
         self._step = ProgressReporter(progress, self.report.step, len(self.todo))
+        self._expected = _ExpectedAudio({path: self.file_bytes(path) for path in self.todo})
         with (
             collect_remarks() as self.report.remarks,
             collect_above_band() as self._above_band,
@@ -196,6 +233,7 @@ class FileJob:
                     self.report.done += 1
                     self.report.changed += self.todo[path] in self.before
                     self.report.audio_s += duration_s
+                    self._expected.read(path, duration_s)
                     log.debug("%s: %s %s", path, format_duration(duration_s), self.report.verb)
                     self._read_s = self.report.audio_s
                     self._show()
@@ -231,6 +269,7 @@ class FileJob:
     def skip(self, path: Recording, error: Exception) -> None:
         """Leave a file out, and show that."""
         self._num_skipped += 1
+        self._expected.read(path, 0.0)
         self.report.skipped.append(Skipped.because(path, error))
         key = self.todo[path]
         if isinstance(error, ValueError) and self.stats[key] != _ABSENT:
@@ -257,7 +296,9 @@ class FileJob:
     def _show(self) -> None:
         num_done = self.report.done + self._num_skipped
         self._shown_s = max(self._shown_s, self.report.audio_s, self._read_s)
-        go_on = self._step.update(num_done, audio_s=self._shown_s, skipped=self._num_skipped)
+        unread_s = self._expected.unread_s
+        work = None if unread_s is None else (self._shown_s, max(self._shown_s, self.report.audio_s + unread_s))
+        go_on = self._step.update(num_done, audio_s=self._shown_s, skipped=self._num_skipped, work=work)
         self.report.finished = (self.report.finished and go_on) or num_done == len(self.todo)
 
     def recount(self, records: Mapping[str, FileRecord]) -> None:
