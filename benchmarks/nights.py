@@ -29,7 +29,7 @@ import ssamba
 from benchmarks.events import AMBIENCE, RATE_HZ, WORDS, found_in_windows, level, read_rows, scores
 from benchmarks.timing import save
 from ssamba.audio.decode import decode
-from ssamba.events import Event
+from ssamba.events import Event, count_overlaps
 from ssamba.files import write_csv
 from ssamba.studies.harness import environment, table
 
@@ -170,7 +170,8 @@ def measure(suite: Path, work: Path, kind: str, epochs: int | None) -> dict[str,
         samples = decode(folder / f"{level_db}.wav", sample_rate_hz=RATE_HZ)
         events = found_in_windows(model.predictor, samples, own_thresholds=True)
         calls = [one for one in truth if one.label]
-        found[level_db] = {**scores(calls, events), "calls": len(calls), "false_alarms": false_alarms(truth, events)}
+        counts = scores(count_overlaps(calls, events), len(events), len(calls))
+        found[level_db] = {**counts, "calls": len(calls), "false_alarms": false_alarms(truth, events)}
     config = model.predictor.config
     return {
         "found": found,

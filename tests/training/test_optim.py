@@ -179,3 +179,13 @@ def test_patience_begins_when_the_warm_up_is_over():
         schedule.validated(0.5, step)
         stale.append(schedule.stale)
     assert stale == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(("error", "kept", "stale"), [(0.0, "yynnynn", 2), (0.1, "yyynyyn", 1)])
+def test_the_state_to_keep_is_the_latest_within_the_error_of_the_best(error, kept, stale):
+    for mode, sign in (("min", 1), ("max", -1)):
+        schedule = Schedule(ScheduleSettings(warmup_steps=0), mode)
+        values = (1.0, 0.5, 0.55, 0.7, 0.4, 0.45, 0.55)
+        assert "".join("ny"[schedule.validated(sign * value, 1, error)] for value in values) == kept
+        assert schedule.stale == stale
+    assert not schedule.validated(math.nan, 1, error)

@@ -160,14 +160,14 @@ class _Trainer:
         self.world, self.stop, self.on_progress, self.lock = world, stop, on_progress, lock
         self.notes = tuple(notes)
         self.precision = choose_precision(run.precision, world.device)
-        self.best_metric, self.best_mode = task.best_metric
+        self.best_metric, best_mode = task.best_metric
         self.model = task.model.to(world.device).train()
         compiled: nn.Module = torch.compile(self.model) if run.compile else self.model  # type: ignore[assignment]
         self.wrapped_model = wrap_ddp(compiled, world, run.find_unused_parameters)
         self.optimizer_settings = optimizer
         self.optimizer = build_optimizer(self.model, optimizer)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.schedule = Schedule(schedule, self.best_mode)
+        self.schedule = Schedule(schedule, best_mode)
         self.averages = Averages(self.model, run.ema_decay, run.average_epochs)
         self.stream = BatchStream(task, run.accumulate, world)
         self.states = StateFolder(out / STATES_FOLDER, run.keep_last)
@@ -398,7 +398,7 @@ class _Trainer:
             yield model
 
     def _validate(self) -> bool:
-        """Validate; return whether this is the best validation so far, or equal to it.
+        """Validate; return whether this is the best validation so far, equal to it, or within its standard error.
 
         In fine-tuning, `choice.metric` (`finetuning/recipe.py` `ChoiceSettings`) names the metric that is compared, and
         `choice.state` whether `finetuning/run.py` `_test` uses the best state (the default) or the last one.
@@ -419,17 +419,14 @@ class _Trainer:
         self.validated_at, self.validation_due = self.step, False
         self.progress.validation = metrics
         value = metrics[self.best_metric]
-        self.schedule.validated(value, self.step)
+        is_kept = self.schedule.validated(value, self.step, metrics.get(f"{self.best_metric}_error", 0.0))
         if self.log is not None:
             self.log.event("validation", self.step, metrics)
             found = ", ".join(f"{name} {metric:.4f}" for name, metric in metrics.items())
             _log.debug("step %d, held out in %.1f s: %s", self.step, self.validation_s, found)
-        sign = 1 if self.best_mode == "max" else -1
-        is_best = self.best is None or sign * value >= sign * self.best[1]  # ties: the later is trained more
-        if is_best and not math.isnan(value):
+        if is_kept:
             self.best = (self.step, value)
-            return True
-        return False
+        return is_kept
 
     def _draw_pictures(self) -> None:
         """Draw pictures if it is time to; the first ones with the first validation."""

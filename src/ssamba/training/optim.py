@@ -172,32 +172,38 @@ class Schedule:
             return floor + (1 - floor) * min(1.0, (1 - share) / self.settings.decay_share)
         return 1.0
 
-    def validated(self, value: float, step: int | None = None) -> None:
-        """Update plateau and patience by a validation's best metric.
+    def validated(self, value: float, step: int | None = None, error: float = 0.0) -> bool:
+        """Update plateau and patience by a validation's best metric; return whether its state is the one to keep.
+
+        That is the latest state that is not worse than the best so far by more than `error`, the metric's standard
+        error: what is within it may be chance, and the later state is trained more.
 
         The plateau is torch's ReduceLROnPlateau with a relative threshold. `stale` counts only validations after the
         warm-up (None: it is over), because learning rates near zero say nothing about the run. A value of NaN (no
         validation clips) is ignored.
         """
         if math.isnan(value):
-            return
-        settings = self.settings
-        is_top = self._top is None or (value > self._top if self.mode == "max" else value < self._top)
-        self._top = value if is_top else self._top
-        self.stale = 0 if is_top else self.stale + (step is None or step >= settings.warmup_steps)
+            return False
+        settings, sign = self.settings, 1 if self.mode == "max" else -1
+        is_top = self._top is None or sign * value > sign * self._top
+        self._top = top = value if self._top is None or is_top else self._top
+        is_kept = sign * value >= sign * top - error
+        is_stale = not is_top and not (is_kept and error)
+        self.stale = self.stale + (step is None or step >= settings.warmup_steps) if is_stale else 0
         if settings.kind != "plateau":
-            return
+            return is_kept
         threshold = settings.plateau_threshold
         improved = self._best is None or (
             value > self._best * (1 + threshold) if self.mode == "max" else value < self._best * (1 - threshold)
         )
         if improved:
             self._best, self._worse = value, 0
-            return
+            return is_kept
         self._worse += 1
         if self._worse > settings.plateau_patience:
             self.level = max(self.level * settings.plateau_factor, min(self.level, settings.floor))
             self._worse = 0
+        return is_kept
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a saved state holds."""

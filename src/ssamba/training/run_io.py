@@ -185,7 +185,7 @@ class TrainingReport(RunTotals):
     resumed_from: int | None
     """Step that this session resumed from; None for a new run."""
     best: tuple[int, float] | None
-    """Step and value of the best validation."""
+    """Step and value of the best validation, or the latest one within its standard error (`Task.validate`)."""
     peak_memory_bytes: int | None
     """Peak memory of the main process: the GPU's, or the process's own."""
     last_state: Path | None

@@ -93,7 +93,8 @@ class Task(Protocol):
     def validate(self, model: nn.Module) -> Mapping[str, float]:
         """Return metrics of `model`, which has the averaged weights if there are any.
 
-        Called on every rank, in evaluation mode, without gradients; the metrics of rank 0 count.
+        Called on every rank, in evaluation mode, without gradients; the metrics of rank 0 count. If there is one named
+        as `best_metric` with `_error`, its standard error, the latest state within that of the best is kept.
         """
 
     def pictures(self, model: nn.Module, step: int) -> Mapping[str, Any]:

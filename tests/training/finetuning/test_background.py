@@ -21,7 +21,7 @@ from ssamba.training.finetuning.data import open_labeled
 from ssamba.training.finetuning.recipe import FinetuneRecipe
 from ssamba.training.finetuning.run import finetune
 from ssamba.training.finetuning.scenes import LEVELS_DB, Scene, event_thresholds, lay, read_scenes
-from ssamba.training.finetuning.task import FinetuneTask
+from ssamba.training.finetuning.task import FinetuneTask, Predictions, loss_error
 
 RECIPE = {
     "clips": {"batch_size": 8, "workers": 0, "frames": 96, "balanced": True},
@@ -128,6 +128,24 @@ def test_a_clip_is_laid_into_a_background_at_its_level():
     assert len(lay(clip, background[:20], 0.0, 0.5)[0]) == 50
 
 
+@pytest.mark.parametrize("binary", [True, False])
+def test_the_standard_error_of_the_loss_is_that_of_recordings(binary):
+    """Two predictions of a recording are one observation: the error is that of the means of recordings."""
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(200, 3)).astype(np.float32)
+    targets = np.eye(3, dtype=np.float32)[random.integers(3, size=200)]
+    alone = Predictions(logits, targets, np.arange(200), ())
+    rows = torch.from_numpy(logits), torch.from_numpy(targets)
+    if binary:
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(*rows, reduction="none").mean(1)
+    else:
+        losses = torch.nn.functional.cross_entropy(*rows, reduction="none")
+    expected = float(losses.std(correction=0)) / np.sqrt(200)
+    assert loss_error(alone, binary=binary) == pytest.approx(expected, rel=1e-5)
+    twice = Predictions.joined([alone, alone])
+    assert loss_error(twice, binary=binary) == pytest.approx(expected, rel=1e-5)
+
+
 def test_background_becomes_a_class_of_independent_labels(classes, nights, start, tmp_path):
     recipe = FinetuneRecipe.parse(RECIPE, "test")
     report = finetune(classes, tmp_path / "run", start, recipe=recipe, background=nights)
@@ -135,7 +153,7 @@ def test_background_becomes_a_class_of_independent_labels(classes, nights, start
     head = load_checkpoint(tmp_path / "run").config.classifier
     assert head is not None
     assert (head.background, head.activation, head.wanted_precision) == ("background", "sigmoid", 0.9)
-    assert report.metric == "balanced_accuracy"
+    assert report.metric == "loss"
     assert report.calibration is not None
     assert head.temperature == report.calibration.temperature
     assert head.thresholds == tuple(round(one.threshold, 4) for one in report.calibration.thresholds)

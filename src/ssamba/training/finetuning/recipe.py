@@ -111,10 +111,11 @@ class ChoiceSettings(Config):
     """Model selection. Test clips never take part."""
 
     state: Literal["best", "last"] = "best"
-    """The state with the best validation, or the last (for a fixed length; no validation clips are held out then)."""
+    """The state with the best validation (see `metric`), or the last (for a fixed length; no validation clips are held
+    out then)."""
     metric: Literal["auto", "accuracy", "balanced_accuracy", "mAP", "loss"] = "auto"
-    """Validation metric: `auto` is accuracy, with a background (of which there may be many clips) balanced accuracy, or
-    mean average precision if clips have several labels."""
+    """Validation metric: `auto` is accuracy, mean average precision if clips have several labels, or with a background
+    the loss, of which the latest state within one standard error of the lowest is chosen."""
 
 
 class FinishSettings(Config):

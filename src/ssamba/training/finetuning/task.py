@@ -115,7 +115,7 @@ class FinetuneTask(PlannedBatches):
             self.model.encoder.requires_grad_(False)
         metric = recipe.choice.metric
         if metric == "auto":
-            metric = "mAP" if data.multi else "balanced_accuracy" if data.background else "accuracy"
+            metric = "mAP" if data.multi else "loss" if data.background else "accuracy"
         if (metric == "mAP") != data.multi and metric != "loss":
             kind = "any number of labels" if data.multi else "one label"
             raise DataError(f"choice.metric is {metric!r}, but each clip has {kind}: leave it at 'auto'")
@@ -262,7 +262,9 @@ class FinetuneTask(PlannedBatches):
     def validate(self, model: nn.Module) -> Mapping[str, float]:
         """Return metrics on the validation clips, NaN if there are none; ranks divide the clips among them.
 
-        With a background, clips count a second time with it under them: what hears them through it is better.
+        With a background, clips count a second time with it under them: what hears them through it is better. The
+        standard error of the loss is among the metrics then, and the latest state within it is the one that is kept:
+        few clips are held out, and what fits them best by chance is often a state that is trained too little.
         """
         missing = {"loss": float("nan"), self.best_metric[0]: float("nan")}
         if not len(self.fold.valid):
@@ -270,7 +272,10 @@ class FinetuneTask(PlannedBatches):
         assert isinstance(model, Classifier)
         predictions = Predictions.joined(self.held_out(model, self.fold.valid))
         self.unreported = (*self.unreported, *predictions.skipped)  # the log lists each once
-        return self.metrics(predictions) if len(predictions.logits) else missing
+        if not len(predictions.logits):
+            return missing
+        error = {"loss_error": loss_error(predictions, binary=self.binary)} if self.data.background else {}
+        return self.metrics(predictions) | error
 
     def held_out(self, model: Classifier, clips: Ints) -> list[Predictions]:
         """Predict held-out clips, and those with a label again with held-out background mixed under them, if any."""
@@ -388,6 +393,18 @@ class FinetuneTask(PlannedBatches):
         """Write the classifier with its labels as a checkpoint folder."""
         assert isinstance(model, Classifier)
         save_checkpoint(folder, model, self.as_checkpoint(model).config, self.front_end)
+
+
+def loss_error(predictions: Predictions, *, binary: bool) -> float:
+    """Return the standard error of the mean loss of predictions: those of one recording are one observation."""
+    logits, targets = torch.from_numpy(predictions.logits), torch.from_numpy(predictions.targets)
+    if binary:
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1).numpy()
+    else:
+        losses = F.cross_entropy(logits, targets, reduction="none").numpy()
+    recordings = np.unique(predictions.recordings, return_inverse=True)[1]
+    sums = np.bincount(recordings, losses - losses.mean())
+    return float(np.sqrt(np.square(sums).sum()) / len(losses))
 
 
 def clip_lengths(seconds: npt.NDArray[np.float64]) -> tuple[float, float, float]:
