@@ -91,6 +91,19 @@ def test_a_share_of_the_training_is_background_which_is_also_mixed_under_clips(c
     assert held_out.validate(held_out.model)["loss"] == pytest.approx(loss)
 
 
+def test_there_is_no_mixup_with_a_background(classes, nights, start):
+    """A background does not change labels, mixup does, so that one clip in another would be both."""
+    recipe = FinetuneRecipe.parse({**RECIPE, "clips": {**RECIPE["clips"], "mixup": {"share": 1.0}}}, "test")
+    for background, expected in ((None, True), (nights, False)):
+        data = open_labeled(classes, recipe, FrontEndConfig(), 0.96, background=background)
+        everything = np.arange(len(data.corpus))
+        task = FinetuneTask(
+            recipe, data, Fold(everything, everything[:0]), load_checkpoint(start).config.encoder, FrontEndConfig()
+        )
+        batch = next(iter(task.batches(0, 0, 0, 1)))
+        assert any(one is not None for one in batch.mixed) == expected
+
+
 def test_scenes_hold_one_call_each_and_choose_thresholds_of_events(classes, nights, start):
     recipe = FinetuneRecipe.parse(RECIPE, "test")
     data = open_labeled(classes, recipe, FrontEndConfig(), 0.96, background=nights)

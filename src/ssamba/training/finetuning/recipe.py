@@ -67,7 +67,7 @@ class ClipSettings(Config):
     balanced: bool = False
     """Sample all classes equally often; a clip with several labels counts for its rarest."""
     mixup: Mixup = Mixup()
-    """Mixing of clips and their labels."""
+    """Mixing of clips and their labels; none with a background, which lies under clips without a change of labels."""
     backgrounds: Backgrounds = Backgrounds()
     """Other clips mixed under the clips, whose labels do not change."""
     mean: float | None = None
@@ -99,12 +99,15 @@ class BackgroundSettings(Config):
 
     share: float = Field(0.25, gt=0, lt=1)
     """Share of the training sequences that are background alone."""
-    mixed: Backgrounds = Backgrounds(share=0.7, below_db=(-6.0, 20.0))
+    mixed: Backgrounds = Backgrounds(share=0.7, below_db=(-12.0, 12.0))
     """Background mixed under the training clips, whose labels do not change."""
     windows: float = Field(0.5, ge=0, le=1)
     """Share of the clips with background under them that become a window as `predict --events` reads it, of the clips'
     median length: a shorter clip lies somewhere in the background, of a longer one a part with much of its sound is
     left."""
+    masked: float = Field(0.25, ge=0, le=1)
+    """Largest share of a clip that `spec_augment.frames` may mask where there is a background, which hides parts of
+    clips as well; without one it is half."""
 
 
 class ChoiceSettings(Config):

@@ -133,7 +133,7 @@ class FinetuneTask(PlannedBatches):
             self._plan_config(corpora, len(labeled) if len(background) else None),
             workers=clips.workers,
             backgrounds=backgrounds,
-            mixup=clips.mixup if clips.mixup.share else None,
+            mixup=clips.mixup if clips.mixup.share and not len(background) else None,
         )
         self.unreported = tuple((entry.path, entry.reason) for entry in data.corpus.skipped)
 
@@ -249,7 +249,8 @@ class FinetuneTask(PlannedBatches):
             features = augment(features, seeds, recipe.augmentation, frames, front_end)
             # The original masks with a log-mel of 0, as it pads; we mask with the mean.
             fill = 0.0 if recipe.clips.short_clips == "pad" else front_end.mean
-            features = mask_stripes(features, seeds, recipe.spec_augment, maskable, fill)
+            share = recipe.background.masked if self.data.background else 0.5
+            features = mask_stripes(features, seeds, recipe.spec_augment, maskable, fill, share)
         features = normalize(features, front_end)
         if training:
             features = add_noise_and_roll(features, seeds, recipe.spec_augment, maskable)
