@@ -241,8 +241,6 @@ def test_stripes_lie_within_the_valid_frames():
     assert hidden.all(2).any(1).float().mean() > 0.8  # most clips have a stripe of frames
     widths = hidden.all(2).sum(1)[LENGTHS >= 80].float()
     assert 14 < widths.mean() < 26  # uniform from 0 to 40
-    short = mask_stripes(before, CLIP_SEEDS, SPEC_AUGMENT, LENGTHS, -7.0, 0.125) == -7
-    assert all(int(one[:n].all(1).sum()) <= n // 8 for one, n in zip(short, LENGTHS.tolist(), strict=True))
 
 
 def test_roll_and_noise_stay_within_the_clip():

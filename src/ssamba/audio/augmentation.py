@@ -240,12 +240,7 @@ def random_factors(seeds: Tensor, stream: str, most: float) -> Tensor:
 
 
 def mask_stripes(
-    features: Tensor,
-    seeds: Tensor,
-    settings: SpecAugment,
-    lengths: Tensor,
-    fill: float | Tensor,
-    longest_share: float = 0.5,
+    features: Tensor, seeds: Tensor, settings: SpecAugment, lengths: Tensor, fill: float | Tensor
 ) -> Tensor:
     """Mask one stripe of mel bins and one stripe of frames in each clip.
 
@@ -255,7 +250,6 @@ def mask_stripes(
         settings: the largest widths.
         lengths: valid frames of each clip (B,); padding is not changed.
         fill: value of masked entries.
-        longest_share: share of a clip's frames that the stripe may mask.
 
     Returns:
         (B, T, M).
@@ -264,9 +258,9 @@ def mask_stripes(
     masked = torch.zeros_like(features, dtype=torch.bool)
     if settings.mel_bins:
         bins = torch.full_like(lengths, features.shape[2])
-        masked |= _stripe(seeds, "spec.bins", settings.mel_bins, bins, features.shape[2], 0.5)[:, None, :]
+        masked |= _stripe(seeds, "spec.bins", settings.mel_bins, bins, features.shape[2])[:, None, :]
     if settings.frames:
-        masked |= _stripe(seeds, "spec.frames", settings.frames, lengths, features.shape[1], longest_share)[..., None]
+        masked |= _stripe(seeds, "spec.frames", settings.frames, lengths, features.shape[1])[..., None]
     return torch.where(masked & valid, fill, features)
 
 
@@ -360,10 +354,10 @@ def _smoothing_matrix(front_end: FrontEndConfig, device: torch.device) -> tuple[
         return centers.to(device), (weights / weights.sum(1, keepdim=True)).to(device)
 
 
-def _stripe(seeds: Tensor, stream: str, widest: int, sizes: Tensor, length: int, share: float) -> Tensor:
-    """(B, length) bool: a random stripe within the first `sizes` (B,), at most `widest` and that share of them wide."""
+def _stripe(seeds: Tensor, stream: str, widest: int, sizes: Tensor, length: int) -> Tensor:
+    """(B, length) bool: a random stripe, at most `widest` wide, within the first `sizes` (B,) entries."""
     wide, place = randomness.uniform(seeds, stream, 2).unbind(1)
-    width = wide * (sizes * share).long().clamp(max=widest)
+    width = wide * (sizes // 2).clamp(max=widest)
     first = (place * (sizes - width)).long()
     step = torch.arange(length, device=seeds.device)
     return (step >= first[:, None]) & (step < (first + width.long())[:, None])

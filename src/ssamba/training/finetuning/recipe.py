@@ -105,9 +105,6 @@ class BackgroundSettings(Config):
     """Share of the clips with background under them that become a window as `predict --events` reads it, of the clips'
     median length: a shorter clip lies somewhere in the background, of a longer one a part with much of its sound is
     left."""
-    masked: float = Field(0.25, ge=0, le=1)
-    """Largest share of a clip that `spec_augment.frames` may mask where there is a background, which hides parts of
-    clips as well; without one it is half."""
 
 
 class ChoiceSettings(Config):
@@ -145,7 +142,7 @@ class FinetuneRecipe(Recipe):
     augmentation: Augmentation = Augmentation()
     """Augmentation of the features."""
     spec_augment: SpecAugment = SpecAugment()
-    """Masked stripes of the features."""
+    """Masked stripes of the features; with a background of mel bins alone, because it hides parts of clips as well."""
     loss: LossSettings = LossSettings()
     """Loss."""
     background: BackgroundSettings = BackgroundSettings()

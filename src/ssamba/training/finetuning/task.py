@@ -249,8 +249,9 @@ class FinetuneTask(PlannedBatches):
             features = augment(features, seeds, recipe.augmentation, frames, front_end)
             # The original masks with a log-mel of 0, as it pads; we mask with the mean.
             fill = 0.0 if recipe.clips.short_clips == "pad" else front_end.mean
-            share = recipe.background.masked if self.data.background else 0.5
-            features = mask_stripes(features, seeds, recipe.spec_augment, maskable, fill, share)
+            stripes = recipe.spec_augment
+            stripes = stripes.with_changes(frames=0) if self.data.background else stripes
+            features = mask_stripes(features, seeds, stripes, maskable, fill)
         features = normalize(features, front_end)
         if training:
             features = add_noise_and_roll(features, seeds, recipe.spec_augment, maskable)
