@@ -35,6 +35,7 @@ import ssamba
 from benchmarks.timing import save
 from ssamba.annotations import Annotation, write_annotations
 from ssamba.audio.decode import decode
+from ssamba.data.mixing import rms
 from ssamba.embedder import Embedder
 from ssamba.embedding import Per, PredictOptions
 from ssamba.events import Event, count_overlaps, merge_windows
@@ -91,16 +92,11 @@ def night(words: Sequence[tuple[str, Array]], ambiences: Sequence[Array], level_
         label, wave = words[i]
         start += round(rng.uniform(1.5, 4.5) * RATE_HZ)
         under = samples[start : start + len(wave)]
-        gain = 10 ** (level_db / 20) * level(under) / level(wave)
+        gain = 10 ** (level_db / 20) * rms(under) / rms(wave)
         under += np.float32(gain) * wave
         events.append(Event(label, start / RATE_HZ, (start + len(wave)) / RATE_HZ))
         start += len(wave)
     return samples[: start + 2 * RATE_HZ], events
-
-
-def level(samples: Array) -> float:
-    """Return the root mean square of samples."""
-    return float(np.sqrt(np.mean(np.square(samples), dtype=np.float64)))
 
 
 def found_before(model: Embedder, samples: Array) -> list[Event]:
@@ -191,7 +187,7 @@ def measure(suite: Path, work: Path, epochs: int, seeds: int) -> dict[str, Any]:
             models[name, seed] = ssamba.load_model(run, device="cpu")
     words = [(row["label"], decode(work / row["clip"], sample_rate_hz=RATE_HZ)) for row in held_out]
     waves = [decode(work / row["clip"], sample_rate_hz=RATE_HZ) for row in of_nights]
-    waves = [np.float32(_AMBIENCE_LEVEL / level(wave)) * wave for wave in waves if level(wave) > 1e-5]
+    waves = [np.float32(_AMBIENCE_LEVEL / rms(wave)) * wave for wave in waves if rms(wave) > 1e-5]
     counts = {str(level_db): {way: np.zeros(3, int) for way in WAYS} for level_db in LEVELS_DB}
     for level_db, seed in itertools.product(LEVELS_DB, range(seeds)):
         samples, truth = night(words, waves, level_db, seed=100 * seed - level_db)

@@ -26,9 +26,10 @@ import soxr
 import torch
 
 import ssamba
-from benchmarks.events import AMBIENCE, RATE_HZ, WORDS, found_in_windows, level, read_rows, scores
+from benchmarks.events import AMBIENCE, RATE_HZ, WORDS, found_in_windows, read_rows, scores
 from benchmarks.timing import save
 from ssamba.audio.decode import decode
+from ssamba.data.mixing import rms
 from ssamba.events import Event, count_overlaps
 from ssamba.files import write_csv
 from ssamba.studies.harness import environment, table
@@ -56,8 +57,8 @@ def divide(rows: Sequence[Row], labels: Sequence[str]) -> tuple[list[Row], list[
 
 def ambiences(waves: Sequence[Array]) -> tuple[list[Array], list[Array]]:
     """Return first and second halves of ambiences of at least 2 s, at one level."""
-    halves = [np.array_split(np.float32(0.02 / level(w)) * w, 2) for w in waves if len(w) >= 2 * RATE_HZ]
-    kept = [pair for pair in halves if min(map(level, pair)) > _QUIETEST]
+    halves = [np.array_split(np.float32(0.02 / rms(w)) * w, 2) for w in waves if len(w) >= 2 * RATE_HZ]
+    kept = [pair for pair in halves if min(map(rms, pair)) > _QUIETEST]
     return [a for a, _ in kept], [b for _, b in kept]
 
 
@@ -87,7 +88,7 @@ def lay(samples: Array, sounds: Sequence[Array], levels_db: Sequence[float], rng
     for number, (wave, level_db) in enumerate(zip(sounds, levels_db, strict=True)):
         start = number * share + int(rng.integers(max(1, share - len(wave) - RATE_HZ)))
         under = samples[start : start + len(wave)]
-        gain = 10 ** (level_db / 20) * max(level(under), _QUIETEST) / max(level(wave), 1e-6)
+        gain = 10 ** (level_db / 20) * max(rms(under), _QUIETEST) / max(rms(wave), 1e-6)
         under += np.float32(gain) * wave[: len(under)]
         starts.append(start)
     return starts

@@ -95,6 +95,7 @@ class FinetuneTask(PlannedBatches):
         torch.manual_seed(recipe.run.seed)
         self.recipe, self.data, self.fold, self.front_end = recipe, data, fold, front_end
         self.base = base
+        self.stripes = recipe.spec_augment.with_changes(frames=0) if data.background else recipe.spec_augment
         few = data.background is not None and len(data.classes) <= _FEW_CLASSES + 1
         self.binary = data.multi or few if recipe.loss.kind == "auto" else recipe.loss.kind == "bce"
         config = ClassifierConfig(
@@ -249,9 +250,7 @@ class FinetuneTask(PlannedBatches):
             features = augment(features, seeds, recipe.augmentation, frames, front_end)
             # The original masks with a log-mel of 0, as it pads; we mask with the mean.
             fill = 0.0 if recipe.clips.short_clips == "pad" else front_end.mean
-            stripes = recipe.spec_augment
-            stripes = stripes.with_changes(frames=0) if self.data.background else stripes
-            features = mask_stripes(features, seeds, stripes, maskable, fill)
+            features = mask_stripes(features, seeds, self.stripes, maskable, fill)
         features = normalize(features, front_end)
         if training:
             features = add_noise_and_roll(features, seeds, recipe.spec_augment, maskable)
