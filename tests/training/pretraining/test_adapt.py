@@ -91,6 +91,8 @@ def test_heads_of_units_start_at_zero_and_targets_standardized(classes, start):
     seen = {objective.name: objective.scale.seen for objective in task.objectives if hasattr(objective, "scale")}
     assert seen.keys() == {"statistics", "profile", "texture"}
     assert min(seen.values()) > 0
+    plain = PretrainingTask(settings.model_copy(update={"adapt": None}), open_corpora(classes, settings), first)
+    assert not plain.model.state_dict()["seen_units_head.bias"].any()
 
 
 def test_objectives_of_a_model_without_a_recipe_are_those_of_its_heads():

@@ -126,7 +126,7 @@ class Units(Objective):
         else:
             self.units = HiddenUnits(self.count, settings.units_from, settings.units_layer, config, recipe.front_end)
         self.units.fit(((inputs.clean, inputs.frames) for inputs in clips()), recipe.run.seed)
-        if recipe.adapt is not None:  # the heads name other units: from zero they disturb the encoder least
+        if recipe.model.start is not None:  # the heads name other units: from zero they disturb the encoder least
             for name in ("seen_units", "hidden_units"):
                 for parameter in model.get_submodule(f"{name}_head").parameters():
                     nn.init.zeros_(parameter)
