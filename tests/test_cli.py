@@ -268,6 +268,24 @@ def test_an_import_is_not_interrupted_in_the_middle(tmp_path, monkeypatch):
         sys.modules.pop("signaled", None)
 
 
+def test_an_interrupt_where_exceptions_are_ignored_comes_again(tmp_path, clips, monkeypatch):
+    class Signals:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def find_audio(*arguments):
+        Signals()
+        time.sleep(60)
+
+    monkeypatch.setattr("ssamba.audio.files.find_audio", find_audio)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        done = invoke("info", clips[0].parent)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (130, "warning: interrupted")
+
+
 @pytest.mark.parametrize(
     "command",
     [

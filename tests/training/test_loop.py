@@ -133,7 +133,7 @@ def test_a_step_with_only_a_bad_gradient_is_skipped_too(experiment, tmp_path):
         return StepOutcome(outcome.loss + zero.sqrt(), outcome.weight, keys=outcome.keys)
 
     task.step_loss = step_loss
-    with pytest.raises(TrainingDivergedError, match="3 steps in a row") as caught:
+    with pytest.raises(TrainingDivergedError, match="all 3 steps had") as caught:
         experiment.run(task, tmp_path, bad_steps_limit=2)
     assert "gradient norm nan" in str(caught.value)
     assert "clip-" in str(caught.value)
@@ -159,6 +159,13 @@ def test_too_many_bad_steps_stop_the_run_and_the_weights_before_them_are_saved(e
     assert experiment.same(before["model"], after["model"])
     assert after["bad_steps"] == 4
     assert good["model"].keys() == after["model"].keys()
+
+
+def test_a_short_run_without_a_good_step_is_an_error_also_when_it_is_repeated(experiment, tmp_path):
+    for _ in range(2):
+        with pytest.raises(TrainingDivergedError, match=r"all 3 steps had .*Check the clips"):
+            experiment.run(experiment.DemoTask(poisoned=tuple(range(9))), tmp_path, steps=3)
+    assert not (tmp_path / "model").exists()
 
 
 def test_an_empty_batch_does_not_change_the_weights(experiment, tmp_path):

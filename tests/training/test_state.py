@@ -274,7 +274,7 @@ def test_a_run_that_cannot_save_its_last_state_is_an_error(experiment, tmp_path,
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(state, "write_state", full)
-    with pytest.raises(TrainingError, match=r"step 8 could not be saved; there is no saved state\. Free disk space"):
+    with pytest.raises(TrainingError, match=r"model is in .*, but .* step 8 could not be saved; .*--overwrite"):
         experiment.run(experiment.DemoTask(), tmp_path)
 
 

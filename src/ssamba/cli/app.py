@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
@@ -148,13 +148,35 @@ def raise_interrupt(signum: int, frame: FrameType | None) -> None:
     """
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            again = threading.Timer(0.02, _signal_main_thread, [signum])
-            again.daemon = True
-            again.start()
+            _signal_again(signum)
             return
         frame = frame.f_back
     _interrupts.append(signum)
     raise KeyboardInterrupt
+
+
+def _signal_again(signum: int) -> None:
+    again = threading.Timer(0.02, _signal_main_thread, [signum])
+    again.daemon = True
+    again.start()
+
+
+@contextmanager
+def _no_interrupt_lost() -> Iterator[None]:
+    """Let a signal come again that was raised where Python ignores exceptions, such as in `__del__`."""
+    before = sys.unraisablehook
+
+    def ignored(unraisable: Any) -> None:
+        if _interrupts and issubclass(unraisable.exc_type, KeyboardInterrupt):
+            _signal_again(_interrupts.pop())
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = ignored
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def ignore_signals() -> None:
@@ -206,7 +228,7 @@ class Commands(TyperGroup):
             if signal.getsignal(signum) in (signal.default_int_handler, signal.SIG_DFL):
                 signal.signal(signum, raise_interrupt)
         try:
-            with warnings.catch_warnings():
+            with _no_interrupt_lost(), warnings.catch_warnings():
                 warnings.showwarning = _log_warning
                 result = super().invoke(ctx)
                 sys.stdout.flush()

@@ -58,6 +58,7 @@ from ssamba.training.run_io import (
     TrainingReport,
     Window,
     peak_memory_bytes,
+    why_diverged,
     why_early,
 )
 from ssamba.training.settings import OptimizerSettings, RunSettings, ScheduleSettings, saved_settings
@@ -260,6 +261,8 @@ class _Trainer:
             if self.world.size == 1 and self.stop.signal == STOPPED:  # several processes agree in the next step
                 stop_signal = self.stop.signal
                 break
+        if stop_signal is None and self.progress.bad_steps == self.step > 0:
+            self._raise_diverged()  # a short run, too, must not look as if it had learned something
         return self._finish(stop_signal)
 
     def close(self) -> None:
@@ -301,7 +304,8 @@ class _Trainer:
         progress.loss, progress.grad_norm, progress.learning_rate = totals.loss, totals.grad_norm, learning_rate
         self.window.add(outcomes, usable)
         if totals.weight > 0 and not is_finite:
-            self._skip_step(BadStep(step, totals.loss, totals.grad_norm, learning_rate, self._bad_keys(outcomes)))
+            bad = self._bad_parts(outcomes)
+            self._skip_step(BadStep(step, totals.loss, totals.grad_norm, learning_rate, *bad))
         return totals.signal, totals.save_is_due
 
     def _backward(self, batches: Sequence[Any], context: StepContext) -> list[StepOutcome]:
@@ -344,30 +348,27 @@ class _Trainer:
         stop_signal = "SIGTERM" if sigterm else "SIGINT" if sigint else STOPPED if stopped else None
         return StepTotals(weight, loss * per_term, grad_norm * world.size * per_term, stop_signal, elapsed_s, bool(due))
 
-    def _bad_keys(self, outcomes: Sequence[StepOutcome]) -> tuple[str, ...]:
-        """Return the clips of all parts whose loss is not finite; all clips if only the gradient is not."""
-        own = [(o.loss is not None and not bool(torch.isfinite(o.loss)), tuple(o.keys)) for o in outcomes]
+    def _bad_parts(self, outcomes: Sequence[StepOutcome]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return clips and terms of the parts whose loss is not finite; of all parts if only the gradient is not."""
+        own = [(o.loss is not None and not bool(torch.isfinite(o.loss)), tuple(o.keys), o.not_finite) for o in outcomes]
         parts = [part for rank in self.world.all_gather(own) for part in rank]
-        bad = [keys for is_bad, keys in parts if is_bad] or [keys for _, keys in parts]
-        return tuple(key for keys in bad for key in keys)
+        bad = [part for part in parts if part[0]] or parts
+        return tuple(key for _, keys, _ in bad for key in keys), tuple(
+            dict.fromkeys(t for *_, each in bad for t in each)
+        )
 
     def _skip_step(self, bad: BadStep) -> None:
         self.progress.bad_steps += 1
         self.bad_streak.append(bad)
         if self.log is not None:
-            self.log.event("bad_step", self.step, {**asdict(bad), "keys": list(bad.keys)})
+            self.log.event("bad_step", self.step, {**asdict(bad), "keys": list(bad.keys), "terms": list(bad.terms)})
         if self.world.is_main:
             _log.warning("skipped a step that was not finite: %s", bad)
 
     def _raise_diverged(self) -> NoReturn:
         self._log_window()
         self._save(prune=False)
-        where = f"The weights from before these steps are saved in {self.saved[1]}. " if self.saved is not None else ""
-        steps = "\n  ".join(map(str, self.bad_streak))
-        raise TrainingDivergedError(
-            f"{len(self.bad_streak)} steps in a row had a loss or gradient that is not finite. {where}Check the clips, "
-            f"lower optimizer.learning_rate, or set optimizer.clip_norm:\n  {steps}"
-        )
+        raise TrainingDivergedError(why_diverged(self.progress, self.bad_streak, self.saved[1] if self.saved else None))
 
     def _is_done(self) -> bool:
         if self.run.patience is not None and self.schedule.stale >= self.run.patience:
@@ -591,5 +592,9 @@ class _Trainer:
         except OSError as error:
             raise TrainingError(f"{self.out} cannot be written ({error}); {last}. Free disk space and resume") from None
         if self.saved is None or self.saved[0] != self.step:
-            raise TrainingError(f"the state of step {self.step} could not be saved; {last}. Free disk space and resume")
+            wrote = "" if report.model is None else f"the model is in {report.model}, but "
+            then = "; --overwrite starts anew" if self.saved is None else " and resume"
+            raise TrainingError(
+                f"{wrote}the state of step {self.step} could not be saved; {last}. Free disk space{then}"
+            )
         return report

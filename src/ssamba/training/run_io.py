@@ -30,12 +30,13 @@ from ssamba.training.task import StepOutcome
 
 LOG_FILE = "log.jsonl"
 SKIPPED_FILE = "skipped.csv"
-_NOT_METRICS = frozenset(
+LOG_COLUMNS = frozenset(
     (
         *("event", "step", "time", "epoch", "elapsed_s", "bad_steps", "learning_rate", "grad_norm", "clips_per_s"),
         *("audio_h_per_s", "data_wait_share", "steps", "peak_memory_bytes"),
     )
 )
+"""What the loop itself writes to the lines of the log; no metric may have such a name."""
 REPORT_FILE = "report.json"
 _KEYS_SHOWN = 20
 _CURVE_EVENTS = ("train", "validation")
@@ -303,14 +304,28 @@ class BadStep:
     """Full learning rate times the schedule."""
     keys: tuple[str, ...]
     """Clips of the parts whose loss was not finite; all clips of the step if only the gradient was not."""
+    terms: tuple[str, ...] = ()
+    """Terms of the loss and other metrics that were not finite."""
 
     def __str__(self) -> str:
         more = f" and {len(self.keys) - _KEYS_SHOWN} more" if len(self.keys) > _KEYS_SHOWN else ""
         clips = ", ".join(self.keys[:_KEYS_SHOWN]) or "unknown"
+        terms = f" (not finite: {', '.join(self.terms)})" if self.terms else ""
         return (
-            f"step {self.step}: loss {self.loss:g}, gradient norm {self.grad_norm:g}, learning rate "
+            f"step {self.step}: loss {self.loss:g}{terms}, gradient norm {self.grad_norm:g}, learning rate "
             f"{self.learning_rate:.3g}, clips {clips}{more}"
         )
+
+
+def why_diverged(state: RunTotals, streak: Sequence[BadStep], saved: Path | None) -> str:
+    """Return what is said if the last steps were not finite (`streak`; all of the run if that is empty), for people."""
+    which = f"all {state.step} steps" if state.bad_steps == state.step else f"{len(streak)} steps in a row"
+    where = "" if saved is None else f"The weights from before these steps are saved in {saved}. "
+    steps = "".join(f"\n  {bad}" for bad in streak)
+    return (
+        f"{which} had a loss or gradient that is not finite. {where}Check the clips, lower optimizer.learning_rate, or "
+        f"set optimizer.clip_norm{':' if steps else ''}{steps}"
+    )
 
 
 class RunLog:
@@ -444,7 +459,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def metrics_of_line(line: Mapping[str, Any]) -> dict[str, float]:
     """Return the loss and metrics of a `train` or `validation` line; those that were not finite are left out."""
-    return {name: value for name, value in line.items() if name not in _NOT_METRICS and value is not None}
+    return {name: value for name, value in line.items() if name not in LOG_COLUMNS and value is not None}
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:

@@ -79,7 +79,9 @@ class SavedState:
         try:
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except errors as error:
-            raise CheckpointError(f"{path} is damaged ({error})") from None
+            # What torch says of a file that is no pickle takes a screen, and asks to load it without checks.
+            reason = "not a file of PyTorch" if isinstance(error, pickle.UnpicklingError) else error
+            raise CheckpointError(f"{path} is damaged ({reason})") from None
         _rename_keys(content)
         return content
 

@@ -6,6 +6,7 @@ clips on any number of processes, and a run may resume on another number of them
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +61,11 @@ class StepOutcome:
     """Names of the clips, listed if the loss is not finite."""
     skipped: tuple[tuple[str, str], ...] = ()
     """Clips that could not be used: key and reason."""
+
+    @property
+    def not_finite(self) -> list[str]:
+        """Names of the metrics that are not finite, besides `loss`."""
+        return [name for name, value in self.metrics.items() if name != "loss" and not math.isfinite(value)]
 
 
 class Task(Protocol):

@@ -1,6 +1,8 @@
 """Objectives: those that do not come with ssamba (given, found, refused, resumed), and golden losses of ours."""
 
+import math
 from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from tests.training.pretraining.test_pretrain import OURS, logged, recipe
 
 import ssamba
 from ssamba.checkpoint import load_checkpoint
-from ssamba.errors import ConfigError, OtherSettingsError
+from ssamba.errors import ConfigError, OtherSettingsError, TrainingDivergedError, TrainingError
 from ssamba.training.pretraining import extensions
 from ssamba.training.pretraining.recipe import PretrainRecipe
 from ssamba.training.pretraining.run import pretrain
@@ -21,7 +23,7 @@ class Peak(ssamba.Objective):
 
     def __init__(self, weight=1.0, scale=0.1):
         super().__init__(weight)
-        self.scale, self._steps = scale, 0
+        self.scale, self._steps = float(scale), 0
 
     def heads(self, encoder):
         return [ssamba.HeadConfig(name="peak", reads="visible", outputs=1, hidden=4)]
@@ -40,6 +42,19 @@ class Peak(ssamba.Objective):
 
     def load_state_dict(self, state):
         self._steps = state["steps"]
+
+
+class Given(ssamba.Objective):
+    """Its loss is what it was given."""
+
+    name = "given"
+
+    def __init__(self, found, weight=1.0):
+        super().__init__(weight)
+        self._found = found
+
+    def loss(self, step):
+        return self._found if step.training else None
 
 
 class Negate(ssamba.FeatureAugmentation):
@@ -121,6 +136,50 @@ def test_what_cannot_be_used_is_refused_in_words(installed):
     settings = PretrainRecipe.parse({"own_objectives": {"peak": {"weight": 3.0}}}, "test")
     with pytest.raises(ConfigError, match=r"own_objectives.peak is set to .*3.0.*give one of them"):
         extensions.load_extensions(settings, given)
+    with pytest.raises(ConfigError, match=r"Peak does not take these settings \(could not convert string to float"):
+        load("peak", scale="much")
+    for name, why in (("clip", "an objective of this name"), ("corpora", "use this name"), ("epoch", "use this name")):
+        with pytest.raises(ConfigError, match=why):
+            extensions.given_extensions([type("Other", (Peak,), {"name": name})()])
+    one = type("One", (Peak,), {"heads": lambda self, encoder: Peak().heads(encoder)[0]})()
+    with pytest.raises(ConfigError, match=r"heads of peak returned .*expected a list of ssamba.HeadConfig"):
+        extensions.Extensions((one,)).heads(None)
+    off = {"own_objectives": {"peak": {"weight": 0}}, "objectives": {"discriminative": 0.0, "generative": 0.0}}
+    with pytest.raises(ConfigError, match="every objective has weight 0"):
+        PretrainRecipe.parse(off, "test")
+
+
+@pytest.mark.parametrize(
+    ("found", "got"),
+    [
+        (torch.zeros(3), r"loss of given must be a scalar tensor, got one of shape \(3,\)"),
+        (1.0, "loss of given must be a scalar tensor, got 1.0"),
+        (None, r"got None \(None leaves it out of a validation alone\)"),
+        (ssamba.ObjectiveLoss(torch.tensor(1.0), {"width": torch.ones(2)}), r"figure 'width' of given .*\(2,\)"),
+    ],
+)
+def test_a_loss_that_is_no_scalar_is_refused(found, got):
+    with pytest.raises(TrainingError, match=got):
+        extensions.objective_loss(Given(found), SimpleNamespace(training=True))
+
+
+def test_an_augmentation_that_returns_other_features_is_refused():
+    features, two = torch.zeros(2, 4, 3), torch.zeros(2)
+    for found in (features[:, 1:], features.double(), features.numpy(), None):
+        other = type("Other", (Negate,), {"__call__": lambda self, *_, found=found: found})()
+        with pytest.raises(TrainingError, match=r"augmentation negate must return features like .*\(2, 4, 3\)"):
+            extensions.augmented(features, other, two, two)
+
+
+def test_a_run_whose_every_step_fails_is_an_error_that_names_the_objective(clips, tmp_path):
+    off = {"objectives.discriminative": 0.0, "objectives.generative": 0.0, "run.steps": 1}
+    changes = {"recipe": recipe(), "set": off}
+    with pytest.raises(TrainingDivergedError, match=r"all 1 steps had (.|\n)*not finite: given\)"):
+        pretrain([clips[0].parent], tmp_path / "nan", objectives=[Given(torch.tensor(math.nan))], **changes)
+    # One that leaves itself out of validations leaves them without a loss, which is not 0.
+    report = pretrain([clips[0].parent], tmp_path / "run", objectives=[Given(torch.tensor(1.0))], **changes)
+    assert math.isnan(report.validation["loss"])
+    assert report.best is None
 
 
 def test_the_first_losses_of_every_objective_are_golden(clips, tmp_path):

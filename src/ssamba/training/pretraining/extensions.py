@@ -25,10 +25,13 @@ import torch
 from torch import Tensor
 
 from ssamba.config import BaseEncoderConfig, FrontEndConfig, HeadConfig
-from ssamba.errors import ConfigError
+from ssamba.errors import ConfigError, TrainingError
 from ssamba.model.pretraining import PretrainingModel, PretrainingOutput
 from ssamba.training.pretraining.recipe import OBJECTIVE_NAMES, PretrainRecipe
+from ssamba.training.run_io import LOG_COLUMNS
 
+RESERVED_NAMES = LOG_COLUMNS | {"loss", "accuracy", "corpora", "data"}
+"""Names in logs and states that no objective and no figure may have."""
 _HEAD_NAMES = (*OBJECTIVE_NAMES, "seen_units", "hidden_units", "latent")
 P = TypeVar("P", bound="_Extension")
 
@@ -73,7 +76,16 @@ class ObjectiveStep:
     """How features are computed."""
 
     def head(self, name: str) -> Tensor:
-        """Return the output of a head as float32."""
+        """Return the output of a head as float32.
+
+        Raises:
+            ConfigError: the model has no such head.
+        """
+        if name not in self.outputs.heads:
+            raise ConfigError(
+                f"the model has no head {name!r}, only {', '.join(self.outputs.heads)}: return it from `heads` of the "
+                "objective"
+            )
         return self.outputs.heads[name].float()
 
 
@@ -82,8 +94,8 @@ class ObjectiveLoss(NamedTuple):
 
     value: Tensor
     """Mean over this rank's clips, a scalar with its graph; it is logged under the objective's name."""
-    figures: Mapping[str, Tensor] = {}
-    """Other means over the clips, such as an accuracy, to log under these names."""
+    figures: Mapping[str, Tensor | float] = {}
+    """Other means over the clips, such as an accuracy, to log under these names: scalars."""
 
 
 class _Extension(ABC):
@@ -174,14 +186,57 @@ class Extensions:
         """Return the heads of all objectives.
 
         Raises:
-            ConfigError: two of them have the same name, or one has that of a built-in one.
+            ConfigError: two of them have the same name, one has that of a built-in one, or it is no HeadConfig.
         """
-        heads = [head for objective in self.objectives for head in objective.heads(encoder)]
+        heads: list[HeadConfig] = []
+        for objective in self.objectives:
+            own = objective.heads(encoder)
+            if not isinstance(own, list | tuple) or not all(isinstance(head, HeadConfig) for head in own):
+                raise ConfigError(f"heads of {objective.name} returned {own!r}, expected a list of ssamba.HeadConfig")
+            heads += own
         names = [head.name for head in heads]
         twice = [name for name in names if name in _HEAD_NAMES or names.count(name) > 1]
         if twice:
             raise ConfigError(f"more than one head is named {twice[0]}: begin the names with that of your objective")
         return tuple(heads)
+
+
+def objective_loss(objective: Objective, step: ObjectiveStep) -> ObjectiveLoss | None:
+    """Return the loss of an objective at a step, checked; None if it takes no part in a validation.
+
+    Raises:
+        TrainingError: it is not a scalar tensor, a figure is not a number, or it is None in a training step.
+    """
+    found = objective.loss(step)
+    if found is None and not step.training:
+        return None
+    loss = found if isinstance(found, ObjectiveLoss) else ObjectiveLoss(found)  # type: ignore[arg-type]
+    for name, value in (("", loss.value), *loss.figures.items()):
+        if isinstance(value, Tensor) and value.ndim == 0:
+            continue
+        if name and isinstance(value, int | float):
+            continue
+        got = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        what = f"figure {name!r}" if name else "loss"
+        only = " (None leaves it out of a validation alone)" if found is None else ""
+        raise TrainingError(f"the {what} of {objective.name} must be a scalar tensor, got {got}{only}")
+    return loss
+
+
+def augmented(features: Tensor, augmentation: FeatureAugmentation, seeds: Tensor, lengths: Tensor) -> Tensor:
+    """Return what an augmentation makes of features (views, T, M), checked.
+
+    Raises:
+        TrainingError: it is no tensor of the same shape and dtype.
+    """
+    found = augmentation(features, seeds, lengths)
+    if not isinstance(found, Tensor) or (found.shape, found.dtype) != (features.shape, features.dtype):
+        got = f"{tuple(found.shape)}, {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+        raise TrainingError(
+            f"the augmentation {augmentation.name} must return features like those it gets, {tuple(features.shape)}, "
+            f"{features.dtype}; got {got}"
+        )
+    return found
 
 
 def given_extensions(
@@ -251,7 +306,10 @@ def _from_entry_point(what: str, name: str, settings: Mapping[str, Any], kind: t
         inspect.signature(factory).bind(**settings)
     except TypeError as error:
         raise ConfigError(f"own_{what}.{name}: {point.value} does not take these settings ({error})") from None
-    made = factory(**settings)
+    try:
+        made = factory(**settings)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"own_{what}.{name}: {point.value} does not take these settings ({error})") from error
     _check(made, kind, f"own_{what}.{name}")
     if made.name != name:
         raise ConfigError(f"own_{what}.{name}: {point.value} has the name {made.name!r}: name both alike")
@@ -263,11 +321,15 @@ def _check(one: Any, kind: type, where: str) -> None:
     if not isinstance(one, kind):
         raise ConfigError(f"{where}: expected an object of a subclass of ssamba.{kind.__name__}, got {one!r}")
     name = getattr(one, "name", None)
-    if not isinstance(name, str) or not name.isidentifier() or name != name.lower() or name in OBJECTIVE_NAMES:
+    if not isinstance(name, str) or not name.isidentifier() or name != name.lower():
         raise ConfigError(
-            f"{where}: {type(one).__name__}.name is {name!r}, expected lower-case letters, digits and underscores, and "
-            f"none of {', '.join(OBJECTIVE_NAMES)}"
+            f"{where}: {type(one).__name__}.name is {name!r}, expected lower-case letters, digits and underscores"
         )
+    if isinstance(one, Objective) and name in (*OBJECTIVE_NAMES, *RESERVED_NAMES):
+        has = (
+            "ssamba has an objective of this name" if name in OBJECTIVE_NAMES else "logs or saved states use this name"
+        )
+        raise ConfigError(f"{where}: {type(one).__name__}.name is {name!r}, but {has}: choose another")
     if isinstance(one, Objective):
         weight = getattr(one, "weight", None)
         if not isinstance(weight, int | float) or not 0 <= weight < math.inf:

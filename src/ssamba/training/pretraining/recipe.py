@@ -261,7 +261,8 @@ class PretrainRecipe(Recipe):
                 raise ValueError(f"objectives.{name} goes with objectives.clip: give that a weight above 0")
         if objectives.part_units and not objectives.units:
             raise ValueError("objectives.part_units has the units of objectives.units: give that a weight above 0")
-        if not (self.own_objectives or any(getattr(objectives, name) for name in OBJECTIVE_NAMES)):
+        own = any(settings.get("weight", 1) for settings in self.own_objectives.values())
+        if not (own or any(getattr(objectives, name) for name in OBJECTIVE_NAMES)):
             raise ValueError("every objective has weight 0: nothing would be learned")
         if self.front_end.num_mel_bins != encoder.num_mel_bins:
             raise ValueError(

@@ -28,7 +28,15 @@ from ssamba.model.masking import draw_mask
 from ssamba.model.patches import column_counts
 from ssamba.model.pretraining import PretrainingModel, PretrainingOutput
 from ssamba.training.pretraining.data import Corpora
-from ssamba.training.pretraining.extensions import Extensions, Inputs, ObjectiveStep, load_extensions
+from ssamba.training.pretraining.extensions import (
+    RESERVED_NAMES,
+    Extensions,
+    Inputs,
+    ObjectiveStep,
+    augmented,
+    load_extensions,
+    objective_loss,
+)
 from ssamba.training.pretraining.objectives import build_objectives
 from ssamba.training.pretraining.recipe import OBJECTIVE_NAMES, PretrainRecipe
 from ssamba.training.pretraining.views import change_voices, mix_views
@@ -195,7 +203,7 @@ class PretrainingTask:
         if training:
             features = augment(features, seeds, recipe.augmentation, lengths, front_end)
             for augmentation in self.augmentations:
-                features = augmentation(features, seeds, lengths)
+                features = augmented(features, augmentation, seeds, lengths)
         features = normalize(features, front_end)
         # The last patch of a clip is padded with log-mel 0 and counts as valid, as in `Embedder`.
         keys = batch.keys * len(crops)
@@ -206,6 +214,8 @@ class PretrainingTask:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of all objectives, and all objectives and their figures by name.
 
+        The sum is `loss` among them, unless all objectives of weight above 0 leave themselves out of a validation.
+
         Args:
             model: `self.model`, perhaps wrapped by DDP.
             inputs: as from `inputs`.
@@ -213,25 +223,29 @@ class PretrainingTask:
             ratio: share of the patches to mask; None means the recipe's.
 
         Raises:
-            TrainingError: two objectives give a figure the same name.
+            TrainingError: two objectives give a figure the same name, or one that the log has already; or a loss is
+                not a scalar.
         """
         out = self.predict(model, inputs, "mask", ratio)
         second = self.predict(model, inputs, "mask2", ratio) if self.recipe.objectives.passes == 2 else out
         step = ObjectiveStep(inputs, out, second, training, self.model.encoder.config, self.recipe.front_end)
         total: Tensor | None = None
         metrics: dict[str, Tensor] = {}
+        has_weight = False
         for objective in self.objectives:
-            found = objective.loss(step)
+            found = objective_loss(objective, step)
             if found is None:
                 continue
-            value, figures = (found, {}) if isinstance(found, Tensor) else found
-            new = {objective.name: value, **figures}
-            if twice := [*new.keys() & {*metrics, "loss"}]:
+            new = {objective.name: found.value} | {name: torch.as_tensor(one) for name, one in found.figures.items()}
+            if twice := [*new.keys() & {*metrics, *(RESERVED_NAMES - {"accuracy"})}]:
                 raise TrainingError(f"two figures are named {twice[0]!r}: the second is of {type(objective).__name__}")
             metrics |= new
-            total = objective.weight * value if total is None else total + objective.weight * value
+            has_weight |= objective.weight > 0
+            value = objective.weight * found.value
+            total = value if total is None else total + value
         assert total is not None
-        metrics["loss"] = total
+        if training or has_weight:
+            metrics["loss"] = total
         return total, {name: value.detach() for name, value in metrics.items()}
 
     def predict(self, model: nn.Module, inputs: Inputs, stream: str, ratio: float | None = None) -> PretrainingOutput:
@@ -286,7 +300,7 @@ class PretrainingTask:
         result[best] = math.nan
         if clips:
             nearest = min(self.recipe.validation_counts, key=lambda count: abs(count / 512 - self.mask_ratio))
-            result[best] = result[f"{best}@{nearest}"]
+            result[best] = result.get(f"{best}@{nearest}", math.nan)
         self.unreported += self.corpora.unreadable_held_out
         self.corpora.unreadable_held_out = ()
         return result
