@@ -1,12 +1,16 @@
 """Comparing two models on one task: paired intervals, and the same probes and clips for both."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ssamba.errors import SuiteError
 from ssamba.evaluation import FunctionModel, LogMelStatistics
-from ssamba.evaluation.compare import compare_models, paired_differences, read_task
+from ssamba.evaluation.compare import Comparison, compare_models, paired_differences, read_task
 from ssamba.evaluation.probing import ProbeResult
+from ssamba.metrics.bootstrap import Interval
 
 
 def result(correct, test=None):
@@ -23,6 +27,19 @@ def test_the_interval_is_that_of_clips_on_which_the_models_differ():
     assert not paired_differences(result(first), result(first)).any()
     with pytest.raises(SuiteError, match="scored on different clips"):
         paired_differences(result(first), result(second, np.arange(200) + 1))
+
+
+def test_what_few_clips_or_wrong_labels_can_show_is_said(suite, tmp_path):
+    few = Comparison("t", "accuracy", 5, ("a", "b"), (0.0, 1.0), 1.0, (1.0,), Interval(1.0, 1.0))
+    assert few.verdict == "too few test clips to tell, at least 6"
+    assert replace(few, clips=6).verdict == "better"
+    table = (suite / "kinds.csv").read_text().splitlines()
+    kinds = sorted({row.split(",")[1] for row in table[1:]})
+    kept = [row for row in table if not (f",{kinds[0]}," in row and ",train," in row)]
+    shutil.copytree(suite, tmp_path / "suite")
+    (tmp_path / "suite" / "kinds.csv").write_text("\n".join(kept) + "\n")
+    found = compare_models(read_task(tmp_path / "suite" / "kinds.csv"), "logmel", LogMelStatistics(), cache=False)
+    assert "not in the training part" in str(found).splitlines()[1]
 
 
 def test_both_models_have_the_probe_that_is_best_for_both(suite):

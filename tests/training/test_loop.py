@@ -168,6 +168,13 @@ def test_a_short_run_without_a_good_step_is_an_error_also_when_it_is_repeated(ex
     assert not (tmp_path / "model").exists()
 
 
+def test_a_run_whose_weights_overflow_is_an_error(experiment, tmp_path):
+    optimizer, schedule = OptimizerSettings(learning_rate=1e30, weight_decay=10.0), ScheduleSettings(warmup_steps=0)
+    for _ in range(2):
+        with pytest.raises(TrainingDivergedError, match=r"steps.* had .*lower optimizer.learning_rate"):
+            experiment.run(experiment.DemoTask(), tmp_path, steps=5, optimizer=optimizer, schedule=schedule)
+
+
 def test_an_empty_batch_does_not_change_the_weights(experiment, tmp_path):
     task = experiment.DemoTask()
     plain = task.step_loss

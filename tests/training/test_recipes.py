@@ -88,6 +88,12 @@ def test_a_change_that_does_not_fit_is_refused_by_name(change, message):
     assert change.partition("=")[0] in str(error.value)
 
 
+@pytest.mark.parametrize("change", ["optimizer.learning_rate=inf", "run.max_minutes=inf", "data.crop_s=0.001"])
+def test_numbers_that_cannot_be_meant_are_refused(change):
+    with pytest.raises(ConfigError, match=r"finite number|shorter than one frame of 25 ms"):
+        PretrainRecipe.read(changes=[change])
+
+
 def test_the_length_of_a_run_is_replaced_as_a_whole():
     run = PretrainRecipe.from_arguments("laptop", None, epochs=3).run
     assert (run.steps, run.epochs, run.max_minutes, run.validate_every) == (None, 3, None, "epoch")

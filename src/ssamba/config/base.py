@@ -56,7 +56,7 @@ def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
 class Config(BaseModel):
     """Base of all configurations: immutable, without unknown keys, with a digest."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

@@ -19,16 +19,17 @@ import numpy as np
 from ssamba.errors import SuiteError
 from ssamba.evaluation.probing import ProbeResult
 from ssamba.evaluation.run import Model, load_clip_model
-from ssamba.evaluation.scorecard import EvaluateOptions, evaluate_model
+from ssamba.evaluation.scorecard import EvaluateOptions, Scorecard, evaluate_model
 from ssamba.evaluation.suite import read_suite
 from ssamba.evaluation.task import Task
 from ssamba.evaluation.vectors import VectorOptions
 from ssamba.files import cache_folder, user_path
 from ssamba.metrics.bootstrap import Interval, bootstrap_means, interval_of
 from ssamba.metrics.classification import Array
-from ssamba.progress import OnProgress
+from ssamba.progress import OnProgress, counted
 
 _SAMPLES = 2000
+_FEWEST = 6
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,15 @@ class Comparison:
     """Setting of both probes in each fold (C of the logistic regression)."""
     interval: Interval
     """95 % interval of the difference: how much the choice of test clips matters, not that of training clips."""
+    notes: tuple[str, ...] = ()
+    """Problems with labels or recordings that make the scores mean less than they seem to."""
 
     @property
     def verdict(self) -> str:
-        """What the difference says."""
+        """What the difference says; fewer than six clips say nothing, since even if all of them changed, that would be
+        chance once in sixteen times or more (sign test, one side)."""
+        if self.clips < _FEWEST:
+            return f"too few test clips to tell, at least {_FEWEST}"
         if self.interval.low > 0:
             return "better"
         return "worse" if self.interval.high < 0 else "no difference that these clips can show"
@@ -66,9 +72,9 @@ class Comparison:
     def __str__(self) -> str:
         (first, second), (low, high) = self.scores, self.interval
         return (
-            f"{self.task}, {self.metric} of a linear probe on {self.clips} test clips: {second:.3f} with "
+            f"{self.task}, {self.metric} of a linear probe on {counted(self.clips, 'test clip')}: {second:.3f} with "
             f"{self.models[1]}, {first:.3f} with {self.models[0]}; difference {self.difference:+.3f} (95 % {low:+.3f} "
-            f"to {high:+.3f}): {self.verdict}"
+            f"to {high:+.3f}): {self.verdict}" + "".join(f"\nnote: {note}" for note in self.notes)
         )
 
 
@@ -82,6 +88,24 @@ def read_task(table: str | Path, encoding: str | None = None) -> Task:
     if path.suffix.lower() != ".csv" or not path.is_file():
         raise SuiteError(f"{path}: expected a table TASK.csv with the columns clip, label, split, group")
     return read_suite(path, encoding=encoding)[0]
+
+
+def check_task(
+    task: Task, model: Model | None, *, device: str | None = None, progress: OnProgress | None = None
+) -> None:
+    """Find out if a task's recordings can be read and embedded. The vectors are cached for `compare_models`.
+
+    Args:
+        task: from `read_task` or `read_suite`.
+        model: the first of the models that will be compared.
+        device: where to run.
+        progress: as for `evaluate`.
+
+    Raises:
+        As `evaluate`.
+    """
+    clip_model = load_clip_model(model, VectorOptions.parse({"readouts": ["clip"]}, "check_task"), device)
+    evaluate_model(clip_model, [task], cache=cache_folder(), workers=os.cpu_count() or 1, progress=progress)
 
 
 def compare_models(
@@ -112,10 +136,12 @@ def compare_models(
     models = [load_clip_model(one, options, device) for one in (first, second)]
     folder = None if cache is False else cache_folder() if cache in (None, True) else user_path(str(cache))
 
+    cards: list[Scorecard] = []
+
     def results(setting: float | None) -> list[list[ProbeResult]]:
         """Return the results of each model in each fold."""
         how = EvaluateOptions(setting=setting)
-        cards = [
+        cards[:] = [
             evaluate_model(model, [task], how, cache=folder, workers=os.cpu_count() or 1, progress=progress)
             for model in models
         ]
@@ -141,7 +167,16 @@ def compare_models(
         difference=scores[1] - scores[0],
         settings=tuple(result.setting for result in before),
         interval=interval_of(np.mean(differences, axis=0)),
+        notes=_notes(cards[0], task.name),
     )
+
+
+def _notes(card: Scorecard, task: str) -> tuple[str, ...]:
+    """Return what a scorecard says against a task, and that clips are tested which are also trained on."""
+    notes = card.notes.get(task, [])
+    if repeated := card.repeated.get(task):
+        notes = [*notes, f"{counted(repeated, 'test clip')} also trained on under another name, which inflates scores"]
+    return tuple(notes)
 
 
 def paired_differences(first: ProbeResult, second: ProbeResult) -> Array:

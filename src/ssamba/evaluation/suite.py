@@ -156,10 +156,11 @@ def _read_task(table: Path, metadata: TaskMetadata, encoding: str | None) -> Tas
     count, fewest = (task.num_classes, 2) if task.kind == "single" else (len(task.classes), 1)
     if count < fewest:
         raise SuiteError(f"{table} has {count} label(s) in {len(rows)} rows: expected at least {fewest}")
-    names = set(task.splits)
+    names, given = set(task.splits), ", ".join(sorted({*task.splits} - {""}))
     if ("test" in names and names != {"train", "test"}) or len(names) < 2:
         raise SuiteError(
-            f"{table} has the splits {', '.join(sorted(names))}: expected train and test, or at least two folds"
+            f"{table} has {f'the splits {given}' if given else 'no splits'}: expected train and test in the column "
+            "split, or at least two folds"
         )
     divided = groups_in_several_splits(task.groups, task.splits)
     if divided:

@@ -261,12 +261,13 @@ class _Trainer:
             if self.world.size == 1 and self.stop.signal == STOPPED:  # several processes agree in the next step
                 stop_signal = self.stop.signal
                 break
-        if stop_signal is None and self.progress.bad_steps == self.step > 0:
+        bad, is_finite = self.progress.bad_steps, nn.utils.get_total_norm(self.parameters).isfinite()
+        if stop_signal is None and bad and (bad == self.step or not is_finite):
             self._raise_diverged()  # a short run, too, must not look as if it had learned something
         return self._finish(stop_signal)
 
     def close(self) -> None:
-        """Close the log and the data, and drop the DDP model, which would keep the process group alive."""
+        """Close log and data, and drop the DDP model, which would keep the process group alive."""
         self.stream.close()
         self.wrapped_model = self.model
         if self.log is not None:
@@ -594,7 +595,6 @@ class _Trainer:
         if self.saved is None or self.saved[0] != self.step:
             wrote = "" if report.model is None else f"the model is in {report.model}, but "
             then = "; --overwrite starts anew" if self.saved is None else " and resume"
-            raise TrainingError(
-                f"{wrote}the state of step {self.step} could not be saved; {last}. Free disk space{then}"
-            )
+            problem = f"{wrote}the state of step {self.step} could not be saved"
+            raise TrainingError(f"{problem}; {last}. Free disk space{then}")
         return report

@@ -209,11 +209,12 @@ class TrainingReport(RunTotals):
         audio, elapsed = format_duration(self.audio_s), format_duration(self.elapsed_s)
         clips = f"{counted(self.clips, 'clip')}, {audio} of audio in {elapsed}{left_out}"
         lines = [f"{status} at step {self.step}{extend}: {clips}"]
-        lines += [
-            f"  held out, {name.replace('@', ' at ')} of 512: {value:.4f}"
-            for name, value in self.validation.items()
-            if "@" in name
-        ]
+        counts: dict[str, list[str]] = {}
+        for name, value in self.validation.items():
+            metric, at, count = name.partition("@")
+            if at:
+                counts.setdefault(count, []).insert(0 if metric == "loss" else 999, f"{metric} {value:.4f}")
+        lines += [f"  held out, {count} of 512 patches masked: {', '.join(shown)}" for count, shown in counts.items()]
         lines += [f"ended early: {self.ended_early}"] if self.ended_early else []
         lines += [] if self.moved_to is None else [f"the earlier run is in {self.moved_to}"]
         lines += [f"note: {note}" for note in self.notes]
@@ -318,8 +319,9 @@ class BadStep:
 
 
 def why_diverged(state: RunTotals, streak: Sequence[BadStep], saved: Path | None) -> str:
-    """Return what is said if the last steps were not finite (`streak`; all of the run if that is empty), for people."""
-    which = f"all {state.step} steps" if state.bad_steps == state.step else f"{len(streak)} steps in a row"
+    """Return what is said of a run whose last steps (`streak`), all steps, or weights are not finite."""
+    some = f"{len(streak)} steps in a row" if streak else f"{state.bad_steps} of {state.step} steps"
+    which = f"all {state.step} steps" if state.bad_steps == state.step else some
     where = "" if saved is None else f"The weights from before these steps are saved in {saved}. "
     steps = "".join(f"\n  {bad}" for bad in streak)
     return (

@@ -1,6 +1,7 @@
 """Adapting a model: original objectives, a frozen start, the best validation, and what labels say about it."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from tests.training.pretraining.test_pretrain import OURS, recipe
 
 from ssamba.checkpoint import load_checkpoint
 from ssamba.config import ModelConfig, PretrainingConfig
-from ssamba.errors import ConfigError, SuiteError
+from ssamba.errors import AudioDecodeError, ConfigError, SuiteError
 from ssamba.model import encoder_config
 from ssamba.training.pretraining.data import open_corpora
 from ssamba.training.pretraining.recipe import PretrainRecipe
@@ -66,6 +67,7 @@ def test_an_adapted_model_is_compared_with_its_start_and_is_the_best_of_the_run(
     assert report.comparison.interval == (0, 0)
     assert report.comparison.clips == 9
     assert "no difference that these clips can show" in str(report)
+    assert str(report).count("held out, ") == 3  # a line for each count of masked patches
     assert saved["comparison"]["verdict"] == report.comparison.verdict
     recorded = load_checkpoint(out).config.recipe
     assert recorded == load_checkpoint(start).config.recipe
@@ -136,4 +138,12 @@ def test_what_cannot_be_adapted_or_evaluated_is_refused_at_once(classes, tmp_pat
     done = invoke("pretrain", classes, "-o", tmp_path / "run", "--evaluate", classes / "none.csv")
     assert done.exit_code == 1
     assert "expected a table TASK.csv" in done.stderr
+    # Labels of a recording that cannot be read, before the training begins.
+    (tmp_path / "gone.csv").write_text("clip,label,split,group\ngone.wav,a,train,\nother.wav,b,test,\n")
+    with pytest.raises(SuiteError, match=r"names gone.wav, but neither"):
+        pretrain(classes, tmp_path / "run", evaluate=tmp_path / "gone.csv", epochs=1)
+    (tmp_path / "gone.wav").write_bytes(b"")
+    shutil.copy(next(classes.glob("*/*.wav")), tmp_path / "other.wav")
+    with pytest.raises(AudioDecodeError, match=r"gone.wav"):
+        pretrain(classes, tmp_path / "run", evaluate=tmp_path / "gone.csv", epochs=1)
     assert not (tmp_path / "run" / "log.jsonl").exists()

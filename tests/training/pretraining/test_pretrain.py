@@ -151,6 +151,16 @@ def test_one_of_ten_recordings_is_held_out_however_small_the_share(recordings):
     assert "no recording is held out" in note
 
 
+def test_recordings_that_are_all_too_short_or_too_few_are_refused(tmp_path):
+    for i in range(2):
+        soundfile.write(tmp_path / f"{i}.wav", np.ones(300), 16_000)
+    with pytest.raises(DataError, match="at least one frame of 25 ms: 0 of 2, expected at least 1"):
+        open_corpora(tmp_path, recipe())
+    soundfile.write(tmp_path / "0.wav", np.ones(3000), 16_000)
+    with pytest.raises(DataError, match=r"1 of 2, expected at least 2 \(objectives.clip"):
+        open_corpora(tmp_path, recipe(OURS))
+
+
 def test_broken_held_out_clips_are_listed(recordings, tmp_path):
     whole = next(recordings.glob("*.flac")).read_bytes()
     for i in range(40):

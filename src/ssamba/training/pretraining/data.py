@@ -150,7 +150,21 @@ def open_corpora(
                 part.append(Subset(cached, chosen))
     if not training:
         raise DataError("no training clip is left, since every clip is held out: lower data.valid_share")
+    _check_enough(training, recipe)
     return Corpora(training, held_out, recipe, above_band)
+
+
+def _check_enough(training: Sequence[Corpus], recipe: PretrainRecipe) -> None:
+    """Refuse too few training clips that last at least one frame."""
+    front_end, fewest = recipe.front_end, 2 if recipe.objectives.clip else 1
+    lengths = np.concatenate([np.round(corpus.seconds * front_end.sample_rate_hz) for corpus in training])
+    usable = int((lengths >= front_end.frame_samples).sum())
+    if usable < fewest:
+        why = " (objectives.clip tells clips apart)" if fewest > 1 else ""
+        raise DataError(
+            f"training clips that last at least one frame of {front_end.frame_ms:g} ms: {usable} of {len(lengths)}, "
+            f"expected at least {fewest}{why}"
+        )
 
 
 def _split(corpus: Corpus, valid_share: float) -> tuple[Ints, Ints]:

@@ -269,6 +269,10 @@ class PretrainRecipe(Recipe):
                 f"front_end.num_mel_bins = {self.front_end.num_mel_bins}, but the encoder takes "
                 f"{encoder.num_mel_bins}: set model.encoder.num_mel_bins to the same value"
             )
+        if self.data.crop_s * 1000 < self.front_end.frame_ms:
+            raise ValueError(
+                f"data.crop_s = {self.data.crop_s:g} s is shorter than one frame of {self.front_end.frame_ms:g} ms"
+            )
         if self.masking.count is not None and self.masking.count >= self._crop_patches():
             raise ValueError(
                 f"masking.count = {self.masking.count}, but a crop of {self.data.crop_s:g} s has "

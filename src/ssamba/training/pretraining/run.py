@@ -21,7 +21,7 @@ from ssamba.checkpoint import load_checkpoint
 from ssamba.checkpoint.files import write_json
 from ssamba.embedder import Embedder
 from ssamba.errors import ConfigError, Interrupted
-from ssamba.evaluation.compare import Comparison, compare_models, read_task
+from ssamba.evaluation.compare import Comparison, check_task, compare_models, read_task
 from ssamba.probes import require_sklearn
 from ssamba.progress import OnProgress, checked_progress
 from ssamba.training.batches import report_decoded
@@ -165,8 +165,10 @@ def pretrain(
     own = load_extensions(settings, own)
     settings = settings.with_values(own.changes())
     labeled = None
+    before: Embedder | str = "logmel"
     if evaluate is not None:
         require_sklearn()
+        before = before if start is None else Embedder(start, device=device)
         labeled = read_task(evaluate, encoding)
     task_settings = {**settings.task_settings(), **start_settings(None if start is None else start.identity)}
     defaults = settings.task_defaults()
@@ -176,6 +178,8 @@ def pretrain(
             check_run(
                 output, saved_settings(settings.optimizer, settings.schedule, settings.run, task_settings), defaults
             )
+        if labeled is not None and is_main_process():  # what is wrong with labels shows before the training
+            check_task(labeled, before, device=device, progress=progress)
         corpora = open_corpora(data, settings, report_decoded(progress), encoding)
         notes = corpora.notes() if is_main_process() else []
         for note in notes:
@@ -200,7 +204,6 @@ def pretrain(
             if settings.adapt is not None:
                 report = _keep_best(report, output, settings)
             if labeled is not None:
-                before = "logmel" if start is None else Embedder(start, device=device)
                 compared = compare_models(labeled, before, report.model, device=device, progress=progress)
                 report = replace(report, comparison=compared)
             write_json(output / REPORT_FILE, report.as_json())
@@ -218,7 +221,9 @@ def _keep_best(report: PretrainReport, output: Path, settings: PretrainRecipe) -
         note = "no recording was held out, so that the model is the last one: more recordings, or data.valid_share"
         return replace(report, notes=(*report.notes, note))
     replace_folder(report.model, partial(shutil.copytree, output / BEST_FOLDER, dirs_exist_ok=True))
-    if report.best[0] > (settings.optimizer.frozen_steps or 0):
-        return report
-    note = "training the encoder did not lower the held-out loss: the model has the encoder that it started from"
+    note = (
+        f"the model is that of step {report.best[0]}, which had the best held-out {settings.best}: {report.best[1]:.4f}"
+    )
+    if report.best[0] <= (settings.optimizer.frozen_steps or 0):
+        note = "training the encoder did not lower the held-out loss: the model has the encoder that it started from"
     return replace(report, notes=(*report.notes, note))
