@@ -88,9 +88,15 @@ def test_a_change_that_does_not_fit_is_refused_by_name(change, message):
     assert change.partition("=")[0] in str(error.value)
 
 
-@pytest.mark.parametrize("change", ["optimizer.learning_rate=inf", "run.max_minutes=inf", "data.crop_s=0.001"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("optimizer.learning_rate=inf", "run.max_minutes=inf", "data.crop_s=0.001"),
+        *("validation_counts=[]", "validation_counts=[0]", "validation_counts=[300, 600]"),
+    ],
+)
 def test_numbers_that_cannot_be_meant_are_refused(change):
-    with pytest.raises(ConfigError, match=r"finite number|shorter than one frame of 25 ms"):
+    with pytest.raises(ConfigError, match=r"finite number|shorter than one frame of 25 ms|validation_counts"):
         PretrainRecipe.read(changes=[change])
 
 

@@ -6,7 +6,7 @@ The defaults are ours; `recipes/pretrain/official.toml` holds the settings of th
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -239,7 +239,7 @@ class PretrainRecipe(Recipe):
     """Augmentations that do not come with ssamba (`ssamba.FeatureAugmentation`), by name: settings of each."""
     adapt: AdaptSettings | None = None
     """Given if the run goes on from a model (`ssamba pretrain -c MODEL --recipe adapt`)."""
-    validation_counts: tuple[int, ...] = (250, 300, 400)
+    validation_counts: tuple[Annotated[int, Field(gt=0, lt=512)], ...] = Field((250, 300, 400), min_length=1)
     """Masked patches of 512 at which validation is reported."""
     best: Literal["loss", "accuracy"] = "loss"
     """Validation metric that chooses the best state, at the count nearest to the masked share: the weighted sum of the
