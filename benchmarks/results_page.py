@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from benchmarks.peers import scorecard
@@ -278,6 +279,26 @@ def _finetuning() -> str:
     return _table(found["environment"], columns, rows)
 
 
+def _adapt() -> str:
+    found = _read("adapt")
+    arms: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for key, row in found["rows"].items():
+        arms.setdefault(tuple(key.split("/")[:2]), []).append(row)
+    rows = []
+    for task in dict.fromkeys(task for task, _ in arms):
+        for arm in ("logmel", "start", "adapt", "half", "scratch"):
+            own = arms[task, arm]
+            cells = []
+            for readout in ("clip", "parts"):
+                cells.append(_share(mean(row["scores"][readout] for row in own)))
+                differences = [row["difference"][readout] for row in own if "difference" in row]
+                middle, low, high = zip(*differences, strict=True) if differences else ((), (), ())
+                cells.append(f"{mean(middle):+.3f} ({min(low):+.3f} to {max(high):+.3f})" if middle else "")
+            rows.append([task, arm, str(len(own)), *cells])
+    columns = ["task", "model", "runs", "`clip`", "to the start", "`parts`", "to the start"]
+    return _table(found["where"], columns, rows)
+
+
 def _needles() -> str:
     found = _read("needle/summary")
     sides = found["options"]["sides"]
@@ -473,6 +494,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "similarity": _similarity,
     "peer-speed": _peer_speed,
     "finetuning": _finetuning,
+    "adapt": _adapt,
     "needles": _needles,
     "long": _long,
     "events": _events,
