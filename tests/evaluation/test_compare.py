@@ -30,9 +30,10 @@ def test_the_interval_is_that_of_clips_on_which_the_models_differ():
 
 
 def test_what_few_clips_or_wrong_labels_can_show_is_said(suite, tmp_path):
-    few = Comparison("t", "accuracy", 5, ("a", "b"), (0.0, 1.0), 1.0, (1.0,), Interval(1.0, 1.0))
+    few = Comparison("t", "accuracy", 5, 5, ("a", "b"), (0.0, 1.0), 1.0, (1.0,), Interval(1.0, 1.0))
     assert few.verdict == "too few test clips to tell, at least 6"
-    assert replace(few, clips=6).verdict == "better"
+    assert replace(few, clips=100).verdict == "no difference that these clips can show"
+    assert replace(few, clips=6, changed=6).verdict == "better"
     table = (suite / "kinds.csv").read_text().splitlines()
     kinds = sorted({row.split(",")[1] for row in table[1:]})
     kept = [row for row in table if not (f",{kinds[0]}," in row and ",train," in row)]

@@ -42,6 +42,8 @@ class Comparison:
     """The task's metric."""
     clips: int
     """Scored test clips, over all folds."""
+    changed: int
+    """Test clips that one of the models has right and the other has not; of tasks with another metric, all of them."""
     models: tuple[str, str]
     """Names of the models."""
     scores: tuple[float, float]
@@ -57,13 +59,15 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """What the difference says; fewer than six clips say nothing, since even if all of them changed, that would be
-        chance once in sixteen times or more (sign test, one side)."""
+        """What the difference says. It says nothing if fewer than six clips changed: even if all of them changed for
+        the better, that would be chance once in 32 times or more (sign test, one side)."""
         if self.clips < _FEWEST:
             return f"too few test clips to tell, at least {_FEWEST}"
-        if self.interval.low > 0:
+        if self.changed >= _FEWEST and self.interval.low > 0:
             return "better"
-        return "worse" if self.interval.high < 0 else "no difference that these clips can show"
+        if self.changed >= _FEWEST and self.interval.high < 0:
+            return "worse"
+        return "no difference that these clips can show"
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -162,6 +166,7 @@ def compare_models(
         task=task.name,
         metric=task.metric,
         clips=sum(len(result.test) for result in before),
+        changed=sum(map(_changed, before, after)),
         models=(models[0].name, models[1].name),
         scores=(scores[0], scores[1]),
         difference=scores[1] - scores[0],
@@ -177,6 +182,10 @@ def _notes(card: Scorecard, task: str) -> tuple[str, ...]:
     if repeated := card.repeated.get(task):
         notes = [*notes, f"{counted(repeated, 'test clip')} also trained on under another name, which inflates scores"]
     return tuple(notes)
+
+
+def _changed(first: ProbeResult, second: ProbeResult) -> int:
+    return int((first.correct != second.correct).sum()) if type(first) is ProbeResult else len(first.test)
 
 
 def paired_differences(first: ProbeResult, second: ProbeResult) -> Array:
