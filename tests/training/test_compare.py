@@ -86,6 +86,7 @@ def test_folds_are_averaged_and_test_scores_have_intervals(runs):
     assert "steps 4 8" in text
     (tuned,) = compare_runs(runs / "tuned").runs
     assert (tuned.status, len(tuned.curves["train loss"])) == ("finished", 2)
+    assert [run.name for run in compare_runs(runs).runs] == sorted(path.name for path in runs.iterdir())
 
 
 def test_wrong_folders_are_refused(tmp_path):

@@ -16,7 +16,7 @@ from ssamba.cli.app import EXIT_CODES, app, out
 )
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs: of pretraining, or of fine-tuning.")
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or one with all of them in it.")
     ],
     output: Annotated[
         Path | None,

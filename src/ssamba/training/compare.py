@@ -92,7 +92,7 @@ def compare_runs(runs: Sequence[str | Path], output: str | Path | None = None) -
     """Compare training runs: settings that differ, final figures, curves.
 
     Args:
-        runs: folders of runs, of pretraining or fine-tuning, finished or not.
+        runs: folders of runs, of pretraining or fine-tuning, finished or not; or a folder that has them in it.
         output: folder for the table, the JSON file and the picture (see the docstring of this module); None writes
             nothing. What an earlier comparison wrote there is replaced.
 
@@ -105,7 +105,7 @@ def compare_runs(runs: Sequence[str | Path], output: str | Path | None = None) -
     if not runs:
         raise ConfigError("expected the folders of the runs to compare, got none")
     folder = None if output is None else output_folder(output)
-    paths = [user_path(run) for run in runs]
+    paths = [run for path in runs for run in _runs_in(user_path(path))]
     names = [folder_name(path) for path in paths]
     found = [
         _read_run(path, name if names.count(name) == 1 else str(path)) for path, name in zip(paths, names, strict=True)
@@ -171,14 +171,25 @@ def _panels(comparison: Comparison) -> list[str]:
     return chosen[:_MAX_PANELS] or ["train loss"]
 
 
+def _runs_in(folder: Path) -> list[Path]:
+    """Return the folder or, where runs are in it, those by name."""
+    inner = [] if _logs(folder) else sorted(path for path in folder.glob("*") if _logs(path))
+    return inner or [folder]
+
+
+def _logs(run: Path) -> list[Path]:
+    """Return the log of a run, or the logs of its rounds."""
+    rounds = sorted(run.glob(f"{ROUNDS_FOLDER}/*/{LOG_FILE}"))
+    return [run / LOG_FILE] if (run / LOG_FILE).is_file() else rounds
+
+
 def _read_run(folder: Path, name: str) -> ComparedRun:
     """Read what a run's folder says.
 
     Raises:
         DataError: it holds no run.
     """
-    rounds = sorted(folder.glob(f"{ROUNDS_FOLDER}/*/{LOG_FILE}"))
-    logs = [folder / LOG_FILE] if (folder / LOG_FILE).is_file() else rounds
+    logs = _logs(folder)
     parts = [lines for lines in map(read_log, logs) if any(line.get("event") == "start" for line in lines)]
     if not parts:
         raise DataError(f"{folder} holds no run: expected a folder that `ssamba pretrain` or `ssamba finetune` wrote")
@@ -198,7 +209,7 @@ def _read_run(folder: Path, name: str) -> ComparedRun:
         **{label: score["mean"] for label, score in tests.items()},
     }
     ends = [lines[-1].get("stopped") for lines in parts]  # the last line of a session that ended by itself
-    is_finished = all(end == "finished" for end in ends) and (not rounds or bool(results.get("run")))
+    is_finished = all(end == "finished" for end in ends) and (logs == [folder / LOG_FILE] or bool(results.get("run")))
     status = "finished" if is_finished else next((end for end in ends if end not in (None, "finished")), "interrupted")
     return ComparedRun(
         name,
