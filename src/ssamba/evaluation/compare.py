@@ -59,8 +59,8 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """What the difference says. It says nothing if fewer than six clips changed: even if all of them changed for
-        the better, that would be chance once in 32 times or more (sign test, one side)."""
+        """Whether the second model is better: unknown if fewer than six clips changed, since even if all of them
+        changed for the better, that would be chance once in 32 times or more (sign test, one side)."""
         if self.clips < _FEWEST:
             return f"too few test clips to tell, at least {_FEWEST}"
         if self.changed >= _FEWEST and self.interval.low > 0:

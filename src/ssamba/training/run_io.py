@@ -36,7 +36,7 @@ LOG_COLUMNS = frozenset(
         *("audio_h_per_s", "data_wait_share", "steps", "peak_memory_bytes"),
     )
 )
-"""What the loop itself writes to the lines of the log; no metric may have such a name."""
+"""Names of what the loop itself logs; no metric may have one of them."""
 REPORT_FILE = "report.json"
 _KEYS_SHOWN = 20
 _CURVE_EVENTS = ("train", "validation")

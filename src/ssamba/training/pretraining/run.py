@@ -168,7 +168,8 @@ def pretrain(
     before: Embedder | str = "logmel"
     if evaluate is not None:
         require_sklearn()
-        before = before if start is None else Embedder(start, device=device)
+        if start is not None:
+            before = Embedder(start, device=device)
         labeled = read_task(evaluate, encoding)
     task_settings = {**settings.task_settings(), **start_settings(None if start is None else start.identity)}
     defaults = settings.task_defaults()
