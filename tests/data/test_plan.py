@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from tests.data.corpora import NoiseCorpus
 
+from ssamba.data.corpus import CorpusClip
 from ssamba.data.plan import Crop, Plan, PlanConfig, _hash, _uniform
 from ssamba.errors import DataError
 
@@ -20,6 +21,7 @@ CONFIGS = st.builds(
     short_clips=st.sampled_from(["join", "bucket", "pad"]),
     batch_size=st.integers(1, 9),
     shuffle=st.booleans(),
+    grouped_share=st.sampled_from([0.0, 0.5, 1.0]),
 )
 
 
@@ -165,6 +167,48 @@ def test_short_clips_need_little_padding(short_clips, least):
     }
     assert filled[short_clips] > least
     assert filled["pad"] < 0.4
+
+
+def test_groups_fill_batches_of_their_own_and_the_remainders_share_others():
+    corpus = NoiseCorpus(np.linspace(0.5, 3, 3000))  # three labels
+    settings = {"batch_size": 3, "short_clips": "bucket", "seed": 2}
+    budget = 3 * 10.24
+    mixed, grouped = (Plan(PlanConfig(grouped_share=share, **settings), [corpus]) for share in (0, 1))
+
+    def alone(plan, epoch):
+        return [len({crop.index % 3 for sequence in batch for crop in sequence}) == 1 for batch in plan.batches(epoch)]
+
+    assert not any(alone(mixed, 0))
+    assert np.mean(alone(grouped, 0)) > 0.9
+    for k, batch in enumerate(plan := grouped.batches(0)):
+        assert len(batch) * plan.padded_samples(k) <= budget * 16_000
+    assert plan.filled > 0.9 * mixed.batches(0).filled
+    half = Plan(PlanConfig(grouped_share=0.5, **settings), [corpus])
+    assert 0.2 < np.mean([np.mean(alone(half, epoch)) for epoch in range(8)]) < 0.8
+    assert half.batches(0).rows(3) == Plan(half.config, [corpus]).batches(0).rows(3)
+
+
+def test_the_group_of_a_clip_is_its_group_else_its_first_label_else_its_folder():
+    clips = [
+        CorpusClip("a/x.wav", 1, ("dog", "cat"), group="walk"),
+        CorpusClip("a/y.wav", 1, ("dog", "cat")),
+        CorpusClip("a/z.wav", 1),
+        CorpusClip("b/z.wav", 1, ("walk",)),
+        CorpusClip("a/w.wav", 1),
+    ]
+
+    class Labeled(NoiseCorpus):
+        def clip(self, i):
+            return clips[i]
+
+    walk, dog, folder, other, same = Labeled(np.ones(5)).group_hashes
+    assert walk == other
+    assert folder == same
+    assert len({walk, dog, folder}) == 3
+
+
+def test_plans_without_groups_have_the_fingerprint_they_had_before_there_were_any():
+    assert PlanConfig().digest() == PlanConfig(grouped_share=0.0).digest() != PlanConfig(grouped_share=0.5).digest()
 
 
 def test_the_last_batch_can_be_left_out():

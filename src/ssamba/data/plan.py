@@ -22,7 +22,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,7 @@ _MAX_OPEN_SEQUENCES = 64
 """Sequences that `join` still adds clips to."""
 _BUCKET_BATCHES = 64
 """Batches whose rows `bucket` sorts by length together."""
-_ORDER, _START, _SEED, _CORPUS_ORDER, _BATCH_ORDER = range(5)
+_ORDER, _START, _SEED, _CORPUS_ORDER, _BATCH_ORDER, _GROUP = range(6)
 """Purposes of a hash, which keep its random numbers independent."""
 
 
@@ -73,6 +73,9 @@ class PlanConfig(Config):
     """Clips in an epoch; None: as many as the corpora have."""
     fewest: int = Field(1, gt=0)
     """Smallest number of sequences in a batch; a smaller remainder is left out."""
+    grouped_share: float = Field(0.0, ge=0, le=1, json_schema_extra={"since": 2})
+    """With `bucket`: share of the groups (`Corpus.group_hashes`) whose clips fill batches of their own; which ones is
+    drawn anew for every 64 batches. A remainder joins the other batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,8 @@ class _Source:
     hashes: Hashes
     """Hash of each clip's key, the plan's seed and the index of the corpus (clips,)."""
     shards: Ints | None
+    groups: Hashes
+    """Hash of each clip's group (clips,); zeros where nothing is grouped."""
 
 
 class Plan:
@@ -139,6 +144,7 @@ class Plan:
                 np.maximum(1, np.round(corpus.seconds * config.sample_rate_hz)).astype(np.int64),
                 _hash(corpus.key_hashes, config.seed, number),
                 corpus.shards,
+                corpus.group_hashes if config.grouped_share else np.zeros(len(corpus), np.uint64),
             )
             for number, corpus in enumerate(corpora)
         ]
@@ -157,7 +163,11 @@ class Plan:
 
     def batches(self, epoch: int) -> EpochPlan:
         """Return the batches of an epoch (counted from 0) as a sequence."""
-        return EpochPlan(self.config, *self._crops(epoch))
+        corpus, index, *columns = self._crops(epoch)
+        groups = np.zeros(len(index), np.uint64)
+        for number, source in enumerate(self._sources):
+            groups[corpus == number] = source.groups[index[corpus == number]]
+        return EpochPlan(self.config, corpus, index, *columns, groups)
 
     def _clip_counts(self) -> list[int]:
         sizes = [len(source.samples) for source in self._sources]
@@ -223,9 +233,12 @@ class Plan:
 class EpochPlan(LazySequence[BatchPlan]):
     """The batches of one epoch. It holds columns, and creates the crops of a batch on access."""
 
-    def __init__(self, config: PlanConfig, corpus: Ints, index: Ints, start: Ints, samples: Ints, seed: Ints):
+    def __init__(
+        self, config: PlanConfig, corpus: Ints, index: Ints, start: Ints, samples: Ints, seed: Ints, groups: Hashes
+    ):
         self.config = config
         self._columns = corpus, index, start, samples, seed
+        self._groups = groups
         self._crop = round(config.crop_s * config.sample_rate_hz)
         self._step = max(1, round(config.length_step_s * config.sample_rate_hz))
         joins = config.short_clips == "join"
@@ -306,18 +319,48 @@ class EpochPlan(LazySequence[BatchPlan]):
     def _bucket(self, rows: Ints, lengths: Ints, budget: int) -> Iterator[Ints]:
         """Yield batches of sequences of similar length, each of at most `budget` samples including padding."""
         rows = rows[np.argsort(-lengths[rows], kind="stable")]
-        batches = []
-        first = 0
-        while first < len(rows):
-            count = max(1, budget // self._padded(int(lengths[rows[first]])))
-            if len(rows) - first >= min(count, self.config.fewest):
-                batches.append(rows[first : first + count])
-            first += count
+        batches, taken = [], np.zeros(len(rows), bool)
+        for group in self._groups_apart(rows):
+            full = [batch for batch in self._cut(rows[group], lengths, budget) if batch.is_full]
+            batches += [batch.rows for batch in full]
+            taken[group[: sum(len(batch.rows) for batch in full)]] = True
+        rest = self._cut(rows[~taken], lengths, budget)
+        batches += [batch.rows for batch in rest if batch.is_full or len(batch.rows) >= self.config.fewest]
         # Shuffle long and short batches; the seed of a batch's first crop depends on the epoch, too.
         leaders = np.array([batch[0] for batch in batches], np.int64)
-        seeds = self._columns[4][self._rows[self._ends[leaders]]].astype(np.uint64)
-        order = np.argsort(_hash(seeds, _BATCH_ORDER), kind="stable")
+        order = np.argsort(_hash(self._seeds(leaders), _BATCH_ORDER), kind="stable")
         return (batches[i] for i in (order if self.config.shuffle else range(len(batches))))
+
+    def _groups_apart(self, rows: Ints) -> Iterator[Ints]:
+        """Yield the places in `rows` of each group that fills batches of its own, in their order."""
+        if not self.config.grouped_share or not len(rows):
+            return
+        groups = self._groups[self._rows[self._ends[rows]]]
+        for group in np.unique(groups):
+            places = np.flatnonzero(groups == group)
+            drawn = _uniform(_hash(self._seeds(rows[places[:1]]), int(group), _GROUP))
+            if drawn[0] < self.config.grouped_share:
+                yield places
+
+    def _cut(self, rows: Ints, lengths: Ints, budget: int) -> list[_Cut]:
+        """Cut rows, the longest first, into batches of at most `budget` samples including padding."""
+        cuts, first = [], 0
+        while first < len(rows):
+            count = max(1, budget // self._padded(int(lengths[rows[first]])))
+            cuts.append(_Cut(rows[first : first + count], len(rows) - first >= count))
+            first += count
+        return cuts
+
+    def _seeds(self, sequences: Ints) -> Hashes:
+        """Return the seed of the first crop of each sequence."""
+        return self._columns[4][self._rows[self._ends[sequences]]].astype(np.uint64)
+
+
+class _Cut(NamedTuple):
+    """Sequences of a batch, and whether no more would fit."""
+
+    rows: Ints
+    is_full: bool
 
 
 def _join(samples: Ints, crop: int) -> list[list[int]]:

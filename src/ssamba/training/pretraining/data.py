@@ -50,6 +50,7 @@ class Corpora(PlannedBatches):
             shuffle_window=data.shuffle_window,
             batch_size=max(1, round(data.batch_s / data.crop_s)),
             weights=data.weights,
+            grouped_share=data.grouped_share,
             fewest=2 if recipe.objectives.clip else 1,  # the clip objective needs negatives
             **self._shared,
         )

@@ -78,6 +78,9 @@ class DataSettings(Config):
     """Sampling weight of each corpus; None weights corpora by their length."""
     valid_share: float = Field(0.02, ge=0, lt=1)
     """Share of the clips to hold out for validation where a corpus has no `valid` split; at least one of ten."""
+    grouped_share: float = Field(0.0, ge=0, le=1, json_schema_extra={"since": 2})
+    """Share of the groups of clips that fill batches of their own, for contrasts between clips of one voice or place: a
+    clip's group, else its first label, else its folder. Which ones is drawn anew for every 64 batches."""
     backgrounds: Backgrounds = Backgrounds()
     """Other clips mixed under the clips."""
     workers: int = Field(1, ge=0)
