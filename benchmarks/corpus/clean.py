@@ -4,16 +4,19 @@
 
 Games share sounds, in other codecs and at other levels, so that a hash does not tell that a clip of one package is a
 clip of another. Each clip of the corpus, a folder of tars, is compared with the suite's as `benchmarks.corpus` does;
-the tars are copied without those that are found, which are listed in NEW/left_out.csv. A killed job goes on with the
+the tars are copied without those that are found, which are listed in NEW/left_out.csv. A table
+beside the tars, index.csv (columns `key` and `package`), labels clips with their package. A killed job goes on with the
 tars that are missing. Exit codes: 0 done; 1 an error; 2 wrong usage; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import io
+import json
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -48,6 +51,7 @@ def clean_corpus(
     if corpus.resolve() == output.resolve():
         raise DataError(f"{output} is the corpus itself: choose another output")
     output.mkdir(parents=True, exist_ok=True)
+    packages = _packages(corpus / "index.csv")
     left_out: list[Skipped] = []
     for done, path in enumerate(tars):
         on_progress(done, len(tars))
@@ -56,7 +60,7 @@ def clean_corpus(
             left_out += _missing(path, copy)
             continue
         found = dict(_known_clips(path, known))
-        write_atomically(copy, partial(_copy, path, left_out=found))
+        write_atomically(copy, partial(_copy, path, left_out=found, packages=packages))
         left_out += [Skipped(name, f"{path.name}: {name} {reason}") for name, reason in found.items()]
     write_skipped(output / "left_out.csv", left_out)
     return left_out
@@ -81,13 +85,29 @@ def _clips(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield member.name, file.read()
 
 
-def _copy(path: Path, target: Path, left_out: dict[str, str]) -> None:
+def _packages(index: Path) -> dict[str, str]:
+    """Return the package of each clip by key; empty if no table names any."""
+    if not index.is_file():
+        return {}
+    with index.open(encoding="utf-8", newline="") as file:
+        return {row["key"]: row["package"] for row in csv.DictReader(file) if row.get("key") and row.get("package")}
+
+
+def _copy(path: Path, target: Path, left_out: Mapping[str, str], packages: Mapping[str, str]) -> None:
     with tarfile.open(path) as tar, tarfile.open(target, "w") as copy:
+        described = {_stem(name) for name in tar.getnames() if name.endswith(".json")}
         for member in tar:
-            if member.isfile() and _stem(member.name) not in left_out:
-                file = tar.extractfile(member)
-                assert file is not None, "a regular file has contents"
-                copy.addfile(member, io.BytesIO(file.read()))
+            stem = _stem(member.name)
+            if not member.isfile() or stem in left_out:
+                continue
+            file = tar.extractfile(member)
+            assert file is not None, "a regular file has contents"
+            copy.addfile(member, io.BytesIO(file.read()))
+            if is_sound(member.name) and stem in packages and stem not in described:
+                text = json.dumps({"labels": [packages[stem]]}).encode()
+                label = tarfile.TarInfo(f"{stem}.json")
+                label.size = len(text)
+                copy.addfile(label, io.BytesIO(text))
 
 
 def _missing(path: Path, copy: Path) -> list[Skipped]:

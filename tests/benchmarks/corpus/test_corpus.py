@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import tarfile
 
 import numpy as np
 import pytest
@@ -230,3 +231,23 @@ def test_a_corpus_is_copied_without_the_clips_of_a_suite(excluded, wav, tmp_path
     assert "is suite/0.opus" in (tmp_path / "copy" / "left_out.csv").read_text(encoding="utf-8")
     clean(arguments)  # nothing is done again
     assert capsys.readouterr().out.count("1 clip left out") == 2
+
+
+def test_a_copied_corpus_is_labeled_with_the_packages_of_its_table(excluded, wav, tmp_path):
+    (tmp_path / "first").mkdir()
+    with tarfile.open(tmp_path / "first" / "0.tar", "w") as tar:
+        for name, data in (
+            ("a.wav", wav(0.9)),
+            ("b.wav", wav(0.9)),
+            ("c.wav", wav(0.9)),
+            ("c.json", b'{"labels": ["c"]}'),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    table = "key,shard,seconds,package\na,0.tar,0.9,game-data\nc,0.tar,0.9,game-data\n"
+    (tmp_path / "first" / "index.csv").write_text(table, encoding="utf-8")
+    suite = excluded([wav(0.9) for _ in range(4)])
+    clean([str(tmp_path / "first"), "-o", str(tmp_path / "copy"), "--exclude", str(suite)])
+    copy = open_corpus(tmp_path / "copy")
+    assert {copy.key(i): copy.clip(i).labels for i in range(3)} == {"a": ("game-data",), "b": (), "c": ("c",)}
