@@ -152,12 +152,13 @@ def test_units_are_clusters_of_hidden_states_of_a_model(recordings, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("objectives", "message"),
+    ("settings", "message"),
     [
-        ({"parts": 1.0}, "objectives.parts goes with objectives.clip"),
-        ({"part_units": 1.0}, "objectives.part_units has the units of objectives.units"),
+        ({"objectives": {"parts": 1.0}}, "objectives.parts goes with objectives.clip"),
+        ({"objectives": {"part_units": 1.0}}, "objectives.part_units has the units of objectives.units"),
+        ({"data": {"grouped_share": 0.5, "short_clips": "join"}}, "grouped_share .* set data.short_clips = 'bucket'"),
     ],
 )
-def test_what_an_objective_needs_is_said(objectives, message):
+def test_what_an_objective_needs_is_said(settings, message):
     with pytest.raises(ConfigError, match=message):
-        recipe({"objectives": objectives})
+        recipe(settings)

@@ -28,7 +28,7 @@ from ssamba.training.recipes import Recipe
 from ssamba.training.settings import RunSettings
 
 _RECORDED = ("objectives", "own_objectives", "own_augmentations", "masking", "views", "augmentation")
-_RECORDED_OF_DATA = ("crop_s", "crop", "short_clips", "backgrounds")
+_RECORDED_OF_DATA = ("crop_s", "crop", "short_clips", "grouped_share", "backgrounds")
 _WITH_MODEL_SETTINGS = ("statistics", "profile", "texture", "units", "teacher")
 OBJECTIVE_NAMES = ("discriminative", "generative", "clip", *_WITH_MODEL_SETTINGS, "parts", "part_units", "voice")
 """The objectives that come with ssamba."""
@@ -257,6 +257,8 @@ class PretrainRecipe(Recipe):
             raise ValueError("objectives.clip compares two views of each clip: set views.count = 2")
         if objectives.clip and self.data.short_clips == "join":
             raise ValueError("objectives.clip needs one clip to a sequence: set data.short_clips = 'bucket'")
+        if self.data.grouped_share and self.data.short_clips != "bucket":
+            raise ValueError("data.grouped_share is about batches of single clips: set data.short_clips = 'bucket'")
         if objectives.clip and objectives.passes == 2:
             raise ValueError("objectives.passes = 2 is the original's, which has no clip objective")
         for name in ("parts", "voice"):
