@@ -61,7 +61,7 @@ def read_arms(path: Path) -> dict[str, dict[str, Any]]:
     content = tomllib.loads(path.read_text(encoding="utf-8"))
     base = content["base"]
     return {
-        name: {**base, "after": None, "snapshot_steps": None, **arm, "set": {**base["set"], **arm.get("set", {})}}
+        name: {"after": None, "snapshot_steps": None, **base, **arm, "set": {**base["set"], **arm.get("set", {})}}
         for name, arm in content["arms"].items()
     }
 

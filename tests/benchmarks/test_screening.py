@@ -23,6 +23,7 @@ def test_candidates_are_recipes():
         settings = PretrainRecipe.from_arguments(runner._CHECKOUT / arm["recipe"], changes)
         assert (settings.schedule.kind, settings.run.steps) == ("wsd", 20_475)
         assert settings.model.start == "ssamba2-tiny-1"
+        assert arm["snapshot_steps"] == 1365
 
 
 def test_models_on_the_way_are_kept_once(tmp_path):
