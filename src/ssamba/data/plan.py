@@ -163,11 +163,11 @@ class Plan:
 
     def batches(self, epoch: int) -> EpochPlan:
         """Return the batches of an epoch (counted from 0) as a sequence."""
-        corpus, index, *columns = self._crops(epoch)
+        corpus, index, start, samples, seed = self._crops(epoch)
         groups = np.zeros(len(index), np.uint64)
         for number, source in enumerate(self._sources):
             groups[corpus == number] = source.groups[index[corpus == number]]
-        return EpochPlan(self.config, corpus, index, *columns, groups)
+        return EpochPlan(self.config, corpus, index, start, samples, seed, groups)
 
     def _clip_counts(self) -> list[int]:
         sizes = [len(source.samples) for source in self._sources]
@@ -353,7 +353,8 @@ class EpochPlan(LazySequence[BatchPlan]):
 
     def _seeds(self, sequences: Ints) -> Hashes:
         """Return the seed of the first crop of each sequence."""
-        return self._columns[4][self._rows[self._ends[sequences]]].astype(np.uint64)
+        seeds: Hashes = self._columns[4][self._rows[self._ends[sequences]]].astype(np.uint64)
+        return seeds
 
 
 class _Cut(NamedTuple):
