@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -112,15 +112,6 @@ class Corpus(ABC):
         """A 64-bit hash of each clip's key (clips,), from which random numbers are made."""
         hashes = (hash_bytes(os.fsencode(self.key(i))) for i in range(len(self)))
         return np.frombuffer(b"".join(hashes), "<u8").astype(np.uint64)
-
-    @cached_property
-    def group_hashes(self) -> npt.NDArray[np.uint64]:
-        """A 64-bit hash of what each clip belongs to (clips,): its group, else its first label, else its folder."""
-        names = []
-        for i in range(len(self)):
-            clip = self.clip(i)
-            names.append(clip.group or next(iter(clip.labels), None) or str(PurePosixPath(clip.key).parent))
-        return np.frombuffer(b"".join(hash_bytes(os.fsencode(name)) for name in names), "<u8").astype(np.uint64)
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that change when the set of clips, or the length of one, does."""

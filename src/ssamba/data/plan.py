@@ -18,10 +18,12 @@ Clips shorter than the crop (`short_clips`):
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -32,7 +34,7 @@ from ssamba.config import Config
 from ssamba.data.corpus import Corpus, read_or_error
 from ssamba.data.manifest import LazySequence
 from ssamba.errors import DataError, WorkerDiedError
-from ssamba.hashing import digest_of, splitmix64
+from ssamba.hashing import digest_of, hash_bytes, splitmix64
 from ssamba.worker_pool import map_in_processes
 
 Ints: TypeAlias = "npt.NDArray[np.int64]"
@@ -74,7 +76,7 @@ class PlanConfig(Config):
     fewest: int = Field(1, gt=0)
     """Smallest number of sequences in a batch; a smaller remainder is left out."""
     grouped_share: float = Field(0.0, ge=0, le=1, json_schema_extra={"since": 2})
-    """With `bucket`: share of the groups (`Corpus.group_hashes`) whose clips fill batches of their own; which ones is
+    """With `bucket`: share of the groups (`group_hashes`) whose clips fill batches of their own; which ones is
     drawn anew for every 64 batches. A remainder joins the other batches."""
 
 
@@ -104,6 +106,13 @@ def crops_that_kill(corpora: Sequence[Corpus], crops: Sequence[Crop]) -> dict[Cr
 
 def _read_crop(corpora: Sequence[Corpus], crop: Crop) -> None:
     read_or_error(corpora[crop.corpus], crop.index, crop.start_s, crop.seconds)
+
+
+def group_hashes(corpus: Corpus) -> Hashes:
+    """Return a hash of what each clip belongs to (clips,): its group, else its first label, else its folder."""
+    clips = (corpus.clip(i) for i in range(len(corpus)))
+    names = (clip.group or next(iter(clip.labels), "") or os.fspath(PurePosixPath(clip.key).parent) for clip in clips)
+    return np.frombuffer(b"".join(hash_bytes(os.fsencode(name)) for name in names), "<u8").astype(np.uint64)
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,7 @@ class Plan:
                 np.maximum(1, np.round(corpus.seconds * config.sample_rate_hz)).astype(np.int64),
                 _hash(corpus.key_hashes, config.seed, number),
                 corpus.shards,
-                corpus.group_hashes if config.grouped_share else np.zeros(len(corpus), np.uint64),
+                group_hashes(corpus) if config.grouped_share else np.zeros(len(corpus), np.uint64),
             )
             for number, corpus in enumerate(corpora)
         ]
