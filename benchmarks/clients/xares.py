@@ -21,6 +21,7 @@ import soundfile
 import soxr
 import torch
 
+from ssamba.data.shards import add_member
 from ssamba.evaluation.clips import Waves
 from ssamba.evaluation.task import Task
 
@@ -60,9 +61,7 @@ def run(model: str, task: Task, waves: Waves, work: Path) -> dict[str, Any]:
                 soundfile.write(wav, quiet, waves.sample_rate_hz, format="WAV")
                 label = json.dumps({"label": int(np.searchsorted(names, task.labels[i]))})
                 for name, data in ((f"{i}.wav", wav.getvalue()), (f"{i}.json", label.encode())):
-                    member = tarfile.TarInfo(name)
-                    member.size = len(data)
-                    archive.addfile(member, io.BytesIO(data))
+                    add_member(archive, name, data)
     (folder / config.xares_settings.audio_ready_filename).touch()
     (mlp, _), (knn, _) = XaresTask(config).run()
     found |= {"accuracy, perceptron": round(float(mlp), 3), "accuracy, neighbors": round(float(knn), 3)}

@@ -4,9 +4,9 @@
 
 Games share sounds, in other codecs and at other levels, so that a hash does not tell that a clip of one package is a
 clip of another. Each clip of the corpus, a folder of tars, is compared with the suite's as `benchmarks.corpus` does;
-the tars are copied without those that are found, which are listed in NEW/left_out.csv. A table
-beside the tars, index.csv (columns `key` and `package`), labels clips with their package. A killed job goes on with the
-tars that are missing. Exit codes: 0 done; 1 an error; 2 wrong usage; 130 interrupted.
+the tars are copied without those that are found, which are listed in NEW/left_out.csv. A table beside the tars,
+index.csv (columns `key` and `package`), labels clips with their package. A killed job goes on with the tars that are
+missing. Exit codes: 0 done; 1 an error; 2 wrong usage; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from ssamba.audio.files import Skipped, write_skipped
 from ssamba.cli.app import log_to_stderr, out
 from ssamba.cli.progress import ProgressDisplay
 from ssamba.data.shard_index import shard_files
+from ssamba.data.shards import add_member
 from ssamba.errors import DataError
 from ssamba.files import write_atomically
 from ssamba.progress import Progress, counted
@@ -104,10 +105,7 @@ def _copy(path: Path, target: Path, left_out: Mapping[str, str], packages: Mappi
             assert file is not None, "a regular file has contents"
             copy.addfile(member, io.BytesIO(file.read()))
             if is_sound(member.name) and stem in packages and stem not in described:
-                text = json.dumps({"labels": [packages[stem]]}).encode()
-                label = tarfile.TarInfo(f"{stem}.json")
-                label.size = len(text)
-                copy.addfile(label, io.BytesIO(text))
+                add_member(copy, f"{stem}.json", json.dumps({"labels": [packages[stem]]}).encode())
 
 
 def _missing(path: Path, copy: Path) -> list[Skipped]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import shutil
 import tarfile
 import warnings
@@ -57,7 +56,7 @@ from ssamba.audio.decode import decode
 from ssamba.audio.files import Skipped, write_skipped
 from ssamba.audio.readers import Samples
 from ssamba.checkpoint.files import write_json
-from ssamba.data.shards import ShardSettings, encode
+from ssamba.data.shards import ShardSettings, add_member, encode
 from ssamba.errors import AudioDecodeError, AudioWarning, DataError, MissingExtraError, WorkerDiedError
 from ssamba.evaluation.suite import METADATA_FILE, SuiteMetadata, open_suite_metadata
 from ssamba.files import write_atomically
@@ -380,11 +379,10 @@ def write_task(
                 if reason := refuse(name, source, key, data):
                     skipped.append(Skipped(source.name, f"{source.name}: {reason}"))
                     continue
-                member = tarfile.TarInfo(f"{name}/{len(rows):05d}.opus")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+                member = f"{name}/{len(rows):05d}.opus"
+                add_member(tar, member, data)
                 repeated += split_of.setdefault(key, source.label.split) != source.label.split
-                rows.append((member.name, source.label.label, source.label.split, source.label.group))
+                rows.append((member, source.label.label, source.label.split, source.label.group))
         if not rows:
             raise DataError(
                 f"{name}: none of its {len(sources)} clips can be read. {skipped[0].reason if skipped else ''}"

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -76,6 +77,11 @@ def file_checksum(path: Path, algorithm: str = "sha256") -> str:
 def hash_bytes(data: bytes, size: int = 8) -> bytes:
     """Return `size` bytes that tell `data` apart from other data (BLAKE2b)."""
     return hashlib.blake2b(data, digest_size=size).digest()
+
+
+def hash_names(names: Iterable[str]) -> npt.NDArray[np.uint64]:
+    """Return a 64-bit hash of each name, which may be a path of any bytes (names,)."""
+    return np.frombuffer(b"".join(hash_bytes(os.fsencode(name)) for name in names), "<u8").astype(np.uint64)
 
 
 def splitmix64(state: A) -> A:

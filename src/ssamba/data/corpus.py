@@ -39,7 +39,7 @@ from ssamba.data.manifest import (
 from ssamba.data.shard_index import ShardIndex, open_index, shard_files
 from ssamba.errors import AudioDecodeError, ConfigError, DataError, MissingExtraError
 from ssamba.files import folder_name, path_from_text, path_text, user_path
-from ssamba.hashing import digest_of, hash_bytes
+from ssamba.hashing import digest_of, hash_bytes, hash_names
 
 Samples: TypeAlias = "npt.NDArray[np.float32]"
 _MAX_OPEN_TARS = 128
@@ -110,8 +110,7 @@ class Corpus(ABC):
     @cached_property
     def key_hashes(self) -> npt.NDArray[np.uint64]:
         """A 64-bit hash of each clip's key (clips,), from which random numbers are made."""
-        hashes = (hash_bytes(os.fsencode(self.key(i))) for i in range(len(self)))
-        return np.frombuffer(b"".join(hashes), "<u8").astype(np.uint64)
+        return hash_names(map(self.key, range(len(self))))
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that change when the set of clips, or the length of one, does."""

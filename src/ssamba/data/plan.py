@@ -18,13 +18,12 @@ Clips shorter than the crop (`short_clips`):
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +33,7 @@ from ssamba.config import Config
 from ssamba.data.corpus import Corpus, read_or_error
 from ssamba.data.manifest import LazySequence
 from ssamba.errors import DataError, WorkerDiedError
-from ssamba.hashing import digest_of, hash_bytes, splitmix64
+from ssamba.hashing import digest_of, hash_names, splitmix64
 from ssamba.worker_pool import map_in_processes
 
 Ints: TypeAlias = "npt.NDArray[np.int64]"
@@ -110,9 +109,10 @@ def _read_crop(corpora: Sequence[Corpus], crop: Crop) -> None:
 
 def group_hashes(corpus: Corpus) -> Hashes:
     """Return a hash of what each clip belongs to (clips,): its group, else its first label, else its folder."""
-    clips = (corpus.clip(i) for i in range(len(corpus)))
-    names = (clip.group or next(iter(clip.labels), "") or os.fspath(PurePosixPath(clip.key).parent) for clip in clips)
-    return np.frombuffer(b"".join(hash_bytes(os.fsencode(name)) for name in names), "<u8").astype(np.uint64)
+    clips = map(corpus.clip, range(len(corpus)))
+    return hash_names(
+        clip.group or next(iter(clip.labels), "") or str(PurePosixPath(clip.key).parent) for clip in clips
+    )
 
 
 @dataclass(frozen=True)
@@ -328,13 +328,15 @@ class EpochPlan(LazySequence[BatchPlan]):
     def _bucket(self, rows: Ints, lengths: Ints, budget: int) -> Iterator[Ints]:
         """Yield batches of sequences of similar length, each of at most `budget` samples including padding."""
         rows = rows[np.argsort(-lengths[rows], kind="stable")]
-        batches, taken = [], np.zeros(len(rows), bool)
-        for group in self._groups_apart(rows):
-            full = [batch for batch in self._cut(rows[group], lengths, budget) if batch.is_full]
-            batches += [batch.rows for batch in full]
-            taken[group[: sum(len(batch.rows) for batch in full)]] = True
-        rest = self._cut(rows[~taken], lengths, budget)
-        batches += [batch.rows for batch in rest if batch.is_full or len(batch.rows) >= self.config.fewest]
+        batches, is_left = [], np.ones(len(rows), bool)
+        for places in self._groups_apart(rows):
+            full, remainder = self._cut(rows[places], lengths, budget)
+            batches += full
+            is_left[places[: len(places) - len(remainder)]] = False
+        full, remainder = self._cut(rows[is_left], lengths, budget)
+        batches += full
+        if len(remainder) >= self.config.fewest:
+            batches.append(remainder)
         # Shuffle long and short batches; the seed of a batch's first crop depends on the epoch, too.
         leaders = np.array([batch[0] for batch in batches], np.int64)
         order = np.argsort(_hash(self._seeds(leaders), _BATCH_ORDER), kind="stable")
@@ -351,26 +353,21 @@ class EpochPlan(LazySequence[BatchPlan]):
             if drawn[0] < self.config.grouped_share:
                 yield places
 
-    def _cut(self, rows: Ints, lengths: Ints, budget: int) -> list[_Cut]:
-        """Cut rows, the longest first, into batches of at most `budget` samples including padding."""
-        cuts, first = [], 0
-        while first < len(rows):
-            count = max(1, budget // self._padded(int(lengths[rows[first]])))
-            cuts.append(_Cut(rows[first : first + count], len(rows) - first >= count))
-            first += count
-        return cuts
+    def _cut(self, rows: Ints, lengths: Ints, budget: int) -> tuple[list[Ints], Ints]:
+        """Cut rows, the longest first, into batches that `budget` samples with padding fill; also return the rest."""
+        batches = []
+        while len(rows):
+            count = max(1, budget // self._padded(int(lengths[rows[0]])))
+            if len(rows) < count:
+                break
+            batches.append(rows[:count])
+            rows = rows[count:]
+        return batches, rows
 
     def _seeds(self, sequences: Ints) -> Hashes:
         """Return the seed of the first crop of each sequence."""
         seeds: Hashes = self._columns[4][self._rows[self._ends[sequences]]].astype(np.uint64)
         return seeds
-
-
-class _Cut(NamedTuple):
-    """Sequences of a batch, and whether no more would fit."""
-
-    rows: Ints
-    is_full: bool
 
 
 def _join(samples: Ints, crop: int) -> list[list[int]]:

@@ -488,7 +488,7 @@ def _add_clip(
     start_s = clip.start_s
     for piece, (data, seconds) in enumerate(parts):
         key = f"{number:08d}" if len(parts) == 1 else f"{number:08d}-{piece:04d}"
-        offset = _add(tar, key + suffix, data)
+        offset = add_member(tar, key + suffix, data)
         metadata = {
             "labels": list(clip.labels),
             "split": clip.split,
@@ -498,12 +498,12 @@ def _add_clip(
             "start_s": start_s,
             "sample_rate_hz": job.settings.sample_rate_hz,
         }
-        _add(tar, key + ".json", json.dumps(metadata).encode())
+        add_member(tar, key + ".json", json.dumps(metadata).encode())
         start_s += seconds
         yield Member(key, job.name, suffix, offset, len(data), seconds, clip.labels, clip.split, group)
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     """Add a member, the same on every machine, and return the offset of its first byte."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
