@@ -8,8 +8,8 @@ anything is written: a suite's clips are the beginnings of recordings, so the fi
 the suites' tasks) and the whole are compared with all its clips, by a digest of the decoded samples and by a
 fingerprint that recognizes them in another codec (`benchmarks.proxy_suite.known`).
 
-The output is a folder of shards (`ssamba.data.shards`): clips of at most `LONGEST_S`, Opus, each labeled with its
-package. Beside them are `corpus.json` (hours, levels, what was left out), `PACKAGES.txt`, and in `licenses/` the
+The output is a folder of shards (`ssamba.data.shards`): clips of at most `LONGEST_S`, Opus, each with its package
+as group. Beside them are `corpus.json` (hours, levels, what was left out), `PACKAGES.txt`, and in `licenses/` the
 notices of every package, which have to go with copies of the recordings. No recording belongs in the repository.
 
 Shapes: samples are (S,), float32.
@@ -171,7 +171,7 @@ def build_corpus(
         files = _write_recordings(package, deb, work)
         built.packages[package.name] = report = PackageReport(deb.version, package.kind, package.license)
         kept = _screen(files, package.name, known, seen, report, workers, on_progress, excluded, built.left_out)
-        clips += [Clip(path, labels=(package.name,)) for path in kept]
+        clips += [Clip(path, group=package.name) for path in kept]
     if excluded:
         write_skipped(Path(f"{folder}.excluded.csv"), excluded)
         shutil.rmtree(work)  # sources.py is to be changed, and then they are read again

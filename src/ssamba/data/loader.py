@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ssamba.data.corpus import Corpus, Samples, read_or_error
 from ssamba.data.mixing import Backgrounds, Mixed, Mixup, add_background, choose_background, choose_partner, mix
 from ssamba.data.plan import BatchPlan, Crop, EpochPlan, Plan, crops_that_kill
+from ssamba.data.takes import OtherTakes
 from ssamba.errors import DataError
 from ssamba.worker_pool import starting_processes
 
@@ -41,7 +42,7 @@ Item: TypeAlias = tuple[BatchPlan, int, Unusable]
 
 _MAX_DEATHS = 3
 """Successive deaths of workers without a clip that explains them, before an error is raised."""
-_TENSORS = ("waves", "samples", "seeds")
+_TENSORS = ("waves", "samples", "seeds", "other_waves", "other_samples", "has_other")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,13 @@ class WaveBatch:
     """(key, reason) of clips that could not be read."""
     mixed: tuple[Mixed | None, ...] = ()
     """With mixup: the clip that was mixed into each sequence."""
+    other_waves: Tensor | None = None
+    """With other takes: another clip of the same labels for each sequence (B, S'), itself where there is none; None if
+    no sequence has one."""
+    other_samples: Tensor | None = None
+    """Valid samples of these (B,), int64."""
+    has_other: Tensor | None = None
+    """Which sequences have another take (B,), bool."""
 
     def __len__(self) -> int:
         return len(self.waves)
@@ -75,7 +83,7 @@ class WaveBatch:
 
     def chosen(self, rows: Sequence[int]) -> WaveBatch:
         """Return the sequences with the indices `rows`."""
-        changes: dict[str, Any] = {name: getattr(self, name)[list(rows)] for name in _TENSORS}
+        changes: dict[str, Any] = {name: tensor[list(rows)] for name, tensor in self._tensors()}
         for name in ("keys", "pieces", "labels", "mixed"):
             if own := getattr(self, name):
                 changes[name] = tuple(own[i] for i in rows)
@@ -83,12 +91,18 @@ class WaveBatch:
 
     def pin_memory(self) -> WaveBatch:
         """Return a copy in page-locked memory, for asynchronous copies to a GPU."""
-        return dataclasses.replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
+        tensors: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in self._tensors()}
+        return dataclasses.replace(self, **tensors)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> WaveBatch:
         """Return a copy on a device."""
-        tensors = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _TENSORS}
+        tensors: dict[str, Any] = {
+            name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self._tensors()
+        }
         return dataclasses.replace(self, **tensors)
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, tensor) for name in _TENSORS if (tensor := getattr(self, name)) is not None)
 
 
 def read_batch(
@@ -98,6 +112,7 @@ def read_batch(
     unusable: Unusable | None = None,
     backgrounds: Backgrounds | None = None,
     mixup: Mixup | None = None,
+    takes: OtherTakes | None = None,
 ) -> WaveBatch:
     """Read the clips of a batch; each call of a worker is one of these.
 
@@ -108,6 +123,7 @@ def read_batch(
         unusable: clips (corpus, index) that must not be read, with the reasons.
         backgrounds: backgrounds to mix under the sequences, if any.
         mixup: mixup of waves and labels, if any.
+        takes: other takes for second views, if any.
     """
     unusable = unusable or {}
     sequences: list[Samples] = []
@@ -117,6 +133,7 @@ def read_batch(
     labels: list[tuple[str, ...]] = []
     skipped: list[tuple[str, str]] = []
     mixed: list[Mixed | None] = []
+    others: list[Samples | None] = []
     for sequence in rows:
         parts: list[Samples] = []
         clips = []
@@ -139,25 +156,44 @@ def read_batch(
         if mixup is not None:
             joined, other = mix(joined, sequence[0], corpora, mixup, unusable)
             mixed.append(other)
+        other_take = None if takes is None else takes.read(sequence[0], corpora, unusable)
+        if other_take is not None and backgrounds is not None:
+            others.append(add_background(*other_take, corpora, backgrounds, unusable))
+        else:
+            others.append(None if other_take is None else other_take[0])
         sequences.append(joined)
         seeds.append(sequence[0].seed)
         keys.append(tuple(clip.key for clip in clips))
         pieces.append(tuple(map(len, parts)))
         labels.append(tuple(dict.fromkeys(label for clip in clips for label in clip.labels)))
-    samples = [len(wave) for wave in sequences]
-    waves = np.zeros((len(sequences), max(padded_samples, *samples, 0)), np.float32)
-    for row, wave in zip(waves, sequences, strict=True):
-        row[: len(wave)] = wave
+    waves, samples = _padded(sequences, padded_samples)
+    other_waves = other_samples = has_other = None
+    if any(other is not None for other in others):
+        pairs = zip(others, sequences, strict=True)
+        other_waves, other_samples = _padded([own if other is None else other for other, own in pairs], 0)
+        has_other = torch.tensor([other is not None for other in others])
     return WaveBatch(
-        torch.from_numpy(waves),
-        torch.tensor(samples, dtype=torch.int64),
+        waves,
+        samples,
         torch.tensor(seeds, dtype=torch.int64),
         tuple(keys),
         tuple(pieces),
         tuple(labels),
         tuple(skipped),
         tuple(mixed),
+        other_waves,
+        other_samples,
+        has_other,
     )
+
+
+def _padded(sequences: Sequence[Samples], shortest: int) -> tuple[Tensor, Tensor]:
+    """Return sequences padded with zeros to the longest, or to `shortest` (B, S), and their lengths (B,)."""
+    samples = [len(wave) for wave in sequences]
+    waves = np.zeros((len(sequences), max(shortest, *samples, 0)), np.float32)
+    for row, wave in zip(waves, sequences, strict=True):
+        row[: len(wave)] = wave
+    return torch.from_numpy(waves), torch.tensor(samples, dtype=torch.int64)
 
 
 class WaveLoader:
@@ -176,6 +212,7 @@ class WaveLoader:
         start_method: StartMethod = "spawn",
         backgrounds: Backgrounds | None = None,
         mixup: Mixup | None = None,
+        takes: OtherTakes | None = None,
     ):
         """Create a loader; its workers start with the first batch.
 
@@ -191,6 +228,7 @@ class WaveLoader:
                 are running. With the others, a script that defines a corpus class needs `if __name__ == "__main__":`.
             backgrounds: backgrounds to mix under the sequences, if any.
             mixup: mixup of waves and labels, if any.
+            takes: other takes for second views, if any.
 
         Raises:
             DataError: the corpora are not those of the plan, or the rank is out of range.
@@ -203,7 +241,7 @@ class WaveLoader:
         self._corpora = list(corpora)
         self._workers = 0 if all(corpus.in_memory for corpus in corpora) else workers
         self._prefetch, self._start_method = prefetch, start_method
-        self._backgrounds, self._mixup = backgrounds, mixup
+        self._backgrounds, self._mixup, self._takes = backgrounds, mixup, takes
         self._pin = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._unusable: Unusable = {}
         self._order = _Order()
@@ -270,15 +308,21 @@ class WaveLoader:
         return {(crop.corpus, crop.index): str(reason) for crop, reason in found.items()}
 
     def _crops_read_for(self, row: Sequence[Crop]) -> Iterator[Crop]:
-        """Yield the crops of a sequence, and the clips that are mixed into it."""
+        """Yield the crops of a sequence, and the clips that are mixed into it or are its other take."""
         yield from row
+        yield from self._mixed_into(row[0])
+        if self._takes is not None and (take := self._takes.choose(row[0], self._corpora)) is not None:
+            yield take
+            yield from self._mixed_into(take)
+
+    def _mixed_into(self, crop: Crop) -> Iterator[Crop]:
         for other in (
-            None if self._backgrounds is None else choose_background(row[0], self._corpora, self._backgrounds),
-            None if self._mixup is None else choose_partner(row[0], self._corpora, self._mixup),
+            None if self._backgrounds is None else choose_background(crop, self._corpora, self._backgrounds),
+            None if self._mixup is None else choose_partner(crop, self._corpora, self._mixup),
         ):
             if other is not None:
                 seconds = float(self._corpora[other.corpus].seconds[other.clip])
-                yield Crop(other.corpus, other.clip, 0.0, seconds, row[0].seed)
+                yield Crop(other.corpus, other.clip, 0.0, seconds, crop.seed)
 
     def _make_loader(self) -> DataLoader[WaveBatch]:
         options: dict[str, Any] = {}
@@ -290,7 +334,7 @@ class WaveLoader:
                 "worker_init_fn": _start_worker,
             }
         return DataLoader(
-            _Batches(self._corpora, self._backgrounds, self._mixup),
+            _Batches(self._corpora, self._backgrounds, self._mixup, self._takes),
             batch_size=None,
             sampler=self._order,
             num_workers=self._workers,
@@ -317,11 +361,11 @@ class _Order(Sampler[Item]):
 
 
 class _Batches(Dataset[WaveBatch]):
-    def __init__(self, corpora: Sequence[Corpus], backgrounds: Backgrounds | None, mixup: Mixup | None):
-        self._corpora, self._backgrounds, self._mixup = list(corpora), backgrounds, mixup
+    def __init__(self, corpora: Sequence[Corpus], *mixing: Any):
+        self._corpora, self._mixing = list(corpora), mixing
 
     def __getitem__(self, item: Item) -> WaveBatch:
-        return read_batch(self._corpora, *item, self._backgrounds, self._mixup)
+        return read_batch(self._corpora, *item, *self._mixing)
 
 
 def _identity(batch: Any) -> Any:

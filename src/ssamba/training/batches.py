@@ -13,6 +13,7 @@ from ssamba.data.corpus import Corpus, read_or_error
 from ssamba.data.loader import WaveBatch, WaveLoader
 from ssamba.data.mixing import Backgrounds, Mixup
 from ssamba.data.plan import Plan, PlanConfig
+from ssamba.data.takes import OtherTakes
 from ssamba.errors import Interrupted
 from ssamba.progress import OnProgress, Progress
 
@@ -47,10 +48,16 @@ class PlannedBatches:
         workers: int,
         backgrounds: Backgrounds,
         mixup: Mixup | None = None,
+        takes: OtherTakes | None = None,
     ):
         self.training = list(corpora)
         self.plan = Plan(config, self.training)
-        self._options: dict[str, Any] = {"workers": workers, "backgrounds": backgrounds, "mixup": mixup}
+        self._options: dict[str, Any] = {
+            "workers": workers,
+            "backgrounds": backgrounds,
+            "mixup": mixup,
+            "takes": takes,
+        }
         self._loader: WaveLoader | None = None
 
     def batches(self, epoch: int, start: int, rank: int, world_size: int) -> Iterator[WaveBatch]:

@@ -181,7 +181,7 @@ def test_the_corpus_holds_the_recordings_of_its_packages_and_says_what_was_left_
     assert "2 recordings, 0.00 h" in printed
     corpus = open_corpus(output)
     assert sorted(len(corpus.read(i)) for i in range(len(corpus))) == [12_800, 16_000, 18_576, 72_000]
-    assert {label for i in range(len(corpus)) for label in corpus.clip(i).labels} == set(SOURCES)
+    assert {corpus.clip(i).group for i in range(len(corpus))} == set(SOURCES)
     report = json.loads((output / "corpus.json").read_text(encoding="utf-8"))
     assert report["packages"]["flight-of-the-amazon-queen"]["left_out"] == {"too short": 1, "copy": 1, "silent": 1}
     assert report["packages"]["festvox-ru"]["recordings"] == 1
@@ -233,7 +233,7 @@ def test_a_corpus_is_copied_without_the_clips_of_a_suite(excluded, wav, tmp_path
     assert capsys.readouterr().out.count("1 clip left out") == 2
 
 
-def test_a_copied_corpus_is_labeled_with_the_packages_of_its_table(excluded, wav, tmp_path):
+def test_a_copied_corpus_is_grouped_by_the_packages_of_its_table(excluded, wav, tmp_path):
     (tmp_path / "first").mkdir()
     with tarfile.open(tmp_path / "first" / "0.tar", "w") as tar:
         for name, data in (
@@ -250,4 +250,5 @@ def test_a_copied_corpus_is_labeled_with_the_packages_of_its_table(excluded, wav
     suite = excluded([wav(0.9) for _ in range(4)])
     clean([str(tmp_path / "first"), "-o", str(tmp_path / "copy"), "--exclude", str(suite)])
     copy = open_corpus(tmp_path / "copy")
-    assert {copy.key(i): copy.clip(i).labels for i in range(3)} == {"a": ("game-data",), "b": (), "c": ("c",)}
+    assert {copy.key(i): copy.clip(i).labels for i in range(3)} == {"a": (), "b": (), "c": ("c",)}
+    assert {copy.key(i): copy.clip(i).group for i in range(3)} == {"a": "game-data", "b": None, "c": None}

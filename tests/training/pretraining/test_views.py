@@ -1,6 +1,7 @@
 """Second views with another voice or another clip in them, and objectives that contrast thirds of clips."""
 
 import math
+from pathlib import PurePath
 from types import SimpleNamespace
 
 import pytest
@@ -137,6 +138,40 @@ def test_all_of_them_train_and_a_resumed_run_goes_on_with_its_queue(recordings, 
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.fixture
+def labeled(clips, tmp_path):
+    table = tmp_path / "labeled.csv"
+    rows = [f"{path},{'ab'[i % 2]},train\n" for i, path in enumerate(clips)]
+    table.write_text("".join(["path,labels,split\n", *rows]))
+    return table
+
+
+def test_a_second_view_is_of_another_clip_with_the_label(labeled, clips):
+    whole = {"views": {"count": 2, "longest_s": 8.0, "whole_s": 9.0}, "augmentation": {"speed": 0.0}}
+    plain = recipe(OURS, whole, {"data": {"crop_s": 8.0, "batch_s": 80.0}})
+    _, _, own = losses_of(plain, labeled)
+    _, _, inputs = losses_of(plain.with_values({"views.same_label_share": 1.0}), labeled)
+    count = len(inputs.features) // 2
+    assert inputs.keys == own.keys
+    assert inputs.other_voice.tolist() == [False] * count + [True] * count
+    heard = {key: clean[:frames] for (key,), clean, frames in zip(own.keys, own.clean, own.frames, strict=True)}
+    label = {path.name: "ab"[i % 2] for i, path in enumerate(clips)}
+    for (key,), clean, frames in zip(inputs.keys[count:], inputs.clean[count:], inputs.frames[count:], strict=True):
+        same = {name for name, one in heard.items() if len(one) == frames and torch.equal(one, clean[:frames])}
+        assert same - {key}
+        assert {label[PurePath(name).name] for name in same} == {label[PurePath(key).name]}
+
+
+def test_takes_train_with_all_else_and_a_resumed_run_goes_on(labeled, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    settings = recipe(EVERYTHING, {"views": {**EVERYTHING["views"], "same_label_share": 0.7}})
+    pretrain(labeled, whole, recipe=settings)
+    pretrain(labeled, halves, recipe=settings.with_values({"run.steps": 2}))
+    assert pretrain(labeled, halves, recipe=settings).resumed_from == 2
+    assert logged(whole, key="loss") == logged(halves, key="loss")
+    assert logged(whole, key="voice") == logged(halves, key="voice")
+
+
 def test_units_are_clusters_of_hidden_states_of_a_model(recordings, tmp_path):
     pretrain(recordings, tmp_path / "first", recipe=recipe({"run": {"steps": 1}}))
     second = recipe(OURS, {"objectives": {**OURS["objectives"], "units_from": str(tmp_path / "first")}})
@@ -157,6 +192,14 @@ def test_units_are_clusters_of_hidden_states_of_a_model(recordings, tmp_path):
         ({"objectives": {"parts": 1.0}}, "objectives.parts goes with objectives.clip"),
         ({"objectives": {"part_units": 1.0}}, "objectives.part_units has the units of objectives.units"),
         ({"data": {"grouped_share": 0.5, "short_clips": "join"}}, "grouped_share .* set data.short_clips = 'bucket'"),
+        (
+            {"views": {"same_label_share": 0.5}},
+            "same_label_share .* set views.count = 2 and data.short_clips = 'bucket'",
+        ),
+        (
+            {"views": {"count": 2, "same_label_share": 0.5}, "data": {"short_clips": "join"}},
+            "set views.count = 2 and data.short_clips = 'bucket'",
+        ),
     ],
 )
 def test_what_an_objective_needs_is_said(settings, message):

@@ -12,6 +12,7 @@ from ssamba.data.corpus import Corpus, Subset, is_all_silent, open_corpus
 from ssamba.data.loader import WaveBatch, WaveLoader
 from ssamba.data.manifest import as_sources
 from ssamba.data.plan import Plan, PlanConfig
+from ssamba.data.takes import OtherTakes
 from ssamba.errors import DataError
 from ssamba.splits import Ints
 from ssamba.training.batches import (
@@ -54,7 +55,9 @@ class Corpora(PlannedBatches):
             fewest=2 if recipe.objectives.clip else 1,  # the clip objective needs negatives
             **self._shared,
         )
-        super().__init__(training, config, workers=data.workers, backgrounds=data.backgrounds)
+        share = recipe.views.same_label_share
+        takes = OtherTakes(training, share, data.crop_s, recipe.front_end.frame_ms / 1000) if share else None
+        super().__init__(training, config, workers=data.workers, backgrounds=data.backgrounds, takes=takes)
         self._validation: list[WaveBatch] | None = None
         self.unreadable_held_out: tuple[tuple[str, str], ...] = ()
         """Key and reason of held-out clips that could not be read; known after the first `validation`."""

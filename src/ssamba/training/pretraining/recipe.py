@@ -146,6 +146,9 @@ class ViewSettings(Config):
     """Minimum length of a view, as a share of the clip (or of the longest view)."""
     whole_s: float = Field(0.0, ge=0)
     """Clips up to this many seconds are not cropped, since a hit without its onset is another sound."""
+    same_label_share: float = Field(0.0, ge=0, le=1)
+    """Share of the clips with labels whose second view is of another clip of the corpus with the same labels, if there
+    is one: the same word by another voice, the same call elsewhere."""
     other_voice: OtherVoice = OtherVoice()
     """Another voice in the second view."""
     mixed: MixedView = MixedView()
@@ -259,6 +262,11 @@ class PretrainRecipe(Recipe):
             raise ValueError("objectives.clip needs one clip to a sequence: set data.short_clips = 'bucket'")
         if self.data.grouped_share and self.data.short_clips != "bucket":
             raise ValueError("data.grouped_share is about batches of single clips: set data.short_clips = 'bucket'")
+        if self.views.same_label_share and not (self.views.count == 2 and self.data.short_clips != "join"):
+            raise ValueError(
+                "views.same_label_share takes second views from other clips: set views.count = 2 and "
+                "data.short_clips = 'bucket'"
+            )
         if objectives.clip and objectives.passes == 2:
             raise ValueError("objectives.passes = 2 is the original's, which has no clip objective")
         for name in ("parts", "voice"):

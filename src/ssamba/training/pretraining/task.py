@@ -176,20 +176,29 @@ class PretrainingTask:
         recipe, front_end = self.recipe, self.recipe.front_end
         encoder = recipe.model.config()
         patch = encoder.patch_size[1]
-        waves, samples, seeds = (x.to(device, non_blocking=True) for x in (batch.waves, batch.samples, batch.seeds))
-        features = fbank(waves, samples, config=front_end)
-        frames = frame_lengths(samples, front_end)
+        batch = batch.to(device)
+        heard = [(fbank(batch.waves, batch.samples, config=front_end), frame_lengths(batch.samples, front_end))]
+        seeds = batch.seeds
         if training and recipe.views.count == 2:
+            if batch.other_waves is None or batch.other_samples is None:
+                heard *= 2
+            else:
+                other = fbank(batch.other_waves, batch.other_samples, config=front_end)
+                heard.append((other, frame_lengths(batch.other_samples, front_end)))
             longest = max(patch, int(recipe.views.longest_s * 1000 / front_end.shift_ms) // patch * patch)
             share, whole = recipe.views.shortest_share, int(recipe.views.whole_s * 1000 / front_end.shift_ms)
             crops = [
                 draw_crop(frames, seeds, f"view{i}", longest=longest, shortest_share=share, step=patch, whole=whole)
-                for i in range(2)
+                for i, (_, frames) in enumerate(heard)
             ]
         else:
-            crops = [Crop(torch.zeros_like(frames), frames)]
+            crops = [Crop(torch.zeros_like(heard[0][1]), heard[0][1])]
         multiple = patch * max(1, -(-int(max(int(crop.lengths.max()) for crop in crops)) // patch))
-        features = torch.cat([apply_crop(features, crop, fill=0.0, multiple=multiple) for crop in crops])
+        views = [
+            apply_crop(features, crop, fill=0.0, multiple=multiple)
+            for (features, _), crop in zip(heard, crops, strict=True)
+        ]
+        features = torch.cat(views)
         lengths = torch.cat([crop.lengths for crop in crops])
         seeds = torch.cat([seeds + i for i in range(len(crops))])
         if training and recipe.augmentation.speed:
@@ -199,6 +208,9 @@ class PretrainingTask:
         other_voice = mixed = None
         if training and len(crops) == 2:
             features, other_voice = change_voices(features, seeds, recipe.views.other_voice, front_end)
+            if batch.has_other is not None:
+                other_take = torch.cat((torch.zeros_like(batch.has_other), batch.has_other))
+                other_voice = other_take if other_voice is None else other_voice | other_take
             features, mixed = mix_views(features, seeds, lengths, recipe.views.mixed)
         if training:
             features = augment(features, seeds, recipe.augmentation, lengths, front_end)
