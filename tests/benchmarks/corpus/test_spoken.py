@@ -1,4 +1,4 @@
-"""The corpus of spoken words: texts, voices, silence at the ends, a killed job, what is missing. Without a synthesizer."""
+"""The corpus of spoken words: texts, voices, silence at the ends, a killed job, what is missing."""
 
 import io
 import sys
