@@ -10,6 +10,7 @@ from ssamba.data.loader import WaveLoader, read_batch
 from ssamba.data.mixing import Backgrounds
 from ssamba.data.plan import Plan, PlanConfig
 from ssamba.data.takes import OtherTakes
+from ssamba.errors import DataError
 
 
 class Unlabeled(NoiseCorpus):
@@ -60,10 +61,12 @@ def test_a_share_of_the_clips_has_another_take_and_none_costs_nothing():
     corpora = [NoiseCorpus([0.5] * 90)]
     batches = list(WaveLoader(corpora, planned(corpora), takes=takes_of(corpora, share=0.5)).batches(0))
     assert 30 < sum(int(batch.has_other.sum()) for batch in batches) < 60
-    alone = [Unlabeled([0.5] * 9)]
-    batch = next(WaveLoader(alone, planned(alone), takes=takes_of(alone)).batches(0))
+    batch = next(WaveLoader(corpora, planned(corpora), takes=takes_of(corpora, share=0.0)).batches(0))
     assert batch.other_waves is None
     assert batch.has_other is None
+    for alone in (Unlabeled([0.5] * 9), NoiseCorpus([0.5] * 3)):
+        with pytest.raises(DataError, match=r"no clip has the labels of another .*same_label_share = 0"):
+            takes_of([alone])
 
 
 def test_a_long_take_is_cut_and_a_tiny_or_broken_one_is_none():
@@ -73,8 +76,10 @@ def test_a_long_take_is_cut_and_a_tiny_or_broken_one_is_none():
     other = batch.other_samples[batch.keys.index(("noise-0",))]
     assert other == round(0.7 * 16_000)
     for broken in (NoiseCorpus([0.5, 1, 1, 2.0], broken=[3]), NoiseCorpus([0.5, 1, 1, 0.01])):
-        batch = next(WaveLoader([broken], planned([broken]), takes=takes_of([broken])).batches(0))
-        assert batch.has_other is None
+        both = [broken, NoiseCorpus([0.5] * 4, name="other")]
+        batch = next(WaveLoader(both, planned(both), takes=takes_of(both)).batches(0))
+        assert not batch.has_other[batch.keys.index(("noise-0",))]
+        assert batch.has_other[batch.keys.index(("other-0",))]
 
 
 def test_a_take_has_a_background_of_its_own():

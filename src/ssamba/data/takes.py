@@ -13,6 +13,7 @@ import numpy as np
 
 from ssamba.data.corpus import Corpus, Samples, read_or_error
 from ssamba.data.plan import Crop, Hashes, Ints
+from ssamba.errors import DataError
 from ssamba.hashing import hash_names
 
 SEED_BITS = 0x74616B65
@@ -30,9 +31,17 @@ class OtherTakes:
             share: of the clips with labels that get another take.
             longest_s: longest part that is taken of it.
             shortest_s: shorter clips are no takes.
+
+        Raises:
+            DataError: no clip has the labels of another one.
         """
         self.share, self.longest_s, self.shortest_s = share, longest_s, shortest_s
         self._tables = [_Table.of(corpus, shortest_s) for corpus in corpora]
+        if not any(table.has_others() for table in self._tables):
+            raise DataError(
+                "no clip has the labels of another clip of its corpus, so no second view can be taken from one: give "
+                "the clips labels, or set views.same_label_share = 0"
+            )
 
     def choose(self, crop: Crop, corpora: Sequence[Corpus]) -> Crop | None:
         """Return the part of another clip with the same labels; None if there is none, or the seed chooses none."""
@@ -85,6 +94,10 @@ class _Table:
         place = np.full(len(labels), -1, np.int64)
         place[clips[sorted_by]] = np.arange(len(clips))
         return cls(hashes[sorted_by], clips[sorted_by], place)
+
+    def has_others(self) -> bool:
+        """Return whether any two clips have the same labels."""
+        return bool((self.hashes[1:] == self.hashes[:-1]).any())
 
     def others(self, clip: int) -> Ints:
         """Return the other clips with the labels of a clip."""
