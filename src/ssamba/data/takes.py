@@ -6,7 +6,7 @@ ranks.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +73,11 @@ class OtherTakes:
         return samples[: round(chosen.seconds * corpus.sample_rate_hz)], chosen
 
 
+def label_hashes(labels: Iterable[Iterable[str]]) -> Hashes:
+    """Return a hash of the labels of each clip, whatever their order (clips,)."""
+    return hash_names("\x1f".join(sorted(own)) for own in labels)
+
+
 @dataclass(frozen=True)
 class _Table:
     """The clips of a corpus by their labels."""
@@ -89,7 +94,7 @@ class _Table:
         labels = [corpus.clip(index).labels for index in range(len(corpus))]
         named = np.array([bool(own) for own in labels], bool) & (corpus.seconds >= shortest_s)
         clips = np.flatnonzero(named)
-        hashes = hash_names("\x1f".join(sorted(labels[clip])) for clip in clips)
+        hashes = label_hashes(labels[clip] for clip in clips)
         sorted_by = np.argsort(hashes, kind="stable")
         place = np.full(len(labels), -1, np.int64)
         place[clips[sorted_by]] = np.arange(len(clips))

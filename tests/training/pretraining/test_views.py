@@ -16,10 +16,15 @@ from ssamba.model.pretraining import patch_subset
 from ssamba.model.readouts import parts
 from ssamba.training.pretraining.extensions import ObjectiveStep
 from ssamba.training.pretraining.objectives import positives_of_mixtures
-from ssamba.training.pretraining.part_objectives import PartsContrast, VoiceContrast, means_of_thirds
+from ssamba.training.pretraining.part_objectives import (
+    PartsContrast,
+    VoiceContrast,
+    have_same_labels,
+    means_of_thirds,
+)
 from ssamba.training.pretraining.recipe import MixedView, OtherVoice
 from ssamba.training.pretraining.run import pretrain
-from ssamba.training.pretraining.views import change_voices, mix_views
+from ssamba.training.pretraining.views import change_voices, label_numbers, mix_views
 
 EVERYTHING = {
     "views": {"count": 2, "longest_s": 0.8, "other_voice": {"share": 0.5}, "mixed": {"share": 0.5}},
@@ -93,11 +98,15 @@ def test_pairs_of_thirds():
     def named(which, name):
         return {names[i] for i in which[names.index(name)].nonzero()[:, 0].tolist()}
 
-    positive, left_out = PartsContrast(1.0, 0.1, 4).pairs(partner, other_voice)
+    nothing = torch.zeros(4, 4, dtype=torch.bool)
+    positive, left_out = PartsContrast(1.0, 0.1, 4).pairs(partner, other_voice, nothing)
     assert named(positive, "a0") == {"A0"}
     assert named(positive, "B2") == {"b2"}
     assert not left_out.any()
-    positive, left_out = VoiceContrast(1.0, 0.1, 4).pairs(partner, other_voice)
+    alike = have_same_labels(torch.tensor([5, 5, 5, 5]))
+    positive, _ = PartsContrast(1.0, 0.1, 4).pairs(partner, other_voice, alike)
+    assert named(positive, "a0") == {"a0", "A0", "b0", "B0"}  # itself is left out by the loss
+    positive, left_out = VoiceContrast(1.0, 0.1, 4).pairs(partner, other_voice, nothing)
     assert named(positive, "a0") == {"A2"}
     assert named(positive, "A0") == {"a2"}
     assert named(positive, "a1") == set()
@@ -138,6 +147,15 @@ def test_all_of_them_train_and_a_resumed_run_goes_on_with_its_queue(recordings, 
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_labels_tell_which_views_are_alike():
+    numbers = label_numbers([("a", "b"), (), ("b", "a"), ("a",), ()])
+    assert numbers.tolist() == [numbers[0], 0, numbers[0], numbers[3], 0]
+    assert 0 < numbers[3] != numbers[0]
+    assert torch.equal(numbers.float().long(), numbers)
+    alike = have_same_labels(numbers)
+    assert [row.nonzero()[:, 0].tolist() for row in alike] == [[0, 2], [], [0, 2], [3], []]
+
+
 @pytest.fixture
 def labeled(clips, tmp_path):
     table = tmp_path / "labeled.csv"
@@ -154,6 +172,9 @@ def test_a_second_view_is_of_another_clip_with_the_label(labeled, clips):
     count = len(inputs.features) // 2
     assert inputs.keys == own.keys
     assert inputs.other_voice.tolist() == [False] * count + [True] * count
+    assert own.labels is None
+    assert len(inputs.labels.unique()) == 2
+    assert torch.equal(*inputs.labels.chunk(2))
     heard = {key: clean[:frames] for (key,), clean, frames in zip(own.keys, own.clean, own.frames, strict=True)}
     label = {path.name: "ab"[i % 2] for i, path in enumerate(clips)}
     for (key,), clean, frames in zip(inputs.keys[count:], inputs.clean[count:], inputs.frames[count:], strict=True):

@@ -57,6 +57,9 @@ class Inputs(NamedTuple):
     mixed: Tensor | None = None
     """Rows from the first view of a clip to that of the clip mixed into this view (views,), 0 if none is; None: all
     0."""
+    labels: Tensor | None = None
+    """A number below 2^24 that views of clips with the same labels share (views,), int64, 0 without labels; None: the
+    recipe makes nothing of labels."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from ssamba.training.pretraining.extensions import Extensions, Inputs, Objective
 from ssamba.training.pretraining.part_objectives import (
     PartsContrast,
     VoiceContrast,
+    have_same_labels,
     means_of_thirds,
     thirds_of_tokens,
 )
@@ -236,8 +237,9 @@ class Teacher(Objective):
 class ClipContrast(Objective):
     """Contrastive loss between two views of each clip, over the clips of all ranks.
 
-    A view that another clip is mixed into has the first views of both as positives. A queue of projections of earlier
-    steps adds negatives (Wang et al., 2020, arXiv:1912.06798).
+    A view that another clip is mixed into has the first views of both as positives. With `views.same_label_share` all
+    views of clips with the same labels are positives (Khosla et al., 2020, arXiv:2004.11362). A queue of projections of
+    earlier steps adds negatives (Wang et al., 2020, arXiv:1912.06798).
     """
 
     name = "clip"
@@ -252,11 +254,14 @@ class ClipContrast(Objective):
         """Contrast the views; validation has one view of each clip and leaves it out."""
         if not step.training:
             return None
-        projections, mixed = step.head("clip"), step.inputs.mixed
-        mixed = torch.zeros(len(projections), device=projections.device) if mixed is None else mixed
-        views = gather_views(torch.cat((projections, mixed[:, None].to(projections)), dim=1))
-        projections, mixed = views.projections[:, :-1], views.projections[:, -1].long()
-        positive = views.partner if step.inputs.mixed is None else positives_of_mixtures(views.partner, mixed)
+        projections, inputs = step.head("clip"), step.inputs
+        nothing = torch.zeros(len(projections), dtype=torch.int64, device=projections.device)
+        marks = [nothing if mark is None else mark for mark in (inputs.mixed, inputs.labels)]
+        views = gather_views(torch.cat((projections, torch.stack(marks, dim=1).to(projections)), dim=1))
+        projections, (mixed, labels) = views.projections[:, :-2], views.projections[:, -2:].long().unbind(1)
+        positive = views.partner
+        if inputs.mixed is not None or inputs.labels is not None:
+            positive = positives_of_mixtures(views.partner, mixed) | have_same_labels(labels)
         queue = self._queue[: min(self._queued, len(self._queue))]
         loss, accuracy = clip_contrast(projections, positive, self.temperature, negatives=queue if len(queue) else None)
         self._append(F.normalize(projections.detach(), dim=1))
@@ -272,7 +277,7 @@ class ClipContrast(Objective):
 
     def join(self, device: torch.device) -> None:
         """Join the gathering of views."""
-        self._append(F.normalize(gather_views(torch.zeros(0, self.dim + 1, device=device)).projections[:, :-1], dim=1))
+        self._append(F.normalize(gather_views(torch.zeros(0, self.dim + 2, device=device)).projections[:, :-2], dim=1))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the queue."""

@@ -72,37 +72,42 @@ class _ContrastOfThirds(Objective):
         means, there = means_of_thirds(step, step.head(self.name))
         other = step.inputs.other_voice
         other = torch.zeros(len(means), dtype=torch.bool, device=means.device) if other is None else other
-        views = gather_views(torch.cat((means.flatten(1), there.float(), other[:, None].float()), dim=1))
-        thirds, flags = views.projections[:, :-4].reshape(-1, self.dim), views.projections[:, -4:] > 0
-        positive, left_out = self.pairs(views.partner, flags[:, 3])
-        absent = ~flags[:, :3].flatten()
+        labels = step.inputs.labels
+        labels = torch.zeros(len(means), dtype=torch.int64, device=means.device) if labels is None else labels
+        marks = torch.stack((other.long(), labels), dim=1).float()
+        views = gather_views(torch.cat((means.flatten(1), marks, there.float()), dim=1))
+        thirds, flags = views.projections[:, :-5].reshape(-1, self.dim), views.projections[:, -3:] > 0
+        other, labels = views.projections[:, -5:-3].long().unbind(1)
+        positive, left_out = self.pairs(views.partner, other > 0, have_same_labels(labels))
+        absent = ~flags.flatten()
         left_out = left_out | absent[:, None] | absent
         loss, accuracy = clip_contrast(thirds, positive, self.temperature, left_out)
         return ObjectiveLoss(scale_gradient_to_rank(loss, views.rank_share), {f"{self.name}_accuracy": accuracy})
 
-    def pairs(self, partner: Tensor, other_voice: Tensor) -> tuple[Tensor, Tensor]:
+    def pairs(self, partner: Tensor, other_voice: Tensor, alike: Tensor) -> tuple[Tensor, Tensor]:
         """Return which thirds are positives of each third, and which are left out, (3 A, 3 A) bool.
 
         Args:
             partner: row of the other view of the same clip (A,).
             other_voice: which views have another voice than the clip (A,), bool.
+            alike: which views are of clips with the same labels (A, A), bool.
         """
         raise NotImplementedError
 
     def join(self, device: torch.device) -> None:
         """Join the gathering of views."""
-        gather_views(torch.zeros(0, 3 * self.dim + 4, device=device))
+        gather_views(torch.zeros(0, 3 * self.dim + 5, device=device))
 
 
 class PartsContrast(_ContrastOfThirds):
-    """Contrast between the same third of two views of a clip; other thirds of the clip are negatives."""
+    """Contrast between the same third of two views of a clip (or of clips with its labels); others are negatives."""
 
     name = "parts"
 
-    def pairs(self, partner: Tensor, other_voice: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same thirds of the other view, and nothing to leave out."""
+    def pairs(self, partner: Tensor, other_voice: Tensor, alike: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same thirds of the other view and of those that are alike, and nothing to leave out."""
         row, third = _rows_and_thirds(partner)
-        positive = (partner[row][:, None] == row) & (third[:, None] == third)
+        positive = ((partner[row][:, None] == row) | alike[row][:, row]) & (third[:, None] == third)
         return positive, torch.zeros_like(positive)
 
 
@@ -115,7 +120,7 @@ class VoiceContrast(_ContrastOfThirds):
 
     name = "voice"
 
-    def pairs(self, partner: Tensor, other_voice: Tensor) -> tuple[Tensor, Tensor]:
+    def pairs(self, partner: Tensor, other_voice: Tensor, alike: Tensor) -> tuple[Tensor, Tensor]:
         """Return the other end with the same voice; all else with that voice, and middle thirds, are left out."""
         row, third = _rows_and_thirds(partner)
         own, across = row[:, None] == row, partner[row][:, None] == row
@@ -124,6 +129,11 @@ class VoiceContrast(_ContrastOfThirds):
         positive = torch.where(changed, own, across) & (third[:, None] + third == 2) & (third != 1)
         middle = (third == 1)[:, None] | (third == 1)
         return positive, (same_voice & ~positive) | middle
+
+
+def have_same_labels(labels: Tensor) -> Tensor:
+    """Return which views have the same labels (A, A), bool, of their numbers (A,), which are 0 without labels."""
+    return (labels[:, None] == labels) & (labels != 0)
 
 
 def _rows_and_thirds(partner: Tensor) -> tuple[Tensor, Tensor]:

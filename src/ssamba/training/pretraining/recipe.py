@@ -148,7 +148,8 @@ class ViewSettings(Config):
     """Clips up to this many seconds are not cropped, since a hit without its onset is another sound."""
     same_label_share: float = Field(0.0, ge=0, le=1)
     """Share of the clips with labels whose second view is of another clip of the corpus with the same labels, if there
-    is one: the same word by another voice, the same call elsewhere."""
+    is one: the same word by another voice, the same call elsewhere. Above 0, all clips with the same labels in a batch
+    are positives of the objectives clip and parts."""
     other_voice: OtherVoice = OtherVoice()
     """Another voice in the second view."""
     mixed: MixedView = MixedView()

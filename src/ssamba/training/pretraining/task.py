@@ -39,7 +39,7 @@ from ssamba.training.pretraining.extensions import (
 )
 from ssamba.training.pretraining.objectives import build_objectives
 from ssamba.training.pretraining.recipe import OBJECTIVE_NAMES, PretrainRecipe
-from ssamba.training.pretraining.views import change_voices, mix_views
+from ssamba.training.pretraining.views import change_voices, label_numbers, mix_views
 from ssamba.training.task import StepContext, StepOutcome
 
 if TYPE_CHECKING:
@@ -219,7 +219,11 @@ class PretrainingTask:
         features = normalize(features, front_end)
         # The last patch of a clip is padded with log-mel 0 and counts as valid, as in `Embedder`.
         keys = batch.keys * len(crops)
-        return Inputs(features, -(-lengths // patch) * patch, lengths, seeds, clean, keys, other_voice, mixed)
+        lengths, frames = -(-lengths // patch) * patch, lengths
+        labels = None
+        if training and recipe.views.same_label_share:
+            labels = label_numbers(batch.labels).to(device).repeat(len(crops))
+        return Inputs(features, lengths, frames, seeds, clean, keys, other_voice, mixed, labels)
 
     def losses(
         self, model: nn.Module, inputs: Inputs, *, training: bool, ratio: float | None = None

@@ -6,13 +6,16 @@ Shapes: n clips, 2 n views (the first views of all clips, then their second view
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssamba import randomness
 from ssamba.audio.augmentation import change_voice
 from ssamba.config import FrontEndConfig
+from ssamba.data.takes import label_hashes
 from ssamba.training.pretraining.recipe import MixedView, OtherVoice
 
 _DB = math.log(10) / 10
@@ -40,6 +43,12 @@ def change_voices(
     own = chosen[len(first) :]
     changed = change_voice(second, seeds[len(first) :], settings.formants, settings.pitch, front_end)
     return torch.cat((first, torch.where(own[:, None, None], changed, second))), chosen
+
+
+def label_numbers(labels: Sequence[Sequence[str]]) -> Tensor:
+    """Return a number for the labels of each clip (n,), int64, below 2^24, which float32 holds; 0 without labels."""
+    numbers = torch.from_numpy(label_hashes(labels).astype(np.int64)) % (2**24 - 1) + 1
+    return torch.where(torch.tensor([bool(own) for own in labels], dtype=torch.bool), numbers, 0)
 
 
 def mix_views(features: Tensor, seeds: Tensor, lengths: Tensor, settings: MixedView) -> tuple[Tensor, Tensor | None]:
