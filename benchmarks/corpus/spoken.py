@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("wheels", type=Path, help="folder with the wheels and the npm package")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the corpus")
-    parser.add_argument("--texts", type=int, default=900, help=f"number of texts, each spoken {TAKES} times")
+    parser.add_argument("--texts", type=int, default=700, help=f"number of texts, each spoken {TAKES} times")
     parser.add_argument("--fetch", action="store_true", help="download what is missing with pip and npm")
     args = parser.parse_args(arguments)
     with ProgressDisplay() as show:
