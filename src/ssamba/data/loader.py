@@ -156,7 +156,10 @@ def read_batch(
         if mixup is not None:
             joined, other = mix(joined, sequence[0], corpora, mixup, unusable)
             mixed.append(other)
-        other_take = None if takes is None else takes.read(sequence[0], corpora, unusable)
+        other_take = None
+        if takes is not None:
+            batch_s = padded_samples / corpora[sequence[0].corpus].sample_rate_hz
+            other_take = takes.read(sequence[0], corpora, unusable, batch_s)
         if other_take is not None and backgrounds is not None:
             others.append(add_background(*other_take, corpora, backgrounds, unusable))
         else:

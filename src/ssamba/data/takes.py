@@ -6,6 +6,7 @@ ranks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,10 @@ import numpy as np
 from ssamba.data.corpus import Corpus, Samples, read_or_error
 from ssamba.data.plan import Crop, Hashes, Ints
 from ssamba.errors import DataError
-from ssamba.hashing import hash_names
+from ssamba.hashing import digest_of, hash_names
 
+_LONGEST_RATIO = 2
+"""Longest take, in lengths of the first clip's batch, so that a batch of short clips stays small."""
 SEED_BITS = 0x74616B65
 """Difference between the seed of a clip's crop and that of its other take, which gets a background of its own."""
 
@@ -38,32 +41,47 @@ class OtherTakes:
         self.share, self.longest_s, self.shortest_s = share, longest_s, shortest_s
         self._tables = [_Table.of(corpus, shortest_s) for corpus in corpora]
         if not any(table.has_others() for table in self._tables):
+            labeled = sum(len(table.order) for table in self._tables)
             raise DataError(
-                "no clip has the labels of another clip of its corpus, so no second view can be taken from one: give "
-                "the clips labels, or set views.same_label_share = 0"
+                f"views.same_label_share: of {sum(map(len, corpora))} clips {labeled} have labels, and none has those "
+                "of another clip of its corpus. Expected several clips of a label (`ssamba manifest FOLDER -o M.csv "
+                "--labels folder` takes labels from folders), or views.same_label_share = 0"
             )
 
-    def choose(self, crop: Crop, corpora: Sequence[Corpus]) -> Crop | None:
-        """Return the part of another clip with the same labels; None if there is none, or the seed chooses none."""
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that change when clips get other labels."""
+        return digest_of(*(column for table in self._tables for column in (table.hashes, table.place)))
+
+    def choose(self, crop: Crop, corpora: Sequence[Corpus], batch_s: float = math.inf) -> Crop | None:
+        """Return the part of another clip with the same labels; None if there is none, or the seed chooses none.
+
+        Args:
+            crop: of the first clip.
+            corpora: as the plan numbers them.
+            batch_s: length of the first clip's batch.
+        """
         random = np.random.default_rng([crop.seed, SEED_BITS])
         if random.random() >= self.share:
             return None
-        others = self._tables[crop.corpus].others(crop.index)
-        if not len(others):
+        index = self._tables[crop.corpus].another(crop.index, random)
+        if index is None:
             return None
-        index = int(others[random.integers(len(others))])
         length_s = float(corpora[crop.corpus].seconds[index])
-        seconds = min(length_s, self.longest_s)
+        seconds = min(length_s, self.longest_s, _LONGEST_RATIO * batch_s)
         return Crop(crop.corpus, index, (length_s - seconds) * random.random(), seconds, crop.seed ^ SEED_BITS)
 
     def read(
-        self, crop: Crop, corpora: Sequence[Corpus], unusable: Collection[tuple[int, int]] = ()
+        self,
+        crop: Crop,
+        corpora: Sequence[Corpus],
+        unusable: Collection[tuple[int, int]] = (),
+        batch_s: float = math.inf,
     ) -> tuple[Samples, Crop] | None:
-        """Read another take of a crop's clip; None without one.
+        """Read another take of a crop's clip, as `choose` finds it; None without one.
 
         One that cannot be read is left out; it is reported when the plan reaches that clip itself.
         """
-        chosen = self.choose(crop, corpora)
+        chosen = self.choose(crop, corpora, batch_s)
         if chosen is None or (chosen.corpus, chosen.index) in unusable:
             return None
         corpus = corpora[chosen.corpus]
@@ -74,8 +92,8 @@ class OtherTakes:
 
 
 def label_hashes(labels: Iterable[Iterable[str]]) -> Hashes:
-    """Return a hash of the labels of each clip, whatever their order (clips,)."""
-    return hash_names("\x1f".join(sorted(own)) for own in labels)
+    """Return a hash of the set of labels of each clip (clips,)."""
+    return hash_names("\x1f".join(sorted(set(own))) for own in labels)
 
 
 @dataclass(frozen=True)
@@ -104,10 +122,13 @@ class _Table:
         """Return whether any two clips have the same labels."""
         return bool((self.hashes[1:] == self.hashes[:-1]).any())
 
-    def others(self, clip: int) -> Ints:
-        """Return the other clips with the labels of a clip."""
-        place = self.place[clip]
+    def another(self, clip: int, random: np.random.Generator) -> int | None:
+        """Return one of the other clips with the labels of a clip; None if there is none."""
+        place = int(self.place[clip])
         if place < 0:
-            return self.order[:0]
+            return None
         first, stop = (int(np.searchsorted(self.hashes, self.hashes[place], side)) for side in ("left", "right"))
-        return np.delete(self.order[first:stop], place - first)
+        if stop - first < 2:
+            return None
+        drawn = first + int(random.integers(stop - first - 1))
+        return int(self.order[drawn + (drawn >= place)])

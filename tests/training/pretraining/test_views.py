@@ -10,10 +10,11 @@ from tests.training.pretraining.test_pretrain import OURS, logged, losses_of, re
 
 from ssamba.audio.augmentation import change_voice
 from ssamba.checkpoint import load_checkpoint
-from ssamba.errors import ConfigError
+from ssamba.errors import ConfigError, DataError
 from ssamba.model.patches import column_counts
 from ssamba.model.pretraining import patch_subset
 from ssamba.model.readouts import parts
+from ssamba.training.pretraining.data import open_corpora
 from ssamba.training.pretraining.extensions import ObjectiveStep
 from ssamba.training.pretraining.objectives import positives_of_mixtures
 from ssamba.training.pretraining.part_objectives import (
@@ -22,7 +23,7 @@ from ssamba.training.pretraining.part_objectives import (
     have_same_labels,
     means_of_thirds,
 )
-from ssamba.training.pretraining.recipe import MixedView, OtherVoice
+from ssamba.training.pretraining.recipe import MixedView, OtherVoice, PretrainRecipe
 from ssamba.training.pretraining.run import pretrain
 from ssamba.training.pretraining.views import change_voices, label_numbers, mix_views
 
@@ -193,6 +194,27 @@ def test_takes_train_with_all_else_and_a_resumed_run_goes_on(labeled, tmp_path):
     assert logged(whole, key="voice") == logged(halves, key="voice")
 
 
+def test_a_run_does_not_go_on_with_other_labels(labeled, tmp_path):
+    settings = recipe(OURS, {"views": {**OURS["views"], "same_label_share": 1.0}, "run": {"steps": 1}})
+    pretrain(labeled, tmp_path / "run", recipe=settings)
+    labeled.write_text(labeled.read_text().replace(",a,", ",b,"))
+    with pytest.raises(DataError, match="clips were renamed or changed"):
+        pretrain(labeled, tmp_path / "run", recipe=settings.with_values({"run.steps": 2}))
+
+
+def test_adapting_does_not_ask_for_labels(labeled, tmp_path):
+    settings = recipe(OURS, {"views": {**OURS["views"], "same_label_share": 1.0}, "run": {"steps": 1}})
+    pretrain(labeled, tmp_path / "run", recipe=settings)
+    start = load_checkpoint(tmp_path / "run").config
+    adapted = PretrainRecipe.read("adapt").with_original_objectives(start, ())
+    assert adapted.objectives.clip == 1.0
+    assert adapted.views.same_label_share == 0.0
+    asked = PretrainRecipe.read("adapt", ["views.same_label_share=1"])
+    assert asked.with_original_objectives(start, ("views.same_label_share",)).views.same_label_share == 1.0
+    with pytest.raises(ConfigError, match="same_label_share goes with"):
+        open_corpora(labeled, asked)
+
+
 def test_units_are_clusters_of_hidden_states_of_a_model(recordings, tmp_path):
     pretrain(recordings, tmp_path / "first", recipe=recipe({"run": {"steps": 1}}))
     second = recipe(OURS, {"objectives": {**OURS["objectives"], "units_from": str(tmp_path / "first")}})
@@ -215,11 +237,7 @@ def test_units_are_clusters_of_hidden_states_of_a_model(recordings, tmp_path):
         ({"data": {"grouped_share": 0.5, "short_clips": "join"}}, "grouped_share .* set data.short_clips = 'bucket'"),
         (
             {"views": {"same_label_share": 0.5}},
-            "same_label_share .* set views.count = 2 and data.short_clips = 'bucket'",
-        ),
-        (
-            {"views": {"count": 2, "same_label_share": 0.5}, "data": {"short_clips": "join"}},
-            "set views.count = 2 and data.short_clips = 'bucket'",
+            "same_label_share goes with objectives.clip",
         ),
     ],
 )

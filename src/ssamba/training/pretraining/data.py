@@ -13,7 +13,8 @@ from ssamba.data.loader import WaveBatch, WaveLoader
 from ssamba.data.manifest import as_sources
 from ssamba.data.plan import Plan, PlanConfig
 from ssamba.data.takes import OtherTakes
-from ssamba.errors import DataError
+from ssamba.errors import ConfigError, DataError
+from ssamba.hashing import digest_of
 from ssamba.splits import Ints
 from ssamba.training.batches import (
     OnDecoded,
@@ -24,7 +25,7 @@ from ssamba.training.batches import (
     other_data,
 )
 from ssamba.training.distributed import is_main_process
-from ssamba.training.pretraining.recipe import PretrainRecipe
+from ssamba.training.pretraining.recipe import LABELS_NEED_CLIP, PretrainRecipe
 
 _VALID_CROP_S = 10.24
 _MAX_VALID_CLIPS = 512
@@ -56,8 +57,10 @@ class Corpora(PlannedBatches):
             **self._shared,
         )
         share = recipe.views.same_label_share
-        takes = OtherTakes(training, share, data.crop_s, recipe.front_end.frame_ms / 1000) if share else None
-        super().__init__(training, config, workers=data.workers, backgrounds=data.backgrounds, takes=takes)
+        if share and not recipe.objectives.clip:
+            raise ConfigError(LABELS_NEED_CLIP)
+        self._takes = OtherTakes(training, share, data.crop_s, recipe.front_end.frame_ms / 1000) if share else None
+        super().__init__(training, config, workers=data.workers, backgrounds=data.backgrounds, takes=self._takes)
         self._validation: list[WaveBatch] | None = None
         self.unreadable_held_out: tuple[tuple[str, str], ...] = ()
         """Key and reason of held-out clips that could not be read; known after the first `validation`."""
@@ -104,17 +107,22 @@ class Corpora(PlannedBatches):
             return [*self._notes, few] if wanted and not self.held_out else self._notes
         return [f"all {sum(map(len, self.training))} recordings are silent: a model can learn nothing from them"]
 
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that change when the batches do, or what their labels say if they are used."""
+        own = self.plan.fingerprint()
+        return own if self._takes is None else digest_of(f"{own}/{self._takes.digest()}")
+
     def check_same(self, fingerprint: str, summary: Sequence[str]) -> None:
         """Check that a saved run had the same batches.
 
         Args:
-            fingerprint: of the saved run's plan.
+            fingerprint: of the saved run.
             summary: of the saved run's corpora; empty if it is not known.
 
         Raises:
             DataError: it had others.
         """
-        if fingerprint != self.plan.fingerprint():
+        if fingerprint != self.fingerprint():
             raise DataError(other_data(summary, self.summary()))
 
 

@@ -28,6 +28,11 @@ from ssamba.training.recipes import Recipe
 from ssamba.training.settings import RunSettings
 
 _RECORDED = ("objectives", "own_objectives", "own_augmentations", "masking", "views", "augmentation")
+LABELS_NEED_CLIP = (
+    "views.same_label_share goes with objectives.clip, which contrasts two views of each clip: give that a weight "
+    "above 0, views.count = 2 and data.short_clips = 'bucket' (the recipe laptop has them)"
+)
+_ABOUT_LABELS = "views.same_label_share"  # of the recordings at hand: a model that goes on from one has others
 _RECORDED_OF_DATA = ("crop_s", "crop", "short_clips", "grouped_share", "backgrounds")
 _WITH_MODEL_SETTINGS = ("statistics", "profile", "texture", "units", "teacher")
 OBJECTIVE_NAMES = ("discriminative", "generative", "clip", *_WITH_MODEL_SETTINGS, "parts", "part_units", "voice")
@@ -263,11 +268,8 @@ class PretrainRecipe(Recipe):
             raise ValueError("objectives.clip needs one clip to a sequence: set data.short_clips = 'bucket'")
         if self.data.grouped_share and self.data.short_clips != "bucket":
             raise ValueError("data.grouped_share is about batches of single clips: set data.short_clips = 'bucket'")
-        if self.views.same_label_share and not (self.views.count == 2 and self.data.short_clips != "join"):
-            raise ValueError(
-                "views.same_label_share takes second views from other clips: set views.count = 2 and "
-                "data.short_clips = 'bucket'"
-            )
+        if self.views.same_label_share and not objectives.clip and self.adapt is None:  # which may get it later
+            raise ValueError(LABELS_NEED_CLIP)
         if objectives.clip and objectives.passes == 2:
             raise ValueError("objectives.passes = 2 is the original's, which has no clip objective")
         for name in ("parts", "voice"):
@@ -391,7 +393,8 @@ class PretrainRecipe(Recipe):
             f"{section}.{key}": value
             for section, values in original.items()
             for key, value in values.items()
-            if not any(name in (section, f"{section}.{key}") or name.startswith(f"{section}.{key}.") for name in given)
+            if f"{section}.{key}" != _ABOUT_LABELS
+            and not any(name in (section, f"{section}.{key}") or name.startswith(f"{section}.{key}.") for name in given)
         }
         return self.with_values(changes)
 

@@ -346,7 +346,7 @@ class PretrainingTask:
         """Return what resuming needs besides the model."""
         states = {objective.name: objective.state_dict() for objective in self.objectives}
         return {
-            "corpora": self.corpora.plan.fingerprint(),
+            "corpora": self.corpora.fingerprint(),
             "data": self.corpora.summary(),
             **{name: state for name, state in states.items() if state},
         }
