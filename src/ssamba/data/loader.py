@@ -71,7 +71,7 @@ class WaveBatch:
     other_samples: Tensor | None = None
     """Valid samples of these (B,), int64."""
     has_other: Tensor | None = None
-    """Which sequences have another take (B,), bool."""
+    """True for sequences with another take (B,), bool."""
 
     def __len__(self) -> int:
         return len(self.waves)
@@ -156,14 +156,12 @@ def read_batch(
         if mixup is not None:
             joined, other = mix(joined, sequence[0], corpora, mixup, unusable)
             mixed.append(other)
-        other_take = None
         if takes is not None:
             batch_s = padded_samples / corpora[sequence[0].corpus].sample_rate_hz
-            other_take = takes.read(sequence[0], corpora, unusable, batch_s)
-        if other_take is not None and backgrounds is not None:
-            others.append(add_background(*other_take, corpora, backgrounds, unusable))
-        else:
-            others.append(None if other_take is None else other_take[0])
+            other_take, take_crop = takes.read(sequence[0], corpora, unusable, batch_s) or (None, None)
+            if other_take is not None and take_crop is not None and backgrounds is not None:
+                other_take = add_background(other_take, take_crop, corpora, backgrounds, unusable)
+            others.append(other_take)
         sequences.append(joined)
         seeds.append(sequence[0].seed)
         keys.append(tuple(clip.key for clip in clips))

@@ -19,7 +19,7 @@ from ssamba.hashing import digest_of, hash_names
 
 _LONGEST_RATIO = 2
 """Longest take, in lengths of the first clip's batch, so that a batch of short clips stays small."""
-SEED_BITS = 0x74616B65
+_SEED_BITS = 0x74616B65
 """Difference between the seed of a clip's crop and that of its other take, which gets a background of its own."""
 
 
@@ -60,7 +60,7 @@ class OtherTakes:
             corpora: as the plan numbers them.
             batch_s: length of the first clip's batch.
         """
-        random = np.random.default_rng([crop.seed, SEED_BITS])
+        random = np.random.default_rng([crop.seed, _SEED_BITS])
         if random.random() >= self.share:
             return None
         index = self._tables[crop.corpus].another(crop.index, random)
@@ -68,7 +68,7 @@ class OtherTakes:
             return None
         length_s = float(corpora[crop.corpus].seconds[index])
         seconds = min(length_s, self.longest_s, _LONGEST_RATIO * batch_s)
-        return Crop(crop.corpus, index, (length_s - seconds) * random.random(), seconds, crop.seed ^ SEED_BITS)
+        return Crop(crop.corpus, index, (length_s - seconds) * random.random(), seconds, crop.seed ^ _SEED_BITS)
 
     def read(
         self,
@@ -103,7 +103,7 @@ class _Table:
     hashes: Hashes
     """Hash of each clip's labels, sorted (clips,)."""
     order: Ints
-    """Which clip each is (clips,)."""
+    """Index of each clip in the corpus (clips,)."""
     place: Ints
     """Where each clip of the corpus is in the order (corpus,); -1 where it has no label."""
 

@@ -52,8 +52,8 @@ class Inputs(NamedTuple):
     keys: tuple[tuple[str, ...], ...] = ()
     """Names of the clips in each view; several if short clips are joined."""
     other_voice: Tensor | None = None
-    """Which views have another voice than the clip, or are of another clip with its labels (views,), bool; None: none
-    is."""
+    """True for views with another voice than the clip, or of another clip with its labels (views,), bool; None: no
+    such view."""
     mixed: Tensor | None = None
     """Rows from the first view of a clip to that of the clip mixed into this view (views,), 0 if none is; None: all
     0."""

@@ -28,15 +28,15 @@ from ssamba.training.recipes import Recipe
 from ssamba.training.settings import RunSettings
 
 _RECORDED = ("objectives", "own_objectives", "own_augmentations", "masking", "views", "augmentation")
-LABELS_NEED_CLIP = (
-    "views.same_label_share goes with objectives.clip, which contrasts two views of each clip: give that a weight "
-    "above 0, views.count = 2 and data.short_clips = 'bucket' (the recipe laptop has them)"
-)
 _ABOUT_LABELS = "views.same_label_share"  # of the recordings at hand: a model that goes on from one has others
 _RECORDED_OF_DATA = ("crop_s", "crop", "short_clips", "grouped_share", "backgrounds")
 _WITH_MODEL_SETTINGS = ("statistics", "profile", "texture", "units", "teacher")
 OBJECTIVE_NAMES = ("discriminative", "generative", "clip", *_WITH_MODEL_SETTINGS, "parts", "part_units", "voice")
 """The objectives that come with ssamba."""
+LABELS_NEED_CLIP = (
+    "views.same_label_share goes with objectives.clip, which contrasts two views of each clip: give that a weight "
+    "above 0, views.count = 2 and data.short_clips = 'bucket' (the recipe laptop has them)"
+)
 
 
 class ModelSettings(Config):
